@@ -1,0 +1,117 @@
+"""Differentiable augmentation of image batches, drawn from a stream: shift and flip, and the DSA family.
+
+All draws are per image and vectorised. Parameters of the DSA family: `peers.md` B.5 (Zhao & Bilen's DSA).
+Letters: B batch, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+CROP_SHARE, CUTOUT_SHARE, SCALE, DEGREES = 0.125, 0.5, 1.2, 15.0
+
+
+def shift_flip(images: Tensor, *, rng: torch.Generator, shift: int, flip: bool) -> Tensor:
+    """Move each image by up to `shift` pixels both ways (zeros come in) and mirror it with p 1/2 if `flip`.
+
+    The usual "pad, crop, flip" of the field, (B, C, H, W) to (B, C, H, W). Draws the same numbers whether or not
+    `flip` is set.
+    """
+    count, _, height, width = images.shape
+    moves = torch.randint(-shift, shift + 1, (2, count), generator=rng, device=images.device)
+    mirrored = torch.rand(count, generator=rng, device=images.device) < 0.5
+    rows = torch.arange(height, device=images.device) + moves[0, :, None]
+    columns = torch.arange(width, device=images.device) + moves[1, :, None]
+    if flip:
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    return _gather(images, rows, columns)
+
+
+def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pixels at `rows` (B, H) x `columns` (B, W); zero where either lies outside."""
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    height, width = images.shape[2:]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    # Channels last: one gather moves whole pixels.
+    pixels = images.permute(0, 2, 3, 1)
+    taken = pixels[batch, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
+    return (taken * inside[..., None]).permute(0, 3, 1, 2)
+
+
+def dsa(images: Tensor, *, rng: torch.Generator, flip: bool, siamese: bool = False) -> Tensor:
+    """One randomly chosen group of the DSA family (color, crop, cutout, flip, scale, rotate) on the whole batch.
+
+    `siamese`: every image gets the parameters of the first, as condensation wants it; otherwise each its own.
+    `flip` False leaves the mirror out (digits). Differentiable in `images`.
+    """
+    groups: list[Callable[[Tensor, Tensor], Tensor]] = [_color, _crop, _cutout, _scale, _rotate]
+    if flip:
+        groups.append(_flip)
+    choice = int(torch.randint(len(groups), (1,), generator=rng, device=rng.device))
+    count = 1 if siamese else len(images)
+    uniform = torch.rand(3, count, generator=rng, device=images.device)
+    return groups[choice](images, uniform.expand(3, len(images)))
+
+
+def _color(images: Tensor, u: Tensor) -> Tensor:
+    shape = (-1, 1, 1, 1)
+    images = images + (u[0].view(shape) - 0.5) * BRIGHTNESS
+    grey = images.mean(1, keepdim=True)
+    images = (images - grey) * (u[1].view(shape) * SATURATION) + grey
+    level = images.mean((1, 2, 3), keepdim=True)
+    return (images - level) * (u[2].view(shape) + CONTRAST) + level
+
+
+def _offsets(u: Tensor, reach: int) -> Tensor:
+    """Integers -reach..reach, uniform."""
+    return (u * (2 * reach + 1)).floor().long().clamp(max=2 * reach) - reach
+
+
+def _crop(images: Tensor, u: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    down, right = int(height * CROP_SHARE + 0.5), int(width * CROP_SHARE + 0.5)
+    rows = torch.arange(height, device=images.device) + _offsets(u[0], down)[:, None]
+    columns = torch.arange(width, device=images.device) + _offsets(u[1], right)[:, None]
+    return _gather(images, rows, columns)
+
+
+def _cutout(images: Tensor, u: Tensor) -> Tensor:
+    def hidden(size: int, centre: Tensor) -> Tensor:
+        half = int(size * CUTOUT_SHARE + 0.5) // 2
+        middle = (centre * size).floor()[:, None]
+        place = torch.arange(size, device=images.device)
+        return (place >= middle - half) & (place < middle + half)
+
+    height, width = images.shape[2:]
+    hole = hidden(height, u[0])[:, None, :, None] & hidden(width, u[1])[:, None, None, :]
+    return images * ~hole
+
+
+def _flip(images: Tensor, u: Tensor) -> Tensor:
+    return torch.where((u[0] < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def _warp(images: Tensor, matrices: Tensor) -> Tensor:
+    # align_corners=False: corners are pixel edges, so scale and rotation do not depend on the resolution.
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
+
+
+def _scale(images: Tensor, u: Tensor) -> Tensor:
+    factors = u[:2] * (SCALE - 1 / SCALE) + 1 / SCALE
+    matrices = images.new_zeros(len(images), 2, 3)
+    matrices[:, 0, 0], matrices[:, 1, 1] = factors[0], factors[1]
+    return _warp(images, matrices)
+
+
+def _rotate(images: Tensor, u: Tensor) -> Tensor:
+    angle = (u[0] - 0.5) * 2 * torch.pi * DEGREES / 180
+    matrices = images.new_zeros(len(images), 2, 3)
+    matrices[:, 0, 0], matrices[:, 0, 1] = angle.cos(), angle.sin().neg()
+    matrices[:, 1, 0], matrices[:, 1, 1] = angle.sin(), angle.cos()
+    return _warp(images, matrices)

@@ -1,0 +1,83 @@
+"""What every method of the system is: a frozen dataclass of hyper-parameters, with its state kept apart.
+
+A method prints, compares, hashes and goes to YAML without a second class, because it *is* its configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+Metrics = dict[str, float]
+"""`family/term` to a plain number, as logged once a round."""
+
+
+class InputError(ValueError):
+    """Something a user gave cannot be used; the message names the thing, the value and what is accepted.
+
+    Programs end with exit code 2 on it, before any training.
+    """
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss term became NaN or infinite; the message names the first such term and its step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of everything configurable. Unknown keys in a file are errors, not ignored."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+
+def require(holds: bool, what: str, value: object, accepted: str) -> None:
+    """Raise `InputError` unless `holds`: "`what` is `value`; accepted: `accepted`"."""
+    if not holds:
+        raise InputError(f"{what} is {value!r}; accepted: {accepted}")
+
+
+class Meter:
+    """Means of loss terms over the steps of a round, kept on the device until `read`.
+
+    Beside each sum it counts the steps before the term first became non-finite. Once one term is NaN all others
+    follow within a step; the one with the fewest finite steps is the culprit.
+    """
+
+    def __init__(self, family: str) -> None:
+        self._family = family
+        self._sums: dict[str, Tensor] = {}
+        self._finite: dict[str, Tensor] = {}
+        self._steps: dict[str, int] = {}
+
+    def add(self, **terms: Tensor) -> None:
+        """Add one step's terms, 0-dimensional tensors on any device. No host sync."""
+        for name, value in terms.items():
+            value = value.detach().float()
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(value)
+                self._finite[name] = torch.zeros_like(value)
+                self._steps[name] = 0
+            self._sums[name] = self._sums[name] + value
+            # A sum stays non-finite once one summand was, so counting finite sums counts the steps before.
+            self._finite[name] = self._finite[name] + self._sums[name].isfinite()
+            self._steps[name] += 1
+
+    def read(self) -> Metrics:
+        """Means by `family/term`: the one host copy of a round. Raises `NonFiniteError` naming term and step."""
+        if not self._sums:
+            return {}
+        sums = torch.stack(list(self._sums.values())).tolist()
+        finite = torch.stack(list(self._finite.values())).tolist()
+        broken = [
+            (count, name) for (name, steps), count in zip(self._steps.items(), finite, strict=True) if count < steps
+        ]
+        if broken:
+            count, name = min(broken, key=lambda pair: pair[0])
+            raise NonFiniteError(f"loss term {self._family}/{name} is not finite at step {int(count) + 1}")
+        return {
+            f"{self._family}/{name}": total / steps
+            for (name, steps), total in zip(self._steps.items(), sums, strict=True)
+        }

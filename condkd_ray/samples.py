@@ -1,0 +1,117 @@
+"""`Samples`: the one currency between the families. Condensed, synthetic, replayed and real images are all this type.
+
+Letters: B batch, C channels, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PixelSpace = Literal["unit", "model"]
+"""`unit`: pixels lie in [0, 1] before normalisation, kept as uint8. `model`: free values, kept as float16."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled images with the teacher's answer.
+
+    `images` (B, C, H, W) float32 in the teacher's normalised space; `labels` (B,) int64; `logits` (B, K) float32 of
+    the teacher on just these images, or (B, 0) where it has not been asked yet.
+    """
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> Samples:
+        return Samples(self.images[index], self.labels[index], self.logits[index])
+
+    def to(self, device: torch.device | str) -> Samples:
+        """The same samples on `device`."""
+        return Samples(self.images.to(device), self.labels.to(device), self.logits.to(device))
+
+
+def unseen(images: Tensor, labels: Tensor) -> Samples:
+    """Samples the teacher has not been asked about: `logits` is (B, 0)."""
+    return Samples(images, labels, images.new_zeros(len(images), 0))
+
+
+def cat(parts: Sequence[Samples]) -> Samples:
+    """Samples one after the other. All parts need the same image shape and number of logits."""
+    if len(parts) == 1:
+        return parts[0]
+    return Samples(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat([part.logits for part in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Samples as every store keeps them: `images` uint8 or float16, `labels` int64, `logits` float16."""
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> Encoded:
+        return Encoded(self.images[index], self.labels[index], self.logits[index])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the three tensors."""
+        return sum(t.numel() * t.element_size() for t in (self.images, self.labels, self.logits))
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How samples become `Encoded` and back. `decode(encode(x))` is reached after one pass: encoding is idempotent.
+
+    `mean`, `std`: the teacher's normalisation, one value a channel, in units of [0, 1] pixels.
+    """
+
+    space: PixelSpace
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def encode(self, samples: Samples) -> Encoded:
+        """To uint8 (values outside [0, 1] are clipped) or float16 images; logits to float16."""
+        if self.space == "unit":
+            pixels = to_unit(samples.images, self.mean, self.std)
+            images = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
+        else:
+            images = samples.images.to(torch.float16)
+        return Encoded(images.contiguous(), samples.labels, samples.logits.to(torch.float16))
+
+    def decode(self, encoded: Encoded) -> Samples:
+        """Back to float32 in the teacher's space."""
+        images = encoded.images.float()
+        if self.space == "unit":
+            images = to_model(images / 255, self.mean, self.std)
+        return Samples(images, encoded.labels, encoded.logits.float())
+
+
+def to_model(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """[0, 1] pixels (B, C, H, W) to the teacher's normalised space."""
+    return (pixels - _per_channel(mean, pixels)) / _per_channel(std, pixels)
+
+
+def to_unit(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The inverse of `to_model`; not clipped."""
+    return images * _per_channel(std, images) + _per_channel(mean, images)
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)

@@ -1,0 +1,102 @@
+"""Save and load any state tree: one safetensors file, tensors as tensors and the rest as JSON in its header.
+
+A state is a dataclass of tensors, plain values, containers, nested states, and objects with `state_dict` /
+`load_state_dict` (modules, optimisers, schedulers, streams). It is loaded *into* a freshly made state, which supplies
+all structure; nothing is ever unpickled. Fields marked `transient()` are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "condkd-state-1"
+
+
+def transient(**kwargs: Any) -> Any:
+    """A dataclass field that is not part of a checkpoint (it is made again by `start`)."""
+    return dataclasses.field(metadata={"transient": True}, **kwargs)
+
+
+def save(state: Any, path: Path) -> None:
+    """Write `state` to `path`, atomically: a reader sees the old file or the new one, whole."""
+    tensors: dict[str, Tensor] = {}
+    tree = _pack(state, tensors)
+    metadata = {"format": FORMAT, "tree": json.dumps(tree)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    save_file(tensors, partial, metadata=metadata)
+    with open(partial, "rb") as written:
+        os.fsync(written.fileno())
+    os.replace(partial, path)
+
+
+def load(state: Any, path: Path, device: torch.device | str = "cpu") -> Any:
+    """Load the file at `path` into `state` and return it. Raises `ValueError` where the file is of another format."""
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {metadata.get('format')!r}; accepted: {FORMAT!r}")
+        # Cloned: a loaded tensor must never share memory with another or with the file's map.
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    return _into(state, json.loads(metadata["tree"]), tensors)
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+        tensors[key] = value.detach().cpu().contiguous().clone()
+        return {"$tensor": key, "channels_last": last and not value.is_contiguous()}
+    if hasattr(value, "state_dict"):
+        return {"$object": _pack(value.state_dict(), tensors)}
+    if dataclasses.is_dataclass(value):
+        kept = [f.name for f in dataclasses.fields(value) if not f.metadata.get("transient")]
+        return {"$fields": {name: _pack(getattr(value, name), tensors) for name in kept}}
+    if isinstance(value, dict):
+        return {"$dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        kind = "$tuple" if isinstance(value, tuple) else "$list"
+        return {kind: [_pack(item, tensors) for item in value]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"cannot save a {type(value).__name__} in a state")
+
+
+def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "$tensor" in tree:
+        tensor = tensors[tree["$tensor"]]
+        return tensor.contiguous(memory_format=torch.channels_last) if tree["channels_last"] else tensor
+    if "$dict" in tree:
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in tree["$dict"]}
+    if "$list" in tree:
+        return [_unpack(item, tensors) for item in tree["$list"]]
+    if "$tuple" in tree:
+        return tuple(_unpack(item, tensors) for item in tree["$tuple"])
+    if "$object" in tree:
+        return _unpack(tree["$object"], tensors)
+    raise ValueError(f"unknown state node with keys {sorted(tree)}")
+
+
+def _into(value: Any, tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if hasattr(value, "load_state_dict"):
+        value.load_state_dict(_unpack(tree, tensors))
+        return value
+    if dataclasses.is_dataclass(value):
+        for name, node in tree["$fields"].items():
+            setattr(value, name, _into(getattr(value, name), node, tensors))
+        return value
+    loaded = _unpack(tree, tensors)
+    if isinstance(value, Tensor) and isinstance(loaded, Tensor):
+        return loaded.requires_grad_(value.requires_grad)
+    return loaded

@@ -1,0 +1,209 @@
+"""The frozen teacher and what one look at it gives. The only home of hooks.
+
+Letters: B batch, C channels, H W height and width, K classes, D features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.method import InputError, require
+
+BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the teacher showed of one batch. A value: nothing is kept in the teacher between calls.
+
+    `logits` (B, K); `features` (B, D), what enters the last linear layer; `bn`, for each BN layer in the order of
+    execution the (mean, biased variance) of its input in this batch, each (C,); `taps`, outputs of the named layers.
+    """
+
+    logits: Tensor
+    features: Tensor
+    bn: tuple[tuple[Tensor, Tensor], ...]
+    taps: dict[str, Tensor] = field(default_factory=dict)
+
+    def detach(self) -> Observation:
+        """The same values outside the graph."""
+        return Observation(
+            self.logits.detach(),
+            self.features.detach(),
+            tuple((mean.detach(), var.detach()) for mean, var in self.bn),
+            {name: tap.detach() for name, tap in self.taps.items()},
+        )
+
+
+class Teacher:
+    """A trained classifier, frozen and in eval mode, with what is known of its training data.
+
+    `image_shape` (C, H, W); `mean`, `std` per channel, in units of [0, 1] pixels; `train_size`, images it was trained
+    on; `flip_ok`, whether a mirrored image keeps its class (False for digits).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        train_size: int,
+        flip_ok: bool,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.num_classes = num_classes
+        self.image_shape = image_shape
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.train_size = train_size
+        self.flip_ok = flip_ok
+        self._classifier, self._bn_names = _trace(network, num_classes, image_shape)
+        self._layers: dict[str, nn.Module] = dict(network.named_modules())
+        device = self.device
+        self._mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        train_size: int = 50_000,
+        flip_ok: bool = False,
+    ) -> Teacher:
+        """A teacher from any module that maps (B, C, H, W) normalised images to (B, K) logits.
+
+        The module is copied; the caller's own is left as it was. Raises `InputError` where images of `image_shape`
+        do not give `num_classes` logits, or where no linear layer produces them.
+        """
+        require(len(mean) == image_shape[0], "length of mean", len(mean), f"{image_shape[0]}, one a channel")
+        require(len(std) == image_shape[0], "length of std", len(std), f"{image_shape[0]}, one a channel")
+        return cls(
+            copy.deepcopy(module),
+            num_classes=num_classes,
+            image_shape=image_shape,
+            mean=mean,
+            std=std,
+            train_size=train_size,
+            flip_ok=flip_ok,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def running_bn(self) -> list[tuple[Tensor, Tensor]]:
+        """(running mean, running variance) of each BN layer, in the order of `Observation.bn`."""
+        layers = [self._layers[name] for name in self._bn_names]
+        return [(layer.running_mean, layer.running_var) for layer in layers]  # type: ignore[misc]
+
+    def to(self, device: torch.device | str) -> Teacher:
+        """The same teacher on `device` (moved, not copied)."""
+        self.network.to(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        return self
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """[0, 1] pixels (B, C, H, W) to the space the teacher reads."""
+        return (pixels - self._mean) / self._std
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, K) logits, differentiable in `images`; no hook runs."""
+        return self.network(images).float()
+
+    def observe(self, images: Tensor, layers: Sequence[str] = ()) -> Observation:
+        """One forward pass with all it shows. Raises `InputError` for a layer that does not exist."""
+        features: dict[str, Tensor] = {}
+        bn: dict[str, tuple[Tensor, Tensor]] = {}
+        taps: dict[str, Tensor] = {}
+
+        def see_features(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            features["last"] = inputs[0].float()
+
+        def see_bn(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                x = inputs[0].float()
+                dims = [0, *range(2, x.ndim)]
+                var, mean = torch.var_mean(x, dim=dims, correction=0)
+                bn[name] = (mean, var)
+
+            return hook
+
+        def see_tap(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+                taps[name] = output.float()
+
+            return hook
+
+        with ExitStack() as hooks:
+            hooks.enter_context(_hooked(self._classifier.register_forward_pre_hook(see_features)))
+            for name in self._bn_names:
+                layer = self._layers[name]
+                hooks.enter_context(_hooked(layer.register_forward_pre_hook(see_bn(name))))
+            for name in layers:
+                hooks.enter_context(_hooked(self._layer(name).register_forward_hook(see_tap(name))))
+            logits = self.network(images).float()
+        return Observation(logits, features["last"], tuple(bn[name] for name in self._bn_names), taps)
+
+    def _layer(self, name: str) -> nn.Module:
+        valid = [known for known in self._layers if known]
+        require(name in valid, "teacher layer", name, ", ".join(valid))
+        return self._layers[name]
+
+
+@contextmanager
+def _hooked(handle: Any):  # noqa: ANN202
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, list[str]]:
+    """The last linear layer that runs, and the names of the BN layers with running statistics, as executed."""
+    linear: list[nn.Linear] = []
+    bn_names: list[str] = []
+    device = next(network.parameters()).device
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Linear):
+                handle = module.register_forward_hook(lambda layer, *_: linear.append(layer))  # type: ignore[arg-type]
+            elif isinstance(module, BatchNorms) and module.running_mean is not None:
+                handle = module.register_forward_hook(lambda *_, name=name: bn_names.append(name))
+            else:
+                continue
+            hooks.enter_context(_hooked(handle))
+        try:
+            logits = network(torch.zeros(2, *shape, device=device))
+        except RuntimeError as error:
+            raise InputError(f"the teacher cannot read images of shape {shape}: {error}") from error
+    require(
+        tuple(logits.shape) == (2, num_classes),
+        "shape of the teacher's answer to 2 images",
+        tuple(logits.shape),
+        f"(2, {num_classes})",
+    )
+    require(
+        bool(linear) and linear[-1].out_features == num_classes,
+        "last linear layer of the teacher",
+        linear[-1] if linear else None,
+        f"a torch.nn.Linear with {num_classes} outputs that makes the logits",
+    )
+    return linear[-1], list(dict.fromkeys(bn_names))
