@@ -1,0 +1,228 @@
+"""What a trial leaves behind: one atomic JSON file a trial, a manifest an experiment, and Parquet built from both.
+
+The JSON files are the truth; whatever else lies in the folder can be rebuilt from them.
+
+    OUT/experiment.json        the manifest, written before the first trial
+    OUT/records/<hash>.json    one finished, failed or pruned trial
+    OUT/grids/<hash>.png       its synthetic images, a row a class
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from condkd_ray.method import InputError
+
+FORMAT = 1
+MANIFEST = "experiment.json"
+ARM_ORDER = ("none", "condensed_only", "mixed", "guided", "guided_only", "real")
+"""The order of arms in every table and figure; arms not named here follow in alphabetical order."""
+
+Status = Literal["finished", "failed", "pruned", "running"]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One trial: what was asked, where it ran and what came of it. Accuracies are fractions, times seconds."""
+
+    experiment: str
+    arm: str
+    ipc: int
+    """Condensed images per class; 0 in arms that use none."""
+    seed: int
+    dataset: str
+    teacher: str
+    student: str
+    condensation: str
+    inversion: str
+    guidance: str
+    memory: str
+    status: Status
+    reason: str = ""
+    """Why it failed or was pruned; empty otherwise."""
+    config: dict[str, Any]
+    """The resolved configuration tree, of plain JSON values."""
+    config_hash: str
+    teacher_hash: str = ""
+    data_hash: str = ""
+    condensed_hash: str = ""
+    proxy_hash: str = ""
+    pool_key: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    git: str = ""
+    node: str = ""
+    threads: int = 1
+    wall_seconds: float = math.nan
+    cpu_seconds: float = math.nan
+    peak_bytes: int = 0
+    rounds: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """`family/term` to the value at the trial's end."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One dict of per-round metrics a round, each with its number under `round`."""
+    predictions: list[int] = field(default_factory=list)
+    """The student's class for each test image, in the order of the test set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an experiment set out to do. `test_accuracy` and the like are fractions."""
+
+    experiment: str
+    question: str
+    command: str
+    format: int = FORMAT
+    created: str
+    """ISO 8601."""
+    planned: list[dict[str, Any]] = field(default_factory=list)
+    """`arm`, `ipc`, `seed` and `config_hash` of every trial."""
+    teacher: dict[str, Any] = field(default_factory=dict)
+    """`label`, `hash`, `test_accuracy`, `val_accuracy`."""
+    dataset: dict[str, Any] = field(default_factory=dict)
+    """`name`, `hash`, `num_classes`, `image_shape`, `test_size`, `notes`."""
+    test_labels: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the tables has to know, one sentence each."""
+    cpu_seconds: float | None = None
+    """Of the last run as a whole, driver and trials; None until it has ended."""
+
+
+def arm_rank(arm: str) -> tuple[int, str]:
+    """Sort key of an arm: its place in `ARM_ORDER`, unknown arms last by name."""
+    return (ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER), arm)
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write `content` so that a reader, also one after a crash, sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner may read; results are meant to be shared.
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def record_path(out: Path, config_hash: str) -> Path:
+    """Where the record of the trial with this configuration lies."""
+    return Path(out) / "records" / f"{config_hash}.json"
+
+
+def grid_path(out: Path, config_hash: str) -> Path:
+    """Where the image grid of that trial lies, if it made one."""
+    return Path(out) / "grids" / f"{config_hash}.png"
+
+
+def write_record(out: Path, record: Record) -> None:
+    """Store one trial, replacing an earlier record of the same configuration."""
+    atomic_write(record_path(out, record.config_hash), _to_json(record))
+
+
+def read_records(out: Path) -> list[Record]:
+    """All stored trials by arm, IPC and seed. Raises `InputError` naming the first file that cannot be read."""
+    records = [_decode(path) for path in sorted((Path(out) / "records").glob("*.json"))]
+    return sorted(records, key=lambda r: (arm_rank(r.arm), r.ipc, r.seed, r.config_hash))
+
+
+def finished(out: Path) -> set[str]:
+    """Configuration hashes of the trials that need not run again."""
+    return {record.config_hash for record in read_records(out) if record.status == "finished"}
+
+
+def write_manifest(out: Path, manifest: Manifest) -> None:
+    """Store the manifest."""
+    atomic_write(Path(out) / MANIFEST, _to_json(manifest))
+
+
+def read_manifest(out: Path) -> Manifest:
+    """The manifest of a result folder. Raises `InputError` where there is none, or one of another format."""
+    path = Path(out) / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{out} holds no {MANIFEST}; accepted: a folder that an experiment has written with --out")
+    tree = _load(path)
+    if tree.get("format") != FORMAT:
+        raise InputError(f"{path}: format is {tree.get('format')!r}; accepted: {FORMAT}, or another --out")
+    return _build(Manifest, tree, path)
+
+
+def check_same_experiment(out: Path, name: str) -> None:
+    """Raise `InputError` if `out` already holds results of another experiment or format; an unused `out` passes."""
+    if Path(out).exists() and not Path(out).is_dir():
+        raise InputError(f"--out {out} is a file; accepted: a new folder, or one of experiment {name!r}")
+    if not (Path(out) / MANIFEST).exists():
+        return
+    found = read_manifest(out).experiment
+    if found != name:
+        raise InputError(f"--out {out} holds experiment {found!r}; accepted: a new folder, or one of {name!r}")
+
+
+def _to_json(value: Record | Manifest) -> bytes:
+    # asdict would copy 10 000 predictions one by one.
+    tree = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return (json.dumps(_finite(tree), allow_nan=False) + "\n").encode()
+
+
+def _finite(tree: Any) -> Any:
+    """The tree with non-finite numbers as None (JSON knows none) and numpy scalars as plain numbers."""
+    if isinstance(tree, Mapping):
+        return {str(key): _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    if tree is None or isinstance(tree, str | bool | int):
+        return tree
+    if hasattr(tree, "item"):
+        return _finite(tree.item())
+    return float(tree) if math.isfinite(tree) else None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); delete it to have it made again") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} holds a {type(tree).__name__}; accepted: a JSON object")
+    return tree
+
+
+def _build(kind: type[_T], tree: dict[str, Any], path: Path) -> _T:
+    try:
+        return kind(**tree)
+    except TypeError as error:
+        raise InputError(f"{path} does not fit this version ({error}); delete it to have it made again") from error
+
+
+def _decode(path: Path) -> Record:
+    record = _build(Record, _load(path), path)
+    if record.status not in get_args(Status):
+        raise InputError(f"{path}: status is {record.status!r}; accepted: {', '.join(get_args(Status))}")
+    return dataclasses.replace(
+        record,
+        wall_seconds=_number(record.wall_seconds),
+        cpu_seconds=_number(record.cpu_seconds),
+        metrics=_numbers(record.metrics),
+        history=[_numbers(row) for row in record.history],
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: _number(value) for key, value in row.items()}
