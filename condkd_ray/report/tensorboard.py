@@ -1,0 +1,153 @@
+"""TensorBoard: a run a trial, comparable in the HParams tab from its first second."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from condkd_ray.report import events
+from condkd_ray.report.events import Scalar
+from condkd_ray.report.records import Record, grid_path, record_path
+
+FOLDER = "tensorboard"
+GRID = "synthetic/grid"
+BASE = ("arm", "ipc", "seed", "condensation", "inversion", "guidance", "memory")
+METRICS = (
+    *("student/test_accuracy", "student/val_accuracy", "student/test_accuracy_mean", "proxy/agreement", "proxy/kl"),
+    *("time/inversion_seconds", "time/distillation_seconds", "time/evaluation_seconds", "memory/bytes"),
+)
+
+
+class Trial(Protocol):
+    """What names a trial: a `Record`, or anything planned that has these."""
+
+    @property
+    def arm(self) -> str: ...  # noqa: D102
+    @property
+    def ipc(self) -> int: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def config_hash(self) -> str: ...  # noqa: D102
+
+
+def run_name(trial: Trial) -> str:
+    """`ipc10/guided/seed0-1a2b3c`, or `none/seed0-1a2b3c` for an arm without condensed images."""
+    place = f"ipc{trial.ipc}/{trial.arm}" if trial.ipc else trial.arm
+    return f"{place}/seed{trial.seed}-{trial.config_hash[:6]}"
+
+
+def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Dotted names of the leaves in which the configuration trees differ; a leaf that only some have differs too."""
+    flat = [_flatten(config) for config in configs]
+    names = sorted({name for leaves in flat for name in leaves})
+    # Kinds, IPC and seed are columns of their own already.
+    telling = [name for name in names if name not in BASE and not name.endswith((".name", ".ipc"))]
+    return [name for name in telling if len({leaves.get(name) for leaves in flat}) > 1]
+
+
+def hparams(record: Record, names: Iterable[str] = ()) -> dict[str, Scalar]:
+    """A trial as a flat dict: `BASE`, and the named leaves of its configuration as far as it has them."""
+    leaves = _flatten(record.config)
+    return {name: getattr(record, name) for name in BASE} | {name: leaves[name] for name in names if name in leaves}
+
+
+class Board:
+    """Event files of a running experiment under `out`/tensorboard. One process writes them, the driver.
+
+    `planned`: the hyper-parameters of every trial to come, as `hparams` gives them. The columns of the HParams tab and
+    their types are made from these once, so that running trials stand there too. Times are seconds since 1970.
+    """
+
+    def __init__(self, out: Path, planned: Sequence[Mapping[str, Scalar]] = ()) -> None:
+        self._folder = Path(out) / FOLDER
+        self._columns = events.columns(planned, BASE)
+        self._writers: dict[str, EventFileWriter] = {}
+        self._latest: dict[str, tuple[int, Mapping[str, float]]] = {}
+        # One experiment a tree: tensorboard keeps the first it finds.
+        for stale in self._folder.glob("events.out.tfevents.*"):
+            stale.unlink()
+        writer = EventFileWriter(str(self._folder))
+        writer.add_event(events.experiment(self._columns, METRICS))
+        writer.close()
+
+    def trial_started(
+        self,
+        run: str,
+        hparams: Mapping[str, Scalar],
+        history: Sequence[Mapping[str, float]] = (),
+        when: float | None = None,
+    ) -> None:
+        """Open a run afresh, unless it is open. `history`: the rounds so far of a trial that resumes."""
+        if run in self._writers:
+            return
+        shutil.rmtree(self._folder / run, ignore_errors=True)
+        self._latest.pop(run, None)
+        self._writers[run] = EventFileWriter(str(self._folder / run), flush_secs=2)
+        now = _now(when)
+        self._writers[run].add_event(events.session_start(run, hparams, self._columns, now))
+        for row in history:
+            now += sum(value for name, value in row.items() if name.startswith("time/") and math.isfinite(value))
+            self.round(run, int(row["round"]), row, now)
+
+    def round(self, run: str, step: int, metrics: Mapping[str, float], when: float | None = None) -> None:
+        """Add a round's metrics. A round already written, as after a resume, is not written twice."""
+        if run not in self._writers or step <= self._latest.get(run, (-1, {}))[0]:
+            return
+        self._writers[run].add_event(events.scalars(step, metrics, _now(when)))
+        self._latest[run] = (step, dict(metrics))
+
+    def trial_finished(self, record: Record, grid: Path | None = None, when: float | None = None) -> None:
+        """Add the final metrics, the grid of synthetic images if the file exists, and the status; close the run."""
+        run, now = run_name(record), _now(when)
+        self.trial_started(run, hparams(record, self._columns), record.history, when)
+        writer = self._writers.pop(run)
+        step, written = self._latest.get(run, (record.rounds, {}))
+        # The last round may have measured a subset of the test images; an equal value stands there already.
+        final = {name: value for name, value in record.metrics.items() if written.get(name) != value}
+        writer.add_event(events.scalars(step, final, now))
+        if grid is not None and Path(grid).is_file():
+            writer.add_event(events.image(GRID, Path(grid), step, now))
+        writer.add_event(events.session_end(record.status, now))
+        writer.close()
+
+    def close(self) -> None:
+        """Close all runs; those still open stay without an end, which TensorBoard shows as unknown."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+
+def rebuild(out: Path, records: Sequence[Record]) -> None:
+    """Delete the folder and write it again from records and grids. The end of a trial is the time of its file."""
+    shutil.rmtree(Path(out) / FOLDER, ignore_errors=True)
+    names = varying([record.config for record in records])
+    board = Board(out, [hparams(record, names) for record in records])
+    for record in records:
+        path = record_path(out, record.config_hash)
+        ended = path.stat().st_mtime if path.exists() else time.time()
+        started = ended - (record.wall_seconds if math.isfinite(record.wall_seconds) else 0.0)
+        board.trial_started(run_name(record), hparams(record, names), record.history, started)
+        if record.status != "running":
+            board.trial_finished(record, grid_path(out, record.config_hash), ended)
+    board.close()
+
+
+def _now(when: float | None) -> float:
+    return time.time() if when is None else when
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    leaves: dict[str, Scalar] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            leaves[f"{prefix}{key}"] = value if isinstance(value, str | bool | int | float) else str(value)
+    return leaves
