@@ -1,0 +1,173 @@
+"""Training of a classifier on labelled real images: a good short recipe for teachers.
+
+SGD with Nesterov momentum, a learning rate that rises and falls linearly, shifts and mirror images. Images stay uint8
+in memory; each batch is moved, augmented and normalised at once, so that no data loader is needed. All our choice;
+the numbers behind the defaults are in `experiments/LOG.md`.
+
+Letters: N images, B batch, C channels, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.augment import shift_flip
+from condkd_ray.method import Meter, Method, Metrics, NonFiniteError, require
+from condkd_ray.samples import to_model
+from condkd_ray.streams import Streams
+
+Precision = Literal["float32", "bfloat16"]
+"""`bfloat16`: autocast of the network; weights, normalisation and loss stay float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Method):
+    """Supervised training by cross-entropy."""
+
+    epochs: int = 10
+    batch: int = 128
+    """Images a step, at most: an epoch is split into steps of equal size."""
+    lr: float = 0.2
+    """Peak learning rate."""
+    warmup: float = 0.2
+    """Share of the steps in which the learning rate rises from 0; it falls back to 0 in the others."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    shift: float = 0.125
+    """Largest move of an image, as a share of its shorter side: 4 pixels of 32, 1 of 8."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs of the teacher", self.epochs, "1 or more")
+        require(self.batch >= 2, "batch of the teacher", self.batch, "2 or more, for batch normalisation")
+        require(0 <= self.warmup <= 1, "warmup of the teacher", self.warmup, "0 to 1, a share of the steps")
+        require(0 <= self.shift <= 1, "shift of the teacher", self.shift, "0 to 1, a share of the shorter side")
+
+    def train(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip_ok: bool,
+        rng: Streams,
+        precision: Precision = "float32",
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> Metrics:
+        """Train `network` in place and leave it in eval mode, its weights in channels-last format.
+
+        Args:
+            network: (B, C, H, W) normalised images to (B, K) logits; on the device of `images`.
+            images: (N, C, H, W) uint8.
+            labels: (N,) int64.
+            mean: of the normalisation, per channel, in units of [0, 1] pixels.
+            std: likewise.
+            flip_ok: whether a mirrored image keeps its class.
+            rng: draws come from "shuffle/teacher" and "augment/teacher".
+            precision: of the forward and backward passes.
+            on_epoch: called after each epoch with its number, from 1, and its mean loss.
+
+        Returns:
+            `teacher/loss` and `teacher/train_accuracy` (fraction, of augmented images) of the last epoch.
+
+        Raises:
+            InputError: Images are not uint8.
+            NonFiniteError: At the end of the epoch in which the loss became NaN or infinite.
+        """
+        require(images.dtype == torch.uint8, "type of the training images", images.dtype, "torch.uint8")
+        network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(
+            network.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
+        )
+        steps = -(-len(images) // self.batch)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._triangle(self.epochs * steps))
+        metrics: Metrics = {}
+        for epoch in range(1, self.epochs + 1):
+            meter = Meter("teacher")
+            for batch, target in self._batches(images, labels, flip_ok=flip_ok, steps=steps, rng=rng):
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                    logits = network(to_model(batch, mean, std))
+                loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                meter.add(loss=loss, train_accuracy=(logits.argmax(1) == target).float().mean())
+            metrics = _read(meter, epoch)
+            if on_epoch is not None:
+                on_epoch(epoch, metrics["teacher/loss"])
+        network.eval()
+        return metrics
+
+    def _triangle(self, total: int) -> Callable[[int], float]:
+        """Factor of the peak learning rate at each of `total` steps: linear up, linear down, never 0."""
+        peak = self.warmup * total
+
+        def factor(step: int) -> float:
+            middle = step + 0.5
+            return middle / peak if middle < peak else (total - middle) / (total - peak)
+
+        # The scheduler asks once more after the last step.
+        return lambda step: factor(min(step, total - 1))
+
+    def _batches(
+        self, images: Tensor, labels: Tensor, *, flip_ok: bool, steps: int, rng: Streams
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in random order: (B, C, H, W) float32 pixels in [0, 1] and (B,) labels."""
+        shift = round(self.shift * min(images.shape[2:]))
+        order = torch.randperm(len(images), generator=rng["shuffle/teacher"], device=images.device)
+        for index in order.tensor_split(steps):
+            moved = shift_flip(images[index], rng=rng["augment/teacher"], shift=shift, flip=flip_ok)
+            yield moved.contiguous(memory_format=torch.channels_last).float() / 255, labels[index]
+
+
+def _read(meter: Meter, epoch: int) -> Metrics:
+    try:
+        return meter.read()
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error} of epoch {epoch}") from None
+
+
+@torch.no_grad()
+def accuracy(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch: int = 500,
+) -> float:
+    """Fraction of `images` (N, C, H, W) uint8 that `network` gives their `labels` (N,), in eval mode and float32.
+
+    The network's mode is put back afterwards. One host copy. Raises `InputError` where there are no images.
+    """
+    require(len(images) > 0, "number of images to measure accuracy on", 0, "1 or more")
+    was_training = network.training
+    network.eval()
+    right = torch.zeros((), dtype=torch.int64, device=images.device)
+    for pixels, target in zip(images.split(batch), labels.split(batch), strict=True):
+        unit = pixels.contiguous(memory_format=torch.channels_last).float() / 255
+        right += (network(to_model(unit, mean, std)).argmax(1) == target).sum()
+    network.train(was_training)
+    return right.item() / len(images)
+
+
+def bf16_pays(device: torch.device | str = "cpu") -> bool:
+    """Whether `device` multiplies bfloat16 in hardware, so that autocast is worth its casts.
+
+    Elsewhere PyTorch emulates it, slower than float32. A PyTorch that cannot tell (before 2.11) counts as no. ARM
+    processors also count as no: not measured.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
