@@ -43,19 +43,20 @@ def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return (taken * inside[..., None]).permute(0, 3, 1, 2)
 
 
-def dsa(images: Tensor, *, rng: torch.Generator, flip: bool, siamese: bool = False) -> Tensor:
+def dsa(images: Tensor, *, rng: torch.Generator, choice: torch.Generator, flip: bool, siamese: bool = False) -> Tensor:
     """One randomly chosen group of the DSA family (color, crop, cutout, flip, scale, rotate) on the whole batch.
 
-    `siamese`: every image gets the parameters of the first, as condensation wants it; otherwise each its own.
+    `choice` draws the group, on the CPU; `rng` the parameters, on the images' device. `siamese`: every image gets the
+    parameters of the first, as condensation wants it; otherwise each its own.
     `flip` False leaves the mirror out (digits). Differentiable in `images`.
     """
     groups: list[Callable[[Tensor, Tensor], Tensor]] = [_color, _crop, _cutout, _scale, _rotate]
     if flip:
         groups.append(_flip)
-    choice = int(torch.randint(len(groups), (1,), generator=rng, device=rng.device))
+    group = int(torch.randint(len(groups), (1,), generator=choice))
     count = 1 if siamese else len(images)
     uniform = torch.rand(3, count, generator=rng, device=images.device)
-    return groups[choice](images, uniform.expand(3, len(images)))
+    return groups[group](images, uniform.expand(3, len(images)))
 
 
 def _color(images: Tensor, u: Tensor) -> Tensor:

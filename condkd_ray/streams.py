@@ -26,14 +26,21 @@ class Streams:
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.seed = seed
         self.device = torch.device(device)
-        self._generators: dict[str, torch.Generator] = {}
+        self._on_device: dict[str, torch.Generator] = {}
+        self._on_host: dict[str, torch.Generator] = {}
 
     def __getitem__(self, name: str) -> torch.Generator:
-        if name not in self._generators:
-            generator = torch.Generator(device=self.device)
-            generator.manual_seed(derive_seed(self.seed, name))
-            self._generators[name] = generator
-        return self._generators[name]
+        """The stream `name` on the device, where images are made."""
+        return self._open(self._on_device, name, self.device)
+
+    def host(self, name: str) -> torch.Generator:
+        """The stream `name` on the CPU, for draws that decide what the host does next: no device sync."""
+        return self._open(self._on_host, name, torch.device("cpu"))
+
+    def _open(self, opened: dict[str, torch.Generator], name: str, device: torch.device) -> torch.Generator:
+        if name not in opened:
+            opened[name] = torch.Generator(device=device).manual_seed(derive_seed(self.seed, name))
+        return opened[name]
 
     @contextmanager
     def forked(self, name: str) -> Iterator[None]:
@@ -45,12 +52,18 @@ class Streams:
             torch.random.default_generator.manual_seed(derive_seed(self.seed, name))
             yield
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Each opened stream's state."""
-        return {name: generator.get_state() for name, generator in self._generators.items()}
+        return {
+            "device": {name: generator.get_state() for name, generator in self._on_device.items()},
+            "host": {name: generator.get_state() for name, generator in self._on_host.items()},
+        }
 
-    def load_state_dict(self, states: dict[str, Tensor]) -> None:
+    def load_state_dict(self, states: dict[str, dict[str, Tensor]]) -> None:
         """Set exactly the saved streams; those not yet opened then start fresh, as they would have."""
-        self._generators.clear()
-        for name, state in states.items():
+        self._on_device.clear()
+        self._on_host.clear()
+        for name, state in states["device"].items():
             self[name].set_state(state.cpu())
+        for name, state in states["host"].items():
+            self.host(name).set_state(state.cpu())

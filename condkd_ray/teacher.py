@@ -168,7 +168,7 @@ class Teacher:
 
 
 @contextmanager
-def _hooked(handle: Any):  # noqa: ANN202
+def _hooked(handle: Any):
     try:
         yield
     finally:

@@ -1,0 +1,10 @@
+"""Guidance: condensed images steer the inversion through the teacher's features."""
+
+from condkd_ray.guidance.discriminator import Discriminator
+from condkd_ray.guidance.guidance import BoundGuide, Guidance
+from condkd_ray.guidance.mmd import Mmd
+from condkd_ray.guidance.no_guidance import NoGuidance
+
+AnyGuidance = NoGuidance | Discriminator | Mmd
+
+__all__ = ["AnyGuidance", "BoundGuide", "Discriminator", "Guidance", "Mmd", "NoGuidance"]

@@ -1,0 +1,287 @@
+"""What trials need and do not make: data, teacher, condensed set, proxy set. Made once, cached by content, locked.
+
+Every artifact is named by the hash of all that determines it, so a cache can be shared, kept or deleted at will.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from condkd_ray import data
+from condkd_ray.condensation import AllReal, AnyCondensation, Imported
+from condkd_ray.condensation.condensation import first_per_class
+from condkd_ray.condensation.imported import check_recognised
+from condkd_ray.config import content_hash
+from condkd_ray.data import Dataset, RealImages
+from condkd_ray.evaluation import accuracy
+from condkd_ray.method import require
+from condkd_ray.networks import label
+from condkd_ray.proxy import views
+from condkd_ray.samples import Samples
+from condkd_ray.streams import Streams, derive_seed
+from condkd_ray.supervised import bf16_pays
+from condkd_ray.teacher import Teacher
+from condkd_ray.trial import Prepared, TeacherConfig, TrialConfig
+from condkd_ray.weights import file_digest, load_into, read_weights, tensor_digest
+
+RECIPE = "1"
+"""Raised when the code that makes artifacts changes what it makes: older cached ones are then left alone."""
+
+
+def default_cache() -> Path:
+    """`$CONDKD_CACHE`, or a folder in the user's cache home."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Path(os.environ.get("CONDKD_CACHE", home / "condkd"))
+
+
+class Workshop:
+    """Makes and remembers artifacts; `say` hears one sentence on each that a user should know of."""
+
+    def __init__(self, cache: Path | None = None, device: str = "cpu", say: Callable[[str], None] = print) -> None:
+        self.cache = (cache or default_cache()).expanduser()
+        self.device = device
+        self.say = say
+        self._made: dict[str, Any] = {}
+
+    def prepare(self, config: TrialConfig) -> Prepared:
+        """All a trial needs, on the workshop's device. Condensed first: what cannot be had fails before training."""
+        dataset = self.data(config)
+        self.check(config)
+        condensed = self.condensed(config)
+        teacher = self.teacher(config)
+        proxy = self._once(("proxy", self._data_key(config), self._teacher_key(config)), lambda: self._proxy(config))
+        hashes = {
+            "data": dataset.digest,
+            "teacher": tensor_digest(teacher.network.state_dict()),
+            "condensed": "" if condensed is None else _samples_digest(condensed),
+            "proxy": _samples_digest(proxy),
+        }
+        return Prepared(teacher, dataset.test, dataset.val, self._seen(config, condensed), proxy, hashes)
+
+    def data(self, config: TrialConfig) -> Dataset:
+        """The data set, read once."""
+        return self._once(("data", self._data_key(config)), lambda: self._read(config))
+
+    def _read(self, config: TrialConfig) -> Dataset:
+        dataset = data.load(config.data)
+        for note in dataset.notes:
+            self.say(note)
+        return dataset
+
+    def check(self, config: TrialConfig) -> None:
+        """Build, untrained, what the trial will run. Raises `InputError` for networks and methods that do not fit."""
+        dataset = self.data(config)
+        shape, classes = dataset.image_shape, dataset.num_classes
+        streams = Streams(0)
+        with streams.forked("check"):
+            network = config.teacher.network.build(shape, classes)
+            config.student.build(shape, classes)
+        config.inversion.init(_teacher(network, dataset), streams)
+
+    def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
+        """(One real image of each class, the rest): by the data seed, so the same for every trial of a study."""
+        train = self.data(config).train
+        generator = torch.Generator().manual_seed(derive_seed(config.data.seed, "proxy"))
+        order = torch.randperm(len(train), generator=generator)
+        # The first of each class in random order: a stable sort by class keeps the order within.
+        by_class = order[train.labels[order].argsort(stable=True)]
+        labels = train.labels[by_class]
+        first = torch.ones(len(labels), dtype=torch.bool)
+        first[1:] = labels[1:] != labels[:-1]
+        return train[by_class[first]], train[by_class[~first].sort().values]
+
+    def _proxy(self, config: TrialConfig) -> Samples:
+        teacher = self.teacher(config)
+        held_out, _ = self._proxy_split(config)
+        samples = held_out.samples(teacher.mean, teacher.std)
+        return views(samples, teacher, seed=derive_seed(config.data.seed, "proxy views"))
+
+    def teacher(self, config: TrialConfig) -> Teacher:
+        """The user's own, the cached, or a newly trained teacher."""
+        return self._once(("teacher", self._teacher_key(config)), lambda: self._teacher(config))
+
+    def teacher_accuracy(self, config: TrialConfig) -> dict[str, float]:
+        """Fractions of the test and, where there is one, validation images the teacher names right."""
+        dataset, teacher = self.data(config), self.teacher(config)
+        parts = {"test_accuracy": dataset.test, "val_accuracy": dataset.val}
+        key = ("teacher accuracy", self._teacher_key(config))
+        return self._once(
+            key,
+            lambda: {k: accuracy(teacher.network, part, teacher) for k, part in parts.items() if part is not None},
+        )
+
+    def _teacher(self, config: TrialConfig) -> Teacher:
+        dataset, recipe = self.data(config), config.teacher
+        with Streams(recipe.seed).forked("init/teacher"):
+            network = recipe.network.build(dataset.image_shape, dataset.num_classes)
+        name = f"teacher {label(recipe.network)} on {dataset.name}"
+        if recipe.weights is not None:
+            load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
+        else:
+            path = self.cache / "teachers" / f"{self._teacher_key(config)}.safetensors"
+            weights = self._cached(path, lambda: self._train(network, recipe, dataset, name), name)
+            load_into(network, weights, f"cached weights {path}")
+        teacher = _teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
+        return teacher.to(self.device)
+
+    def _train(self, network: torch.nn.Module, recipe: TeacherConfig, dataset: Dataset, name: str) -> dict[str, Tensor]:
+        epochs = recipe.training.epochs
+        self.say(f"training {name}: {len(dataset.train)} images, {epochs} epochs")
+        network = network.to(self.device)
+        recipe.training.train(
+            network,
+            dataset.train.pixels.to(self.device),
+            dataset.train.labels.to(self.device),
+            mean=dataset.mean,
+            std=dataset.std,
+            flip_ok=dataset.flip_ok,
+            rng=Streams(recipe.seed, self.device),
+            precision="bfloat16" if bf16_pays(self.device) else "float32",
+            on_epoch=lambda epoch, loss: (
+                self.say(f"  epoch {epoch} of {epochs}: loss {loss:.3f}") if epoch % max(1, epochs // 5) == 0 else None
+            ),
+        )
+        return {k: t.detach().cpu().contiguous() for k, t in network.state_dict().items()}
+
+    def condensed(self, config: TrialConfig) -> Samples | None:
+        """The condensed set in the teacher's space, without logits; None where the config has none."""
+        method = config.condensation
+        if method is None:
+            return None
+        whole = method.whole()
+        digests = {"file": file_digest(whole.path)} if isinstance(whole, Imported) and whole.path.is_file() else {}
+        key = content_hash([RECIPE, whole, config.seed, self._data_key(config)], digests)
+        if isinstance(whole, (AllReal, Imported)):
+            made = self._once(("condensed", key), lambda: self._condense(config, whole))
+        else:
+            path = self.cache / "condensed" / f"{key}.safetensors"
+            made = self._once(("condensed", key), lambda: self._cached_condense(config, whole, path))
+        if isinstance(method, AllReal):
+            return made
+        return first_per_class(made, method.ipc, self.data(config).num_classes)
+
+    def _condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
+        dataset = self.data(config)
+        _, rest = self._proxy_split(config)
+        return method.condense(
+            rest.samples(dataset.mean, dataset.std),
+            num_classes=dataset.num_classes,
+            mean=dataset.mean,
+            std=dataset.std,
+            flip_ok=dataset.flip_ok,
+            rng=Streams(config.seed),
+        )
+
+    def _cached_condense(self, config: TrialConfig, method: AnyCondensation, path: Path) -> Samples:
+        def make() -> dict[str, Tensor]:
+            made = self._condense(config, method)
+            return {"images": made.images.contiguous(), "labels": made.labels}
+
+        tensors = self._cached(path, make, f"condensed set {method.name}, seed {config.seed}")
+        return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))
+
+    def _seen(self, config: TrialConfig, condensed: Samples | None) -> Samples | None:
+        """The condensed set with the teacher's logits, on the device; an imported one must be recognised."""
+        if condensed is None:
+            return None
+        teacher, method = self.teacher(config), config.condensation
+        seen = condensed.to(self.device)
+        with torch.no_grad():
+            logits = torch.cat([teacher.logits(part) for part in seen.images.split(512)])
+        if isinstance(method, Imported):
+            share = (logits.argmax(1) == seen.labels).float().mean().item()
+            what = f"condensed set {method.path.name}, {method.ipc} a class"
+            check_recognised(share, teacher.num_classes, what, method.force)
+            self._once(("said", what), lambda: self.say(f"{what}: the teacher names {share:.1%} right") or True)
+        return Samples(seen.images, seen.labels, logits)
+
+    def _data_key(self, config: TrialConfig) -> str:
+        # The root counts here: two roots are two data sets until read; their digests then tell.
+        return content_hash([config.data, str(config.data.root)])
+
+    def _teacher_key(self, config: TrialConfig) -> str:
+        recipe = config.teacher
+        digests = {"data": self.data(config).digest}
+        if recipe.weights is not None:
+            return content_hash([RECIPE, recipe], digests | {"weights": file_digest(recipe.weights)})
+        precision = "bfloat16" if bf16_pays(self.device) else "float32"
+        return content_hash(
+            [RECIPE, recipe, config.data.mean, config.data.std, config.data.flip_ok, precision], digests
+        )
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _cached(self, path: Path, make: Callable[[], dict[str, Tensor]], what: str) -> dict[str, Tensor]:
+        """Tensors from the cache, or made under a lock, so that two processes never make the same one."""
+        with _locked(path):
+            if not path.is_file():
+                tensors = make()
+                partial = path.with_suffix(f".{os.getpid()}.partial")
+                save_file(tensors, partial, metadata={"what": what, "recipe": RECIPE})
+                os.replace(partial, path)
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
+    except OSError as error:
+        require(False, "cache", str(path.parent), f"a folder that can be written ({error.strerror})")
+        raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _teacher(network: torch.nn.Module, dataset: Dataset) -> Teacher:
+    return Teacher(
+        network,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        train_size=len(dataset.train),
+        flip_ok=dataset.flip_ok,
+    )
+
+
+def _samples_digest(samples: Samples) -> str:
+    return tensor_digest({"images": samples.images, "labels": samples.labels})
+
+
+def trial_hash(config: TrialConfig, prepared: Prepared) -> str:
+    """The name of a trial: hash of its config (less where files lie) and of the contents it was prepared from."""
+    return content_hash(config, prepared.hashes)
+
+
+def describe(config: TrialConfig) -> dict[str, str]:
+    """The config in words, for a record's columns."""
+    named = {
+        field.name: getattr(getattr(config, field.name), "name", "none")
+        for field in dataclasses.fields(config)
+        if field.name in ("condensation", "inversion", "guidance", "memory")
+    }
+    return named | {
+        "dataset": config.data.name,
+        "teacher": label(config.teacher.network),
+        "student": label(config.student),
+    }

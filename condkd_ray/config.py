@@ -1,0 +1,153 @@
+"""YAML tree <-> `TrialConfig`, merging, and the content hash. The only user of pydantic."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from condkd_ray.method import InputError
+from condkd_ray.trial import TrialConfig
+
+Tree = dict[str, Any]
+"""Plain values only: what a YAML or JSON file holds."""
+T = TypeVar("T")
+
+
+def to_tree(value: Any) -> Any:
+    """The complete tree of a config: every leaf, defaults included."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_tree(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_tree(tree: Tree, source: str = "config") -> TrialConfig:
+    """The config a tree describes; leaves not given keep their defaults.
+
+    Raises `InputError` with the first bad key, its value and what is accepted; `source` names the file.
+    """
+    return _build(TrialConfig, tree, source)
+
+
+def _build(kind: type[T], tree: Any, path: str) -> T:
+    """A frozen dataclass from its tree."""
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} is {tree!r}; accepted: a mapping with {', '.join(_hints(kind))}")
+    for key in tree:
+        if key not in _hints(kind):
+            near = difflib.get_close_matches(str(key), _hints(kind), 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise InputError(f"{path}: {key!r} names no field{hint}; accepted: {', '.join(_hints(kind))}")
+    values = {key: _value(_hints(kind)[key], value, f"{path}: {key}", kind, key) for key, value in tree.items()}
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
+    members = [m for m in (get_args(hint) if _is_union(hint) else (hint,)) if dataclasses.is_dataclass(m)]
+    if not members or (value is None and type(None) in get_args(hint)):
+        return _leaf(hint, value, path)
+    if len(members) == 1 and "name" not in _hints(members[0]):
+        return _build(members[0], value, path)
+    by_name = {get_args(_hints(member)["name"])[0]: member for member in members}
+    if isinstance(value, str):
+        value = {"name": value}
+    name = value.get("name", _default_name(owner, key)) if isinstance(value, dict) else value
+    if name not in by_name or not isinstance(value, dict):
+        raise InputError(f"{path} is {name!r}; accepted: {', '.join(by_name)}")
+    return _build(by_name[name], value, path)
+
+
+def _leaf(hint: Any, value: Any, path: str) -> Any:
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise InputError(f"{path} is {value!r}; accepted: {message}") from None
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _default_name(owner: type, key: str) -> str | None:
+    """A tree that gives leaves but no name means the default method."""
+    default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
+    return getattr(default, "name", None)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
+
+
+def read_tree(path: Path) -> Tree:
+    """The tree in a YAML file. Raises `InputError` where there is none."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"config file is {str(path)!r}, which cannot be read ({error}); accepted: a YAML file"
+        ) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise InputError(f"{path} holds a {type(tree).__name__}; accepted: a mapping of config fields")
+    return tree or {}
+
+
+def read(path: Path) -> TrialConfig:
+    """The config in a YAML file; see `from_tree`."""
+    return from_tree(read_tree(path), str(path))
+
+
+def dump(config: TrialConfig) -> str:
+    """The complete config as YAML."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)
+
+
+def merge(base: Tree, over: Tree) -> Tree:
+    """`base` with the leaves of `over`. A method given by another `name` replaces the old one whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = base.get(key)
+        other_method = (
+            isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        )
+        both = isinstance(value, dict) and isinstance(old, dict) and not other_method
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def identity(value: Any) -> Any:
+    """The tree of all that shapes numbers: fields marked `identity: False` (where files lie) are left out."""
+    if dataclasses.is_dataclass(value):
+        kept = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
+        return {f.name: identity(getattr(value, f.name)) for f in kept}
+    if isinstance(value, (list, tuple)):
+        return [identity(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def content_hash(value: Any, digests: dict[str, str] | None = None) -> str:
+    """16 hex digits of SHA-256 over the identity tree and the contents that the left-out paths stand for."""
+    text = json.dumps([identity(value), digests or {}], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,89 @@
+"""The student's step: distil the teacher from a batch of samples. Letters: B batch, K classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.augment import shift_flip
+from condkd_ray.losses.kd import AnyKdLoss, Hinton
+from condkd_ray.method import Method, require
+from condkd_ray.samples import Samples
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+
+
+@dataclass
+class DistillerState:
+    """Student, its optimiser and its learning-rate schedule."""
+
+    student: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distiller(Method):
+    """SGD with Nesterov momentum and a cosine schedule over all rounds (Fast's student recipe, shortened)."""
+
+    loss: AnyKdLoss = Hinton()
+    steps: int = 20
+    """Student steps a round."""
+    batch: int = 128
+    """Images a student step, synthetic and condensed together."""
+    condensed_share: float = 0.0
+    """Share of each batch that is condensed; it replaces as many synthetic images (a fair arm)."""
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    augment: bool = True
+    """Shift and flip the batch; the teacher then looks at it again, otherwise its stored logits serve."""
+    shift: float = 0.125
+    """Largest shift as a share of the side."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "student steps", self.steps, "an integer >= 1")
+        require(self.batch >= 2, "student batch", self.batch, "an integer >= 2")
+        require(0 <= self.condensed_share <= 1, "condensed_share", self.condensed_share, "0 <= share <= 1")
+        require(self.lr > 0, "student lr", self.lr, "> 0")
+
+    @property
+    def num_condensed(self) -> int:
+        """Condensed images in each batch."""
+        return round(self.condensed_share * self.batch)
+
+    @property
+    def num_synthetic(self) -> int:
+        """Synthetic images in each batch."""
+        return self.batch - self.num_condensed
+
+    def init(self, student: nn.Module, rounds: int) -> DistillerState:
+        """Optimiser and schedule for `rounds` rounds."""
+        optimizer = torch.optim.SGD(
+            student.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=rounds * self.steps)
+        return DistillerState(student, optimizer, schedule)
+
+    def step(
+        self, state: DistillerState, batch: Samples, weights: Tensor, *, teacher: Teacher, rng: Streams
+    ) -> dict[str, Tensor]:
+        """One step on `batch` with `weights` (B,) of its samples; terms to be logged, on the device."""
+        images, answers = batch.images, batch.logits
+        if self.augment:
+            shift = round(self.shift * images.shape[-1])
+            images = shift_flip(images, rng=rng["augment/student"], shift=shift, flip=teacher.flip_ok)
+            with torch.no_grad():
+                answers = teacher.logits(images)
+        images = images.contiguous(memory_format=torch.channels_last)
+        logits = state.student(images).float()
+        loss = (weights * self.loss(logits, answers)).mean()
+        state.optimizer.zero_grad()
+        loss.backward()
+        state.optimizer.step()
+        state.schedule.step()
+        agree = (logits.argmax(1) == answers.argmax(1)).float().mean()
+        return {"loss": loss, "agreement": agree}

@@ -1,0 +1,43 @@
+"""How good a student is: against its teacher on the proxy set, and by accuracy on real images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.data import RealImages
+from condkd_ray.method import Metrics
+from condkd_ray.proxy import compare
+from condkd_ray.samples import Samples
+from condkd_ray.teacher import Teacher
+
+ROUND_SUBSET = 1000
+"""Test images measured in every evaluated round; the whole test set only once, at the end."""
+BATCH = 500
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
+    """(N,) predicted classes, on the CPU, of a network that reads the teacher's space; leaves it in eval mode."""
+    network.eval()
+    parts = (images[slice(a, a + BATCH)] for a in range(0, len(images), BATCH))
+    found = [network(part.samples(teacher.mean, teacher.std).images.to(teacher.device)).argmax(1) for part in parts]
+    return torch.cat(found).cpu()
+
+
+def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
+    """Share of images whose class is named right."""
+    return (predict(network, images, teacher) == images.labels).double().mean().item()
+
+
+@torch.no_grad()
+def evaluate(
+    student: nn.Module, *, teacher: Teacher, proxy: Samples, val: RealImages | None, test: RealImages
+) -> Metrics:
+    """What a round reports: agreement with the teacher on the proxy set, accuracy on validation and some test images."""
+    student.eval()
+    metrics = {f"proxy/{name}": value.item() for name, value in compare(student, proxy).items()}
+    if val is not None:
+        metrics["student/val_accuracy"] = accuracy(student, val, teacher)
+    metrics["student/test_accuracy_round"] = accuracy(student, test[:ROUND_SUBSET], teacher)
+    return metrics

@@ -1,0 +1,47 @@
+"""No guidance: the host runs as published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from condkd_ray.guidance.guidance import HostAugment
+from condkd_ray.method import Guide, Method
+from condkd_ray.samples import Samples
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Observation, Teacher
+
+
+class Unguided:
+    """A guide that says nothing and learns nothing."""
+
+    layers: tuple[str, ...] = ()
+
+    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
+        """Zero."""
+        return seen.logits.new_zeros(())
+
+    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoGuidance(Method):
+    """Member of the family, so that nobody asks whether there is a guidance."""
+
+    name: Literal["none"] = "none"
+
+    def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> None:
+        """No state."""
+
+    def bind(
+        self, state: None, *, teacher: Teacher, condensed: Samples | None, host_augment: HostAugment, rng: Streams
+    ) -> Guide:
+        """A guide that says nothing."""
+        return Unguided()
+
+    def read(self, guide: Guide) -> dict[str, float]:
+        """Nothing was logged."""
+        return {}

@@ -1,0 +1,102 @@
+"""DeepInversion (Yin et al., CVPR 2020, arXiv 1912.08795): optimise pixels until the teacher's BN statistics agree.
+
+Weights and settings: `peers.md` A.5 (read in the authors' released code and its DataFree port).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.augment import shift_flip
+from condkd_ray.inversion.inversion import Inversion
+from condkd_ray.losses.priors import bn_distance, class_prior, total_variation
+from condkd_ray.method import Guide, Meter, Metrics, Weigh, require
+from condkd_ray.samples import PixelSpace, Samples
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepInversion(Inversion[None]):
+    r"""Pixel-space inversion.
+
+    Minimises over images x, for labels y: oh CE(f_T(x), y) + bn \sum_l ||BN_l(x) - BN_l|| + tv TV(x) + l2 ||x||
+    + guide(x, y). Pixels are kept in the valid range after each step (as the DataFree port does), and the images of
+    lowest loss are really kept (the released codes keep the last ones). Departure: jitter and flip are drawn per
+    image, zeros coming in, where the official code rolls the whole batch.
+    """
+
+    name: Literal["deep_inversion"] = "deep_inversion"
+    pixel_space: ClassVar[PixelSpace] = "unit"
+    steps: int = 100
+    """Adam steps a round (2000 in the official code)."""
+    batch: int = 128
+    lr: float = 0.1
+    bn_weight: float = 10.0
+    oh_weight: float = 1.0
+    tv_weight: float = 1e-3
+    l2_weight: float = 0.0
+    shift: float = 0.0625
+    """Largest jitter as a share of the side (2 of 32 pixels)."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "inversion steps", self.steps, "an integer >= 1")
+        require(self.batch >= 2, "inversion batch", self.batch, "an integer >= 2")
+
+    @property
+    def images_per_round(self) -> int:
+        """One batch."""
+        return self.batch
+
+    def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
+        """Jitter and flip."""
+        return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
+
+    def init(self, teacher: Teacher, rng: Streams) -> None:
+        """Nothing is carried from round to round."""
+
+    def synthesize(
+        self,
+        state: None,
+        targets: Tensor,
+        *,
+        teacher: Teacher,
+        student: nn.Module,
+        guide: Guide,
+        weigh: Weigh,
+        rng: Streams,
+    ) -> tuple[Samples, Metrics]:
+        """`steps` Adam steps on a batch that starts as Gaussian noise."""
+        shape = (len(targets), *teacher.image_shape)
+        images = torch.randn(shape, generator=rng["latents"], device=rng.device)
+        images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+        optimizer = torch.optim.Adam([images], self.lr, betas=(0.5, 0.9))
+        darkest, brightest = (teacher.normalise(torch.full_like(images[:1, :, :1, :1], v)) for v in (0.0, 1.0))
+        meter = Meter("inversion")
+        running = teacher.running_bn
+        lowest = torch.full((), float("inf"), device=teacher.device)
+        best = images.detach()
+        for _ in range(self.steps):
+            seen = teacher.observe(self.augment(images, teacher=teacher, rng=rng["augment/inversion"]), guide.layers)
+            bn = bn_distance(seen.bn, running)
+            oh = (weigh(seen, targets) * class_prior(seen.logits, targets)).mean()
+            tv = total_variation(images)
+            l2 = torch.linalg.vector_norm(images)
+            pull = guide.penalty(images, seen, targets)
+            loss = self.bn_weight * bn + self.oh_weight * oh + self.tv_weight * tv + self.l2_weight * l2 + pull
+            (images.grad,) = torch.autograd.grad(loss, [images])
+            better = loss.detach() < lowest
+            lowest = torch.where(better, loss.detach(), lowest)
+            best = torch.where(better, images.detach(), best)
+            optimizer.step()
+            with torch.no_grad():
+                images.copy_(torch.minimum(torch.maximum(images, darkest), brightest))
+            guide.update(images.detach(), seen.detach(), targets)
+            meter.add(bn=bn, oh=oh, tv=tv, l2=l2, guide=pull, loss=loss)
+        metrics = meter.read()
+        with torch.no_grad():
+            return Samples(best, targets, teacher.logits(best)), metrics

@@ -1,0 +1,144 @@
+"""Fast (Fang et al., AAAI 2022, "Up to 100x faster data-free knowledge distillation"): a meta-learned generator.
+
+Formulas, schedule and weights: `peers.md` A.7 and `methods.md` 6.1, 6.2 (read in the authors' released code).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.augment import shift_flip
+from condkd_ray.inversion.inversion import Inversion
+from condkd_ray.losses.adversarial import disagreement
+from condkd_ray.losses.priors import BnStatistics, bn_distance, class_prior, mix_bn
+from condkd_ray.method import Guide, Meter, Metrics, Weigh, require
+from condkd_ray.networks.generator import Generator
+from condkd_ray.samples import PixelSpace, Samples
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+
+
+@dataclass
+class FastState:
+    """The meta generator, its optimiser, and the remembered BN statistics (None before the first round)."""
+
+    generator: nn.Module
+    optimizer: torch.optim.Optimizer
+    bn_memory: BnStatistics | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fast(Inversion[FastState]):
+    r"""Each round a clone of the generator and fresh latents take a few Adam steps; their gradients move the original.
+
+    Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y), where BN_l(x) is
+    mixed with that of earlier rounds and A is minus the KL where teacher and student agree. The original takes one
+    Adam step on the summed gradients (first-order MAML) of rate `lr * steps`. The images of lowest loss are kept.
+    """
+
+    name: Literal["fast"] = "fast"
+    pixel_space: ClassVar[PixelSpace] = "unit"
+    steps: int = 10
+    """Adam steps a round (k; the paper has 2, 5 and 10)."""
+    batch: int = 128
+    """Images a round (256 in the official scripts)."""
+    latent: int = 256
+    width: int = 128
+    """Channels of the generator's first stage; the official one has 128."""
+    lr: float = 2e-3
+    lr_latent: float = 1e-2
+    bn_weight: float = 10.0
+    oh_weight: float = 0.5
+    adv_weight: float = 1.33
+    bn_momentum: float = 0.9
+    """Share of remembered BN statistics in the matched ones."""
+    shift: float = 0.125
+    """Largest random shift before the teacher, as a share of the side; with a flip where it keeps the class."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "inversion steps", self.steps, "an integer >= 1")
+        require(self.batch >= 2, "inversion batch", self.batch, "an integer >= 2")
+        require(0 <= self.bn_momentum < 1, "bn_momentum", self.bn_momentum, "0 <= momentum < 1")
+
+    @property
+    def images_per_round(self) -> int:
+        """One batch."""
+        return self.batch
+
+    def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
+        """Shift and flip."""
+        return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
+
+    def init(self, teacher: Teacher, rng: Streams) -> FastState:
+        """A generator from stream `init/generator`."""
+        with rng.forked("init/generator"):
+            generator = Generator(self.latent, self.width, teacher.image_shape)
+        generator = generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return FastState(generator, torch.optim.Adam(generator.parameters(), self.lr * self.steps, betas=(0.5, 0.999)))
+
+    def synthesize(
+        self,
+        state: FastState,
+        targets: Tensor,
+        *,
+        teacher: Teacher,
+        student: nn.Module,
+        guide: Guide,
+        weigh: Weigh,
+        rng: Streams,
+    ) -> tuple[Samples, Metrics]:
+        """`steps` inner steps, then one step of the original."""
+        inner = copy.deepcopy(state.generator)
+        latents = torch.randn(len(targets), self.latent, generator=rng["latents"], device=rng.device).requires_grad_()
+        weights = list(inner.parameters())
+        optimizer = torch.optim.Adam(
+            [{"params": weights, "lr": self.lr}, {"params": [latents], "lr": self.lr_latent}], betas=(0.5, 0.999)
+        )
+        originals = list(state.generator.parameters())
+        for original in originals:
+            original.grad = torch.zeros_like(original)
+        meter = Meter("inversion")
+        running = teacher.running_bn
+        lowest = torch.full((), float("inf"), device=teacher.device)
+        best: Samples | None = None
+        bn_seen: BnStatistics = ()
+        for _ in range(self.steps):
+            images = teacher.normalise(inner(latents))
+            augmented = self.augment(images, teacher=teacher, rng=rng["augment/inversion"])
+            seen = teacher.observe(augmented, guide.layers)
+            weight = weigh(seen, targets)
+            bn = bn_distance(mix_bn(seen.bn, state.bn_memory, self.bn_momentum), running)
+            oh = (weight * class_prior(seen.logits, targets)).mean()
+            adv = (weight * disagreement(student(augmented), seen.logits)).mean()
+            pull = guide.penalty(images, seen, targets)
+            loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + pull
+            gradients = torch.autograd.grad(loss, [*weights, latents])
+            for parameter, gradient in zip([*weights, latents], gradients, strict=True):
+                parameter.grad = gradient
+            torch._foreach_add_([original.grad for original in originals], list(gradients[:-1]))
+            optimizer.step()
+            guide.update(images.detach(), seen.detach(), targets)
+            meter.add(bn=bn, oh=oh, adv=adv, guide=pull, loss=loss)
+            better = loss.detach() < lowest
+            lowest = torch.where(better, loss.detach(), lowest)
+            found = Samples(images.detach(), targets, seen.logits.detach())
+            best = (
+                found
+                if best is None
+                else Samples(
+                    torch.where(better, found.images, best.images),
+                    targets,
+                    torch.where(better, found.logits, best.logits),
+                )
+            )
+            bn_seen = seen.detach().bn
+        metrics = meter.read()
+        state.optimizer.step()
+        state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
+        assert best is not None
+        return best, metrics

@@ -1,0 +1,44 @@
+"""No inversion: for arms that distil from condensed or real images alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from condkd_ray.inversion.inversion import Inversion
+from condkd_ray.method import Guide, Metrics, Weigh
+from condkd_ray.samples import PixelSpace, Samples, unseen
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoInversion(Inversion[None]):
+    """Makes no images; the distiller's condensed share must be 1."""
+
+    name: Literal["none"] = "none"
+    pixel_space: ClassVar[PixelSpace] = "unit"
+
+    @property
+    def images_per_round(self) -> int:
+        """None at all."""
+        return 0
+
+    def init(self, teacher: Teacher, rng: Streams) -> None:
+        """Nothing to keep."""
+
+    def synthesize(
+        self,
+        state: None,
+        targets: Tensor,
+        *,
+        teacher: Teacher,
+        student: nn.Module,
+        guide: Guide,
+        weigh: Weigh,
+        rng: Streams,
+    ) -> tuple[Samples, Metrics]:
+        """An empty batch."""
+        return unseen(teacher.normalise(targets.new_zeros(0, *teacher.image_shape).float()), targets[:0]), {}

@@ -1,0 +1,153 @@
+"""Chunks of encoded samples: the Arrow file of one, and a table of many that gathers by id.
+
+An id is the running number of a sample in its store; a chunk holds consecutive ids, and its file is named by them.
+Letters: N samples, C channels, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from condkd_ray.samples import Encoded
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Images, labels, logits of an `Encoded`, as numpy: what crosses process borders."""
+
+
+def to_arrays(encoded: Encoded) -> Arrays:
+    """Tensors to numpy, on the CPU."""
+    return tuple(t.detach().cpu().contiguous().numpy() for t in (encoded.images, encoded.labels, encoded.logits))  # type: ignore[return-value]
+
+
+def from_arrays(arrays: Arrays) -> Encoded:
+    """Numpy to tensors over the same memory. Read-only arrays stay so by our care: gather copies, nothing writes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        images, labels, logits = (torch.from_numpy(array) for array in arrays)
+    return Encoded(images, labels, logits)
+
+
+def chunk_path(folder: Path, start: int, stop: int) -> Path:
+    """File of the chunk with ids start..stop-1."""
+    return folder / f"{start:010d}-{stop:010d}.arrow"
+
+
+def chunk_range(path: Path) -> tuple[int, int]:
+    """(start, stop) from a chunk's file name."""
+    start, stop = path.stem.split("-")
+    return int(start), int(stop)
+
+
+def write_chunk(path: Path, arrays: Arrays) -> None:
+    """One Arrow IPC file with one record batch, written atomically."""
+    columns = [pa.array(arrays[1], pa.int64())]
+    for array in (arrays[0], arrays[2]):
+        width = array[0].nbytes
+        buffer = pa.py_buffer(np.ascontiguousarray(array))
+        columns.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), [None, buffer]))
+    shapes = {
+        name: [str(array.dtype), *array.shape[1:]] for name, array in (("images", arrays[0]), ("logits", arrays[2]))
+    }
+    names = ["labels", "images", "logits"]
+    batch = pa.record_batch(columns, names=names).replace_schema_metadata({"shapes": json.dumps(shapes)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    os.replace(partial, path)
+
+
+def read_chunk(path: Path) -> Arrays:
+    """The arrays of a chunk file, mapped read-only."""
+    with pa.memory_map(str(path)) as source:
+        batch = pa.ipc.open_file(source).get_batch(0)
+    shapes = json.loads(batch.schema.metadata[b"shapes"])
+
+    def column(name: str) -> np.ndarray:
+        dtype, *shape = shapes[name]
+        return np.frombuffer(batch.column(name).buffers()[1], dtype=dtype).reshape(batch.num_rows, *shape)
+
+    return column("images"), batch.column("labels").to_numpy(), column("logits")
+
+
+def stored_chunks(folder: Path) -> list[Path]:
+    """Chunk files in order of their ids. Where a compacted file covers others (a crash between), it alone counts."""
+    kept: list[Path] = []
+    for path in sorted(folder.glob("[0-9]*.arrow"), key=lambda p: (chunk_range(p)[0], -chunk_range(p)[1])):
+        if not kept or chunk_range(path)[0] >= chunk_range(kept[-1])[1]:
+            kept.append(path)
+    return kept
+
+
+class ChunkTable:
+    """Chunks by first id, gathered from by id. Chunks may be views of shared memory; gathering always copies."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, Encoded] = {}
+        self._starts = torch.empty(0, dtype=torch.int64)
+
+    def put(self, start: int, chunk: Encoded) -> None:
+        """Add the chunk whose first id is `start`, or replace the one there."""
+        self._chunks[start] = chunk
+        self._index()
+
+    def remove(self, start: int) -> None:
+        """Forget the chunk whose first id is `start`."""
+        del self._chunks[start]
+        self._index()
+
+    def _index(self) -> None:
+        self._chunks = dict(sorted(self._chunks.items()))
+        self._starts = torch.tensor(list(self._chunks), dtype=torch.int64)
+
+    def items(self) -> list[tuple[int, Encoded]]:
+        """(first id, chunk) in order."""
+        return list(self._chunks.items())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all chunks."""
+        return sum(chunk.num_bytes for chunk in self._chunks.values())
+
+    def gather(self, ids: Tensor) -> Encoded:
+        """Copies of the samples `ids` (n,), in that order. Raises `KeyError` for an id no chunk holds."""
+        ids = ids.cpu()
+        which = torch.bucketize(ids, self._starts, right=True) - 1
+        used = which.unique().tolist()
+        if not used or used[0] < 0:
+            raise KeyError(f"no chunk holds sample {int(ids.min()) if len(ids) else None}")
+        starts = list(self._chunks)
+        parts = [(starts[i], self._chunks[starts[i]], (which == i).nonzero().squeeze(1)) for i in used]
+        for start, chunk, rows in parts:
+            if int(ids[rows].max()) - start >= len(chunk):
+                raise KeyError(f"no chunk holds sample {int(ids[rows].max())}")
+        first = parts[0][1]
+        if len(parts) == 1:
+            return first[(ids - parts[0][0]).to(first.images.device)]
+        device = first.images.device
+        out = Encoded(*(t.new_empty(len(ids), *t.shape[1:]) for t in (first.images, first.labels, first.logits)))
+        for start, chunk, rows in parts:
+            taken = chunk[(ids[rows] - start).to(device)]
+            rows = rows.to(device)
+            for target, source in zip(
+                (out.images, out.labels, out.logits), (taken.images, taken.labels, taken.logits), strict=True
+            ):
+                target.index_copy_(0, rows, source)
+        return out
+
+
+def join(chunks: list[Encoded]) -> Encoded:
+    """Several chunks as one, copied."""
+    return Encoded(
+        torch.cat([c.images for c in chunks]),
+        torch.cat([c.labels for c in chunks]),
+        torch.cat([c.logits for c in chunks]),
+    )

@@ -1,0 +1,83 @@
+"""What every replay memory is: a policy of keeping and drawing. Its state holds ids and counters, never images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from condkd_ray.memory.store import Store
+from condkd_ray.method import Method
+from condkd_ray.samples import Samples
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+
+State = TypeVar("State")
+
+
+class Draw(NamedTuple):
+    """Drawn samples, their ids (n,), and their importance weights (n,), ones where all count the same."""
+
+    samples: Samples
+    ids: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayMemory(Method, ABC, Generic[State]):
+    """Contract of the family. All draws come from stream `draw`."""
+
+    @abstractmethod
+    def init(self) -> State:
+        """An empty memory."""
+
+    @abstractmethod
+    def add(self, state: State, store: Store, samples: Samples) -> None:
+        """Remember a round's samples; tell the store which ids fell out."""
+
+    @abstractmethod
+    def draw(self, state: State, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
+        """`count` samples for one student step."""
+
+    @abstractmethod
+    def live(self, state: State) -> Tensor:
+        """(n,) ids that may still be drawn."""
+
+    def feedback(self, state: State, ids: Tensor, priority: Tensor) -> None:
+        """Hear how useful drawn samples were; only priority memories listen."""
+
+
+def gathered(store: Store, ids: Tensor) -> Draw:
+    """Samples of `ids` with equal weights."""
+    samples = store.gather(ids)
+    return Draw(samples, ids, torch.ones(len(ids), device=samples.labels.device))
+
+
+@dataclass
+class Deck:
+    """Ids dealt out in disjoint hands, shuffled anew when they run out."""
+
+    ids: Tensor
+    order: Tensor
+    cursor: int = 0
+
+    @classmethod
+    def of(cls, ids: Tensor) -> Deck:
+        """A deck not yet shuffled: its first deal shuffles."""
+        return cls(ids, torch.empty(0, dtype=torch.int64), 0)
+
+    def deal(self, count: int, rng: Streams) -> Tensor:
+        """The next `count` ids; a hand larger than what is left goes on into the next shuffle."""
+        parts: list[Tensor] = []
+        while count > 0:
+            if self.cursor >= len(self.order):
+                self.order = torch.randperm(len(self.ids), generator=rng.host("draw"))
+                self.cursor = 0
+            part = self.order[self.cursor : self.cursor + count]
+            self.cursor += len(part)
+            count -= len(part)
+            parts.append(self.ids[part])
+        return torch.cat(parts)

@@ -1,0 +1,45 @@
+"""The proxy set: a few fixed images in many seeded views, on which a student is compared with its teacher.
+
+Where nobody has validation data this is what a search may look at. Never trained on. All of it is our choice.
+Letters: N images, V views, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.augment import shift_flip
+from condkd_ray.samples import Samples
+from condkd_ray.teacher import Teacher
+
+VIEWS = 32
+NOISE = 0.2
+"""Standard deviation of the views' Gaussian noise, in the teacher's space."""
+
+
+@torch.no_grad()
+def views(images: Samples, teacher: Teacher, *, seed: int) -> Samples:
+    """Each of N images in V = 32 views (shift, noise, mixup with another of them) with the teacher's logits."""
+    rng = torch.Generator().manual_seed(seed)
+    repeated = images.images.cpu().repeat(VIEWS, 1, 1, 1)
+    labels = images.labels.cpu().repeat(VIEWS)
+    shifted = shift_flip(repeated, rng=rng, shift=round(0.125 * repeated.shape[-1]), flip=teacher.flip_ok)
+    partner = torch.randperm(len(shifted), generator=rng)
+    # At most half of the partner, so that the label stays the first image's.
+    share = torch.rand(len(shifted), 1, 1, 1, generator=rng) * 0.5
+    mixed = torch.lerp(shifted, shifted[partner], share)
+    pixels = (mixed + NOISE * torch.randn(mixed.shape, generator=rng)).to(teacher.device)
+    logits = torch.cat([teacher.logits(part) for part in pixels.split(512)])
+    return Samples(pixels, labels.to(teacher.device), logits)
+
+
+@torch.no_grad()
+def compare(student: nn.Module, proxy: Samples) -> dict[str, Tensor]:
+    """`agreement`, the share of views both name alike, and `kl`, mean KL(teacher || student); scalars."""
+    logits = torch.cat([student(part).float() for part in proxy.images.split(512)])
+    agreement = (logits.argmax(1) == proxy.logits.argmax(1)).float().mean()
+    log_student, log_teacher = F.log_softmax(logits, 1), F.log_softmax(proxy.logits, 1)
+    kl = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return {"agreement": agreement, "kl": kl}

@@ -1,0 +1,154 @@
+"""One trial from its start, or from its checkpoint, to its outcome. What Ray does with a trial, this does without."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pvariance
+
+import torch
+from torch import Tensor
+
+from condkd_ray import state as states
+from condkd_ray.evaluation import predict
+from condkd_ray.memory import LocalStore, Store
+from condkd_ray.method import Metrics, NonFiniteError
+from condkd_ray.samples import Samples, to_unit
+from condkd_ray.trial import Prepared, TrialConfig, TrialState, codec, run_round, start
+
+CHECKPOINT_SECONDS = 15.0
+"""A checkpoint after every round, but no more often than this."""
+GRID_PER_CLASS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a trial. Accuracies are fractions, times seconds."""
+
+    status: str
+    """`finished` or `failed`."""
+    reason: str = ""
+    metrics: Metrics
+    history: list[Metrics]
+    predictions: list[int]
+    """The student's class for each test image."""
+    images: Tensor | None
+    """(n, C, H, W) uint8 examples, class-major."""
+    images_per_class: int = 0
+    peak_bytes: int = 0
+    threads: int = 1
+
+
+def local_store(config: TrialConfig, prepared: Prepared, folder: Path | None) -> LocalStore:
+    """A store in this process; with a `folder`, its chunks lie there too, for resuming."""
+    teacher = prepared.teacher
+    chunks = None if folder is None else folder / "chunks"
+    return LocalStore(codec(config, teacher), teacher.num_classes, chunks, teacher.device)
+
+
+def run_trial(
+    config: TrialConfig,
+    prepared: Prepared,
+    store: Store,
+    *,
+    checkpoint: Path | None = None,
+    on_round: Callable[[Metrics], None] = lambda metrics: None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Outcome:
+    """All rounds of a trial; with a `checkpoint` file there, from where that stands.
+
+    A NaN ends the trial as failed, naming round and loss term. `on_round` hears the metrics of each round, those
+    before the checkpoint included, so that whoever shows them has all.
+    """
+    state = resume(config, prepared, store, checkpoint)
+    for metrics in state.history:
+        on_round(metrics)
+    saved = time.monotonic()
+    while state.round < config.rounds:
+        try:
+            metrics = run_round(config, prepared, state, store)
+        except NonFiniteError as error:
+            reason = f"round {state.round + 1}: {error}"
+            return Outcome(
+                status="failed", reason=reason, metrics={}, history=state.history, predictions=[], images=None
+            )
+        due = time.monotonic() - saved >= checkpoint_seconds or state.round == config.rounds
+        if checkpoint is not None and due:
+            states.save(state, checkpoint)
+            saved = time.monotonic()
+        if checkpoint is None or due:
+            store.commit()
+        on_round(metrics)
+    return finish(config, prepared, state, store)
+
+
+def resume(config: TrialConfig, prepared: Prepared, store: Store, checkpoint: Path | None) -> TrialState:
+    """The state in `checkpoint`, or a fresh one; the store is brought to the same point."""
+    state = start(config, prepared)
+    if checkpoint is not None and checkpoint.is_file():
+        states.load(state, checkpoint, prepared.teacher.device)
+    store.restore(state.num_ids, config.memory.live(state.memory))
+    return state
+
+
+def finish(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Outcome:
+    """The student on the whole test set, once, and the figures of the whole run."""
+    predictions = predict(state.distiller.student, prepared.test, prepared.teacher)
+    images, per_class = examples(config, prepared, state, store)
+    return Outcome(
+        status="finished",
+        metrics=summary(state.history)
+        | {"student/test_accuracy": (predictions == prepared.test.labels).double().mean().item()},
+        history=state.history,
+        predictions=predictions.tolist(),
+        images=images,
+        images_per_class=per_class,
+        peak_bytes=peak_bytes(prepared.teacher.device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def summary(history: list[Metrics]) -> Metrics:
+    """A run's figures from its rounds: last values, sums of times, mean, variance and best of the measured rounds."""
+    last: Metrics = {}
+    for metrics in history:
+        last |= metrics
+    kept = {k: v for k, v in last.items() if k.startswith(("proxy/", "memory/")) or k == "student/val_accuracy"}
+    times = {k for k in last if k.startswith("time/")}
+    measured = [m["student/test_accuracy_round"] for m in history if "student/test_accuracy_round" in m]
+    return kept | {
+        **{name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(times)},
+        "student/test_accuracy_mean": fmean(measured),
+        "student/test_accuracy_variance": pvariance(measured),
+        "student/test_accuracy_best": max(measured),
+        "student/test_rounds": len(measured),
+    }
+
+
+def examples(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Tensor | None, int]:
+    """Some of the newest images of each class, as uint8: synthetic ones, or condensed where none are made."""
+    ids = config.memory.live(state.memory)[-64 * prepared.teacher.num_classes :]
+    shown = store.gather(ids) if len(ids) else prepared.condensed
+    if shown is None:
+        return None, 0
+    rows = [(shown.labels == c).nonzero().squeeze(1)[-GRID_PER_CLASS:] for c in range(prepared.teacher.num_classes)]
+    per_class = min(len(found) for found in rows)
+    if per_class == 0:
+        return None, 0
+    return pixels(shown[torch.cat([found[:per_class] for found in rows])], prepared), per_class
+
+
+def pixels(samples: Samples, prepared: Prepared) -> Tensor:
+    """Images as uint8 on the CPU."""
+    unit = to_unit(samples.images, prepared.teacher.mean, prepared.teacher.std)
+    return unit.mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most GPU memory allocated, or most resident memory of the process, so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

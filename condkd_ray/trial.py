@@ -1,0 +1,222 @@
+"""One trial: synthesise, remember, distil, evaluate. The whole loop on one screen, without Ray.
+
+Letters: B batch, C channels, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from condkd_ray.condensation import AnyCondensation
+from condkd_ray.data import DataConfig, RealImages
+from condkd_ray.distiller import Distiller, DistillerState
+from condkd_ray.evaluation import evaluate
+from condkd_ray.guidance import AnyGuidance, NoGuidance
+from condkd_ray.inversion import AnyInversion, Fast, NoInversion, equal_weights
+from condkd_ray.memory import AnyMemory, Growing, Store
+from condkd_ray.method import Meter, Method, Metrics, require
+from condkd_ray.networks import AnyNetwork, ResNet
+from condkd_ray.samples import Codec, Samples, cat
+from condkd_ray.streams import Streams
+from condkd_ray.supervised import Supervised
+from condkd_ray.targets import AnyTargets, Balanced
+from condkd_ray.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Method):
+    """Which teacher: trained here by `training` and cached, or a user's own `weights`."""
+
+    network: AnyNetwork = ResNet(depth=8, width=16)
+    training: Supervised = Supervised(epochs=40)
+    seed: int = 0
+    """Of initialisation and training; not the trial's, so that all trials share one teacher."""
+    weights: Path | None = field(default=None, metadata={"identity": False})
+    """A safetensors or `.pt` file to load instead of training. Where it lies does not count; its content does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig(Method):
+    """All that determines a trial's numbers. As a file it is a run; with open leaves it is a search space."""
+
+    seed: int = 0
+    """Of everything in the trial but the data split and the teacher, which have their own."""
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: AnyNetwork = ResNet(depth=8, width=8)
+    condensation: AnyCondensation | None = None
+    """Null: no condensed set at all (IPC 0)."""
+    targets: AnyTargets = Balanced()
+    inversion: AnyInversion = Fast()
+    guidance: AnyGuidance = NoGuidance()
+    memory: AnyMemory = Growing()
+    distiller: Distiller = Distiller()
+    rounds: int = 12
+    evaluate_every: int = 1
+    """Rounds between two measurements of the student; the last round is always measured."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' arithmetic (autocast); losses are float32 always."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
+        require(self.rounds >= 1, "rounds", self.rounds, "an integer >= 1")
+        require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "an integer >= 1")
+        share, condensed = self.distiller.condensed_share, self.condensation is not None
+        require(condensed or share == 0, "condensed_share without a condensation", share, "0, or a condensation")
+        guided = not isinstance(self.guidance, NoGuidance)
+        require(
+            condensed or not guided, "guidance without a condensation", self.guidance.name, "none, or a condensation"
+        )
+        idle = isinstance(self.inversion, NoInversion)
+        require(not idle or self.distiller.num_synthetic == 0, "condensed_share without inversion", share, "1")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a trial needs and does not make: made once, cached, shared by all trials of a sweep."""
+
+    teacher: Teacher
+    test: RealImages
+    val: RealImages | None
+    condensed: Samples | None
+    proxy: Samples
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Content hashes: data, teacher, condensed, proxy."""
+
+
+@dataclass
+class TrialState:
+    """All that changes. Saved as it stands after a round, it is the checkpoint; images stay in the store."""
+
+    distiller: DistillerState
+    inversion: Any
+    guidance: Any
+    memory: Any
+    streams: Streams
+    round: int = 0
+    num_ids: int = 0
+    """Ids the store had given out."""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def start(config: TrialConfig, prepared: Prepared) -> TrialState:
+    """The state before the first round, on the teacher's device."""
+    teacher, streams = prepared.teacher, Streams(config.seed, prepared.teacher.device)
+    with streams.forked("init/student"):
+        student = config.student.build(teacher.image_shape, teacher.num_classes)
+    student = student.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TrialState(
+        distiller=config.distiller.init(student, config.rounds),
+        inversion=config.inversion.init(teacher, streams),
+        guidance=config.guidance.start(teacher, prepared.condensed, streams),
+        memory=config.memory.init(),
+        streams=streams,
+    )
+
+
+def codec(config: TrialConfig, teacher: Teacher) -> Codec:
+    """How this trial's samples are kept."""
+    return Codec(config.inversion.pixel_space, teacher.mean, teacher.std)
+
+
+def run_round(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Metrics:
+    """One round; its metrics, also appended to the state's history. Raises `NonFiniteError` before anything is kept."""
+    metrics: Metrics = {"round": state.round + 1}
+    wall, cpu = time.perf_counter(), time.process_time()
+    with _precision(config, prepared.teacher.device):
+        with _timed(metrics, "time/inversion_seconds"):
+            fresh, terms = synthesise(config, prepared, state)
+            metrics |= terms
+        if len(fresh):
+            config.memory.add(state.memory, store, settle(fresh, store.codec, prepared.teacher))
+        with _timed(metrics, "time/distillation_seconds"):
+            metrics |= distil(config, prepared, state, store)
+    with _timed(metrics, "time/evaluation_seconds"):
+        if (state.round + 1) % config.evaluate_every == 0 or state.round + 1 == config.rounds:
+            student, teacher = state.distiller.student, prepared.teacher
+            metrics |= evaluate(student, teacher=teacher, proxy=prepared.proxy, val=prepared.val, test=prepared.test)
+    metrics["memory/bytes"] = store.num_bytes
+    metrics["time/wall_seconds"] = time.perf_counter() - wall
+    metrics["time/cpu_seconds"] = time.process_time() - cpu
+    state.round, state.num_ids = state.round + 1, store.num_ids
+    state.history.append(metrics)
+    return metrics
+
+
+def synthesise(config: TrialConfig, prepared: Prepared, state: TrialState) -> tuple[Samples, Metrics]:
+    """A round of guided inversion."""
+    teacher, rng = prepared.teacher, state.streams
+    guide = config.guidance.bind(
+        state.guidance,
+        teacher=teacher,
+        condensed=prepared.condensed,
+        host_augment=lambda images, stream: config.inversion.augment(images, teacher=teacher, rng=stream),
+        rng=rng,
+    )
+    targets = config.targets.sample(config.inversion.images_per_round, teacher.num_classes, rng=rng)
+    fresh, terms = config.inversion.synthesize(
+        state.inversion,
+        targets,
+        teacher=teacher,
+        student=state.distiller.student.eval(),
+        guide=guide,
+        weigh=equal_weights,
+        rng=rng,
+    )
+    return fresh, terms | config.guidance.read(guide)
+
+
+@torch.no_grad()
+def settle(samples: Samples, code: Codec, teacher: Teacher) -> Samples:
+    """Samples as any store will give them back, with the teacher's logits on just these images."""
+    images = code.decode(code.encode(samples)).images
+    logits = torch.cat([teacher.logits(part) for part in images.split(512)])
+    return Samples(images, samples.labels, logits)
+
+
+def distil(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Metrics:
+    """The student's steps of a round."""
+    state.distiller.student.train()
+    meter = Meter("kd")
+    for _ in range(config.distiller.steps):
+        batch, weights = next_batch(config, prepared, state, store)
+        meter.add(**config.distiller.step(state.distiller, batch, weights, teacher=prepared.teacher, rng=state.streams))
+    return meter.read()
+
+
+def next_batch(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Tensor]:
+    """Synthetic then condensed samples, `batch` together, and their weights.
+
+    In every arm a full batch is drawn from the memory and the front of it used, so that all arms see the same draws.
+    """
+    distiller, rng = config.distiller, state.streams
+    parts: list[Samples] = []
+    weights = torch.ones(distiller.batch, device=prepared.teacher.device)
+    if distiller.num_synthetic:
+        drawn = config.memory.draw(state.memory, store, distiller.batch, teacher=prepared.teacher, rng=rng)
+        parts.append(drawn.samples[: distiller.num_synthetic].to(prepared.teacher.device))
+        weights[: distiller.num_synthetic] = drawn.weights[: distiller.num_synthetic]
+    if distiller.num_condensed:
+        assert prepared.condensed is not None
+        rows = torch.randint(len(prepared.condensed), (distiller.num_condensed,), generator=rng.host("condensed"))
+        parts.append(prepared.condensed[rows.to(prepared.teacher.device)])
+    return cat(parts), weights
+
+
+@contextmanager
+def _timed(metrics: Metrics, name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    metrics[name] = time.perf_counter() - begin
+
+
+def _precision(config: TrialConfig, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
