@@ -1,1 +1,32 @@
 """Records of an experiment, and the tables, figures and event files made from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+def build(out: Path, tensorboard: bool = True) -> str:
+    """Rebuild everything from what is stored under `out`, and return the tables as text for a terminal.
+
+    Makes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png` and `tensorboard/`. Any
+    part of the planned trials will do. Records of trials that the manifest does not plan, as after a change of flags,
+    go into the Parquet files alone. Raises `InputError` where `out` is not the folder of an experiment.
+    """
+    # Workers import the records of this package; they shall not pay for matplotlib and the rest.
+    from condkd_ray.report import figures, frames, records, tables
+    from condkd_ray.report import tensorboard as boards
+
+    out = Path(out)
+    manifest, stored = records.read_manifest(out), records.read_records(out)
+    wanted = {trial["config_hash"] for trial in manifest.planned}
+    counted = [record for record in stored if not wanted or record.config_hash in wanted]
+    if len(counted) < len(stored):
+        note = f"{len(stored) - len(counted)} stored trials of other settings are left out of tables and figures."
+        manifest = dataclasses.replace(manifest, notes=[*manifest.notes, note])
+    frames.write_tables(out)
+    tables.write(out, counted, manifest)
+    figures.write(out, counted, manifest)
+    if tensorboard:
+        boards.rebuild(out, counted)
+    return tables.terminal_table(counted, manifest)

@@ -1,0 +1,242 @@
+"""The result as pictures for a paper: accuracy against images per class, and accuracy by round.
+
+Drawn without pyplot, so nothing global is touched, and the same records give the same bytes of SVG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+
+from condkd_ray.report.drawing import STYLE, Label, canvas, caption, look, name, place_labels, save
+from condkd_ray.report.records import Manifest, Record
+from condkd_ray.report.statistics import ACCURACY, groups
+
+_ROUND = "round"
+_DODGE = 0.02
+"""Neighbouring curves are this share of the axis apart, so that their bars do not cover each other."""
+_BREAK = 0.8
+"""The axis is broken where the references stand this many heights of the data, or more, above it."""
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A horizontal line in percent: an arm without condensed images, or the teacher."""
+
+    label: str
+    color: str
+    style: str
+    mean: float
+    std: float
+    seeds: int
+    reference: bool
+    """References may stand beyond a break of the axis; `none` is what the arms are read against and may not."""
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """An arm with condensed images: IPCs, and for each the seeds' test accuracies in percent."""
+
+    arm: str
+    ipcs: Sequence[int]
+    points: Sequence[np.ndarray]
+
+    @property
+    def means(self) -> np.ndarray:
+        return np.array([seeds.mean() for seeds in self.points])
+
+    @property
+    def stds(self) -> np.ndarray:
+        return np.array([_std(seeds) for seeds in self.points])
+
+
+def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
+    """Write `figure.png`, `figure.svg` and `curves.png` under `out`, as far as there is something to show."""
+    finished = [record for record in records if record.status == "finished"]
+    with matplotlib.rc_context(STYLE):
+        figure = _accuracy_figure(finished, manifest)
+        save(Path(out) / "figure.png", figure)
+        save(Path(out) / "figure.svg", figure)
+        save(Path(out) / "curves.png", _curves_figure(finished))
+
+
+def _accuracy_figure(records: Sequence[Record], manifest: Manifest) -> Figure | None:
+    levels, curves = _levels(records, manifest), _curves(records)
+    if not curves and not any(level.seeds for level in levels):
+        return None
+    limits = _limits(levels, curves)
+    figure, panels = canvas(3.5, (1, 3.2) if len(limits) > 1 else (1,))
+    ipcs = sorted({ipc for curve in curves for ipc in curve.ipcs})
+    labels: list[Label] = []
+    for axes, bounds in zip(panels, limits, strict=True):
+        axes.set_ylim(*bounds)
+        _ipc_axis(axes, ipcs)
+        shown = [level for level in levels if bounds[0] <= level.mean <= bounds[1]]
+        labels += [_draw_level(axes, level) for level in shown]
+    labels += [_draw_curve(panels[-1], curve, place - (len(curves) - 1) / 2) for place, curve in enumerate(curves)]
+    if len(panels) > 1:
+        _mark_break(panels)
+    figure.supylabel("test accuracy (%)", x=0.012, y=0.585, fontsize=8)
+    place_labels(figure, labels)
+    caption(figure, _caption(levels, curves, broken=len(panels) > 1))
+    return figure
+
+
+def _levels(records: Sequence[Record], manifest: Manifest) -> list[_Level]:
+    found = []
+    for (arm, ipc), members in groups(records).items():
+        values = _percent(members)
+        if ipc == 0 and len(values):
+            style, mean = "-" if arm == "none" else "-.", float(values.mean())
+            label = name(arm) if arm == "none" else f"{name(arm)}, {mean:.1f}"
+            found.append(_Level(label, look(arm)[0], style, mean, _std(values), len(values), arm != "none"))
+    teacher = manifest.teacher.get("test_accuracy")
+    if teacher is not None:
+        found.append(_Level(f"teacher, {100 * teacher:.1f}", "#000000", "--", 100 * teacher, 0.0, 0, True))
+    return found
+
+
+def _curves(records: Sequence[Record]) -> list[_Curve]:
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for (arm, ipc), members in groups(records).items():
+        values = _percent(members)
+        if ipc and len(values):
+            found.setdefault(arm, {})[ipc] = values
+    return [_Curve(arm, list(points), list(points.values())) for arm, points in found.items()]
+
+
+def _limits(levels: Sequence[_Level], curves: Sequence[_Curve]) -> list[tuple[float, float]]:
+    """Vertical range of each panel, top panel first: one, or two where the references would crush the data."""
+    data = [value for curve in curves for seeds in curve.points for value in seeds]
+    data += [bound for curve in curves for side in (-1, 1) for bound in curve.means + side * curve.stds]
+    data += [level.mean + side * level.std for level in levels if not level.reference for side in (-1, 1)]
+    above = [level.mean + side * level.std for level in levels if level.reference for side in (-1, 1)]
+    if not curves or not above:
+        return [_padded(data + above)]
+    low, high = min(data), max(data)
+    if min(above) - high <= _BREAK * max(high - low, 2.0):
+        return [_padded(data + above)]
+    return [_padded(above, 0.35), _padded(data)]
+
+
+def _padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
+    low, high = float(min(values)), float(max(values))
+    pad = share * max(high - low, 2.0)
+    return low - pad, high + pad
+
+
+def _ipc_axis(axes: Axes, ipcs: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    low, high = (ipcs[0], ipcs[-1]) if ipcs else (1, 1)
+    margin = (high / low) ** 0.07 if high > low else 2.0
+    axes.set_xlim(low / margin, high * margin)
+    axes.xaxis.set_major_locator(FixedLocator(list(ipcs)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", lw=0.3, color="#DDDDDD")
+    axes.set_axisbelow(True)
+    if ipcs:
+        axes.set_xlabel("condensed images per class (IPC)")
+
+
+def _draw_level(axes: Axes, level: _Level) -> Label:
+    axes.axhline(level.mean, color=level.color, ls=level.style, lw=1.0, zorder=2)
+    if level.std:
+        axes.axhspan(level.mean - level.std, level.mean + level.std, color=level.color, alpha=0.15, lw=0, zorder=1)
+    return Label(axes, axes.get_xlim()[1], level.mean, level.label, level.color)
+
+
+def _draw_curve(axes: Axes, curve: _Curve, place: float) -> Label:
+    """`place`: the curve's number, counted from the middle one, by which it is moved aside to keep bars apart."""
+    color, marker = look(curve.arm)
+    left, right = axes.get_xlim()
+    at = np.asarray(curve.ipcs) * (right / left) ** (_DODGE * place)
+    for x, seeds in zip(at * (right / left) ** (0.4 * _DODGE), curve.points, strict=True):
+        if len(seeds) > 1:
+            axes.plot(np.full(len(seeds), x), seeds, ls="", marker=".", ms=3.2, mew=0, color=color, alpha=0.6, zorder=3)
+    axes.plot(at, curve.means, color=color, marker=marker, ms=4.5, mec="white", mew=0.6, lw=1.3, zorder=4)
+    if curve.stds.any():
+        axes.errorbar(at, curve.means, curve.stds, ls="", color=color, elinewidth=0.9, zorder=4)
+    return Label(axes, float(at[-1]), float(curve.means[-1]), name(curve.arm), color)
+
+
+def _mark_break(panels: Sequence[Axes]) -> None:
+    """Two slanted strokes on the vertical axis where it is cut."""
+    upper, lower = panels
+    upper.spines.bottom.set_visible(False)
+    upper.tick_params(axis="x", length=0, labelbottom=False)
+    upper.set_xlabel("")
+    upper.yaxis.set_major_locator(MaxNLocator(3))
+    for axes, height in ((upper, 0), (lower, 1)):
+        axes.plot([0], [height], transform=axes.transAxes, marker=[(-1, -0.5), (1, 0.5)], ms=8, ls="", color="black",
+                  mew=0.7, clip_on=False)  # fmt: skip
+
+
+def _caption(levels: Sequence[_Level], curves: Sequence[_Curve], broken: bool) -> str:
+    counts = {len(seeds) for curve in curves for seeds in curve.points} | {one.seeds for one in levels if one.seeds}
+    points = " (small points: single seeds)" if curves and counts != {1} else ""
+    axis = "\nThe vertical axis is broken; its parts differ in scale." if broken else ""
+    return _over_seeds(counts, points) + axis
+
+
+def _over_seeds(counts: set[int], points: str = "") -> str:
+    if counts == {1}:
+        return "One seed (n = 1), so no spread is known."
+    n = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+    return f"Means over n = {n} seeds{points}; bars and bands: ±1 standard deviation."
+
+
+def _curves_figure(records: Sequence[Record]) -> Figure | None:
+    """Accuracy as measured while training, for the largest IPC and the arms without condensed images."""
+    largest = max((record.ipc for record in records), default=0)
+    figure, (axes,) = canvas(3.0)
+    labels, counts = [], set()
+    for (arm, ipc), members in groups(records).items():
+        rounds, values = _by_round(members)
+        if ipc in (0, largest) and len(rounds):
+            labels.append(_draw_rounds(axes, arm, rounds, values))
+            counts.add(len(values))
+    if not labels:
+        return None
+    axes.grid(axis="y", lw=0.3, color="#DDDDDD")
+    axes.set(xlabel="round", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    place_labels(figure, labels)
+    arms = f" at IPC {largest}" if largest else ""
+    caption(figure, f"As measured while training{arms}. {_over_seeds(counts)}")
+    return figure
+
+
+def _by_round(members: Sequence[Record]) -> tuple[list[int], np.ndarray]:
+    """Rounds that all seeds have measured, and accuracies in percent (seeds, rounds)."""
+    series = [{int(row[_ROUND]): row[ACCURACY] for row in one.history if ACCURACY in row} for one in members]
+    series = [one for one in series if one]
+    rounds = sorted(set.intersection(*(set(one) for one in series))) if series else []
+    return rounds, np.array([[100 * one[number] for number in rounds] for one in series])
+
+
+def _draw_rounds(axes: Axes, arm: str, rounds: Sequence[int], values: np.ndarray) -> Label:
+    color, style = look(arm)[0], "-." if arm == "real" else "-"
+    mean = values.mean(0)
+    axes.plot(rounds, mean, color=color, ls=style, lw=1.3, marker="o" if len(rounds) == 1 else "", ms=4)
+    if len(values) > 1:
+        std = values.std(0, ddof=1)
+        axes.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, lw=0)
+    return Label(axes, rounds[-1], float(mean[-1]), name(arm), color)
+
+
+def _percent(records: Sequence[Record]) -> np.ndarray:
+    values = np.array([100 * record.metrics.get(ACCURACY, np.nan) for record in records])
+    return values[np.isfinite(values)]
+
+
+def _std(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

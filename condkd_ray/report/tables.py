@@ -1,0 +1,225 @@
+"""The result as tables: Markdown to read, CSV to compute with, plain text for the terminal's end.
+
+All three show the same rows. Markdown and text are in percent and percentage points; the CSV is in fractions.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from condkd_ray.report.records import Manifest, Record, atomic_write
+from condkd_ray.report.statistics import (
+    ACCURACY,
+    IMAGE_RESAMPLES,
+    Difference,
+    Spread,
+    comparisons,
+    groups,
+    rankings,
+    spread,
+)
+
+_CSV_HEADER = ("table", "arm", "minus", "ipc", "metric", "mean", "std", "n", "low", "high", "method")
+_PERCENT = {
+    "student/val_accuracy": "validation (%)",
+    "student/test_accuracy_mean": "mean over rounds (%)",
+    "proxy/agreement": "proxy agreement (%)",
+}
+_LEGEND = (
+    "Mean ± standard deviation over n seeds; mean over rounds and validation as measured while training. "
+    "Test accuracy is that of the last round on the whole test set."
+)
+_INTERVALS = (
+    "Differences are paired by seed, in percentage points. The first interval is over seeds (another seed), the "
+    "second over test images at these seeds (another test set); both 95 %, not corrected for the number of comparisons."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of text."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    legend: str
+
+    def markdown(self) -> str:
+        """As a GitHub table."""
+        # A bar in a cell, as in some label, would end the cell.
+        lines = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
+        rule = ["---", *["--:"] * (len(self.header) - 1)]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+        return f"## {self.title}\n\n{body}\n\n{self.legend}\n"
+
+    def text(self) -> str:
+        """In aligned columns, the first to the left, the others to the right."""
+        lines = (self.header, *self.rows)
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        rows = ["  ".join(_pad(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
+                for line in lines]  # fmt: skip
+        rule = "  ".join("-" * width for width in widths)
+        return "\n".join([self.title, *(row.rstrip() for row in (rows[0], rule, *rows[1:]))]) + "\n"
+
+
+def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
+    """Write `table.md` and `table.csv` under `out`."""
+    differences = comparisons(records, manifest.test_labels)
+    atomic_write(Path(out) / "table.md", _markdown(records, manifest, differences).encode())
+    atomic_write(Path(out) / "table.csv", _csv(records, manifest, differences).encode())
+
+
+def terminal_table(records: Sequence[Record], manifest: Manifest) -> str:
+    """The same tables and notes as plain text."""
+    tables = [accuracy_table(records), difference_table(comparisons(records, manifest.test_labels))]
+    parts = [table.text() for table in tables if table.rows]
+    return "\n".join([f"{manifest.experiment}: {manifest.question}\n", *parts, *notes(records, manifest)]) + "\n"
+
+
+def accuracy_table(records: Sequence[Record]) -> Table:
+    """A row an arm and IPC that has begun. Columns that nobody measured, or no trial failed, are left out."""
+    found = groups(record for record in records if record.status != "running")
+    done = {key: [record for record in members if record.status == "finished"] for key, members in found.items()}
+    columns: dict[str, Callable[[tuple[str, int]], str]] = {
+        "arm": lambda key: key[0],
+        "IPC": lambda key: str(key[1] or "-"),
+        "n": lambda key: str(_n(done[key])),
+        "test accuracy (%)": lambda key: _percent(_over(done[key], ACCURACY), _n(done[key])),
+    }
+    for metric, name in _PERCENT.items():
+        if any(metric in record.metrics for members in done.values() for record in members):
+            columns[name] = lambda key, metric=metric: _percent(_over(done[key], metric), _n(done[key]))
+    columns["CPU s a trial"] = lambda key: _seconds(spread(record.cpu_seconds for record in done[key]), _n(done[key]))
+    for status in ("failed", "pruned"):
+        if any(record.status == status for record in records):
+            columns[status] = lambda key, status=status: str(sum(r.status == status for r in found[key]))
+    rows = [[show(key) for show in columns.values()] for key in found]
+    return Table("Accuracy", list(columns), rows, _LEGEND)
+
+
+def difference_table(differences: Sequence[Difference]) -> Table:
+    """A row a comparison and IPC."""
+    header = ["difference", "IPC", "n", "points", "95 % over seeds", "method", "95 % over test images"]
+    rows = [
+        [
+            f"{one.left} - {one.right}",
+            str(one.ipc or "-"),
+            str(one.n),
+            _signed(one.mean) + ("" if one.std is None else f" ± {100 * one.std:.2f}"),
+            _range(one.low, one.high),
+            one.method,
+            _range(one.image_low, one.image_high),
+        ]
+        for one in differences
+    ]
+    return Table("Paired differences in test accuracy", header, rows, _INTERVALS)
+
+
+def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
+    """Teacher, progress, failures, cost, how the proxy ranked, and what the manifest says; a sentence each."""
+    finished = sum(record.status == "finished" for record in records)
+    planned = len(manifest.planned) or len(records)
+    lines = [_data(manifest), _teacher(manifest), f"{finished} of {planned} planned trials have finished."]
+    lines += [
+        f"Trial {one.arm}, IPC {one.ipc or '-'}, seed {one.seed} {one.status}: {one.reason or 'no reason stored'}"
+        for one in records
+        if one.status in ("failed", "pruned")
+    ]
+    spent = math.fsum(record.cpu_seconds for record in records if math.isfinite(record.cpu_seconds))
+    lines.append(f"CPU time of all trials: {spent:.0f} s.")
+    if manifest.cpu_seconds is not None:
+        lines.append(f"CPU time of the last run as a whole: {manifest.cpu_seconds:.0f} s.")
+    lines += [
+        f"Spearman's correlation of {one.proxy} with test accuracy: {one.rho:+.2f} "
+        f"(n = {one.n} trials of one proxy set, IPC {', '.join(str(ipc or '-') for ipc in one.ipcs)})."
+        for one in rankings(records)
+    ]
+    # A reason may be a traceback's last lines; a note is one line.
+    told = [*lines, *manifest.dataset.get("notes", ()), *manifest.notes]
+    return [" ".join(line.split()) for line in told if line]
+
+
+def _markdown(records: Sequence[Record], manifest: Manifest, differences: Sequence[Difference]) -> str:
+    tables = [accuracy_table(records), difference_table(differences)]
+    body = "\n".join(table.markdown() for table in tables if table.rows)
+    listed = "\n".join(f"- {line}" for line in notes(records, manifest))
+    head = f"# {manifest.experiment}\n\n{manifest.question}\n\n`{manifest.command}`\n\n"
+    return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}\n"
+
+
+def _csv(records: Sequence[Record], manifest: Manifest, differences: Sequence[Difference]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_CSV_HEADER)
+    for (arm, ipc), members in groups(record for record in records if record.status == "finished").items():
+        measured = {metric for record in members for metric in record.metrics}
+        found = {metric: _over(members, metric) for metric in sorted(measured)}
+        found["cpu_seconds"] = spread(record.cpu_seconds for record in members)
+        found["wall_seconds"] = spread(record.wall_seconds for record in members)
+        for metric, one in found.items():
+            if one is not None:
+                writer.writerow(("accuracy", arm, "", ipc, metric, one.mean, one.std, one.n, "", "", ""))
+    for one in differences:
+        row = ("difference", one.left, one.right, one.ipc, ACCURACY, one.mean, one.std, one.n)
+        writer.writerow((*row, one.low, one.high, one.method))
+        method = f"percentile, {IMAGE_RESAMPLES} resamples of {len(manifest.test_labels)} test images"
+        if one.image_low is not None:
+            writer.writerow((*row, one.image_low, one.image_high, method))
+    return buffer.getvalue()
+
+
+def _data(manifest: Manifest) -> str:
+    name = manifest.dataset.get("name")
+    return f"Data {name}: {len(manifest.test_labels)} test images." if name else ""
+
+
+def _teacher(manifest: Manifest) -> str:
+    found = [
+        f"{name} {100 * manifest.teacher[key]:.2f} %"
+        for key, name in (("test_accuracy", "test"), ("val_accuracy", "validation"))
+        if manifest.teacher.get(key) is not None
+    ]
+    label = manifest.teacher.get("label", "")
+    return f"Teacher {label}: accuracy {', '.join(found)}." if found else ""
+
+
+def _over(records: Sequence[Record], metric: str) -> Spread | None:
+    return spread(record.metrics.get(metric, math.nan) for record in records)
+
+
+def _n(records: Sequence[Record]) -> int:
+    found = _over(records, ACCURACY)
+    return found.n if found else 0
+
+
+def _percent(found: Spread | None, n: int) -> str:
+    if found is None:
+        return "-"
+    std = "" if found.std is None else f" ± {100 * found.std:.2f}"
+    return f"{100 * found.mean:.2f}{std}{_other_n(found, n)}"
+
+
+def _seconds(found: Spread | None, n: int) -> str:
+    return "-" if found is None else f"{found.mean:.1f}{_other_n(found, n)}"
+
+
+def _other_n(found: Spread, n: int) -> str:
+    """A mean over another number of trials than its row says, says so."""
+    return "" if found.n == n else f" (n = {found.n})"
+
+
+def _signed(fraction: float) -> str:
+    return f"{100 * fraction:+.2f}"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
+
+
+def _pad(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column == 0 else cell.rjust(width)
