@@ -1,0 +1,12 @@
+"""Condensation: a few labelled images per class that stand for a whole data set.
+
+A member is one file: a frozen dataclass with `condense` and `whole`, named as its `name` says, and a line here.
+"""
+
+from condkd_ray.condensation.all_real import AllReal as AllReal
+from condkd_ray.condensation.condensation import Condensation as Condensation
+from condkd_ray.condensation.distribution_matching import DistributionMatching as DistributionMatching
+from condkd_ray.condensation.imported import Imported as Imported
+from condkd_ray.condensation.random_real import RandomReal as RandomReal
+
+AnyCondensation = RandomReal | AllReal | DistributionMatching | Imported
