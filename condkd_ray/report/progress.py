@@ -18,10 +18,10 @@ _NAMED = 3
 @dataclass
 class _Running:
     label: str
-    first: int
-    """The round at which we first saw it: a resumed trial does not start at 1."""
     round: int
     rounds: int
+    seen: int = 0
+    """Rounds that passed while we looked: a resumed trial does not start at 1."""
 
 
 class Progress:
@@ -48,8 +48,10 @@ class Progress:
 
     def round(self, key: str, label: str, round: int, rounds: int) -> None:
         """Trial `key`, shown as `label`, has ended `round` of `rounds`. After a restart it may fall back."""
-        known = self._running.setdefault(key, _Running(label, round, round - 1, rounds))
-        self._rounds_seen += max(0, round - known.round)
+        known = self._running.setdefault(key, _Running(label, round - 1, rounds))
+        passed = max(0, round - known.round)
+        self._rounds_seen += passed
+        known.seen += passed
         known.round, known.rounds = round, rounds
         self._draw()
 
@@ -94,7 +96,7 @@ class Progress:
         if not self._rounds_seen or self._total <= self._done:
             return None if self._total > self._done else 0.0
         running = list(self._running.values())
-        if not self._lengths and any(trial.round - trial.first < 1 for trial in running):
+        if not self._lengths and any(trial.seen < 2 for trial in running):
             return None
         lengths = self._lengths + [trial.rounds for trial in running]
         waiting = max(0, self._total - self._done - len(running))

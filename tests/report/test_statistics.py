@@ -1,0 +1,153 @@
+"""Statistics against hand formulas, plain loops and simulation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from report_factory import LABELS, make_record, sweep
+from scipy import stats
+
+from condkd_ray.report import statistics
+from condkd_ray.report.statistics import ACCURACY, comparisons, difference, image_interval, interval, rankings, spread
+
+
+def with_accuracy(arm: str, ipc: int, seed: int, accuracy: float, **changes):
+    return make_record(arm, ipc, seed, metrics={ACCURACY: accuracy}, predictions=[], **changes)
+
+
+def test_spread_by_hand():
+    found = spread([0.5, math.nan, 0.7, 0.9])
+    assert found is not None
+    assert (found.mean, found.n) == (pytest.approx(0.7), 3)
+    assert found.std == pytest.approx(math.sqrt((0.04 + 0 + 0.04) / 2))
+    assert spread([0.5]) == statistics.Spread(mean=0.5, std=None, n=1)
+    assert spread([math.nan]) is None
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 9])
+def test_paired_t_by_the_formula(n):
+    values = np.random.default_rng(n).normal(0.03, 0.01, n)
+    low, high, method = interval(values)
+    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    assert (low, high) == (pytest.approx(values.mean() - half), pytest.approx(values.mean() + half))
+    assert method == f"paired t, df {n - 1}"
+
+
+def test_paired_t_agrees_with_scipys_test():
+    left, right = np.random.default_rng(0).normal(0.7, 0.02, (2, 6))
+    found = stats.ttest_rel(left, right).confidence_interval(0.95)
+    assert interval(left - right)[:2] == (pytest.approx(found.low), pytest.approx(found.high))
+
+
+def test_no_interval_is_said_to_be_none():
+    assert interval(np.array([0.1])) == (None, None, "no interval, n = 1")
+    for n in (2, 5, 12):
+        # 0.9 - 0.8 and 0.7 - 0.6 differ in the last bit; that is no spread.
+        values = np.where(np.arange(n) % 2, 0.9 - 0.8, 0.7 - 0.6)
+        assert interval(values) == (None, None, "no interval, all differences equal")
+
+
+def test_bca_from_ten_seeds_is_seeded_and_near_the_t_interval():
+    values = np.random.default_rng(3).normal(0.02, 0.01, 30)
+    low, high, method = interval(values)
+    assert method == "BCa"
+    assert (low, high, method) == interval(values)
+    assert low is not None
+    half = stats.t.ppf(0.975, 29) * values.std(ddof=1) / math.sqrt(30)
+    assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
+
+
+def test_bca_covers_the_truth_about_as_often_as_it_says(monkeypatch):
+    monkeypatch.setattr(statistics, "SEED_RESAMPLES", 400)
+    rng = np.random.default_rng(11)
+    hits = 0
+    for _ in range(150):
+        low, high, _ = interval(rng.normal(0.5, 1.0, 20))
+        assert low is not None
+        assert high is not None
+        hits += low <= 0.5 <= high
+    # 95 % nominal, some points less at n = 20; three binomial deviations below 0.92 is 0.855.
+    assert 0.85 <= hits / 150 <= 1.0
+
+
+def test_an_odd_sample_falls_back_to_t_without_a_warning():
+    low, high, method = interval(np.array([0.0] * 9 + [1.0]))
+    assert method in ("BCa", "paired t, df 9")
+    assert low is not None
+    assert high is not None
+    assert low <= 0.1 <= high
+
+
+def test_image_interval_against_a_plain_loop():
+    rng = np.random.default_rng(5)
+    left, right = rng.random((3, 300)) < 0.8, rng.random((3, 300)) < 0.7
+    low, high = image_interval(left, right)
+    per_image = (left.astype(float) - right.astype(float)).mean(0)
+    means = [per_image[rng.integers(0, 300, 300)].mean() for _ in range(4000)]
+    assert low == pytest.approx(np.quantile(means, 0.025), abs=0.006)
+    assert high == pytest.approx(np.quantile(means, 0.975), abs=0.006)
+    assert image_interval(left, right) == (low, high)
+    assert image_interval(left, left) == (0.0, 0.0)
+
+
+def test_a_difference_pairs_seeds_and_drops_the_lonely():
+    records = [with_accuracy("mixed", 10, s, a) for s, a in enumerate((0.70, 0.71, 0.75, 0.99))]
+    records += [with_accuracy("guided", 10, s, a) for s, a in enumerate((0.72, 0.76, 0.76))]
+    records += [with_accuracy("guided", 10, 3, 0.1, status="failed"), with_accuracy("guided", 5, 0, 0.1)]
+    found = difference(records, "guided", "mixed", 10)
+    assert found is not None
+    assert (found.n, found.mean) == (3, pytest.approx((0.02 + 0.05 + 0.01) / 3))
+    assert found.std == pytest.approx(np.std([0.02, 0.05, 0.01], ddof=1))
+    assert found.image_low is None
+    assert difference(records, "guided", "mixed", 1) is None
+
+
+def test_identical_arms_differ_by_nothing():
+    twin = [dataclasses.replace(r, arm="guided", config_hash="g" + r.config_hash) for r in sweep(("mixed",), (10,))]
+    found = difference([*sweep(("mixed",), (10,)), *twin], "guided", "mixed", 10, LABELS.tolist())
+    assert found is not None
+    assert (found.mean, found.std, found.low, found.image_low, found.image_high) == (0, 0, None, 0, 0)
+    assert found.method == "no interval, all differences equal"
+
+
+def test_the_image_interval_is_about_the_same_difference():
+    for found in comparisons(sweep(), LABELS.tolist()):
+        assert found.image_low is not None
+        assert found.image_high is not None
+        assert found.image_low < found.mean < found.image_high
+
+
+def test_arms_without_condensed_images_pair_with_every_ipc():
+    found = [(one.left, one.right, one.ipc) for one in comparisons(sweep(ipcs=(1, 10), seeds=(0, 1)))]
+    expected = [(arm, "none", ipc) for arm in ("condensed_only", "mixed", "guided", "guided_only") for ipc in (1, 10)]
+    expected += [("real", "none", 0)]
+    pairs = (("guided", "mixed"), ("mixed", "condensed_only"), ("guided_only", "guided"))
+    expected += [(left, right, ipc) for left, right in pairs for ipc in (1, 10)]
+    assert found == expected
+
+
+def test_a_comparison_needs_both_arms():
+    assert comparisons(sweep(("mixed", "guided"), (1,), (0, 1)))[0].right == "mixed"
+    assert comparisons(sweep(("guided",))) == []
+    assert comparisons([]) == []
+
+
+def test_rankings_stay_within_one_proxy_set():
+    def trial(seed: int, proxy: float, accuracy: float, ipc: int = 1):
+        return make_record("guided", ipc, seed, metrics={"proxy/agreement": proxy, ACCURACY: accuracy})
+
+    ordered = [trial(s, 0.1 * s, 0.5 + 0.01 * s) for s in range(5)]
+    reverse = [trial(s, -0.1 * s, 0.9 + 0.01 * s, ipc=10) for s in range(5)]
+    few = [trial(s, 0.1 * s, 0.5 + 0.01 * s, ipc=5) for s in range(3)]
+    flat = [trial(s, 0.5, 0.5 + 0.01 * s, ipc=50) for s in range(5)]
+    found = rankings([*ordered, *reverse, *few, *flat])
+    assert [(one.ipcs, one.n) for one in found] == [((1,), 5), ((10,), 5)]
+    assert [one.rho for one in found] == [pytest.approx(1.0), pytest.approx(-1.0)]
+    noisy = [trial(s, p, a) for s, (p, a) in enumerate(np.random.default_rng(1).random((9, 2)).tolist())]
+    (one,) = rankings(noisy)
+    columns = [[r.metrics[name] for r in noisy] for name in ("proxy/agreement", ACCURACY)]
+    assert one.rho == pytest.approx(stats.spearmanr(columns[0], columns[1])[0])
