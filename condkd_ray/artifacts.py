@@ -160,8 +160,8 @@ class Workshop:
         if method is None:
             return None
         whole = method.whole()
-        digests = {"file": file_digest(whole.path)} if isinstance(whole, Imported) and whole.path.is_file() else {}
-        key = content_hash([RECIPE, whole, config.seed, self._data_key(config)], digests)
+        place = str(whole.path) if isinstance(whole, Imported) else ""
+        key = content_hash([RECIPE, whole, place, config.seed, self._read_as(config)])
         if isinstance(whole, (AllReal, Imported)):
             made = self._once(("condensed", key), lambda: self._condense(config, whole))
         else:
@@ -207,18 +207,19 @@ class Workshop:
         return Samples(seen.images, seen.labels, logits)
 
     def _data_key(self, config: TrialConfig) -> str:
-        # The root counts here: two roots are two data sets until read; their digests then tell.
+        # Of what is read, in this process: two roots are two data sets until their digests tell.
         return content_hash([config.data, str(config.data.root)])
 
     def _teacher_key(self, config: TrialConfig) -> str:
         recipe = config.teacher
-        digests = {"data": self.data(config).digest}
-        if recipe.weights is not None:
-            return content_hash([RECIPE, recipe], digests | {"weights": file_digest(recipe.weights)})
+        digests = {} if recipe.weights is None else {"weights": file_digest(recipe.weights)}
         precision = "bfloat16" if bf16_pays(self.device) else "float32"
-        return content_hash(
-            [RECIPE, recipe, config.data.mean, config.data.std, config.data.flip_ok, precision], digests
-        )
+        return content_hash([RECIPE, recipe, precision, self._read_as(config)], digests)
+
+    def _read_as(self, config: TrialConfig) -> list[object]:
+        """What of the data shapes an artifact: pixels, labels and splits by digest, normalisation, flips."""
+        dataset = self.data(config)
+        return [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, config.data.seed]
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:

@@ -34,10 +34,10 @@ def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
 def evaluate(
     student: nn.Module, *, teacher: Teacher, proxy: Samples, val: RealImages | None, test: RealImages
 ) -> Metrics:
-    """What a round reports: agreement with the teacher on the proxy set, accuracy on validation and some test images."""
+    """A round's report: agreement with the teacher on the proxy set, accuracy on validation and some test images."""
     student.eval()
     metrics = {f"proxy/{name}": value.item() for name, value in compare(student, proxy).items()}
     if val is not None:
         metrics["student/val_accuracy"] = accuracy(student, val, teacher)
-    metrics["student/test_accuracy_round"] = accuracy(student, test[:ROUND_SUBSET], teacher)
+    metrics["student/test_accuracy"] = accuracy(student, test[:ROUND_SUBSET], teacher)
     return metrics

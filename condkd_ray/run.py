@@ -118,7 +118,7 @@ def summary(history: list[Metrics]) -> Metrics:
         last |= metrics
     kept = {k: v for k, v in last.items() if k.startswith(("proxy/", "memory/")) or k == "student/val_accuracy"}
     times = {k for k in last if k.startswith("time/")}
-    measured = [m["student/test_accuracy_round"] for m in history if "student/test_accuracy_round" in m]
+    measured = [m["student/test_accuracy"] for m in history if "student/test_accuracy" in m]
     return kept | {
         **{name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(times)},
         "student/test_accuracy_mean": fmean(measured),

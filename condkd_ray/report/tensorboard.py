@@ -93,7 +93,8 @@ class Board:
         now = _now(when)
         self._writers[run].add_event(events.session_start(run, hparams, self._columns, now))
         for row in history:
-            now += sum(value for name, value in row.items() if name.startswith("time/") and math.isfinite(value))
+            seconds = row.get("time/wall_seconds", 0.0)
+            now += seconds if math.isfinite(seconds) else 0.0
             self.round(run, int(row["round"]), row, now)
 
     def round(self, run: str, step: int, metrics: Mapping[str, float], when: float | None = None) -> None:

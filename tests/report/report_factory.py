@@ -40,7 +40,7 @@ def make_record(arm: str = "guided", ipc: int = 10, seed: int = 0, **changes: An
             "proxy/kl": 1 - accuracy, "time/inversion_seconds": 7.0, "memory/bytes": 4096.0,
         },
         "history": [
-            {"round": i + 1.0, "student/test_accuracy": float(value), "kd/loss": 1 / (i + 1), "time/a_seconds": 1.5}
+            {"round": i + 1.0, "student/test_accuracy": float(value), "kd/loss": 1 / (i + 1), "time/wall_seconds": 1.5}
             for i, value in enumerate(curve)
         ],
         "predictions": predictions.tolist(),

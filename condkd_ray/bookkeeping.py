@@ -1,0 +1,202 @@
+"""What an experiment writes down as it runs: manifest, records, image grids, event files. Only the driver writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from condkd_ray import networks
+from condkd_ray.artifacts import Workshop, describe
+from condkd_ray.condensation import Imported
+from condkd_ray.config import to_tree
+from condkd_ray.method import Metrics
+from condkd_ray.report.images import write_grid
+from condkd_ray.report.progress import Progress
+from condkd_ray.report.records import MANIFEST, Manifest, Record, grid_path, read_manifest, write_record
+from condkd_ray.report.tensorboard import Board, hparams, run_name, varying
+from condkd_ray.run import Outcome
+from condkd_ray.shell import say
+from condkd_ray.trial import Prepared, TrialConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trial of an experiment: its arm, images per class (0 where it has none), seed and config."""
+
+    arm: str
+    ipc: int
+    seed: int
+    config: TrialConfig
+
+    @property
+    def label(self) -> str:
+        """As shown while it runs."""
+        return f"{self.arm}{f' ipc {self.ipc}' if self.ipc else ''} seed {self.seed}"
+
+
+class Watch:
+    """Hears of rounds and outcomes in the driver; alone writes records, grids and event files."""
+
+    def __init__(self, experiment: str, out: Path, work: Mapping[str, tuple[Plan, Prepared]]) -> None:
+        self._experiment, self._out, self._work = experiment, out, work
+        self._progress = Progress(len(work))
+        running = [self._record(key, None) for key in work]
+        names = varying([record.config for record in running])
+        self._hparams = {record.config_hash: hparams(record, names) for record in running}
+        self._runs = {record.config_hash: run_name(record) for record in running}
+        self._board = Board(out, list(self._hparams.values()))
+        self.failed = 0
+
+    def round(self, key: str, metrics: Metrics) -> None:
+        """Trial `key` has ended a round."""
+        plan, number = self._work[key][0], int(metrics["round"])
+        self._board.trial_started(self._runs[key], self._hparams[key])
+        self._board.round(self._runs[key], number, metrics)
+        self._progress.round(key, plan.label, number, plan.config.rounds)
+
+    def outcome(self, key: str, outcome: Outcome) -> None:
+        """Trial `key` has ended: its record is written, from then on it is finished."""
+        record, label = self._record(key, outcome), self._work[key][0].label
+        grid = grid_path(self._out, key)
+        if outcome.images is not None and outcome.images_per_class:
+            write_grid(grid, outcome.images, outcome.images_per_class)
+        write_record(self._out, record)
+        self._board.trial_finished(record, grid)
+        self._progress.finished(key, label, record.metrics.get("student/test_accuracy"), record.status)
+        if record.status == "failed":
+            self.failed += 1
+            say(f"{label} failed: {record.reason}")
+
+    def close(self) -> None:
+        """No more will be heard."""
+        self._progress.close()
+        self._board.close()
+
+    def _record(self, key: str, outcome: Outcome | None) -> Record:
+        plan, prepared = self._work[key]
+        return make_record(self._experiment, plan, key, prepared, outcome)
+
+
+def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outcome: Outcome | None) -> Record:
+    """The record of a trial; of a running one where there is no outcome yet."""
+    base = Record(
+        experiment=experiment,
+        arm=plan.arm,
+        ipc=plan.ipc,
+        seed=plan.seed,
+        **describe(plan.config),
+        status="running",
+        config=to_tree(plan.config),
+        config_hash=key,
+        **{f"{name}_hash": prepared.hashes[name] for name in ("teacher", "data", "condensed", "proxy")},
+        pool_key=key,
+        versions=versions(),
+        git=git_state(),
+        node=platform.node(),
+    )
+    if outcome is None:
+        return base
+    return dataclasses.replace(
+        base,
+        status=outcome.status,
+        reason=outcome.reason,
+        threads=outcome.threads,
+        wall_seconds=outcome.metrics.get("time/wall_seconds", float("nan")),
+        cpu_seconds=outcome.metrics.get("time/cpu_seconds", float("nan")),
+        peak_bytes=outcome.peak_bytes,
+        rounds=len(outcome.history),
+        metrics=outcome.metrics,
+        history=outcome.history,
+        predictions=outcome.predictions,
+    )
+
+
+def describe_experiment(
+    experiment: str, question: str, plans: Sequence[Plan], keys: Sequence[str], workshop: Workshop, out: Path
+) -> Manifest:
+    """What the experiment sets out to do. Trials planned in the same folder before stay, unless asked for anew."""
+    config = plans[0].config
+    dataset = workshop.data(config)
+    trials = _planned_before(out)
+    for plan, key in zip(plans, keys, strict=True):
+        place = {"arm": plan.arm, "ipc": plan.ipc, "seed": plan.seed}
+        trials[tuple(place.values())] = place | {"config_hash": key}
+    return Manifest(
+        experiment=experiment,
+        question=question.strip().split("\n")[0],
+        command=shlex.join([Path(sys.executable).name, *sys.argv]),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        planned=list(trials.values()),
+        teacher={
+            "label": networks.label(config.teacher.network),
+            "hash": workshop.prepare(config).hashes["teacher"],
+            **workshop.teacher_accuracy(config),
+        },
+        dataset={
+            "name": dataset.name,
+            "hash": dataset.digest,
+            "num_classes": dataset.num_classes,
+            "image_shape": list(dataset.image_shape),
+            "test_size": len(dataset.test),
+            "notes": list(dataset.notes),
+        },
+        test_labels=dataset.test.labels.tolist(),
+        notes=_notes(plans, dataset.val is not None),
+    )
+
+
+def _planned_before(out: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    if not (out / MANIFEST).is_file():
+        return {}
+    return {(trial["arm"], trial["ipc"], trial["seed"]): trial for trial in read_manifest(out).planned}
+
+
+def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
+    found = []
+    if any(isinstance(plan.config.condensation, Imported) for plan in plans):
+        held_out = "the proxy images" + (" and the validation images" if has_val else "")
+        found.append(
+            f"The condensed set was made elsewhere: it may have seen {held_out}, and where its makers' split differs "
+            "from ours, test images too."
+        )
+    return found
+
+
+def teacher_line(manifest: Manifest) -> str:
+    """The teacher and its accuracy, for the terminal."""
+    parts = [
+        f"{manifest.teacher[key]:.2%} {key.split('_')[0]}"
+        for key in ("test_accuracy", "val_accuracy")
+        if key in manifest.teacher
+    ]
+    return f"teacher {manifest.teacher['label']}: accuracy {', '.join(parts)}"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what shapes numbers."""
+    return {name: version(name) for name in ("condkd-ray", "torch", "torchvision", "ray", "numpy")} | {
+        "python": platform.python_version()
+    }
+
+
+@cache
+def git_state() -> str:
+    """Commit of the checkout this package runs from, with `+` if it was changed; empty outside one."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain", "."], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "") if commit.returncode == 0 else ""

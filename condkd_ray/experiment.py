@@ -1,0 +1,166 @@
+"""What all experiments share: flags -> base config -> sweep -> records -> report."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import tyro
+
+from condkd_ray import networks, report
+from condkd_ray.artifacts import Workshop, trial_hash
+from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
+from condkd_ray.cluster import tuning
+from condkd_ray.cluster.connect import connected
+from condkd_ray.config import from_tree, merge, read_tree, to_tree
+from condkd_ray.method import require
+from condkd_ray.report.records import finished, write_manifest
+from condkd_ray.shell import cpu_seconds, exit_codes, open_folder, say
+from condkd_ray.trial import TrialConfig
+
+__all__ = ["Flags", "Plan", "command_line", "run"]
+
+TEACHER_EPOCHS = {"digits": 40}
+"""Epochs after which the recipe has settled; 15 for a data set not named here. Measured: `experiments/LOG.md`."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags common to all experiments. Anything else of a trial's config can be set by a YAML file, `--config`."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Of the trials; a condensed set has its trial's seed."""
+    inversion: str = "fast"
+    guidance: str = "discriminator"
+    guidance_weight: float | None = None
+    """Weight of the guidance in the inversion's loss; the method's default if not given."""
+    condensation: str = "distribution_matching"
+    condensed_path: Path | None = None
+    """A condensed set of somebody else's: a DC/DSA/DM .pt, Parquet, or an image folder."""
+    condensed_space: Literal["auto", "unit", "normalised", "uint8"] = "auto"
+    """Pixel space of that set."""
+    condensed_share: float = 0.25
+    """Share of condensed images in the student's batches, in the arms that mix."""
+    dataset: str = "digits"
+    data_root: Path | None = None
+    train_file: str | None = None
+    test_file: str | None = None
+    size: int | None = None
+    """Side the images are resized to."""
+    val_fraction: float = 0.0
+    """Share of train held out for validation (digits has its own 197)."""
+    teacher: str = "resnet-8-16"
+    teacher_weights: Path | None = None
+    teacher_epochs: int | None = None
+    student: str = "resnet-8-8"
+    rounds: int = 12
+    config: Path | None = None
+    """A YAML file of config fields that goes over the flags."""
+    out: Path = Path("runs/experiment")
+    """The same folder again continues: what is finished stays."""
+    cache: Path | None = None
+    """Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
+    address: str | None = None
+    """Of a Ray cluster; RAY_ADDRESS if not given, else a private one on this machine."""
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    fresh: bool = False
+    """Move what `--out` holds aside and begin anew."""
+
+    def base(self, max_ipc: int = 10) -> TrialConfig:
+        """The config all arms start from. Raises `InputError` naming the flag's field, value and what is accepted."""
+        require(max_ipc >= 1, "--ipcs", max_ipc, "integers >= 1 (the arm `none` is without condensed images)")
+        tree: dict[str, Any] = {
+            "data": {
+                "name": self.dataset,
+                "root": self.data_root,
+                "size": self.size,
+                "val_fraction": self.val_fraction,
+                "train_file": self.train_file,
+                "test_file": self.test_file,
+            },
+            "teacher": {
+                "network": to_tree(networks.parse(self.teacher)),
+                "weights": self.teacher_weights,
+                "training": {"epochs": self.teacher_epochs or TEACHER_EPOCHS.get(self.dataset, 15)},
+            },
+            "student": to_tree(networks.parse(self.student)),
+            "condensation": self._condensation(max_ipc),
+            "inversion": {"name": self.inversion},
+            "guidance": {"name": self.guidance},
+            "distiller": {"condensed_share": self.condensed_share},
+            "rounds": self.rounds,
+        }
+        if self.inversion == "dafl":
+            tree["memory"] = {"name": "latest"}
+        if self.guidance_weight is not None:
+            tree["guidance"]["weight"] = self.guidance_weight
+        if self.config is not None:
+            tree = merge(tree, read_tree(self.config))
+        return from_tree(tree, "flags")
+
+    def _condensation(self, max_ipc: int) -> dict[str, Any]:
+        if self.condensed_path is not None or self.condensation == "imported":
+            require(self.condensed_path is not None, "--condensed-path", None, "the condensed set to import")
+            space = {"path": self.condensed_path, "space": self.condensed_space}
+            return {"name": "imported", "ipc": max_ipc, **space}
+        tree = {"name": self.condensation, "ipc": max_ipc}
+        if self.condensation == "distribution_matching":
+            tree["condensed_together"] = max(max_ipc, 10)
+        return tree
+
+
+def command_line(flags: type[T], main: Callable[[T], int]) -> None:
+    """Parse, run, exit: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
+    torch.set_num_threads(1)
+    with exit_codes():
+        sys.exit(main(tyro.cli(flags)))
+
+
+def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> int:
+    """Run what is missing of `plans`, write records as trials end, report. The exit code: see `command_line`."""
+    planned = list(plans)
+    require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
+    open_folder(flags.out, experiment, fresh=flags.fresh)
+    with connected(flags.address, cpus_per_trial=flags.cpus_per_trial, gpus_per_trial=flags.gpus_per_trial):
+        workshop = Workshop(flags.cache, say=say)
+        trials = [make_trial(plan, workshop) for plan in planned]
+        keys = [trial.key for trial in trials]
+        manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out)
+        write_manifest(flags.out, manifest)
+        say(teacher_line(manifest))
+        done = finished(flags.out)
+        missing = [trial for trial in trials if trial.key not in done]
+        say(f"{len(trials)} trials, {len(trials) - len(missing)} of them finished before; results in {flags.out}")
+        by_key = {trial.key: (plan, trial.prepared) for plan, trial in zip(planned, trials, strict=True)}
+        watch = Watch(experiment, flags.out, {trial.key: by_key[trial.key] for trial in missing})
+        try:
+            complete = not missing or tuning.sweep(
+                missing,
+                folder=flags.out,
+                cpus_per_trial=flags.cpus_per_trial,
+                gpus_per_trial=flags.gpus_per_trial,
+                on_round=lambda trial, metrics: watch.round(trial.key, metrics),
+                on_outcome=lambda trial, outcome: watch.outcome(trial.key, outcome),
+            )
+        finally:
+            watch.close()
+    write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=cpu_seconds()))
+    print(report.build(flags.out))
+    say(f"tables, figure and records: {flags.out}; tensorboard --logdir {flags.out / 'tensorboard'}")
+    if not complete:
+        say("interrupted; the same command continues")
+        return 130
+    return 1 if watch.failed else 0
+
+
+def make_trial(plan: Plan, workshop: Workshop) -> tuning.Trial:
+    """A planned trial with all it needs."""
+    prepared = workshop.prepare(plan.config)
+    return tuning.Trial(trial_hash(plan.config, prepared), plan.label, plan.config, prepared)

@@ -1,0 +1,55 @@
+"""What every program here does the same: words to the user, exit codes, the output folder, the CPU time spent."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from condkd_ray.method import InputError
+from condkd_ray.report.records import check_same_experiment
+
+
+def say(text: str) -> None:
+    """One line for the user, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Bad input: one message and exit code 2. Ctrl-C: 130."""
+    try:
+        yield
+    except InputError as error:
+        say(f"error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        say("interrupted; the same command continues")
+        sys.exit(130)
+
+
+def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
+    """Make `out` ready. Raises `InputError` for a file, a folder that cannot be written, another experiment's."""
+    if fresh and out.is_dir():
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        aside = out.with_name(f"{out.name}.{stamp}")
+        out.rename(aside)
+        say(f"moved {out} to {aside}")
+    check_same_experiment(out, experiment)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out is {str(out)!r}; accepted: a folder that can be written ({error.strerror})") from None
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and all its ended children, Ray's included."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
