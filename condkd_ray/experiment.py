@@ -34,6 +34,8 @@ T = TypeVar("T")
 class Flags:
     """Flags common to all experiments. Anything else of a trial's config can be set by a YAML file, `--config`."""
 
+    ipcs: tuple[int, ...] = (1, 5, 10)
+    """Condensed images per class."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of the trials; a condensed set has its trial's seed."""
     inversion: str = "fast"
@@ -73,9 +75,12 @@ class Flags:
     fresh: bool = False
     """Move what `--out` holds aside and begin anew."""
 
-    def base(self, max_ipc: int = 10) -> TrialConfig:
-        """The config all arms start from. Raises `InputError` naming the flag's field, value and what is accepted."""
-        require(max_ipc >= 1, "--ipcs", max_ipc, "integers >= 1 (the arm `none` is without condensed images)")
+    def base(self) -> TrialConfig:
+        """The config all arms start from, at the largest IPC. Raises `InputError`: field, value, what is accepted."""
+        accepted = "one or more integers >= 1 (without condensed images is the arm none)"
+        require(bool(self.ipcs) and min(self.ipcs) >= 1, "--ipcs", self.ipcs, accepted)
+        require(bool(self.seeds) and min(self.seeds) >= 0, "--seeds", self.seeds, "one or more integers >= 0")
+        max_ipc = max(self.ipcs)
         tree: dict[str, Any] = {
             "data": {
                 "name": self.dataset,
@@ -99,6 +104,8 @@ class Flags:
         }
         if self.inversion == "dafl":
             tree["memory"] = {"name": "latest"}
+        if self.dataset == "digits" and self.inversion in ("fast", "dafl"):
+            tree["inversion"]["width"] = 64
         if self.guidance_weight is not None:
             tree["guidance"]["weight"] = self.guidance_weight
         if self.config is not None:
