@@ -1,8 +1,12 @@
 """Training of a classifier on labelled real images: a good short recipe for teachers.
 
 SGD with Nesterov momentum, a learning rate that rises and falls linearly, shifts and mirror images. Images stay uint8
-in memory; each batch is moved, augmented and normalised at once, so that no data loader is needed. All our choice;
-the numbers behind the defaults are in `experiments/LOG.md`.
+in memory; each batch is moved, augmented and normalised at once, so that no data loader is needed. All our choice.
+
+Measured with the defaults, seed 0, one core of a shared AMD EPYC with AVX-512 bfloat16 (fractions; CPU seconds):
+CIFAR-10, resnet-14-16, bfloat16, 9 epochs of 40 000: 0.851 of 10 000 held out, 516 s. Fashion-MNIST, resnet-8-16,
+bfloat16, 5 epochs of 50 000: 0.909 of 10 000 held out, 149 s. Digits 8x8, resnet-8-16, float32, 20 epochs of 1 000:
+0.984 of 797, 2 s. bfloat16 halves the time of a CIFAR step; at 8x8 it saves a tenth.
 
 Letters: N images, B batch, C channels, H W height and width, K classes.
 """
@@ -40,6 +44,7 @@ class Supervised(Method):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
+    """0.1 did not help so short a training (0.665 against 0.680, CIFAR-10, 4 epochs of 16 000, one seed)."""
     shift: float = 0.125
     """Largest move of an image, as a share of its shorter side: 4 pixels of 32, 1 of 8."""
 
