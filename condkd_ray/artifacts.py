@@ -5,7 +5,6 @@ Every artifact is named by the hash of all that determines it, so a cache can be
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -272,17 +271,3 @@ def _samples_digest(samples: Samples) -> str:
 def trial_hash(config: TrialConfig, prepared: Prepared) -> str:
     """The name of a trial: hash of its config (less where files lie) and of the contents it was prepared from."""
     return content_hash(config, prepared.hashes)
-
-
-def describe(config: TrialConfig) -> dict[str, str]:
-    """The config in words, for a record's columns."""
-    named = {
-        field.name: getattr(getattr(config, field.name), "name", "none")
-        for field in dataclasses.fields(config)
-        if field.name in ("condensation", "inversion", "guidance", "memory")
-    }
-    return named | {
-        "dataset": config.data.name,
-        "teacher": label(config.teacher.network),
-        "student": label(config.student),
-    }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from condkd_ray import networks
-from condkd_ray.artifacts import Workshop, describe
+from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation import Imported
 from condkd_ray.config import to_tree
 from condkd_ray.method import Metrics
@@ -89,16 +89,26 @@ class Watch:
 
 def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outcome: Outcome | None) -> Record:
     """The record of a trial; of a running one where there is no outcome yet."""
+    config, hashes = plan.config, prepared.hashes
     base = Record(
         experiment=experiment,
         arm=plan.arm,
         ipc=plan.ipc,
         seed=plan.seed,
-        **describe(plan.config),
+        dataset=config.data.name,
+        teacher=networks.label(config.teacher.network),
+        student=networks.label(config.student),
+        condensation=config.condensation.name if config.condensation else "none",
+        inversion=config.inversion.name,
+        guidance=config.guidance.name,
+        memory=config.memory.name,
         status="running",
-        config=to_tree(plan.config),
+        config=to_tree(config),
         config_hash=key,
-        **{f"{name}_hash": prepared.hashes[name] for name in ("teacher", "data", "condensed", "proxy")},
+        teacher_hash=hashes["teacher"],
+        data_hash=hashes["data"],
+        condensed_hash=hashes["condensed"],
+        proxy_hash=hashes["proxy"],
         pool_key=key,
         versions=versions(),
         git=git_state(),

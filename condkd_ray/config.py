@@ -56,7 +56,8 @@ def _build(kind: type[T], tree: Any, path: str) -> T:
 
 
 def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
-    members = [m for m in (get_args(hint) if _is_union(hint) else (hint,)) if dataclasses.is_dataclass(m)]
+    kinds = get_args(hint) if _is_union(hint) else (hint,)
+    members: list[Any] = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
     if not members or (value is None and type(None) in get_args(hint)):
         return _leaf(hint, value, path)
     if len(members) == 1 and "name" not in _hints(members[0]):

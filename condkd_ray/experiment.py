@@ -16,7 +16,7 @@ from condkd_ray import networks, report
 from condkd_ray.artifacts import Workshop, trial_hash
 from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
 from condkd_ray.cluster import tuning
-from condkd_ray.cluster.connect import connected
+from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.method import require
 from condkd_ray.report.records import finished, write_manifest
@@ -25,8 +25,8 @@ from condkd_ray.trial import TrialConfig
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
 
-TEACHER_EPOCHS = {"digits": 40}
-"""Epochs after which the recipe has settled; 15 for a data set not named here. Measured: `experiments/LOG.md`."""
+TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
+"""Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
 T = TypeVar("T")
 
 
@@ -93,7 +93,7 @@ class Flags:
             "teacher": {
                 "network": to_tree(networks.parse(self.teacher)),
                 "weights": self.teacher_weights,
-                "training": {"epochs": self.teacher_epochs or TEACHER_EPOCHS.get(self.dataset, 15)},
+                "training": {"epochs": self.teacher_epochs or TEACHER_EPOCHS.get(self.dataset, 10)},
             },
             "student": to_tree(networks.parse(self.student)),
             "condensation": self._condensation(max_ipc),
@@ -135,8 +135,11 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> 
     planned = list(plans)
     require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
     open_folder(flags.out, experiment, fresh=flags.fresh)
-    with connected(flags.address, cpus_per_trial=flags.cpus_per_trial, gpus_per_trial=flags.gpus_per_trial):
-        workshop = Workshop(flags.cache, say=say)
+    workshop = Workshop(flags.cache, say=say)
+    for config in {plan.config.data: plan.config for plan in planned}.values():
+        workshop.check(config)
+    with connect(flags.address):
+        check_resources(flags.cpus_per_trial, flags.gpus_per_trial)
         trials = [make_trial(plan, workshop) for plan in planned]
         keys = [trial.key for trial in trials]
         manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out)

@@ -49,7 +49,7 @@ class Streams:
         The global generator is put back afterwards. For building networks on the CPU only.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(derive_seed(self.seed, name))
+            torch.default_generator.manual_seed(derive_seed(self.seed, name))
             yield
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:

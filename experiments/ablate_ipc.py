@@ -34,12 +34,12 @@ class Args(Flags):
 
 def arm(base: TrialConfig, name: str, ipc: int, seed: int) -> Plan:
     """What differs: who sees the condensed images, the student, the inversion, both or neither."""
-    mixed = base.distiller.condensed_share
+    mixed, few = base.distiller.condensed_share, base.condensation
     share = {"condensed_only": 1.0, "real": 1.0, "mixed": mixed, "guided": mixed}.get(name, 0.0)
     config = replace(
         base,
         seed=seed,
-        condensation=replace(base.condensation, ipc=ipc) if ipc else AllReal() if name == "real" else None,
+        condensation=replace(few, ipc=ipc) if few and ipc else AllReal() if name == "real" else None,
         inversion=NoInversion() if share == 1 else base.inversion,
         guidance=base.guidance if name.startswith("guided") else NoGuidance(),
         distiller=replace(base.distiller, condensed_share=share),

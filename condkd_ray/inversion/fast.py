@@ -99,9 +99,7 @@ class Fast(Inversion[FastState]):
         optimizer = torch.optim.Adam(
             [{"params": weights, "lr": self.lr}, {"params": [latents], "lr": self.lr_latent}], betas=(0.5, 0.999)
         )
-        originals = list(state.generator.parameters())
-        for original in originals:
-            original.grad = torch.zeros_like(original)
+        state.optimizer.zero_grad()
         meter = Meter("inversion")
         running = teacher.running_bn
         lowest = torch.full((), float("inf"), device=teacher.device)
@@ -120,7 +118,8 @@ class Fast(Inversion[FastState]):
             gradients = torch.autograd.grad(loss, [*weights, latents])
             for parameter, gradient in zip([*weights, latents], gradients, strict=True):
                 parameter.grad = gradient
-            torch._foreach_add_([original.grad for original in originals], list(gradients[:-1]))
+            for original, gradient in zip(state.generator.parameters(), gradients, strict=False):
+                original.grad = gradient.clone() if original.grad is None else original.grad.add_(gradient)
             optimizer.step()
             guide.update(images.detach(), seen.detach(), targets)
             meter.add(bn=bn, oh=oh, adv=adv, guide=pull, loss=loss)
