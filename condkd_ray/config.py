@@ -48,6 +48,9 @@ def _build(kind: type[T], tree: Any, path: str) -> T:
             near = difflib.get_close_matches(str(key), _hints(kind), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise InputError(f"{path}: {key!r} names no field{hint}; accepted: {', '.join(_hints(kind))}")
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if f.name not in tree and f.default is f.default_factory is dataclasses.MISSING:
+            raise InputError(f"{path}: {f.name} is not given; accepted: a value of your own, it has no default")
     values = {key: _value(_hints(kind)[key], value, f"{path}: {key}", kind, key) for key, value in tree.items()}
     try:
         return kind(**values)
@@ -62,20 +65,23 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
         return _leaf(hint, value, path)
     if len(members) == 1 and "name" not in _hints(members[0]):
         return _build(members[0], value, path)
-    by_name = {get_args(_hints(member)["name"])[0]: member for member in members}
-    if isinstance(value, str):
-        value = {"name": value}
-    name = value.get("name", _default_name(owner, key)) if isinstance(value, dict) else value
-    if name not in by_name or not isinstance(value, dict):
-        raise InputError(f"{path} is {name!r}; accepted: {', '.join(by_name)}")
-    return _build(by_name[name], value, path)
+    by_name = {name: member for member in members for name in get_args(_hints(member)["name"])}
+    tree = {"name": value} if isinstance(value, str) else value
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} is {value!r}; accepted: {', '.join(by_name)}")
+    name = tree.get("name", _default_name(owner, key))
+    if not isinstance(name, str) or name not in by_name:
+        what = f"{path}: name is not given" if name is None else f"{path} is {name!r}"
+        raise InputError(f"{what}; accepted: {', '.join(by_name)}")
+    return _build(by_name[name], tree, path)
 
 
 def _leaf(hint: Any, value: Any, path: str) -> Any:
     try:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Input should be ")
+        first = error.errors()[0]
+        message = "a path" if first["type"] == "path_type" else first["msg"].removeprefix("Input should be ")
         raise InputError(f"{path} is {value!r}; accepted: {message}") from None
 
 
