@@ -83,10 +83,12 @@ def _crop(images: Tensor, u: Tensor) -> Tensor:
 
 def _cutout(images: Tensor, u: Tensor) -> Tensor:
     def hidden(size: int, centre: Tensor) -> Tensor:
-        half = int(size * CUTOUT_SHARE + 0.5) // 2
-        middle = (centre * size).floor()[:, None]
+        side = int(size * CUTOUT_SHARE + 0.5)
+        # An even side has one place more, so that both edges are hidden equally often.
+        places = size + 1 - side % 2
+        start = (centre * places).floor().clamp(max=places - 1)[:, None] - side // 2
         place = torch.arange(size, device=images.device)
-        return (place >= middle - half) & (place < middle + half)
+        return (place >= start) & (place < start + side)
 
     height, width = images.shape[2:]
     hole = hidden(height, u[0])[:, None, :, None] & hidden(width, u[1])[:, None, None, :]

@@ -62,7 +62,17 @@ class Mmd(Guidance[MmdState]):
 def class_mmd(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int, median: Tensor
 ) -> Tensor:
-    """Mean over classes present on both sides of the biased squared MMD; (N, D), (N,), (M, D), (M,) to a scalar."""
+    """Mean over classes present on both sides of the biased squared MMD; (N, D), (N,), (M, D), (M,) to a scalar.
+
+    In full precision even under autocast: differences of bfloat16 products would drown it.
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        return _class_mmd(left, left_labels, right, right_labels, num_classes, median)
+
+
+def _class_mmd(
+    left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, num_classes: int, median: Tensor
+) -> Tensor:
     left_hot, right_hot = F.one_hot(left_labels, num_classes), F.one_hot(right_labels, num_classes)
     present = (left_hot.sum(0) > 0) & (right_hot.sum(0) > 0)
     a = left_hot / left_hot.sum(0).clamp_min(1) * present

@@ -103,5 +103,5 @@ class Dafl(Inversion[DaflState]):
 
     def _chunks(self) -> list[int]:
         # As near to `batch` as equal parts allow: BN in the generator must never see a single image.
-        parts = max(1, round(self.images_per_round / self.batch))
+        parts = max(1, min(round(self.images_per_round / self.batch), self.images_per_round // 2))
         return [len(part) for part in torch.arange(self.images_per_round).tensor_split(parts)]

@@ -25,9 +25,9 @@ class DeepInversion(Inversion[None]):
     r"""Pixel-space inversion.
 
     Minimises over images x, for labels y: oh CE(f_T(x), y) + bn \sum_l ||BN_l(x) - BN_l|| + tv TV(x) + l2 ||x||
-    + guide(x, y). Pixels are kept in the valid range after each step (as the DataFree port does), and the images of
-    lowest loss are really kept (the released codes keep the last ones). Departure: jitter and flip are drawn per
-    image, zeros coming in, where the official code rolls the whole batch.
+    + guide(x, y). Pixels are kept in the valid range at the start and after each step (the DataFree port: after each
+    step), and the images of lowest loss are really kept (the released codes keep the last ones). Departure: jitter
+    and flip are drawn per image, zeros coming in, where the official code rolls the whole batch.
     """
 
     name: Literal["deep_inversion"] = "deep_inversion"
@@ -73,9 +73,10 @@ class DeepInversion(Inversion[None]):
         """`steps` Adam steps on a batch that starts as Gaussian noise."""
         shape = (len(targets), *teacher.image_shape)
         images = torch.randn(shape, generator=rng["latents"], device=rng.device)
+        darkest, brightest = (teacher.normalise(torch.full_like(images[:1, :, :1, :1], v)) for v in (0.0, 1.0))
+        images = torch.minimum(torch.maximum(images, darkest), brightest)
         images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
         optimizer = torch.optim.Adam([images], self.lr, betas=(0.5, 0.9))
-        darkest, brightest = (teacher.normalise(torch.full_like(images[:1, :, :1, :1], v)) for v in (0.0, 1.0))
         meter = Meter("inversion")
         running = teacher.running_bn
         lowest = torch.full((), float("inf"), device=teacher.device)

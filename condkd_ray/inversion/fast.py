@@ -18,7 +18,7 @@ from condkd_ray.losses.adversarial import disagreement
 from condkd_ray.losses.priors import BnStatistics, bn_distance, class_prior, mix_bn
 from condkd_ray.method import Guide, Meter, Metrics, Weigh, require
 from condkd_ray.networks.generator import Generator
-from condkd_ray.samples import PixelSpace, Samples
+from condkd_ray.samples import PixelSpace, Samples, unseen
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
 
@@ -103,7 +103,7 @@ class Fast(Inversion[FastState]):
         meter = Meter("inversion")
         running = teacher.running_bn
         lowest = torch.full((), float("inf"), device=teacher.device)
-        best: Samples | None = None
+        best = torch.zeros(len(targets), *teacher.image_shape, device=teacher.device)
         bn_seen: BnStatistics = ()
         for _ in range(self.steps):
             images = teacher.normalise(inner(latents))
@@ -125,19 +125,9 @@ class Fast(Inversion[FastState]):
             meter.add(bn=bn, oh=oh, adv=adv, guide=pull, loss=loss)
             better = loss.detach() < lowest
             lowest = torch.where(better, loss.detach(), lowest)
-            found = Samples(images.detach(), targets, seen.logits.detach())
-            best = (
-                found
-                if best is None
-                else Samples(
-                    torch.where(better, found.images, best.images),
-                    targets,
-                    torch.where(better, found.logits, best.logits),
-                )
-            )
+            best = torch.where(better, images.detach(), best)
             bn_seen = seen.detach().bn
         metrics = meter.read()
         state.optimizer.step()
         state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
-        assert best is not None
-        return best, metrics
+        return unseen(best, targets), metrics

@@ -32,6 +32,6 @@ class FeatureDiscriminator(nn.Module):
         self.classes = linear(hidden[1], num_classes)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) to ((B,), (B, K))."""
+        """(B, D) to ((B,), (B, K)), float32 also under autocast: losses read them."""
         x = self.trunk(features)
-        return self.adversarial(x).squeeze(1), self.classes(x)
+        return self.adversarial(x).squeeze(1).float(), self.classes(x).float()
