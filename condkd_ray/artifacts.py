@@ -5,28 +5,23 @@ Every artifact is named by the hash of all that determines it, so a cache can be
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from condkd_ray import data
+from condkd_ray.cache import cached, default_cache
 from condkd_ray.condensation import AllReal, AnyCondensation, Imported
 from condkd_ray.condensation.condensation import first_per_class
 from condkd_ray.condensation.imported import check_recognised
 from condkd_ray.config import content_hash
 from condkd_ray.data import Dataset, RealImages
 from condkd_ray.evaluation import accuracy
-from condkd_ray.method import require
 from condkd_ray.networks import label
-from condkd_ray.proxy import views
+from condkd_ray.proxy import hold_out, views
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams, derive_seed
 from condkd_ray.supervised import bf16_pays
@@ -38,12 +33,6 @@ RECIPE = "1"
 """Raised when the code that makes artifacts changes what it makes: older cached ones are then left alone."""
 
 
-def default_cache() -> Path:
-    """`$CONDKD_CACHE`, or a folder in the user's cache home."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return Path(os.environ.get("CONDKD_CACHE", home / "condkd"))
-
-
 class Workshop:
     """Makes and remembers artifacts; `say` hears one sentence on each that a user should know of."""
 
@@ -51,22 +40,26 @@ class Workshop:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
         self.say = say
-        self._made: dict[str, Any] = {}
+        self._made: dict[Any, Any] = {}
+
+    def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
+        """Prepare many trials: what cannot be had fails before the first teacher is trained."""
+        for config in configs:
+            self.check(config)
+            self.condensed(config)
+        return [self.prepare(config) for config in configs]
 
     def prepare(self, config: TrialConfig) -> Prepared:
-        """All a trial needs, on the workshop's device. Condensed first: what cannot be had fails before training."""
-        dataset = self.data(config)
+        """All a trial needs, on the workshop's device; equal parts are the same objects in all trials."""
         self.check(config)
-        condensed = self.condensed(config)
+        dataset, condensed = self.data(config), self.condensed(config)
         teacher = self.teacher(config)
-        proxy = self._once(("proxy", self._data_key(config), self._teacher_key(config)), lambda: self._proxy(config))
-        hashes = {
-            "data": dataset.digest,
-            "teacher": tensor_digest(teacher.network.state_dict()),
-            "condensed": "" if condensed is None else _samples_digest(condensed),
-            "proxy": _samples_digest(proxy),
-        }
-        return Prepared(teacher, dataset.test, dataset.val, self._seen(config, condensed), proxy, hashes)
+        place = (self._data_key(config), self._teacher_key(config))
+        proxy = self._once(("proxy", *place), lambda: self._proxy(config))
+        key = ("hashes", *place, self._condensed_key(config, config.condensation))
+        hashes = self._once(key, lambda: _hashes(dataset, teacher, condensed, proxy))
+        seen = self._once(("seen", *key), lambda: self._seen(config, condensed))
+        return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes)
 
     def data(self, config: TrialConfig) -> Dataset:
         """The data set, read once."""
@@ -91,14 +84,8 @@ class Workshop:
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
         """(One real image of each class, the rest): by the data seed, so the same for every trial of a study."""
         train = self.data(config).train
-        generator = torch.Generator().manual_seed(derive_seed(config.data.seed, "proxy"))
-        order = torch.randperm(len(train), generator=generator)
-        # The first of each class in random order: a stable sort by class keeps the order within.
-        by_class = order[train.labels[order].argsort(stable=True)]
-        labels = train.labels[by_class]
-        first = torch.ones(len(labels), dtype=torch.bool)
-        first[1:] = labels[1:] != labels[:-1]
-        return train[by_class[first]], train[by_class[~first].sort().values]
+        held_out, rest = hold_out(train.labels, seed=derive_seed(config.data.seed, "proxy"))
+        return train[held_out], train[rest]
 
     def _proxy(self, config: TrialConfig) -> Samples:
         teacher = self.teacher(config)
@@ -129,7 +116,7 @@ class Workshop:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
         else:
             path = self.cache / "teachers" / f"{self._teacher_key(config)}.safetensors"
-            weights = self._cached(path, lambda: self._train(network, recipe, dataset, name), name)
+            weights = cached(path, lambda: self._train(network, recipe, dataset, name), name)
             load_into(network, weights, f"cached weights {path}")
         teacher = _teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         return teacher.to(self.device)
@@ -147,11 +134,13 @@ class Workshop:
             flip_ok=dataset.flip_ok,
             rng=Streams(recipe.seed, self.device),
             precision="bfloat16" if bf16_pays(self.device) else "float32",
-            on_epoch=lambda epoch, loss: (
-                self.say(f"  epoch {epoch} of {epochs}: loss {loss:.3f}") if epoch % max(1, epochs // 5) == 0 else None
-            ),
+            on_epoch=lambda epoch, loss: self._say_epoch(epoch, epochs, loss),
         )
         return {k: t.detach().cpu().contiguous() for k, t in network.state_dict().items()}
+
+    def _say_epoch(self, epoch: int, epochs: int, loss: float) -> None:
+        if epoch % max(1, epochs // 5) == 0:
+            self.say(f"  epoch {epoch} of {epochs}: loss {loss:.3f}")
 
     def condensed(self, config: TrialConfig) -> Samples | None:
         """The condensed set in the teacher's space, without logits; None where the config has none."""
@@ -159,16 +148,16 @@ class Workshop:
         if method is None:
             return None
         whole = method.whole()
-        place = str(whole.path) if isinstance(whole, Imported) else ""
-        key = content_hash([RECIPE, whole, place, config.seed, self._read_as(config)])
-        if isinstance(whole, (AllReal, Imported)):
-            made = self._once(("condensed", key), lambda: self._condense(config, whole))
-        else:
-            path = self.cache / "condensed" / f"{key}.safetensors"
-            made = self._once(("condensed", key), lambda: self._cached_condense(config, whole, path))
+        key = self._condensed_key(config, whole)
+        quick = isinstance(whole, (AllReal, Imported))
+        make = self._condense if quick else self._cached_condense
+        made = self._once(("condensed", key), lambda: make(config, whole))
         if isinstance(method, AllReal):
             return made
-        return first_per_class(made, method.ipc, self.data(config).num_classes)
+        return self._once(
+            ("condensed", self._condensed_key(config, method)),
+            lambda: first_per_class(made, method.ipc, self.data(config).num_classes),
+        )
 
     def _condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
         dataset = self.data(config)
@@ -182,12 +171,14 @@ class Workshop:
             rng=Streams(config.seed),
         )
 
-    def _cached_condense(self, config: TrialConfig, method: AnyCondensation, path: Path) -> Samples:
+    def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
+        path = self.cache / "condensed" / f"{self._condensed_key(config, method)}.safetensors"
+
         def make() -> dict[str, Tensor]:
             made = self._condense(config, method)
             return {"images": made.images.contiguous(), "labels": made.labels}
 
-        tensors = self._cached(path, make, f"condensed set {method.name}, seed {config.seed}")
+        tensors = cached(path, make, f"condensed set {method.name}, seed {config.seed}")
         return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))
 
     def _seen(self, config: TrialConfig, condensed: Samples | None) -> Samples | None:
@@ -220,36 +211,16 @@ class Workshop:
         dataset = self.data(config)
         return [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, config.data.seed]
 
+    def _condensed_key(self, config: TrialConfig, method: AnyCondensation | None) -> str:
+        path = str(method.path) if isinstance(method, Imported) else ""
+        # All real images are the same ones for every seed.
+        seed = 0 if isinstance(method, AllReal) else config.seed
+        return content_hash([RECIPE, method, path, seed, self._read_as(config)])
+
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
-
-    def _cached(self, path: Path, make: Callable[[], dict[str, Tensor]], what: str) -> dict[str, Tensor]:
-        """Tensors from the cache, or made under a lock, so that two processes never make the same one."""
-        with _locked(path):
-            if not path.is_file():
-                tensors = make()
-                partial = path.with_suffix(f".{os.getpid()}.partial")
-                save_file(tensors, partial, metadata={"what": what, "recipe": RECIPE})
-                os.replace(partial, path)
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"))
-        lock.acquire()
-    except OSError as error:
-        require(False, "cache", str(path.parent), f"a folder that can be written ({error.strerror})")
-        raise
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _teacher(network: torch.nn.Module, dataset: Dataset) -> Teacher:
@@ -262,6 +233,15 @@ def _teacher(network: torch.nn.Module, dataset: Dataset) -> Teacher:
         train_size=len(dataset.train),
         flip_ok=dataset.flip_ok,
     )
+
+
+def _hashes(dataset: Dataset, teacher: Teacher, condensed: Samples | None, proxy: Samples) -> dict[str, str]:
+    return {
+        "data": dataset.digest,
+        "teacher": tensor_digest(teacher.network.state_dict()),
+        "condensed": "" if condensed is None else _samples_digest(condensed),
+        "proxy": _samples_digest(proxy),
+    }
 
 
 def _samples_digest(samples: Samples) -> str:

@@ -12,7 +12,7 @@ from condkd_ray.samples import Samples
 from condkd_ray.teacher import Teacher
 
 ROUND_SUBSET = 1000
-"""Test images measured in every evaluated round; the whole test set only once, at the end."""
+"""Test and validation images measured in a round; the whole test set only once, at the end."""
 BATCH = 500
 
 
@@ -38,6 +38,6 @@ def evaluate(
     student.eval()
     metrics = {f"proxy/{name}": value.item() for name, value in compare(student, proxy).items()}
     if val is not None:
-        metrics["student/val_accuracy"] = accuracy(student, val, teacher)
+        metrics["student/val_accuracy"] = accuracy(student, val[slice(ROUND_SUBSET)], teacher)
     metrics["student/test_accuracy"] = accuracy(student, test[:ROUND_SUBSET], teacher)
     return metrics

@@ -21,7 +21,7 @@ from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.method import require
 from condkd_ray.report.records import finished, write_manifest
 from condkd_ray.shell import cpu_seconds, exit_codes, open_folder, say
-from condkd_ray.trial import TrialConfig
+from condkd_ray.trial import Prepared, TrialConfig
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
 
@@ -140,7 +140,8 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> 
         workshop.check(config)
     with connect(flags.address):
         check_resources(flags.cpus_per_trial, flags.gpus_per_trial)
-        trials = [make_trial(plan, workshop) for plan in planned]
+        prepared = workshop.prepare_all([plan.config for plan in planned])
+        trials = [make_trial(plan, made) for plan, made in zip(planned, prepared, strict=True)]
         keys = [trial.key for trial in trials]
         manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out)
         write_manifest(flags.out, manifest)
@@ -170,7 +171,6 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> 
     return 1 if watch.failed else 0
 
 
-def make_trial(plan: Plan, workshop: Workshop) -> tuning.Trial:
+def make_trial(plan: Plan, prepared: Prepared) -> tuning.Trial:
     """A planned trial with all it needs."""
-    prepared = workshop.prepare(plan.config)
     return tuning.Trial(trial_hash(plan.config, prepared), plan.label, plan.config, prepared)

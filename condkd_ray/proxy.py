@@ -19,6 +19,16 @@ NOISE = 0.2
 """Standard deviation of the views' Gaussian noise, in the teacher's space."""
 
 
+def hold_out(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of one random image of each class, and all other rows in their order; `labels` (N,)."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    # A stable sort by class keeps the random order within each.
+    by_class = order[labels[order].argsort(stable=True)]
+    first = torch.ones(len(labels), dtype=torch.bool)
+    first[1:] = labels[by_class][1:] != labels[by_class][:-1]
+    return by_class[first], by_class[~first].sort().values
+
+
 @torch.no_grad()
 def views(images: Samples, teacher: Teacher, *, seed: int) -> Samples:
     """Each of N images in V = 32 views (shift, noise, mixup with another of them) with the teacher's logits."""
