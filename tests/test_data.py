@@ -224,7 +224,8 @@ def test_test_images_of_other_classes_or_shape_are_refused(tmp_path: Path):
 
 def check_normalised(dataset: Dataset) -> None:
     samples = dataset.train.samples(dataset.mean, dataset.std)
-    assert samples.images.mean().abs() < 1e-3
+    # The constants are of all train images: a random 80 % of them lie about 0.0013 off.
+    assert samples.images.mean().abs() < 5e-3
     assert 0.9 < samples.images.std() < 1.3
 
 
