@@ -1,6 +1,6 @@
 """Save and load any state tree: one safetensors file, tensors as tensors and the rest as JSON in its header.
 
-A state is a dataclass of tensors, plain values, containers, nested states, and objects with `state_dict` /
+A state is a dataclass of tensors, plain values, containers of both, nested states, and objects with `state_dict` /
 `load_state_dict` (modules, optimisers, schedulers, streams). It is loaded *into* a freshly made state, which supplies
 all structure; nothing is ever unpickled. Fields marked `transient()` are left out.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,20 +33,27 @@ def save(state: Any, path: Path) -> None:
     metadata = {"format": FORMAT, "tree": json.dumps(tree)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial, metadata=metadata)
-    with open(partial, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(partial, path)
+    try:
+        save_file(tensors, partial, metadata=metadata)
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load(state: Any, path: Path, device: torch.device | str = "cpu") -> Any:
     """Load the file at `path` into `state` and return it. Raises `ValueError` where the file is of another format."""
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {metadata.get('format')!r}; accepted: {FORMAT!r}")
-        # Cloned: a loaded tensor must never share memory with another or with the file's map.
-        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} has format {metadata.get('format')!r}; accepted: {FORMAT!r}")
+            # Cloned: a loaded tensor must never share memory with another or with the file's map.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is of no known format ({error}); accepted: {FORMAT!r}") from None
     return _into(state, json.loads(metadata["tree"]), tensors)
 
 
@@ -62,13 +69,20 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         kept = [f.name for f in dataclasses.fields(value) if not f.metadata.get("transient")]
         return {"$fields": {name: _pack(getattr(value, name), tensors) for name in kept}}
     if isinstance(value, dict):
-        return {"$dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+        return {"$dict": [[_pack_item(k, tensors), _pack_item(v, tensors)] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
         kind = "$tuple" if isinstance(value, tuple) else "$list"
-        return {kind: [_pack(item, tensors) for item in value]}
+        return {kind: [_pack_item(item, tensors) for item in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"cannot save a {type(value).__name__} in a state")
+
+
+def _pack_item(value: Any, tensors: dict[str, Tensor]) -> Any:
+    # A container is made anew on loading, so that nothing in it could say what to load an object into.
+    if hasattr(value, "state_dict") or dataclasses.is_dataclass(value):
+        raise TypeError(f"cannot save a {type(value).__name__} inside a container; accepted: as a field of a state")
+    return _pack(value, tensors)
 
 
 def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
@@ -83,14 +97,12 @@ def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
         return [_unpack(item, tensors) for item in tree["$list"]]
     if "$tuple" in tree:
         return tuple(_unpack(item, tensors) for item in tree["$tuple"])
-    if "$object" in tree:
-        return _unpack(tree["$object"], tensors)
     raise ValueError(f"unknown state node with keys {sorted(tree)}")
 
 
 def _into(value: Any, tree: Any, tensors: dict[str, Tensor]) -> Any:
     if hasattr(value, "load_state_dict"):
-        value.load_state_dict(_unpack(tree, tensors))
+        value.load_state_dict(_unpack(tree["$object"], tensors))
         return value
     if dataclasses.is_dataclass(value):
         for name, node in tree["$fields"].items():
