@@ -1,0 +1,232 @@
+"""The cluster that was named, or a private local one. Nothing is discovered; nobody but this machine can reach it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from condkd_ray.method import InputError, require
+
+NAMESPACE = "condkd"
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Named after systems where Ray, unless told otherwise, stays on loopback; with "0" it does so anywhere."""
+ADDRESS = '"host:port" of a running head node (its token in RAY_AUTH_TOKEN), or "local"'
+PROBE_SECONDS = 2.0
+STORE_BYTES = 2 * 2**30
+"""Most shared memory a private cluster takes for its object store; beyond it objects go to disk."""
+LONGEST_TEMP = 36
+"""Characters: Ray puts 68 more behind the folder of temporary files, and a socket's path may have 107."""
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TQDM_MAGIC": "0",
+    # Ray announces a change that does not concern us: without a GPU of its own a trial computes on the CPU anyway.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune's own snapshots are never read back (records are the truth), so it shall not spend time on them.
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+}
+"""Environment of every connection."""
+
+
+@contextmanager
+def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | None = None) -> Iterator[None]:
+    """A connection for the length of a `with` block, in which SIGTERM acts as Ctrl-C.
+
+    The cluster is the one at `address` (or `RAY_ADDRESS`), "host:port". Without either it is a new one on this
+    machine: all sockets on loopback, a random token asked of every client, nothing reported to anyone, nothing
+    written to the home folder; it ends with the block. A process that is connected already stays so.
+
+    Args:
+        address: "host:port" of a running cluster's head, or "local" for a private one whatever `RAY_ADDRESS` says.
+        cpus: of a private cluster; all of the machine by default.
+        gpus: likewise.
+
+    Raises:
+        InputError: Nothing answers at `address`, or it is of a form that is not accepted. Within seconds.
+    """
+    found = _address(address)
+    environment = QUIET | ({} if found else _private_environment())
+    with _environment(environment):
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
+        _init(found, cpus, gpus)
+        try:
+            with _sigterm_as_interrupt():
+                yield
+        finally:
+            ray.shutdown()
+
+
+def check_resources(cpus_per_trial: float, gpus_per_trial: float) -> None:
+    """Raise `InputError` where no node of the connected cluster could ever run such a trial."""
+    import ray
+
+    require(cpus_per_trial > 0, "CPUs per trial", cpus_per_trial, "more than 0")
+    whole = 0 <= gpus_per_trial <= 1 or gpus_per_trial == int(gpus_per_trial) > 0
+    require(whole, "GPUs per trial", gpus_per_trial, "0 to 1, or a whole number")
+    offers = [_offer(node) for node in ray.nodes() if node["Alive"]]
+    fits = any(cpus >= cpus_per_trial and gpus >= gpus_per_trial for cpus, gpus in offers)
+    best = max(offers, default=(0.0, 0.0), key=lambda offer: offer[::-1] if gpus_per_trial else offer)
+    asked = f"{cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs"
+    require(fits, "resources per trial", asked, f"at most what one machine has, {best[0]:g} CPUs and {best[1]:g} GPUs")
+
+
+def slots(cpus_per_trial: float, gpus_per_trial: float) -> int:
+    """How many such trials run at once on the connected cluster."""
+    import ray
+
+    count = 0
+    for cpus, gpus in (_offer(node) for node in ray.nodes() if node["Alive"]):
+        by_gpu = gpus / gpus_per_trial if gpus_per_trial else float("inf")
+        count += int(min(cpus / cpus_per_trial, by_gpu))
+    return count
+
+
+def _offer(node: dict[str, Any]) -> tuple[float, float]:
+    resources = node["Resources"]
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+
+
+def _address(given: str | None) -> str | None:
+    """The address to connect to, checked; None for a private cluster."""
+    address = given or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        return None
+    # Through the client the driver, and with it all results, would live on the other machine.
+    require("://" not in address, "Ray address", address, f"{ADDRESS}; not the Ray client")
+    require(address != "auto", "Ray address", address, f"{ADDRESS}; nothing is discovered")
+    host, _, port = address.rpartition(":")
+    require(bool(host) and port.isdigit() and 0 < int(port) < 65536, "Ray address", address, ADDRESS)
+    try:
+        answers = _speaks_grpc(host.strip("[]"), int(port))
+    except OSError as error:
+        raise InputError(f"Ray address is {address!r}, where nothing answers ({error}); accepted: {ADDRESS}") from None
+    require(answers, "Ray address", address, f"{ADDRESS}; what answers there is no Ray")
+    return address
+
+
+def _speaks_grpc(host: str, port: int) -> bool:
+    """Whether a server is there that greets as gRPC does: with HTTP/2 settings. Raises `OSError` where none is.
+
+    Ray itself would go on trying for minutes, and then end the process.
+    """
+    hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    with socket.create_connection((host, port), timeout=PROBE_SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS") == "1":
+            return True
+        connection.sendall(hello)
+        try:
+            answer = connection.recv(9)
+        except TimeoutError:
+            return False
+    return len(answer) > 3 and answer[3] == 4
+
+
+def _on_loopback_alone(address: str) -> bool:
+    """Whether a head on this machine can be reached at 127.0.0.1 only; Ray would look for it at its other address."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if host not in ("localhost", "127.0.0.1"):
+        return False
+    try:
+        socket.create_connection((ray.util.get_node_ip_address(), int(port)), timeout=PROBE_SECONDS).close()
+    except OSError:
+        return True
+    return False
+
+
+@cache
+def _token() -> str:
+    # One a process: Ray's core reads it once and keeps it.
+    return secrets.token_hex(32)
+
+
+def _private_environment() -> dict[str, str]:
+    values = {
+        LOOPBACK: "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": _token(),
+    }
+    temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return values | ({"RAY_TMPDIR": "/tmp"} if len(temp) > LONGEST_TEMP else {})
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """`values` in the environment, for this process and all it starts, and afterwards what was there before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
+    import ray
+    from ray._private import ray_constants
+    from ray.exceptions import AuthenticationError
+
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "namespace": NAMESPACE}
+    # Read from the environment when Ray is imported, which may have been before we came.
+    ray_constants.ENABLE_RAY_CLUSTER = True
+    ray_constants.ENABLE_RAY_CLUSTER = address is not None and not _on_loopback_alone(address)
+    if address is not None:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, AuthenticationError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"Ray address is {address!r}, where no Ray answers ({reason}); accepted: {ADDRESS}"
+            ) from None
+    else:
+        require(cpus is None or cpus >= 1, "CPUs of the private cluster", cpus, "1 or more")
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            object_store_memory=_store_bytes(),
+            include_dashboard=False,
+            **quiet,
+        )
+    # Tune logs each failed trial with its trace, and that trials are missing after Ctrl-C; we report both ourselves.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _store_bytes() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    shared = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
+    free = shared.f_bavail * shared.f_frsize * 9 // 10 if shared else STORE_BYTES
+    # Ray refuses less than 75 MiB.
+    return max(min(STORE_BYTES, memory // 4, free), 80 * 2**20)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    # Ray's core ends the process on SIGTERM at once, with a stack dump.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
