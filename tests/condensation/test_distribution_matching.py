@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from condkd_ray.condensation import DistributionMatching, RandomReal
-from condkd_ray.condensation.distribution_matching import matching_loss
+from condkd_ray.condensation.distribution_matching import matching_loss, prefix_matching_loss
 from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.networks import ConvNet
 from condkd_ray.samples import Samples
@@ -47,6 +47,13 @@ def test_loss_equals_plain_loops(classes: int, real: int, synthetic: int, seed: 
     torch.testing.assert_close(matching_loss(there, here), expected)
 
 
+def test_prefix_loss_is_the_mean_over_prefixes():
+    rng = torch.Generator().manual_seed(0)
+    there, here = (torch.randn(3, size, 4, generator=rng, dtype=torch.float64) for size in (6, 5))
+    by_prefix = [reference_loss([list(c) for c in there], [list(c[:m]) for c in here]) for m in range(1, 6)]
+    torch.testing.assert_close(prefix_matching_loss(there, here), sum(by_prefix) / 5)
+
+
 def test_loss_by_hand():
     real = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 2.0]]])
     synthetic = torch.tensor([[[2.0, 1.0]], [[3.0, 1.0]]])
@@ -66,7 +73,7 @@ def test_two_steps_equal_a_plain_loop(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ConvNet, "build", recorded)
     real = real_samples()
     keep = torch.cat([(real.labels == label).nonzero()[:6, 0] for label in range(NUM_CLASSES)])
-    method = DistributionMatching(
+    method = DistributionMatching(prefixes=False, 
         ipc=3, condensed_together=3, iterations=2, real_batch=6, width=5, lr=2.0, momentum=0.5, augment="none"
     )
     few = real[keep.sort().values]
