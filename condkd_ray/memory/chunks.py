@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,11 @@ import torch
 from torch import Tensor
 
 from condkd_ray.samples import Encoded
+
+COMPACT = 4096
+"""Small chunks next to each other are joined up to this many samples (our choice: 12 MiB of 32x32 colour images) ..."""
+JOIN_FROM = 16
+"""... where there are so many of them, so that each sample is copied once or twice in all."""
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Images, labels, logits of an `Encoded`, as numpy: what crosses process borders."""
@@ -33,6 +39,11 @@ def from_arrays(arrays: Arrays) -> Encoded:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         images, labels, logits = (torch.from_numpy(array) for array in arrays)
     return Encoded(images, labels, logits)
+
+
+def moved(encoded: Encoded, device: torch.device) -> Encoded:
+    """The same on `device`; not copied where it lies there."""
+    return Encoded(encoded.images.to(device), encoded.labels.to(device), encoded.logits.to(device))
 
 
 def chunk_path(folder: Path, start: int, stop: int) -> Path:
@@ -92,7 +103,7 @@ class ChunkTable:
 
     def __init__(self) -> None:
         self._chunks: dict[int, Encoded] = {}
-        self._starts = torch.empty(0, dtype=torch.int64)
+        self._index()
 
     def put(self, start: int, chunk: Encoded) -> None:
         """Add the chunk whose first id is `start`, or replace the one there."""
@@ -107,28 +118,34 @@ class ChunkTable:
     def _index(self) -> None:
         self._chunks = dict(sorted(self._chunks.items()))
         self._starts = torch.tensor(list(self._chunks), dtype=torch.int64)
+        # One more in front, for ids before the first chunk: nothing is held there.
+        stops = [start + len(chunk) for start, chunk in self._chunks.items()]
+        self._stops = torch.tensor([torch.iinfo(torch.int64).min, *stops])
 
     def items(self) -> list[tuple[int, Encoded]]:
         """(first id, chunk) in order."""
         return list(self._chunks.items())
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes of all chunks."""
-        return sum(chunk.num_bytes for chunk in self._chunks.values())
+    def row_bytes(self) -> int:
+        """Bytes of one sample; 0 where there is none."""
+        return next((chunk.num_bytes // len(chunk) for chunk in self._chunks.values()), 0)
+
+    def locate(self, ids: Tensor) -> Tensor:
+        """Which chunk, counted in order, holds each of `ids` (n,). Raises `KeyError` for an id no chunk holds."""
+        which = torch.bucketize(ids, self._starts, right=True) - 1
+        lost = ids[ids >= self._stops[which + 1]]
+        if len(lost):
+            raise KeyError(f"no chunk holds sample {int(lost[0])}")
+        return which
 
     def gather(self, ids: Tensor) -> Encoded:
         """Copies of the samples `ids` (n,), in that order. Raises `KeyError` for an id no chunk holds."""
-        ids = ids.cpu()
-        which = torch.bucketize(ids, self._starts, right=True) - 1
-        used = which.unique().tolist()
-        if not used or used[0] < 0:
-            raise KeyError(f"no chunk holds sample {int(ids.min()) if len(ids) else None}")
-        starts = list(self._chunks)
-        parts = [(starts[i], self._chunks[starts[i]], (which == i).nonzero().squeeze(1)) for i in used]
-        for start, chunk, rows in parts:
-            if int(ids[rows].max()) - start >= len(chunk):
-                raise KeyError(f"no chunk holds sample {int(ids[rows].max())}")
+        ids, chunks = ids.cpu(), self.items()
+        which = self.locate(ids)
+        if not chunks:
+            raise KeyError("no chunk holds anything")
+        parts = [(*chunks[i], (which == i).nonzero().squeeze(1)) for i in which.unique().tolist() or [0]]
         first = parts[0][1]
         if len(parts) == 1:
             return first[(ids - parts[0][0]).to(first.images.device)]
@@ -151,3 +168,18 @@ def join(chunks: list[Encoded]) -> Encoded:
         torch.cat([c.labels for c in chunks]),
         torch.cat([c.logits for c in chunks]),
     )
+
+
+def joinable(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Runs of small neighbours worth joining, each as the first ids of its chunks.
+
+    `spans`: (first id, number of samples) of chunks, in order.
+    """
+    runs: list[list[tuple[int, int]]] = [[]]
+    for start, count in spans:
+        run = runs[-1]
+        follows = not run or start == sum(run[-1])
+        if not follows or sum(n for _, n in run) + count > COMPACT:
+            runs.append(run := [])
+        run.append((start, count))
+    return [[start for start, _ in run] for run in runs if len(run) >= JOIN_FROM]

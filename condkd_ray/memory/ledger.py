@@ -1,0 +1,57 @@
+"""What every store knows of its samples besides the images: their classes, and which of them live."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Ledger:
+    """Classes and life of the ids given out so far, five bytes each. An id that no chunk ever covered is dead."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        self._labels = torch.empty(0, dtype=torch.int32)
+        self._live = torch.empty(0, dtype=torch.bool)
+
+    @property
+    def num_ids(self) -> int:
+        """Ids given out so far."""
+        return len(self._live)
+
+    @property
+    def num_live(self) -> int:
+        """Ids not dropped."""
+        return int(self._live.sum())
+
+    @property
+    def class_counts(self) -> Tensor:
+        """(K,) int64: live ids of each class."""
+        return torch.bincount(self._labels[self._live], minlength=self._num_classes)
+
+    def cover(self, start: int, labels: Tensor) -> None:
+        """A chunk with `labels` (n,) lies at the ids from `start`: new ids live, known ones are as alive as before."""
+        known, stop = self.num_ids, start + len(labels)
+        self._resize(max(known, stop))
+        self._labels[start:stop] = labels.cpu().int()
+        self._live[max(start, known) : stop] = True
+
+    def drop(self, ids: Tensor) -> None:
+        """Let `ids` die; ids unknown or dead already are passed over."""
+        ids = ids.cpu()
+        self._live[ids[(ids >= 0) & (ids < self.num_ids)]] = False
+
+    def any_live(self, start: int, count: int) -> bool:
+        """Whether one of the `count` ids from `start` lives."""
+        return bool(self._live[start : start + count].any())
+
+    def restore(self, num_ids: int, live: Tensor) -> None:
+        """Become as at a checkpoint: `num_ids` given out, of them exactly `live` alive."""
+        self._resize(num_ids)
+        self._live[:] = False
+        self._live[live.cpu()] = True
+
+    def _resize(self, num_ids: int) -> None:
+        more = max(0, num_ids - self.num_ids)
+        self._labels = torch.cat([self._labels[:num_ids], self._labels.new_zeros(more)])
+        self._live = torch.cat([self._live[:num_ids], self._live.new_zeros(more)])
