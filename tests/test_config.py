@@ -1,0 +1,203 @@
+import dataclasses
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from condkd_ray.condensation import Imported
+from condkd_ray.config import content_hash, dump, from_tree, merge, read, to_tree
+from condkd_ray.data import DataConfig
+from condkd_ray.inversion import Dafl, DeepInversion, Fast
+from condkd_ray.method import InputError
+from condkd_ray.trial import TeacherConfig, TrialConfig
+
+PLAIN: dict[Any, Any] = {
+    bool: st.booleans(),
+    int: st.integers(0, 40),
+    float: st.floats(0, 3),
+    str: st.text("ab-*.01", min_size=1),
+    Path: st.sampled_from([Path("w.pt"), Path("/a/b"), Path("../c d")]),
+    type(None): st.none(),
+}
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Any value of a type, a config's dataclasses included."""
+    if dataclasses.is_dataclass(hint):
+        return configs(hint)
+    if hint in PLAIN:
+        return PLAIN[hint]
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return st.sampled_from(parts)
+    if get_origin(hint) in (Union, types.UnionType):
+        return st.one_of(*map(values, parts))
+    assert get_origin(hint) is tuple
+    return st.lists(values(parts[0]), min_size=1, max_size=3).map(tuple)
+
+
+@st.composite
+def configs(draw: st.DrawFn, kind: Any) -> Any:
+    """A frozen dataclass of which each field was drawn; those it refuses keep their defaults."""
+    config = kind(path=Path("set.pt")) if kind is Imported else kind()
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        value = draw(values(hints[field.name]))
+        try:
+            config = dataclasses.replace(config, **{field.name: value})
+        except InputError:
+            continue
+    return config
+
+
+@given(config=configs(TrialConfig))
+def test_every_config_comes_back_from_its_tree_and_its_yaml(config):
+    assert from_tree(to_tree(config)) == config
+    assert from_tree(yaml.safe_load(dump(config))) == config
+
+
+def test_leaves_not_given_keep_their_defaults():
+    assert from_tree({}) == TrialConfig()
+    assert from_tree({"distiller": {"steps": 3}}).distiller == dataclasses.replace(TrialConfig().distiller, steps=3)
+
+
+@pytest.mark.parametrize("tree", [{"inversion": {"steps": 3}}, {"inversion": {"name": "fast", "steps": 3}}])
+def test_leaves_without_a_name_are_the_default_methods(tree):
+    assert from_tree(tree).inversion == Fast(steps=3)
+
+
+@pytest.mark.parametrize("tree", [{"inversion": "dafl"}, {"inversion": {"name": "dafl"}}])
+def test_a_method_may_be_a_mere_name(tree):
+    assert from_tree(tree).inversion == Dafl()
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10", "svhn", "parquet", "image_folder"])
+def test_every_data_set_can_be_named(name):
+    assert from_tree({"data": {"name": name}}).data.name == name
+
+
+def test_a_number_written_as_text_is_a_number():
+    # YAML 1.1 reads 1e-3 as text.
+    assert from_tree(yaml.safe_load("distiller: {lr: 1e-3}")).distiller.lr == 1e-3
+
+
+def refusal(tree: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        from_tree(tree, "trial.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"inversions": {}}, "trial.yaml: 'inversions' names no field (did you mean inversion?); accepted: seed, data"),
+        (
+            {"distiller": {"stepz": 1}},
+            "trial.yaml: distiller: 'stepz' names no field (did you mean steps?); accepted: ",
+        ),
+        ({1: 2}, "trial.yaml: 1 names no field; accepted: seed, "),
+        ({"inversion": "gan"}, "trial.yaml: inversion is 'gan'; accepted: fast, "),
+        ({"inversion": {"name": "gan"}}, "trial.yaml: inversion is 'gan'; accepted: fast, "),
+        ({"inversion": ["fast"]}, "trial.yaml: inversion is ['fast']; accepted: fast, "),
+        ({"inversion": {"name": ["fast"]}}, "trial.yaml: inversion is ['fast']; accepted: fast, "),
+        ({"inversion": {"name": "fast", "tv_weight": 1}}, "trial.yaml: inversion: 'tv_weight' names no field"),
+        ({"data": "imagenet"}, "trial.yaml: data is 'imagenet'; accepted: digits, mnist, fashion_mnist, cifar10"),
+        ({"condensation": {"ipc": 3}}, "trial.yaml: condensation: name is not given; accepted: random_real, "),
+        ({"condensation": "imported"}, "trial.yaml: condensation: path is not given; accepted: "),
+        ({"distiller": 3}, "trial.yaml: distiller is 3; accepted: a mapping with loss, steps, "),
+        ({"rounds": 2.5}, "trial.yaml: rounds is 2.5; accepted: a valid integer"),
+        ({"rounds": None}, "trial.yaml: rounds is None; accepted: a valid integer"),
+        ({"rounds": 0}, "trial.yaml: rounds is 0; accepted: an integer >= 1"),
+        ({"precision": "half"}, "trial.yaml: precision is 'half'; accepted: 'float32' or 'bfloat16'"),
+        ({"teacher": {"weights": 3}}, "trial.yaml: teacher: weights is 3; accepted: a path"),
+        ({"student": {"name": "resnet", "depth": 9}}, "trial.yaml: student: resnet depth is 9; accepted: 6n + 2"),
+        ({"distiller": {"lr": float("nan")}}, "trial.yaml: distiller: student lr is nan; accepted: > 0"),
+        ([], "trial.yaml is []; accepted: a mapping with seed, data"),
+    ],
+)
+def test_a_bad_tree_is_answered_with_key_value_and_what_is_accepted(tree, message):
+    assert refusal(tree).startswith(message)
+
+
+def test_merge_puts_leaves_over_leaves():
+    base = {"inversion": {"name": "fast", "steps": 3}, "rounds": 12, "condensation": None}
+    merged = merge(base, {"inversion": {"batch": 8}, "condensation": {"name": "random_real"}})
+    assert merged == {
+        "inversion": {"name": "fast", "steps": 3, "batch": 8},
+        "rounds": 12,
+        "condensation": {"name": "random_real"},
+    }
+    assert base["inversion"] == {"name": "fast", "steps": 3}
+
+
+def test_another_method_replaces_the_old_one_whole():
+    base = {"inversion": {"name": "fast", "bn_momentum": 0.5}, "rounds": 12}
+    assert merge(base, {"inversion": {"name": "dafl"}})["inversion"] == {"name": "dafl"}
+    assert merge(base, {"inversion": None})["inversion"] is None
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not dataclasses.is_dataclass(value):
+        return [path]
+    return [leaf for f in dataclasses.fields(value) for leaf in leaves(getattr(value, f.name), (*path, f.name))]
+
+
+def changed(value: Any, path: tuple[str, ...], new: Any) -> Any:
+    """Past the checks: each leaf alone counts for the hash, whether the config would be accepted or not."""
+    twin = object.__new__(type(value))
+    for f in dataclasses.fields(value):
+        object.__setattr__(twin, f.name, getattr(value, f.name))
+    inner = changed(getattr(value, path[0]), path[1:], new) if len(path) > 1 else new
+    object.__setattr__(twin, path[0], inner)
+    return twin
+
+
+BASE = TrialConfig(
+    data=DataConfig(root=Path("/a")),
+    teacher=TeacherConfig(weights=Path("/b.pt")),
+    condensation=Imported(path=Path("/c.pt")),
+    inversion=DeepInversion(),
+)
+PLACES = {("data", "root"), ("teacher", "weights"), ("condensation", "path")}
+
+
+def test_the_hash_changes_with_every_leaf_but_the_places_of_files():
+    assert set(leaves(BASE)) >= PLACES
+    hashes = {path: content_hash(changed(BASE, path, Path("/elsewhere"))) for path in leaves(BASE)}
+    assert {path for path, found in hashes.items() if found == content_hash(BASE)} == PLACES
+    others = [found for path, found in hashes.items() if path not in PLACES]
+    assert len(set(others)) == len(others)
+
+
+def test_the_hash_knows_methods_and_contents_apart():
+    assert content_hash(BASE, {"data": "1"}) != content_hash(BASE, {"data": "2"}) != content_hash(BASE)
+    assert content_hash(TrialConfig(inversion=Fast())) != content_hash(TrialConfig(inversion=Dafl()))
+    assert content_hash(TrialConfig(seed=1)) == content_hash(from_tree({"seed": 1}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"rounds: [1, 2", "is not YAML"),
+        (b"- rounds", "holds a list; accepted: a mapping"),
+        (b"rounds", "holds a str; accepted: a mapping"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"a: !!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_a_file_that_holds_no_config_is_refused(tmp_path, content, message):
+    path = tmp_path / "trial.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"trial.yaml.*{message}"):
+        read(path)
+
+
+def test_a_missing_file_is_refused_and_an_empty_one_is_the_default(tmp_path):
+    with pytest.raises(InputError, match=r"none.yaml', which cannot be read .*accepted: a YAML file"):
+        read(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").touch()
+    assert read(tmp_path / "empty.yaml") == TrialConfig()

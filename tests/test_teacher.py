@@ -1,0 +1,177 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, TEACHER, samples
+
+from condkd_ray.method import InputError
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+
+KNOWN = {"image_shape": IMAGE_SHAPE, "mean": MEAN, "std": STD, "train_size": 10, "flip_ok": False}
+
+
+def network() -> nn.Module:
+    """With BN statistics that are not the fresh ones."""
+    with Streams(0).forked("init/teacher"):
+        module = TEACHER.build(IMAGE_SHAPE, NUM_CLASSES)
+    module.train()(samples(32).images)
+    return module
+
+
+def hooks(module: nn.Module) -> Iterator[int]:
+    for part in module.modules():
+        yield len(part._forward_hooks) + len(part._forward_pre_hooks)
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    return Teacher.from_module(network(), num_classes=NUM_CLASSES, **KNOWN)
+
+
+def test_from_module_leaves_the_callers_module_as_it_was():
+    module = network().train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    teacher = Teacher.from_module(module, num_classes=NUM_CLASSES, **KNOWN)
+    teacher.observe(samples(4).images)
+    assert module.training
+    assert all(weight.requires_grad for weight in module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert sum(hooks(module)) == 0
+
+
+def test_it_is_frozen_and_in_eval_mode(teacher):
+    assert not teacher.network.training
+    assert not any(weight.requires_grad for weight in teacher.network.parameters())
+    before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
+    teacher.observe(samples(16).images)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
+
+
+def test_features_are_what_enters_the_last_linear_layer(teacher):
+    seen = teacher.observe(samples(5).images)
+    assert seen.features.shape == (5, 4 * TEACHER.width)
+    last = teacher.network.classifier
+    assert torch.allclose(F.linear(seen.features, last.weight, last.bias), seen.logits, atol=1e-6)
+    assert torch.equal(seen.logits, teacher.logits(samples(5).images))
+
+
+def test_bn_statistics_are_those_of_the_layers_inputs(teacher):
+    images = samples(6).images
+    module = teacher.network
+    first = module.conv(images)
+    block = module.stages[0][0]
+    second = block.conv1(F.relu(module.bn(first)))
+    seen = teacher.observe(images).bn
+    for found, inputs in zip(seen[:2], (first, second), strict=True):
+        flat = inputs.transpose(0, 1).flatten(1)
+        assert torch.allclose(found[0], flat.mean(1), atol=1e-6)
+        assert torch.allclose(found[1], flat.var(1, correction=0), atol=1e-6)
+
+
+def test_running_statistics_stand_in_the_order_of_the_seen_ones(teacher):
+    seen = teacher.observe(samples(6).images).bn
+    layers = [part for part in teacher.network.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert len(seen) == len(teacher.running_bn) == len(layers)
+    for (mean, var), (running_mean, running_var) in zip(seen, teacher.running_bn, strict=True):
+        assert mean.shape == var.shape == running_mean.shape == running_var.shape
+    assert teacher.running_bn[0][0] is teacher.network.bn.running_mean
+
+
+def test_only_the_classifier_that_makes_the_logits_counts():
+    class Odd(nn.Module):
+        """Registers its layers in another order than it runs them, and one never."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = nn.Linear(5, NUM_CLASSES)
+            self.bn2 = nn.BatchNorm1d(5)
+            self.bn1 = nn.BatchNorm2d(1)
+            self.inner = nn.Linear(64, 5)
+            self.unused = nn.Linear(5, NUM_CLASSES)
+            self.unused_bn = nn.BatchNorm1d(5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.classifier(self.bn2(self.inner(self.bn1(images).flatten(1))))
+
+    module = Odd()
+    teacher = Teacher.from_module(module, num_classes=NUM_CLASSES, **KNOWN)
+    seen = teacher.observe(samples(3).images)
+    assert seen.features.shape == (3, 5)
+    assert [mean.shape for mean, _ in seen.bn] == [(1,), (5,)]
+    assert len(teacher.running_bn) == 2
+
+
+def test_taps_are_outputs_of_the_named_layers(teacher):
+    images = samples(3).images
+    seen = teacher.observe(images, ("conv", "stages.1"))
+    assert list(seen.taps) == ["conv", "stages.1"]
+    assert torch.equal(seen.taps["conv"], teacher.network.conv(images))
+    assert seen.taps["stages.1"].shape == (3, 8, 4, 4)
+
+
+def test_an_unknown_layer_lists_the_valid_ones(teacher):
+    with pytest.raises(InputError, match=r"teacher layer is 'layer4'; accepted: conv, bn, stages, .*classifier"):
+        teacher.observe(samples(2).images, ("conv", "layer4"))
+    assert sum(hooks(teacher.network)) == 0
+
+
+def test_no_hook_stays_even_where_the_forward_pass_fails(teacher):
+    teacher.observe(samples(2).images, ("stages",))
+    assert sum(hooks(teacher.network)) == 0
+    with pytest.raises(RuntimeError):
+        teacher.observe(torch.zeros(2, 7, 8, 8), ("stages",))
+    assert sum(hooks(teacher.network)) == 0
+
+
+def test_logits_run_without_hooks_and_observe_with_them(teacher):
+    counted = []
+    teacher.network.conv.register_forward_hook(lambda module, *_: counted.append(sum(hooks(teacher.network))))
+    teacher.logits(samples(2).images)
+    teacher.observe(samples(2).images)
+    assert counted[0] == 1  # this test's own
+    assert counted[1] > 1
+
+
+@pytest.mark.parametrize("what", ["logits", "features", "bn", "taps"])
+def test_everything_seen_has_a_gradient_to_the_images(teacher, what):
+    images = samples(4).images.requires_grad_()
+    seen = teacher.observe(images, ("stages.0",))
+    value = {
+        "logits": seen.logits,
+        "features": seen.features,
+        "bn": torch.stack([mean.sum() + var.sum() for mean, var in seen.bn]),
+        "taps": seen.taps["stages.0"],
+    }[what]
+    (gradient,) = torch.autograd.grad(value.square().sum(), [images])
+    assert gradient.abs().sum() > 0
+    assert not any(t.requires_grad for t in (seen.detach().logits, seen.detach().features, seen.detach().bn[0][0]))
+
+
+def test_another_number_of_classes_is_refused():
+    with pytest.raises(InputError, match=r"shape of the teacher's answer to 2 images is \(2, 4\); accepted: \(2, 10\)"):
+        Teacher.from_module(network(), num_classes=10, **KNOWN)
+
+
+def test_images_it_cannot_read_are_refused():
+    wrong = KNOWN | {"image_shape": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(InputError, match=r"cannot read images of shape \(3, 8, 8\)"):
+        Teacher.from_module(network(), num_classes=NUM_CLASSES, **wrong)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_constants_need_a_value_a_channel(name):
+    with pytest.raises(InputError, match=rf"length of {name} is 3; accepted: 1, one a channel"):
+        Teacher.from_module(network(), num_classes=NUM_CLASSES, **(KNOWN | {name: (0.1, 0.2, 0.3)}))
+
+
+def test_a_teacher_without_a_linear_layer_at_the_end_is_refused():
+    module = nn.Sequential(nn.Conv2d(1, NUM_CLASSES, 8), nn.Flatten())
+    with pytest.raises(InputError, match=r"last linear layer of the teacher is None; accepted: a torch.nn.Linear"):
+        Teacher.from_module(module, num_classes=NUM_CLASSES, **KNOWN)
+
+
+def test_normalise_uses_the_constants(teacher):
+    assert torch.allclose(teacher.normalise(torch.full((1, 1, 2, 2), 0.75)), torch.full((1, 1, 2, 2), 2.0))
