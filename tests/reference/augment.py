@@ -1,0 +1,108 @@
+"""Augmentations of one image[c][h][w] as plain loops over Python floats. Imports nothing from the package."""
+
+from math import cos, floor, pi, sin
+
+
+def moved(image, down, right):
+    """Content goes up by `down` and left by `right`; zeros come in."""
+    height, width = len(image[0]), len(image[0][0])
+    out = []
+    for channel in image:
+        rows = []
+        for i in range(height):
+            row = []
+            for j in range(width):
+                y, x = i + down, j + right
+                row.append(channel[y][x] if 0 <= y < height and 0 <= x < width else 0.0)
+            rows.append(row)
+        out.append(rows)
+    return out
+
+
+def mirrored(image):
+    return [[list(reversed(row)) for row in channel] for channel in image]
+
+
+def color(image, u):
+    """Brightness of range 1, then saturation of range 2, then contrast of 1/2 to 3/2."""
+    channels, height, width = len(image), len(image[0]), len(image[0][0])
+    out = [[[image[c][i][j] + (u[0] - 0.5) for j in range(width)] for i in range(height)] for c in range(channels)]
+    for i in range(height):
+        for j in range(width):
+            grey = sum(out[c][i][j] for c in range(channels)) / channels
+            for c in range(channels):
+                out[c][i][j] = (out[c][i][j] - grey) * (2 * u[1]) + grey
+    level = sum(pixel for channel in out for row in channel for pixel in row) / (channels * height * width)
+    return [[[(pixel - level) * (u[2] + 0.5) + level for pixel in row] for row in channel] for channel in out]
+
+
+def crop(image, u):
+    """Move by up to an eighth of the side both ways."""
+    moves = []
+    for share, side in ((u[0], len(image[0])), (u[1], len(image[0][0]))):
+        reach = floor(side / 8 + 0.5)
+        moves.append(min(floor(share * (2 * reach + 1)), 2 * reach) - reach)
+    return moved(image, *moves)
+
+
+def cutout(image, u):
+    """Zero a square of half the side, which may stick out of the image."""
+    spans = []
+    for share, side in ((u[0], len(image[0])), (u[1], len(image[0][0]))):
+        size = floor(side / 2 + 0.5)
+        places = side + 1 if size % 2 == 0 else side
+        first = min(floor(share * places), places - 1) - size // 2
+        spans.append(range(first, first + size))
+    return [
+        [[0.0 if i in spans[0] and j in spans[1] else pixel for j, pixel in enumerate(row)] for i, row in enumerate(ch)]
+        for ch in image
+    ]
+
+
+def flip(image, u):
+    return mirrored(image) if u[0] < 0.5 else image
+
+
+def bilinear(channel, y, x):
+    """Value at (y, x) in pixels, pixel centres at whole numbers; zero outside."""
+    top, left = floor(y), floor(x)
+    total = 0.0
+    for i in (top, top + 1):
+        for j in (left, left + 1):
+            if 0 <= i < len(channel) and 0 <= j < len(channel[0]):
+                total += (1 - abs(y - i)) * (1 - abs(x - j)) * channel[i][j]
+    return total
+
+
+def warp(image, matrix):
+    """Each output pixel takes the value at matrix @ (x, y); coordinates run from edge -1 to edge 1."""
+    height, width = len(image[0]), len(image[0][0])
+    (a, b), (c, d) = matrix
+    out = []
+    for channel in image:
+        rows = []
+        for i in range(height):
+            row = []
+            for j in range(width):
+                x, y = (2 * j + 1) / width - 1, (2 * i + 1) / height - 1
+                source_x, source_y = a * x + b * y, c * x + d * y
+                row.append(bilinear(channel, ((source_y + 1) * height - 1) / 2, ((source_x + 1) * width - 1) / 2))
+            rows.append(row)
+        out.append(rows)
+    return out
+
+
+def scale(image, u):
+    """Factors between 1 / 1.2 and 1.2, one for each direction."""
+    x, y = (share * (1.2 - 1 / 1.2) + 1 / 1.2 for share in u[:2])
+    return warp(image, ((x, 0.0), (0.0, y)))
+
+
+def rotate(image, u):
+    """By up to 15 degrees both ways."""
+    angle = (u[0] - 0.5) * 30 * pi / 180
+    return warp(image, ((cos(angle), -sin(angle)), (sin(angle), cos(angle))))
+
+
+GROUPS = {"color": color, "crop": crop, "cutout": cutout, "scale": scale, "rotate": rotate, "flip": flip}
+"""In the order in which `dsa` draws them; the last only where a mirrored image keeps its class."""

@@ -1,0 +1,197 @@
+"""The losses as plain loops over nested lists of Python floats. Imports nothing from the package."""
+
+from math import exp, log, log10, sqrt
+
+
+def log_softmax(row):
+    highest = max(row)
+    total = 0.0
+    for value in row:
+        total += exp(value - highest)
+    return [value - highest - log(total) for value in row]
+
+
+def softmax(row):
+    return [exp(value) for value in log_softmax(row)]
+
+
+def argmax(row):
+    best = 0
+    for index, value in enumerate(row):
+        if value > row[best]:
+            best = index
+    return best
+
+
+def mean(values):
+    total = 0.0
+    for value in values:
+        total += value
+    return total / len(values)
+
+
+def kl(teacher, student):
+    """KL(teacher || student) of two rows of logits."""
+    log_teacher, log_student = log_softmax(teacher), log_softmax(student)
+    total = 0.0
+    for p, q in zip(log_teacher, log_student, strict=True):
+        total += exp(p) * (p - q)
+    return total
+
+
+def hinton(student, teacher, tau):
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        losses.append(tau * tau * kl([value / tau for value in t], [value / tau for value in s]))
+    return losses
+
+
+def hinton_gradient(student, teacher, tau):
+    """Of each sample's loss with respect to its student logits: tau (softmax(s / tau) - softmax(t / tau))."""
+    gradients = []
+    for s, t in zip(student, teacher, strict=True):
+        p, q = softmax([value / tau for value in s]), softmax([value / tau for value in t])
+        gradients.append([tau * (a - b) for a, b in zip(p, q, strict=True)])
+    return gradients
+
+
+def logit_l1(student, teacher):
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        losses.append(mean([abs(a - b) for a, b in zip(s, t, strict=True)]))
+    return losses
+
+
+def class_prior(logits, labels):
+    return [-log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)]
+
+
+def norm(values):
+    total = 0.0
+    for value in values:
+        total += value * value
+    return sqrt(total)
+
+
+def bn_distance(seen, running):
+    """Both: a list of layers, each (means, variances)."""
+    total = 0.0
+    for (mean_seen, var_seen), (mean_running, var_running) in zip(seen, running, strict=True):
+        total += norm([a - b for a, b in zip(var_running, var_seen, strict=True)])
+        total += norm([a - b for a, b in zip(mean_running, mean_seen, strict=True)])
+    return total
+
+
+def batch_statistics(batch):
+    """(means, biased variances) of each channel of images[b][c][h][w]."""
+    means, variances = [], []
+    for channel in range(len(batch[0])):
+        values = [pixel for image in batch for row in image[channel] for pixel in row]
+        means.append(mean(values))
+        variances.append(mean([(value - means[-1]) ** 2 for value in values]))
+    return means, variances
+
+
+def mix_bn(seen, memory, momentum):
+    mixed = []
+    for layer_seen, layer_memory in zip(seen, memory, strict=True):
+        layer = []
+        for now, before in zip(layer_seen, layer_memory, strict=True):
+            layer.append([(1 - momentum) * a + momentum * b for a, b in zip(now, before, strict=True)])
+        mixed.append(tuple(layer))
+    return mixed
+
+
+def negative_entropy(logits):
+    probabilities = [softmax(row) for row in logits]
+    total = 0.0
+    for k in range(len(logits[0])):
+        p = mean([row[k] for row in probabilities])
+        total += p * log10(p)
+    return total
+
+
+def negative_activation(features):
+    return -mean([abs(value) for row in features for value in row])
+
+
+def total_variation(batch):
+    """Four directions: right, down, down-right, down-left."""
+    total = 0.0
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        squares = 0.0
+        for image in batch:
+            for channel in image:
+                for i in range(len(channel) - down):
+                    for j in range(len(channel[0])):
+                        if 0 <= j + right < len(channel[0]):
+                            squares += (channel[i][j] - channel[i + down][j + right]) ** 2
+        total += sqrt(squares)
+    return total
+
+
+def disagreement(student, teacher):
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        losses.append(-kl(t, s) if argmax(s) == argmax(t) else 0.0)
+    return losses
+
+
+def sigmoid(value):
+    return 1 / (1 + exp(-value))
+
+
+def tell_apart(real, fake):
+    """Binary cross-entropy with real = 1 and fake = 0."""
+    return mean([-log(sigmoid(value)) for value in real]) + mean([-log(1 - sigmoid(value)) for value in fake])
+
+
+def fool(fake):
+    return mean([-log(sigmoid(value)) for value in fake])
+
+
+def squared_distance(x, y):
+    total = 0.0
+    for a, b in zip(x, y, strict=True):
+        total += (a - b) ** 2
+    return total
+
+
+def kernel(x, y, median, bandwidths):
+    total = 0.0
+    for bandwidth in bandwidths:
+        total += exp(-squared_distance(x, y) / (bandwidth * median))
+    return total
+
+
+def mmd(left, right, median, bandwidths):
+    """Biased squared MMD of two sets of vectors."""
+    within_left = mean([kernel(x, y, median, bandwidths) for x in left for y in left])
+    within_right = mean([kernel(x, y, median, bandwidths) for x in right for y in right])
+    between = mean([kernel(x, y, median, bandwidths) for x in left for y in right])
+    return within_left + within_right - 2 * between
+
+
+def class_mmd(left, left_labels, right, right_labels, median, bandwidths=(0.5, 1.0, 2.0)):
+    """Mean of the classes' MMDs, over the classes present on both sides."""
+    values = []
+    for label in sorted(set(left_labels) & set(right_labels)):
+        ours = [x for x, y in zip(left, left_labels, strict=True) if y == label]
+        theirs = [x for x, y in zip(right, right_labels, strict=True) if y == label]
+        values.append(mmd(ours, theirs, median, bandwidths))
+    return mean(values) if values else 0.0
+
+
+def median_distance(vectors):
+    """Lower median of the squared distances of all pairs."""
+    pairs = []
+    for i in range(len(vectors)):
+        for j in range(i + 1, len(vectors)):
+            pairs.append(squared_distance(vectors[i], vectors[j]))
+    return sorted(pairs)[(len(pairs) - 1) // 2]
+
+
+def proxy(student, teacher):
+    """(share of rows that name the same class, mean KL(teacher || student))."""
+    same = [1.0 if argmax(s) == argmax(t) else 0.0 for s, t in zip(student, teacher, strict=True)]
+    return mean(same), mean([kl(t, s) for s, t in zip(student, teacher, strict=True)])

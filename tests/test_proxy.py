@@ -1,0 +1,46 @@
+import torch
+from reference import losses as reference
+from torch import nn
+from toy import NUM_CLASSES, blobs, make_teacher, samples
+
+from condkd_ray.proxy import VIEWS, compare, views
+from condkd_ray.samples import Samples
+
+
+class Fixed(nn.Module):
+    """A network that gives the images back as logits."""
+
+    def forward(self, images):
+        return images.flatten(1)
+
+
+def test_agreement_and_kl_equal_the_plain_loop():
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = 2 * torch.randn(2, 700, 5, generator=rng)
+    found = compare(Fixed(), Samples(student.view(700, 5, 1, 1), torch.zeros(700, dtype=torch.int64), teacher))
+    agreement, kl = reference.proxy(student.tolist(), teacher.tolist())
+    torch.testing.assert_close(found["agreement"].item(), agreement, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found["kl"].item(), kl, rtol=1e-5, atol=0)
+
+
+def test_a_copy_of_the_teacher_agrees_on_everything():
+    teacher = make_teacher()
+    found = compare(teacher.network, views(samples(5), teacher, seed=0))
+    assert found["agreement"] == 1
+    assert found["kl"].abs() < 1e-6
+
+
+def test_views_are_fixed_by_the_seed_and_all_differ():
+    teacher, images = make_teacher(), samples(6)
+    found, again, other = (views(images, teacher, seed=seed) for seed in (0, 0, 1))
+    assert len(found) == 6 * VIEWS
+    assert torch.equal(found.images, again.images)
+    assert not torch.equal(found.images, other.images)
+    assert len(found.images.flatten(1).unique(dim=0)) == 6 * VIEWS
+
+
+def test_most_views_still_look_like_their_label():
+    teacher = make_teacher()
+    images = blobs(8 * NUM_CLASSES, seed=9).samples(teacher.mean, teacher.std)
+    found = views(images, teacher, seed=0)
+    assert (found.logits.argmax(1) == found.labels).double().mean() > 0.6
