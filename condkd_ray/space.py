@@ -7,6 +7,7 @@ paths: `inversion/bn_weight`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import optuna
 import yaml
 
 from condkd_ray.config import from_tree
-from condkd_ray.method import InputError
+from condkd_ray.method import InputError, require
 from condkd_ray.trial import TrialConfig
 
 
@@ -30,26 +31,36 @@ class Open:
 
 def _construct(kind: str) -> Callable[[yaml.SafeLoader, yaml.Node], Open]:
     def construct(loader: yaml.SafeLoader, node: yaml.Node) -> Open:
-        if not isinstance(node, yaml.SequenceNode):
-            raise InputError(f"!{kind}{node.start_mark} needs a list")
-        return _checked(kind, loader.construct_sequence(node, deep=True))
+        listed = isinstance(node, yaml.SequenceNode)
+        require(listed, f"!{kind} in line {node.start_mark.line + 1}", node.value, "a list")
+        values = loader.construct_sequence(node, deep=True)  # type: ignore[arg-type]
+        return _choice(values) if kind == "choice" else _range(kind, values)
 
     return construct
 
 
-def _checked(kind: str, values: list[Any]) -> Open:
-    if kind == "choice":
-        if not values:
-            raise InputError("!choice is []; accepted: at least one value")
-        return Open(kind, tuple(values))
+def _choice(values: list[Any]) -> Open:
+    require(bool(values), "!choice", values, "at least one value")
+    if any(isinstance(value, dict) for value in values):
+        names = [value.get("name") if isinstance(value, dict) else value for value in values]
+        named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+        require(named, "!choice among methods, by name,", names, "a name for each, and each once")
+    return Open("choice", tuple(values))
+
+
+def _range(kind: str, values: list[Any]) -> Open:
     try:
         # YAML 1.1 reads 1e-3 as text.
-        low, high = (int(v) if kind == "int" else float(v) for v in values)
+        low, high = map(float, values)
     except (TypeError, ValueError):
-        raise InputError(f"!{kind} is {values!r}; accepted: [low, high], two numbers") from None
-    if not low < high or (kind == "log_uniform" and low <= 0):
-        raise InputError(f"!{kind} is {values!r}; accepted: low < high" + (", both > 0" * (kind == "log_uniform")))
-    return Open(kind, (low, high))
+        low = high = math.nan
+    require(math.isfinite(low) and math.isfinite(high), f"!{kind}", values, "[low, high], two numbers")
+    require(low < high, f"!{kind}", values, "[low, high] with low < high")
+    require(low > 0 or kind != "log_uniform", f"!{kind}", values, "[low, high], both > 0")
+    if kind != "int":
+        return Open(kind, (low, high))
+    require(low.is_integer() and high.is_integer(), "!int", values, "[low, high], two whole numbers")
+    return Open(kind, (int(low), int(high)))
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,7 +75,7 @@ def read(path: Path) -> dict[str, Any]:
     """The tree of a space file, with `Open` leaves. Raises `InputError`."""
     try:
         return parse(path.read_text())
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"search space is {str(path)!r}, which cannot be read ({error}); accepted: a YAML file"
         ) from None
