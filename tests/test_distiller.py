@@ -1,0 +1,166 @@
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import MEAN, STD, answered, blobs, make_prepared, make_teacher, samples, toy_config
+
+from condkd_ray.distiller import Distiller, DistillerState
+from condkd_ray.losses.kd import LogitL1
+from condkd_ray.memory import Latest
+from condkd_ray.method import InputError
+from condkd_ray.run import local_store
+from condkd_ray.samples import Samples
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+from condkd_ray.trial import TrialConfig, next_batch, settle, start, synthesise
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    return make_teacher()
+
+
+def begin(distiller: Distiller, teacher: Teacher, rounds: int = 3) -> DistillerState:
+    return distiller.init(copy.deepcopy(teacher.network).requires_grad_().train(), rounds)
+
+
+def ones(batch: Samples) -> Tensor:
+    return torch.ones(len(batch))
+
+
+@pytest.mark.parametrize(("share", "condensed"), [(0.0, 0), (0.25, 4), (1.0, 16)])
+def test_a_share_of_condensed_images_replaces_as_many_synthetic_ones(share, condensed):
+    distiller = Distiller(batch=16, condensed_share=share)
+    assert (distiller.num_condensed, distiller.num_synthetic) == (condensed, 16 - condensed)
+
+
+def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:
+    """A batch and its weights, what it could come from, and nothing else: round 0 of a trial."""
+    prepared = make_prepared()
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    fresh = settle(synthesise(config, prepared, state)[0], store.codec, prepared.teacher)
+    config.memory.add(state.memory, store, fresh)
+    assert prepared.condensed is not None
+    return *next_batch(config, prepared, state, store), fresh, prepared.condensed
+
+
+def contained(part: Tensor, whole: Tensor) -> bool:
+    return bool((part[:, None] == whole[None]).flatten(2).all(2).any(1).all())
+
+
+def test_a_batch_is_synthetic_then_condensed():
+    config = toy_config(memory=Latest())
+    batch, weights, fresh, condensed = drawn(config)
+    assert len(batch) == len(weights) == 16
+    assert contained(batch.images[:12], fresh.images)
+    assert contained(batch.images[12:], condensed.images)
+    assert not contained(batch.images[:12], condensed.images)
+    assert weights.eq(1).all()
+
+
+def test_mixing_leaves_the_synthetic_part_of_the_batch_as_it_was():
+    plain = toy_config(distiller=Distiller(batch=16, condensed_share=0.0))
+    mixed = toy_config(distiller=Distiller(batch=16, condensed_share=0.25))
+    assert torch.equal(drawn(plain)[0].images[:12], drawn(mixed)[0].images[:12])
+
+
+def test_without_augmentation_the_stored_logits_serve(teacher):
+    distiller = Distiller(augment=False, lr=1e-9, loss=LogitL1())
+    state = begin(distiller, teacher)
+    state.student.eval()
+    batch = samples(8)
+    answers = replace(batch, logits=teacher.logits(batch.images))
+    terms = distiller.step(state, answers, ones(batch), teacher=teacher, rng=Streams(0))
+    assert terms["loss"].item() == pytest.approx(0, abs=1e-5)
+    assert terms["agreement"] == 1
+    wrong = replace(answers, logits=answers.logits + 3)
+    terms = distiller.step(state, wrong, ones(batch), teacher=teacher, rng=Streams(0))
+    assert terms["loss"].item() == pytest.approx(3, 1e-4)
+
+
+def test_with_augmentation_the_teacher_looks_again_at_what_the_student_sees(teacher):
+    distiller = Distiller(augment=True, lr=1e-9, loss=LogitL1())
+    state = begin(distiller, teacher)
+    state.student.eval()
+    batch = replace(samples(8), logits=torch.full((8, 4), 1e6))
+    terms = distiller.step(state, batch, ones(batch), teacher=teacher, rng=Streams(0))
+    assert terms["loss"].item() == pytest.approx(0, abs=1e-5)
+
+
+def gradients(network: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+def test_weights_scale_the_samples_losses(teacher):
+    distiller = Distiller(augment=False, lr=1e-9)
+    batch = samples(8)
+
+    def taken(rows: slice, weights: Tensor) -> tuple[float, Tensor]:
+        state = begin(distiller, teacher)
+        state.student.eval()  # batch statistics would tie the samples together
+        loss = distiller.step(state, batch[rows], weights, teacher=teacher, rng=Streams(0))["loss"]
+        return loss.item(), gradients(state.student)
+
+    half, gradient = taken(slice(0, 4), torch.ones(4))
+    masked, same = taken(slice(0, 8), torch.tensor([2.0] * 4 + [0.0] * 4))
+    assert masked == pytest.approx(half, rel=1e-5)
+    assert torch.allclose(same, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_the_rate_falls_as_a_cosine_to_zero_over_all_rounds(teacher):
+    distiller = Distiller(steps=2, lr=0.1, augment=False)
+    state = begin(distiller, teacher, rounds=3)
+    rates = []
+    for _ in range(6):
+        rates.append(state.optimizer.param_groups[0]["lr"])
+        distiller.step(state, samples(4), torch.ones(4), teacher=teacher, rng=Streams(0))
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 6)) for i in range(6)])
+    assert state.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_teacher_and_the_batch_are_left_as_they_were(teacher):
+    before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
+    batch = samples(8)
+    distiller = Distiller()
+    distiller.step(begin(distiller, teacher), batch, ones(batch), teacher=teacher, rng=Streams(0))
+    assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
+    assert not teacher.network.training
+    assert all(weight.grad is None for weight in teacher.network.parameters())
+    assert torch.equal(batch.images, samples(8).images)
+
+
+def test_only_its_own_stream_is_drawn_from(teacher):
+    distiller, rng, batch = Distiller(), Streams(0), samples(8)
+    distiller.step(begin(distiller, teacher), batch, ones(batch), teacher=teacher, rng=rng)
+    assert {name for names in rng.state_dict().values() for name in names} == {"augment/student"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "student steps is 0; accepted: an integer >= 1"),
+        ({"batch": 1}, "student batch is 1; accepted: an integer >= 2"),
+        ({"condensed_share": 1.5}, "condensed_share is 1.5; accepted: 0 <= share <= 1"),
+        ({"condensed_share": float("nan")}, "condensed_share is nan"),
+        ({"lr": 0.0}, "student lr is 0.0; accepted: > 0"),
+    ],
+)
+def test_odd_settings_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        Distiller(**fields)
+
+
+def test_a_student_learns_from_the_teacher(teacher):
+    real = answered(blobs(256, seed=9), teacher)
+    distiller = Distiller(steps=60, batch=64, shift=0.0)
+    with Streams(0).forked("init/student"):
+        student = toy_config().student.build(teacher.image_shape, teacher.num_classes)
+    state, rng = distiller.init(student.train(), rounds=1), Streams(0)
+    for _ in range(distiller.steps):
+        rows = torch.randint(len(real), (64,), generator=rng.host("draw"))
+        distiller.step(state, real[rows], torch.ones(64), teacher=teacher, rng=rng)
+    test = blobs(128, seed=10).samples(MEAN, STD)
+    assert (student.eval()(test.images).argmax(1) == test.labels).float().mean() > 0.7
