@@ -101,7 +101,9 @@ class BoundGuide:
         if self.guidance.augment == "dsa":
             seen = self.teacher.observe(self._dsa(images), self.layers)
             self._own = seen.detach()
-        return self.guidance.weight * self.guidance.penalty(self.state, seen, labels)
+        penalty = self.guidance.weight * self.guidance.penalty(self.state, seen, labels)
+        # Even a gradient of zeros can change the memory layout, and with it the last bits, of the host's own.
+        return penalty if self.guidance.weight else penalty.detach()
 
     def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
         """Draw condensed images of the same labels, look at them, learn."""
