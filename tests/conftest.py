@@ -25,3 +25,12 @@ def deterministic(request):
     torch.set_deterministic_debug_mode("default" if "gpu" in request.keywords else "error")
     yield
     torch.set_deterministic_debug_mode("default")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """The one private Ray cluster of all tests: two CPUs and, on paper only, two GPUs."""
+    from condkd_ray.cluster.connect import connect
+
+    with connect("local", cpus=2, gpus=2):
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
@@ -73,20 +74,14 @@ class Store(Protocol):
         ...
 
 
-class LocalStore:
-    """A store in this process, on the samples' device; with a `folder`, each chunk is a file there as well.
+class TableStore(ABC):
+    """What stores of chunks share: the table, the ledger, and all verbs that need no more than these two."""
 
-    The files serve resuming alone: a checkpoint never holds images. See `Store` for the verbs.
-    """
-
-    def __init__(self, codec: Codec, num_classes: int, folder: Path | None = None, device: str | torch.device = "cpu"):
+    def __init__(self, codec: Codec, num_classes: int, device: str | torch.device = "cpu") -> None:
         self.codec = codec
         self.device = torch.device(device)
-        self._folder = folder
         self._table = ChunkTable()
         self._ledger = Ledger(num_classes)
-        for path in stored_chunks(folder) if folder else []:
-            self._put(chunk_range(path)[0], from_arrays(read_chunk(path)))
 
     @property
     def num_ids(self) -> int:
@@ -103,32 +98,69 @@ class LocalStore:
         """Bytes of the live samples, encoded."""
         return self._ledger.num_live * self._table.row_bytes
 
-    def _put(self, start: int, encoded: Encoded) -> None:
-        self._table.put(start, moved(encoded, self.device))
-        self._ledger.cover(start, encoded.labels)
-
     def append(self, samples: Samples) -> Tensor:
         """One chunk more; see `Store`."""
         start, encoded = self.num_ids, self.codec.encode(samples)
         if len(encoded):
-            if self._folder is not None:
-                write_chunk(chunk_path(self._folder, start, start + len(encoded)), to_arrays(encoded))
-            self._put(start, encoded)
+            self._append(start, encoded)
         return torch.arange(start, start + len(encoded))
 
     def gather(self, ids: Tensor) -> Samples:
-        """Decoded copies; see `Store`."""
-        return self.codec.decode(self._table.gather(ids))
+        """Decoded copies, on the device; see `Store`."""
+        return self.codec.decode(moved(self._table.gather(ids), self.device))
 
     def drop(self, ids: Tensor) -> None:
         """Mark as dead; see `Store`."""
         self._ledger.drop(ids)
 
+    def restore(self, num_ids: int, live: Tensor) -> None:
+        """See `Store`."""
+        self._truncate(num_ids)
+        try:
+            self._table.locate(live.cpu())
+        except KeyError as error:
+            message = f"a checkpoint after {num_ids} samples needs what is gone: {error.args[0]}"
+            raise MissingSamplesError(message) from None
+        self._ledger.restore(num_ids, live)
+
+    @abstractmethod
+    def _append(self, start: int, encoded: Encoded) -> None:
+        """Keep a chunk and enter it into table and ledger."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """See `Store`."""
+
+    @abstractmethod
+    def _truncate(self, num_ids: int) -> None:
+        """Remove all chunks of ids from `num_ids` on, for good."""
+
+    def _dead(self) -> list[tuple[int, Encoded]]:
+        """(First id, chunk) of chunks of which nothing lives."""
+        return [(start, c) for start, c in self._table.items() if not self._ledger.any_live(start, len(c))]
+
+
+class LocalStore(TableStore):
+    """A store in this process, on the samples' device; with a `folder`, each chunk is a file there as well.
+
+    The files serve resuming alone: a checkpoint never holds images. See `Store` for the verbs.
+    """
+
+    def __init__(self, codec: Codec, num_classes: int, folder: Path | None = None, device: str | torch.device = "cpu"):
+        super().__init__(codec, num_classes, device)
+        self._folder = folder
+        for path in stored_chunks(folder) if folder else []:
+            self._put(chunk_range(path)[0], from_arrays(read_chunk(path)))
+
+    def _append(self, start: int, encoded: Encoded) -> None:
+        if self._folder is not None:
+            write_chunk(chunk_path(self._folder, start, start + len(encoded)), to_arrays(encoded))
+        self._put(start, encoded)
+
     def commit(self) -> None:
         """Free chunks of which nothing lives, then join small neighbours in memory."""
-        for start, chunk in self._table.items():
-            if not self._ledger.any_live(start, len(chunk)):
-                self._remove(start, chunk)
+        for start, chunk in self._dead():
+            self._remove(start, chunk)
         # Files stay one a round; only with a folder must a chunk in memory equal a file, so join just without one.
         if self._folder is None:
             chunks = dict(self._table.items())
@@ -137,23 +169,16 @@ class LocalStore:
                     self._table.remove(start)
                 self._table.put(run[0], join([chunks[start] for start in run]))
 
-    def restore(self, num_ids: int, live: Tensor) -> None:
-        """See `Store`."""
+    def _truncate(self, num_ids: int) -> None:
         for start, chunk in self._table.items():
             if start >= num_ids:
                 self._remove(start, chunk)
-        restore_ledger(self._ledger, self._table, num_ids, live)
+
+    def _put(self, start: int, encoded: Encoded) -> None:
+        self._table.put(start, moved(encoded, self.device))
+        self._ledger.cover(start, encoded.labels)
 
     def _remove(self, start: int, chunk: Encoded) -> None:
         self._table.remove(start)
         if self._folder is not None:
             chunk_path(self._folder, start, start + len(chunk)).unlink(missing_ok=True)
-
-
-def restore_ledger(ledger: Ledger, table: ChunkTable, num_ids: int, live: Tensor) -> None:
-    """`Ledger.restore`, once `table` is known to hold all of `live`. Raises `MissingSamplesError`."""
-    try:
-        table.locate(live.cpu())
-    except KeyError as error:
-        raise MissingSamplesError(f"a checkpoint after {num_ids} samples needs what is gone: {error.args[0]}") from None
-    ledger.restore(num_ids, live)
