@@ -1,0 +1,173 @@
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy import NUM_CLASSES, make_prepared, toy_config
+
+from condkd_ray.distiller import Distiller
+from condkd_ray.guidance import Discriminator
+from condkd_ray.inversion import NoInversion
+from condkd_ray.memory import Latest
+from condkd_ray.method import Metrics
+from condkd_ray.run import local_store, run_trial, summary
+from condkd_ray.trial import Prepared, TrialConfig
+
+CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
+CHILD = """
+import pickle, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from condkd_ray.run import local_store, run_trial
+folder = Path(sys.argv[1])
+config, prepared = pickle.loads((folder / "task").read_bytes())
+outcome = run_trial(
+    config,
+    prepared,
+    local_store(config, prepared, folder),
+    checkpoint=folder / "state",
+    on_round=lambda metrics: print(int(metrics["round"]), flush=True),
+    checkpoint_seconds=0,
+)
+(folder / "outcome").write_bytes(pickle.dumps(outcome))
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return make_prepared()
+
+
+def numbers(history: list[Metrics]) -> list[Metrics]:
+    return [{k: v for k, v in metrics.items() if not k.startswith("time/")} for metrics in history]
+
+
+def run(config: TrialConfig, prepared: Prepared, folder: Path | None = None, **options):
+    return run_trial(config, prepared, local_store(config, prepared, folder), **options)
+
+
+def start_child(folder: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path, prepared):
+    (tmp_path / "task").write_bytes(pickle.dumps((CONFIG, prepared)))
+    with start_child(tmp_path) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) == 3:
+                child.send_signal(signal.SIGKILL)
+                break
+    assert child.returncode == -signal.SIGKILL
+    assert (tmp_path / "state").is_file()
+    assert not (tmp_path / "outcome").exists()
+    with start_child(tmp_path) as child:
+        assert child.stdout is not None
+        heard = [int(line) for line in child.stdout]
+    assert child.returncode == 0
+    assert heard == list(range(1, 11))
+    continued = pickle.loads((tmp_path / "outcome").read_bytes())
+    undisturbed = run(CONFIG, prepared)
+    assert numbers(continued.history) == numbers(undisturbed.history)
+    assert continued.predictions == undisturbed.predictions
+    assert torch.equal(continued.images, undisturbed.images)
+
+
+def test_a_finished_checkpoint_is_only_evaluated_again(tmp_path, prepared):
+    first = run(CONFIG, prepared, tmp_path, checkpoint=tmp_path / "state")
+    written = (tmp_path / "state").stat().st_mtime_ns
+    again = run(CONFIG, prepared, tmp_path, checkpoint=tmp_path / "state")
+    assert (tmp_path / "state").stat().st_mtime_ns == written
+    assert (again.metrics, again.predictions) == (first.metrics, first.predictions)
+
+
+def test_chunks_of_a_run_killed_before_its_first_checkpoint_do_not_count(tmp_path, prepared):
+    lost = toy_config(seed=7, memory=Latest(), guidance=Discriminator(), rounds=1)
+    run(lost, prepared, tmp_path)
+    assert any((tmp_path / "chunks").iterdir())
+    assert numbers(run(CONFIG, prepared, tmp_path).history) == numbers(run(CONFIG, prepared).history)
+
+
+def test_with_rare_checkpoints_the_numbers_are_the_same(tmp_path, prepared):
+    often = run(CONFIG, prepared, tmp_path / "a", checkpoint=tmp_path / "a" / "state", checkpoint_seconds=0)
+    never = run(CONFIG, prepared, tmp_path / "b", checkpoint=tmp_path / "b" / "state", checkpoint_seconds=1e9)
+    assert numbers(often.history) == numbers(never.history)
+    assert (tmp_path / "b" / "state").is_file()  # the last round is always saved
+
+
+def test_an_outcome_holds_what_a_record_needs(prepared):
+    heard: list[Metrics] = []
+    outcome = run(toy_config(), prepared, on_round=heard.append)
+    assert (outcome.status, outcome.reason) == ("finished", "")
+    assert heard == outcome.history
+    right = torch.tensor(outcome.predictions) == prepared.test.labels
+    assert outcome.metrics["student/test_accuracy"] == right.double().mean().item()
+    assert len(outcome.predictions) == len(prepared.test)
+    assert outcome.images is not None
+    assert outcome.images.dtype == torch.uint8
+    assert len(outcome.images) == NUM_CLASSES * outcome.images_per_class > 0
+    assert outcome.peak_bytes > 10_000_000
+    assert outcome.threads == torch.get_num_threads()
+
+
+def test_a_run_without_synthetic_images_shows_the_condensed_ones(prepared):
+    alone = toy_config(inversion=NoInversion(), distiller=Distiller(steps=2, batch=16, condensed_share=1.0))
+    outcome = run(alone, prepared)
+    assert outcome.images_per_class == 2
+    assert outcome.metrics["memory/bytes"] == 0
+
+
+def test_the_summary_of_a_history():
+    history: list[Metrics] = [
+        {"round": 1, "student/test_accuracy": 0.2, "proxy/kl": 3.0, "time/wall_seconds": 1.0, "kd/loss": 4.0},
+        {"round": 2, "time/wall_seconds": 2.0},
+        {"round": 3, "student/test_accuracy": 0.6, "proxy/kl": 1.0, "time/wall_seconds": 3.0, "memory/bytes": 7},
+    ]
+    assert summary(history) == {
+        "proxy/kl": 1.0,
+        "memory/bytes": 7,
+        "time/wall_seconds": 6.0,
+        "student/test_accuracy_mean": pytest.approx(0.4),
+        "student/test_accuracy_variance": pytest.approx(0.04),
+        "student/test_accuracy_best": 0.6,
+        "student/test_rounds": 2,
+    }
+
+
+def test_a_nan_ends_the_trial_as_failed_naming_round_and_term(tmp_path, prepared):
+    heard: list[Metrics] = []
+    healthy = toy_config(rounds=4, distiller=Distiller(steps=2, batch=16, condensed_share=0.25))
+    broken = make_prepared()
+
+    def sabotage(metrics: Metrics) -> None:
+        heard.append(metrics)
+        if len(heard) == 2:
+            assert broken.condensed is not None
+            broken.condensed.images.fill_(float("nan"))
+
+    outcome = run(healthy, broken, tmp_path, checkpoint=tmp_path / "state", on_round=sabotage)
+    assert outcome.status == "failed"
+    assert outcome.reason == "round 3: loss term kd/loss is not finite at step 1"
+    assert outcome.history == heard
+    assert (outcome.predictions, outcome.images) == ([], None)
+
+
+def test_the_memory_of_a_run_without_a_folder_does_not_grow_beyond_what_lives(prepared):
+    history = run(toy_config(memory=Latest(), rounds=5), prepared).history
+    assert {metrics["memory/bytes"] for metrics in history} == {16 * (64 + 8 + 2 * NUM_CLASSES)}
+    growing = run(toy_config(rounds=3), prepared).history
+    assert [metrics["memory/bytes"] for metrics in growing] == [k * 16 * (64 + 8 + 2 * NUM_CLASSES) for k in (1, 2, 3)]
+
+
+def test_files_of_dropped_samples_go_with_the_checkpoint_that_no_longer_needs_them(tmp_path, prepared):
+    config = toy_config(memory=Latest(), rounds=3)
+    run(config, prepared, tmp_path, checkpoint=tmp_path / "state", checkpoint_seconds=0)
+    assert [path.name for path in (tmp_path / "chunks").glob("*.arrow")] == ["0000000032-0000000048.arrow"]
