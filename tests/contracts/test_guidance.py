@@ -1,6 +1,6 @@
 """What every guidance keeps to, alone and in a whole trial. Read `condkd_ray.guidance.guidance`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import pytest
@@ -8,12 +8,14 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import losses as reference
 from toy import IMAGE_SHAPE, NUM_CLASSES, blobs, make_prepared, make_teacher, samples, toy_config
 
 from condkd_ray import config, state
 from condkd_ray.distiller import Distiller
-from condkd_ray.guidance import AnyGuidance, Discriminator, Guidance, NoGuidance
+from condkd_ray.guidance import AnyGuidance, Discriminator, Guidance, Mmd, NoGuidance
 from condkd_ray.guidance.guidance import same_class_rows
+from condkd_ray.inversion import Fast
 from condkd_ray.memory import LocalStore
 from condkd_ray.method import InputError
 from condkd_ray.samples import unseen
