@@ -71,7 +71,8 @@ class Deck:
 
     def deal(self, count: int, rng: Streams) -> Tensor:
         """The next `count` ids; a hand larger than what is left goes on into the next shuffle."""
-        parts: list[Tensor] = []
+        assert len(self.ids), "dealt from before anything was remembered"
+        parts = [self.ids[:0]]
         while count > 0:
             if self.cursor >= len(self.order):
                 self.order = torch.randperm(len(self.ids), generator=rng.host("draw"))
