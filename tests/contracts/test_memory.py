@@ -1,0 +1,235 @@
+"""What every replay memory keeps to, over a local store. Read `condkd_ray.memory.memory`."""
+
+from typing import get_args
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config
+
+from condkd_ray import config, state
+from condkd_ray.memory import AnyMemory, Bank, Growing, Latest, LocalStore
+from condkd_ray.method import InputError
+from condkd_ray.samples import Codec, unseen
+from condkd_ray.streams import Streams
+from contracts.toy_methods import pointers, same, small, snake, tensors
+
+each_memory = pytest.mark.parametrize("kind", get_args(AnyMemory), ids=lambda kind: kind.__name__)
+TEACHER = make_teacher()
+
+
+def rows(ids):
+    """The samples with these ids: two pixels spell the id, and the label follows from it."""
+    images = torch.zeros(len(ids), *IMAGE_SHAPE)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = ids % 256 / 255, ids // 256 / 255
+    return unseen(images, ids % NUM_CLASSES)
+
+
+class Played:
+    """A memory over a store, and the rounds it was given as plain lists of ids."""
+
+    def __init__(self, memory, seed=0):
+        self.memory, self.state, self.rng, self.rounds = memory, memory.init(), Streams(seed), []
+        self.store = LocalStore(Codec("unit", (0.0,), (1.0,)), NUM_CLASSES)
+
+    def add(self, count):
+        ids = torch.arange(self.store.num_ids, self.store.num_ids + count)
+        self.rounds.append(ids.tolist())
+        self.memory.add(self.state, self.store, rows(ids))
+
+    def draw(self, count):
+        return self.memory.draw(self.state, self.store, count, teacher=TEACHER, rng=self.rng)
+
+    @property
+    def live(self):
+        return self.memory.live(self.state).tolist()
+
+
+def kept_by_growing(memory, rounds):
+    return [i for ids in rounds for i in ids][-memory.capacity :]
+
+
+def kept_by_latest(memory, rounds):
+    return rounds[-1]
+
+
+def kept_by_bank(memory, rounds):
+    entries = [ids[: memory.entry_size] for number, ids in enumerate(rounds) if number % memory.period == 0]
+    return [i for ids in [*entries[-memory.entries :], rounds[-1]] for i in ids]
+
+
+KEPT = {Growing: kept_by_growing, Latest: kept_by_latest, Bank: kept_by_bank}
+
+
+@each_memory
+@settings(max_examples=40)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=24), count=st.integers(1, 25), commit=st.booleans())
+def test_keeps_and_draws_what_a_plain_list_would(kind, sizes, count, commit):
+    played = Played(small(kind))
+    for size in sizes:
+        played.add(size)
+        kept = set(KEPT[kind](played.memory, played.rounds))
+        assert set(played.live) == kept
+        counts = torch.bincount(torch.tensor(sorted(kept)) % NUM_CLASSES, minlength=NUM_CLASSES)
+        assert torch.equal(played.store.class_counts, counts)
+        if commit:
+            played.store.commit()
+        drawn = played.draw(count)
+        assert len(drawn.ids) == len(drawn.weights) == len(drawn.samples) == count
+        assert set(drawn.ids.tolist()) <= kept
+        wanted = rows(drawn.ids)
+        torch.testing.assert_close(drawn.samples.images, wanted.images)
+        assert torch.equal(drawn.samples.labels, wanted.labels)
+        assert (drawn.weights == 1).all()
+
+
+@each_memory
+def test_draws_come_from_one_stream_of_the_host(kind):
+    played, before = Played(small(kind)), torch.random.get_rng_state()
+    played.add(9)
+    assert played.rng.state_dict() == {"device": {}, "host": {}}
+    played.draw(4)
+    opened = played.rng.state_dict()
+    assert opened["host"].keys() == {"draw"}
+    assert not opened["device"]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@each_memory
+def test_the_seed_decides_what_is_drawn(kind):
+    hands = []
+    for seed in (0, 0, 1):
+        played = Played(small(kind), seed)
+        played.add(20)
+        hands.append(played.draw(12).ids)
+    assert torch.equal(hands[0], hands[1])
+    assert not torch.equal(hands[0], hands[2])
+
+
+@each_memory
+def test_a_saved_state_draws_on_as_if_never_stopped(kind, tmp_path):
+    played = Played(small(kind))
+    for size in (9, 7, 8):
+        played.add(size)
+        played.draw(5)
+    state.save(played.state, tmp_path / "memory")
+    state.save(played.rng, tmp_path / "streams")
+    loaded = state.load(played.memory.init(), tmp_path / "memory")
+    rng = state.load(Streams(5), tmp_path / "streams")
+    assert same(list(tensors(loaded)), list(tensors(played.state)))
+    assert not {p for p in pointers(loaded) & pointers(played.state) if p}
+    for _ in range(4):
+        other = played.memory.draw(loaded, played.store, 5, teacher=TEACHER, rng=rng)
+        assert torch.equal(played.draw(5).ids, other.ids)
+
+
+@each_memory
+def test_what_fell_out_is_gone_after_a_commit(kind):
+    played = Played(small(kind))
+    for _ in range(60):
+        played.add(10)
+        played.store.commit()
+    with pytest.raises(KeyError):
+        played.store.gather(torch.tensor([0]))
+    played.store.gather(torch.tensor(played.live))
+
+
+@pytest.mark.parametrize("kind", get_args(AnyMemory), ids=lambda kind: kind.__name__)
+def test_config_survives_yaml_and_the_name_is_the_files(kind):
+    complete = toy_config(memory=small(kind))
+    assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
+    assert snake(kind.__name__) == kind().name == kind.__module__.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Growing(capacity=0),
+        lambda: Bank(entries=0),
+        lambda: Bank(entry_size=0),
+        lambda: Bank(period=0),
+        lambda: Bank(share=1.1),
+        lambda: Bank(share=-0.1),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(make):
+    with pytest.raises(InputError, match="accepted"):
+        make()
+
+
+# Growing.
+
+
+def test_growing_without_a_capacity_forgets_nothing():
+    played = Played(Growing())
+    for _ in range(30):
+        played.add(10)
+    assert played.live == list(range(300))
+
+
+def test_growing_draws_every_sample_equally_often():
+    played = Played(Growing(capacity=10))
+    for _ in range(3):
+        played.add(7)
+    counts = torch.bincount(played.draw(20_000).ids - 11, minlength=10)
+    assert ((counts - 2000).abs() < 5 * (20_000 * 0.1 * 0.9) ** 0.5).all()
+
+
+# Latest.
+
+
+def test_latest_deals_the_round_in_disjoint_hands_and_then_shuffles_anew():
+    played = Played(Latest())
+    played.add(30)
+    played.add(30)
+    deals = [torch.cat([played.draw(10).ids for _ in range(3)]) for _ in range(2)]
+    for dealt in deals:
+        assert sorted(dealt.tolist()) == list(range(30, 60))
+    assert not torch.equal(*deals)
+
+
+def test_latest_deals_a_hand_larger_than_the_round():
+    played = Played(Latest())
+    played.add(4)
+    counts = torch.bincount(played.draw(10).ids, minlength=4)
+    assert counts.sum() == 10
+    assert counts.min() >= 2
+
+
+def test_latest_never_deals_from_an_older_round():
+    played = Played(Latest())
+    played.add(8)
+    played.draw(3)
+    played.add(8)
+    assert played.draw(8).ids.min() >= 8
+
+
+# Bank.
+
+
+def test_bank_makes_an_entry_of_the_first_samples_each_period():
+    played = Played(Bank(entries=2, entry_size=3, period=2, share=0.5))
+    entries = []
+    for _ in range(5):
+        played.add(6)
+        entries.append([entry.tolist() for entry in played.state.entries])
+    first, third, fifth = [0, 1, 2], [12, 13, 14], [24, 25, 26]
+    assert entries == [[first], [first], [first, third], [first, third], [third, fifth]]
+
+
+@pytest.mark.parametrize(("share", "replayed"), [(0.0, 0), (1 / 9, 2), (0.5, 9), (1.0, 18)])
+def test_bank_takes_its_share_from_one_entry_and_the_rest_fresh(share, replayed):
+    played = Played(Bank(entries=3, entry_size=4, period=1, share=share))
+    for _ in range(3):
+        played.add(20)
+    asked = set()
+    for _ in range(30):
+        ids = played.draw(18).ids
+        fresh, old = ids[: 18 - replayed], ids[18 - replayed :]
+        assert (fresh >= 40).all()
+        assert (old % 20 < 4).all()
+        assert len((old // 20).unique()) == bool(replayed)
+        asked |= set((old // 20).tolist())
+    assert asked == (set(range(3)) if replayed else set())
