@@ -79,6 +79,10 @@ class Workshop:
         with streams.forked("check"):
             network = config.teacher.network.build(shape, classes)
             config.student.build(shape, classes)
+        weights = config.teacher.weights
+        if weights is not None:
+            fits = ("fits", self._teacher_key(config))
+            self._once(fits, lambda: load_into(network, read_weights(weights), f"weights in {weights}"))
         config.inversion.init(_teacher(network, dataset), streams)
 
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:

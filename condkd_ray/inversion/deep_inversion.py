@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
-from condkd_ray.inversion.inversion import Inversion
+from condkd_ray.inversion.inversion import Inversion, require_bn
 from condkd_ray.losses.priors import bn_distance, class_prior, total_variation
 from condkd_ray.method import Guide, Meter, Metrics, Weigh, require
 from condkd_ray.samples import PixelSpace, Samples
@@ -57,7 +57,8 @@ class DeepInversion(Inversion[None]):
         return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
 
     def init(self, teacher: Teacher, rng: Streams) -> None:
-        """Nothing is carried from round to round."""
+        """Nothing is carried from round to round. Raises `InputError` for a teacher without BN."""
+        require_bn(teacher)
 
     def synthesize(
         self,

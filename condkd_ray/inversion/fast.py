@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
-from condkd_ray.inversion.inversion import Inversion
+from condkd_ray.inversion.inversion import Inversion, require_bn
 from condkd_ray.losses.adversarial import disagreement
 from condkd_ray.losses.priors import BnStatistics, bn_distance, class_prior, mix_bn
 from condkd_ray.method import Guide, Meter, Metrics, Weigh, require
@@ -75,7 +75,8 @@ class Fast(Inversion[FastState]):
         return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
 
     def init(self, teacher: Teacher, rng: Streams) -> FastState:
-        """A generator from stream `init/generator`."""
+        """A generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""
+        require_bn(teacher)
         with rng.forked("init/generator"):
             generator = Generator(self.latent, self.width, teacher.image_shape)
         generator = generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.method import Guide, Method, Metrics, Weigh
+from condkd_ray.method import Guide, Method, Metrics, Weigh, require
 from condkd_ray.samples import PixelSpace, Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Observation, Teacher
@@ -67,3 +67,9 @@ class Inversion(Method, ABC, Generic[State]):
 def equal_weights(seen: Observation, labels: Tensor) -> Tensor:
     """Every sample counts the same: the `Weigh` of all methods but SSD-KD."""
     return torch.ones(len(labels), device=labels.device)
+
+
+def require_bn(teacher: Teacher) -> None:
+    """Raise `InputError` unless there are BN statistics to match."""
+    accepted = "1 or more, as in resnet-8-16; or inversion dafl, which reads none"
+    require(bool(teacher.running_bn), "number of the teacher's batch normalisation layers", 0, accepted)
