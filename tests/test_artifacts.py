@@ -1,0 +1,293 @@
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from image_files import write_folder
+from safetensors.torch import save_file
+from torch import Tensor
+from toy import blobs
+
+from condkd_ray.artifacts import Workshop, trial_hash
+from condkd_ray.condensation import AllReal, AnyCondensation, DistributionMatching, Imported, RandomReal
+from condkd_ray.config import dump
+from condkd_ray.data import DataConfig
+from condkd_ray.distiller import Distiller
+from condkd_ray.inversion import Fast
+from condkd_ray.method import InputError
+from condkd_ray.networks import ConvNet, ResNet
+from condkd_ray.proxy import views
+from condkd_ray.streams import derive_seed
+from condkd_ray.supervised import Supervised
+from condkd_ray.trial import TeacherConfig, TrialConfig
+
+RECIPE = TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=3))
+CONFIG = TrialConfig(
+    teacher=RECIPE,
+    student=ResNet(depth=8, width=2),
+    condensation=RandomReal(ipc=5),
+    inversion=Fast(steps=1, batch=16, latent=16, width=8),
+    distiller=Distiller(steps=1, batch=16, condensed_share=0.25),
+)
+# Steps this small leave the images where they began: at real ones.
+STILL = DistributionMatching(ipc=5, condensed_together=90, iterations=1, width=2, lr=1e-30)
+LIVELY = DistributionMatching(ipc=5, condensed_together=5, iterations=2, width=4)
+
+
+class Heard(list[str]):
+    """What a workshop says."""
+
+    @property
+    def trainings(self) -> int:
+        return sum(line.startswith("training") for line in self)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def workshop(cache) -> Workshop:
+    return Workshop(cache, say=Heard().append)
+
+
+def using(method: AnyCondensation | None, **changes) -> TrialConfig:
+    share = 0.0 if method is None else 0.25
+    return replace(
+        CONFIG, condensation=method, distiller=Distiller(steps=1, batch=16, condensed_share=share), **changes
+    )
+
+
+def rows(pixels: Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in pixels}
+
+
+def pixels(images: Tensor, workshop: Workshop) -> set[bytes]:
+    dataset = workshop.data(CONFIG)
+    grey = (images * dataset.std[0] + dataset.mean[0]).mul(255).round().to(torch.uint8)
+    return rows(grey.contiguous())
+
+
+def test_a_teacher_is_trained_once_for_all_workshops(cache, workshop):
+    first = workshop.prepare(CONFIG)
+    heard = Heard()
+    again = Workshop(cache, say=heard.append).prepare(CONFIG)
+    assert heard.trainings == 0
+    assert again.hashes == first.hashes
+    assert trial_hash(CONFIG, again) == trial_hash(CONFIG, first)
+
+
+def test_a_cache_can_be_deleted_at_will(tmp_path, workshop):
+    heard = Heard()
+    anew = Workshop(tmp_path, say=heard.append).prepare(using(LIVELY))
+    assert heard.trainings == 1
+    assert anew.hashes == workshop.prepare(using(LIVELY)).hashes
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(RECIPE, seed=1),
+        replace(RECIPE, network=ResNet(depth=8, width=5)),
+        replace(RECIPE, training=Supervised(epochs=3, lr=0.1)),
+    ],
+    ids=["seed", "network", "training"],
+)
+def test_another_recipe_is_another_teacher(workshop, recipe):
+    hashes = workshop.prepare(CONFIG).hashes
+    other = workshop.prepare(replace(CONFIG, teacher=recipe)).hashes
+    assert other["teacher"] != hashes["teacher"]
+    assert (other["data"], other["condensed"]) == (hashes["data"], hashes["condensed"])
+
+
+def test_trials_of_other_seeds_share_all_but_the_condensed_set(workshop):
+    first, other = (workshop.prepare(replace(CONFIG, seed=seed)) for seed in (0, 1))
+    assert first.teacher is other.teacher
+    assert first.proxy is other.proxy
+    assert first.hashes["condensed"] != other.hashes["condensed"]
+    assert {**first.hashes, "condensed": ""} == {**other.hashes, "condensed": ""}
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from condkd_ray.artifacts import Workshop
+from condkd_ray.config import read
+from condkd_ray.weights import tensor_digest
+config = read(Path(sys.argv[1]) / "trial.yaml")
+teacher = Workshop(Path(sys.argv[1]), say=print).teacher(config)
+print("digest", tensor_digest(teacher.network.state_dict()))
+"""
+
+
+def test_of_two_processes_on_one_cache_only_one_trains(tmp_path):
+    (tmp_path / "trial.yaml").write_text(dump(CONFIG))
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    said = [process.communicate()[0].splitlines() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(line.startswith("training") for lines in said for line in lines) == 1
+    assert said[0][-1] == said[1][-1]
+    assert said[0][-1].startswith("digest")
+
+
+def held_out(workshop: Workshop) -> set[bytes]:
+    """The proxy images: what is in the train images but not in the set of all that condensers may use."""
+    used = workshop.prepare(using(AllReal())).condensed
+    assert used is not None
+    return rows(workshop.data(CONFIG).train.pixels) - pixels(used.images, workshop)
+
+
+def test_one_image_a_class_is_held_out_for_the_proxy(workshop):
+    dataset, prepared = workshop.data(CONFIG), workshop.prepare(CONFIG)
+    names = held_out(workshop)
+    images = dataset.train[torch.tensor([row.numpy().tobytes() in names for row in dataset.train.pixels])]
+    assert sorted(images.labels.tolist()) == list(range(10))
+    images = images[images.labels.argsort()].samples(dataset.mean, dataset.std)
+    shown = views(images, prepared.teacher, seed=derive_seed(0, "proxy views"))
+    assert torch.equal(shown.images, prepared.proxy.images)
+
+
+@pytest.mark.parametrize("method", [RandomReal(ipc=90), replace(STILL, ipc=90)], ids=lambda method: method.name)
+def test_condensers_see_neither_proxy_nor_test_nor_validation_images(workshop, method):
+    dataset, prepared = workshop.data(CONFIG), workshop.prepare(using(method))
+    assert prepared.condensed is not None
+    assert dataset.val is not None
+    found = pixels(prepared.condensed.images, workshop)
+    assert len(found) > 890
+    assert found <= rows(dataset.train.pixels)
+    for kept_back in (held_out(workshop), rows(dataset.test.pixels), rows(dataset.val.pixels)):
+        assert not found & kept_back
+
+
+@pytest.mark.parametrize("method", [RandomReal(ipc=5), LIVELY], ids=lambda method: method.name)
+def test_smaller_sets_are_the_first_of_each_class_of_larger_ones(workshop, method):
+    large = workshop.prepare(using(method)).condensed
+    small = workshop.prepare(using(replace(method, ipc=2))).condensed
+    assert small.labels.tolist() == [k for k in range(10) for _ in range(2)]
+    assert torch.equal(small.images, large.images.view(10, 5, *large.images.shape[1:])[:, :2].flatten(0, 1))
+    assert torch.equal(small.logits, large.logits.view(10, 5, 10)[:, :2].flatten(0, 1))
+
+
+def test_the_condensed_set_comes_with_the_teachers_logits(workshop):
+    prepared = workshop.prepare(CONFIG)
+    assert torch.allclose(prepared.condensed.logits, prepared.teacher.logits(prepared.condensed.images), atol=1e-5)
+
+
+def test_without_condensation_there_is_no_set(workshop):
+    prepared = workshop.prepare(using(None))
+    assert prepared.condensed is None
+    assert prepared.hashes["condensed"] == ""
+    assert prepared.hashes["proxy"] == workshop.prepare(CONFIG).hashes["proxy"]
+
+
+def test_own_weights_are_used_and_named_by_their_content(tmp_path, workshop):
+    trained = workshop.prepare(CONFIG)
+    weights = {name: value.contiguous() for name, value in trained.teacher.network.state_dict().items()}
+    (tmp_path / "elsewhere").mkdir()
+    paths = [tmp_path / "w.safetensors", tmp_path / "elsewhere" / "v.safetensors"]
+    for path in paths:
+        save_file(weights, path)
+    heard = Heard()
+    configs = [replace(CONFIG, teacher=replace(RECIPE, weights=path)) for path in paths]
+    found = [Workshop(tmp_path / "cache", say=heard.append).prepare(config) for config in configs]
+    assert heard.trainings == 0
+    assert found[0].hashes == found[1].hashes == trained.hashes
+    assert trial_hash(configs[0], found[0]) == trial_hash(configs[1], found[1])
+    save_file(weights | {"classifier.bias": torch.ones(10)}, paths[0])
+    other = Workshop(tmp_path / "cache", say=heard.append).prepare(configs[0])
+    assert trial_hash(configs[0], other) != trial_hash(configs[1], found[1])
+    assert other.teacher.network.classifier.bias.eq(1).all()
+
+
+def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path):
+    for place in ("here", "there"):
+        for part, seed in (("train", 0), ("test", 1)):
+            images = blobs(48, seed)
+            write_folder(tmp_path / place / part, images.pixels, images.labels, list("abcd"))
+    heard, hashes = Heard(), []
+    for place in ("here", "there"):
+        config = replace(CONFIG, data=DataConfig(name="image_folder", root=tmp_path / place), student=ResNet(width=2))
+        prepared = Workshop(tmp_path / "cache", say=heard.append).prepare(config)
+        hashes.append((prepared.hashes, trial_hash(config, prepared)))
+    assert hashes[0] == hashes[1]
+    assert heard.trainings == 1
+
+
+def write_set(path: Path, workshop: Workshop, shuffled: bool) -> Path:
+    dataset = workshop.data(CONFIG)
+    first = dataset.train[dataset.train.labels.argsort(stable=True)].samples(dataset.mean, dataset.std)
+    few = torch.cat([(first.labels == k).nonzero()[:4, 0] for k in range(10)])
+    labels = first.labels[few]
+    torch.save({"data": [[first.images[few], labels.roll(4) if shuffled else labels]]}, path)
+    return path
+
+
+def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache):
+    heard = Heard()
+    workshop = Workshop(cache, say=heard.append)
+    taken = Imported(path=write_set(tmp_path / "set.pt", workshop, shuffled=False), ipc=4, space="normalised")
+    assert len(workshop.prepare(using(taken)).condensed) == 40
+    assert any(line.startswith("condensed set set.pt, 4 a class: the teacher names ") for line in heard)
+    foreign = replace(taken, path=write_set(tmp_path / "foreign.pt", workshop, shuffled=True))
+    with pytest.raises(
+        InputError, match=r"teacher's accuracy on condensed set foreign.pt, 4 a class is 0\.\d+; accepted"
+    ):
+        workshop.prepare(using(foreign))
+    assert workshop.prepare(using(replace(foreign, force=True))).condensed is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"condensation": RandomReal(ipc=200)}, "number of images per class is 200; accepted: at most 9"),
+        (
+            {"condensation": replace(LIVELY, condensed_together=200)},
+            "number of images per class is 200; accepted",
+        ),
+        (
+            {"student": ConvNet(depth=4)},
+            "network convnet-4-128 on images of 8x8: smallest side is 8; accepted: 16",
+        ),
+        ({"data": DataConfig(size=4)}, "network resnet-8-4 on images of 4x4: smallest side is 4; accepted: 8 or more"),
+    ],
+)
+def test_what_cannot_be_had_fails_before_anything_is_made(tmp_path, changes, message):
+    heard = Heard()
+    workshop = Workshop(tmp_path, say=heard.append)
+    with pytest.raises(InputError, match=message):
+        workshop.prepare_all([CONFIG, replace(CONFIG, **changes)])
+    assert heard.trainings == 0
+
+
+def test_weights_that_do_not_fit_fail_before_anything_is_made(tmp_path):
+    save_file({"weight": torch.ones(1)}, tmp_path / "w.safetensors")
+    config = using(LIVELY, teacher=replace(RECIPE, weights=tmp_path / "w.safetensors"))
+    with pytest.raises(InputError, match=r"weights in .*w.safetensors do not fit the network: missing: conv.weight"):
+        Workshop(tmp_path / "cache", say=print).prepare_all([config])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_inversion_that_needs_batch_normalisation_wants_a_teacher_with_it(tmp_path):
+    lenet = replace(CONFIG, data=DataConfig(size=16), teacher=replace(RECIPE, network=ConvNet(depth=2, width=4)))
+    with pytest.raises(InputError, match="batch normalisation"):
+        Workshop(tmp_path, say=print).prepare_all([lenet])
+
+
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/condensed'; accepted: a folder that can be written"):
+        Workshop(tmp_path / "file", say=print).prepare(CONFIG)
+
+
+def test_nothing_prepared_holds_a_graph(workshop):
+    prepared = workshop.prepare(CONFIG)
+    tensors = [prepared.condensed.images, prepared.condensed.logits, prepared.proxy.images, prepared.proxy.logits]
+    assert not any(tensor.requires_grad for tensor in [*tensors, *prepared.teacher.network.parameters()])
