@@ -16,10 +16,14 @@ from condkd_ray import config as configs
 from condkd_ray import report
 from condkd_ray.artifacts import Workshop, trial_hash
 from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
+from condkd_ray.memory.store import MissingSamplesError
+from condkd_ray.method import require
 from condkd_ray.report.records import finished, write_manifest
-from condkd_ray.run import local_store, run_trial
+from condkd_ray.run import Outcome, local_store, run_trial
 from condkd_ray.shell import cpu_seconds, exit_codes, open_folder, say
 from condkd_ray.trial import Prepared, TrialConfig
+
+CHECKPOINT = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,12 @@ def train(command: Train, rest: list[str]) -> int:
     """`condkd train`."""
     base = configs.read(command.config)
     config = tyro.cli(TrialConfig, default=base, args=rest, prog="condkd train", config=(tyro.conf.AvoidSubcommands,))
+    require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     torch.set_num_threads(command.threads)
-    open_folder(command.out, "train", fresh=command.fresh)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     workshop = Workshop(command.cache, device=device, say=say)
+    workshop.check(config)
+    open_folder(command.out, "train", fresh=command.fresh)
     plan = Plan(command.arm, getattr(config.condensation, "ipc", 0), config.seed, config)
     prepared = workshop.prepare(config)
     key = trial_hash(config, prepared)
@@ -96,18 +102,27 @@ def _run(plan: Plan, key: str, prepared: Prepared, out: Path) -> int:
     folder = out / "trials" / key
     watch = Watch("train", out, {key: (plan, prepared)})
     try:
-        outcome = run_trial(
-            plan.config,
-            prepared,
-            local_store(plan.config, prepared, folder),
-            checkpoint=folder / "state.safetensors",
-            on_round=lambda metrics: watch.round(key, metrics),
-        )
+        try:
+            outcome = _attempt(plan, key, prepared, folder, watch)
+        except MissingSamplesError as error:
+            say(f"{error}: the trial begins anew")
+            (folder / CHECKPOINT).unlink()
+            outcome = _attempt(plan, key, prepared, folder, watch)
         watch.outcome(key, outcome)
     finally:
         watch.close()
     shutil.rmtree(folder / "chunks", ignore_errors=True)
     return 1 if watch.failed else 0
+
+
+def _attempt(plan: Plan, key: str, prepared: Prepared, folder: Path, watch: Watch) -> Outcome:
+    return run_trial(
+        plan.config,
+        prepared,
+        local_store(plan.config, prepared, folder),
+        checkpoint=folder / CHECKPOINT,
+        on_round=lambda metrics: watch.round(key, metrics),
+    )
 
 
 if __name__ == "__main__":
