@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import resource
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from condkd_ray.method import InputError
+from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.report.records import check_same_experiment
 
 
@@ -21,12 +22,15 @@ def say(text: str) -> None:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Bad input: one message and exit code 2. Ctrl-C: 130."""
+    """Bad input: one message and exit code 2. A teacher or condensed set that came out as NaN: 1. Ctrl-C: 130."""
     try:
         yield
     except InputError as error:
         say(f"error: {error}")
         sys.exit(2)
+    except NonFiniteError as error:
+        say(f"failed: {error}")
+        sys.exit(1)
     except KeyboardInterrupt:
         say("interrupted; the same command continues")
         sys.exit(130)
@@ -35,10 +39,7 @@ def exit_codes() -> Iterator[None]:
 def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
     """Make `out` ready. Raises `InputError` for a file, a folder that cannot be written, another experiment's."""
     if fresh and out.is_dir():
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        aside = out.with_name(f"{out.name}.{stamp}")
-        out.rename(aside)
-        say(f"moved {out} to {aside}")
+        _move_aside(out)
     check_same_experiment(out, experiment)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,19 @@ def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"--out is {str(out)!r}; accepted: a folder that can be written ({error.strerror})") from None
+
+
+def _move_aside(out: Path) -> None:
+    whole = out.resolve()
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    paths = (whole.parent / f"{whole.name}.{stamp}{suffix}" for suffix in suffixes)
+    try:
+        aside = next(path for path in paths if not path.exists())
+        whole.rename(aside)
+    except OSError as error:
+        raise InputError(f"--out is {str(out)!r}; accepted with --fresh: a folder to move ({error.strerror})") from None
+    say(f"moved {out} to {aside}")
 
 
 def cpu_seconds() -> float:
