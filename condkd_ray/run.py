@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pvariance
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,23 @@ class Outcome:
     images_per_class: int = 0
     peak_bytes: int = 0
     threads: int = 1
+
+
+@dataclass
+class _Stored:
+    """An outcome's fields, as `state` saves and loads them."""
+
+    fields: dict[str, Any]
+
+
+def save_outcome(outcome: Outcome, path: Path) -> None:
+    """Write `outcome` to `path`, atomically."""
+    states.save(_Stored(vars(outcome)), path)
+
+
+def load_outcome(path: Path) -> Outcome:
+    """The outcome in the file at `path`."""
+    return Outcome(**states.load(_Stored({}), path).fields)
 
 
 def local_store(config: TrialConfig, prepared: Prepared, folder: Path | None) -> LocalStore:

@@ -1,0 +1,147 @@
+"""A sweep: given trials, run by Tune on the connected cluster. Tune schedules and retries; its files are never read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from condkd_ray.cluster.connect import check_resources, slots
+from condkd_ray.cluster.parcels import Depot
+from condkd_ray.cluster.pool import make_pool
+from condkd_ray.cluster.trainable import Job, Work, outcome_path, run, trial_folder
+from condkd_ray.config import to_tree
+from condkd_ray.method import Metrics
+from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome
+from condkd_ray.trial import Prepared, TrialConfig
+
+RETRIES = 3
+"""Of a trial whose process died or that raised an exception; it goes on from its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a sweep. `key` names its files, and is its own; `label` is for people."""
+
+    key: str
+    label: str
+    config: TrialConfig
+    prepared: Prepared
+
+
+def sweep(
+    trials: Sequence[Trial],
+    *,
+    folder: Path,
+    cpus_per_trial: float = 1,
+    gpus_per_trial: float = 0,
+    on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
+    on_outcome: Callable[[Trial, Outcome], None],
+    on_failure: Callable[[Trial, str], None] = lambda trial, reason: None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> bool:
+    """Run `trials` in their order, as many at once as fit. Their checkpoints and chunks lie under `folder`.
+
+    A later sweep over the same folder goes on from there with what it is given. What a trial leaves under `folder` is
+    deleted once `on_outcome` has returned, so that has to store all that shall stay.
+
+    Args:
+        trials: with different keys.
+        folder: on storage that all nodes see.
+        cpus_per_trial: CPUs held by a trial; also its number of threads, rounded down.
+        gpus_per_trial: GPUs, or a part of one.
+        on_round: hears the metrics of each round once, in order.
+        on_outcome: hears of each trial that came to its end, also of those that failed by a NaN.
+        on_failure: hears of each trial that was given up after its retries, and why, in one line.
+        checkpoint_seconds: between two checkpoints of a trial, at least.
+
+    Returns:
+        Whether all trials were heard of; False after Ctrl-C.
+
+    Raises:
+        InputError: No node has such resources.
+    """
+    import ray
+
+    if not trials:
+        return True
+    assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
+    check_resources(cpus_per_trial, gpus_per_trial)
+    folder = folder.resolve()
+    pool, depot = make_pool(folder / "chunks"), Depot()
+    try:
+        jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared)) for t in trials}
+        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds)
+        progress = _Progress(trials, work, on_round, on_outcome, on_failure)
+        _fit(work, progress, cpus_per_trial, gpus_per_trial)
+        return progress.open == set()
+    except KeyboardInterrupt:
+        return False
+    finally:
+        ray.kill(pool)
+
+
+class _Progress:
+    """The listener of a sweep; see `condkd_ray.cluster.events`."""
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        work: Work,
+        on_round: Callable[[Trial, Metrics], None],
+        on_outcome: Callable[[Trial, Outcome], None],
+        on_failure: Callable[[Trial, str], None],
+    ) -> None:
+        self._trials = {trial.key: trial for trial in trials}
+        self._work = work
+        self._on_round, self._on_outcome, self._on_failure = on_round, on_outcome, on_failure
+        self._rounds = dict.fromkeys(self._trials, 0)
+        self.open = set(self._trials)
+
+    def heard(self, key: str, result: dict[str, Any]) -> None:
+        """A trial that was killed tells its first rounds again."""
+        metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
+        if metrics.get("round", 0) > self._rounds[key]:
+            self._rounds[key] = metrics["round"]
+            self._on_round(self._trials[key], metrics)
+
+    def completed(self, key: str) -> None:
+        """Fetch the outcome, and once it is in good hands clear up behind the trial."""
+        self._on_outcome(self._trials[key], load_outcome(outcome_path(self._work.folder, key)))
+        self.open.discard(key)
+        self._work.pool.forget.remote(key)
+        shutil.rmtree(trial_folder(self._work.folder, key), ignore_errors=True)
+
+    def failed(self, key: str, reason: str) -> None:
+        """Checkpoint and chunks stay, so that a later sweep can go on from them."""
+        self._on_failure(self._trials[key], reason)
+        self.open.discard(key)
+
+
+def _fit(work: Work, progress: _Progress, cpus: float, gpus: float) -> None:
+    from ray import tune
+
+    from condkd_ray.cluster.events import listening
+
+    storage = work.folder / "tune"
+    shutil.rmtree(storage, ignore_errors=True)
+    resources = tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}])
+    with listening(progress) as events:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(run, work=work), resources),
+            param_space={"key": tune.grid_search(list(work.jobs))},
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=max(1, slots(cpus, gpus))),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=str(storage),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[events],
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
