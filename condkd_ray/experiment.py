@@ -81,6 +81,7 @@ class Flags:
         require(bool(self.ipcs) and min(self.ipcs) >= 1, "--ipcs", self.ipcs, accepted)
         require(bool(self.seeds) and min(self.seeds) >= 0, "--seeds", self.seeds, "one or more integers >= 0")
         max_ipc = max(self.ipcs)
+        epochs = TEACHER_EPOCHS.get(self.dataset, 10) if self.teacher_epochs is None else self.teacher_epochs
         tree: dict[str, Any] = {
             "data": {
                 "name": self.dataset,
@@ -93,7 +94,7 @@ class Flags:
             "teacher": {
                 "network": to_tree(networks.parse(self.teacher)),
                 "weights": self.teacher_weights,
-                "training": {"epochs": self.teacher_epochs or TEACHER_EPOCHS.get(self.dataset, 10)},
+                "training": {"epochs": epochs},
             },
             "student": to_tree(networks.parse(self.student)),
             "condensation": self._condensation(max_ipc),
@@ -133,11 +134,11 @@ def command_line(flags: type[T], main: Callable[[T], int]) -> None:
 def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> int:
     """Run what is missing of `plans`, write records as trials end, report. The exit code: see `command_line`."""
     planned = list(plans)
-    require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
-    open_folder(flags.out, experiment, fresh=flags.fresh)
+    _check_plans(planned)
     workshop = Workshop(flags.cache, say=say)
     for config in {plan.config.data: plan.config for plan in planned}.values():
         workshop.check(config)
+    open_folder(flags.out, experiment, fresh=flags.fresh)
     with connect(flags.address):
         check_resources(flags.cpus_per_trial, flags.gpus_per_trial)
         prepared = workshop.prepare_all([plan.config for plan in planned])
@@ -169,6 +170,15 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> 
         say("interrupted; the same command continues")
         return 130
     return 1 if watch.failed else 0
+
+
+def _check_plans(planned: list[Plan]) -> None:
+    require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
+    first: dict[TrialConfig, Plan] = {}
+    for plan in planned:
+        twin = first.setdefault(plan.config, plan)
+        same = f"{twin.label} and {plan.label}"
+        require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
 
 
 def make_trial(plan: Plan, prepared: Prepared) -> tuning.Trial:
