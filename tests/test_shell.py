@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from condkd_ray.method import InputError, NonFiniteError
+from condkd_ray.shell import cpu_seconds, exit_codes, open_folder, say
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (InputError("steps is 0; accepted: an integer >= 1"), 2, "error: steps is 0; accepted: an integer >= 1\n"),
+        (NonFiniteError("loss term teacher/loss is not finite"), 1, "failed: loss term teacher/loss is not finite\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues\n"),
+    ],
+)
+def test_each_ending_has_its_exit_code_and_one_message(capsys, error, code, words):
+    with pytest.raises(SystemExit) as caught, exit_codes():
+        raise error
+    assert caught.value.code == code
+    assert capsys.readouterr() == ("", words)
+
+
+def test_our_own_mistakes_are_not_hidden():
+    with pytest.raises(ZeroDivisionError), exit_codes():
+        raise ZeroDivisionError
+
+
+def test_words_go_to_standard_error(capsys):
+    say("training")
+    assert capsys.readouterr() == ("", "training\n")
+
+
+def write_manifest(out, experiment="train", format=1):
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = {"experiment": experiment, "question": "", "command": "", "created": "", "format": format}
+    (out / "experiment.json").write_text(json.dumps(manifest))
+
+
+def test_a_new_folder_is_made_and_an_own_one_left_as_it_is(tmp_path):
+    open_folder(tmp_path / "a" / "b", "train", fresh=False)
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    write_manifest(tmp_path / "own")
+    open_folder(tmp_path / "own", "train", fresh=False)
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["experiment.json"]
+
+
+def test_fresh_moves_aside_what_was_there_each_time(tmp_path, capsys):
+    for content in ("first", "second"):
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs" / "result").write_text(content)
+        open_folder(tmp_path / "runs", "train", fresh=True)
+        assert list((tmp_path / "runs").iterdir()) == []
+    kept = sorted((path / "result").read_text() for path in tmp_path.glob("runs.*"))
+    assert kept == ["first", "second"]
+    assert capsys.readouterr().err.count("moved ") == 2
+
+
+def test_fresh_without_anything_there_is_a_new_folder(tmp_path, capsys):
+    open_folder(tmp_path / "runs", "train", fresh=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_fresh_of_the_working_folder_moves_it(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "result").touch()
+    monkeypatch.chdir(tmp_path / "runs")
+    open_folder(Path("."), "train", fresh=True)
+    assert [path.name for path in tmp_path.glob("runs.*/*")] == ["result"]
+
+
+def test_a_folder_that_cannot_be_moved_is_refused():
+    with pytest.raises(InputError, match=r"--out is '/proc'; accepted with --fresh: a folder to move"):
+        open_folder(Path("/proc"), "train", fresh=True)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_file_is_refused_and_stays(tmp_path, fresh):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match=r"--out .*out is a file; accepted: a new folder"):
+        open_folder(tmp_path / "out", "train", fresh=fresh)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "runs", Path("/proc/runs")):
+        with pytest.raises(InputError, match=rf"--out is '{out}'; accepted: a folder that can be written"):
+            open_folder(out, "train", fresh=False)
+
+
+def test_the_results_of_another_experiment_are_refused(tmp_path):
+    write_manifest(tmp_path, "ablate_ipc")
+    with pytest.raises(InputError, match=r"holds experiment 'ablate_ipc'; accepted: a new folder, or one of 'train'"):
+        open_folder(tmp_path, "train", fresh=False)
+
+
+def test_results_of_another_format_are_refused(tmp_path):
+    write_manifest(tmp_path, format=99)
+    with pytest.raises(InputError, match=r"format is 99; accepted: 1"):
+        open_folder(tmp_path, "train", fresh=False)
+
+
+def test_cpu_seconds_grow_with_work():
+    before = cpu_seconds()
+    while cpu_seconds() - before < 0.01:
+        sum(range(1000))
