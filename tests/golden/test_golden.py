@@ -1,0 +1,64 @@
+"""The numbers of each method on the toy world, as they were when somebody last said that they should change.
+
+`pytest --update-golden tests/golden` rewrites them: only in a change that means to move them and says why.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from contracts.toy_methods import INVERTERS, small
+from toy import IMAGE_SHAPE, IPC, MEAN, NUM_CLASSES, STD, TEACHER, answered, blobs, toy_config, wrap
+
+from condkd_ray.distiller import Distiller
+from condkd_ray.guidance import Discriminator, Mmd, NoGuidance
+from condkd_ray.inversion import Fast
+from condkd_ray.memory import LocalStore
+from condkd_ray.networks import ConvNet
+from condkd_ray.proxy import views
+from condkd_ray.streams import Streams
+from condkd_ray.trial import Prepared, codec, run_round, start
+
+CASES = [(kind, NoGuidance()) for kind in INVERTERS] + [(Fast, Discriminator(hidden=32)), (Fast, Mmd())]
+DISCRETE = ("accuracy", "agreement")
+"""A share of images named alike jumps where a loss moves by a hair."""
+
+
+def losses(metrics):
+    families = ("inversion/", "guidance/", "kd/", "proxy/")
+    return {name: x for name, x in metrics.items() if name.startswith(families) and not name.endswith(DISCRETE)}
+
+
+def untrained():
+    """The toy world with a teacher fresh from its seed, BN statistics apart: training would blow up last bits."""
+    with Streams(0).forked("init/teacher"):
+        network = TEACHER.build(IMAGE_SHAPE, NUM_CLASSES)
+    train = blobs(256, seed=1).samples(MEAN, STD)
+    for _ in range(20):
+        network.train()(train.images)
+    teacher = wrap(network.to(memory_format=torch.channels_last))
+    few = answered(blobs(IPC * NUM_CLASSES, seed=4), teacher)
+    return Prepared(teacher, blobs(8, seed=2), None, few, views(few, teacher, seed=0))
+
+
+@pytest.mark.parametrize(("kind", "guidance"), CASES, ids=lambda value: getattr(value, "name", None))
+def test_numbers_have_not_moved(kind, guidance, request):
+    prepared = untrained()
+    settings = toy_config(
+        # A student that agrees with the teacher on some images, so that adversarial terms are not 0.
+        student=ConvNet(depth=1, width=4),
+        inversion=small(kind, steps=2),
+        guidance=guidance,
+        distiller=Distiller(steps=2, batch=16, lr=0.01),
+        rounds=3,
+    )
+    live, store = start(settings, prepared), LocalStore(codec(settings, prepared.teacher), NUM_CLASSES)
+    rounds = [losses(run_round(settings, prepared, live, store)) for _ in range(3)]
+    found = {"after two steps": rounds[0], "after three rounds": rounds[2]}
+    path = Path(__file__).with_name(f"{settings.inversion.name}_{guidance.name}.json")
+    if request.config.getoption("update_golden"):
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    golden = json.loads(path.read_text())
+    assert found.keys() == golden.keys()
+    for when, wanted in golden.items():
+        assert found[when] == pytest.approx(wanted, rel=1e-3, abs=1e-6), when
