@@ -73,7 +73,7 @@ def class_mmd(
 def _class_mmd(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, num_classes: int, median: Tensor
 ) -> Tensor:
-    left_hot, right_hot = F.one_hot(left_labels, num_classes), F.one_hot(right_labels, num_classes)
+    left_hot, right_hot = (F.one_hot(x, num_classes).to(left.dtype) for x in (left_labels, right_labels))
     present = (left_hot.sum(0) > 0) & (right_hot.sum(0) > 0)
     a = left_hot / left_hot.sum(0).clamp_min(1) * present
     b = right_hot / right_hot.sum(0).clamp_min(1) * present
