@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from contracts.toy_methods import INVERTERS, small
 from toy import IMAGE_SHAPE, IPC, MEAN, NUM_CLASSES, STD, TEACHER, answered, blobs, toy_config, wrap
 
