@@ -1,0 +1,160 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from condkd_ray import __main__
+from condkd_ray.report.records import Record, read_manifest, read_records
+
+TINY = """
+data: digits
+teacher: {network: {name: resnet, depth: 8, width: 4}, training: {epochs: 1}}
+student: {name: resnet, depth: 8, width: 2}
+condensation: {name: random_real, ipc: 2}
+inversion: {name: fast, steps: 2, batch: 16, latent: 16, width: 8}
+guidance: discriminator
+distiller: {steps: 2, batch: 16, condensed_share: 0.25}
+rounds: 10
+"""
+
+
+def command(folder: Path, out: str, *flags: str) -> list[str]:
+    return ["train", str(folder / "trial.yaml"), "--out", str(folder / out), "--cache", str(folder / "cache"), *flags]
+
+
+def spawn(*arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = [sys.executable, "-W", "error", "-m", "condkd_ray", *arguments]
+    return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("main")
+    (folder / "trial.yaml").write_text(TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder) -> tuple[Path, str, str]:
+    """A trial run by the real command: its folder, standard output and standard error."""
+    with spawn(*command(folder, "out")) as process:
+        printed, said = process.communicate()
+    assert process.returncode == 0, said
+    return folder / "out", printed, said
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command line in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["condkd", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        __main__.main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def numbers(record: Record) -> list[object]:
+    """What must not depend on when and where a trial ran."""
+    rounds = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in record.history]
+    return [record.config_hash, record.predictions, rounds, record.metrics["student/test_accuracy"]]
+
+
+def test_train_leaves_record_tables_and_checkpoint_and_says_what_it_did(trained):
+    out, printed, said = trained
+    (record,) = read_records(out)
+    assert (record.status, record.arm, record.rounds, record.ipc) == ("finished", "trial", 10, 2)
+    manifest = read_manifest(out)
+    assert manifest.planned[0]["config_hash"] == record.config_hash
+    assert manifest.cpu_seconds is not None
+    assert manifest.cpu_seconds > 0
+    for name in ("table.md", "table.csv", "records.parquet", f"trials/{record.config_hash}/state.safetensors"):
+        assert (out / name).is_file()
+    assert not (out / "trials" / record.config_hash / "chunks").exists()
+    assert f"{100 * record.metrics['student/test_accuracy']:.2f}" in printed
+    assert said.count("training teacher resnet-8-4 on digits") == 1
+    assert "Traceback" not in said
+
+
+def test_the_same_command_again_runs_nothing_anew(trained, folder, monkeypatch, capsys):
+    out, printed, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
+    assert run(monkeypatch, *command(folder, "out")) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()} == before
+    found = capsys.readouterr()
+    assert results(found.out) == results(printed)
+    assert "training" not in found.err
+
+
+def results(printed: str) -> list[str]:
+    """The report less the time this command took."""
+    return [line for line in printed.splitlines() if not line.startswith("CPU time of the last run")]
+
+
+def test_report_rebuilds_what_was_deleted(trained, monkeypatch, capsys):
+    out, printed, _ = trained
+    tables = {name: (out / name).read_bytes() for name in ("table.md", "table.csv")}
+    for path in [*out.glob("*.parquet"), *out.glob("*.png"), *(out / name for name in tables)]:
+        path.unlink()
+    assert run(monkeypatch, "report", str(out)) == 0
+    assert {name: (out / name).read_bytes() for name in tables} == tables
+    assert {"records.parquet", "rounds.parquet", "curves.png", "figure.png"} <= {path.name for path in out.iterdir()}
+    assert results(capsys.readouterr().out) == results(printed)
+
+
+def test_killed_and_started_again_it_comes_to_the_same_numbers(trained, folder, monkeypatch):
+    with spawn(*command(folder, "killed")) as process:
+        while not any(folder.glob("killed/trials/*/chunks/*.arrow")) and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert read_records(folder / "killed") == []
+    assert run(monkeypatch, *command(folder, "killed")) == 0
+    assert numbers(read_records(folder / "killed")[0]) == numbers(read_records(trained[0])[0])
+
+
+def test_a_deleted_record_is_made_again(trained, folder, monkeypatch):
+    out = trained[0]
+    (path,) = (out / "records").iterdir()
+    before = read_records(out)[0]
+    path.unlink()
+    assert run(monkeypatch, *command(folder, "out")) == 0
+    assert numbers(read_records(out)[0]) == numbers(before)
+
+
+def test_flags_go_over_the_file_and_other_trials_join_the_folder(trained, folder, monkeypatch):
+    flags = ("--rounds", "1", "--inversion.steps", "1", "--seed", "3", "--arm", "short")
+    assert run(monkeypatch, *command(folder, "joined", *flags)) == 0
+    assert run(monkeypatch, *command(folder, "joined", "--rounds", "1")) == 0
+    records = {record.arm: record for record in read_records(folder / "joined")}
+    assert set(records) == {"short", "trial"}
+    config = records["short"].config
+    assert (config["rounds"], config["inversion"]["steps"], config["seed"]) == (1, 1, 3)
+    assert config["inversion"]["batch"] == 16
+    assert len(read_manifest(folder / "joined").planned) == 2
+
+
+def test_a_trial_that_becomes_nan_ends_with_code_one_and_may_be_tried_again(folder, monkeypatch, capsys):
+    broken = command(folder, "broken", "--inversion.bn-weight", "nan", "--rounds", "1")
+    for _ in range(2):
+        assert run(monkeypatch, *broken) == 1
+        assert "failed: round 1: loss term inversion/loss is not finite at step 1" in capsys.readouterr().err
+        (record,) = read_records(folder / "broken")
+        assert record.status == "failed"
+
+
+def test_fresh_begins_anew_and_keeps_what_was_there(trained, folder, monkeypatch):
+    for flags in ((), ("--fresh",)):
+        assert run(monkeypatch, *command(folder, "again", "--rounds", "1", *flags)) == 0
+    (kept,) = folder.glob("again.*")
+    assert len(read_records(kept)) == len(read_records(folder / "again")) == 1
+
+
+def test_the_manifest_is_plain_json_that_says_how_it_was_made(trained):
+    manifest = json.loads((trained[0] / "experiment.json").read_text())
+    assert " train " in manifest["command"]
+    assert manifest["dataset"]["name"] == "digits"
