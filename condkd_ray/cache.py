@@ -34,6 +34,8 @@ def cached(path: Path, make: Callable[[], dict[str, Tensor]], what: str) -> dict
         if not path.is_file():
             partial = path.with_suffix(f".{os.getpid()}.partial")
             save_file(make(), partial, metadata={"what": what})
+            # It is made for its owner alone, but caches are meant to be shared.
+            partial.chmod(0o644)
             os.replace(partial, path)
     finally:
         lock.release()

@@ -47,7 +47,7 @@ class Flags:
     """A condensed set of somebody else's: a DC/DSA/DM .pt, Parquet, or an image folder."""
     condensed_space: Literal["auto", "unit", "normalised", "uint8"] = "auto"
     """Pixel space of that set."""
-    condensed_share: float = 0.25
+    condensed_share: float = 0.5
     """Share of condensed images in the student's batches, in the arms that mix."""
     dataset: str = "digits"
     data_root: Path | None = None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.guidance.guidance import Guidance
+from condkd_ray.guidance.guidance import Augmentation, Guidance
 from condkd_ray.losses.adversarial import fool, tell_apart
 from condkd_ray.method import require
 from condkd_ray.networks.discriminator import FeatureDiscriminator
@@ -40,10 +40,13 @@ class Discriminator(Guidance[DiscriminatorState]):
     """
 
     name: Literal["discriminator"] = "discriminator"
+    weight: float = 10.0
+    """The paper prints 1. Chosen with `lr`, `hidden` and `augment` on validation images: `experiments/LOG.md`."""
+    augment: Augmentation = "condensed"
     steps: int = 1
     """Discriminator steps for each step of the host."""
-    lr: float = 2e-4
-    hidden: int = 512
+    lr: float = 2e-3
+    hidden: int = 128
     """Units of the first hidden layer; the second has half."""
     class_weight: float = 1.0
     """Weight of the class head's cross-entropy in both losses."""
