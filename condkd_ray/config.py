@@ -115,7 +115,7 @@ def read_tree(path: Path) -> Tree:
             f"config file is {str(path)!r}, which cannot be read ({error}); accepted: a YAML file"
         ) from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if tree is not None and not isinstance(tree, dict):
         raise InputError(f"{path} holds a {type(tree).__name__}; accepted: a mapping of config fields")
     return tree or {}

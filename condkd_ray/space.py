@@ -86,7 +86,7 @@ def parse(text: str) -> dict[str, Any]:
     try:
         tree = yaml.load(text, _Loader)  # a SafeLoader with four more tags
     except yaml.YAMLError as error:
-        raise InputError(f"the search space is not YAML: {error}") from None
+        raise InputError(f"the search space is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError("the search space holds no mapping of config fields")
     return tree
