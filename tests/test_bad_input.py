@@ -1,0 +1,218 @@
+"""What a user may get wrong ends at once: code 2, one message with the thing, its value and what is accepted."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from condkd_ray import __main__
+from condkd_ray.report.records import Manifest, write_manifest
+
+ABLATION = Path(__file__).parents[1] / "experiments" / "ablate_ipc.py"
+TRIAL = """
+teacher: {network: {name: resnet, depth: 8, width: 4}, training: {epochs: 1}}
+student: {name: resnet, depth: 8, width: 2}
+condensation: {name: random_real, ipc: 2}
+inversion: {name: fast, steps: 1, batch: 16, latent: 16, width: 8}
+distiller: {steps: 1, batch: 16, condensed_share: 0.25}
+rounds: 1
+"""
+
+
+def condensed(path: Path, *, classes: int = 10, side: int = 8, scale: float = 1.0, value: float | None = None) -> Path:
+    """A set as DC writes it, of noise that has the spread of real images unless scaled."""
+    labels = torch.arange(classes).repeat_interleave(2)
+    images = scale * torch.randn(len(labels), 1, side, side, generator=torch.Generator().manual_seed(0))
+    if value is not None:
+        images[3, 0, 2, 2] = value
+    torch.save({"data": [[images, labels]]}, path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Files to be given, and `out` with earlier results of both programs' kind."""
+    for name, experiment in (("train", "train"), ("ablation", "ablate_ipc")):
+        earlier = Manifest(experiment=experiment, question="", command="", created="")
+        write_manifest(tmp_path / "out" / name, earlier)
+        (tmp_path / "out" / name / "table.md").write_text("earlier")
+    (tmp_path / "trial.yaml").write_text(TRIAL)
+    (tmp_path / "typo.yaml").write_text("distiller: {stepz: 3}")
+    (tmp_path / "broken.yaml").write_text("rounds: [")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "text.pt").write_text("weights")
+    save_file({"fc.weight": torch.ones(1)}, tmp_path / "other.safetensors")
+    condensed(tmp_path / "classes.pt", classes=7)
+    condensed(tmp_path / "shape.pt", side=16)
+    condensed(tmp_path / "nan.pt", value=float("nan"))
+    condensed(tmp_path / "twice.pt", scale=4.0)
+    condensed(tmp_path / "noise.pt")
+    return tmp_path
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys, folder: Path, program: str, line: str) -> str:
+    """The one message of a command that is to end with code 2 and to leave everything as it was."""
+    arguments = line.format(folder=folder).split()
+    if program == "train" and not arguments[0].endswith(".yaml"):
+        arguments = [str(folder / "trial.yaml"), *arguments]
+    if "--out" not in arguments:
+        arguments += ["--out", str(folder / "out" / program)]
+    whole = [program, *arguments, "--cache", str(folder / "cache")]
+    before = files(folder)
+    monkeypatch.setattr(sys, "argv", whole if program == "ablation" else ["condkd", *whole])
+    with pytest.raises(SystemExit) as caught:
+        __main__.main() if program == "train" else runpy.run_path(str(ABLATION), run_name="__main__")
+    found = capsys.readouterr()
+    assert caught.value.code == 2, found
+    assert files(folder) == before
+    assert "training teacher" not in found.err
+    assert found.out == ""
+    return found.err
+
+
+def one_message(said: str) -> str:
+    (line,) = said.splitlines()
+    return line
+
+
+FLAGS = [
+    ("--dataset imagenet", "flags: data is 'imagenet'; accepted: digits, mnist, fashion_mnist, cifar10"),
+    ("--dataset {folder}", "flags: data is '{folder}'; accepted: digits, mnist"),
+    ("--dataset cifar10", "data.root of cifar10 is None; accepted: the folder it lies in"),
+    ("--dataset mnist --data-root {folder}/none", "data.root is '{folder}/none'; accepted: an existing folder"),
+    ("--dataset mnist --data-root {folder}/empty", "data.root of mnist is '{folder}/empty'; accepted: train-images"),
+    ("--dataset parquet --data-root {folder}/empty", "data.root is '{folder}/empty'; accepted: a folder with train*"),
+    ("--teacher resnt-8-16", "network is 'resnt-8-16'; accepted: lenet5, lenet5_half, resnet-DEPTH-WIDTH"),
+    ("--teacher {folder}/text.pt", "network is '{folder}/text.pt'; accepted: lenet5"),
+    ("--student resnet-9-8", "resnet depth is 9; accepted: 6n + 2, such as 8, 14, 20"),
+    ("--student lenet5", "network lenet5 on images of 8x8: smallest side is 8; accepted: 16 or more"),
+    ("--size 4", "network resnet-8-16 on images of 4x4: smallest side is 4; accepted: 8 or more"),
+    ("--size 16 --teacher lenet5", "number of the teacher's batch normalisation layers is 0; accepted: 1 or more"),
+    ("--inversion gan", "flags: inversion is 'gan'; accepted: fast, "),
+    ("--guidance gan", "flags: guidance is 'gan'; accepted: none, "),
+    ("--guidance-weight -1", "guidance weight is -1.0; accepted: >= 0"),
+    ("--condensation gan", "flags: condensation is 'gan'; accepted: random_real, "),
+    ("--condensation {folder}/noise.pt", "flags: condensation is '{folder}/noise.pt'; accepted: random_real, "),
+    ("--condensation imported", "--condensed-path is None; accepted: the condensed set to import"),
+    ("--condensed-share 1.5", "condensed_share is 1.5; accepted: 0 <= share <= 1"),
+    ("--condensed-share nan", "condensed_share is nan; accepted: 0 <= share <= 1"),
+    ("--ipcs 0 5", "--ipcs is (0, 5); accepted: one or more integers >= 1"),
+    ("--seeds -1", "--seeds is (-1,); accepted: one or more integers >= 0"),
+    ("--seeds 0 0", "one trial, planned twice, is 'none seed 0 and none seed 0'; accepted: arms, IPCs and seeds"),
+    ("--condensed-share 0 --arms guided guided_only", "guided ipc 1 seed 0 and guided_only ipc 1 seed 0'; accepted"),
+    ("--rounds 0", "rounds is 0; accepted: an integer >= 1"),
+    ("--teacher-epochs 0", "epochs of the teacher is 0; accepted: 1 or more"),
+    ("--teacher-weights {folder}/none.pt", "'{folder}/none.pt', which cannot be read"),
+    ("--teacher-weights {folder}/text.pt", "weights file {folder}/text.pt cannot be read safely"),
+    ("--teacher-weights {folder}/other.safetensors", "do not fit the network: missing: conv.weight, "),
+    ("--config {folder}/typo.yaml", "flags: distiller: 'stepz' names no field (did you mean steps?); accepted: "),
+    ("--config {folder}/none.yaml", "config file is '{folder}/none.yaml', which cannot be read"),
+    ("--config {folder}/broken.yaml", "{folder}/broken.yaml is not YAML"),
+    ("--out {folder}/file", "--out {folder}/file is a file; accepted: a new folder"),
+    ("--out {folder}/file/deeper", "--out is '{folder}/file/deeper'; accepted: a folder that can be written"),
+    ("--out /proc/results", "--out is '/proc/results'; accepted: a folder that can be written"),
+    ("--out {folder}/out/train", "holds experiment 'train'; accepted: a new folder, or one of 'ablate_ipc'"),
+    ("--fresh --dataset imagenet", "flags: data is 'imagenet'; accepted: digits"),
+    ("--fresh --size 4", "network resnet-8-16 on images of 4x4"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), FLAGS, ids=[line for line, _ in FLAGS])
+def test_an_experiment_refuses(monkeypatch, capsys, folder, line, message):
+    said = one_message(refusal(monkeypatch, capsys, folder, "ablation", line))
+    assert said.startswith("error: ")
+    assert message.format(folder=folder) in said
+
+
+SET = "--condensation.path {folder}/"
+FIELDS = [
+    ("{folder}/none.yaml", "config file is '{folder}/none.yaml', which cannot be read"),
+    ("{folder}/typo.yaml", "typo.yaml: distiller: 'stepz' names no field (did you mean steps?); accepted: loss, steps"),
+    ("{folder}/broken.yaml", "{folder}/broken.yaml is not YAML"),
+    ("--threads 0", "--threads is 0; accepted: an integer >= 1"),
+    ("--condensation.ipc 1000", "number of images per class is 1000; accepted: at most "),
+    ("--data.size 4", "network resnet-8-4 on images of 4x4: smallest side is 4; accepted: 8 or more"),
+    ("--teacher.weights {folder}/other.safetensors", "do not fit the network: missing: conv.weight, "),
+    ("--teacher.weights {folder}/text.pt", "weights file {folder}/text.pt cannot be read safely"),
+    ("--data.name cifar10", "data.root of cifar10 is None; accepted: the folder it lies in"),
+    ("--out {folder}/file", "--out {folder}/file is a file; accepted: a new folder"),
+    ("--out {folder}/out/ablation", "holds experiment 'ablate_ipc'; accepted: a new folder, or one of 'train'"),
+    ("--fresh --data.size 4", "network resnet-8-4 on images of 4x4"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), FIELDS, ids=[line for line, _ in FIELDS])
+def test_condkd_train_refuses(monkeypatch, capsys, folder, line, message):
+    said = one_message(refusal(monkeypatch, capsys, folder, "train", line))
+    assert said.startswith("error: ")
+    assert message.format(folder=folder) in said
+
+
+SETS = [
+    ("none.pt", 2, "condensed set is '{folder}/none.pt'; accepted: an existing file or folder"),
+    ("file", 2, "condensed set is '{folder}/file'; accepted: .pt or .pth"),
+    ("text.pt", 2, "cannot read {folder}/text.pt"),
+    ("classes.pt", 2, "labels in {folder}/classes.pt is [0, 1, 2, 3, 4, 5, 6]; accepted: 10 classes, each of 0 to 9"),
+    ("shape.pt", 2, "shape of the images in {folder}/shape.pt is (1, 16, 16); accepted: (1, 8, 8)"),
+    ("nan.pt", 2, "pixels in {folder}/nan.pt is 'not all finite'; accepted: finite values"),
+    ("twice.pt", 2, "read as 'normalised' is 4."),
+    ("noise.pt", 3, "condensation.ipc of {folder}/noise.pt is 3; accepted: 1 to 2, what the file has"),
+    ("noise.pt", 0, "condensation.ipc is 0; accepted: 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("name", "ipc", "message"), SETS, ids=[f"{name} {ipc}" for name, ipc, _ in SETS])
+def test_a_condensed_set_that_does_not_fit_is_refused(monkeypatch, capsys, folder, name, ipc, message):
+    old, new = "{name: random_real, ipc: 2}", f"{{name: imported, path: {folder}/{name}, ipc: {ipc}}}"
+    (folder / "own.yaml").write_text(TRIAL.replace(old, new))
+    said = one_message(refusal(monkeypatch, capsys, folder, "train", "{folder}/own.yaml"))
+    assert message.format(folder=folder) in said
+
+
+# Refused while the command line is read: tyro's words, in a frame.
+WORDS = [
+    ("train", "--inversion.stepz 3", ("stepz", "--inversion.steps")),
+    ("train", "--rounds three", ("rounds", "three", "INT")),
+    ("train", "--rounds 0", ("rounds is 0", "an integer >= 1")),
+    ("train", "--distiller.steps 0", ("student steps is 0", "an integer >= 1")),
+    ("train", "--condensation.ipc 0", ("condensation.ipc is 0", "1 or more")),
+    ("train", "--precision half", ("precision", "half", "bfloat16")),
+    ("ablation", "--inversoin dafl", ("--inversoin", "--inversion")),
+    ("ablation", "--arms guidde", ("arms", "guidde", "guided")),
+    ("ablation", "--rounds many", ("rounds", "many", "INT")),
+]
+
+
+@pytest.mark.parametrize(("program", "line", "words"), WORDS, ids=[f"{p} {line}" for p, line, _ in WORDS])
+def test_the_command_line_refuses(monkeypatch, capsys, folder, program, line, words):
+    said = refusal(monkeypatch, capsys, folder, program, line)
+    assert "Traceback" not in said
+    for word in words:
+        assert word in said, said
+
+
+def test_a_report_of_a_folder_without_results_is_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["condkd", "report", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        __main__.main()
+    assert caught.value.code == 2
+    assert one_message(capsys.readouterr().err).startswith(f"error: {tmp_path} holds no experiment.json; accepted: ")
+
+
+def test_the_real_command_ends_with_code_two_and_one_line(folder):
+    command = [sys.executable, "-m", "condkd_ray", "train", str(folder / "typo.yaml"), "--out", str(folder / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert one_message(done.stderr).startswith("error: ")
+    assert not (folder / "new").exists()
