@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+
+from condkd_ray.networks.generator import Generator
+from condkd_ray.streams import Streams
+
+SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (2, 7, 10), (1, 1, 1)]
+
+
+def generator(shape, **settings):
+    with Streams(0).forked("init/generator"):
+        return Generator(6, 8, shape, **settings)
+
+
+def latents(count=32):
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sigmoid_gives_unit_pixels_of_any_size(shape):
+    images = generator(shape)(latents())
+    assert images.shape == (32, *shape)
+    assert images.min() > 0
+    assert images.max() < 1
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
+def test_tanh_bn_gives_each_channel_mean_0_and_variance_1(shape):
+    images = generator(shape, head="tanh_bn")(latents())
+    assert images.shape == (32, *shape)
+    var, mean = torch.var_mean(images, dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, torch.zeros(shape[0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(var, torch.ones(shape[0]), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "tanh_bn"])
+def test_every_weight_and_latent_counts(head):
+    network, z = generator((3, 8, 8), head=head), latents().requires_grad_()
+    (network(z) * torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))).sum().backward()
+    assert all((p.grad.abs().sum() > 0) for name, p in network.named_parameters() if name != "end.3.bias")
+    assert (z.grad.abs().sum(1) > 0).all()
+
+
+def test_the_official_size_has_the_official_number_of_weights():
+    # CMI and Fast: nz 256, 32x32x3; linear, BN, conv + BN, conv + BN, conv with bias.
+    official = (256 + 1) * 128 * 64 + 2 * 128 + 128 * 128 * 9 + 2 * 128 + 128 * 64 * 9 + 2 * 64 + 64 * 3 * 9 + 3
+    assert sum(p.numel() for p in Generator(256, 128, (3, 32, 32)).parameters()) == official
+
+
+def test_the_large_eps_of_dafl_is_in_the_inner_normalisations_alone():
+    inner = [layer.eps for layer in generator((1, 8, 8), head="tanh_bn", eps=0.8).modules() if hasattr(layer, "eps")]
+    assert inner == [1e-5, 0.8, 0.8, 1e-5]
+
+
+def test_the_output_is_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        for head in ("sigmoid", "tanh_bn"):
+            assert generator((1, 8, 8), head=head)(latents()).dtype == torch.float32
+
+
+def test_nearest_upsampling_doubles_twice():
+    sizes = []
+    network = generator((1, 12, 20))
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    network(latents(2))
+    assert sizes == [(6, 10), (12, 20), (12, 20)]
