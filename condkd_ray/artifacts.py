@@ -26,7 +26,7 @@ from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams, derive_seed
 from condkd_ray.supervised import bf16_pays
 from condkd_ray.teacher import Teacher
-from condkd_ray.trial import Prepared, TeacherConfig, TrialConfig
+from condkd_ray.trial import Prepared, TrialConfig
 from condkd_ray.weights import file_digest, load_into, read_weights, tensor_digest
 
 RECIPE = "1"
@@ -113,38 +113,16 @@ class Workshop:
 
     def _teacher(self, config: TrialConfig) -> Teacher:
         dataset, recipe = self.data(config), config.teacher
-        with Streams(recipe.seed).forked("init/teacher"):
-            network = recipe.network.build(dataset.image_shape, dataset.num_classes)
+        network = recipe.build(dataset)
         name = f"teacher {label(recipe.network)} on {dataset.name}"
         if recipe.weights is not None:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
         else:
             path = self.cache / "teachers" / f"{self._teacher_key(config)}.safetensors"
-            weights = cached(path, lambda: self._train(network, recipe, dataset, name), name)
+            weights = cached(path, lambda: recipe.train(network, dataset, self.device, self.say), name)
             load_into(network, weights, f"cached weights {path}")
         teacher = _teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         return teacher.to(self.device)
-
-    def _train(self, network: torch.nn.Module, recipe: TeacherConfig, dataset: Dataset, name: str) -> dict[str, Tensor]:
-        epochs = recipe.training.epochs
-        self.say(f"training {name}: {len(dataset.train)} images, {epochs} epochs")
-        network = network.to(self.device)
-        recipe.training.train(
-            network,
-            dataset.train.pixels.to(self.device),
-            dataset.train.labels.to(self.device),
-            mean=dataset.mean,
-            std=dataset.std,
-            flip_ok=dataset.flip_ok,
-            rng=Streams(recipe.seed, self.device),
-            precision="bfloat16" if bf16_pays(self.device) else "float32",
-            on_epoch=lambda epoch, loss: self._say_epoch(epoch, epochs, loss),
-        )
-        return {k: t.detach().cpu().contiguous() for k, t in network.state_dict().items()}
-
-    def _say_epoch(self, epoch: int, epochs: int, loss: float) -> None:
-        if epoch % max(1, epochs // 5) == 0:
-            self.say(f"  epoch {epoch} of {epochs}: loss {loss:.3f}")
 
     def condensed(self, config: TrialConfig) -> Samples | None:
         """The condensed set in the teacher's space, without logits; None where the config has none."""
@@ -179,6 +157,7 @@ class Workshop:
         path = self.cache / "condensed" / f"{self._condensed_key(config, method)}.safetensors"
 
         def make() -> dict[str, Tensor]:
+            self.say(f"condensing {self.data(config).name} by {method.name}, seed {config.seed}")
             made = self._condense(config, method)
             return {"images": made.images.contiguous(), "labels": made.labels}
 

@@ -163,7 +163,9 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> 
             )
         finally:
             watch.close()
-    write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=cpu_seconds()))
+        # Asked while Ray's processes still live: those that are killed are nobody's ended children.
+        spent = cpu_seconds()
+    write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
     print(report.build(flags.out))
     say(f"tables, figure and records: {flags.out}; tensorboard --logdir {flags.out / 'tensorboard'}")
     if not complete:

@@ -91,7 +91,14 @@ def run_trial(
         except NonFiniteError as error:
             reason = f"round {state.round + 1}: {error}"
             return Outcome(
-                status="failed", reason=reason, metrics={}, history=state.history, predictions=[], images=None
+                status="failed",
+                reason=reason,
+                metrics={},
+                history=state.history,
+                predictions=[],
+                images=None,
+                peak_bytes=peak_bytes(prepared.teacher.device),
+                threads=torch.get_num_threads(),
             )
         due = time.monotonic() - saved >= checkpoint_seconds or state.round == config.rounds
         if checkpoint is not None and due:

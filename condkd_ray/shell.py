@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import itertools
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.report.records import check_same_experiment
@@ -64,6 +65,15 @@ def _move_aside(out: Path) -> None:
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and all its ended children, Ray's included."""
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    """CPU seconds so far of this process and all it started: running children, and theirs, and those that ended."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(_cpu_seconds(process) for process in processes)
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:  # it ended between two lines
+        return 0.0
+    ended = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return times.user + times.system + ended

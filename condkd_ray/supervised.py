@@ -14,7 +14,8 @@ Letters: N images, B batch, C channels, H W height and width, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -22,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
+from condkd_ray.data import Dataset
 from condkd_ray.method import Meter, Method, Metrics, NonFiniteError, require
+from condkd_ray.networks import AnyNetwork, ResNet, label
 from condkd_ray.samples import to_model
 from condkd_ray.streams import Streams
 
@@ -164,6 +167,46 @@ def accuracy(
         right += (network(to_model(unit, mean, std)).argmax(1) == target).sum()
     network.train(was_training)
     return right.item() / len(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Method):
+    """Which teacher: trained here by `training` and cached, or a user's own `weights`."""
+
+    network: AnyNetwork = ResNet(depth=8, width=16)
+    training: Supervised = Supervised(epochs=40)
+    seed: int = 0
+    """Of initialisation and training; not the trial's, so that all trials share one teacher."""
+    weights: Path | None = field(default=None, metadata={"identity": False})
+    """A safetensors or `.pt` file to load instead of training. Where it lies does not count; its content does."""
+
+    def build(self, dataset: Dataset) -> nn.Module:
+        """The untrained network for the images and classes of `dataset`."""
+        with Streams(self.seed).forked("init/teacher"):
+            return self.network.build(dataset.image_shape, dataset.num_classes)
+
+    def train(self, network: nn.Module, dataset: Dataset, device: str, say: Callable[[str], None]) -> dict[str, Tensor]:
+        """The weights of `network` after training on the train images; in bfloat16 where that pays. Tells epochs."""
+        epochs = self.training.epochs
+        say(f"training teacher {label(self.network)} on {dataset.name}: {len(dataset.train)} images, {epochs} epochs")
+
+        def tell(epoch: int, loss: float) -> None:
+            if epoch % max(1, epochs // 5) == 0:
+                say(f"  epoch {epoch} of {epochs}: loss {loss:.3f}")
+
+        network = network.to(device)
+        self.training.train(
+            network,
+            dataset.train.pixels.to(device),
+            dataset.train.labels.to(device),
+            mean=dataset.mean,
+            std=dataset.std,
+            flip_ok=dataset.flip_ok,
+            rng=Streams(self.seed, device),
+            precision="bfloat16" if bf16_pays(device) else "float32",
+            on_epoch=tell,
+        )
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
 def bf16_pays(device: torch.device | str = "cpu") -> bool:

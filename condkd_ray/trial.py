@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,21 +25,9 @@ from condkd_ray.method import Meter, Method, Metrics, require
 from condkd_ray.networks import AnyNetwork, ResNet
 from condkd_ray.samples import Codec, Samples, cat
 from condkd_ray.streams import Streams
-from condkd_ray.supervised import Supervised
+from condkd_ray.supervised import TeacherConfig
 from condkd_ray.targets import AnyTargets, Balanced
 from condkd_ray.teacher import Teacher
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig(Method):
-    """Which teacher: trained here by `training` and cached, or a user's own `weights`."""
-
-    network: AnyNetwork = ResNet(depth=8, width=16)
-    training: Supervised = Supervised(epochs=40)
-    seed: int = 0
-    """Of initialisation and training; not the trial's, so that all trials share one teacher."""
-    weights: Path | None = field(default=None, metadata={"identity": False})
-    """A safetensors or `.pt` file to load instead of training. Where it lies does not count; its content does."""
 
 
 @dataclass(frozen=True, kw_only=True)
