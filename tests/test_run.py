@@ -158,6 +158,8 @@ def test_a_nan_ends_the_trial_as_failed_naming_round_and_term(tmp_path, prepared
     assert outcome.reason == "round 3: loss term kd/loss is not finite at step 1"
     assert outcome.history == heard
     assert (outcome.predictions, outcome.images) == ([], None)
+    assert outcome.threads == torch.get_num_threads()
+    assert outcome.peak_bytes > 10_000_000
 
 
 def test_the_memory_of_a_run_without_a_folder_does_not_grow_beyond_what_lives(prepared):
