@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args
 
 import torch
@@ -20,10 +20,15 @@ SMALL |= {"capacity": 20, "entries": 3, "entry_size": 4, "period": 2, "share": 0
 INVERTERS = [kind for kind in get_args(AnyInversion) if kind is not NoInversion]
 
 
+def sized(kind, **sizes):
+    """The method `kind` with those of `sizes` that it has."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in sizes.items() if name in names})
+
+
 def small(kind, **changes):
     """The method `kind` with every size it has made small."""
-    names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in SMALL.items() if name in names} | changes)
+    return replace(sized(kind, **SMALL), **changes)
 
 
 def weights_of(kind):

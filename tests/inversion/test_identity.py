@@ -1,0 +1,39 @@
+"""Does it learn the trivial task? A student of each inversion's images alone, far above chance on real ones."""
+
+from dataclasses import replace
+
+import pytest
+from contracts.toy_methods import INVERTERS, sized
+from toy import NUM_CLASSES, blobs, make_prepared, toy_config
+
+from condkd_ray.distiller import Distiller
+from condkd_ray.evaluation import accuracy
+from condkd_ray.losses.kd import Hinton
+from condkd_ray.memory import LocalStore
+from condkd_ray.networks import ResNet
+from condkd_ray.trial import codec, run_round, start
+
+TEST_IMAGES = 512
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", INVERTERS, ids=lambda kind: kind.__name__)
+def test_the_student_ends_above_chance_by_five_standard_errors_and_nearer_to_its_teacher(kind):
+    """Measured for the seeds 0 to 2: 0.94 or more, where the teacher has 0.97."""
+    prepared = replace(make_prepared(condensed=False), test=blobs(TEST_IMAGES, seed=6), val=None)
+    settings = toy_config(
+        student=ResNet(depth=8, width=4),
+        condensation=None,
+        inversion=sized(kind, steps=30, batch=64, images_per_round=640, latent=32, width=16),
+        distiller=Distiller(loss=Hinton(temperature=4.0), steps=20, batch=64, lr=0.05),
+        rounds=8,
+        evaluate_every=8,
+    )
+    live, store = start(settings, prepared), LocalStore(codec(settings, prepared.teacher), NUM_CLASSES)
+    for _ in range(settings.rounds):
+        run_round(settings, prepared, live, store)
+    chance = 1 / NUM_CLASSES
+    error = (chance * (1 - chance) / TEST_IMAGES) ** 0.5
+    found = accuracy(live.distiller.student, prepared.test, prepared.teacher)
+    assert found > chance + 5 * error
+    assert found > (chance + accuracy(prepared.teacher.network, prepared.test, prepared.teacher)) / 2
