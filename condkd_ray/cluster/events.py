@@ -1,18 +1,26 @@
-"""What Tune tells the driver. Tune pickles its callbacks: this one holds a word for who listens, not the listener."""
+"""What Tune tells the driver. Tune pickles its callbacks: these hold a word for who listens, not the listener."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
+from ray import cloudpickle
 from ray.exceptions import RayTaskError
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 
 
 class Listener(Protocol):
-    """Hears of a sweep's trials by their keys, in the driver's main thread."""
+    """Hears of a sweep's trials by their keys, in the driver's main thread.
+
+    `error`: what its methods raised, put there by us, as Tune would take it for a failure of the trial. The sweep is
+    then stopped, and nothing more is heard.
+    """
+
+    error: Exception | None
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A round was reported."""
@@ -31,12 +39,12 @@ _listeners: dict[str, Listener] = {}
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[Events]:
-    """The callback for a Tuner that makes `listener` hear of its trials."""
+def listening(listener: Listener) -> Iterator[tuple[Events, StopOnError]]:
+    """The callback and the stopper of a Tuner, that make `listener` hear of its trials."""
     word = secrets.token_hex(8)
     _listeners[word] = listener
     try:
-        yield Events(word)
+        yield Events(word), StopOnError(word)
     finally:
         del _listeners[word]
 
@@ -49,21 +57,46 @@ class Events(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
         """A round."""
-        _listeners[self._word].heard(trial.config["key"], result)
+        self._tell("heard", trial, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """An outcome."""
-        _listeners[self._word].completed(trial.config["key"])
+        self._tell("completed", trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """No retry is left."""
-        _listeners[self._word].failed(trial.config["key"], _reason(trial.get_pickled_error()))
+        self._tell("failed", trial, _reason(trial))
+
+    def _tell(self, what: str, trial: Any, *rest: Any) -> None:
+        listener = _listeners[self._word]
+        if listener.error is None:
+            try:
+                getattr(listener, what)(trial.config["key"], *rest)
+            except Exception as error:
+                listener.error = error
 
 
-def _reason(error: Exception | None) -> str:
-    """One line on why a trial failed."""
+class StopOnError(Stopper):
+    """Stops the whole sweep once the listener of `word` has raised an error."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """All of them."""
+        return _listeners[self._word].error is not None
+
+
+def _reason(trial: Any) -> str:
+    """One line on why a Tune trial failed."""
+    # Our own process has just written it there; the trial's own way to it looks where it is copied to later.
+    file = trial.pickled_error_file
+    error = cloudpickle.loads(Path(file).read_bytes()) if file else None
     if isinstance(error, RayTaskError):
-        error = error.cause if isinstance(error.cause, Exception) else error
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0]}"
-    return "its process died" if error is None else f"its process died ({type(error).__name__})"
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
+    return f"its process died ({type(error).__name__})"

@@ -39,13 +39,12 @@ def sweep(
     gpus_per_trial: float = 0,
     on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
     on_outcome: Callable[[Trial, Outcome], None],
-    on_failure: Callable[[Trial, str], None] = lambda trial, reason: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> bool:
     """Run `trials` in their order, as many at once as fit. Their checkpoints and chunks lie under `folder`.
 
-    A later sweep over the same folder goes on from there with what it is given. What a trial leaves under `folder` is
-    deleted once `on_outcome` has returned, so that has to store all that shall stay.
+    A later sweep over the same folder goes on from there with what it is given. What a trial that came to its end
+    leaves under `folder` is deleted once `on_outcome` has returned, so that has to store all that shall stay.
 
     Args:
         trials: with different keys.
@@ -53,8 +52,8 @@ def sweep(
         cpus_per_trial: CPUs held by a trial; also its number of threads, rounded down.
         gpus_per_trial: GPUs, or a part of one.
         on_round: hears the metrics of each round once, in order.
-        on_outcome: hears of each trial that came to its end, also of those that failed by a NaN.
-        on_failure: hears of each trial that was given up after its retries, and why, in one line.
+        on_outcome: hears of each trial once, as soon as it is over: finished, or failed with a reason of one line. A
+            trial fails by a NaN, or is given up after its retries; it can then go on later.
         checkpoint_seconds: between two checkpoints of a trial, at least.
 
     Returns:
@@ -62,6 +61,7 @@ def sweep(
 
     Raises:
         InputError: No node has such resources.
+        Exception: What `on_round` or `on_outcome` raised, after the sweep has been stopped.
     """
     import ray
 
@@ -74,9 +74,11 @@ def sweep(
     try:
         jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared)) for t in trials}
         work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds)
-        progress = _Progress(trials, work, on_round, on_outcome, on_failure)
+        progress = _Progress(trials, work, on_round, on_outcome)
         _fit(work, progress, cpus_per_trial, gpus_per_trial)
-        return progress.open == set()
+        if progress.error is not None:
+            raise progress.error
+        return not progress.open
     except KeyboardInterrupt:
         return False
     finally:
@@ -92,31 +94,36 @@ class _Progress:
         work: Work,
         on_round: Callable[[Trial, Metrics], None],
         on_outcome: Callable[[Trial, Outcome], None],
-        on_failure: Callable[[Trial, str], None],
     ) -> None:
         self._trials = {trial.key: trial for trial in trials}
         self._work = work
-        self._on_round, self._on_outcome, self._on_failure = on_round, on_outcome, on_failure
-        self._rounds = dict.fromkeys(self._trials, 0)
+        self._on_round, self._on_outcome = on_round, on_outcome
+        self._history: dict[str, list[Metrics]] = {trial.key: [] for trial in trials}
         self.open = set(self._trials)
+        self.error: Exception | None = None
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A trial that was killed tells its first rounds again."""
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
-        if metrics.get("round", 0) > self._rounds[key]:
-            self._rounds[key] = metrics["round"]
+        if metrics.get("round", 0) > len(self._history[key]):
+            self._history[key].append(metrics)
             self._on_round(self._trials[key], metrics)
 
     def completed(self, key: str) -> None:
         """Fetch the outcome, and once it is in good hands clear up behind the trial."""
-        self._on_outcome(self._trials[key], load_outcome(outcome_path(self._work.folder, key)))
-        self.open.discard(key)
+        self._over(key, load_outcome(outcome_path(self._work.folder, key)))
         self._work.pool.forget.remote(key)
         shutil.rmtree(trial_folder(self._work.folder, key), ignore_errors=True)
 
     def failed(self, key: str, reason: str) -> None:
         """Checkpoint and chunks stay, so that a later sweep can go on from them."""
-        self._on_failure(self._trials[key], reason)
+        history = self._history[key]
+        self._over(
+            key, Outcome(status="failed", reason=reason, metrics={}, history=history, predictions=[], images=None)
+        )
+
+    def _over(self, key: str, outcome: Outcome) -> None:
+        self._on_outcome(self._trials[key], outcome)
         self.open.discard(key)
 
 
@@ -128,7 +135,7 @@ def _fit(work: Work, progress: _Progress, cpus: float, gpus: float) -> None:
     storage = work.folder / "tune"
     shutil.rmtree(storage, ignore_errors=True)
     resources = tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}])
-    with listening(progress) as events:
+    with listening(progress) as (events, stopper):
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, work=work), resources),
             param_space={"key": tune.grid_search(list(work.jobs))},
@@ -137,6 +144,7 @@ def _fit(work: Work, progress: _Progress, cpus: float, gpus: float) -> None:
                 name="sweep",
                 storage_path=str(storage),
                 verbose=0,
+                stop=stopper,
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 callbacks=[events],
             ),

@@ -1,0 +1,89 @@
+import os
+import socket
+import time
+from pathlib import Path
+
+import processes
+import pytest
+
+from condkd_ray.cluster import connect as module
+from condkd_ray.cluster.connect import check_resources, connect, slots
+from condkd_ray.method import InputError
+
+IN_IPV6 = "0000000000000000FFFF00000100007F"
+"""127.0.0.1, as an IPv6 socket has it."""
+
+
+def refused(address: str) -> str:
+    begin = time.monotonic()
+    with pytest.raises(InputError) as caught, connect(address):
+        pass
+    assert time.monotonic() - begin < 5
+    return str(caught.value)
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert f"'127.0.0.1:{port}', where nothing answers" in refused(f"127.0.0.1:{port}")
+
+
+def test_a_server_that_is_no_ray_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert "what answers there is no Ray" in refused(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:10001", "somewhere", "host:port", "host:0", ":6379"])
+def test_other_forms_of_address_are_refused(address):
+    assert f'Ray address is {address!r}; accepted: "host:port"' in refused(address)
+
+
+def test_the_environment_names_an_address_too(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    with pytest.raises(InputError, match="ray://"), connect():
+        pass
+
+
+def test_the_environment_is_put_back(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    with module._environment(module._private_environment()):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_long_folder_of_temporary_files_is_not_used_for_sockets(monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 60)
+    assert module._private_environment()["RAY_TMPDIR"] == "/tmp"
+    monkeypatch.setenv("TMPDIR", "/tmp/short")
+    assert "RAY_TMPDIR" not in module._private_environment()
+
+
+def test_a_connected_process_stays_connected(cluster):
+    import ray
+
+    with connect("local"):
+        pass
+    assert ray.is_initialized()
+
+
+def test_all_sockets_are_on_loopback_and_the_home_folder_is_left_alone(cluster):
+    pids = processes.descendants(os.getpid())
+    assert any("gcs_server" in command for command in pids.values())
+    assert processes.listening({os.getpid(), *pids}) <= {"0100007F", IN_IPV6}
+    assert not (Path.home() / ".ray" / "auth_token").exists()
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(64, 0), (1, 3), (0, 0), (1, 1.5), (1, -1)])
+def test_resources_nobody_has_are_refused(cluster, cpus, gpus):
+    with pytest.raises(InputError, match="per trial is"):
+        check_resources(cpus, gpus)
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "count"), [(1, 0, 2), (0.5, 0, 4), (2, 0, 1), (0.5, 1, 2), (0.5, 0.5, 4)])
+def test_slots(cluster, cpus, gpus, count):
+    check_resources(cpus, gpus)
+    assert slots(cpus, gpus) == count

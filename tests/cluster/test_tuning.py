@@ -1,0 +1,199 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+import toy
+
+from condkd_ray.cluster import tuning
+from condkd_ray.cluster.pool import PoolStore, make_pool
+from condkd_ray.cluster.trainable import outcome_path, trial_folder
+from condkd_ray.cluster.tuning import Trial, sweep
+from condkd_ray.guidance import Discriminator
+from condkd_ray.memory import Latest
+from condkd_ray.method import InputError, Metrics
+from condkd_ray.run import Outcome, load_outcome, local_store, run_trial, save_outcome
+from condkd_ray.trial import TrialConfig, codec
+
+HERE = Path(__file__).parent
+
+
+def direct(config: TrialConfig) -> Outcome:
+    prepared = toy.make_prepared()
+    return run_trial(config, prepared, local_store(config, prepared, None))
+
+
+def timeless(history: list[Metrics]) -> list[Metrics]:
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in history]
+
+
+def assert_equal_numbers(outcome: Outcome, expected: Outcome) -> None:
+    assert outcome.status == expected.status == "finished"
+    assert timeless(outcome.history) == timeless(expected.history)
+    assert outcome.predictions == expected.predictions
+    assert torch.equal(outcome.images, expected.images)
+    assert outcome.metrics["student/test_accuracy"] == expected.metrics["student/test_accuracy"]
+
+
+def diverging(**changes) -> TrialConfig:
+    """A student whose first step is its last."""
+    config = toy.toy_config(**changes)
+    return replace(config, distiller=replace(config.distiller, lr=1e30))
+
+
+class Heard:
+    """Callbacks of a sweep that keep what they hear."""
+
+    def __init__(self) -> None:
+        self.rounds: dict[str, list[int]] = {}
+        self.first_metrics: dict[tuple[str, int], Metrics] = {}
+        self.outcomes: dict[str, Outcome] = {}
+
+    def on_round(self, trial: Trial, metrics: Metrics) -> None:
+        self.rounds.setdefault(trial.key, []).append(metrics["round"])
+        self.first_metrics[trial.key, metrics["round"]] = metrics
+
+    def on_outcome(self, trial: Trial, outcome: Outcome) -> None:
+        assert trial.key not in self.outcomes
+        self.outcomes[trial.key] = outcome
+
+    def sweep(self, configs: dict[str, TrialConfig], folder: Path, **options) -> bool:
+        prepared = toy.make_prepared()
+        trials = [Trial(key, f"toy {key}", config, prepared) for key, config in configs.items()]
+        options = {"on_round": self.on_round} | options
+        return sweep(trials, folder=folder, on_outcome=self.on_outcome, **options)
+
+
+class StopTrialError(Exception):
+    """Raised by a test to leave a trial."""
+
+
+def leave_after_two_rounds(config: TrialConfig, folder: Path, key: str) -> None:
+    """Run two rounds of a trial with its files in `folder`, as if the sweep had then been killed."""
+    import ray
+
+    pool, prepared = make_pool(folder / "chunks"), toy.make_prepared()
+    store = PoolStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, key)
+
+    def on_round(metrics: Metrics) -> None:
+        if metrics["round"] == 2:
+            raise StopTrialError
+
+    checkpoint = trial_folder(folder, key) / "state.safetensors"
+    with pytest.raises(StopTrialError):
+        run_trial(config, prepared, store, checkpoint=checkpoint, checkpoint_seconds=0, on_round=on_round)
+    ray.kill(pool)
+
+
+def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(tuning, "RETRIES", 0)
+    configs = {
+        "guided": toy.toy_config(guidance=Discriminator(hidden=16), seed=3),
+        "nan": diverging(rounds=5),
+        "broken": toy.toy_config(rounds=2),
+        "latest": toy.toy_config(memory=Latest(), rounds=4),
+        "plain": toy.toy_config(condensation=None, distiller=replace(toy.toy_config().distiller, condensed_share=0)),
+        "continued": toy.toy_config(seed=5),
+        "unfetched": toy.toy_config(seed=6),
+        "robbed": toy.toy_config(seed=7),
+    }
+    expected = {key: direct(config) for key, config in configs.items()}
+    leave_after_two_rounds(configs["continued"], tmp_path, "continued")
+    leave_after_two_rounds(configs["robbed"], tmp_path, "robbed")
+    shutil.rmtree(tmp_path / "chunks" / "robbed")
+    # As if a driver had died before it fetched this; the threads tell it from one computed again.
+    save_outcome(replace(expected["unfetched"], threads=77), outcome_path(tmp_path, "unfetched"))
+    # A folder where the trial wants a file: its checkpoint cannot be saved.
+    (trial_folder(tmp_path, "broken") / "state.safetensors").mkdir(parents=True)
+    capfd.readouterr()
+    heard = Heard()
+    # GPUs on paper only: the trials compute on the CPU.
+    assert heard.sweep(configs, tmp_path, cpus_per_trial=1, gpus_per_trial=0.5)
+    assert capfd.readouterr() == ("", "")
+    for key in set(configs) - {"nan", "broken"}:
+        assert_equal_numbers(heard.outcomes[key], expected[key])
+        assert heard.outcomes[key].threads == (77 if key == "unfetched" else 1)
+        assert heard.rounds[key] == list(range(1, configs[key].rounds + 1))
+    assert heard.outcomes["nan"].status == heard.outcomes["broken"].status == "failed"
+    assert heard.outcomes["nan"].reason == "round 1: loss term kd/loss is not finite at step 2"
+    assert heard.outcomes["nan"].reason == expected["nan"].reason
+    assert heard.outcomes["broken"].reason.startswith("IsADirectoryError: ")
+    assert len(heard.outcomes["broken"].history) == len(heard.rounds["broken"]) == 1
+    # Of a trial that may yet go on all stays, of the others nothing.
+    assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"broken"}
+
+
+def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster, tmp_path):
+    config = toy.toy_config(rounds=7, memory=toy.toy_config().memory)
+    heard, killed = Heard(), {}
+
+    def on_round(trial: Trial, metrics: Metrics) -> None:
+        heard.on_round(trial, metrics)
+        victim = {2: "ImplicitFunc", 5: "SyntheticPool"}.get(metrics["round"])
+        if victim is not None:
+            (pid,) = processes.of_ray(victim)
+            os.kill(pid, signal.SIGKILL)
+            killed[victim] = pid
+
+    assert heard.sweep({"a": config}, tmp_path, on_round=on_round, checkpoint_seconds=0)
+    assert set(killed) == {"ImplicitFunc", "SyntheticPool"}
+    assert heard.rounds["a"] == [1, 2, 3, 4, 5, 6, 7]
+    assert_equal_numbers(heard.outcomes["a"], direct(config))
+    # It went on from its checkpoint: the first round was not computed again.
+    assert heard.outcomes["a"].history[0] == heard.first_metrics["a", 1]
+
+
+def test_an_error_of_the_callers_ends_the_sweep(cluster, tmp_path):
+    def on_round(trial: Trial, metrics: Metrics) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        Heard().sweep({"a": toy.toy_config(rounds=1000)}, tmp_path, on_round=on_round)
+
+
+def test_an_outcome_survives_its_file(tmp_path):
+    outcome = direct(toy.toy_config(rounds=1))
+    save_outcome(outcome, tmp_path / "outcome.safetensors")
+    loaded = load_outcome(tmp_path / "outcome.safetensors")
+    assert torch.equal(loaded.images, outcome.images)
+    assert replace(loaded, images=None) == replace(outcome, images=None)
+
+
+def test_no_trials_are_done_at_once(tmp_path):
+    assert Heard().sweep({}, tmp_path)
+
+
+def test_resources_nobody_has_are_refused_before_anything_starts(cluster, tmp_path):
+    with pytest.raises(InputError, match="64 CPUs"):
+        Heard().sweep({"a": toy.toy_config()}, tmp_path, cpus_per_trial=64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_ends_a_sweep_in_order_and_leaves_no_process(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    command = [sys.executable, str(HERE / "interrupted.py"), str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as driver:
+        assert driver.stdout is not None
+        first = driver.stdout.readline()
+        driver.terminate()
+        rest, _ = driver.communicate(timeout=60)
+    assert first.startswith("pids ")
+    assert rest == "interrupted\n"
+    assert driver.returncode == 130
+    # Ray's workers end by themselves when they miss their master.
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in first.split()[1:] if Path("/proc", pid).exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert not trial_folder(tmp_path, "short").exists()
+    checkpoint = trial_folder(tmp_path, "long") / "state.safetensors"
+    assert checkpoint.exists()
