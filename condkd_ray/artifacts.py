@@ -145,12 +145,12 @@ class Workshop:
         dataset = self.data(config)
         _, rest = self._proxy_split(config)
         return method.condense(
-            rest.samples(dataset.mean, dataset.std),
+            rest.samples(dataset.mean, dataset.std).to(self.device),
             num_classes=dataset.num_classes,
             mean=dataset.mean,
             std=dataset.std,
             flip_ok=dataset.flip_ok,
-            rng=Streams(config.seed),
+            rng=Streams(config.seed, self.device),
         )
 
     def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
@@ -159,7 +159,7 @@ class Workshop:
         def make() -> dict[str, Tensor]:
             self.say(f"condensing {self.data(config).name} by {method.name}, seed {config.seed}")
             made = self._condense(config, method)
-            return {"images": made.images.contiguous(), "labels": made.labels}
+            return {"images": made.images.cpu().contiguous(), "labels": made.labels.cpu()}
 
         tensors = cached(path, make, f"condensed set {method.name}, seed {config.seed}")
         return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))

@@ -135,7 +135,8 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> 
     """Run what is missing of `plans`, write records as trials end, report. The exit code: see `command_line`."""
     planned = list(plans)
     _check_plans(planned)
-    workshop = Workshop(flags.cache, say=say)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    workshop = Workshop(flags.cache, device=device, say=say)
     for config in {plan.config.data: plan.config for plan in planned}.values():
         workshop.check(config)
     open_folder(flags.out, experiment, fresh=flags.fresh)
