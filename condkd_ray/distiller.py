@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +29,7 @@ class DistillerState:
 
 @dataclass(frozen=True, kw_only=True)
 class Distiller(Method):
-    """SGD with Nesterov momentum and a cosine schedule over all rounds (Fast's student recipe, shortened)."""
+    """SGD with Nesterov momentum and a cosine schedule over all rounds (Fast's student recipe, shorter)."""
 
     loss: AnyKdLoss = Hinton()
     steps: int = 20
@@ -39,6 +41,9 @@ class Distiller(Method):
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    warm_up: float = 0.1
+    """Share of all steps in which the learning rate rises. Our choice: at a high temperature and without it, small
+    students of few steps may blow up (`experiments/LOG.md`)."""
     augment: bool = True
     """Shift and flip the batch; the teacher then looks at it again, otherwise its stored logits serve."""
     shift: float = 0.125
@@ -48,6 +53,7 @@ class Distiller(Method):
         require(self.steps >= 1, "student steps", self.steps, "an integer >= 1")
         require(self.batch >= 2, "student batch", self.batch, "an integer >= 2")
         require(0 <= self.condensed_share <= 1, "condensed_share", self.condensed_share, "0 <= share <= 1")
+        require(0 <= self.warm_up < 1, "warm_up", self.warm_up, "0 <= share < 1")
         require(self.lr > 0, "student lr", self.lr, "> 0")
 
     @property
@@ -65,8 +71,19 @@ class Distiller(Method):
         optimizer = torch.optim.SGD(
             student.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
         )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=rounds * self.steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate(rounds * self.steps))
         return DistillerState(student, optimizer, schedule)
+
+    def _rate(self, total: int) -> Callable[[int], float]:
+        """Factor of `lr` at each of `total` steps: linear up, then half a cosine down to 0."""
+        rising = self.warm_up * total
+
+        def factor(step: int) -> float:
+            if step < rising:
+                return (step + 1) / (rising + 1)
+            return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
+
+        return factor
 
     def step(
         self, state: DistillerState, batch: Samples, weights: Tensor, *, teacher: Teacher, rng: Streams

@@ -206,4 +206,5 @@ def _timed(metrics: Metrics, name: str) -> Iterator[None]:
 
 
 def _precision(config: TrialConfig, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    # Without its cache: within one context it would go on with the weights of before the optimiser's first step.
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16", cache_enabled=False)

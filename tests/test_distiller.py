@@ -110,8 +110,19 @@ def test_weights_scale_the_samples_losses(teacher):
     assert torch.allclose(same, gradient, rtol=1e-3, atol=1e-6)
 
 
+def test_the_rate_rises_with_the_warm_up(teacher):
+    state = begin(Distiller(steps=5, lr=0.1, warm_up=0.4), teacher, rounds=2)
+    rates = []
+    for _ in range(6):
+        rates.append(state.optimizer.param_groups[0]["lr"])
+        state.optimizer.step()
+        state.schedule.step()
+    assert rates[:4] == pytest.approx([0.1 * i / 5 for i in range(1, 5)])
+    assert rates[4:] == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 6)) for i in range(2)])
+
+
 def test_the_rate_falls_as_a_cosine_to_zero_over_all_rounds(teacher):
-    distiller = Distiller(steps=2, lr=0.1, augment=False)
+    distiller = Distiller(steps=2, lr=0.1, warm_up=0, augment=False)
     state = begin(distiller, teacher, rounds=3)
     rates = []
     for _ in range(6):

@@ -189,10 +189,12 @@ def test_a_nan_is_named_before_anything_is_kept(prepared):
 
 
 def test_bfloat16_trains_the_same_trial(prepared):
-    exact = rounds(toy_config(), prepared, 1)[0].history[0]
-    rough = rounds(toy_config(precision="bfloat16"), prepared, 1)[0].history[0]
-    assert rough["kd/loss"] == pytest.approx(exact["kd/loss"], rel=0.2)
-    assert rough["kd/loss"] != exact["kd/loss"]
+    """Over enough steps that a student whose rounded weights lag behind (autocast's cache) would not have learnt."""
+    distiller = Distiller(steps=20, batch=16, condensed_share=0.25)
+    exact = rounds(toy_config(distiller=distiller), prepared, 3)[0].history
+    rough = rounds(toy_config(distiller=distiller, precision="bfloat16"), prepared, 3)[0].history
+    assert [r["kd/loss"] for r in rough] == pytest.approx([r["kd/loss"] for r in exact], rel=0.5)
+    assert rough[0]["kd/loss"] != exact[0]["kd/loss"]
 
 
 @pytest.mark.parametrize(
