@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -64,10 +65,13 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
             return
         _init(found, cpus, gpus)
         try:
-            with _sigterm_as_interrupt():
+            # Ray's core would end the process on SIGTERM at once, with a stack dump.
+            with _handling(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT)):
                 yield
         finally:
-            ray.shutdown()
+            # A second Ctrl-C shall not leave half a cluster behind; this takes a second or two.
+            with _handling(signal.SIGINT, signal.SIG_IGN):
+                ray.shutdown()
 
 
 def check_resources(cpus_per_trial: float, gpus_per_trial: float) -> None:
@@ -151,7 +155,7 @@ def _on_loopback_alone(address: str) -> bool:
 
 @cache
 def _token() -> str:
-    # One a process: Ray's core reads it once and keeps it.
+    # One a process: workers of a cluster just ended may still be about.
     return secrets.token_hex(32)
 
 
@@ -186,7 +190,10 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
     from ray.exceptions import AuthenticationError
 
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "namespace": NAMESPACE}
-    # Read from the environment when Ray is imported, which may have been before we came.
+    # Ray read the environment when it was imported, which may have been before we came: so again, core and all.
+    core: Any = importlib.import_module("ray._raylet")
+    core.Config.initialize("")
+    core.AuthenticationTokenLoader.instance().reset_cache()
     ray_constants.ENABLE_RAY_CLUSTER = True
     ray_constants.ENABLE_RAY_CLUSTER = address is not None and not _on_loopback_alone(address)
     if address is not None:
@@ -220,13 +227,13 @@ def _store_bytes() -> int:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    # Ray's core ends the process on SIGTERM at once, with a stack dump.
+def _handling(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """`handler` in charge of a signal, and afterwards whoever was before. Only the main thread can; others pass."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)

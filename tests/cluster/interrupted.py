@@ -1,5 +1,8 @@
 """A driver to be interrupted by a test: sweeps two toy trials on a private cluster, the second of which never ends.
 
+It imports Ray before anything of ours, as a user's script may. Prints a line with the addresses listened on, one with
+the pids of all processes once both trials have run, and how the sweep ended.
+
 usage: interrupted.py FOLDER
 """
 
@@ -7,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+import ray  # isort: skip
 import processes
 import toy
 
@@ -28,6 +32,8 @@ def main() -> None:
             done.add("said")
 
     with connect("local", cpus=2):
+        assert ray.is_initialized()
+        print("listening", *processes.listening({os.getpid(), *processes.descendants(os.getpid())}), flush=True)
         complete = sweep(
             trials,
             folder=Path(sys.argv[1]),

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 LISTENING = "0A"
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
+"""127.0.0.1 as /proc/net/tcp and /proc/net/tcp6 write it."""
 
 
 def descendants(ancestor: int) -> dict[int, str]:

@@ -10,9 +10,6 @@ from condkd_ray.cluster import connect as module
 from condkd_ray.cluster.connect import check_resources, connect, slots
 from condkd_ray.method import InputError
 
-IN_IPV6 = "0000000000000000FFFF00000100007F"
-"""127.0.0.1, as an IPv6 socket has it."""
-
 
 def refused(address: str) -> str:
     begin = time.monotonic()
@@ -73,7 +70,7 @@ def test_a_connected_process_stays_connected(cluster):
 def test_all_sockets_are_on_loopback_and_the_home_folder_is_left_alone(cluster):
     pids = processes.descendants(os.getpid())
     assert any("gcs_server" in command for command in pids.values())
-    assert processes.listening({os.getpid(), *pids}) <= {"0100007F", IN_IPV6}
+    assert processes.listening({os.getpid(), *pids}) <= processes.LOOPBACK
     assert not (Path.home() / ".ray" / "auth_token").exists()
 
 

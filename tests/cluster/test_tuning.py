@@ -75,20 +75,21 @@ class StopTrialError(Exception):
     """Raised by a test to leave a trial."""
 
 
-def leave_after_two_rounds(config: TrialConfig, folder: Path, key: str) -> None:
-    """Run two rounds of a trial with its files in `folder`, as if the sweep had then been killed."""
+def leave_after_two_rounds(configs: dict[str, TrialConfig], folder: Path) -> None:
+    """Run two rounds of trials with their files in `folder`, as if the sweep had then been killed."""
     import ray
 
     pool, prepared = make_pool(folder / "chunks"), toy.make_prepared()
-    store = PoolStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, key)
 
     def on_round(metrics: Metrics) -> None:
         if metrics["round"] == 2:
             raise StopTrialError
 
-    checkpoint = trial_folder(folder, key) / "state.safetensors"
-    with pytest.raises(StopTrialError):
-        run_trial(config, prepared, store, checkpoint=checkpoint, checkpoint_seconds=0, on_round=on_round)
+    for key, config in configs.items():
+        store = PoolStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, key)
+        checkpoint = trial_folder(folder, key) / "state.safetensors"
+        with pytest.raises(StopTrialError):
+            run_trial(config, prepared, store, checkpoint=checkpoint, checkpoint_seconds=0, on_round=on_round)
     ray.kill(pool)
 
 
@@ -105,8 +106,7 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd,
         "robbed": toy.toy_config(seed=7),
     }
     expected = {key: direct(config) for key, config in configs.items()}
-    leave_after_two_rounds(configs["continued"], tmp_path, "continued")
-    leave_after_two_rounds(configs["robbed"], tmp_path, "robbed")
+    leave_after_two_rounds({key: configs[key] for key in ("continued", "robbed")}, tmp_path)
     shutil.rmtree(tmp_path / "chunks" / "robbed")
     # As if a driver had died before it fetched this; the threads tell it from one computed again.
     save_outcome(replace(expected["unfetched"], threads=77), outcome_path(tmp_path, "unfetched"))
@@ -183,15 +183,17 @@ def test_sigterm_ends_a_sweep_in_order_and_leaves_no_process(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as driver:
         assert driver.stdout is not None
-        first = driver.stdout.readline()
+        listening, pids = driver.stdout.readline(), driver.stdout.readline()
         driver.terminate()
         rest, _ = driver.communicate(timeout=60)
-    assert first.startswith("pids ")
+    assert listening.startswith("listening ")
+    assert set(listening.split()[1:]) <= processes.LOOPBACK
+    assert pids.startswith("pids ")
     assert rest == "interrupted\n"
     assert driver.returncode == 130
     # Ray's workers end by themselves when they miss their master.
     deadline = time.monotonic() + 20
-    while left := [pid for pid in first.split()[1:] if Path("/proc", pid).exists()]:
+    while left := [pid for pid in pids.split()[1:] if Path("/proc", pid).exists()]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
     assert not trial_folder(tmp_path, "short").exists()
