@@ -29,8 +29,8 @@ def test_a_term_added_in_some_steps_only_has_the_mean_of_those():
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_the_first_term_to_break_is_named_although_the_others_follow(bad):
-    found = meter(loss=[1.0, 1.0, bad, bad], bn=[1.0, bad, bad, bad], oh=[1.0, 1.0, 1.0, bad])
-    with pytest.raises(NonFiniteError, match=r"^loss term kd/bn is not finite at step 2$"):
+    found = meter(loss=[1.0, 1.0, bad, bad], oh=[1.0, bad, bad, bad], bn=[1.0, 1.0, 1.0, bad])
+    with pytest.raises(NonFiniteError, match=r"^loss term kd/oh is not finite at step 2$"):
         found.read()
 
 

@@ -114,6 +114,15 @@ def test_a_view_is_saved_alone(tmp_path):
     assert (tmp_path / "state").stat().st_size < 1000
 
 
+def test_leaves_that_share_memory_are_saved_each_for_itself(tmp_path):
+    rows = torch.arange(10)
+    states.save(Box([rows, rows, rows[:6], rows[4:]]), tmp_path / "state")
+    loaded = states.load(Box(), tmp_path / "state").value
+    assert [t.tolist() for t in loaded] == [list(range(10)), list(range(10)), list(range(6)), list(range(4, 10))]
+    loaded[0].zero_()
+    assert loaded[1].tolist() == list(range(10))
+
+
 def test_gradients_are_wanted_where_the_fresh_state_wants_them(tmp_path):
     states.save(Box(torch.ones(2)), tmp_path / "state")
     assert states.load(Box(torch.zeros(2, requires_grad=True)), tmp_path / "state").value.requires_grad

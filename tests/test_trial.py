@@ -161,6 +161,12 @@ def test_without_inversion_the_condensed_images_alone_are_learned(prepared):
     assert state.history[-1]["kd/loss"] > 0
 
 
+def test_the_student_learns_in_training_mode_and_helps_the_inversion_in_eval_mode(prepared):
+    state, _ = rounds(toy_config(), prepared, 2)
+    # Each step in training mode counts a batch; the inversion's looks at the student count none.
+    assert state.distiller.student.bn.num_batches_tracked == 2 * 2
+
+
 def test_nothing_of_what_is_shared_changes(prepared):
     own = make_prepared()
     assert own.condensed is not None
