@@ -46,6 +46,9 @@ def test_balanced_labels_come_in_random_order_and_the_odd_ones_are_drawn():
     spread = 5 * (times * 0.25 * 0.75) ** 0.5
     for counts in (torch.bincount(drawn[:, 0], minlength=4), times - torch.bincount(drawn.flatten(), minlength=4)):
         assert ((counts - times / 4).abs() < spread).all()
+    # Two of each class: the first two of eight are of one class in one of seven orders.
+    pairs = sum((labels[0] == labels[1]).item() for labels in (Balanced().sample(8, 4, rng=rng) for _ in range(times)))
+    assert abs(pairs - times / 7) < 5 * (times / 7 * 6 / 7) ** 0.5
 
 
 @each_source
