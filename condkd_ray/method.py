@@ -6,13 +6,9 @@ A method prints, compares, hashes and goes to YAML without a second class, becau
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from condkd_ray.teacher import Observation
 
 Metrics = dict[str, float]
 """`family/term` to a plain number, as logged once a round."""
@@ -38,35 +34,6 @@ def require(holds: bool, what: str, value: object, accepted: str) -> None:
     """Raise `InputError` unless `holds`: "`what` is `value`; accepted: `accepted`"."""
     if not holds:
         raise InputError(f"{what} is {value!r}; accepted: {accepted}")
-
-
-class Guide(Protocol):
-    """A guidance bound to its state, the condensed set and the teacher: all an inversion ever sees of it.
-
-    A host observes its augmented images once with `layers`, adds `penalty` to its loss, and after its step calls
-    `update`. `images` are (B, C, H, W) before augmentation, `seen` the teacher's look at them after, `labels` (B,).
-    """
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Teacher layers the host has to observe for it."""
-        ...
-
-    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
-        """A scalar, weighted, differentiable in `images` (directly or through `seen`)."""
-        ...
-
-    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
-        """Learn from a batch the host has just made. Nothing flows back into `images`."""
-        ...
-
-
-class Weigh(Protocol):
-    """Weights of the samples in the per-sample terms of an inversion (SSD-KD's modulating function is one)."""
-
-    def __call__(self, seen: Observation, labels: Tensor) -> Tensor:
-        """(B,) weights, without gradient."""
-        ...
 
 
 class Meter:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from condkd_ray.augment import dsa
-from condkd_ray.method import Guide, Meter, Method, require
+from condkd_ray.guide import Guide
+from condkd_ray.method import Meter, Method, require
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Observation, Teacher
@@ -80,7 +81,7 @@ class Guidance(Method, ABC, Generic[State]):
 
 @dataclass
 class BoundGuide:
-    """One guidance for one round. See `condkd_ray.method.Guide`."""
+    """One guidance for one round. See `condkd_ray.guide.Guide`."""
 
     guidance: Guidance
     state: object

@@ -8,7 +8,8 @@ from typing import Literal
 from torch import Tensor
 
 from condkd_ray.guidance.guidance import HostAugment
-from condkd_ray.method import Guide, Method
+from condkd_ray.guide import Guide
+from condkd_ray.method import Method
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Observation, Teacher

@@ -11,9 +11,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.guide import Guide, Weigh
 from condkd_ray.inversion.inversion import Inversion
 from condkd_ray.losses.priors import class_prior, negative_activation, negative_entropy
-from condkd_ray.method import Guide, Meter, Metrics, Weigh, require
+from condkd_ray.method import Meter, Metrics, require
 from condkd_ray.networks.generator import Generator
 from condkd_ray.samples import PixelSpace, Samples
 from condkd_ray.streams import Streams

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
+from condkd_ray.guide import Guide, Weigh
 from condkd_ray.inversion.inversion import Inversion, require_bn
 from condkd_ray.losses.priors import bn_distance, class_prior, total_variation
-from condkd_ray.method import Guide, Meter, Metrics, Weigh, require
+from condkd_ray.method import Meter, Metrics, require
 from condkd_ray.samples import PixelSpace, Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher

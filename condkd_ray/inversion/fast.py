@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
+from condkd_ray.guide import Guide, Weigh
 from condkd_ray.inversion.inversion import Inversion, require_bn
 from condkd_ray.losses.adversarial import disagreement
 from condkd_ray.losses.priors import BnStatistics, bn_distance, class_prior, mix_bn
-from condkd_ray.method import Guide, Meter, Metrics, Weigh, require
+from condkd_ray.method import Meter, Metrics, require
 from condkd_ray.networks.generator import Generator
 from condkd_ray.samples import PixelSpace, Samples, unseen
 from condkd_ray.streams import Streams

@@ -12,7 +12,8 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.method import Guide, Method, Metrics, Weigh, require
+from condkd_ray.guide import Guide, Weigh
+from condkd_ray.method import Method, Metrics, require
 from condkd_ray.samples import PixelSpace, Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Observation, Teacher

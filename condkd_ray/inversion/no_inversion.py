@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from condkd_ray.guide import Guide, Weigh
 from condkd_ray.inversion.inversion import Inversion
-from condkd_ray.method import Guide, Metrics, Weigh
+from condkd_ray.method import Metrics
 from condkd_ray.samples import PixelSpace, Samples, unseen
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher

@@ -73,8 +73,16 @@ def test_two_steps_equal_a_plain_loop(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ConvNet, "build", recorded)
     real = real_samples()
     keep = torch.cat([(real.labels == label).nonzero()[:6, 0] for label in range(NUM_CLASSES)])
-    method = DistributionMatching(prefixes=False, 
-        ipc=3, condensed_together=3, iterations=2, real_batch=6, width=5, lr=2.0, momentum=0.5, augment="none"
+    method = DistributionMatching(
+        prefixes=False,
+        ipc=3,
+        condensed_together=3,
+        iterations=2,
+        real_batch=6,
+        width=5,
+        lr=2.0,
+        momentum=0.5,
+        augment="none",
     )
     few = real[keep.sort().values]
     ours = method.condense(few, num_classes=NUM_CLASSES, mean=MEAN, std=STD, flip_ok=True, rng=Streams(0))
