@@ -20,7 +20,7 @@ from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import require
 from condkd_ray.report.records import finished, write_manifest
 from condkd_ray.run import Outcome, local_store, run_trial
-from condkd_ray.shell import cpu_seconds, exit_codes, open_folder, say
+from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
 from condkd_ray.trial import Prepared, TrialConfig
 
 CHECKPOINT = "state.safetensors"
@@ -92,7 +92,7 @@ def train(command: Train, rest: list[str]) -> int:
     code = 0
     if key not in finished(command.out):
         code = _run(plan, key, prepared, command.out)
-    write_manifest(command.out, dataclasses.replace(manifest, cpu_seconds=cpu_seconds()))
+    write_manifest(command.out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
     print(report.build(command.out))
     say(f"records, checkpoint and tables: {command.out}")
     return code

@@ -20,7 +20,8 @@ from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.method import require
 from condkd_ray.report.records import finished, write_manifest
-from condkd_ray.shell import cpu_seconds, exit_codes, open_folder, say
+from condkd_ray.run import Outcome
+from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
 from condkd_ray.trial import Prepared, TrialConfig
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
@@ -152,6 +153,12 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> 
         missing = [trial for trial in trials if trial.key not in done]
         say(f"{len(trials)} trials, {len(trials) - len(missing)} of them finished before; results in {flags.out}")
         by_key = {trial.key: (plan, trial.prepared) for plan, trial in zip(planned, trials, strict=True)}
+        clock = CpuClock()
+
+        def heard(trial: tuning.Trial, outcome: Outcome) -> None:
+            watch.outcome(trial.key, outcome)
+            clock.look()
+
         watch = Watch(experiment, flags.out, {trial.key: by_key[trial.key] for trial in missing})
         try:
             complete = not missing or tuning.sweep(
@@ -160,12 +167,11 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> 
                 cpus_per_trial=flags.cpus_per_trial,
                 gpus_per_trial=flags.gpus_per_trial,
                 on_round=lambda trial, metrics: watch.round(trial.key, metrics),
-                on_outcome=lambda trial, outcome: watch.outcome(trial.key, outcome),
+                on_outcome=heard,
             )
         finally:
             watch.close()
-        # Asked while Ray's processes still live: those that are killed are nobody's ended children.
-        spent = cpu_seconds()
+        spent = clock.look()
     write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
     print(report.build(flags.out))
     say(f"tables, figure and records: {flags.out}; tensorboard --logdir {flags.out / 'tensorboard'}")

@@ -64,10 +64,22 @@ def _move_aside(out: Path) -> None:
     say(f"moved {out} to {aside}")
 
 
-def cpu_seconds() -> float:
-    """CPU seconds so far of this process and all it started: running children, and theirs, and those that ended."""
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(_cpu_seconds(process) for process in processes)
+class CpuClock:
+    """CPU seconds of this process and all it starts on this machine, Ray's processes included.
+
+    A process that Ray ends takes its times with it, so whoever runs a sweep has to `look` now and then; what a process
+    spends between the last look and its end is missed.
+    """
+
+    def __init__(self) -> None:
+        self._spent: dict[psutil.Process, float] = {}
+
+    def look(self) -> float:
+        """The seconds so far."""
+        own = psutil.Process()
+        for process in [own, *own.children(recursive=True)]:
+            self._spent[process] = max(self._spent.get(process, 0.0), _cpu_seconds(process))
+        return sum(self._spent.values())
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -75,5 +87,4 @@ def _cpu_seconds(process: psutil.Process) -> float:
         times = process.cpu_times()
     except psutil.Error:  # it ended between two lines
         return 0.0
-    ended = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-    return times.user + times.system + ended
+    return times.user + times.system

@@ -1,10 +1,12 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from condkd_ray.method import InputError, NonFiniteError
-from condkd_ray.shell import cpu_seconds, exit_codes, open_folder, say
+from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,19 @@ def test_results_of_another_format_are_refused(tmp_path):
 
 
 def test_cpu_seconds_grow_with_work():
-    before = cpu_seconds()
-    while cpu_seconds() - before < 0.01:
+    clock = CpuClock()
+    before = clock.look()
+    while clock.look() - before < 0.01:
         sum(range(1000))
+
+
+def test_cpu_seconds_of_a_process_that_was_killed_stay():
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(60)"
+    clock = CpuClock()
+    before = clock.look()
+    with subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert clock.look() - before >= 0.3
+        child.kill()
+    assert clock.look() - before >= 0.3

@@ -31,7 +31,11 @@ class BankState:
 
 @dataclass(frozen=True, kw_only=True)
 class Bank(ReplayMemory[BankState]):
-    """A ring of entries; each draw takes `share` of its samples from one random entry, the rest fresh."""
+    """A ring of entries; each draw takes `share` of its samples from one random entry, the rest fresh.
+
+    Departure: an entry is made when the round's images come, and is of the first of them; LRA makes it after the
+    student's steps, of the epoch's last batch.
+    """
 
     name: Literal["bank"] = "bank"
     entries: int = 10
