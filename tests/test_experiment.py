@@ -1,0 +1,147 @@
+"""The ablation as its users run it, on a budget of seconds."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from condkd_ray.experiment import Flags
+from condkd_ray.inversion import Dafl, Fast
+from condkd_ray.memory import Latest
+from condkd_ray.method import InputError
+from condkd_ray.report.records import Record, read_manifest, read_records
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "ablate_ipc.py"
+SMALL = {
+    "inversion": {"steps": 1, "batch": 32, "width": 8},
+    "distiller": {"steps": 3, "batch": 32},
+    "condensation": {"iterations": 2},
+}
+ARMS = {("none", 0), ("real", 0), ("condensed_only", 1), ("mixed", 1), ("guided", 1)}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    return folder
+
+
+def command(home: Path, out: str, *flags: str) -> list[str]:
+    fixed = ["--ipcs", "1", "--seeds", "0", "--teacher-epochs", "1", "--config", str(home / "small.yaml")]
+    return [sys.executable, str(SCRIPT), *fixed, "--out", str(home / out), "--cache", str(home / "cache"), *flags]
+
+
+def ablate(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(home, out, *flags), capture_output=True, text=True, env=environment, timeout=240)
+
+
+def numbers(record: Record) -> tuple[object, ...]:
+    history = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in record.history]
+    return record.config_hash, history, record.predictions, record.metrics["student/test_accuracy"]
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    done = ablate(home, "whole", "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    assert "guided - mixed" in done.stdout
+    return home / "whole"
+
+
+@pytest.mark.ray
+def test_every_arm_leaves_a_record_a_row_and_an_event_file(finished: Path):
+    records = read_records(finished)
+    assert {(record.arm, record.ipc) for record in records} == ARMS
+    assert {record.status for record in records} == {"finished"}
+    rows = list(csv.DictReader((finished / "table.csv").read_text().splitlines()))
+    assert {"mixed", "guided"} <= {row["arm"] for row in rows}
+    assert (finished / "figure.svg").stat().st_size > 1000
+    for record in records:
+        assert len(record.predictions) == 600
+        (run,) = (finished / "tensorboard").rglob(f"*-{record.config_hash[:6]}")
+        events = EventAccumulator(str(run))
+        events.Reload()
+        assert len(events.Scalars("kd/loss")) == 2
+        assert len(events.Images("synthetic/grid")) == 1
+    assert read_manifest(finished).cpu_seconds > 1
+
+
+@pytest.mark.ray
+def test_the_same_command_runs_nothing_anew(home: Path, finished: Path):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
+    again = ablate(home, "whole", "--rounds", "2")
+    assert again.returncode == 0
+    assert "5 of them finished before" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()} == before
+
+
+@pytest.mark.ray
+def test_condkd_train_gives_the_row_of_the_sweep(home: Path, finished: Path):
+    (swept,) = [record for record in read_records(finished) if record.arm == "guided"]
+    (home / "row.yaml").write_text(yaml.safe_dump(swept.config))
+    arguments = [str(home / "row.yaml"), "--out", str(home / "train"), "--cache", str(home / "cache")]
+    subprocess.run(
+        [sys.executable, "-m", "condkd_ray", "train", *arguments],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    (trained,) = read_records(home / "train")
+    assert numbers(trained) == numbers(swept)
+
+
+@pytest.mark.ray
+def test_interrupted_it_reports_and_goes_on_to_the_same_rows(home: Path, finished: Path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command(home, "cut", "--rounds", "2"), stderr=subprocess.PIPE, text=True, env=environment
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("[1/5]"):
+                run.send_signal(signal.SIGINT)
+                break
+        heard = run.stderr.read()
+    assert run.returncode == 130
+    assert "the same command continues" in heard
+    assert (home / "cut" / "table.md").is_file()
+    assert ablate(home, "cut", "--rounds", "2").returncode == 0
+    assert [numbers(r) for r in read_records(home / "cut")] == [numbers(r) for r in read_records(finished)]
+
+
+def test_flags_become_a_config(tmp_path: Path):
+    (tmp_path / "over.yaml").write_text("inversion: {steps: 3}\nprecision: bfloat16\n")
+    config = Flags(student="resnet-8-4", condensed_share=0.25, config=tmp_path / "over.yaml").base()
+    assert (config.inversion, config.precision) == (Fast(steps=3, width=64), "bfloat16")
+    assert (config.student.width, config.distiller.condensed_share) == (4, 0.25)
+    assert config.condensation.ipc == 10
+
+
+def test_an_adversarial_host_gets_fresh_images():
+    config = Flags(inversion="dafl").base()
+    assert isinstance(config.inversion, Dafl)
+    assert isinstance(config.memory, Latest)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"ipcs": (0, 1)}, r"--ipcs is \(0, 1\); accepted: one or more integers >= 1"),
+        ({"ipcs": ()}, "--ipcs is"),
+        ({"seeds": (-1,)}, "--seeds is"),
+        ({"condensation": "imported"}, "--condensed-path is None; accepted: the condensed set to import"),
+        ({"teacher": "./weights.pt"}, "network is './weights.pt'; accepted: .*resnet"),
+        ({"guidance_weight": -1.0}, "guidance weight is -1.0; accepted: >= 0"),
+    ],
+)
+def test_bad_flags_are_answered_in_words(flags: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        Flags(**flags).base()
