@@ -172,14 +172,13 @@ def _planned_before(out: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
-    found = []
-    if any(isinstance(plan.config.condensation, Imported) for plan in plans):
-        held_out = "the proxy images" + (" and the validation images" if has_val else "")
-        found.append(
-            f"The condensed set was made elsewhere: it may have seen {held_out}, and where its makers' split differs "
-            "from ours, test images too."
-        )
-    return found
+    if not any(isinstance(plan.config.condensation, Imported) for plan in plans):
+        return []
+    held_out = "the proxy images" + (" and the validation images" if has_val else "")
+    return [
+        f"The condensed set was made elsewhere, from train images we do not know: it may have seen {held_out}, and the "
+        "test images too where these were held out of train here."
+    ]
 
 
 def teacher_line(manifest: Manifest) -> str:
