@@ -44,12 +44,15 @@ def run_name(trial: Trial) -> str:
 
 
 def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Dotted names of the leaves in which the configuration trees differ; a leaf that only some have differs too."""
+    """Dotted names of the leaves in which the configuration trees that have them differ.
+
+    A leaf that only some have, and all alike, tells no more than the method it belongs to, which is a column already.
+    """
     flat = [_flatten(config) for config in configs]
     names = sorted({name for leaves in flat for name in leaves})
     # Kinds, IPC and seed are columns of their own already.
     telling = [name for name in names if name not in BASE and not name.endswith((".name", ".ipc"))]
-    return [name for name in telling if len({leaves.get(name) for leaves in flat}) > 1]
+    return [name for name in telling if len({leaves[name] for leaves in flat if name in leaves}) > 1]
 
 
 def hparams(record: Record, names: Iterable[str] = ()) -> dict[str, Scalar]:
