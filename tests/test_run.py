@@ -1,5 +1,5 @@
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -9,23 +9,26 @@ import pytest
 import torch
 from toy import NUM_CLASSES, make_prepared, toy_config
 
+from condkd_ray.config import to_tree
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import NoInversion
 from condkd_ray.memory import Latest
 from condkd_ray.method import Metrics
-from condkd_ray.run import local_store, run_trial, summary
+from condkd_ray.run import load_outcome, local_store, run_trial, summary
 from condkd_ray.trial import Prepared, TrialConfig
 
 CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
 CHILD = """
-import pickle, sys
+import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from condkd_ray.run import local_store, run_trial
+from condkd_ray.config import from_tree
+from condkd_ray.run import local_store, run_trial, save_outcome
+from toy import make_prepared
 folder = Path(sys.argv[1])
-config, prepared = pickle.loads((folder / "task").read_bytes())
+config, prepared = from_tree(json.loads((folder / "task").read_text())), make_prepared()
 outcome = run_trial(
     config,
     prepared,
@@ -34,7 +37,7 @@ outcome = run_trial(
     on_round=lambda metrics: print(int(metrics["round"]), flush=True),
     checkpoint_seconds=0,
 )
-(folder / "outcome").write_bytes(pickle.dumps(outcome))
+save_outcome(outcome, folder / "outcome")
 """
 
 
@@ -52,14 +55,14 @@ def run(config: TrialConfig, prepared: Prepared, folder: Path | None = None, **o
 
 
 def start_child(folder: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
     )
 
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path, prepared):
-    (tmp_path / "task").write_bytes(pickle.dumps((CONFIG, prepared)))
+    (tmp_path / "task").write_text(json.dumps(to_tree(CONFIG)))
     with start_child(tmp_path) as child:
         assert child.stdout is not None
         for line in child.stdout:
@@ -74,7 +77,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path, prepared)
         heard = [int(line) for line in child.stdout]
     assert child.returncode == 0
     assert heard == list(range(1, 11))
-    continued = pickle.loads((tmp_path / "outcome").read_bytes())
+    continued = load_outcome(tmp_path / "outcome")
     undisturbed = run(CONFIG, prepared)
     assert numbers(continued.history) == numbers(undisturbed.history)
     assert continued.predictions == undisturbed.predictions

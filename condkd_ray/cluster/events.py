@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray import cloudpickle
-from ray.exceptions import RayTaskError
 from ray.tune import Callback, Stopper
 
 
@@ -93,10 +92,16 @@ class StopOnError(Stopper):
 
 def _reason(trial: Any) -> str:
     """One line on why a Tune trial failed."""
-    # Our own process has just written it there; the trial's own way to it looks where it is copied to later.
-    file = trial.pickled_error_file
-    error = cloudpickle.loads(Path(file).read_bytes()) if file else None
-    if isinstance(error, RayTaskError):
-        cause = error.cause if isinstance(error.cause, Exception) else error
-        return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
-    return f"its process died ({type(error).__name__})"
+    # The text of the error, never the pickle beside it. Our own process has just written it there.
+    file = trial.error_file
+    return reason_in(Path(file).read_text() if file else "")
+
+
+def reason_in(text: str) -> str:
+    """The last failure of Tune's error file in one line: the exception a trace ends with, or how the process died."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)  # Ray colours it
+    lines = plain.rpartition("Failure # ")[2].splitlines()[1:]
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*: ?", line)]
+    if any("Traceback" in line or line.startswith("ray::") for line in lines) and raised:
+        return raised[-1].strip()
+    return f"its process died ({next((line.strip() for line in lines if line.strip()), 'no reason known')})"
