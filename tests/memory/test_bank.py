@@ -1,0 +1,39 @@
+import pytest
+from toy import make_prepared
+
+from condkd_ray.memory import Bank
+from condkd_ray.method import InputError
+from condkd_ray.streams import Streams
+from memory.rounds import round_of, store
+
+
+def after(rounds: int, memory: Bank):
+    kept, state = store(), memory.init()
+    for number in range(rounds):
+        memory.add(state, kept, round_of(number, 8))
+    return state, kept
+
+
+def test_every_period_the_first_of_a_round_become_an_entry_and_the_oldest_falls_out():
+    state, kept = after(8, Bank(entries=2, entry_size=3, period=3))
+    assert [entry.tolist() for entry in state.entries] == [[24, 25, 26], [48, 49, 50]]
+    assert kept.class_counts[:8].tolist() == [0, 0, 0, 3, 0, 0, 3, 8]
+
+
+def test_a_draw_takes_its_share_from_one_entry():
+    memory = Bank(entries=3, entry_size=4, period=1, share=0.25)
+    state, kept = after(4, memory)
+    rng, teacher = Streams(0), make_prepared().teacher
+    seen = set()
+    for _ in range(40):
+        labels = memory.draw(state, kept, 8, teacher=teacher, rng=rng).samples.labels
+        assert labels[:6].tolist() == [3] * 6
+        assert labels[6] == labels[7]
+        seen.add(int(labels[7]))
+    assert seen == {1, 2, 3}
+
+
+@pytest.mark.parametrize("field", ["entries", "entry_size", "period"])
+def test_less_than_one_is_refused(field: str):
+    with pytest.raises(InputError, match=f"bank {field} is 0; accepted: an integer >= 1"):
+        Bank(**{field: 0})
