@@ -83,7 +83,10 @@ class Workshop:
         if weights is not None:
             fits = ("fits", self._teacher_key(config))
             self._once(fits, lambda: load_into(network, read_weights(weights), f"weights in {weights}"))
-        config.inversion.init(_teacher(network, dataset), streams)
+        teacher = _teacher(network, dataset)
+        teacher.check_layers(config.guidance.layers)
+        config.inversion.init(teacher, streams)
+        config.memory.init(teacher, streams)
 
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
         """(One real image of each class, the rest): by the data seed, so the same for every trial of a study."""

@@ -62,7 +62,7 @@ class Watch:
         plan, number = self._work[key][0], int(metrics["round"])
         self._board.trial_started(self._runs[key], self._hparams[key])
         self._board.round(self._runs[key], number, metrics)
-        self._progress.round(key, plan.label, number, plan.config.rounds)
+        self._progress.round(key, plan.label, number, plan.config.total_rounds)
 
     def outcome(self, key: str, outcome: Outcome) -> None:
         """Trial `key` has ended: its record is written, from then on it is finished."""

@@ -14,6 +14,7 @@ from condkd_ray.augment import shift_flip
 from condkd_ray.losses.kd import AnyKdLoss, Hinton
 from condkd_ray.method import Method, require
 from condkd_ray.samples import Samples
+from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
 
@@ -38,6 +39,8 @@ class Distiller(Method):
     """Images a student step, synthetic and condensed together."""
     condensed_share: float = 0.0
     """Share of each batch that is condensed; it replaces as many synthetic images (a fair arm)."""
+    share_schedule: Schedule = Schedule()
+    """Factor of `condensed_share` over the rounds, as in PGDI's curriculum: many condensed images early, few late."""
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -53,18 +56,19 @@ class Distiller(Method):
         require(self.steps >= 1, "student steps", self.steps, "an integer >= 1")
         require(self.batch >= 2, "student batch", self.batch, "an integer >= 2")
         require(0 <= self.condensed_share <= 1, "condensed_share", self.condensed_share, "0 <= share <= 1")
+        most = self.condensed_share * self.share_schedule.largest
+        require(most <= 1, "condensed_share times the largest factor of its share_schedule", most, "at most 1")
         require(0 <= self.warm_up < 1, "warm_up", self.warm_up, "0 <= share < 1")
         require(self.lr > 0, "student lr", self.lr, "> 0")
 
-    @property
-    def num_condensed(self) -> int:
-        """Condensed images in each batch."""
-        return round(self.condensed_share * self.batch)
+    def num_condensed(self, progress: float) -> int:
+        """Condensed images in each batch at `progress`, 0 in the first round and 1 in the last."""
+        return round(self.condensed_share * self.share_schedule.at(progress) * self.batch)
 
     @property
-    def num_synthetic(self) -> int:
-        """Synthetic images in each batch."""
-        return self.batch - self.num_condensed
+    def needs_synthetic(self) -> bool:
+        """Whether there is ever a synthetic image in a batch."""
+        return round(self.condensed_share * self.share_schedule.smallest * self.batch) < self.batch
 
     def init(self, student: nn.Module, rounds: int) -> DistillerState:
         """Optimiser and schedule for `rounds` rounds."""

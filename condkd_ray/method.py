@@ -6,6 +6,7 @@ A method prints, compares, hashes and goes to YAML without a second class, becau
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,11 @@ class NonFiniteError(ArithmeticError):
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of everything configurable. Its fields have docstrings, which the command line shows."""
+
+    paper: ClassVar[str] = ""
+    """Where the method was published; empty where it is nobody's in particular."""
+    ours: ClassVar[tuple[str, ...]] = ()
+    """Fields whose meaning or default is our choice and no paper's."""
 
 
 def require(holds: bool, what: str, value: object, accepted: str) -> None:

@@ -85,7 +85,7 @@ def run_trial(
     for metrics in state.history:
         on_round(metrics)
     saved = time.monotonic()
-    while state.round < config.rounds:
+    while state.round < config.total_rounds:
         try:
             metrics = run_round(config, prepared, state, store)
         except NonFiniteError as error:
@@ -100,7 +100,7 @@ def run_trial(
                 peak_bytes=peak_bytes(prepared.teacher.device),
                 threads=torch.get_num_threads(),
             )
-        due = time.monotonic() - saved >= checkpoint_seconds or state.round == config.rounds
+        due = time.monotonic() - saved >= checkpoint_seconds or state.round == config.total_rounds
         if checkpoint is not None and due:
             states.save(state, checkpoint)
             saved = time.monotonic()

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from condkd_ray.method import InputError, require
 
 BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+PENULTIMATE = "penultimate"
+"""The name of what enters the last linear layer, among layers."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,15 @@ class Observation:
     """What the teacher showed of one batch. A value: nothing is kept in the teacher between calls.
 
     `logits` (B, K); `features` (B, D), what enters the last linear layer; `bn`, for each BN layer in the order of
-    execution the (mean, biased variance) of its input in this batch, each (C,); `taps`, outputs of the named layers.
+    execution the (mean, biased variance) of its input in this batch, each (C,); `taps`, outputs of the named layers;
+    `bn_means` (B, sum of C), where asked for, each image's own means over space of the same inputs, side by side.
     """
 
     logits: Tensor
     features: Tensor
     bn: tuple[tuple[Tensor, Tensor], ...]
     taps: dict[str, Tensor] = field(default_factory=dict)
+    bn_means: Tensor | None = None
 
     def detach(self) -> Observation:
         """The same values outside the graph."""
@@ -39,7 +43,19 @@ class Observation:
             self.features.detach(),
             tuple((mean.detach(), var.detach()) for mean, var in self.bn),
             {name: tap.detach() for name, tap in self.taps.items()},
+            None if self.bn_means is None else self.bn_means.detach(),
         )
+
+    def pooled(self, layer: str) -> Tensor:
+        """(B, D): the features where `layer` is `penultimate`, else that tap's mean over space."""
+        if layer == PENULTIMATE:
+            return self.features
+        return over_space(self.taps[layer])
+
+
+def over_space(x: Tensor) -> Tensor:
+    """Means over all dimensions after the second: (B, C, ...) to (B, C)."""
+    return x.flatten(2).mean(2) if x.ndim > 2 else x
 
 
 class Teacher:
@@ -127,10 +143,12 @@ class Teacher:
         """(B, K) logits, differentiable in `images`; no hook runs."""
         return self.network(images).float()
 
-    def observe(self, images: Tensor, layers: Sequence[str] = ()) -> Observation:
+    def observe(self, images: Tensor, layers: Sequence[str] = (), *, bn_means: bool = False) -> Observation:
         """One forward pass with all it shows. Raises `InputError` for a layer that does not exist."""
+        self.check_layers(layers)
         features: dict[str, Tensor] = {}
         bn: dict[str, tuple[Tensor, Tensor]] = {}
+        means: dict[str, Tensor] = {}
         taps: dict[str, Tensor] = {}
 
         def see_features(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -139,9 +157,10 @@ class Teacher:
         def see_bn(name: str) -> Callable[..., None]:
             def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 x = inputs[0].float()
-                dims = [0, *range(2, x.ndim)]
-                var, mean = torch.var_mean(x, dim=dims, correction=0)
+                var, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
                 bn[name] = (mean, var)
+                if bn_means:
+                    means[name] = over_space(x)
 
             return hook
 
@@ -151,20 +170,21 @@ class Teacher:
 
             return hook
 
+        handles = [self._classifier.register_forward_pre_hook(see_features)]
+        handles += [self._layers[name].register_forward_pre_hook(see_bn(name)) for name in self._bn_names]
+        handles += [self._layers[name].register_forward_hook(see_tap(name)) for name in layers]
         with ExitStack() as hooks:
-            hooks.enter_context(_hooked(self._classifier.register_forward_pre_hook(see_features)))
-            for name in self._bn_names:
-                layer = self._layers[name]
-                hooks.enter_context(_hooked(layer.register_forward_pre_hook(see_bn(name))))
-            for name in layers:
-                hooks.enter_context(_hooked(self._layer(name).register_forward_hook(see_tap(name))))
+            for handle in handles:
+                hooks.enter_context(_hooked(handle))
             logits = self.network(images).float()
-        return Observation(logits, features["last"], tuple(bn[name] for name in self._bn_names), taps)
+        own = torch.cat([means[name] for name in self._bn_names], 1) if means else None
+        return Observation(logits, features["last"], tuple(bn[name] for name in self._bn_names), taps, own)
 
-    def _layer(self, name: str) -> nn.Module:
+    def check_layers(self, names: Sequence[str]) -> None:
+        """Raise `InputError`, with the layers there are, for a name that is none of them."""
         valid = [known for known in self._layers if known]
-        require(name in valid, "teacher layer", name, ", ".join(valid))
-        return self._layers[name]
+        for name in names:
+            require(name in valid, "teacher layer", name, ", ".join([PENULTIMATE, *valid]))
 
 
 @contextmanager

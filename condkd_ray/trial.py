@@ -47,6 +47,7 @@ class TrialConfig(Method):
     memory: AnyMemory = Growing()
     distiller: Distiller = Distiller()
     rounds: int = 12
+    """Rounds in which the student learns; those of the inversion's warm-up come before."""
     evaluate_every: int = 1
     """Rounds between two measurements of the student; the last round is always measured."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -63,7 +64,18 @@ class TrialConfig(Method):
             condensed or not guided, "guidance without a condensation", self.guidance.name, "none, or a condensation"
         )
         idle = isinstance(self.inversion, NoInversion)
-        require(not idle or self.distiller.num_synthetic == 0, "condensed_share without inversion", share, "1")
+        require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", share, "1")
+        entry, made = getattr(self.memory, "entry_size", 0), self.inversion.images_per_round
+        require(idle or entry <= made, "memory entry_size", entry, f"at most {made}, the images of a round")
+
+    @property
+    def total_rounds(self) -> int:
+        """Those of the warm-up included."""
+        return self.inversion.warm_up + self.rounds
+
+    def progress(self, round: int) -> float:
+        """Where in the schedules the round after `round` others stands: 0 up to the student's first, 1 at the last."""
+        return max(round - self.inversion.warm_up, 0) / max(self.rounds - 1, 1)
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ def start(config: TrialConfig, prepared: Prepared) -> TrialState:
         distiller=config.distiller.init(student, config.rounds),
         inversion=config.inversion.init(teacher, streams),
         guidance=config.guidance.start(teacher, prepared.condensed, streams),
-        memory=config.memory.init(),
+        memory=config.memory.init(teacher, streams),
         streams=streams,
     )
 
@@ -123,14 +135,15 @@ def run_round(config: TrialConfig, prepared: Prepared, state: TrialState, store:
             fresh, terms = synthesise(config, prepared, state)
             metrics |= terms
         if len(fresh):
-            config.memory.add(state.memory, store, settle(fresh, store.codec, prepared.teacher))
-        with _timed(metrics, "time/distillation_seconds"):
-            metrics |= distil(config, prepared, state, store)
+            settled = settle(fresh, store.codec, prepared.teacher)
+            with _timed(metrics, "time/memory_seconds"):
+                metrics |= config.memory.add(state.memory, store, settled, teacher=prepared.teacher, rng=state.streams)
+        if state.round >= config.inversion.warm_up:
+            with _timed(metrics, "time/distillation_seconds"):
+                metrics |= distil(config, prepared, state, store)
     with _timed(metrics, "time/evaluation_seconds"):
-        if (state.round + 1) % config.evaluate_every == 0 or state.round + 1 == config.rounds:
-            student, teacher = state.distiller.student, prepared.teacher
-            metrics |= evaluate(student, teacher=teacher, proxy=prepared.proxy, val=prepared.val, test=prepared.test)
-    metrics["memory/bytes"] = store.num_bytes
+        metrics |= measure(config, prepared, state)
+    metrics["memory/bytes"] = store.num_bytes + config.memory.held_bytes(state.memory)
     metrics["time/wall_seconds"] = time.perf_counter() - wall
     metrics["time/cpu_seconds"] = time.process_time() - cpu
     state.round, state.num_ids = state.round + 1, store.num_ids
@@ -147,6 +160,7 @@ def synthesise(config: TrialConfig, prepared: Prepared, state: TrialState) -> tu
         condensed=prepared.condensed,
         host_augment=lambda images, stream: config.inversion.augment(images, teacher=teacher, rng=stream),
         rng=rng,
+        progress=config.progress(state.round),
     )
     targets = config.targets.sample(config.inversion.images_per_round, teacher.num_classes, rng=rng)
     fresh, terms = config.inversion.synthesize(
@@ -179,21 +193,32 @@ def distil(config: TrialConfig, prepared: Prepared, state: TrialState, store: St
     return meter.read()
 
 
+def measure(config: TrialConfig, prepared: Prepared, state: TrialState) -> Metrics:
+    """Where this round is one to be measured, how good the student is by now."""
+    learnt = state.round + 1 - config.inversion.warm_up
+    if learnt < 1 or (learnt % config.evaluate_every and learnt < config.rounds):
+        return {}
+    student, teacher = state.distiller.student, prepared.teacher
+    return evaluate(student, teacher=teacher, proxy=prepared.proxy, val=prepared.val, test=prepared.test)
+
+
 def next_batch(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Tensor]:
     """Synthetic then condensed samples, `batch` together, and their weights.
 
     In every arm a full batch is drawn from the memory and the front of it used, so that all arms see the same draws.
     """
     distiller, rng = config.distiller, state.streams
+    num_condensed = distiller.num_condensed(config.progress(state.round))
+    num_synthetic = distiller.batch - num_condensed
     parts: list[Samples] = []
     weights = torch.ones(distiller.batch, device=prepared.teacher.device)
-    if distiller.num_synthetic:
+    if num_synthetic:
         drawn = config.memory.draw(state.memory, store, distiller.batch, teacher=prepared.teacher, rng=rng)
-        parts.append(drawn.samples[: distiller.num_synthetic].to(prepared.teacher.device))
-        weights[: distiller.num_synthetic] = drawn.weights[: distiller.num_synthetic]
-    if distiller.num_condensed:
+        parts.append(drawn.samples[:num_synthetic].to(prepared.teacher.device))
+        weights[:num_synthetic] = drawn.weights[:num_synthetic]
+    if num_condensed:
         assert prepared.condensed is not None
-        rows = torch.randint(len(prepared.condensed), (distiller.num_condensed,), generator=rng.host("condensed"))
+        rows = torch.randint(len(prepared.condensed), (num_condensed,), generator=rng.host("condensed"))
         parts.append(prepared.condensed[rows.to(prepared.teacher.device)])
     return cat(parts), weights
 

@@ -34,7 +34,8 @@ def ones(batch: Samples) -> Tensor:
 @pytest.mark.parametrize(("share", "condensed"), [(0.0, 0), (0.25, 4), (1.0, 16)])
 def test_a_share_of_condensed_images_replaces_as_many_synthetic_ones(share, condensed):
     distiller = Distiller(batch=16, condensed_share=share)
-    assert (distiller.num_condensed, distiller.num_synthetic) == (condensed, 16 - condensed)
+    assert distiller.num_condensed(0.0) == distiller.num_condensed(1.0) == condensed
+    assert distiller.needs_synthetic == (condensed < 16)
 
 
 def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:
@@ -42,7 +43,7 @@ def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:
     prepared = make_prepared()
     state, store = start(config, prepared), local_store(config, prepared, None)
     fresh = settle(synthesise(config, prepared, state)[0], store.codec, prepared.teacher)
-    config.memory.add(state.memory, store, fresh)
+    config.memory.add(state.memory, store, fresh, teacher=prepared.teacher, rng=state.streams)
     assert prepared.condensed is not None
     return *next_batch(config, prepared, state, store), fresh, prepared.condensed
 

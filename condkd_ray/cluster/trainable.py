@@ -60,7 +60,7 @@ def run(setup: dict[str, str], *, work: Work) -> None:
     def report(metrics: Metrics) -> None:
         from ray import tune
 
-        tune.report(metrics | {"progress": metrics.get("round", 0) / config.rounds, "key": key})  # type: ignore[arg-type]
+        tune.report(metrics | {"progress": metrics.get("round", 0) / config.total_rounds, "key": key})  # type: ignore[arg-type]
 
     if path.is_file() and (outcome := load_outcome(path)).status == "finished":
         # An earlier driver died before it had made a record of it.

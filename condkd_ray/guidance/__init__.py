@@ -3,8 +3,9 @@
 from condkd_ray.guidance.discriminator import Discriminator
 from condkd_ray.guidance.guidance import BoundGuide, Guidance
 from condkd_ray.guidance.mmd import Mmd
+from condkd_ray.guidance.moments import Moments
 from condkd_ray.guidance.no_guidance import NoGuidance
 
-AnyGuidance = NoGuidance | Discriminator | Mmd
+AnyGuidance = NoGuidance | Discriminator | Mmd | Moments
 
-__all__ = ["AnyGuidance", "BoundGuide", "Discriminator", "Guidance", "Mmd", "NoGuidance"]
+__all__ = ["AnyGuidance", "BoundGuide", "Discriminator", "Guidance", "Mmd", "Moments", "NoGuidance"]

@@ -9,18 +9,18 @@ fields below.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.guidance.guidance import Augmentation, Guidance
-from condkd_ray.losses.adversarial import fool, tell_apart
+from condkd_ray.losses.adversarial import GanLoss, fool, gradient_penalty, tell_apart
 from condkd_ray.method import require
-from condkd_ray.networks.discriminator import FeatureDiscriminator
+from condkd_ray.networks.discriminator import Condition, FeatureDiscriminator
 from condkd_ray.streams import Streams
-from condkd_ray.teacher import Observation, Teacher
+from condkd_ray.teacher import Teacher
 
 
 @dataclass
@@ -34,62 +34,113 @@ class DiscriminatorState:
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminator(Guidance[DiscriminatorState]):
-    r"""Auxiliary-classifier form: one head says real or fake, one names the class.
+    r"""D tells condensed from synthetic features, given the class; the host is to make it say condensed.
 
-    D minimises BCE(adv) + CE(cls(real), y); the host adds weight (softplus(-adv(fake)) + CE(cls(fake), y)).
+    With the auxiliary head D minimises BCE(adv) + c CE(cls(real), y), and the host adds
+    weight (softplus(-adv(fake)) + c CE(cls(fake), y)), c the class weight. Other conditions have no second term.
     """
 
+    paper: ClassVar[str] = "Binici et al., arXiv 2408.13850 (AAAI 2026)"
+    ours: ClassVar[tuple[str, ...]] = (
+        *("weight", "schedule", "condition", "loss", "steps", "optimizer", "lr", "hidden", "class_weight"),
+        *("spectral_norm", "r1_weight", "label_smoothing", "instance_noise", "held_out"),
+    )
     name: Literal["discriminator"] = "discriminator"
     weight: float = 10.0
     """The paper prints 1. Chosen with `lr`, `hidden` and `augment` on validation images: `experiments/LOG.md`."""
     augment: Augmentation = "condensed"
+    condition: Condition = "auxiliary"
+    """How D hears of the class: a second head, a projection of the label, one logit a class, or not at all."""
+    loss: GanLoss = "non_saturating"
     steps: int = 1
     """Discriminator steps for each step of the host."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam with betas (0.5, 0.999), or SGD with momentum 0.9."""
     lr: float = 2e-3
     hidden: int = 128
     """Units of the first hidden layer; the second has half."""
     class_weight: float = 1.0
-    """Weight of the class head's cross-entropy in both losses."""
+    """Weight of the auxiliary head's cross-entropy in both losses."""
     spectral_norm: bool = True
+    r1_weight: float = 0.0
+    """Weight of R1, the squared gradient of D at condensed features; 0 leaves it out."""
+    label_smoothing: float = 0.0
+    """Condensed ones have the target 1 less this (one-sided), against over-fitting few guides."""
+    instance_noise: float = 0.0
+    """Standard deviation of Gaussian noise on all D sees, in units of the features' root mean square."""
+    held_out: float = 0.1  # type: ignore[assignment]
+    """Share of each class's condensed images D never learns from, rounded down: its `held_out_accuracy` on them, well
+    below `real_accuracy`, says that it has learnt its guides by heart."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.steps >= 1, "discriminator steps", self.steps, "an integer >= 1")
         require(self.hidden >= 2, "discriminator hidden", self.hidden, "an integer >= 2")
+        require(0 <= self.held_out < 1, "discriminator held_out", self.held_out, "0 <= share < 1")
+        smooth = self.label_smoothing
+        require(0 <= smooth < 0.5, "discriminator label_smoothing", smooth, "0 <= smoothing < 0.5")
+        require(smooth == 0 or self.loss != "hinge", "label_smoothing under loss hinge", smooth, "0, or non_saturating")
+        for what in ("r1_weight", "instance_noise", "class_weight"):
+            require(getattr(self, what) >= 0, f"discriminator {what}", getattr(self, what), ">= 0")
 
-    def init(self, teacher: Teacher, condensed: Observation, labels: Tensor, rng: Streams) -> DiscriminatorState:
+    def init(self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams) -> DiscriminatorState:
         """A discriminator from stream `init/guide`."""
-        features = condensed.features
         with rng.forked("init/guide"):
             network = FeatureDiscriminator(
-                features.shape[1],
+                condensed.shape[1],
                 teacher.num_classes,
                 hidden=(self.hidden, self.hidden // 2),
                 spectral=self.spectral_norm,
+                condition=self.condition,
             )
-        network = network.to(features.device)
-        optimizer = torch.optim.Adam(network.parameters(), self.lr, betas=(0.5, 0.999))
-        return DiscriminatorState(network, optimizer, features.square().mean().rsqrt())
+        network = network.to(condensed.device)
+        if self.optimizer == "adam":
+            optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), self.lr, betas=(0.5, 0.999))
+        else:
+            optimizer = torch.optim.SGD(network.parameters(), self.lr, momentum=0.9)
+        return DiscriminatorState(network, optimizer, condensed.square().mean().rsqrt())
 
-    def penalty(self, state: DiscriminatorState, seen: Observation, labels: Tensor) -> Tensor:
+    def penalty(self, state: DiscriminatorState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """How far the fakes are from passing for condensed images of their class."""
-        judged, classes = state.network(seen.features * state.scale)
-        return fool(judged) + self.class_weight * F.cross_entropy(classes, labels)
+        judged, classes = state.network(self._noisy(fake * state.scale, rng), labels)
+        loss = fool(judged, self.loss)
+        return loss if classes is None else loss + self.class_weight * F.cross_entropy(classes, labels)
 
     def update(
-        self, state: DiscriminatorState, fake: Observation, real: Observation, labels: Tensor
+        self, state: DiscriminatorState, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """`steps` Adam steps; logs the loss and the share of both sides told right (1/2 is chance)."""
-        both = torch.cat([real.features, fake.features]) * state.scale
+        """`steps` steps; logs the losses and the share told right (1/2 is chance), of both sides and of the real."""
         terms: dict[str, Tensor] = {}
         for _ in range(self.steps):
-            judged, classes = state.network(both)
-            judged_real, judged_fake = judged.chunk(2)
-            adversarial = tell_apart(judged_real, judged_fake)
-            naming = F.cross_entropy(classes[: len(labels)], labels)
-            state.optimizer.zero_grad()
-            (adversarial + self.class_weight * naming).backward()
-            state.optimizer.step()
-            right = torch.cat([judged_real > 0, judged_fake < 0]).float().mean()
-            terms = {"adversarial": adversarial, "class": naming, "accuracy": right}
+            terms = self._step(state, torch.cat([real, fake]) * state.scale, labels, rng)
         return terms
+
+    def _step(self, state: DiscriminatorState, both: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        both = self._noisy(both, rng).requires_grad_(self.r1_weight > 0)
+        judged, classes = state.network(both, labels.repeat(2))
+        judged_real, judged_fake = judged.chunk(2)
+        told = tell_apart(judged_real, judged_fake, self.loss, self.label_smoothing)
+        loss, terms = told, {"adversarial": told}
+        if classes is not None:
+            terms["class"] = F.cross_entropy(classes[: len(labels)], labels)
+            loss = loss + self.class_weight * terms["class"]
+        if self.r1_weight:
+            # The gradient of the real half alone: its sum does not look at the fakes.
+            terms["r1"] = 2 * gradient_penalty(judged_real, both)
+            loss = loss + self.r1_weight * terms["r1"]
+        state.optimizer.zero_grad()
+        loss.backward()
+        state.optimizer.step()
+        right_real, right_fake = (judged_real > 0).float().mean(), (judged_fake < 0).float().mean()
+        return terms | {"accuracy": (right_real + right_fake) / 2, "real_accuracy": right_real}
+
+    def examine(self, state: DiscriminatorState, held_out: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The share of condensed images it never learnt from that it takes for condensed."""
+        judged, _ = state.network(held_out * state.scale, labels)
+        return {"held_out_accuracy": (judged > 0).float().mean()}
+
+    def _noisy(self, features: Tensor, rng: torch.Generator) -> Tensor:
+        if not self.instance_noise:
+            return features
+        noise = torch.randn(features.shape, generator=rng, device=features.device)
+        return features + self.instance_noise * noise

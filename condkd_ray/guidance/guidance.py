@@ -17,8 +17,9 @@ from condkd_ray.augment import dsa
 from condkd_ray.guide import Guide
 from condkd_ray.method import Meter, Method, require
 from condkd_ray.samples import Samples
+from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
-from condkd_ray.teacher import Observation, Teacher
+from condkd_ray.teacher import PENULTIMATE, Observation, Teacher
 
 State = TypeVar("State")
 Augmentation = Literal["host", "condensed", "dsa"]
@@ -29,7 +30,7 @@ HostAugment = Callable[[Tensor, torch.Generator], Tensor]
 class Guidance(Method, ABC, Generic[State]):
     """Contract of the family: a penalty on what the teacher saw of fakes, and learning from fakes beside condensed.
 
-    `penalty` and `update` see observations only; drawing, augmenting and observing are the bound guide's.
+    They see features (B, D) of one teacher layer only; drawing, augmenting and observing are the bound guide's.
     """
 
     weight: float = 1.0
@@ -37,46 +38,81 @@ class Guidance(Method, ABC, Generic[State]):
     augment: Augmentation = "host"
     """`host`: fakes as the host saw them, condensed under the host's own augmentation. `condensed`: DSA on the
     condensed batch besides. `dsa`: the guide looks at DSA-augmented fakes and condensed; the host never sees DSA."""
+    layer: str = PENULTIMATE
+    """Whose features are compared: `penultimate` (the paper's), or a module of the teacher, its mean over space."""
+    schedule: Schedule = Schedule()
+    """Factor of the weight over the rounds: a warm-up (`start: 0`) or a curriculum (`end: 0`)."""
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, "guidance weight", self.weight, ">= 0")
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Teacher layers it needs tapped; none: the penultimate features always come."""
-        return ()
+        """Teacher layers it needs tapped; the penultimate features always come."""
+        return () if self.layer == PENULTIMATE else (self.layer,)
+
+    @property
+    def held_out(self) -> float:
+        """Share of each class's condensed images it must not learn from, rounded down."""
+        return 0.0
 
     @abstractmethod
-    def init(self, teacher: Teacher, condensed: Observation, labels: Tensor, rng: Streams) -> State:
-        """A fresh state. `condensed`: the teacher's look at the whole condensed set; `labels` its classes."""
+    def init(self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams) -> State:
+        """A fresh state. `condensed` (N, D): features of the images it may learn from; `labels` (N,) their classes."""
 
     @abstractmethod
-    def penalty(self, state: State, seen: Observation, labels: Tensor) -> Tensor:
-        """A scalar, not yet weighted, differentiable in `seen`."""
+    def penalty(self, state: State, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
+        """A scalar, not yet weighted, differentiable in `fake`."""
 
     @abstractmethod
-    def update(self, state: State, fake: Observation, real: Observation, labels: Tensor) -> dict[str, Tensor]:
+    def update(
+        self, state: State, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
+    ) -> dict[str, Tensor]:
         """Learn from fakes and as many condensed images of the same `labels` (B,); terms to be logged."""
+
+    def examine(self, state: State, held_out: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Terms to be logged once a round of condensed images it never learnt from."""
+        return {}
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> State:
         """`init` on the observed condensed set. Raises `InputError` where there is none."""
         require(condensed is not None, "condensed set of a guided run", None, "a condensation (or guidance none)")
         assert condensed is not None
+        shown, _ = self._split(condensed, teacher.num_classes)
         with torch.no_grad():
-            seen = teacher.observe(condensed.images, self.layers)
-        return self.init(teacher, seen, condensed.labels, rng)
+            parts = [teacher.observe(part, self.layers).pooled(self.layer) for part in shown.images.split(512)]
+        return self.init(teacher, torch.cat(parts), shown.labels, rng)
 
     def bind(
-        self, state: State, *, teacher: Teacher, condensed: Samples | None, host_augment: HostAugment, rng: Streams
+        self,
+        state: State,
+        *,
+        teacher: Teacher,
+        condensed: Samples | None,
+        host_augment: HostAugment,
+        rng: Streams,
+        progress: float = 0.0,
     ) -> Guide:
-        """The guide for one round."""
+        """The guide for one round, at `progress` of the trial (0 to 1)."""
         assert condensed is not None
-        return BoundGuide(self, state, teacher, condensed, host_augment, rng)
+        shown, held_out = self._split(condensed, teacher.num_classes)
+        weight = self.weight * self.schedule.at(progress)
+        return BoundGuide(self, state, teacher, shown, held_out, host_augment, rng, weight)
 
     def read(self, guide: Guide) -> dict[str, float]:
-        """Means over the round of what `update` logged."""
+        """Means over the round of what `update` logged, and what `examine` finds at its end."""
         assert isinstance(guide, BoundGuide)
-        return guide.meter.read()
+        return guide.read()
+
+    def _split(self, condensed: Samples, num_classes: int) -> tuple[Samples, Samples]:
+        """(Images it may learn from, those held out: the last of each class)."""
+        if not self.held_out:
+            return condensed, condensed[:0]
+        counts = torch.bincount(condensed.labels, minlength=num_classes)
+        hot = torch.nn.functional.one_hot(condensed.labels, num_classes)
+        place = (hot.cumsum(0) * hot).sum(1)
+        shown = place <= (counts - (counts * self.held_out).long())[condensed.labels]
+        return condensed[shown], condensed[~shown]
 
 
 @dataclass
@@ -87,10 +123,12 @@ class BoundGuide:
     state: object
     teacher: Teacher
     condensed: Samples
+    held_out: Samples
     host_augment: HostAugment
     rng: Streams
+    weight: float
     meter: Meter = field(default_factory=lambda: Meter("guidance"))
-    _own: Observation | None = None
+    _own: Tensor | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -101,25 +139,39 @@ class BoundGuide:
         """Weighted penalty; under `dsa` on a look of its own."""
         if self.guidance.augment == "dsa":
             seen = self.teacher.observe(self._dsa(images), self.layers)
-            self._own = seen.detach()
-        penalty = self.guidance.weight * self.guidance.penalty(self.state, seen, labels)
+        fake = seen.pooled(self.guidance.layer)
+        self._own = fake.detach()
+        penalty = self.weight * self.guidance.penalty(self.state, fake, labels, rng=self.rng["augment/guide"])
         # Even a gradient of zeros can change the memory layout, and with it the last bits, of the host's own.
-        return penalty if self.guidance.weight else penalty.detach()
+        return penalty if self.weight else penalty.detach()
 
     def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
         """Draw condensed images of the same labels, look at them, learn."""
-        fake = seen.detach() if self._own is None else self._own
-        with torch.no_grad():
-            real = self.teacher.observe(self._real(labels), self.layers)
-        with torch.enable_grad():
-            self.meter.add(**self.guidance.update(self.state, fake, real, labels))
-
-    def _real(self, labels: Tensor) -> Tensor:
+        dsa = self.guidance.augment == "dsa" and self._own is not None
+        fake = self._own if dsa else seen.pooled(self.guidance.layer).detach()
+        assert fake is not None
         rows = same_class_rows(self.condensed.labels, labels, self.teacher.num_classes, self.rng["augment/guide"])
-        images = self.condensed.images[rows]
+        real = self._look(self.condensed.images[rows])
+        with torch.enable_grad():
+            terms = self.guidance.update(self.state, fake, real, labels, rng=self.rng["augment/guide"])
+        self.meter.add(**terms)
+
+    def read(self) -> dict[str, float]:
+        """What was logged, with a look at the images held out."""
+        if len(self.held_out):
+            features = self._look(self.held_out.images)
+            with torch.no_grad():
+                self.meter.add(**self.guidance.examine(self.state, features, self.held_out.labels))
+        return self.meter.read()
+
+    @torch.no_grad()
+    def _look(self, images: Tensor) -> Tensor:
+        """Features of condensed images, augmented as the guidance wants them."""
         if self.guidance.augment != "dsa":
             images = self.host_augment(images, self.rng["augment/guide"])
-        return images if self.guidance.augment == "host" else self._dsa(images)
+        if self.guidance.augment != "host":
+            images = self._dsa(images)
+        return self.teacher.observe(images, self.layers).pooled(self.guidance.layer)
 
     def _dsa(self, images: Tensor) -> Tensor:
         return dsa(

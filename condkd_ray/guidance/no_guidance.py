@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -33,12 +33,20 @@ class NoGuidance(Method):
     """Member of the family, so that nobody asks whether there is a guidance."""
 
     name: Literal["none"] = "none"
+    layers: ClassVar[tuple[str, ...]] = ()
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> None:
         """No state."""
 
     def bind(
-        self, state: None, *, teacher: Teacher, condensed: Samples | None, host_augment: HostAugment, rng: Streams
+        self,
+        state: None,
+        *,
+        teacher: Teacher,
+        condensed: Samples | None,
+        host_augment: HostAugment,
+        rng: Streams,
+        progress: float = 0.0,
     ) -> Guide:
         """A guide that says nothing."""
         return Unguided()

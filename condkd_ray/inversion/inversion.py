@@ -38,6 +38,11 @@ class Inversion(Method, ABC, Generic[State]):
     def images_per_round(self) -> int:
         """Images a call of `synthesize` gives."""
 
+    @property
+    def warm_up(self) -> int:
+        """Rounds before the student's first step, in which it only fills the memory."""
+        return 0
+
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
         """What the host does to images before the teacher sees them; the condensed ones get the same."""
         return images

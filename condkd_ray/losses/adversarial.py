@@ -5,8 +5,13 @@ Letters: B batch, K classes. Sources: `methods.md` 6.1 (CMI, Fast), 1.5 (discrim
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+GanLoss = Literal["non_saturating", "hinge"]
 
 
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
@@ -21,11 +26,24 @@ def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
     return -(kl * agree)
 
 
-def tell_apart(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss on its (B,) logits: binary cross-entropy; 2 ln 2 where it knows nothing."""
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+def tell_apart(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:
+    """The discriminator's loss on its (B,) logits, a scalar.
+
+    `non_saturating`: binary cross-entropy, 2 ln 2 where it knows nothing; real ones have the target 1 - `smoothing`.
+    `hinge`: what each logit lacks to the right side's margin of 1; `smoothing` has no part in it.
+    """
+    if form == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    # BCE with target 1 - s is softplus(-x) + s x.
+    return (F.softplus(-real) + smoothing * real).mean() + F.softplus(fake).mean()
 
 
-def fool(fake: Tensor) -> Tensor:
-    """The non-saturating loss of whoever made `fake`, (B,) logits to a scalar."""
-    return F.softplus(-fake).mean()
+def fool(fake: Tensor, form: GanLoss = "non_saturating") -> Tensor:
+    """The loss of whoever made `fake`, (B,) logits to a scalar: -log D, or minus the logit under `hinge`."""
+    return -fake.mean() if form == "hinge" else F.softplus(-fake).mean()
+
+
+def gradient_penalty(judged: Tensor, at: Tensor) -> Tensor:
+    """R1: half the mean squared norm of the gradient of (B,) logits at their inputs `at` (B, D); keeps its graph."""
+    (gradient,) = torch.autograd.grad(judged.sum(), at, create_graph=True)
+    return 0.5 * gradient.square().sum(1).mean()

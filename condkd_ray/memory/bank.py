@@ -14,7 +14,7 @@ from torch import Tensor
 
 from condkd_ray.memory.memory import Deck, Draw, ReplayMemory, gathered
 from condkd_ray.memory.store import Store
-from condkd_ray.method import require
+from condkd_ray.method import Metrics, require
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
@@ -52,11 +52,11 @@ class Bank(ReplayMemory[BankState]):
             require(getattr(self, what) >= 1, f"bank {what}", getattr(self, what), "an integer >= 1")
         require(0 <= self.share <= 1, "bank share", self.share, "0 <= share <= 1")
 
-    def init(self) -> BankState:
+    def init(self, teacher: Teacher, rng: Streams) -> BankState:
         """Empty."""
         return BankState(Deck.of(torch.empty(0, dtype=torch.int64)), [])
 
-    def add(self, state: BankState, store: Store, samples: Samples) -> None:
+    def add(self, state: BankState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Fresh ids replace the last round's; every `period` rounds the first of them become an entry."""
         before = self.live(state)
         state.fresh = Deck.of(store.append(samples))
@@ -64,6 +64,7 @@ class Bank(ReplayMemory[BankState]):
             state.entries = [*state.entries, state.fresh.ids[: self.entry_size]][-self.entries :]
         state.rounds += 1
         store.drop(before[~torch.isin(before, self.live(state))])
+        return {}
 
     def draw(self, state: BankState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
         """Fresh samples first, then those of one entry."""

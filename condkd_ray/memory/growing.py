@@ -10,7 +10,7 @@ from torch import Tensor
 
 from condkd_ray.memory.memory import Draw, ReplayMemory, gathered
 from condkd_ray.memory.store import Store
-from condkd_ray.method import require
+from condkd_ray.method import Metrics, require
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
@@ -34,16 +34,17 @@ class Growing(ReplayMemory[GrowingState]):
     def __post_init__(self) -> None:
         require(self.capacity is None or self.capacity >= 1, "memory capacity", self.capacity, "null or >= 1")
 
-    def init(self) -> GrowingState:
+    def init(self, teacher: Teacher, rng: Streams) -> GrowingState:
         """Empty."""
         return GrowingState(torch.empty(0, dtype=torch.int64))
 
-    def add(self, state: GrowingState, store: Store, samples: Samples) -> None:
+    def add(self, state: GrowingState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Append; drop what exceeds the capacity."""
         ids = torch.cat([state.ids, store.append(samples)])
         excess = 0 if self.capacity is None else max(0, len(ids) - self.capacity)
         store.drop(ids[:excess])
         state.ids = ids[excess:]
+        return {}
 
     def draw(self, state: GrowingState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
         """Uniform, with replacement."""

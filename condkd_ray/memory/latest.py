@@ -10,6 +10,7 @@ from torch import Tensor
 
 from condkd_ray.memory.memory import Deck, Draw, ReplayMemory, gathered
 from condkd_ray.memory.store import Store
+from condkd_ray.method import Metrics
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
@@ -21,15 +22,16 @@ class Latest(ReplayMemory[Deck]):
 
     name: Literal["latest"] = "latest"
 
-    def init(self) -> Deck:
+    def init(self, teacher: Teacher, rng: Streams) -> Deck:
         """Empty."""
         return Deck.of(torch.empty(0, dtype=torch.int64))
 
-    def add(self, state: Deck, store: Store, samples: Samples) -> None:
+    def add(self, state: Deck, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """The new round replaces the old."""
         store.drop(state.ids)
         fresh = Deck.of(store.append(samples))
         state.ids, state.order, state.cursor = fresh.ids, fresh.order, fresh.cursor
+        return {}
 
     def draw(self, state: Deck, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
         """The next disjoint hand."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from condkd_ray.memory.store import Store
-from condkd_ray.method import Method
+from condkd_ray.method import Method, Metrics
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
@@ -19,7 +19,10 @@ State = TypeVar("State")
 
 
 class Draw(NamedTuple):
-    """Drawn samples, their ids (n,), and their importance weights (n,), ones where all count the same."""
+    """Drawn samples, their ids (n,) and importance weights (n,).
+
+    An id is -1 where the sample lies in no store; weights are ones where all count the same.
+    """
 
     samples: Samples
     ids: Tensor
@@ -31,12 +34,12 @@ class ReplayMemory(Method, ABC, Generic[State]):
     """Contract of the family. All draws come from stream `draw`."""
 
     @abstractmethod
-    def init(self) -> State:
-        """An empty memory."""
+    def init(self, teacher: Teacher, rng: Streams) -> State:
+        """An empty memory. Raises `InputError` where it cannot hold what the teacher reads."""
 
     @abstractmethod
-    def add(self, state: State, store: Store, samples: Samples) -> None:
-        """Remember a round's samples; tell the store which ids fell out."""
+    def add(self, state: State, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
+        """Remember a round's samples; tell the store which ids fell out. What it has to log, most often nothing."""
 
     @abstractmethod
     def draw(self, state: State, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
@@ -45,6 +48,10 @@ class ReplayMemory(Method, ABC, Generic[State]):
     @abstractmethod
     def live(self, state: State) -> Tensor:
         """(n,) ids that may still be drawn."""
+
+    def held_bytes(self, state: State) -> int:
+        """Bytes it holds beside the store's, where it remembers by other means than samples."""
+        return 0
 
     def feedback(self, state: State, ids: Tensor, priority: Tensor) -> None:
         """Hear how useful drawn samples were; only priority memories listen."""

@@ -12,6 +12,7 @@ from condkd_ray.cluster.pool import PoolStore, SyntheticPool, make_pool
 from condkd_ray.memory import Growing
 from condkd_ray.memory.chunks import stored_chunks, to_arrays
 from condkd_ray.samples import Codec, Samples
+from condkd_ray.streams import Streams
 from condkd_ray.trial import codec, run_round, start
 
 CODEC = Codec("unit", toy.MEAN, toy.STD)
@@ -71,12 +72,13 @@ def test_an_overwritten_chunk_is_counted_by_its_new_classes(pool):
 
 def test_private_memory_of_a_trial_does_not_grow_with_rounds(pool):
     store = PoolStore(Codec("unit", (0.5,) * 3, (0.25,) * 3), toy.NUM_CLASSES, pool, "large")
-    memory, rng = Growing(), torch.Generator().manual_seed(0)
-    state = memory.init()
+    memory, teacher, streams, rng = Growing(), toy.make_teacher(), Streams(0), torch.Generator().manual_seed(0)
+    state = memory.init(teacher, streams)
     private = {}
     for number in range(45):
         images = torch.randn(512, 3, 32, 32, generator=rng)
-        memory.add(state, store, Samples(images, torch.zeros(512, dtype=torch.int64), torch.zeros(512, 4)))
+        fresh = Samples(images, torch.zeros(512, dtype=torch.int64), torch.zeros(512, 4))
+        memory.add(state, store, fresh, teacher=teacher, rng=streams)
         store.gather(state.ids[torch.randint(len(state.ids), (256,), generator=rng)])
         store.commit()
         private[number] = processes.private_bytes()

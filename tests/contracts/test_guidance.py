@@ -203,11 +203,11 @@ class Witness(Guidance[Shown]):
     def init(self, teacher, condensed, labels, rng):
         return Shown([])
 
-    def penalty(self, state, seen, labels):
-        return seen.features.mean()
+    def penalty(self, state, fake, labels, *, rng):
+        return fake.mean()
 
-    def update(self, state, fake, real, labels):
-        state.pairs.append((fake.features, real.features))
+    def update(self, state, fake, real, labels, *, rng):
+        state.pairs.append((fake, real))
         return {}
 
 

@@ -31,13 +31,14 @@ class Played:
     """A memory over a store, and the rounds it was given as plain lists of ids."""
 
     def __init__(self, memory, seed=0):
-        self.memory, self.state, self.rng, self.rounds = memory, memory.init(), Streams(seed), []
+        self.memory, self.rng, self.rounds = memory, Streams(seed), []
+        self.state = memory.init(TEACHER, self.rng)
         self.store = LocalStore(Codec("unit", (0.0,), (1.0,)), NUM_CLASSES)
 
     def add(self, count):
         ids = torch.arange(self.store.num_ids, self.store.num_ids + count)
         self.rounds.append(ids.tolist())
-        self.memory.add(self.state, self.store, rows(ids))
+        self.memory.add(self.state, self.store, rows(ids), teacher=TEACHER, rng=self.rng)
 
     def draw(self, count):
         return self.memory.draw(self.state, self.store, count, teacher=TEACHER, rng=self.rng)
@@ -116,7 +117,7 @@ def test_a_saved_state_draws_on_as_if_never_stopped(kind, tmp_path):
         played.draw(5)
     state.save(played.state, tmp_path / "memory")
     state.save(played.rng, tmp_path / "streams")
-    loaded = state.load(played.memory.init(), tmp_path / "memory")
+    loaded = state.load(played.memory.init(TEACHER, Streams(0)), tmp_path / "memory")
     rng = state.load(Streams(5), tmp_path / "streams")
     assert same(list(tensors(loaded)), list(tensors(played.state)))
     assert not {p for p in pointers(loaded) & pointers(played.state) if p}

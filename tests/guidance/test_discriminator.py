@@ -8,17 +8,16 @@ from toy import make_teacher
 from condkd_ray.guidance import Discriminator
 from condkd_ray.method import InputError
 from condkd_ray.streams import Streams
-from condkd_ray.teacher import Observation
 
 RNG = torch.Generator().manual_seed(0)
 LABELS = torch.arange(24) % 4
 
 
 def seen(offset=0.0):
-    """A look of which a discriminator sees the features alone; they tell the class."""
+    """Features that tell the class."""
     features = torch.randn(24, 16, generator=RNG) + offset
     features[torch.arange(24), LABELS] += 5
-    return Observation(torch.zeros(24, 4), 7 * features, ())
+    return 7 * features
 
 
 CONDENSED = seen()
@@ -31,24 +30,24 @@ def started(**settings):
 
 def test_condensed_features_are_scaled_to_unit_mean_square():
     _, state = started()
-    assert (CONDENSED.features * state.scale).square().mean().item() == pytest.approx(1, rel=1e-4)
+    assert (CONDENSED * state.scale).square().mean().item() == pytest.approx(1, rel=1e-4)
 
 
 @pytest.mark.parametrize("class_weight", [0.0, 1.0, 2.5])
 def test_the_penalty_is_to_pass_for_a_condensed_image_of_ones_class(class_weight):
     guidance, state = started(class_weight=class_weight, spectral_norm=False)
     fake = seen(1.0)
-    judged, classes = state.network(fake.features * state.scale)
+    judged, classes = state.network(fake * state.scale, LABELS)
     naming = reference.mean(reference.class_prior(classes.tolist(), LABELS.tolist()))
     wanted = reference.fool(judged.tolist()) + class_weight * naming
-    assert guidance.penalty(state, fake, LABELS).item() == pytest.approx(wanted, rel=1e-5)
+    assert guidance.penalty(state, fake, LABELS, rng=RNG).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_what_it_logs_are_the_losses_before_its_step():
     guidance, state = started(spectral_norm=False)
     fake, real = seen(1.0), seen()
-    judged = [state.network(look.features * state.scale) for look in (real, fake)]
-    terms = guidance.update(state, fake, real, LABELS)
+    judged = [state.network(look * state.scale, LABELS) for look in (real, fake)]
+    terms = guidance.update(state, fake, real, LABELS, rng=RNG)
     told = reference.tell_apart(*(adversarial.tolist() for adversarial, _ in judged))
     assert terms["adversarial"].item() == pytest.approx(told, rel=1e-5)
     naming = reference.mean(reference.class_prior(judged[0][1].tolist(), LABELS.tolist()))
@@ -59,10 +58,10 @@ def test_what_it_logs_are_the_losses_before_its_step():
 
 def test_it_starts_from_ignorance_and_learns_side_and_class():
     guidance, state = started(lr=1e-2)
-    first = guidance.update(state, seen(1.0), seen(), LABELS)
+    first = guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
     assert first["adversarial"].item() == pytest.approx(2 * log(2), rel=0.1)
     for _ in range(200):
-        last = guidance.update(state, seen(1.0), seen(), LABELS)
+        last = guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
     assert last["adversarial"] < 0.5 * first["adversarial"]
     assert last["class"] < 0.5 * first["class"]
     assert last["accuracy"] > 0.9
@@ -71,10 +70,10 @@ def test_it_starts_from_ignorance_and_learns_side_and_class():
 def test_the_class_head_learns_from_condensed_images_alone():
     guidance, state = started(spectral_norm=False)
     wrong = seen()
-    guidance.update(state, wrong, CONDENSED, LABELS)
+    guidance.update(state, wrong, CONDENSED, LABELS, rng=RNG)
     once = [p.clone() for p in state.network.classes.parameters()]
     guidance, other = started(spectral_norm=False)
-    guidance.update(other, seen(3.0), CONDENSED, LABELS)
+    guidance.update(other, seen(3.0), CONDENSED, LABELS, rng=RNG)
     for found, wanted in zip(other.network.classes.parameters(), once, strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -82,10 +81,10 @@ def test_the_class_head_learns_from_condensed_images_alone():
 def test_more_steps_are_as_many_updates_on_the_same_images():
     fake, real = seen(1.0), seen()
     guidance, state = started(steps=3)
-    guidance.update(state, fake, real, LABELS)
+    guidance.update(state, fake, real, LABELS, rng=RNG)
     single, other = started()
     for _ in range(3):
-        single.update(other, fake, real, LABELS)
+        single.update(other, fake, real, LABELS, rng=RNG)
     for found, wanted in zip(state.network.parameters(), other.network.parameters(), strict=True):
         assert torch.equal(found, wanted)
 
@@ -93,8 +92,8 @@ def test_more_steps_are_as_many_updates_on_the_same_images():
 def test_losses_are_float32_under_autocast():
     guidance, state = started()
     with torch.autocast("cpu", torch.bfloat16):
-        assert guidance.penalty(state, seen(), LABELS).dtype == torch.float32
-        terms = guidance.update(state, seen(), seen(), LABELS)
+        assert guidance.penalty(state, seen(), LABELS, rng=RNG).dtype == torch.float32
+        terms = guidance.update(state, seen(), seen(), LABELS, rng=RNG)
     assert {term.dtype for term in terms.values()} == {torch.float32}
 
 

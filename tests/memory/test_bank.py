@@ -1,5 +1,5 @@
 import pytest
-from toy import make_prepared
+from toy import make_teacher
 
 from condkd_ray.memory import Bank
 from condkd_ray.method import InputError
@@ -8,9 +8,10 @@ from memory.rounds import round_of, store
 
 
 def after(rounds: int, memory: Bank):
-    kept, state = store(), memory.init()
+    kept, rng, teacher = store(), Streams(0), make_teacher()
+    state = memory.init(teacher, rng)
     for number in range(rounds):
-        memory.add(state, kept, round_of(number, 8))
+        memory.add(state, kept, round_of(number, 8), teacher=teacher, rng=rng)
     return state, kept
 
 
@@ -23,7 +24,7 @@ def test_every_period_the_first_of_a_round_become_an_entry_and_the_oldest_falls_
 def test_a_draw_takes_its_share_from_one_entry():
     memory = Bank(entries=3, entry_size=4, period=1, share=0.25)
     state, kept = after(4, memory)
-    rng, teacher = Streams(0), make_prepared().teacher
+    rng, teacher = Streams(0), make_teacher()
     seen = set()
     for _ in range(40):
         labels = memory.draw(state, kept, 8, teacher=teacher, rng=rng).samples.labels

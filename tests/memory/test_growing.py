@@ -1,28 +1,30 @@
 import pytest
 import torch
-from toy import make_prepared
+from toy import make_teacher
 
 from condkd_ray.memory import Growing
 from condkd_ray.method import InputError
 from condkd_ray.streams import Streams
 from memory.rounds import round_of, store
 
+TEACHER = make_teacher()
+
 
 def test_beyond_its_capacity_the_oldest_go():
     memory, kept = Growing(capacity=5), store()
-    state = memory.init()
+    state = memory.init(TEACHER, Streams(0))
     for number in range(4):
-        memory.add(state, kept, round_of(number, 2))
+        memory.add(state, kept, round_of(number, 2), teacher=TEACHER, rng=Streams(0))
     assert state.ids.tolist() == [3, 4, 5, 6, 7]
     assert kept.class_counts[:4].tolist() == [0, 1, 2, 2]
 
 
 def test_draws_are_uniform_over_all_that_is_kept():
     memory, kept = Growing(), store()
-    state = memory.init()
+    state = memory.init(TEACHER, Streams(0))
     for number in range(4):
-        memory.add(state, kept, round_of(number, 8))
-    drawn = memory.draw(state, kept, 8000, teacher=make_prepared().teacher, rng=Streams(0))
+        memory.add(state, kept, round_of(number, 8), teacher=TEACHER, rng=Streams(0))
+    drawn = memory.draw(state, kept, 8000, teacher=TEACHER, rng=Streams(0))
     shares = drawn.samples.labels.bincount() / 8000
     # Four standard errors of a share of 1/4.
     assert (shares - 0.25).abs().max() < 4 * (0.25 * 0.75 / 8000) ** 0.5

@@ -1,0 +1,83 @@
+"""How far two labelled sets of features are apart, class by class: MMD, moments, Frechet distance.
+
+Full precision even under autocast: differences of bfloat16 products would drown them. Letters: N, M images, D features,
+K classes. Sources: `peers.md` A.13 (class-wise MMD and its pitfalls); the rest is our choice.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BANDWIDTHS = (0.5, 1.0, 2.0)
+"""Kernel scales in units of the median distance."""
+
+
+def class_mmd(
+    left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int, median: Tensor
+) -> Tensor:
+    """Mean over classes present on both sides of the biased squared MMD; (N, D), (N,), (M, D), (M,) to a scalar.
+
+    In full precision even under autocast: differences of bfloat16 products would drown it.
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        return _class_mmd(left, left_labels, right, right_labels, num_classes, median)
+
+
+def _class_mmd(
+    left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, num_classes: int, median: Tensor
+) -> Tensor:
+    left_hot, right_hot = (F.one_hot(x, num_classes).to(left.dtype) for x in (left_labels, right_labels))
+    present = (left_hot.sum(0) > 0) & (right_hot.sum(0) > 0)
+    a = left_hot / left_hot.sum(0).clamp_min(1) * present
+    b = right_hot / right_hot.sum(0).clamp_min(1) * present
+
+    def mean_kernel(x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        squared = squared_distances(x, y)
+        kernel = torch.stack([torch.exp(-squared / (scale * median)) for scale in BANDWIDTHS]).sum(0)
+        return (u * (kernel @ v)).sum()
+
+    total = mean_kernel(left, a, left, a) + mean_kernel(right, b, right, b) - 2 * mean_kernel(left, a, right, b)
+    return total / present.sum().clamp_min(1)
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(N, D), (M, D) to (N, M). By the product formula: its gradient at distance 0 is 0, not NaN as the root's."""
+    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)
+
+
+def median_distance(features: Tensor) -> Tensor:
+    """Median squared distance among the (N, D) features, N >= 2: the bandwidth of `class_mmd`."""
+    pairs = torch.triu_indices(len(features), len(features), offset=1, device=features.device)
+    return squared_distances(features, features)[pairs[0], pairs[1]].median()
+
+
+def class_moments(
+    left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """(squared distance of means, squared Frobenius distance of biased covariances), means over common classes.
+
+    The covariances are never formed: tr(S T) of two of them is a weighted sum of squared inner products.
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        sides = [_centred(x, y, num_classes) for x, y in ((left, left_labels), (right, right_labels))]
+        (mean, rest, share, hot), (mean_, rest_, share_, hot_) = sides
+        present = (hot.sum(0) > 0) & (hot_.sum(0) > 0)
+        count = present.sum().clamp_min(1)
+
+        def product(x: Tensor, u: Tensor, a: Tensor, y: Tensor, v: Tensor, b: Tensor) -> Tensor:
+            """Sum over common classes of tr(S T), S of x and T of y."""
+            return ((a * present) @ b.T * (u[:, None] * v) * (x @ y.T).square()).sum()
+
+        apart = ((mean - mean_).square().sum(1) * present).sum()
+        own = product(rest, share, hot, rest, share, hot) + product(rest_, share_, hot_, rest_, share_, hot_)
+        return apart / count, (own - 2 * product(rest, share, hot, rest_, share_, hot_)) / count
+
+
+def _centred(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Class means (K, D), features less their class's (N, D), each one's share of its class (N,), one-hot (N, K)."""
+    hot = F.one_hot(labels, num_classes).to(features.dtype)
+    counts = hot.sum(0).clamp_min(1)
+    means = hot.T @ features / counts[:, None]
+    return means, features - means[labels], 1 / counts[labels], hot
