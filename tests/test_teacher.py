@@ -113,7 +113,7 @@ def test_taps_are_outputs_of_the_named_layers(teacher):
 
 
 def test_an_unknown_layer_lists_the_valid_ones(teacher):
-    with pytest.raises(InputError, match=r"teacher layer is 'layer4'; accepted: penultimate, conv, bn, stages, .*classifier"):
+    with pytest.raises(InputError, match=r"'layer4'; accepted: penultimate, conv, bn, stages, .*classifier"):
         teacher.observe(samples(2).images, ("conv", "layer4"))
     assert sum(hooks(teacher.network)) == 0
 
