@@ -1,4 +1,4 @@
-"""The command line `condkd`: train one trial, rebuild a report."""
+"""The command line `condkd`: train one trial, rebuild a report, list the methods."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Annotated
 import torch
 import tyro
 
+from condkd_ray import catalogue, report
 from condkd_ray import config as configs
-from condkd_ray import report
 from condkd_ray.artifacts import Workshop, trial_hash
 from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
 from condkd_ray.memory.store import MissingSamplesError
@@ -55,14 +55,25 @@ class Report:
     """The `--out` of an experiment."""
 
 
-Command = Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Report, tyro.conf.subcommand("report")]
+@dataclass(frozen=True)
+class Methods:
+    """Print every method with where it was published, its hyper-parameters, and which of them are our choice."""
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Methods, tyro.conf.subcommand("methods")]
+)
 
 
 def main() -> None:
     """Entry point of `condkd`; exit codes as an experiment's."""
     with exit_codes():
         command, rest = tyro.cli(Command, return_unknown_args=True, prog="condkd")  # type: ignore[call-overload]
-        sys.exit(train(command, rest) if isinstance(command, Train) else rebuild(command, rest))
+        if isinstance(command, Train):
+            sys.exit(train(command, rest))
+        sys.exit(rebuild(command, rest) if isinstance(command, Report) else list_methods(rest))
 
 
 def rebuild(command: Report, rest: list[str]) -> int:
@@ -70,6 +81,14 @@ def rebuild(command: Report, rest: list[str]) -> int:
     if rest:
         tyro.cli(Report, args=[str(command.out), *rest], prog="condkd report")
     print(report.build(command.out))
+    return 0
+
+
+def list_methods(rest: list[str]) -> int:
+    """`condkd methods`."""
+    if rest:
+        tyro.cli(Methods, args=rest, prog="condkd methods")
+    print(catalogue.table(), end="")
     return 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class DistributionMatching(Condensation):
     draw a class); `condensed_together`; and shallower networks for tiny images.
     """
 
+    paper: ClassVar[str] = "Zhao and Bilen, WACV 2023"
+    ours: ClassVar[tuple[str, ...]] = ("condensed_together", "prefixes", "iterations", "real_batch", "width")
     name: Literal["distribution_matching"] = "distribution_matching"
     condensed_together: int = 10
     """Images per class optimised together, at least `ipc`; a smaller ipc takes the first ones of each class.

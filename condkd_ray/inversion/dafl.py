@@ -38,6 +38,8 @@ class Dafl(Inversion[DaflState]):
     pass; here a round is `steps` generator steps and then `images_per_round` fresh images for the student.
     """
 
+    paper: ClassVar[str] = "Chen et al., ICCV 2019"
+    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "images_per_round")
     name: Literal["dafl"] = "dafl"
     pixel_space: ClassVar[PixelSpace] = "model"
     steps: int = 20

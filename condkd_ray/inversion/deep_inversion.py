@@ -31,6 +31,8 @@ class DeepInversion(Inversion[None]):
     and flip are drawn per image, zeros coming in, where the official code rolls the whole batch.
     """
 
+    paper: ClassVar[str] = "Yin et al., CVPR 2020"
+    ours: ClassVar[tuple[str, ...]] = ("steps", "batch")
     name: Literal["deep_inversion"] = "deep_inversion"
     pixel_space: ClassVar[PixelSpace] = "unit"
     steps: int = 100

@@ -6,7 +6,7 @@ Letters: B batch, K classes. Sources: `peers.md` A.0 and `methods.md` 6.1 (read 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +18,7 @@ from condkd_ray.method import Method, require
 class Hinton(Method):
     r"""Hinton's KL: tau^2 KL(softmax(t / tau) || softmax(s / tau)). Fast and CMI use tau = 20."""
 
+    paper: ClassVar[str] = "Hinton et al., arXiv 1503.02531"
     name: Literal["hinton"] = "hinton"
     temperature: float = 20.0
     """tau; must be positive."""

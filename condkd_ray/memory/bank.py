@@ -7,7 +7,7 @@ not known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Bank(ReplayMemory[BankState]):
     student's steps, of the epoch's last batch.
     """
 
+    paper: ClassVar[str] = "Binici et al., WACV 2022"
     name: Literal["bank"] = "bank"
     entries: int = 10
     """Entries kept; the oldest goes first."""

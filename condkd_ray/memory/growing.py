@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class GrowingState:
 class Growing(ReplayMemory[GrowingState]):
     """Everything ever made, drawn uniformly with replacement."""
 
+    ours: ClassVar[tuple[str, ...]] = ("capacity",)
     name: Literal["growing"] = "growing"
     capacity: int | None = None
     """Samples kept; the oldest go first. None keeps all."""

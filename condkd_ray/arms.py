@@ -1,0 +1,40 @@
+"""The standard arms: what differs is who sees the condensed images, the student, the inversion, both or neither."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from condkd_ray.bookkeeping import Plan
+from condkd_ray.condensation import AllReal
+from condkd_ray.guidance import NoGuidance
+from condkd_ray.inversion import NoInversion
+from condkd_ray.schedule import Schedule
+from condkd_ray.trial import TrialConfig
+
+Arm = Literal["none", "condensed_only", "mixed", "guided", "guided_only", "real"]
+ONCE = ("none", "real")
+"""Arms without condensed images: one trial a seed, whatever the IPCs."""
+
+
+def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> Plan:
+    """The trial of arm `name` at `ipc` images a class; all arms take the same student steps of the same size.
+
+    `none`: no condensed images. `condensed_only`: no synthetic ones. `mixed`: both, in the base's share. `guided`:
+    mixed, under the base's guidance. `guided_only`: guided, but the student sees synthetic images alone. `real`: KD on
+    all real data. `label`: another name for it in tables.
+    """
+    distiller, few = base.distiller, base.condensation
+    alone, both = name in ("condensed_only", "real"), name in ("mixed", "guided")
+    share = distiller.condensed_share if both else 1.0 if alone else 0.0
+    config = replace(
+        base,
+        seed=seed,
+        condensation=AllReal() if name == "real" else None if name == "none" or few is None else replace(few, ipc=ipc),
+        inversion=NoInversion() if alone else base.inversion,
+        guidance=base.guidance if name.startswith("guided") else NoGuidance(),
+        distiller=replace(
+            distiller, condensed_share=share, share_schedule=distiller.share_schedule if both else Schedule()
+        ),
+    )
+    return Plan(label or name, 0 if name in ONCE else ipc, seed, config)

@@ -1,0 +1,60 @@
+"""Every method there is, as the table of the README: `condkd methods`. Made from the unions, it cannot lag behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from condkd_ray.condensation import AnyCondensation
+from condkd_ray.guidance import AnyGuidance
+from condkd_ray.inversion import AnyInversion
+from condkd_ray.losses.kd import AnyKdLoss
+from condkd_ray.memory import AnyMemory
+from condkd_ray.method import Method
+from condkd_ray.targets import AnyTargets
+
+FAMILIES = {
+    "condensation": AnyCondensation,
+    "targets": AnyTargets,
+    "inversion": AnyInversion,
+    "guidance": AnyGuidance,
+    "memory": AnyMemory,
+    "distiller.loss": AnyKdLoss,
+}
+"""By the field of a trial's config."""
+HEADER = "| family | name | published in | hyper-parameters with their defaults; *in italics what is our choice* |"
+
+
+def methods(family: Any) -> Iterator[type[Method]]:
+    """The members of a family, as its union lists them."""
+    yield from get_args(family) or (family,)
+
+
+def table() -> str:
+    """A Markdown table, a row a method."""
+    rows = [_row(family, kind) for family, union in FAMILIES.items() for kind in methods(union)]
+    return "\n".join([HEADER, "|---|---|---|---|", *rows]) + "\n"
+
+
+def _row(family: str, kind: type[Method]) -> str:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    name = fields.pop("name").default
+    told = [_told(field, field.name in kind.ours) for field in fields.values()]
+    return f"| {family} | `{name}` | {kind.paper or '-'} | {', '.join(told) or '-'} |"
+
+
+def _told(field: dataclasses.Field[Any], ours: bool) -> str:
+    default = field.default
+    # A nested method is named in full in its own family, or is a schedule that does nothing.
+    plain = default is dataclasses.MISSING or dataclasses.is_dataclass(default)
+    text = field.name if plain else f"{field.name} {_plain(default)}"
+    return f"*{text}*" if ours else text
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "none" if value is None or value == () else str(value)

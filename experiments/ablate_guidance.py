@@ -1,0 +1,58 @@
+"""Which form of guidance helps: its form, the teacher's layer, the augmentation, the weight and the condensed share?
+
+Every combination of what is given, beside `mixed` at each share and `none`. The default varies form and weight.
+
+    python experiments/ablate_guidance.py --forms auxiliary mmd --layers penultimate stages.1 --weights 0.1 1 10
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from condkd_ray.arms import arm
+from condkd_ray.experiment import Flags, Plan, command_line, run
+from condkd_ray.guidance import Discriminator, Mmd, Moments
+from condkd_ray.guidance.guidance import Augmentation
+
+FORMS = {
+    "auxiliary": Discriminator(), "projection": Discriminator(condition="projection"),
+    "per_class": Discriminator(condition="per_class"), "unconditional": Discriminator(condition="none"),
+    "hinge": Discriminator(loss="hinge"), "mmd": Mmd(), "moments": Moments(),
+}  # fmt: skip
+Form = Literal["auxiliary", "projection", "per_class", "unconditional", "hinge", "mmd", "moments"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Flags):
+    """Flags of this experiment, and those common to all."""
+
+    ipcs: tuple[int, ...] = (10,)
+    forms: tuple[Form, ...] = ("auxiliary", "projection", "per_class", "unconditional", "mmd", "moments")
+    layers: tuple[str, ...] = ("penultimate",)
+    augments: tuple[Augmentation, ...] = ("condensed",)
+    weights: tuple[float, ...] = (0.1, 1.0)
+    """Times each form's own default weight."""
+    shares: tuple[float, ...] = (0.5,)
+    """Of condensed images in the student's batches, for guided and mixed alike."""
+    out: Path = Path("runs/ablate_guidance")
+
+
+def plans(args: Args) -> Iterator[Plan]:
+    """Every trial; a name tells what differs from the other arms."""
+    base = args.base()
+    yield from (arm(base, "none", 0, seed) for seed in args.seeds)
+    for share, ipc, seed in product(args.shares, args.ipcs, args.seeds):
+        mixing = replace(base, distiller=replace(base.distiller, condensed_share=share))
+        tail = f" share {share:g}" if len(args.shares) > 1 else ""
+        yield arm(mixing, "mixed", ipc, seed, f"mixed{tail}" if share != args.shares[0] else "mixed")
+        for form, layer, augment, weight in product(args.forms, args.layers, args.augments, args.weights):
+            guidance = replace(FORMS[form], layer=layer, augment=augment, weight=weight * FORMS[form].weight)
+            told = ((f" {layer}", args.layers), (f" {augment}", args.augments), (f" x{weight:g}", args.weights))
+            label = form + "".join(text for text, values in told if len(values) > 1) + tail
+            yield arm(replace(mixing, guidance=guidance), "guided", ipc, seed, label)
+
+
+if __name__ == "__main__":
+    command_line(Args, lambda args: run("ablate_guidance", __doc__ or "", plans(args), args, baseline="mixed"))

@@ -1,0 +1,45 @@
+"""Which replay memory keeps the student from forgetting, and at how many bytes?
+
+`latest` remembers nothing, `growing` everything, `reservoir` a fair sample of everything, `bank` (MB-DFKD) a few past
+rounds, `generative` (PRE-DFKD) a network of the past. Data-free unless --condensed. Same student steps in all.
+
+    python experiments/ablate_memory.py --inversion pre_dfkd --dataset cifar10 --data-root DIR --out runs/memory_cifar10
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from condkd_ray.arms import arm
+from condkd_ray.experiment import Flags, Plan, command_line, run
+from condkd_ray.memory import Bank, Generative, Growing, Latest, Reservoir
+
+MEMORIES = {kind().name: kind for kind in (Latest, Growing, Reservoir, Bank, Generative)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Flags):
+    """Flags of this experiment, and those common to all."""
+
+    ipcs: tuple[int, ...] = (10,)
+    """Condensed images per class, where --condensed."""
+    memories: tuple[Literal["latest", "growing", "reservoir", "bank", "generative"], ...] = tuple(MEMORIES)  # type: ignore[assignment]
+    capacity: int = 512
+    """Samples the reservoir keeps; the bank keeps 10 entries of 128 at most, as its re-implementation does."""
+    condensed: bool = False
+    """Guide the inversion and mix condensed images in, as in the arm `guided` of ablate_ipc.py."""
+    out: Path = Path("runs/ablate_memory")
+
+
+def plans(args: Args) -> Iterator[Plan]:
+    """Every memory for every seed."""
+    base = args.base()
+    for name, ipc, seed in product(args.memories, args.ipcs if args.condensed else [0], args.seeds):
+        memory = Reservoir(capacity=args.capacity) if name == "reservoir" else MEMORIES[name]()
+        yield arm(replace(base, memory=memory), "guided" if args.condensed else "none", ipc, seed, name)
+
+
+if __name__ == "__main__":
+    command_line(Args, lambda args: run("ablate_memory", __doc__ or "", plans(args), args, baseline="latest"))

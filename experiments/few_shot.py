@@ -1,0 +1,56 @@
+"""With a few real images per class instead of condensed ones: does guiding help, and does a curriculum?
+
+`mixed` and `guided` as in ablate_ipc.py, with random real train images. Their `_curriculum` forms begin with most of
+each batch real and end with most of it synthetic (PGDI's schedule), guidance fading alike. Same student steps in all.
+
+    python experiments/few_shot.py --dataset cifar10 --data-root DIR --ipcs 5 10 --out runs/few_shot_cifar10
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from condkd_ray.arms import arm
+from condkd_ray.experiment import Flags, Plan, command_line, run
+from condkd_ray.guidance import NoGuidance
+from condkd_ray.schedule import Schedule
+from condkd_ray.trial import TrialConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Flags):
+    """Flags of this experiment, and those common to all."""
+
+    ipcs: tuple[int, ...] = (1, 10)
+    """Real images (shots) per class."""
+    condensation: str = "random_real"
+    early: float = 0.9
+    """Share of real images in the batch in the curriculum's first round."""
+    late: float = 0.2
+    """The same from the middle of the rounds on. Both are PGDI's."""
+    out: Path = Path("runs/few_shot")
+
+
+def with_curriculum(base: TrialConfig, args: Args) -> TrialConfig:
+    """The base with a falling share of real images, and a falling weight of the guidance."""
+    fall = Schedule(end=args.late / args.early)
+    distiller = replace(base.distiller, condensed_share=args.early, share_schedule=fall)
+    guided = not isinstance(base.guidance, NoGuidance)
+    return replace(
+        base, distiller=distiller, guidance=replace(base.guidance, schedule=fall) if guided else base.guidance
+    )
+
+
+def plans(args: Args) -> Iterator[Plan]:
+    """Every trial; `none` once per seed."""
+    base = args.base()
+    curriculum = with_curriculum(base, args)
+    yield from (arm(base, "none", 0, seed) for seed in args.seeds)
+    for ipc, seed in product(args.ipcs, args.seeds):
+        yield from (arm(base, name, ipc, seed) for name in ("condensed_only", "mixed", "guided"))
+        yield from (arm(curriculum, name, ipc, seed, f"{name}_curriculum") for name in ("mixed", "guided"))
+
+
+if __name__ == "__main__":
+    command_line(Args, lambda args: run("few_shot", __doc__ or "", plans(args), args, baseline="mixed"))
