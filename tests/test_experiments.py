@@ -1,0 +1,109 @@
+"""The scripts under experiments/: what each plans, that it is small, and that it runs."""
+
+import importlib.util
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from os import environ
+from pathlib import Path
+
+import pytest
+import yaml
+
+from condkd_ray.guidance import NoGuidance
+from condkd_ray.report.records import read_manifest, read_records
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("benchmark"))
+NAMES = [path.stem for path in SCRIPTS]
+TINY = {
+    "inversion": {"steps": 1, "batch": 128, "width": 8, "latent": 16},
+    "distiller": {"steps": 2, "batch": 32},
+    "teacher": {"network": {"name": "resnet", "depth": 8, "width": 4}},
+}
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def planned(name, **flags):
+    module = script(name)
+    return list(module.plans(module.Args(**flags)))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=NAMES)
+def test_a_script_is_one_question_on_one_screen(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 60
+    assert lines[0].startswith('"""')
+    assert "?" in path.read_text().split("\n\n")[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_stay_below_ten_minutes_on_two_cores(name):
+    """A default trial on digits takes some 10 CPU seconds: at most 100 of them."""
+    plans = planned(name)
+    assert 10 <= len(plans) <= 100
+    twice = [place for place, count in Counter((p.arm, p.ipc, p.seed) for p in plans).items() if count > 1]
+    assert not twice
+    assert len({plan.config for plan in plans}) == len(plans)
+    assert {(p.config.rounds, p.config.distiller.steps, p.config.distiller.batch) for p in plans} == {(12, 20, 128)}
+
+
+def test_guidance_names_what_differs_and_each_share_has_its_mixed():
+    plans = planned("ablate_guidance", forms=("mmd", "moments"), layers=("penultimate", "stages.1"), shares=(0.5, 0.25),
+                    weights=(1.0,), seeds=(0,))  # fmt: skip
+    assert [plan.arm for plan in plans] == [
+        *("none", "mixed", "mmd penultimate share 0.5", "mmd stages.1 share 0.5"),
+        *("moments penultimate share 0.5", "moments stages.1 share 0.5"),
+        *("mixed share 0.25", "mmd penultimate share 0.25", "mmd stages.1 share 0.25"),
+        *("moments penultimate share 0.25", "moments stages.1 share 0.25"),
+    ]
+    assert plans[3].config.guidance.layers == ("stages.1",)
+    assert {plan.config.distiller.condensed_share for plan in plans[6:]} == {0.25}
+
+
+def test_memories_differ_in_the_memory_alone():
+    plans = planned("ablate_memory", seeds=(3,))
+    assert [plan.arm for plan in plans] == [plan.config.memory.name for plan in plans]
+    same = {replace(plan.config, memory=plans[0].config.memory) for plan in plans}
+    assert len(same) == 1
+    assert same.pop().condensation is None
+    assert {plan.ipc for plan in planned("ablate_memory", seeds=(3,), condensed=True)} == {10}
+
+
+def test_the_curriculum_begins_real_and_ends_synthetic():
+    plans = {plan.arm: plan.config for plan in planned("few_shot", seeds=(0,), ipcs=(5,))}
+    config = plans["guided_curriculum"]
+    shares = [config.distiller.num_condensed(config.progress(round)) / 128 for round in (0, 6, 11)]
+    assert shares == pytest.approx([0.9, 0.2, 0.2], abs=0.01)
+    assert config.guidance.schedule.at(1.0) == pytest.approx(0.2 / 0.9)
+    assert isinstance(plans["mixed_curriculum"].guidance, NoGuidance)
+    assert plans["mixed"].condensation.name == "random_real"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("name", "flags", "told"),
+    [
+        ("ablate_guidance", ["--forms", "projection", "--weights", "1", "--ipcs", "2"], "projection - mixed"),
+        ("ablate_memory", ["--memories", "latest", "generative"], "generative - latest"),
+        ("few_shot", ["--ipcs", "1"], "guided_curriculum - mixed"),
+    ],
+)
+def test_it_runs_and_compares_with_its_baseline(name, flags, told, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    fixed = ["--seeds", "0", "--rounds", "1", "--teacher-epochs", "1", "--config", str(tmp_path / "tiny.yaml")]
+    fixed += ["--condensation", "random_real", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *fixed, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout
+    assert {record.status for record in read_records(tmp_path / "out")} == {"finished"}
+    assert read_manifest(tmp_path / "out").experiment == name
