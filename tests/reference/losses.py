@@ -195,3 +195,23 @@ def proxy(student, teacher):
     """(share of rows that name the same class, mean KL(teacher || student))."""
     same = [1.0 if argmax(s) == argmax(t) else 0.0 for s, t in zip(student, teacher, strict=True)]
     return mean(same), mean([kl(t, s) for s, t in zip(student, teacher, strict=True)])
+
+
+def covariance(vectors):
+    """Biased covariance matrix as a list of rows."""
+    columns = [list(column) for column in zip(*vectors, strict=True)]
+    centred = [[value - mean(column) for value in column] for column in columns]
+    return [[mean([a * b for a, b in zip(x, y, strict=True)]) for y in centred] for x in centred]
+
+
+def class_moments(left, left_labels, right, right_labels):
+    """(squared distance of means, of covariances), each the mean over the classes present on both sides."""
+    means, covariances = [], []
+    for label in sorted(set(left_labels) & set(right_labels)):
+        ours = [x for x, y in zip(left, left_labels, strict=True) if y == label]
+        theirs = [x for x, y in zip(right, right_labels, strict=True) if y == label]
+        centre = [[mean(column) for column in zip(*side, strict=True)] for side in (ours, theirs)]
+        means.append(squared_distance(*centre))
+        rows = zip(covariance(ours), covariance(theirs), strict=True)
+        covariances.append(sum(squared_distance(row, other) for row, other in rows))
+    return mean(means), mean(covariances)
