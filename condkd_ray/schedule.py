@@ -22,7 +22,8 @@ class Schedule(Method):
     """Share of the rounds after which `end` is reached."""
 
     def __post_init__(self) -> None:
-        require(min(self.start, self.end) >= 0, "schedule start, end", (self.start, self.end), "factors >= 0")
+        for factor in (self.start, self.end):
+            require(0 <= factor < math.inf, "schedule start or end", factor, "a factor >= 0")
         require(0 < self.until <= 1, "schedule until", self.until, "0 < share <= 1")
 
     @property

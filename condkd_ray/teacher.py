@@ -83,7 +83,7 @@ class Teacher:
         self.std = tuple(std)
         self.train_size = train_size
         self.flip_ok = flip_ok
-        self._classifier, self._bn_names = _trace(network, num_classes, image_shape)
+        self._classifier, self._bn_names, self._tappable = _trace(network, num_classes, image_shape)
         self._layers: dict[str, nn.Module] = dict(network.named_modules())
         device = self.device
         self._mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
@@ -182,9 +182,8 @@ class Teacher:
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Raise `InputError`, with the layers there are, for a name that is none of them."""
-        valid = [known for known in self._layers if known]
         for name in names:
-            require(name in valid, "teacher layer", name, ", ".join([PENULTIMATE, *valid]))
+            require(name in self._tappable, "teacher layer", name, ", ".join([PENULTIMATE, *self._tappable]))
 
 
 @contextmanager
@@ -196,20 +195,26 @@ def _hooked(handle: Any):
 
 
 @torch.no_grad()
-def _trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, list[str]]:
-    """The last linear layer that runs, and the names of the BN layers with running statistics, as executed."""
+def _trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> tuple[nn.Linear, list[str], list[str]]:
+    """The last linear layer that runs; names of BN layers with running statistics; names of layers giving a tensor."""
+    ran: dict[str, object] = {}
     linear: list[nn.Linear] = []
     bn_names: list[str] = []
     device = next(network.parameters()).device
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(module: nn.Module, _: object, output: object) -> None:
+            ran[name] = output
+            if isinstance(module, nn.Linear):
+                linear.append(module)
+            elif isinstance(module, BatchNorms) and module.running_mean is not None:
+                bn_names.append(name)
+
+        return see
+
     with ExitStack() as hooks:
         for name, module in network.named_modules():
-            if isinstance(module, nn.Linear):
-                handle = module.register_forward_hook(lambda layer, *_: linear.append(layer))  # type: ignore[arg-type]
-            elif isinstance(module, BatchNorms) and module.running_mean is not None:
-                handle = module.register_forward_hook(lambda *_, name=name: bn_names.append(name))
-            else:
-                continue
-            hooks.enter_context(_hooked(handle))
+            hooks.enter_context(_hooked(module.register_forward_hook(hook(name))))
         try:
             logits = network(torch.zeros(2, *shape, device=device))
         except RuntimeError as error:
@@ -226,4 +231,6 @@ def _trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) ->
         linear[-1] if linear else None,
         f"a torch.nn.Linear with {num_classes} outputs that makes the logits",
     )
-    return linear[-1], list(dict.fromkeys(bn_names))
+    # In the order of definition: a reader of the list finds a stage before its parts.
+    tappable = [name for name, _ in network.named_modules() if name and isinstance(ran.get(name), Tensor)]
+    return linear[-1], list(dict.fromkeys(bn_names)), tappable

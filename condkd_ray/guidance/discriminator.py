@@ -60,7 +60,7 @@ class Discriminator(Guidance[DiscriminatorState]):
     hidden: int = 128
     """Units of the first hidden layer; the second has half."""
     class_weight: float = 1.0
-    """Weight of the auxiliary head's cross-entropy in both losses."""
+    """Weight of the auxiliary head's cross-entropy in both losses; no other condition has that head or looks here."""
     spectral_norm: bool = True
     r1_weight: float = 0.0
     """Weight of R1, the squared gradient of D at condensed features; 0 leaves it out."""
@@ -69,8 +69,8 @@ class Discriminator(Guidance[DiscriminatorState]):
     instance_noise: float = 0.0
     """Standard deviation of Gaussian noise on all D sees, in units of the features' root mean square."""
     held_out: float = 0.1  # type: ignore[assignment]
-    """Share of each class's condensed images D never learns from, rounded down: its `held_out_accuracy` on them, well
-    below `real_accuracy`, says that it has learnt its guides by heart."""
+    """Share of each class's condensed images D never learns from, rounded down: by default one of 10, none of 5. Its
+    `held_out_accuracy` on them, well below `real_accuracy`, says that it has learnt its guides by heart."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,9 +134,11 @@ class Discriminator(Guidance[DiscriminatorState]):
         right_real, right_fake = (judged_real > 0).float().mean(), (judged_fake < 0).float().mean()
         return terms | {"accuracy": (right_real + right_fake) / 2, "real_accuracy": right_real}
 
-    def examine(self, state: DiscriminatorState, held_out: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def examine(
+        self, state: DiscriminatorState, held_out: Tensor, labels: Tensor, *, rng: torch.Generator
+    ) -> dict[str, Tensor]:
         """The share of condensed images it never learnt from that it takes for condensed."""
-        judged, _ = state.network(held_out * state.scale, labels)
+        judged, _ = state.network(self._noisy(held_out * state.scale, rng), labels)
         return {"held_out_accuracy": (judged > 0).float().mean()}
 
     def _noisy(self, features: Tensor, rng: torch.Generator) -> Tensor:

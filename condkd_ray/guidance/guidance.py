@@ -70,7 +70,7 @@ class Guidance(Method, ABC, Generic[State]):
     ) -> dict[str, Tensor]:
         """Learn from fakes and as many condensed images of the same `labels` (B,); terms to be logged."""
 
-    def examine(self, state: State, held_out: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def examine(self, state: State, held_out: Tensor, labels: Tensor, *, rng: torch.Generator) -> dict[str, Tensor]:
         """Terms to be logged once a round of condensed images it never learnt from."""
         return {}
 
@@ -128,7 +128,7 @@ class BoundGuide:
     rng: Streams
     weight: float
     meter: Meter = field(default_factory=lambda: Meter("guidance"))
-    _own: Tensor | None = None
+    _last: Tensor | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -137,20 +137,17 @@ class BoundGuide:
 
     def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
         """Weighted penalty; under `dsa` on a look of its own."""
-        if self.guidance.augment == "dsa":
-            seen = self.teacher.observe(self._dsa(images), self.layers)
-        fake = seen.pooled(self.guidance.layer)
-        self._own = fake.detach()
+        fake = self._fake(images, seen)
+        self._last = fake.detach()
         penalty = self.weight * self.guidance.penalty(self.state, fake, labels, rng=self.rng["augment/guide"])
         # Even a gradient of zeros can change the memory layout, and with it the last bits, of the host's own.
         return penalty if self.weight else penalty.detach()
 
     def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
-        """Draw condensed images of the same labels, look at them, learn."""
-        dsa = self.guidance.augment == "dsa" and self._own is not None
-        fake = self._own if dsa else seen.pooled(self.guidance.layer).detach()
-        assert fake is not None
-        rows = same_class_rows(self.condensed.labels, labels, self.teacher.num_classes, self.rng["augment/guide"])
+        """Draw condensed images of the same labels, look at them, learn. Fakes: as the penalty just saw them."""
+        fake = self._fake(images, seen).detach() if self._last is None else self._last
+        self._last = None
+        rows = same_class_rows(self.condensed.labels, labels, self.rng["augment/guide"])
         real = self._look(self.condensed.images[rows])
         with torch.enable_grad():
             terms = self.guidance.update(self.state, fake, real, labels, rng=self.rng["augment/guide"])
@@ -161,8 +158,15 @@ class BoundGuide:
         if len(self.held_out):
             features = self._look(self.held_out.images)
             with torch.no_grad():
-                self.meter.add(**self.guidance.examine(self.state, features, self.held_out.labels))
+                labels, rng = self.held_out.labels, self.rng["augment/guide"]
+                self.meter.add(**self.guidance.examine(self.state, features, labels, rng=rng))
         return self.meter.read()
+
+    def _fake(self, images: Tensor, seen: Observation) -> Tensor:
+        """Features of fakes, augmented as the guidance wants them."""
+        if self.guidance.augment == "dsa":
+            seen = self.teacher.observe(self._dsa(images), self.layers)
+        return seen.pooled(self.guidance.layer)
 
     @torch.no_grad()
     def _look(self, images: Tensor) -> Tensor:
@@ -182,11 +186,11 @@ class BoundGuide:
         )
 
 
-def same_class_rows(known: Tensor, wanted: Tensor, num_classes: int, rng: torch.Generator) -> Tensor:
+def same_class_rows(known: Tensor, wanted: Tensor, rng: torch.Generator) -> Tensor:
     """For each label of `wanted` (B,) a random row of `known` (N,) that carries it; a class without rows gives any."""
-    order = known.argsort(stable=True)
-    counts = torch.bincount(known, minlength=num_classes)
-    starts = counts.cumsum(0) - counts
+    # Found by search: counting the labels would wait for the device.
+    sorted_labels, order = known.sort(stable=True)
+    first = torch.searchsorted(sorted_labels, wanted)
+    counts = torch.searchsorted(sorted_labels, wanted, right=True) - first
     uniform = torch.rand(len(wanted), generator=rng, device=wanted.device)
-    within = (uniform * counts[wanted]).long()
-    return order[(starts[wanted] + within).clamp(max=len(known) - 1)]
+    return order[(first + (uniform * counts).long()).clamp(max=len(known) - 1)]

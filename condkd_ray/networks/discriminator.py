@@ -44,7 +44,12 @@ class FeatureDiscriminator(nn.Module):
         )
         self.adversarial = bounded(nn.Linear(hidden[1], num_classes if condition == "per_class" else 1))
         self.classes = bounded(nn.Linear(hidden[1], num_classes)) if condition == "auxiliary" else None
-        self.embedding = bounded(nn.Embedding(num_classes, hidden[1])) if condition == "projection" else None
+        self.embedding = None
+        if condition == "projection":
+            embedding = nn.Embedding(num_classes, hidden[1])
+            # At its own unit variance the labels would outweigh the features from the start.
+            nn.init.normal_(embedding.weight, std=hidden[1] ** -0.5)
+            self.embedding = bounded(embedding)
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, D), (B,) to ((B,), (B, K) or None), float32 also under autocast: losses read them."""
