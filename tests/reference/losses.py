@@ -141,13 +141,34 @@ def sigmoid(value):
     return 1 / (1 + exp(-value))
 
 
-def tell_apart(real, fake):
-    """Binary cross-entropy with real = 1 and fake = 0."""
-    return mean([-log(sigmoid(value)) for value in real]) + mean([-log(1 - sigmoid(value)) for value in fake])
+def tell_apart(real, fake, smoothing=0.0):
+    """Binary cross-entropy with real = 1 - smoothing and fake = 0."""
+    losses = []
+    for value in real:
+        losses.append(-(1 - smoothing) * log(sigmoid(value)) - smoothing * log(1 - sigmoid(value)))
+    return mean(losses) + mean([-log(1 - sigmoid(value)) for value in fake])
 
 
 def fool(fake):
     return mean([-log(sigmoid(value)) for value in fake])
+
+
+def hinge(real, fake):
+    return mean([max(0.0, 1 - value) for value in real]) + mean([max(0.0, 1 + value) for value in fake])
+
+
+def gradient_penalty(judge, points, step=1e-5):
+    """Half the mean squared norm of the gradient of `judge`, a list of floats to a float, by central differences."""
+    norms = []
+    for point in points:
+        total = 0.0
+        for place in range(len(point)):
+            up, down = list(point), list(point)
+            up[place] += step
+            down[place] -= step
+            total += ((judge(up) - judge(down)) / (2 * step)) ** 2
+        norms.append(total)
+    return mean(norms) / 2
 
 
 def squared_distance(x, y):
