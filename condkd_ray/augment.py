@@ -1,4 +1,4 @@
-"""Differentiable augmentation of image batches, drawn from a stream: shift and flip, and the DSA family.
+"""Differentiable augmentation of image batches, drawn from a stream: shift and flip, resized crops, the DSA family.
 
 All draws are per image and vectorised. Parameters of the DSA family: `peers.md` B.5 (Zhao & Bilen's DSA).
 Letters: B batch, C channels, H W height and width.
@@ -6,6 +6,7 @@ Letters: B batch, C channels, H W height and width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,6 +31,29 @@ def shift_flip(images: Tensor, *, rng: torch.Generator, shift: int, flip: bool) 
     if flip:
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     return _gather(images, rows, columns)
+
+
+def resized_crop(
+    images: Tensor, *, rng: torch.Generator, scale: tuple[float, float] = (0.25, 1.0), flip: bool
+) -> Tensor:
+    """A part of each image, blown up to its size (bilinear) and mirrored with p 1/2 if `flip`.
+
+    The part has a share of the area uniform in `scale` and width over height log-uniform in (3/4, 4/3), both before
+    a side that would be longer than the image's is cut to it (torchvision draws again). (B, C, H, W) to (B, C, H, W).
+    Draws the same numbers whether or not `flip` is set.
+    """
+    uniform = torch.rand(5, len(images), generator=rng, device=images.device)
+    area = scale[0] + (scale[1] - scale[0]) * uniform[0]
+    ratio = ((2 * uniform[1] - 1) * math.log(4 / 3)).exp()
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp(max=1.0)
+    centres = (2 * uniform[2:4] - 1) * (1 - sides)
+    matrices = images.new_zeros(len(images), 2, 3)
+    matrices[:, 0, 0], matrices[:, 1, 1] = sides[0], sides[1]
+    matrices[:, :, 2] = centres.T
+    if flip:
+        matrices[:, 0, 0] *= torch.where(uniform[4] < 0.5, -1.0, 1.0)
+    # "border": the outermost half pixel of a crop at the edge must not fade to black.
+    return _warp(images, matrices, padding="border")
 
 
 def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -99,10 +123,10 @@ def _flip(images: Tensor, u: Tensor) -> Tensor:
     return torch.where((u[0] < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
 
 
-def _warp(images: Tensor, matrices: Tensor) -> Tensor:
+def _warp(images: Tensor, matrices: Tensor, padding: str = "zeros") -> Tensor:
     # align_corners=False: corners are pixel edges, so scale and rotation do not depend on the resolution.
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
+    return F.grid_sample(images, grid, align_corners=False, padding_mode=padding)
 
 
 def _scale(images: Tensor, u: Tensor) -> Tensor:

@@ -104,9 +104,9 @@ class Flags:
             "distiller": {"condensed_share": self.condensed_share},
             "rounds": self.rounds,
         }
-        if self.inversion == "dafl":
+        if self.inversion in ("dafl", "pre_dfkd"):
             tree["memory"] = {"name": "latest"}
-        if self.dataset == "digits" and self.inversion in ("fast", "dafl"):
+        if self.dataset == "digits" and self.inversion in ("fast", "cmi", "dafl", "pre_dfkd"):
             tree["inversion"]["width"] = 64
         if self.guidance_weight is not None:
             tree["guidance"]["weight"] = self.guidance_weight

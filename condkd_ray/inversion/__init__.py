@@ -1,11 +1,23 @@
 """Inversion: a teacher turned back into images. One paper, one file."""
 
+from condkd_ray.inversion.cmi import Cmi
 from condkd_ray.inversion.dafl import Dafl
 from condkd_ray.inversion.deep_inversion import DeepInversion
 from condkd_ray.inversion.fast import Fast
 from condkd_ray.inversion.inversion import Inversion, equal_weights
 from condkd_ray.inversion.no_inversion import NoInversion
+from condkd_ray.inversion.pre_dfkd import PreDfkd
 
-AnyInversion = Fast | DeepInversion | Dafl | NoInversion
+AnyInversion = Fast | Cmi | DeepInversion | Dafl | PreDfkd | NoInversion
 
-__all__ = ["AnyInversion", "Dafl", "DeepInversion", "Fast", "Inversion", "NoInversion", "equal_weights"]
+__all__ = [
+    "AnyInversion",
+    "Cmi",
+    "Dafl",
+    "DeepInversion",
+    "Fast",
+    "Inversion",
+    "NoInversion",
+    "PreDfkd",
+    "equal_weights",
+]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.guide import Guide, Weigh
-from condkd_ray.inversion.inversion import Inversion
+from condkd_ray.inversion.inversion import Inversion, fresh_images
 from condkd_ray.losses.priors import class_prior, negative_activation, negative_entropy
 from condkd_ray.method import Meter, Metrics, require
 from condkd_ray.networks.generator import Generator
@@ -96,15 +96,10 @@ class Dafl(Inversion[DaflState]):
             guide.update(images.detach(), seen.detach(), labels)
             meter.add(oh=oh, ie=ie, act=act, guide=pull, loss=loss)
         metrics = meter.read()
-        with torch.no_grad():
-            images = torch.cat([state.generator(self._latents(n, rng)) for n in self._chunks()])
-            logits = torch.cat([teacher.logits(part) for part in images.split(self.batch)])
-        return Samples(images, logits.argmax(1), logits), metrics
+        made = fresh_images(
+            lambda count: state.generator(self._latents(count, rng)), self.images_per_round, self.batch, teacher
+        )
+        return made, metrics
 
     def _latents(self, count: int, rng: Streams) -> Tensor:
         return torch.randn(count, self.latent, generator=rng["latents"], device=rng.device)
-
-    def _chunks(self) -> list[int]:
-        # As near to `batch` as equal parts allow: BN in the generator must never see a single image.
-        parts = max(1, min(round(self.images_per_round / self.batch), self.images_per_round // 2))
-        return [len(part) for part in torch.arange(self.images_per_round).tensor_split(parts)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
 from condkd_ray.guide import Guide, Weigh
-from condkd_ray.inversion.inversion import Inversion, require_bn
+from condkd_ray.inversion.inversion import Inversion, Lowest, require_bn
 from condkd_ray.losses.priors import bn_distance, class_prior, total_variation
 from condkd_ray.method import Meter, Metrics, require
 from condkd_ray.samples import PixelSpace, Samples
@@ -83,8 +83,7 @@ class DeepInversion(Inversion[None]):
         optimizer = torch.optim.Adam([images], self.lr, betas=(0.5, 0.9))
         meter = Meter("inversion")
         running = teacher.running_bn
-        lowest = torch.full((), float("inf"), device=teacher.device)
-        best = images.detach()
+        lowest = Lowest()
         for _ in range(self.steps):
             seen = teacher.observe(self.augment(images, teacher=teacher, rng=rng["augment/inversion"]), guide.layers)
             bn = bn_distance(seen.bn, running)
@@ -94,14 +93,13 @@ class DeepInversion(Inversion[None]):
             pull = guide.penalty(images, seen, targets)
             loss = self.bn_weight * bn + self.oh_weight * oh + self.tv_weight * tv + self.l2_weight * l2 + pull
             (images.grad,) = torch.autograd.grad(loss, [images])
-            better = loss.detach() < lowest
-            lowest = torch.where(better, loss.detach(), lowest)
-            best = torch.where(better, images.detach(), best)
+            lowest.offer(loss, images)
             optimizer.step()
             with torch.no_grad():
                 images.copy_(torch.minimum(torch.maximum(images, darkest), brightest))
             guide.update(images.detach(), seen.detach(), targets)
             meter.add(bn=bn, oh=oh, tv=tv, l2=l2, guide=pull, loss=loss)
         metrics = meter.read()
+        (best,) = lowest.kept
         with torch.no_grad():
             return Samples(best, targets, teacher.logits(best)), metrics

@@ -6,6 +6,7 @@ Formulas, schedule and weights: `peers.md` A.7 and `methods.md` 6.1, 6.2 (read i
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
 from condkd_ray.guide import Guide, Weigh
-from condkd_ray.inversion.inversion import Inversion, require_bn
+from condkd_ray.inversion.inversion import Inversion, Lowest, require_bn
 from condkd_ray.losses.adversarial import disagreement
 from condkd_ray.losses.priors import BnStatistics, bn_distance, class_prior, mix_bn
 from condkd_ray.method import Meter, Metrics, require
@@ -26,11 +27,12 @@ from condkd_ray.teacher import Teacher
 
 @dataclass
 class FastState:
-    """The meta generator, its optimiser, and the remembered BN statistics (None before the first round)."""
+    """The meta generator, its optimiser, the remembered BN statistics (None before the first round), rounds so far."""
 
-    generator: nn.Module
+    generator: Generator
     optimizer: torch.optim.Optimizer
     bn_memory: BnStatistics | None = None
+    round: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +40,13 @@ class Fast(Inversion[FastState]):
     r"""Each round a clone of the generator and fresh latents take a few Adam steps; their gradients move the original.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y), where BN_l(x) is
-    mixed with that of earlier rounds and A is minus the KL where teacher and student agree. The original takes one
-    Adam step on the summed gradients (first-order MAML) of rate `lr * steps`. The images of lowest loss are kept.
+    mixed with that of earlier rounds and A is minus the KL where teacher and student agree. The original then takes
+    one Adam step of rate `lr * steps` (see `meta`). The images of lowest loss are kept. Departure: the official code
+    lets A in one round early, at the last of the warm-up.
     """
 
+    paper: ClassVar[str] = "Fang et al., AAAI 2022"
+    ours: ClassVar[tuple[str, ...]] = ("batch", "warm_up")
     name: Literal["fast"] = "fast"
     pixel_space: ClassVar[PixelSpace] = "unit"
     steps: int = 10
@@ -60,11 +65,24 @@ class Fast(Inversion[FastState]):
     """Share of remembered BN statistics in the matched ones."""
     shift: float = 0.125
     """Largest random shift before the teacher, as a share of the side; with a flip where it keeps the class."""
+    meta: Literal["maml", "reptile", "none"] = "maml"
+    """How the original learns of its clone: by the summed gradients of the clone's steps (first-order MAML), by the
+    way the clone went (Reptile), or there is no clone and the generator goes on from round to round (plain Fast)."""
+    reptile_scale: float = 67.0
+    """Factor of the clone's way as a gradient of the original. Adam hardly looks at it."""
+    warm_up: int = 0  # type: ignore[assignment]
+    """Rounds at the beginning that only synthesise, without A (20 in the official scripts)."""
+    resets: tuple[int, ...] = ()
+    """Rounds, counted from 1 with those of the warm-up, that begin by drawing the first linear and the first BN layer
+    of the generator anew; 140 in the official code, if at all, at 20 rounds of warm-up."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "inversion steps", self.steps, "an integer >= 1")
         require(self.batch >= 2, "inversion batch", self.batch, "an integer >= 2")
         require(0 <= self.bn_momentum < 1, "bn_momentum", self.bn_momentum, "0 <= momentum < 1")
+        require(self.reptile_scale > 0, "reptile_scale", self.reptile_scale, "> 0")
+        require(self.warm_up >= 0, "inversion warm_up", self.warm_up, "an integer >= 0")
+        require(all(number >= 1 for number in self.resets), "inversion resets", self.resets, "integers >= 1")
 
     @property
     def images_per_round(self) -> int:
@@ -95,7 +113,10 @@ class Fast(Inversion[FastState]):
         rng: Streams,
     ) -> tuple[Samples, Metrics]:
         """`steps` inner steps, then one step of the original."""
-        inner = copy.deepcopy(state.generator)
+        state.round += 1
+        if state.round in self.resets:
+            _reset(state.generator, rng, state.round)
+        inner = state.generator if self.meta == "none" else copy.deepcopy(state.generator)
         latents = torch.randn(len(targets), self.latent, generator=rng["latents"], device=rng.device).requires_grad_()
         weights = list(inner.parameters())
         optimizer = torch.optim.Adam(
@@ -104,8 +125,7 @@ class Fast(Inversion[FastState]):
         state.optimizer.zero_grad()
         meter = Meter("inversion")
         running = teacher.running_bn
-        lowest = torch.full((), float("inf"), device=teacher.device)
-        best = torch.zeros(len(targets), *teacher.image_shape, device=teacher.device)
+        lowest = Lowest()
         bn_seen: BnStatistics = ()
         for _ in range(self.steps):
             images = teacher.normalise(inner(latents))
@@ -114,22 +134,46 @@ class Fast(Inversion[FastState]):
             weight = weigh(seen, targets)
             bn = bn_distance(mix_bn(seen.bn, state.bn_memory, self.bn_momentum), running)
             oh = (weight * class_prior(seen.logits, targets)).mean()
-            adv = (weight * disagreement(student(augmented), seen.logits)).mean()
+            adv = torch.zeros_like(oh)
+            if state.round > self.warm_up:
+                adv = (weight * disagreement(student(augmented), seen.logits)).mean()
             pull = guide.penalty(images, seen, targets)
             loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + pull
             gradients = torch.autograd.grad(loss, [*weights, latents])
             for parameter, gradient in zip([*weights, latents], gradients, strict=True):
                 parameter.grad = gradient
-            for original, gradient in zip(state.generator.parameters(), gradients, strict=False):
-                original.grad = gradient.clone() if original.grad is None else original.grad.add_(gradient)
+            if self.meta == "maml":
+                _add_gradients(state.generator, gradients[:-1])
             optimizer.step()
             guide.update(images.detach(), seen.detach(), targets)
             meter.add(bn=bn, oh=oh, adv=adv, guide=pull, loss=loss)
-            better = loss.detach() < lowest
-            lowest = torch.where(better, loss.detach(), lowest)
-            best = torch.where(better, images.detach(), best)
+            lowest.offer(loss, images)
             bn_seen = seen.detach().bn
         metrics = meter.read()
-        state.optimizer.step()
+        if self.meta == "reptile":
+            _point_away(state.generator, inner, self.reptile_scale)
+        if self.meta != "none":
+            state.optimizer.step()
         state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
-        return unseen(best, targets), metrics
+        return unseen(lowest.kept[0], targets), metrics
+
+
+def _add_gradients(generator: nn.Module, gradients: Sequence[Tensor]) -> None:
+    """To those the original has gathered this round."""
+    for original, gradient in zip(generator.parameters(), gradients, strict=True):
+        original.grad = gradient.clone() if original.grad is None else original.grad.add_(gradient)
+
+
+def _point_away(generator: nn.Module, inner: nn.Module, scale: float) -> None:
+    """Reptile's gradient: `scale` times the way from where the clone ended to the original."""
+    for original, moved in zip(generator.parameters(), inner.parameters(), strict=True):
+        original.grad = scale * (original - moved).detach()
+
+
+def _reset(generator: Generator, rng: Streams, round: int) -> None:
+    """Weights of the first linear and BN layer from N(0, 0.02), biases 0, as the official code; optimisers go on."""
+    with rng.forked(f"init/generator/{round}"), torch.no_grad():
+        for layer in (generator.linear, generator.start):
+            # Drawn on the CPU whatever the device: one seed, one generator.
+            layer.weight.copy_(torch.randn(layer.weight.shape) * 0.02)
+            layer.bias.zero_()

@@ -6,6 +6,7 @@ Letters: B batch, C channels, H W height and width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -70,6 +71,38 @@ class Inversion(Method, ABC, Generic[State]):
         """
 
 
+class Lowest:
+    """What the step of the lowest loss so far had to show; the choice is made on the device, without a host sync."""
+
+    def __init__(self) -> None:
+        self._loss: Tensor | None = None
+        self.kept: tuple[Tensor, ...] = ()
+        """Copies of that step's values, outside the graph."""
+
+    def offer(self, loss: Tensor, *values: Tensor) -> None:
+        """Keep `values` if `loss`, a scalar, is below all before; the same number of them, and shapes, each time."""
+        loss = loss.detach()
+        if self._loss is None:
+            self._loss, self.kept = loss.clone(), tuple(value.detach().clone() for value in values)
+            return
+        better = loss < self._loss
+        self._loss = torch.where(better, loss, self._loss)
+        self.kept = tuple(torch.where(better, new.detach(), old) for new, old in zip(values, self.kept, strict=True))
+
+
+@torch.no_grad()
+def fresh_images(draw: Callable[[int], Tensor], count: int, batch: int, teacher: Teacher) -> Samples:
+    """`count` >= 2 images of an unconditional generator, labelled by the teacher's argmax.
+
+    `draw` makes as many as it is told to. It is asked for near-equal parts, as near to `batch` as these allow: BN in
+    the generator must never see a single image.
+    """
+    parts = max(1, min(round(count / batch), count // 2))
+    images = torch.cat([draw(len(part)) for part in torch.arange(count).tensor_split(parts)])
+    logits = torch.cat([teacher.logits(part) for part in images.split(batch)])
+    return Samples(images, logits.argmax(1), logits)
+
+
 def equal_weights(seen: Observation, labels: Tensor) -> Tensor:
     """Every sample counts the same: the `Weigh` of all methods but SSD-KD."""
     return torch.ones(len(labels), device=labels.device)
@@ -77,5 +110,5 @@ def equal_weights(seen: Observation, labels: Tensor) -> Tensor:
 
 def require_bn(teacher: Teacher) -> None:
     """Raise `InputError` unless there are BN statistics to match."""
-    accepted = "1 or more, as in resnet-8-16; or inversion dafl, which reads none"
+    accepted = "1 or more, as in resnet-8-16; or inversion dafl or pre_dfkd, which read none"
     require(bool(teacher.running_bn), "number of the teacher's batch normalisation layers", 0, accepted)

@@ -1,6 +1,7 @@
 """Terms that play against another network: the student, or a discriminator.
 
-Letters: B batch, K classes. Sources: `methods.md` 6.1 (CMI, Fast), 1.5 (discriminator: our choice).
+Letters: B batch, K classes. Sources: `methods.md` 6.1 (CMI, Fast), 2.3 (PRE-DFKD), 1.5 (discriminator: our
+choice).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GanLoss = Literal["non_saturating", "hinge"]
+JsReduction = Literal["mean", "batchmean"]
 
 
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
@@ -24,6 +26,20 @@ def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
     log_teacher = F.log_softmax(teacher.float(), dim=1)
     kl = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
     return -(kl * agree)
+
+
+def jensen_shannon(
+    student: Tensor, teacher: Tensor, *, temperature: float = 3.0, reduction: JsReduction = "mean"
+) -> Tensor:
+    """Jensen-Shannon divergence of softened answers as PRE-DFKD computes it; (B, K) logits to (B,).
+
+    Half the sum of KL(M || P) and KL(M || Q), P and Q the probabilities of teacher and student, M their mean, all
+    clamped to [0.01, 0.99]. `batchmean` sums over the classes; `mean`, as released, divides that by K.
+    """
+    p, q = (F.softmax(logits.float() / temperature, dim=1) for logits in (teacher, student))
+    p, q, middle = (x.clamp(0.01, 0.99) for x in (p, q, (p + q) / 2))
+    terms = middle * (middle.log() - (p.log() + q.log()) / 2)
+    return terms.mean(1) if reduction == "mean" else terms.sum(1)
 
 
 def tell_apart(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:

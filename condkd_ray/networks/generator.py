@@ -1,6 +1,6 @@
-"""The image generator of DAFL, CMI and Fast: a linear layer and two times upsampling.
+"""The image generator of DAFL, CMI, Fast and PRE-DFKD: a linear layer and two times upsampling.
 
-Letters: B batch, Z latent size, C channels, H W height and width. Source: `methods.md` 6.1, `peers.md` A.1.
+Letters: B batch, Z latent size, C channels, H W height and width. Source: `methods.md` 2.2, 6.1, `peers.md` A.1, A.6.
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+Init = Literal["default", "normal", "uniform"]
 
 
 class Generator(nn.Module):
     """Latents (B, Z) to images (B, C, H, W).
 
     `head="sigmoid"`: [0, 1] pixels, to be normalised afterwards (CMI, Fast). `head="tanh_bn"`: images in the model's
-    space, Tanh then BN without affine (DAFL). Sides need not be multiples of 4: the last upsampling meets them.
-    `eps` of the inner BN layers; DAFL's code has 0.8.
+    space, Tanh then BN without affine (DAFL, PRE-DFKD). Sides need not be multiples of 4: the last upsampling meets
+    them. `eps` of the inner BN layers; DAFL's code has 0.8. `spectral`: convolutions of spectral norm 1 (PRE-DFKD).
+    `init`: `default` is PyTorch's; `normal` weights N(0, 0.02), of BN N(1, 0.02) (CMI); `uniform` weights of linear
+    layer and convolutions U(-0.08, 0.08) (PRE-DFKD); biases are 0 with both.
     """
 
     def __init__(
@@ -27,6 +32,8 @@ class Generator(nn.Module):
         *,
         head: Literal["sigmoid", "tanh_bn"] = "sigmoid",
         eps: float = 1e-5,
+        spectral: bool = False,
+        init: Init = "default",
     ) -> None:
         super().__init__()
         channels, height, wide = image_shape
@@ -48,6 +55,10 @@ class Generator(nn.Module):
         self.head = (
             nn.Sigmoid() if head == "sigmoid" else nn.Sequential(nn.Tanh(), nn.BatchNorm2d(channels, affine=False))
         )
+        _initialise(self, init)
+        if spectral:
+            for layer in [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]:
+                spectral_norm(layer)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, Z) to (B, C, H, W)."""
@@ -55,3 +66,18 @@ class Generator(nn.Module):
         x = self.middle(F.interpolate(self.start(x), size=self._sizes[1]))
         x = self.end(F.interpolate(x, size=self._sizes[2]))
         return self.head(x.float())
+
+
+def _initialise(network: nn.Module, init: Init) -> None:
+    if init == "default":
+        return
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            if init == "normal":
+                nn.init.normal_(layer.weight, 0.0, 0.02)
+            else:
+                nn.init.uniform_(layer.weight, -0.08, 0.08)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif init == "normal" and isinstance(layer, nn.BatchNorm2d) and layer.affine:
+            nn.init.normal_(layer.weight, 1.0, 0.02)

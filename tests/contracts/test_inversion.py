@@ -146,10 +146,13 @@ def test_the_seed_alone_decides(kind):
 
 @each_inverter
 def test_only_its_own_streams_are_drawn_from(kind):
+    inversion, teacher = small(kind), make_teacher()
     rng, before = Streams(0), torch.random.get_rng_state()
-    synthesize(small(kind), rng=rng, guide=Puller())
+    carried = inversion.init(teacher, rng)
+    for _ in range(2):
+        synthesize(inversion, carried, rng=rng, teacher=teacher, guide=Puller())
     opened = rng.state_dict()
-    assert opened["device"].keys() <= {"targets", "latents", "augment/inversion"}
+    assert opened["device"].keys() <= {"targets", "latents", "augment/inversion", "negatives"}
     assert not opened["host"]
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -166,7 +169,8 @@ def test_a_saved_state_goes_on_bit_for_bit(kind, tmp_path):
     synthesize(inversion, live, rng=rng, teacher=teacher)
     state.save(live, tmp_path / "state")
     state.save(rng, tmp_path / "streams")
-    continued = Streams(7)
+    # Of the same seed: networks built in a later round take theirs from it and the round's number.
+    continued = Streams(0)
     loaded = state.load(inversion.init(teacher, continued), tmp_path / "state")
     continued = state.load(continued, tmp_path / "streams")
     assert same(list(tensors(loaded)), list(tensors(live)))
@@ -204,11 +208,15 @@ def test_a_nan_of_the_guide_is_named(kind):
 
 @each_inverter
 def test_a_nan_of_the_teacher_is_named_by_a_term_that_asks_it(kind):
-    network = Breaking(make_teacher().network)
+    network, guide = Breaking(make_teacher().network), Puller()
     teacher = wrap(network)
     network.arm(3)
-    with pytest.raises(NonFiniteError, match=r"inversion/oh is not finite at step 3"):
-        synthesize(small(kind, steps=5), teacher=teacher)
+    with pytest.raises(NonFiniteError) as caught:
+        synthesize(small(kind, steps=5), teacher=teacher, guide=guide)
+    # A host that looks at two views a step gets its third answer in the second.
+    broken = [bool(seen.logits.isnan().any()) for _, seen, _ in guide.shown].index(True)
+    assert f"inversion/oh is not finite at step {broken + 1}" in str(caught.value)
+    assert broken > 0
 
 
 def test_no_inversion_makes_nothing():
