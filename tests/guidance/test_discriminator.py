@@ -1,3 +1,4 @@
+import copy
 from math import log
 
 import pytest
@@ -10,6 +11,9 @@ from condkd_ray.method import InputError
 from condkd_ray.streams import Streams
 
 RNG = torch.Generator().manual_seed(0)
+CONDITIONS = ("auxiliary", "projection", "per_class", "none")
+each_condition = pytest.mark.parametrize("condition", CONDITIONS)
+each_loss = pytest.mark.parametrize("loss", ["non_saturating", "hinge"])
 LABELS = torch.arange(24) % 4
 
 
@@ -56,15 +60,36 @@ def test_what_it_logs_are_the_losses_before_its_step():
     assert terms["accuracy"].item() == pytest.approx(sum(right).item() / 2)
 
 
-def test_it_starts_from_ignorance_and_learns_side_and_class():
-    guidance, state = started(lr=1e-2)
-    first = guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
-    assert first["adversarial"].item() == pytest.approx(2 * log(2), rel=0.1)
+@each_condition
+@each_loss
+def test_it_starts_from_ignorance_and_learns_the_sides(condition, loss):
+    guidance, state = started(lr=1e-2, condition=condition, loss=loss)
+    terms = [guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG) for _ in range(200)]
+    ignorant = 2 * log(2) if loss == "non_saturating" else 2.0
+    assert terms[0]["adversarial"].item() == pytest.approx(ignorant, rel=0.15)
+    assert terms[-1]["adversarial"] < 0.6 * ignorant
+    assert terms[-1]["accuracy"] > 0.9
+    if condition == "auxiliary":
+        assert terms[-1]["class"] < 0.5 * terms[0]["class"]
+
+
+def test_sgd_learns_as_well():
+    guidance, state = started(lr=1e-2, optimizer="sgd")
+    assert isinstance(state.optimizer, torch.optim.SGD)
     for _ in range(200):
-        last = guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
-    assert last["adversarial"] < 0.5 * first["adversarial"]
-    assert last["class"] < 0.5 * first["class"]
-    assert last["accuracy"] > 0.9
+        terms = guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
+    assert terms["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(("condition", "hears"), [("projection", True), ("per_class", True), ("none", False)])
+def test_only_who_hears_of_the_class_learns_fakes_that_are_condensed_ones_of_another(condition, hears):
+    """Both sides are the same images, under exchanged labels on the fakes' side."""
+    guidance, state = started(lr=1e-2, condition=condition, spectral_norm=False)
+    for _ in range(200):
+        real = seen()
+        terms = guidance.update(state, real.roll(1, 0), real, LABELS, rng=RNG)
+    assert (terms["accuracy"] > 0.95) == hears
+    assert (abs(terms["accuracy"] - 0.5) < 0.1) != hears
 
 
 def test_the_class_head_learns_from_condensed_images_alone():
@@ -89,15 +114,117 @@ def test_more_steps_are_as_many_updates_on_the_same_images():
         assert torch.equal(found, wanted)
 
 
-def test_losses_are_float32_under_autocast():
-    guidance, state = started()
+@each_condition
+@pytest.mark.parametrize("settings", [{"loss": "hinge"}, {"r1_weight": 1.0, "instance_noise": 0.5}], ids=str)
+def test_losses_are_float32_under_autocast(condition, settings):
+    guidance, state = started(condition=condition, **settings)
     with torch.autocast("cpu", torch.bfloat16):
         assert guidance.penalty(state, seen(), LABELS, rng=RNG).dtype == torch.float32
         terms = guidance.update(state, seen(), seen(), LABELS, rng=RNG)
     assert {term.dtype for term in terms.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"hidden": 1}, {"weight": -1.0}])
+# Against over-fitting.
+
+
+@each_condition
+def test_the_class_weight_counts_where_there_is_a_class_head_and_nowhere_else(condition):
+    fake, real, found = seen(1.0), seen(), []
+    for class_weight in (0.0, 2.0):
+        guidance, state = started(condition=condition, class_weight=class_weight)
+        guidance.update(state, fake, real, LABELS, rng=RNG)
+        found.append(guidance.penalty(state, fake, LABELS, rng=RNG))
+    assert (found[0] != found[1]) == (condition == "auxiliary")
+
+
+@each_condition
+def test_r1_is_half_the_squared_gradient_at_condensed_features_by_finite_differences(condition):
+    guidance, state = started(condition=condition, r1_weight=1.0, spectral_norm=False)
+    fake, real = seen(1.0)[:4], seen()[:4]
+    network, wanted = copy.deepcopy(state.network).double(), []
+    for row, label in zip((real * state.scale).double(), LABELS[:4], strict=True):
+
+        def judge(point, label=label):
+            return network(torch.tensor([point], dtype=torch.float64), label[None])[0].item()
+
+        # Judgements are float32: a step far above their last bits.
+        wanted.append(reference.gradient_penalty(judge, [row.tolist()], step=1e-3))
+    logged = guidance.update(state, fake, real, LABELS[:4], rng=RNG)["r1"].item()
+    assert logged == pytest.approx(reference.mean(wanted), rel=0.02)
+
+
+def test_r1_makes_the_judgement_flatter():
+    found = []
+    for r1_weight in (0.0, 10.0):
+        guidance, state = started(r1_weight=r1_weight, spectral_norm=False, lr=1e-2)
+        for _ in range(100):
+            guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
+        points = (seen() * state.scale).requires_grad_()
+        (gradient,) = torch.autograd.grad(state.network(points, LABELS)[0].sum(), points)
+        found.append(gradient.norm(dim=1).mean())
+    assert found[1] < 0.5 * found[0]
+
+
+def test_smoothed_targets_are_those_of_the_loss():
+    guidance, state = started(label_smoothing=0.2, spectral_norm=False)
+    fake, real = seen(1.0), seen()
+    judged = [state.network(look * state.scale, LABELS)[0].tolist() for look in (real, fake)]
+    logged = guidance.update(state, fake, real, LABELS, rng=RNG)["adversarial"].item()
+    assert logged == pytest.approx(reference.tell_apart(*judged, 0.2), rel=1e-5)
+
+
+def test_noise_is_on_all_it_sees_from_the_stream_it_is_given_and_in_units_of_the_features():
+    guidance, state = started(instance_noise=0.5, spectral_norm=False)
+
+    def stream():
+        return torch.Generator().manual_seed(7)
+
+    def noisy(features):
+        return features * state.scale + 0.5 * torch.randn(features.shape, generator=stream())
+
+    fake, real = seen(1.0), seen()
+    judged = state.network(noisy(fake), LABELS)
+    naming = reference.mean(reference.class_prior(judged[1].tolist(), LABELS.tolist()))
+    wanted = reference.fool(judged[0].tolist()) + naming
+    assert guidance.penalty(state, fake, LABELS, rng=stream()).item() == pytest.approx(wanted, rel=1e-5)
+    takes = (state.network(noisy(real), LABELS)[0] > 0).float().mean()
+    assert guidance.examine(state, real, LABELS, rng=stream())["held_out_accuracy"] == takes
+    both = state.network(noisy(torch.cat([real, fake])), LABELS.repeat(2))[0].tolist()
+    logged = guidance.update(state, fake, real, LABELS, rng=stream())["adversarial"].item()
+    assert logged == pytest.approx(reference.tell_apart(both[:24], both[24:]), rel=1e-5)
+
+
+def test_what_it_learns_by_heart_shows_in_the_images_held_out():
+    """Condensed and fake features of one distribution, few condensed ones: there is nothing to be learnt but them."""
+    noise = torch.Generator().manual_seed(1)
+    few, held_out = torch.randn(8, 64, generator=noise), torch.randn(400, 64, generator=noise)
+    guidance = Discriminator(hidden=64, lr=1e-2, spectral_norm=False, condition="none")
+    labels = torch.arange(8) % 4
+    state = guidance.init(make_teacher(), few, labels, Streams(0))
+    for _ in range(150):
+        terms = guidance.update(state, torch.randn(8, 64, generator=noise), few, labels, rng=RNG)
+    seen_right = terms["real_accuracy"]
+    held_out_right = guidance.examine(state, held_out, torch.arange(400) % 4, rng=RNG)["held_out_accuracy"]
+    assert seen_right > 0.95
+    assert held_out_right < 0.6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"hidden": 1},
+        {"weight": -1.0},
+        {"held_out": 1.0},
+        {"held_out": -0.1},
+        {"label_smoothing": 0.5},
+        {"label_smoothing": 0.1, "loss": "hinge"},
+        {"r1_weight": -1.0},
+        {"instance_noise": -1.0},
+        {"class_weight": -1.0},
+    ],
+    ids=str,
+)
 def test_settings_that_make_no_sense_are_refused(change):
-    with pytest.raises(InputError, match="accepted"):
+    with pytest.raises(InputError, match=f"{next(iter(change))}.* is .*; accepted"):
         Discriminator(**change)
