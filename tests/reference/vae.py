@@ -1,0 +1,42 @@
+"""The losses of PRE-DFKD's memory as plain loops over nested lists of Python floats. Imports nothing of the package."""
+
+from math import exp
+
+from reference.losses import argmax, class_prior, mean, negative_entropy
+
+
+def reconstruction(rebuilt, images):
+    """Mean absolute difference of two equally nested lists."""
+    return mean([abs(a - b) for a, b in zip(flat(rebuilt), flat(images), strict=True)])
+
+
+def flat(nested):
+    if not isinstance(nested, list):
+        return [nested]
+    return [value for part in nested for value in flat(part)]
+
+
+def divergence(means, log_vars):
+    """KL to the standard normal distribution, the mean over rows."""
+    rows = []
+    for mu, log_var in zip(means, log_vars, strict=True):
+        total = 0.0
+        for m, v in zip(mu, log_var, strict=True):
+            total += (exp(v) + m * m - 1 - v) / 2
+        rows.append(total)
+    return mean(rows)
+
+
+def off_normal(latents):
+    """Squared deviations of each coordinate's moments over the rows from 0 and 1, their means over coordinates."""
+    means, variances = [], []
+    for column in zip(*latents, strict=True):
+        centre = mean(column)
+        means.append(centre**2)
+        variances.append((mean([(value - centre) ** 2 for value in column]) - 1) ** 2)
+    return mean(variances) + mean(means)
+
+
+def recall_loss(logits, latents, ie_weight, oh_weight):
+    certain = mean(class_prior(logits, [argmax(row) for row in logits]))
+    return ie_weight * negative_entropy(logits) + oh_weight * certain + off_normal(latents)
