@@ -8,7 +8,7 @@ from condkd_ray import state as states
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import Discriminator, Mmd, NoGuidance
 from condkd_ray.inversion import Dafl, DeepInversion, Fast, NoInversion
-from condkd_ray.memory import Bank, Growing, Latest
+from condkd_ray.memory import Bank, Generative, Growing, Latest, Reservoir
 from condkd_ray.method import InputError, Metrics, NonFiniteError
 from condkd_ray.networks import ConvNet
 from condkd_ray.run import local_store
@@ -20,7 +20,13 @@ INVERSIONS = {
     "dafl": Dafl(steps=2, batch=16, latent=16, width=8, images_per_round=24),
     "deep_inversion": DeepInversion(steps=2, batch=16),
 }
-MEMORIES = {"latest": Latest(), "growing": Growing(capacity=40), "bank": Bank(entry_size=4, period=1, share=0.25)}
+MEMORIES = {
+    "latest": Latest(),
+    "growing": Growing(capacity=40),
+    "reservoir": Reservoir(capacity=20),
+    "bank": Bank(entry_size=4, period=1, share=0.25),
+    "generative": Generative(steps=2, batch=8, latent=4, width=4, share=0.25),
+}
 MIXED = Distiller(steps=2, batch=16, condensed_share=0.25)
 PURE = Distiller(steps=2, batch=16)
 

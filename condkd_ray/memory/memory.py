@@ -11,7 +11,7 @@ from torch import Tensor
 
 from condkd_ray.memory.store import Store
 from condkd_ray.method import Method, Metrics
-from condkd_ray.samples import Samples
+from condkd_ray.samples import Samples, cat
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
 
@@ -31,7 +31,10 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayMemory(Method, ABC, Generic[State]):
-    """Contract of the family. All draws come from stream `draw`."""
+    """Contract of the family.
+
+    What is drawn comes from stream `draw`; streams `reservoir` and `replay` are those of the memories of these names.
+    """
 
     @abstractmethod
     def init(self, teacher: Teacher, rng: Streams) -> State:
@@ -61,6 +64,17 @@ def gathered(store: Store, ids: Tensor) -> Draw:
     """Samples of `ids` with equal weights."""
     samples = store.gather(ids)
     return Draw(samples, ids, torch.ones(len(ids), device=samples.labels.device))
+
+
+def interleaved(fresh: Draw, replayed: Draw) -> Draw:
+    """Both, evenly mixed: a batch that uses the front of it alone has about the same share of each."""
+    places = [(torch.arange(len(part.ids)) + 0.5) / max(len(part.ids), 1) for part in (fresh, replayed)]
+    order = torch.cat(places).argsort(stable=True)
+    device = replayed.samples.labels.device
+    samples = cat([fresh.samples.to(device), replayed.samples])
+    weights = torch.cat([fresh.weights.to(device), replayed.weights])
+    rows = order.to(device)
+    return Draw(samples[rows], torch.cat([fresh.ids, replayed.ids])[order], weights[rows])
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What every replay memory keeps to, over a local store. Read `condkd_ray.memory.memory`."""
 
+import copy
 from typing import get_args
 
 import pytest
@@ -10,11 +11,11 @@ from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config
 
 from condkd_ray import config, state
-from condkd_ray.memory import AnyMemory, Bank, Growing, Latest, LocalStore
+from condkd_ray.memory import AnyMemory, Bank, Generative, Growing, Latest, LocalStore, Reservoir
 from condkd_ray.method import InputError
-from condkd_ray.samples import Codec, unseen
+from condkd_ray.samples import Codec, Samples
 from condkd_ray.streams import Streams
-from contracts.toy_methods import pointers, same, small, snake, tensors
+from contracts.toy_methods import SMALL, pointers, same, sized, small, snake, tensors
 
 each_memory = pytest.mark.parametrize("kind", get_args(AnyMemory), ids=lambda kind: kind.__name__)
 TEACHER = make_teacher()
@@ -24,7 +25,7 @@ def rows(ids):
     """The samples with these ids: two pixels spell the id, and the label follows from it."""
     images = torch.zeros(len(ids), *IMAGE_SHAPE)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = ids % 256 / 255, ids // 256 / 255
-    return unseen(images, ids % NUM_CLASSES)
+    return Samples(images, ids % NUM_CLASSES, torch.zeros(len(ids), NUM_CLASSES))
 
 
 class Played:
@@ -61,14 +62,36 @@ def kept_by_bank(memory, rounds):
     return [i for ids in [*entries[-memory.entries :], rounds[-1]] for i in ids]
 
 
-KEPT = {Growing: kept_by_growing, Latest: kept_by_latest, Bank: kept_by_bank}
+def kept_by_reservoir(memory, rounds):
+    """The smallest of as many numbers of its stream as there were samples."""
+    made = [i for ids in rounds for i in ids]
+    stream = Streams(0).host("reservoir")
+    keys = [key for ids in rounds for key in torch.rand(len(ids), dtype=torch.float64, generator=stream).tolist()]
+    return [made[row] for row in sorted(range(len(made)), key=keys.__getitem__)[: memory.capacity]]
+
+
+KEPT = {
+    Growing: kept_by_growing,
+    Latest: kept_by_latest,
+    Reservoir: kept_by_reservoir,
+    Bank: kept_by_bank,
+    Generative: kept_by_latest,
+}
+OWN_STREAMS = {Reservoir: {"host/reservoir"}, Generative: {"device/replay"}}
+"""What `add` draws from, in memories that draw in it at all."""
+REMADE = {Generative: 0.25}
+"""Share of a draw that lies in no store, in memories of which some does not."""
+
+
+def opened(rng):
+    return {f"{place}/{name}" for place, names in rng.state_dict().items() for name in names}
 
 
 @each_memory
 @settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=24), count=st.integers(1, 25), commit=st.booleans())
 def test_keeps_and_draws_what_a_plain_list_would(kind, sizes, count, commit):
-    played = Played(small(kind))
+    played = Played(sized(kind, **SMALL | {"steps": 1}))
     for size in sizes:
         played.add(size)
         kept = set(KEPT[kind](played.memory, played.rounds))
@@ -79,22 +102,26 @@ def test_keeps_and_draws_what_a_plain_list_would(kind, sizes, count, commit):
             played.store.commit()
         drawn = played.draw(count)
         assert len(drawn.ids) == len(drawn.weights) == len(drawn.samples) == count
-        assert set(drawn.ids.tolist()) <= kept
-        wanted = rows(drawn.ids)
-        torch.testing.assert_close(drawn.samples.images, wanted.images)
-        assert torch.equal(drawn.samples.labels, wanted.labels)
+        stored = drawn.ids >= 0
+        assert (~stored).sum() == round(REMADE.get(kind, 0) * count)
+        assert set(drawn.ids[stored].tolist()) <= kept
+        wanted = rows(drawn.ids[stored])
+        torch.testing.assert_close(drawn.samples.images[stored], wanted.images)
+        assert torch.equal(drawn.samples.labels[stored], wanted.labels)
+        answers = TEACHER.logits(drawn.samples.images[~stored])
+        torch.testing.assert_close(drawn.samples.logits[~stored], answers)
+        assert torch.equal(drawn.samples.labels[~stored], answers.argmax(1))
         assert (drawn.weights == 1).all()
 
 
 @each_memory
-def test_draws_come_from_one_stream_of_the_host(kind):
+def test_draws_come_from_one_stream_of_the_host_and_from_the_memorys_own(kind):
     played, before = Played(small(kind)), torch.random.get_rng_state()
+    assert not opened(played.rng)
     played.add(9)
-    assert played.rng.state_dict() == {"device": {}, "host": {}}
+    assert opened(played.rng) == OWN_STREAMS.get(kind, set())
     played.draw(4)
-    opened = played.rng.state_dict()
-    assert opened["host"].keys() == {"draw"}
-    assert not opened["device"]
+    assert opened(played.rng) == OWN_STREAMS.get(kind, set()) | {"host/draw"}
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -121,9 +148,16 @@ def test_a_saved_state_draws_on_as_if_never_stopped(kind, tmp_path):
     rng = state.load(Streams(5), tmp_path / "streams")
     assert same(list(tensors(loaded)), list(tensors(played.state)))
     assert not {p for p in pointers(loaded) & pointers(played.state) if p}
-    for _ in range(4):
-        other = played.memory.draw(loaded, played.store, 5, teacher=TEACHER, rng=rng)
-        assert torch.equal(played.draw(5).ids, other.ids)
+    other = copy.copy(played)
+    other.state, other.rng, other.store = loaded, rng, copy.deepcopy(played.store)
+    for size in (4, 6):
+        for _ in range(3):
+            one, two = played.draw(5), other.draw(5)
+            assert torch.equal(one.ids, two.ids)
+            assert same(vars(one.samples), vars(two.samples))
+        played.add(size)
+        other.add(size)
+        assert same(list(tensors(other.state)), list(tensors(played.state)))
 
 
 @each_memory
@@ -132,9 +166,17 @@ def test_what_fell_out_is_gone_after_a_commit(kind):
     for _ in range(60):
         played.add(10)
         played.store.commit()
+    gone = set(range(60)) - {i // 10 for i in played.live}
     with pytest.raises(KeyError):
-        played.store.gather(torch.tensor([0]))
+        played.store.gather(torch.tensor([10 * min(gone)]))
     played.store.gather(torch.tensor(played.live))
+
+
+@each_memory
+def test_what_is_held_beside_the_store_is_told(kind):
+    played = Played(small(kind))
+    played.add(10)
+    assert (played.memory.held_bytes(played.state) > 0) == (kind in REMADE)
 
 
 @pytest.mark.parametrize("kind", get_args(AnyMemory), ids=lambda kind: kind.__name__)
@@ -153,6 +195,16 @@ def test_config_survives_yaml_and_the_name_is_the_files(kind):
         lambda: Bank(period=0),
         lambda: Bank(share=1.1),
         lambda: Bank(share=-0.1),
+        lambda: Reservoir(capacity=0),
+        lambda: Generative(steps=0),
+        lambda: Generative(batch=1),
+        lambda: Generative(latent=0),
+        lambda: Generative(width=1),
+        lambda: Generative(share=1.1),
+        lambda: Generative(replay=-0.1),
+        lambda: Generative(lr=0.0),
+        lambda: Generative(lr_recall=0.0),
+        lambda: Generative(logits_weight=-1.0),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(make):
