@@ -1,66 +1,41 @@
-"""What every guidance keeps to, alone and in a whole trial. Read `condkd_ray.guidance.guidance`."""
+"""What every guidance keeps to, alone. Read `condkd_ray.guidance.guidance`; `test_guided_trials` has whole trials."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
-from reference import losses as reference
-from toy import IMAGE_SHAPE, NUM_CLASSES, blobs, make_prepared, make_teacher, samples, toy_config
+from toy import make_teacher, toy_config
 
 from condkd_ray import config, state
 from condkd_ray.distiller import Distiller
-from condkd_ray.guidance import AnyGuidance, Discriminator, Guidance, Mmd, NoGuidance
-from condkd_ray.guidance.guidance import same_class_rows
-from condkd_ray.inversion import Fast
-from condkd_ray.memory import LocalStore
+from condkd_ray.guidance import AnyGuidance, NoGuidance
 from condkd_ray.method import InputError
-from condkd_ray.samples import unseen
+from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
-from condkd_ray.trial import codec, run_round, start
-from contracts.toy_methods import INVERTERS, frozen, pointers, same, small, snake, tensors
-
-GUIDES = [kind for kind in get_args(AnyGuidance) if kind is not NoGuidance]
-each_guidance = pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.__name__)
-each_augmentation = pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
-LABELS = torch.arange(16) % NUM_CLASSES
-
-
-def identity(images, stream):
-    return images
-
-
-def bound(guidance, *, rng=None, teacher=None, condensed=None, host_augment=identity, carried=None):
-    """A guide over two condensed images a class, and its state."""
-    rng, teacher = rng or Streams(0), teacher or make_teacher()
-    condensed = condensed or blobs(8, seed=4).samples(teacher.mean, teacher.std)
-    carried = guidance.start(teacher, condensed, rng) if carried is None else carried
-    guide = guidance.bind(carried, teacher=teacher, condensed=condensed, host_augment=host_augment, rng=rng)
-    return guide, carried
+from contracts.toy_guides import (
+    LABELS,
+    MIDDLE,
+    bound,
+    each_augmentation,
+    each_form,
+    each_guidance,
+    each_layer,
+    fakes,
+    identity,
+    step,
+)
+from contracts.toy_methods import frozen, pointers, same, small, snake, tensors
 
 
-def fakes(seed=0):
-    return samples(len(LABELS), seed, LABELS).images
-
-
-def step(guide, images, teacher):
-    """What a host does with a guide, once; the penalty and its gradient at the images."""
-    images = images.clone().requires_grad_()
-    seen = teacher.observe(images, guide.layers)
-    penalty = guide.penalty(images, seen, LABELS)
-    (gradient,) = torch.autograd.grad(penalty + 0 * images.sum(), images)
-    guide.update(images.detach(), seen.detach(), LABELS)
-    return penalty.detach(), gradient
-
-
-@each_guidance
+@each_form
 @each_augmentation
-def test_the_penalty_pulls_at_every_image(kind, augment):
+@each_layer
+def test_the_penalty_pulls_at_every_image(form, augment, layer):
     teacher = make_teacher()
-    guide, _ = bound(small(kind, augment=augment), teacher=teacher)
+    guide, _ = bound(replace(form, augment=augment, layer=layer), teacher=teacher)
+    assert guide.layers == (() if layer == "penultimate" else (layer,))
     for _ in range(2):
         _, gradient = step(guide, fakes(), teacher)
         assert gradient.isfinite().all()
@@ -69,9 +44,10 @@ def test_the_penalty_pulls_at_every_image(kind, augment):
 
 @each_guidance
 @each_augmentation
-def test_weight_0_pulls_at_nothing(kind, augment):
-    teacher = make_teacher()
-    guide, _ = bound(small(kind, augment=augment, weight=0.0), teacher=teacher)
+@pytest.mark.parametrize(("weight", "factor"), [(0.0, 1.0), (2.0, 0.0)])
+def test_weight_0_pulls_at_nothing(kind, augment, weight, factor):
+    teacher, schedule = make_teacher(), Schedule(start=factor, end=factor)
+    guide, _ = bound(small(kind, augment=augment, weight=weight, schedule=schedule), teacher=teacher)
     penalty, gradient = step(guide, fakes(), teacher)
     assert penalty == 0
     assert (gradient == 0).all()
@@ -79,14 +55,27 @@ def test_weight_0_pulls_at_nothing(kind, augment):
 
 @each_guidance
 @each_augmentation
-def test_the_weight_is_a_factor(kind, augment):
+def test_weight_and_schedule_are_factors(kind, augment):
     found = []
-    for weight in (1.0, 3.0):
+    warm_up = Schedule(start=0.0, end=2.0, until=0.5)
+    for weight, schedule, progress in ((1.0, Schedule(), 0.5), (3.0, warm_up, 0.25), (1.5, warm_up, 1.0)):
         teacher = make_teacher()
-        guide, _ = bound(small(kind, augment=augment, weight=weight), teacher=teacher)
+        guidance = small(kind, augment=augment, weight=weight, schedule=schedule)
+        guide, _ = bound(guidance, teacher=teacher, progress=progress)
         found.append(step(guide, fakes(), teacher))
-    for once, thrice in zip(*found, strict=True):
-        torch.testing.assert_close(3 * once, thrice)
+    once, *thrice = found
+    for other in thrice:
+        torch.testing.assert_close(other, tuple(3 * value for value in once))
+
+
+@each_form
+def test_the_layer_is_the_one_compared(form):
+    found = []
+    for layer in ("penultimate", MIDDLE, "stages.0"):
+        teacher = make_teacher()
+        guide, _ = bound(replace(form, layer=layer), teacher=teacher)
+        found.append(step(guide, fakes(), teacher)[1])
+    assert not any(torch.allclose(found[i], found[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 @each_guidance
@@ -163,180 +152,3 @@ def test_no_guidance_says_nothing():
     assert guide.penalty(fakes(), seen, LABELS) == 0
     guide.update(fakes(), seen, LABELS)
     assert none.read(guide) == {}
-
-
-# Which condensed images a guide looks at, and how both sides are augmented.
-
-
-@given(
-    known=st.lists(st.integers(0, 6), min_size=1, max_size=30),
-    wanted=st.lists(st.integers(0, 6), max_size=30),
-    seed=st.integers(0, 2**32),
-)
-def test_rows_are_of_the_wanted_class_where_it_has_any(known, wanted, seed):
-    known, wanted = torch.tensor(known), torch.tensor(wanted, dtype=torch.int64)
-    rows = same_class_rows(known, wanted, torch.Generator().manual_seed(seed))
-    assert rows.shape == wanted.shape
-    found = known[rows]
-    assert ((found == wanted) | ~torch.isin(wanted, known)).all()
-
-
-def test_rows_of_a_class_are_drawn_equally_often():
-    known = torch.tensor([2, 0, 1, 0, 2, 0, 0])
-    rows = same_class_rows(known, torch.zeros(8000, dtype=torch.int64), torch.Generator().manual_seed(0))
-    counts = torch.bincount(rows, minlength=7)
-    assert counts[[0, 2, 4]].sum() == 0
-    assert ((counts[[1, 3, 5, 6]] - 2000).abs() < 4 * (8000 * 0.25 * 0.75) ** 0.5).all()
-
-
-@dataclass
-class Shown:
-    pairs: list
-
-
-@dataclass(frozen=True, kw_only=True)
-class Witness(Guidance[Shown]):
-    """A guidance that writes down what it is shown."""
-
-    name: str = "witness"
-
-    def init(self, teacher, condensed, labels, rng):
-        return Shown([])
-
-    def penalty(self, state, fake, labels, *, rng):
-        return fake.mean()
-
-    def update(self, state, fake, real, labels, *, rng):
-        state.pairs.append((fake, real))
-        return {}
-
-
-# One image a class, each of one colour, in the teacher's space.
-FLAT = unseen(torch.linspace(-1, 2, NUM_CLASSES).view(-1, 1, 1, 1).expand(-1, *IMAGE_SHAPE), torch.arange(NUM_CLASSES))
-
-
-def looked_at(augment, host_augment=identity):
-    """(features of fakes as the host saw them, as the guide saw them, of condensed images) in one step."""
-    teacher = make_teacher()
-    guide, carried = bound(Witness(augment=augment), teacher=teacher, condensed=FLAT, host_augment=host_augment)
-    step(guide, fakes(), teacher)
-    ((fake, real),) = carried.pairs
-    return teacher.observe(fakes()).features, fake, real
-
-
-def expected(images):
-    return make_teacher().observe(images).features
-
-
-def test_the_real_side_has_the_classes_of_the_fakes():
-    _, _, real = looked_at("host")
-    torch.testing.assert_close(real, expected(FLAT.images[LABELS]))
-
-
-def test_host_shows_fakes_as_the_host_saw_them_and_condensed_under_its_augmentation():
-    host, fake, real = looked_at("host", lambda images, stream: images.flip(2) * 0.5 + 3)
-    assert torch.equal(fake, host)
-    torch.testing.assert_close(real, expected(FLAT.images[LABELS].flip(2) * 0.5 + 3))
-
-
-def test_condensed_augments_the_condensed_side_besides():
-    host, fake, real = looked_at("condensed", lambda images, stream: images + 1)
-    assert torch.equal(fake, host)
-    assert not torch.allclose(real, looked_at("host", lambda images, stream: images + 1)[2])
-
-
-def test_dsa_looks_itself_and_leaves_the_hosts_augmentation_out():
-    def never(images, stream):
-        raise AssertionError("the host's augmentation was asked for")
-
-    host, fake, real = looked_at("dsa", never)
-    assert fake.shape == host.shape
-    assert not torch.allclose(fake, host)
-    assert not torch.allclose(real, looked_at("host")[2])
-
-
-def test_the_hosts_augmentation_of_condensed_images_draws_from_the_guides_stream():
-    rng = Streams(0)
-
-    def noisy(images, stream):
-        assert stream is rng["augment/guide"]
-        return images + torch.randn(images.shape, generator=stream)
-
-    teacher = make_teacher()
-    guide, _ = bound(Witness(), rng=rng, teacher=teacher, host_augment=noisy)
-    step(guide, fakes(), teacher)
-
-
-def accuracy_against(shift, steps=50):
-    """Mean accuracy of a discriminator on batches it has not yet learnt from; fakes are condensed images, shifted."""
-    teacher, rng = make_teacher(), Streams(0)
-    condensed = blobs(40, seed=4).samples(teacher.mean, teacher.std)
-    guidance = Discriminator(hidden=32, lr=3e-3)
-    guide, _ = bound(guidance, rng=rng, teacher=teacher, condensed=condensed)
-    for _ in range(steps):
-        rows = same_class_rows(condensed.labels, LABELS, rng["fakes"])
-        images = condensed.images[rows] + shift
-        guide.update(images, teacher.observe(images), LABELS)
-    return guidance.read(guide)["guidance/accuracy"]
-
-
-def test_a_discriminator_stays_at_chance_on_equal_images_and_learns_a_difference():
-    two_errors = 2 * 0.5 / (50 * 2 * len(LABELS)) ** 0.5
-    assert abs(accuracy_against(0.0) - 0.5) < two_errors
-    assert accuracy_against(1.0) > 0.8
-
-
-# In a whole trial.
-
-
-def trial(settings, prepared):
-    """(final state, store) of a whole trial."""
-    live = start(settings, prepared)
-    store = LocalStore(codec(settings, prepared.teacher), NUM_CLASSES)
-    for _ in range(settings.rounds):
-        run_round(settings, prepared, live, store)
-    return live, store
-
-
-@pytest.mark.parametrize("inverter", INVERTERS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("augment", ["host", "dsa"])
-@each_guidance
-def test_weight_0_is_the_mixed_run_bit_for_bit(kind, inverter, augment):
-    prepared, runs = make_prepared(), []
-    for guidance in (NoGuidance(), small(kind, weight=0.0, augment=augment)):
-        live, store = trial(toy_config(inversion=small(inverter), guidance=guidance, rounds=2), prepared)
-        history = [
-            {name: value for name, value in round.items() if not name.startswith(("time/", "guidance/"))}
-            for round in live.history
-        ]
-        student = live.distiller.student
-        runs.append((history, student(prepared.proxy.images), frozen(student), store.gather(live.memory.ids).images))
-    assert same(*runs)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_guided_images_lie_nearer_to_the_condensed_than_in_the_mixed_run(seed):
-    """Class by class and in the teacher's features. So it was by 8 % or more for each of the seeds 0 to 9."""
-    prepared = make_prepared()
-    mixed = toy_config(
-        seed=seed,
-        inversion=Fast(steps=8, batch=32, latent=16, width=8, lr=5e-3, lr_latent=0.02),
-        distiller=Distiller(steps=1, batch=8, condensed_share=0.25),
-        rounds=4,
-        evaluate_every=4,
-    )
-
-    def features(images):
-        return prepared.teacher.observe(images).features.double().tolist()
-
-    condensed, labels = features(prepared.condensed.images), prepared.condensed.labels.tolist()
-    median = reference.median_distance(condensed)
-
-    def distance(guidance):
-        live, store = trial(replace(mixed, guidance=guidance), prepared)
-        last = store.gather(live.memory.ids[-32:])
-        return reference.class_mmd(features(last.images), last.labels.tolist(), condensed, labels, median)
-
-    unguided = distance(NoGuidance())
-    assert distance(Discriminator(hidden=64, lr=2e-3, weight=10.0)) < unguided
-    assert distance(Mmd(weight=30.0)) < unguided

@@ -1,0 +1,200 @@
+"""Which condensed images a guide looks at, how both sides are augmented, and which images it never learns from."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from contracts.toy_guides import CONDITIONS, LABELS, bound, fakes, identity, step
+from contracts.toy_methods import same, tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_teacher
+
+from condkd_ray.guidance import Discriminator, Guidance
+from condkd_ray.guidance.guidance import same_class_rows
+from condkd_ray.samples import Samples, unseen
+from condkd_ray.streams import Streams
+
+
+@given(
+    known=st.lists(st.integers(0, 6), min_size=1, max_size=30),
+    wanted=st.lists(st.integers(0, 6), max_size=30),
+    seed=st.integers(0, 2**32),
+)
+def test_rows_are_of_the_wanted_class_where_it_has_any(known, wanted, seed):
+    known, wanted = torch.tensor(known), torch.tensor(wanted, dtype=torch.int64)
+    rows = same_class_rows(known, wanted, torch.Generator().manual_seed(seed))
+    assert rows.shape == wanted.shape
+    found = known[rows]
+    assert ((found == wanted) | ~torch.isin(wanted, known)).all()
+
+
+def test_rows_of_a_class_are_drawn_equally_often():
+    known = torch.tensor([2, 0, 1, 0, 2, 0, 0])
+    rows = same_class_rows(known, torch.zeros(8000, dtype=torch.int64), torch.Generator().manual_seed(0))
+    counts = torch.bincount(rows, minlength=7)
+    assert counts[[0, 2, 4]].sum() == 0
+    assert ((counts[[1, 3, 5, 6]] - 2000).abs() < 4 * (8000 * 0.25 * 0.75) ** 0.5).all()
+
+
+@dataclass
+class Shown:
+    pairs: list
+
+
+@dataclass(frozen=True, kw_only=True)
+class Witness(Guidance[Shown]):
+    """A guidance that writes down what it is shown."""
+
+    name: str = "witness"
+
+    def init(self, teacher, condensed, labels, rng):
+        return Shown([])
+
+    def penalty(self, state, fake, labels, *, rng):
+        return fake.mean()
+
+    def update(self, state, fake, real, labels, *, rng):
+        state.pairs.append((fake, real))
+        return {}
+
+
+# One image a class, each of one colour, in the teacher's space.
+FLAT = unseen(torch.linspace(-1, 2, NUM_CLASSES).view(-1, 1, 1, 1).expand(-1, *IMAGE_SHAPE), torch.arange(NUM_CLASSES))
+
+
+def looked_at(augment, host_augment=identity):
+    """(features of fakes as the host saw them, as the guide saw them, of condensed images) in one step."""
+    teacher = make_teacher()
+    guide, carried = bound(Witness(augment=augment), teacher=teacher, condensed=FLAT, host_augment=host_augment)
+    step(guide, fakes(), teacher)
+    ((fake, real),) = carried.pairs
+    return teacher.observe(fakes()).features, fake, real
+
+
+def expected(images):
+    return make_teacher().observe(images).features
+
+
+def test_the_real_side_has_the_classes_of_the_fakes():
+    _, _, real = looked_at("host")
+    torch.testing.assert_close(real, expected(FLAT.images[LABELS]))
+
+
+def test_host_shows_fakes_as_the_host_saw_them_and_condensed_under_its_augmentation():
+    host, fake, real = looked_at("host", lambda images, stream: images.flip(2) * 0.5 + 3)
+    assert torch.equal(fake, host)
+    torch.testing.assert_close(real, expected(FLAT.images[LABELS].flip(2) * 0.5 + 3))
+
+
+def test_condensed_augments_the_condensed_side_besides():
+    host, fake, real = looked_at("condensed", lambda images, stream: images + 1)
+    assert torch.equal(fake, host)
+    assert not torch.allclose(real, looked_at("host", lambda images, stream: images + 1)[2])
+
+
+def test_dsa_looks_itself_and_leaves_the_hosts_augmentation_out():
+    def never(images, stream):
+        raise AssertionError("the host's augmentation was asked for")
+
+    host, fake, real = looked_at("dsa", never)
+    assert fake.shape == host.shape
+    assert not torch.allclose(fake, host)
+    assert not torch.allclose(real, looked_at("host")[2])
+
+
+def test_the_hosts_augmentation_of_condensed_images_draws_from_the_guides_stream():
+    rng = Streams(0)
+
+    def noisy(images, stream):
+        assert stream is rng["augment/guide"]
+        return images + torch.randn(images.shape, generator=stream)
+
+    teacher = make_teacher()
+    guide, _ = bound(Witness(), rng=rng, teacher=teacher, host_augment=noisy)
+    step(guide, fakes(), teacher)
+
+
+# What D never learns from.
+
+
+def condensed_set(ipc):
+    return blobs(ipc * NUM_CLASSES, seed=4).samples(MEAN, STD)
+
+
+@given(
+    labels=st.lists(st.integers(0, NUM_CLASSES - 1), min_size=1, max_size=60),
+    held_out=st.floats(0, 0.95),
+)
+def test_of_each_class_the_last_are_held_out_in_any_order_of_labels(labels, held_out):
+    images = unseen(torch.arange(len(labels)).view(-1, 1, 1, 1).float(), torch.tensor(labels))
+    shown, kept = Discriminator(held_out=held_out)._split(images, NUM_CLASSES)
+    for label in range(NUM_CLASSES):
+        places = [place for place, other in enumerate(labels) if other == label]
+        few = [int(x) for x in kept.images[kept.labels == label].flatten()]
+        assert abs(len(few) - held_out * len(places)) < 1.001
+        assert len(few) <= held_out * len(places) * (1 + 1e-6)
+        assert few == places[len(places) - len(few) :]
+    rows = torch.cat([shown.images, kept.images]).flatten().sort().values
+    assert torch.equal(rows, torch.arange(len(labels)).float())
+
+
+@pytest.mark.parametrize(("ipc", "held_out"), [(1, 0), (5, 0), (9, 0), (10, 1), (25, 2)])
+def test_what_is_held_out_is_logged_where_there_is_any(ipc, held_out):
+    guidance, teacher = Discriminator(hidden=8), make_teacher()
+    guide, _ = bound(guidance, teacher=teacher, condensed=condensed_set(ipc))
+    assert len(guide.held_out) == held_out * NUM_CLASSES
+    assert len(guide.condensed) == (ipc - held_out) * NUM_CLASSES
+    step(guide, fakes(), teacher)
+    assert ("guidance/held_out_accuracy" in guidance.read(guide)) == (held_out > 0)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_poison_among_the_images_held_out_changes_no_bit_of_what_is_learnt(condition):
+    teacher, found = make_teacher(), []
+    few = condensed_set(10)
+    for poison in (0.0, 1e3):
+        images = few.images.clone()
+        images[-NUM_CLASSES:] += poison
+        guidance = Discriminator(hidden=8, condition=condition, held_out=0.1)
+        guide, carried = bound(guidance, teacher=teacher, condensed=Samples(images, few.labels, few.logits))
+        assert torch.equal(guide.held_out.images, images[-NUM_CLASSES:])
+        steps = [step(guide, fakes(seed), teacher) for seed in range(3)]
+        guidance.read(guide)
+        found.append([steps, [t.clone() for t in tensors(carried)]])
+    assert same(*found)
+
+
+# Whether the two sides are augmented alike.
+
+
+def noisy(images, stream):
+    """Some host's augmentation."""
+    return images + 0.3 * torch.randn(images.shape, generator=stream)
+
+
+def accuracies(augment, condition, shift=0.0, steps=60):
+    """Of a discriminator in each step, on images it has not yet learnt from; fakes are condensed images, shifted."""
+    teacher, rng = make_teacher(), Streams(0)
+    few = condensed_set(10)
+    guidance = Discriminator(hidden=32, lr=3e-3, condition=condition, augment=augment, held_out=0.0)
+    guide, _ = bound(guidance, rng=rng, teacher=teacher, condensed=few, host_augment=noisy)
+    found = []
+    for _ in range(steps):
+        rows = same_class_rows(few.labels, LABELS, rng["fakes"])
+        images = few.images[rows] + shift
+        guide.meter = type(guide.meter)("guidance")
+        guide.update(images, teacher.observe(noisy(images, rng["fakes"])), LABELS)
+        found.append(guidance.read(guide)["guidance/accuracy"])
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("augment", ["host", "dsa"])
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_discriminator_stays_at_chance_on_equal_images_and_learns_a_difference(augment, condition):
+    equal = accuracies(augment, condition)
+    # All images of a batch share the kind of DSA: the error is that of means of batches.
+    error = equal.std() / len(equal) ** 0.5
+    assert error < 0.03
+    assert abs(equal.mean() - 0.5) < 3 * error
+    assert accuracies(augment, condition, shift=1.0)[20:].mean() > 0.7
