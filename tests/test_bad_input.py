@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from condkd_ray import __main__
@@ -157,6 +158,37 @@ FIELDS = [
 def test_condkd_train_refuses(monkeypatch, capsys, folder, line, message):
     said = one_message(refusal(monkeypatch, capsys, folder, "train", line))
     assert message.format(folder=folder) in said
+
+
+METHODS = [
+    (
+        "guidance: {name: discriminator, layer: stages.9}",
+        "teacher layer is 'stages.9'; accepted: penultimate, conv",
+    ),
+    ("guidance: {name: discriminator, held_out: 1.0}", "discriminator held_out is 1.0; accepted: 0 <= share < 1"),
+    ("guidance: {name: discriminator, loss: hinge, label_smoothing: 0.1}", "under loss hinge is 0.1; accepted: 0, or "),
+    ("guidance: {name: discriminator, condition: lable}", "guidance: condition is 'lable'; accepted: 'auxiliary', "),
+    ("guidance: {name: moments, covariance_weight: -1}", "covariance_weight is -1.0; accepted: >= 0"),
+    ("guidance: {name: mmd, schedule: {start: -1}}", "schedule start or end is -1.0; accepted: a factor >= 0"),
+    ("memory: {name: bank, entry_size: 1000}", "memory entry_size is 1000; accepted: at most "),
+    ("distiller: {share_schedule: {start: 9}, condensed_share: 0.5}", "share_schedule is 4.5; accepted: at most 1"),
+]
+
+
+@pytest.mark.parametrize("program", ["train", "ablation"])
+@pytest.mark.parametrize(("fields", "message"), METHODS, ids=[fields for fields, _ in METHODS])
+def test_a_method_that_does_not_fit_is_refused(monkeypatch, capsys, folder, program, fields, message):
+    tree = yaml.safe_load(fields) if program == "ablation" else yaml.safe_load(TRIAL) | yaml.safe_load(fields)
+    (folder / "own.yaml").write_text(yaml.safe_dump(tree))
+    line = "--config {folder}/own.yaml" if program == "ablation" else "{folder}/own.yaml"
+    assert message in one_message(refusal(monkeypatch, capsys, folder, program, line))
+
+
+def test_guidance_without_a_condensed_set_is_refused(monkeypatch, capsys, folder):
+    tree = yaml.safe_load(TRIAL) | {"condensation": None, "distiller": {}, "guidance": {"name": "mmd"}}
+    (folder / "own.yaml").write_text(yaml.safe_dump(tree))
+    said = one_message(refusal(monkeypatch, capsys, folder, "train", "{folder}/own.yaml"))
+    assert "guidance without a condensation is 'mmd'; accepted: none, or a condensation" in said
 
 
 SETS = [

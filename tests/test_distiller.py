@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from toy import MEAN, STD, answered, blobs, make_prepared, make_teacher, samples, toy_config
 
 from condkd_ray.distiller import Distiller, DistillerState
+from condkd_ray.inversion import NoInversion
 from condkd_ray.losses.kd import LogitL1
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
 from condkd_ray.run import local_store
 from condkd_ray.samples import Samples
+from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
-from condkd_ray.trial import TrialConfig, next_batch, settle, start, synthesise
+from condkd_ray.trial import TrialConfig, next_batch, run_round, settle, start, synthesise
 
 
 @pytest.fixture
@@ -36,6 +38,45 @@ def test_a_share_of_condensed_images_replaces_as_many_synthetic_ones(share, cond
     distiller = Distiller(batch=16, condensed_share=share)
     assert distiller.num_condensed(0.0) == distiller.num_condensed(1.0) == condensed
     assert distiller.needs_synthetic == (condensed < 16)
+
+
+def test_the_share_follows_its_schedule_over_the_rounds():
+    falling = Schedule(start=1.0, end=0.25, until=0.5)
+    config = toy_config(
+        memory=Latest(), distiller=Distiller(steps=1, batch=16, condensed_share=0.5, share_schedule=falling), rounds=5
+    )
+    shares = [config.distiller.num_condensed(config.progress(round)) for round in range(5)]
+    assert shares == [8, 5, 2, 2, 2]
+    prepared = make_prepared()
+    assert prepared.condensed is not None
+    state, store, found = start(config, prepared), local_store(config, prepared, None), []
+    for _ in range(5):
+        run_round(config, prepared, state, store)
+        batch, _ = next_batch(config, prepared, replace(state, round=state.round - 1), store)
+        assert len(batch) == 16
+        found.append(sum(contained(image[None], prepared.condensed.images) for image in batch.images))
+        assert contained(batch.images[16 - shares[state.round - 1] :], prepared.condensed.images)
+    assert found == shares
+
+
+@pytest.mark.parametrize(
+    ("share", "start", "end", "synthetic"),
+    [(1.0, 1.0, 1.0, False), (0.5, 2.0, 2.0, False), (1.0, 1.0, 0.5, True), (0.5, 1.0, 2.0, True)],
+)
+def test_synthetic_images_are_needed_if_any_round_leaves_room_for_them(share, start, end, synthetic):
+    distiller = Distiller(batch=16, condensed_share=share, share_schedule=Schedule(start=start, end=end))
+    assert distiller.needs_synthetic == synthetic
+    if synthetic:
+        least = share * min(start, end)
+        with pytest.raises(InputError, match=f"condensed_share without inversion is {least}; accepted: 1"):
+            toy_config(inversion=NoInversion(), distiller=distiller)
+    else:
+        assert toy_config(inversion=NoInversion(), distiller=distiller).distiller == distiller
+
+
+def test_a_schedule_that_asks_for_more_than_a_batch_is_refused():
+    with pytest.raises(InputError, match=r"largest factor of its share_schedule is 1\.5; accepted: at most 1"):
+        Distiller(condensed_share=0.5, share_schedule=Schedule(end=3.0))
 
 
 def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, TEACHER, samples
+from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, TEACHER, samples, wrap
 
 from condkd_ray.method import InputError
 from condkd_ray.streams import Streams
@@ -110,6 +110,39 @@ def test_taps_are_outputs_of_the_named_layers(teacher):
     assert list(seen.taps) == ["conv", "stages.1"]
     assert torch.equal(seen.taps["conv"], teacher.network.conv(images))
     assert seen.taps["stages.1"].shape == (3, 8, 4, 4)
+
+
+def test_pooled_is_the_features_or_a_taps_mean_over_space(teacher):
+    seen = teacher.observe(samples(3).images, ("stages.1", "classifier"))
+    assert seen.pooled("penultimate") is seen.features
+    torch.testing.assert_close(seen.pooled("stages.1"), seen.taps["stages.1"].mean((2, 3)))
+    assert torch.equal(seen.pooled("classifier"), seen.logits)
+
+
+class Oddity(nn.Module):
+    """Holds a list that never runs, a layer that never runs, and one that gives two tensors."""
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Flatten(), self.Two()])
+        self.idle = nn.Linear(3, 3)
+        self.classifier = nn.Linear(64, NUM_CLASSES)
+
+    def forward(self, images):
+        flat, _ = self.parts[1](self.parts[0](images))
+        return self.classifier(flat)
+
+
+@pytest.mark.parametrize("layer", ["parts", "parts.1", "idle", "", "penultimate"])
+def test_what_gives_no_tensor_is_no_layer(layer):
+    odd = wrap(Oddity())
+    odd.check_layers(("parts.0", "classifier"))
+    with pytest.raises(InputError, match=f"teacher layer is '{layer}'; accepted: penultimate, parts.0, classifier$"):
+        odd.check_layers((layer,))
 
 
 def test_an_unknown_layer_lists_the_valid_ones(teacher):
