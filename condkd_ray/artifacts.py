@@ -19,6 +19,7 @@ from condkd_ray.condensation.condensation import first_per_class
 from condkd_ray.condensation.imported import check_recognised
 from condkd_ray.config import content_hash
 from condkd_ray.data import Dataset, RealImages
+from condkd_ray.diagnosis import Landmarks, choose, make_landmarks
 from condkd_ray.evaluation import accuracy
 from condkd_ray.networks import label
 from condkd_ray.proxy import hold_out, views
@@ -59,7 +60,8 @@ class Workshop:
         key = ("hashes", *place, self._condensed_key(config, config.condensation))
         hashes = self._once(key, lambda: _hashes(dataset, teacher, condensed, proxy))
         seen = self._once(("seen", *key), lambda: self._seen(config, condensed))
-        return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes)
+        landmarks = self._once(("landmarks", *key), lambda: self._landmarks(config, seen))
+        return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes, landmarks)
 
     def data(self, config: TrialConfig) -> Dataset:
         """The data set, read once."""
@@ -99,6 +101,12 @@ class Workshop:
         held_out, _ = self._proxy_split(config)
         samples = held_out.samples(teacher.mean, teacher.std)
         return views(samples, teacher, seed=derive_seed(config.data.seed, "proxy views"))
+
+    def _landmarks(self, config: TrialConfig, condensed: Samples | None) -> Landmarks:
+        """Of real train images by the data seed, never those of the proxy set: the same ones for every trial."""
+        teacher, (_, rest) = self.teacher(config), self._proxy_split(config)
+        rows = choose(rest.labels, teacher.num_classes, seed=derive_seed(config.data.seed, "landmarks"))
+        return make_landmarks(teacher, rest[rows].samples(teacher.mean, teacher.std), condensed)
 
     def teacher(self, config: TrialConfig) -> Teacher:
         """The user's own, the cached, or a newly trained teacher."""

@@ -137,11 +137,18 @@ def finish(config: TrialConfig, prepared: Prepared, state: TrialState, store: St
 
 
 def summary(history: list[Metrics]) -> Metrics:
-    """A run's figures from its rounds: last values, sums of times, mean, variance and best of the measured rounds."""
+    """A run's figures from its rounds: last values, sums of times, mean, variance and best of the measured rounds.
+
+    `student/forgetting` is how far the last of these is below the best.
+    """
     last: Metrics = {}
     for metrics in history:
         last |= metrics
-    kept = {k: v for k, v in last.items() if k.startswith(("proxy/", "memory/")) or k == "student/val_accuracy"}
+    kept = {
+        k: v
+        for k, v in last.items()
+        if k.startswith(("proxy/", "memory/", "diagnosis/")) or k == "student/val_accuracy"
+    }
     times = {k for k in last if k.startswith("time/")}
     measured = [m["student/test_accuracy"] for m in history if "student/test_accuracy" in m]
     return kept | {
@@ -149,6 +156,7 @@ def summary(history: list[Metrics]) -> Metrics:
         "student/test_accuracy_mean": fmean(measured),
         "student/test_accuracy_variance": pvariance(measured),
         "student/test_accuracy_best": max(measured),
+        "student/forgetting": max(measured) - measured[-1],
         "student/test_rounds": len(measured),
     }
 

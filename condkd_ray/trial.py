@@ -16,6 +16,7 @@ from torch import Tensor
 
 from condkd_ray.condensation import AnyCondensation
 from condkd_ray.data import DataConfig, RealImages
+from condkd_ray.diagnosis import Landmarks, diagnose
 from condkd_ray.distiller import Distiller, DistillerState
 from condkd_ray.evaluation import evaluate
 from condkd_ray.guidance import AnyGuidance, NoGuidance
@@ -77,6 +78,11 @@ class TrialConfig(Method):
         """Where in the schedules the round after `round` others stands: 0 up to the student's first, 1 at the last."""
         return max(round - self.inversion.warm_up, 0) / max(self.rounds - 1, 1)
 
+    def measures(self, round: int) -> bool:
+        """Whether the student is measured in the round after `round` others: never while the inversion warms up."""
+        learnt = round + 1 - self.inversion.warm_up
+        return learnt >= 1 and (learnt % self.evaluate_every == 0 or learnt >= self.rounds)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -89,6 +95,8 @@ class Prepared:
     proxy: Samples
     hashes: dict[str, str] = field(default_factory=dict)
     """Content hashes: data, teacher, condensed, proxy."""
+    landmarks: Landmarks | None = None
+    """What synthetic images are compared with, for the report alone; without them nothing is."""
 
 
 @dataclass
@@ -136,6 +144,10 @@ def run_round(config: TrialConfig, prepared: Prepared, state: TrialState, store:
             metrics |= terms
         if len(fresh):
             settled = settle(fresh, store.codec, prepared.teacher)
+            if prepared.landmarks is not None and config.measures(state.round):
+                with _timed(metrics, "time/diagnosis_seconds"):
+                    student = state.distiller.student
+                    metrics |= diagnose(settled, prepared.landmarks, teacher=prepared.teacher, student=student)
             with _timed(metrics, "time/memory_seconds"):
                 metrics |= config.memory.add(state.memory, store, settled, teacher=prepared.teacher, rng=state.streams)
         if state.round >= config.inversion.warm_up:
@@ -195,8 +207,7 @@ def distil(config: TrialConfig, prepared: Prepared, state: TrialState, store: St
 
 def measure(config: TrialConfig, prepared: Prepared, state: TrialState) -> Metrics:
     """Where this round is one to be measured, how good the student is by now."""
-    learnt = state.round + 1 - config.inversion.warm_up
-    if learnt < 1 or (learnt % config.evaluate_every and learnt < config.rounds):
+    if not config.measures(state.round):
         return {}
     student, teacher = state.distiller.student, prepared.teacher
     return evaluate(student, teacher=teacher, proxy=prepared.proxy, val=prepared.val, test=prepared.test)

@@ -155,6 +155,35 @@ def test_one_image_a_class_is_held_out_for_the_proxy(workshop):
     assert torch.equal(shown.images, prepared.proxy.images)
 
 
+def test_landmarks_are_fifty_train_images_a_class_that_the_proxy_set_has_not(workshop):
+    dataset, prepared = workshop.data(CONFIG), workshop.prepare(CONFIG)
+    landmarks = prepared.landmarks
+    assert landmarks.real_labels.tolist() == [k for k in range(10) for _ in range(50)]
+    # Two images with the same features are not to be expected, so features tell which images these are.
+    with torch.no_grad():
+        allowed = prepared.teacher.observe(workshop.prepare(using(AllReal())).condensed.images).features
+    apart = torch.cdist(landmarks.real * landmarks.scale, allowed)
+    assert apart.amin(1).max() < 1e-2 < apart.median()
+    train = dataset.train.samples(dataset.mean, dataset.std).images
+    assert len(train) == len(allowed) + 10
+    assert torch.equal(landmarks.condensed_labels, prepared.condensed.labels)
+    with torch.no_grad():
+        condensed = prepared.teacher.observe(prepared.condensed.images).features
+    torch.testing.assert_close(landmarks.condensed * landmarks.scale, condensed, rtol=1e-3, atol=1e-3)
+
+
+def test_landmarks_are_made_once_and_their_real_side_is_every_trials(workshop):
+    first, same, other = (workshop.prepare(replace(CONFIG, seed=seed)).landmarks for seed in (0, 0, 1))
+    assert first is same
+    assert torch.equal(first.real, other.real)
+    assert not torch.equal(first.condensed, other.condensed)
+    without = workshop.prepare(using(None)).landmarks
+    assert torch.equal(without.real, first.real)
+    assert without.condensed is None
+    everything = workshop.prepare(using(AllReal())).landmarks
+    assert everything.condensed_labels.bincount().max() <= 100
+
+
 @pytest.mark.parametrize("method", [RandomReal(ipc=90), replace(STILL, ipc=90)], ids=lambda method: method.name)
 def test_condensers_see_neither_proxy_nor_test_nor_validation_images(workshop, method):
     dataset, prepared = workshop.data(CONFIG), workshop.prepare(using(method))

@@ -132,17 +132,25 @@ def test_the_summary_of_a_history():
     history: list[Metrics] = [
         {"round": 1, "student/test_accuracy": 0.2, "proxy/kl": 3.0, "time/wall_seconds": 1.0, "kd/loss": 4.0},
         {"round": 2, "time/wall_seconds": 2.0},
-        {"round": 3, "student/test_accuracy": 0.6, "proxy/kl": 1.0, "time/wall_seconds": 3.0, "memory/bytes": 7},
+        {"round": 3, "student/test_accuracy": 0.7, "proxy/kl": 1.0, "diagnosis/gap": 2.0, "memory/bytes": 7},
+        {"round": 4, "student/test_accuracy": 0.6, "time/wall_seconds": 3.0},
     ]
     assert summary(history) == {
         "proxy/kl": 1.0,
+        "diagnosis/gap": 2.0,
         "memory/bytes": 7,
         "time/wall_seconds": 6.0,
-        "student/test_accuracy_mean": pytest.approx(0.4),
-        "student/test_accuracy_variance": pytest.approx(0.04),
-        "student/test_accuracy_best": 0.6,
-        "student/test_rounds": 2,
+        "student/test_accuracy_mean": pytest.approx(0.5),
+        "student/test_accuracy_variance": pytest.approx(0.14 / 3),
+        "student/test_accuracy_best": 0.7,
+        "student/forgetting": pytest.approx(0.1),
+        "student/test_rounds": 3,
     }
+
+
+def test_nothing_is_forgotten_where_the_last_round_is_the_best():
+    history: list[Metrics] = [{"round": k, "student/test_accuracy": 0.1 * k} for k in (1, 2, 3)]
+    assert summary(history)["student/forgetting"] == 0
 
 
 def test_a_nan_ends_the_trial_as_failed_naming_round_and_term(tmp_path, prepared):

@@ -12,6 +12,7 @@ import torch
 
 from condkd_ray.condensation import RandomReal
 from condkd_ray.data import RealImages
+from condkd_ray.diagnosis import make_landmarks
 from condkd_ray.distiller import Distiller
 from condkd_ray.inversion import Fast
 from condkd_ray.networks import ResNet
@@ -78,7 +79,8 @@ def answered(images: RealImages, teacher: Teacher) -> Samples:
 
 
 def make_prepared(condensed: bool = True) -> Prepared:
-    """What trials of `toy_config` need: 128 test and 64 validation images, two condensed ones a class, a proxy set."""
+    """What trials of `toy_config` need: 128 test and 64 validation images, two condensed ones a class, a proxy set,
+    landmarks."""
     teacher = make_teacher()
     few = answered(blobs(IPC * NUM_CLASSES, seed=4), teacher) if condensed else None
     proxy = views(blobs(NUM_CLASSES, seed=5).samples(MEAN, STD), teacher, seed=0)
@@ -88,7 +90,8 @@ def make_prepared(condensed: bool = True) -> Prepared:
         "condensed": tensor_digest({"images": few.images}) if few else "",
         "proxy": tensor_digest({"images": proxy.images}),
     }
-    return Prepared(teacher, blobs(128, seed=2), blobs(64, seed=3), few, proxy, hashes)
+    landmarks = make_landmarks(teacher, blobs(10 * NUM_CLASSES, seed=6).samples(MEAN, STD), few)
+    return Prepared(teacher, blobs(128, seed=2), blobs(64, seed=3), few, proxy, hashes, landmarks)
 
 
 def toy_config(**changes: Any) -> TrialConfig:

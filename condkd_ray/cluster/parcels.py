@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from condkd_ray.data import RealImages
+from condkd_ray.diagnosis import Landmarks
 from condkd_ray.networks import label
 from condkd_ray.samples import Samples
 from condkd_ray.teacher import Teacher
@@ -62,6 +63,10 @@ class Depot:
             contents["val"] = (hashes["data"], vars(prepared.val))
         if prepared.condensed is not None:
             contents["condensed"] = (f"{hashes['condensed']}/{hashes['teacher']}", vars(prepared.condensed))
+        if prepared.landmarks is not None:
+            made_from = "/".join(hashes[kind] for kind in ("data", "proxy", "teacher", "condensed"))
+            tensors = {name: tensor for name, tensor in vars(prepared.landmarks).items() if tensor is not None}
+            contents["landmarks"] = (made_from, tensors)
         names = ("num_classes", "image_shape", "mean", "std", "train_size", "flip_ok")
         return Parcel(
             parts={kind: self._part(f"{kind}/{digest}", tensors) for kind, (digest, tensors) in contents.items()},
@@ -96,7 +101,7 @@ def unpack(config: TrialConfig, parcel: Parcel, device: str) -> Prepared:
         _unpacked[keys[kind]] = _build(kind, tensors, config, parcel, device)
     for key in set(_unpacked) - set(keys.values()):
         del _unpacked[key]
-    contents: dict[str, Any] = {"val": None, "condensed": None}
+    contents: dict[str, Any] = {"val": None, "condensed": None, "landmarks": None}
     contents |= {kind: _unpacked[key] for kind, key in keys.items()}
     return Prepared(**contents, hashes=parcel.hashes)
 
@@ -106,6 +111,8 @@ def _build(kind: str, tensors: dict[str, Tensor], config: TrialConfig, parcel: P
         return RealImages(**tensors)
     if kind in ("condensed", "proxy"):
         return Samples(**tensors).to(device)
+    if kind == "landmarks":
+        return Landmarks(**{name: tensor.to(device) for name, tensor in tensors.items()})
     about = parcel.teacher
     with torch.random.fork_rng(devices=[]):
         network = config.teacher.network.build(about["image_shape"], about["num_classes"])

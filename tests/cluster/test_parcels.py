@@ -37,7 +37,7 @@ def assert_same(a: torch.Tensor, b: torch.Tensor) -> None:
 def test_what_is_unpacked_is_what_was_packed(cluster):
     prepared = toy.make_prepared()
     unpacked = unpack(toy.toy_config(), Depot().pack(prepared), "cpu")
-    for name in ("test", "val", "condensed", "proxy"):
+    for name in ("test", "val", "condensed", "proxy", "landmarks"):
         for tensor, other in zip(*(vars(getattr(p, name)).values() for p in (unpacked, prepared)), strict=True):
             assert_same(tensor, other)
     old, new = prepared.teacher, unpacked.teacher
@@ -56,6 +56,18 @@ def test_a_trial_may_have_neither_condensed_nor_validation_images(cluster):
     unpacked = unpack(toy.toy_config(), Depot().pack(prepared), "cpu")
     assert unpacked.condensed is None
     assert unpacked.val is None
+    assert unpacked.landmarks is not None
+    assert unpacked.landmarks.condensed is None
+    bare = unpack(toy.toy_config(), Depot().pack(dataclasses.replace(prepared, landmarks=None)), "cpu")
+    assert bare.landmarks is None
+
+
+def test_landmarks_follow_the_proxy_images_they_avoid(cluster):
+    import dataclasses
+
+    depot, prepared = Depot(), toy.make_prepared()
+    other = dataclasses.replace(prepared, hashes=prepared.hashes | {"proxy": "another data seed"})
+    assert depot.pack(prepared).parts["landmarks"] != depot.pack(other).parts["landmarks"]
 
 
 def test_equal_contents_are_stored_once_and_unpacked_once(cluster):
@@ -63,7 +75,8 @@ def test_equal_contents_are_stored_once_and_unpacked_once(cluster):
     first, second = depot.pack(toy.make_prepared()), depot.pack(toy.make_prepared(condensed=False))
     assert first.parts["test"] == second.parts["test"]
     assert set(first.parts) - set(second.parts) == {"condensed"}
+    assert first.parts["landmarks"] != second.parts["landmarks"]
     one, two = (unpack(toy.toy_config(), parcel, "cpu") for parcel in (first, second))
     assert one.teacher is two.teacher
     assert one.test is two.test
-    assert len(parcels._unpacked) == 4
+    assert len(parcels._unpacked) == 5

@@ -1,10 +1,12 @@
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from reference import losses as reference
+from scipy import linalg
 
-from condkd_ray.losses.discrepancy import class_mmd, class_moments, median_distance, squared_distances
+from condkd_ray.losses.discrepancy import class_frechet, class_mmd, class_moments, median_distance, squared_distances
 
 RNG = torch.Generator().manual_seed(0)
 LEFT, RIGHT = torch.randn(14, 6, generator=RNG).double(), torch.randn(9, 6, generator=RNG).double() + 1
@@ -13,6 +15,7 @@ MEDIAN = torch.tensor(8.0, dtype=torch.float64)
 
 mmd = partial(class_mmd, num_classes=5, median=MEDIAN)
 moments = partial(class_moments, num_classes=5)
+frechet = partial(class_frechet, num_classes=5)
 
 
 def both_moments(*sides):
@@ -128,3 +131,52 @@ def test_classes_of_one_image_have_means_alone():
     mean, covariance = moments(features, labels, RIGHT[:3], labels)
     assert mean.item() == pytest.approx((features - RIGHT[:3]).square().sum(1).mean().item())
     assert covariance == 0
+
+
+# Frechet distance.
+
+
+def by_matrix_roots(x, y):
+    """Of one class, by the root of a matrix that nothing but the definition needs."""
+    (mean, cov), (mean_, cov_) = ((side.mean(0), np.cov(side.T, bias=True)) for side in (x, y))
+    return ((mean - mean_) ** 2).sum() + np.trace(cov + cov_ - 2 * linalg.sqrtm(cov @ cov_).real)
+
+
+def full_rank(count, shift, seed):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, 6)) @ rng.normal(size=(6, 6)) + shift
+
+
+def test_frechet_equals_the_definition_by_matrix_roots():
+    left, right = ([full_rank(20 + k, shift, 10 * k + shift) for k in range(3)] for shift in (0, 1))
+    labels = [torch.arange(3).repeat_interleave(torch.tensor([len(x) for x in side])) for side in (left, right)]
+    sides = [torch.from_numpy(np.concatenate(side)) for side in (left, right)]
+    shuffled = torch.randperm(len(labels[0]), generator=RNG)
+    found = frechet(sides[0][shuffled], labels[0][shuffled], sides[1], labels[1])
+    assert found.item() == pytest.approx(np.mean([by_matrix_roots(x, y) for x, y in zip(left, right, strict=True)]))
+
+
+def test_frechet_of_a_shift_is_its_square_and_of_a_stretch_that_of_the_deviations():
+    assert frechet(LEFT, LEFT_LABELS, LEFT + 2, LEFT_LABELS).item() == pytest.approx(4 * 6)
+    assert frechet(LEFT, LEFT_LABELS, LEFT, LEFT_LABELS).item() == pytest.approx(0, abs=1e-9)
+    one = torch.zeros(14, dtype=torch.long)
+    centred = LEFT - LEFT.mean(0)
+    wanted = 4 * centred.square().sum(1).mean().item()
+    assert frechet(centred, one, 3 * centred, one).item() == pytest.approx(wanted)
+
+
+def test_frechet_is_over_common_classes_and_of_one_image_has_means_alone():
+    moved = LEFT + 7 * (LEFT_LABELS == 3)[:, None]
+    wanted = frechet(LEFT, LEFT_LABELS, RIGHT, RIGHT_LABELS)
+    torch.testing.assert_close(frechet(moved, LEFT_LABELS, RIGHT, RIGHT_LABELS), wanted)
+    assert frechet(LEFT, torch.zeros_like(LEFT_LABELS), RIGHT, torch.ones_like(RIGHT_LABELS)) == 0
+    labels = torch.arange(3)
+    apart = (LEFT[:3] - RIGHT[:3]).square().sum(1).mean().item()
+    assert frechet(LEFT[:3], labels, RIGHT[:3], labels).item() == pytest.approx(apart)
+
+
+def test_autocast_does_not_touch_frechet():
+    sides = LEFT.float() + 30, LEFT_LABELS, RIGHT.float() + 30, RIGHT_LABELS
+    wanted = frechet(*sides)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(frechet(*sides), wanted)
