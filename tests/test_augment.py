@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import augment as reference
 
-from condkd_ray.augment import dsa, shift_flip
+from condkd_ray.augment import dsa, resized_crop, shift_flip
 
 GROUPS = list(reference.GROUPS)
 
@@ -130,3 +130,51 @@ def test_neither_touches_its_input_nor_the_global_generator():
         augmented(images, group)
     assert torch.equal(images, kept)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scale", [(0.25, 1.0), (0.9, 1.0)])
+def test_resized_crop_equals_the_plain_loop(flip, scale):
+    images = pictures(12)
+    draws = torch.rand(5, 12, generator=generator()).T.tolist()
+    wanted = []
+    for image, u in zip(images.tolist(), draws, strict=True):
+        image = reference.resized_crop(image, u, *scale)
+        wanted.append(reference.mirrored(image) if flip and u[4] < 0.5 else image)
+    found = resized_crop(images, rng=generator(), scale=scale, flip=flip)
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=images.dtype), rtol=1e-4, atol=1e-4)
+    assert 2 < sum(u[4] < 0.5 for u in draws) < 10
+
+
+def test_a_crop_of_a_white_image_is_white_up_to_the_edge():
+    images = torch.ones(500, 1, 7, 9)
+    torch.testing.assert_close(resized_crop(images, rng=generator(), flip=True), images)
+
+
+def test_parts_have_the_shares_asked_for():
+    # Brightness grows along each axis: the span of a crop tells its side, less a pixel.
+    ramp = torch.arange(64.0)
+    images = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64)]).expand(4000, 2, 64, 64)
+    crops = resized_crop(images, rng=generator(), scale=(0.25, 1.0), flip=False).flatten(2)
+    sides = (crops.amax(2) - crops.amin(2)) / 63
+    area = sides.prod(1)
+    assert area.min() > 0.22
+    assert area.max() > 0.9
+    ratio = sides[:, 0] / sides[:, 1]
+    assert 0.7 < ratio.min() < 0.8
+    assert 1.25 < ratio.max() < 1.4
+    # Uniform from 1/4 to 1, a little less where a side was cut.
+    assert 0.55 < area.mean() < 0.64
+
+
+def test_crops_differ_from_image_to_image_and_draw_the_same_with_and_without_flip():
+    twins, one, other = pictures(1).expand(20, -1, -1, -1), generator(), generator()
+    crops = resized_crop(twins, rng=one, flip=False)
+    assert len({tuple(image.flatten().tolist()) for image in crops}) == 20
+    resized_crop(twins, rng=other, flip=True)
+    assert torch.equal(one.get_state(), other.get_state())
+
+
+def test_gradients_reach_the_cropped_images():
+    images = pictures(2, 2, 5, 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: resized_crop(x, rng=generator(), flip=True), (images,))

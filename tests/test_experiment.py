@@ -12,7 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from condkd_ray.experiment import Flags
-from condkd_ray.inversion import Dafl, Fast
+from condkd_ray.inversion import Fast
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
 from condkd_ray.report.records import Record, read_manifest, read_records
@@ -125,10 +125,17 @@ def test_flags_become_a_config(tmp_path: Path):
     assert config.condensation.ipc == 10
 
 
-def test_an_adversarial_host_gets_fresh_images():
-    config = Flags(inversion="dafl").base()
-    assert isinstance(config.inversion, Dafl)
+@pytest.mark.parametrize("inversion", ["dafl", "pre_dfkd"])
+def test_an_adversarial_host_gets_fresh_images(inversion):
+    config = Flags(inversion=inversion).base()
+    assert config.inversion.name == inversion
     assert isinstance(config.memory, Latest)
+
+
+@pytest.mark.parametrize("inversion", ["fast", "cmi", "dafl", "pre_dfkd"])
+def test_digits_get_a_narrower_generator(inversion):
+    assert Flags(inversion=inversion).base().inversion.width == 64
+    assert Flags(inversion=inversion, dataset="cifar10").base().inversion.width == 128
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,5 +104,100 @@ def test_latents_are_fresh_each_round_and_learn_at_a_rate_of_their_own():
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"bn_momentum": 1.0}, {"bn_momentum": -0.1}])
 def test_settings_that_make_no_sense_are_refused(change):
+    with pytest.raises(InputError, match="accepted"):
+        Fast(**change)
+
+
+def rounds(fast, count, student=None):
+    """(state, generators after each round, metrics) over rounds from seed 0."""
+    teacher, rng, generators, metrics = make_teacher(), Streams(0), [], []
+    state = fast.init(teacher, rng)
+    for _ in range(count):
+        _, terms = synthesize(fast, state, rng=rng, teacher=teacher, student=student)
+        generators.append([p.detach().clone() for p in state.generator.parameters()])
+        metrics.append(terms)
+    return state, generators, metrics
+
+
+def spied(monkeypatch):
+    """The clones a run makes of its generator."""
+    clones = []
+
+    def deepcopy(generator):
+        clones.append(copy.deepcopy(generator))
+        return clones[-1]
+
+    monkeypatch.setattr("condkd_ray.inversion.fast.copy", SimpleNamespace(deepcopy=deepcopy))
+    return clones
+
+
+def test_under_reptile_the_original_follows_where_its_clone_went(monkeypatch):
+    clones, fast = spied(monkeypatch), small(Fast, steps=2, meta="reptile")
+    teacher, rng = make_teacher(), Streams(0)
+    state = fast.init(teacher, rng)
+    wanted = [p.detach().clone().requires_grad_() for p in state.generator.parameters()]
+    optimizer = torch.optim.Adam(wanted, lr=fast.lr * fast.steps, betas=(0.5, 0.999))
+    for _ in range(2):
+        synthesize(fast, state, rng=rng, teacher=teacher)
+        for parameter, moved in zip(wanted, clones[-1].parameters(), strict=True):
+            parameter.grad = 67 * (parameter - moved).detach()
+        optimizer.step()
+        for found, one in zip(state.generator.parameters(), wanted, strict=True):
+            torch.testing.assert_close(found, one)
+    assert len(clones) == 2
+
+
+def test_without_a_meta_step_the_generator_itself_goes_on(monkeypatch):
+    clones, guide = spied(monkeypatch), Verdict(*[0.0] * 6)
+    fast, teacher, rng = small(Fast, steps=3, meta="none", lr_latent=0.0), make_teacher(), Streams(0)
+    state = fast.init(teacher, rng)
+    before = copy.deepcopy(state.generator)
+    synthesize(fast, state, rng=rng, teacher=teacher, guide=guide)
+    assert not clones
+    assert not state.optimizer.state
+    # Adam's steps are about as long as its rate: the generator made all three of them.
+    length = max((a - b).abs().max() for a, b in zip(state.generator.parameters(), before.parameters(), strict=True))
+    assert 2 * fast.lr < length < 4 * fast.lr
+
+
+def test_the_three_meta_steps_differ():
+    ends = [rounds(small(Fast, steps=3, meta=meta), 2)[1][-1] for meta in ("maml", "reptile", "none")]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not all(map(torch.equal, ends[one], ends[other]))
+
+
+def test_in_the_warm_up_the_student_is_not_asked():
+    asked = []
+    student = make_student()
+    student.register_forward_hook(lambda *_: asked.append(len(metrics)))
+    fast, metrics, teacher, rng = small(Fast, warm_up=2), [], make_teacher(), Streams(0)
+    state = fast.init(teacher, rng)
+    for _ in range(4):
+        metrics.append(synthesize(fast, state, rng=rng, teacher=teacher, student=student)[1])
+    assert asked == [2] * 3 + [3] * 3
+    assert [terms["inversion/adv"] == 0 for terms in metrics] == [True, True, False, False]
+    assert metrics[0].keys() == metrics[3].keys()
+
+
+def test_a_reset_draws_the_first_layers_anew_and_only_them():
+    plain, reset = (rounds(small(Fast, lr=0.0, resets=resets), 3)[1] for resets in ((), (2,)))
+    names = [name for name, _ in small(Fast).init(make_teacher(), Streams(0)).generator.named_parameters()]
+    changed = [name for name, a, b in zip(names, plain[1], reset[1], strict=True) if not torch.equal(a, b)]
+    assert changed == ["linear.weight", "linear.bias", "start.weight"]
+    assert all(map(torch.equal, plain[0], reset[0]))
+    assert all(map(torch.equal, reset[1], reset[2]))
+    drawn = dict(zip(names, reset[1], strict=True))
+    assert drawn["linear.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+    assert drawn["linear.bias"].abs().max() == 0
+    assert drawn["start.weight"].abs().max() < 0.1
+
+
+def test_resets_of_two_rounds_are_two_draws():
+    generators = rounds(small(Fast, lr=0.0, resets=(1, 3)), 3)[1]
+    assert not torch.equal(generators[0][0], generators[2][0])
+
+
+@pytest.mark.parametrize("change", [{"warm_up": -1}, {"resets": (0,)}, {"reptile_scale": 0.0}])
+def test_schedules_that_make_no_sense_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         Fast(**change)

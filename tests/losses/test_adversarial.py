@@ -6,7 +6,7 @@ import torch
 from reference import losses as reference
 from toy import make_teacher, samples
 
-from condkd_ray.losses.adversarial import disagreement, fool, gradient_penalty, tell_apart
+from condkd_ray.losses.adversarial import disagreement, fool, gradient_penalty, jensen_shannon, tell_apart
 from condkd_ray.networks.discriminator import FeatureDiscriminator
 from condkd_ray.streams import Streams
 
@@ -101,3 +101,25 @@ def test_gradients_are_those_of_the_values(loss, form):
     assert torch.autograd.gradcheck(
         partial(loss, form=form), (REAL.clone().requires_grad_(), FAKE.clone().requires_grad_())
     )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "batchmean"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_jensen_shannon_equals_the_plain_loop(reduction, temperature):
+    found = jensen_shannon(3 * STUDENT, 3 * TEACHER, temperature=temperature, reduction=reduction)
+    wanted = reference.jensen_shannon((3 * STUDENT).tolist(), (3 * TEACHER).tolist(), temperature, reduction)
+    torch.testing.assert_close(found, torch.tensor(wanted), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("classes", "low", "high"), [(10, 0.08, 0.15), (100, 0.002, 0.008)])
+def test_as_released_a_confident_disagreement_is_hardly_felt(classes, low, high):
+    certain = 12 * torch.eye(classes)
+    assert low < jensen_shannon(certain, certain.roll(1, 0)).mean() < high
+    assert jensen_shannon(certain, certain.roll(1, 0), reduction="batchmean").mean() > 10 * low
+
+
+def test_jensen_shannon_of_equal_answers_is_0_and_it_is_float32_under_autocast():
+    assert jensen_shannon(TEACHER, TEACHER).abs().max() < 1e-6
+    assert torch.equal(jensen_shannon(STUDENT, TEACHER), jensen_shannon(TEACHER, STUDENT))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert jensen_shannon(STUDENT.bfloat16(), TEACHER).dtype == torch.float32

@@ -67,3 +67,34 @@ def test_nearest_upsampling_doubles_twice():
             layer.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
     network(latents(2))
     assert sizes == [(6, 10), (12, 20), (12, 20)]
+
+
+def test_with_spectral_every_convolution_has_norm_1_and_the_linear_layer_is_left():
+    network = generator((3, 8, 8), spectral=True)
+    for _ in range(50):
+        network(latents())
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-2)
+    assert set(dict(network.linear.named_parameters())) == {"weight", "bias"}
+
+
+def test_uniform_and_normal_initialisation():
+    wide = {"uniform": 0.08 / 3**0.5, "normal": 0.02}
+    for init, std in wide.items():
+        with Streams(0).forked("init/generator"):
+            network = Generator(32, 32, (3, 16, 16), init=init)
+        for layer in (network.linear, network.middle[0], network.end[0]):
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+            assert init == "normal" or layer.weight.abs().max() <= 0.08
+        assert (network.linear.bias == 0).all()
+        assert (network.end[3].bias == 0).all()
+        scales = torch.cat([network.start.weight, network.middle[1].weight, network.end[1].weight])
+        assert scales.mean().item() == pytest.approx(1, abs=0.01)
+        assert scales.std().item() == pytest.approx(0.02 if init == "normal" else 0, abs=0.005)
+
+
+def test_the_default_is_pytorchs_own():
+    with Streams(0).forked("init/generator"):
+        linear = nn.Linear(6, 8 * 4)
+    assert torch.equal(generator((1, 8, 8)).linear.weight, linear.weight)

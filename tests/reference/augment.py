@@ -1,6 +1,6 @@
 """Augmentations of one image[c][h][w] as plain loops over Python floats. Imports nothing from the package."""
 
-from math import cos, floor, pi, sin
+from math import cos, floor, pi, sin, sqrt
 
 
 def moved(image, down, right):
@@ -61,6 +61,26 @@ def cutout(image, u):
 
 def flip(image, u):
     return mirrored(image) if u[0] < 0.5 else image
+
+
+def resized_crop(image, u, low, high):
+    """The part of area share low..high and of width over height 3/4..4/3, each pixel at its place in the whole."""
+    height, width = len(image[0]), len(image[0][0])
+    area, ratio = low + (high - low) * u[0], (4 / 3) ** (2 * u[1] - 1)
+    wide, high_ = min(sqrt(area * ratio), 1.0), min(sqrt(area / ratio), 1.0)
+    left, top = (1 - wide) * u[2] * width, (1 - high_) * u[3] * height
+    out = []
+    for channel in image:
+        rows = []
+        for i in range(height):
+            y = min(max(top + (i + 0.5) * high_ - 0.5, 0.0), height - 1.0)
+            row = []
+            for j in range(width):
+                x = min(max(left + (j + 0.5) * wide - 0.5, 0.0), width - 1.0)
+                row.append(bilinear(channel, y, x))
+            rows.append(row)
+        out.append(rows)
+    return out
 
 
 def bilinear(channel, y, x):

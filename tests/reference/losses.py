@@ -137,6 +137,28 @@ def disagreement(student, teacher):
     return losses
 
 
+def jensen_shannon(student, teacher, temperature, reduction):
+    """As PRE-DFKD has it: KL(middle || side), everything clamped; over the classes a mean or a sum."""
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        q, p = softmax([value / temperature for value in s]), softmax([value / temperature for value in t])
+        total = 0.0
+        for a, b in zip(p, q, strict=True):
+            a, b, m = (min(max(x, 0.01), 0.99) for x in (a, b, (a + b) / 2))
+            total += 0.5 * m * log(m / a) + 0.5 * m * log(m / b)
+        losses.append(total / len(s) if reduction == "mean" else total)
+    return losses
+
+
+def instance_discrimination(local, whole, count, temperature):
+    """Mean over the first `count` rows, plus that over the others where there are any."""
+    losses = []
+    for i in range(len(local)):
+        alike = [sum(a * b for a, b in zip(local[i], row, strict=True)) / temperature for row in whole]
+        losses.append(-log_softmax(alike)[i])
+    return mean(losses[:count]) + (mean(losses[count:]) if losses[count:] else 0.0)
+
+
 def sigmoid(value):
     return 1 / (1 + exp(-value))
 

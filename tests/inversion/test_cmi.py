@@ -1,0 +1,136 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from contracts.toy_methods import Verdict, make_student, small, synthesize
+from toy import NUM_CLASSES, make_teacher
+
+from condkd_ray.augment import resized_crop, shift_flip
+from condkd_ray.inversion import Cmi
+from condkd_ray.method import InputError
+from condkd_ray.networks.generator import Generator
+from condkd_ray.streams import Streams
+from condkd_ray.targets import Balanced
+
+
+def project(head, features):
+    features = features @ head[0].weight.T + head[0].bias
+    return F.normalize(features.relu() @ head[2].weight.T + head[2].bias)
+
+
+def contrast(cmi, head, local, whole, cached):
+    """The two means: over the batch, and over cached rows."""
+    count = len(local)
+    local, whole = (torch.cat([now, *then]) for now, then in zip((local, whole), cached, strict=True))
+    alike = project(head, local) @ project(head, whole).detach().T / cmi.cr_temperature
+    losses = -alike.log_softmax(1).diagonal()
+    return losses[:count].mean() + (losses[count:].mean() if len(losses) > count else 0)
+
+
+def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
+    """One round of CMI written out; its losses, and (images, features) of the lowest."""
+    targets = Balanced().sample(cmi.batch, NUM_CLASSES, rng=rng)
+    with rng.forked(f"init/generator/{number}"):
+        generator = Generator(cmi.latent, cmi.width, teacher.image_shape, init="normal")
+    generator = generator.to(memory_format=torch.channels_last)
+    latents = torch.randn(cmi.batch, cmi.latent, generator=rng["latents"]).requires_grad_()
+    own = torch.optim.Adam([{"params": generator.parameters()}, {"params": [latents]}], cmi.lr, betas=(0.5, 0.999))
+    rounds = []
+    for _ in range(cmi.steps):
+        images = (generator(latents) - teacher.mean[0]) / teacher.std[0]
+        shifted = shift_flip(images, rng=rng["augment/inversion"], shift=1, flip=False)
+        part = resized_crop(images, rng=rng["augment/inversion"], flip=False)
+        seen, local = teacher.observe(shifted, bn_means=True), teacher.observe(part, bn_means=True).bn_means
+        loss = cmi.oh_weight * F.cross_entropy(seen.logits, targets)
+        for (mean, var), (running_mean, running_var) in zip(seen.bn, teacher.running_bn, strict=True):
+            loss = loss + cmi.bn_weight * ((running_mean - mean).norm() + (running_var - var).norm())
+        answers = student(shifted)
+        kl = (seen.logits.softmax(1) * (seen.logits.log_softmax(1) - answers.log_softmax(1))).sum(1)
+        loss = loss - cmi.adv_weight * (kl * (answers.argmax(1) == seen.logits.argmax(1))).mean()
+        cached = ([], [])
+        if bank is not None:
+            rows = torch.randperm(len(bank), generator=rng["negatives"])[: cmi.negatives]
+            cached = tuple([half] for half in bank[rows].chunk(2, 1))
+        loss = loss + cmi.cr_weight * contrast(cmi, head, local, seen.bn_means, cached)
+        own.zero_grad()
+        optimizer.zero_grad()
+        loss.backward()
+        own.step()
+        optimizer.step()
+        rounds.append((loss.item(), images.detach(), torch.cat([local, seen.bn_means], 1).detach()))
+    return rounds
+
+
+def test_two_rounds_as_written_out_by_hand():
+    cmi, teacher, student = small(Cmi, steps=3), make_teacher(), make_student()
+    rng, own = Streams(0), Streams(0)
+    state, other = cmi.init(teacher, rng), cmi.init(teacher, own)
+    bank = None
+    for number in (1, 2):
+        made, metrics = synthesize(cmi, state, rng=rng, teacher=teacher, student=student)
+        rounds = by_hand(cmi, number, other.head, other.optimizer, bank, own, teacher, student)
+        assert metrics["inversion/loss"] == pytest.approx(sum(loss for loss, *_ in rounds) / 3, rel=1e-3)
+        _, images, features = min(rounds, key=lambda step: step[0])
+        torch.testing.assert_close(made.images, images, rtol=1e-2, atol=1e-2)
+        bank = features if bank is None else torch.cat([bank, features])
+        bank = bank[-cmi.bank :]
+        torch.testing.assert_close(state.bank, bank, rtol=1e-2, atol=1e-2)
+        for found, wanted in zip(state.head.parameters(), other.head.parameters(), strict=True):
+            # Adam's first step has the size of the rate, whatever the gradient: its sign may hang on a last bit.
+            assert torch.isclose(found, wanted, rtol=1e-3, atol=1e-4).double().mean() > 0.99
+
+
+def test_the_bank_keeps_the_latest_rows():
+    cmi, teacher, rng = small(Cmi, steps=1, batch=8, bank=12), make_teacher(), Streams(0)
+    state, seen = cmi.init(teacher, rng), []
+    channels = sum(len(mean) for mean, _ in teacher.running_bn)
+    for rows in (8, 12, 12):
+        synthesize(cmi, state, rng=rng, teacher=teacher)
+        assert state.bank.shape == (rows, 2 * channels)
+        assert not state.bank.requires_grad
+        seen.append(state.bank[-8:].clone())
+    assert torch.equal(state.bank, torch.cat(seen)[-12:])
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_images_and_features_of_the_lowest_loss_are_kept(best):
+    guide = Verdict(*[-1e6 if step == best else 0.0 for step in range(3)])
+    cmi, teacher, rng = small(Cmi, shift=0.0), make_teacher(), Streams(0)
+    state = cmi.init(teacher, rng)
+    made, _ = synthesize(cmi, state, rng=rng, teacher=teacher, guide=guide)
+    assert torch.equal(made.images, guide.shown[best])
+    whole = teacher.observe(made.images, bn_means=True).bn_means
+    torch.testing.assert_close(state.bank.chunk(2, 1)[1], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_each_round_has_a_generator_of_its_own_and_one_head():
+    cmi, teacher, rng, firsts = small(Cmi, steps=1, lr=0.0), make_teacher(), Streams(0), []
+    state = cmi.init(teacher, rng)
+    head = [p.clone() for p in state.head.parameters()]
+    for _ in range(2):
+        guide = Verdict(0.0)
+        rng["latents"].manual_seed(5)
+        synthesize(cmi, state, rng=rng, teacher=teacher, guide=guide)
+        firsts.append(guide.shown[0])
+    assert not torch.allclose(*firsts)
+    assert all(torch.equal(p, q) for p, q in zip(state.head.parameters(), head, strict=True))
+
+
+def test_the_head_learns_over_rounds():
+    cmi, teacher, rng, found = small(Cmi, steps=20, cr_weight=1.0, head=32), make_teacher(), Streams(0), []
+    state = cmi.init(teacher, rng)
+    for _ in range(4):
+        _, metrics = synthesize(cmi, state, rng=rng, teacher=teacher)
+        found.append(metrics["inversion/cr"])
+    # From the second round on there are as many negatives each time.
+    assert found[3] < found[1]
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"head": 0}, {"negatives": 0}, {"cr_temperature": 0.0}])
+def test_settings_that_make_no_sense_are_refused(change):
+    with pytest.raises(InputError, match="accepted"):
+        Cmi(**change)
+
+
+def test_more_negatives_than_the_bank_holds_are_refused():
+    with pytest.raises(InputError, match="negatives is 9; accepted: at most 8, the rows of the bank"):
+        Cmi(negatives=9, bank=8)
