@@ -24,6 +24,8 @@ from condkd_ray.teacher import PENULTIMATE, Observation, Teacher
 State = TypeVar("State")
 Augmentation = Literal["host", "condensed", "dsa"]
 HostAugment = Callable[[Tensor, torch.Generator], Tensor]
+MOST_AT_START = 4096
+"""Condensed images a state is made from: some compare all pairs, and all real images can be the condensed set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +77,11 @@ class Guidance(Method, ABC, Generic[State]):
         return {}
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> State:
-        """`init` on the observed condensed set. Raises `InputError` where there is none."""
+        """`init` on the observed condensed set, evenly thinned if large. Raises `InputError` where there is none."""
         require(condensed is not None, "condensed set of a guided run", None, "a condensation (or guidance none)")
         assert condensed is not None
         shown, _ = self._split(condensed, teacher.num_classes)
+        shown = shown[:: -(-len(shown) // MOST_AT_START)]
         with torch.no_grad():
             parts = [teacher.observe(part, self.layers).pooled(self.layer) for part in shown.images.split(512)]
         return self.init(teacher, torch.cat(parts), shown.labels, rng)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_teacher
 
 from condkd_ray.guidance import Discriminator, Guidance
+from condkd_ray.guidance import guidance as guidance_module
 from condkd_ray.guidance.guidance import same_class_rows
 from condkd_ray.samples import Samples, unseen
 from condkd_ray.streams import Streams
@@ -49,7 +50,7 @@ class Witness(Guidance[Shown]):
     name: str = "witness"
 
     def init(self, teacher, condensed, labels, rng):
-        return Shown([])
+        return Shown([(condensed, labels)])
 
     def penalty(self, state, fake, labels, *, rng):
         return fake.mean()
@@ -68,12 +69,23 @@ def looked_at(augment, host_augment=identity):
     teacher = make_teacher()
     guide, carried = bound(Witness(augment=augment), teacher=teacher, condensed=FLAT, host_augment=host_augment)
     step(guide, fakes(), teacher)
-    ((fake, real),) = carried.pairs
+    _, (fake, real) = carried.pairs
     return teacher.observe(fakes()).features, fake, real
 
 
 def expected(images):
     return make_teacher().observe(images).features
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(8, slice(None)), (7, slice(0, 8, 2)), (3, slice(0, 8, 3))])
+def test_it_begins_with_the_whole_condensed_set_unless_that_is_large(monkeypatch, limit, rows):
+    monkeypatch.setattr(guidance_module, "MOST_AT_START", limit)
+    condensed = condensed_set(2)
+    _, carried = bound(Witness(), condensed=condensed)
+    ((features, labels),) = carried.pairs
+    torch.testing.assert_close(features, expected(condensed.images)[rows])
+    assert torch.equal(labels, condensed.labels[rows])
+    assert len(labels) <= limit
 
 
 def test_the_real_side_has_the_classes_of_the_fakes():
