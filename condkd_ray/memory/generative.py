@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from condkd_ray.losses.vae import divergence, recall_loss, reconstruction
 from condkd_ray.memory.memory import Deck, Draw, ReplayMemory, gathered, interleaved
@@ -46,7 +47,7 @@ class Generative(ReplayMemory[GenerativeState]):
     """
 
     paper: ClassVar[str] = "Binici et al., AAAI 2022"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "latent", "width")
+    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "latent", "width", "statistics")
     name: Literal["generative"] = "generative"
     steps: int = 8
     """VAE steps a round: 4 for every 10 of the student's, which are 20."""
@@ -64,6 +65,9 @@ class Generative(ReplayMemory[GenerativeState]):
     """Of Adam for encoder and decoder."""
     lr_recall: float = 0.02
     """Of the one Adam step of recalled latents."""
+    statistics: Literal["running", "batch"] = "running"
+    """Of the decoder's BN layers in recall. The official code has its running ones, which are of encoded images: where
+    codes lie off N(0, I), images recalled with them are alike. `batch` takes those of the recalled batch itself."""
     logits_weight: float = 1.0
     """Of the teacher-aware reconstruction; 0 is the paper's ablation of it."""
     kl_weight: float = 1e-5
@@ -135,9 +139,16 @@ class Generative(ReplayMemory[GenerativeState]):
         return sum(tensor.nbytes for tensor in held)
 
     def recall_loss(self, state: GenerativeState, latents: Tensor, *, teacher: Teacher) -> Tensor:
-        """What the latents (B, Z) of recalled images are moved to lower; the decoder is in eval mode."""
-        logits = teacher.logits(state.decoder.eval()(latents))
+        """What the latents (B, Z) of recalled images are moved to lower."""
+        logits = teacher.logits(self.decode(state, latents))
         return recall_loss(logits, latents, ie_weight=self.ie_weight, oh_weight=self.oh_weight)
+
+    def decode(self, state: GenerativeState, latents: Tensor) -> Tensor:
+        """Latents (B, Z) to images (B, C, H, W); the decoder's buffers stay as they are."""
+        if self.statistics == "running":
+            return state.decoder.eval()(latents)
+        buffers = {name: buffer.clone() for name, buffer in state.decoder.named_buffers()}
+        return functional_call(state.decoder.train(), buffers, (latents,))
 
     def latents(self, state: GenerativeState, count: int, *, teacher: Teacher, rng: Streams) -> Tensor:
         """(count, Z): where recalled images are decoded from, N(0, I) and one Adam step on `recall_loss`."""
@@ -152,7 +163,7 @@ class Generative(ReplayMemory[GenerativeState]):
         """`count` images of the past, labelled by the teacher."""
         with torch.enable_grad():
             latents = self.latents(state, count, teacher=teacher, rng=rng)
-        images = state.decoder.eval()(latents)
+        images = self.decode(state, latents)
         logits = teacher.logits(images)
         return Samples(images, logits.argmax(1), logits)
 

@@ -108,13 +108,25 @@ def test_recollections_go_beside_fresh_images_once_there_has_been_a_round():
     assert sizes == 3 * [16] + 6 * [20]
 
 
-def test_a_draw_changes_neither_memory_nor_teacher():
-    played, _ = after(small(Generative), [[0], [1]])
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_a_draw_changes_neither_memory_nor_teacher(statistics):
+    played, _ = after(small(Generative, statistics=statistics), [[0], [1]])
     networks = [played.state.encoder, played.state.decoder, TEACHER.network]
     before = [frozen(network)[:2] for network in networks]
     played.draw(12)
     assert same([frozen(network)[:2] for network in networks], before)
-    assert not played.state.decoder.training
+
+
+def test_with_the_batchs_own_statistics_recalled_images_differ_as_much_as_fresh_ones():
+    """Running ones are of encoded images; what the prior's latents become under them is nearly one image."""
+    spreads = []
+    for statistics in ("running", "batch"):
+        played, _ = after(replace(LEARNING, latent=64, statistics=statistics), [list(EVERY)] * 4)
+        drawn = played.draw(200)
+        images, recalled = drawn.samples.images, drawn.ids < 0
+        spreads.append(float(images[recalled].std(0).mean() / images[~recalled].std(0).mean()))
+    assert spreads[0] < 0.7
+    assert spreads[1] > 0.8
 
 
 def test_what_is_drawn_is_outside_any_graph_and_named_by_the_teacher():
