@@ -7,7 +7,7 @@ from toy import make_prepared, samples, toy_config
 from condkd_ray import state as states
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import Discriminator, Mmd, NoGuidance
-from condkd_ray.inversion import Dafl, DeepInversion, Fast, NoInversion
+from condkd_ray.inversion import Cmi, Dafl, DeepInversion, Fast, NoInversion, PreDfkd
 from condkd_ray.memory import Bank, Generative, Growing, Latest, Reservoir
 from condkd_ray.method import InputError, Metrics, NonFiniteError
 from condkd_ray.networks import ConvNet
@@ -19,6 +19,8 @@ INVERSIONS = {
     "fast": FAST,
     "dafl": Dafl(steps=2, batch=16, latent=16, width=8, images_per_round=24),
     "deep_inversion": DeepInversion(steps=2, batch=16),
+    "cmi": Cmi(steps=2, batch=16, latent=16, width=8, head=8, negatives=8, bank=24),
+    "pre_dfkd": PreDfkd(steps=2, batch=16, latent=16, width=8, images_per_round=24),
 }
 MEMORIES = {
     "latest": Latest(),

@@ -49,11 +49,11 @@ class Cmi(Inversion[CmiState]):
     """
 
     paper: ClassVar[str] = "Fang et al., IJCAI 2021"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "shift")
+    ours: ClassVar[tuple[str, ...]] = ("steps", "batch")
     name: Literal["cmi"] = "cmi"
     pixel_space: ClassVar[PixelSpace] = "unit"
     steps: int = 100
-    """Adam steps a round (200 to 500 in the official scripts)."""
+    """Adam steps a round (200 to 500 in the official scripts); each looks at two views and compares all with all."""
     batch: int = 128
     """Images a round (256 in the official scripts)."""
     latent: int = 256
