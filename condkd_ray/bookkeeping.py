@@ -132,9 +132,19 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
 
 
 def describe_experiment(
-    experiment: str, question: str, plans: Sequence[Plan], keys: Sequence[str], workshop: Workshop, out: Path
+    experiment: str,
+    question: str,
+    plans: Sequence[Plan],
+    keys: Sequence[str],
+    workshop: Workshop,
+    out: Path,
+    *,
+    baseline: str = "none",
 ) -> Manifest:
-    """What the experiment sets out to do. Trials planned in the same folder before stay, unless asked for anew."""
+    """What the experiment sets out to do. Trials planned in the same folder before stay, unless asked for anew.
+
+    `baseline` names the arm that every other is compared with.
+    """
     config = plans[0].config
     dataset = workshop.data(config)
     trials = _planned_before(out)
@@ -146,6 +156,7 @@ def describe_experiment(
         question=question.strip().split("\n")[0],
         command=shlex.join([Path(sys.executable).name, *sys.argv]),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        baseline=baseline,
         planned=list(trials.values()),
         teacher={
             "label": networks.label(config.teacher.network),

@@ -132,21 +132,24 @@ def command_line(flags: type[T], main: Callable[[T], int]) -> None:
         sys.exit(main(tyro.cli(flags)))
 
 
-def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags) -> int:
-    """Run what is missing of `plans`, write records as trials end, report. The exit code: see `command_line`."""
+def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, baseline: str = "none") -> int:
+    """Run what is missing of `plans`, write records as trials end, report; each arm is compared with the `baseline`.
+
+    The exit code: see `command_line`.
+    """
     planned = list(plans)
     _check_plans(planned)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     workshop = Workshop(flags.cache, device=device, say=say)
-    for config in {plan.config.data: plan.config for plan in planned}.values():
-        workshop.check(config)
+    for plan in planned:
+        workshop.check(plan.config)
     open_folder(flags.out, experiment, fresh=flags.fresh)
     with connect(flags.address):
         check_resources(flags.cpus_per_trial, flags.gpus_per_trial)
         prepared = workshop.prepare_all([plan.config for plan in planned])
         trials = [make_trial(plan, made) for plan, made in zip(planned, prepared, strict=True)]
         keys = [trial.key for trial in trials]
-        manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out)
+        manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out, baseline=baseline)
         write_manifest(flags.out, manifest)
         say(teacher_line(manifest))
         done = finished(flags.out)

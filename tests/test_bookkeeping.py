@@ -152,7 +152,9 @@ def test_a_manifest_describes_data_teacher_and_plan(tmp_path, workshop, monkeypa
     shares = [manifest.teacher[name] for name in ("test_accuracy", "val_accuracy")]
     assert all(0 <= share <= 1 for share in shares)
     assert teacher_line(manifest) == f"teacher resnet-8-4: accuracy {shares[0]:.2%} test, {shares[1]:.2%} val"
-    assert manifest.notes == []
+    assert (manifest.notes, manifest.baseline) == ([], "none")
+    told = describe_experiment("train", "", [plan], ["abc"], workshop, tmp_path, baseline="trial")
+    assert told.baseline == "trial"
 
 
 def test_trials_planned_before_in_the_same_folder_stay_unless_asked_for_anew(tmp_path, workshop):

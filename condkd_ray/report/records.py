@@ -83,6 +83,8 @@ class Manifest:
     format: int = FORMAT
     created: str
     """ISO 8601."""
+    baseline: str = "none"
+    """The arm that every other is compared with."""
     planned: list[dict[str, Any]] = field(default_factory=list)
     """`arm`, `ipc`, `seed` and `config_hash` of every trial."""
     teacher: dict[str, Any] = field(default_factory=dict)

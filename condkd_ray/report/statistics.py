@@ -19,7 +19,7 @@ from condkd_ray.report.records import Record, arm_rank
 
 ACCURACY = "student/test_accuracy"
 PAIRS = (("guided", "mixed"), ("mixed", "condensed_only"), ("guided_only", "guided"))
-"""Compared beside each arm minus `none`."""
+"""Compared beside each arm minus the baseline and minus `none`."""
 LEVEL = 0.95
 BCA_FROM = 10
 """From this many seeds on the interval is a BCa bootstrap; with fewer, resampling knows too little of the tails."""
@@ -155,13 +155,20 @@ def difference(
     )
 
 
-def comparisons(records: Sequence[Record], labels: Sequence[int] = ()) -> list[Difference]:
-    """Each arm minus `none`, and `PAIRS`, at each IPC at which both arms have a finished trial of a common seed."""
+def comparisons(records: Sequence[Record], labels: Sequence[int] = (), *, baseline: str = "none") -> list[Difference]:
+    """Each arm minus the baseline and minus `none`, and `PAIRS`; no two arms twice.
+
+    At each IPC at which both arms have a finished trial of a common seed.
+    """
     arms = sorted({record.arm for record in records}, key=arm_rank)
-    pairs = [(arm, "none") for arm in arms if arm != "none"] + list(PAIRS)
+    wanted = [*((arm, baseline) for arm in arms), *((arm, "none") for arm in arms), *PAIRS]
+    pairs: dict[frozenset[str], tuple[str, str]] = {}
+    for left, right in wanted:
+        if left != right:
+            pairs.setdefault(frozenset((left, right)), (left, right))
     found = [
         difference(records, left, right, ipc, labels)
-        for left, right in pairs
+        for left, right in pairs.values()
         for ipc in _common_ipcs(_ipcs(records, left), _ipcs(records, right))
     ]
     return [one for one in found if one is not None]

@@ -8,16 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from condkd_ray.report.details import places_table, rounds_table
+from condkd_ray.report.layout import WIDTH, Table, count, over, shown
 from condkd_ray.report.records import Manifest, Record, atomic_write
 from condkd_ray.report.statistics import (
     ACCURACY,
     IMAGE_RESAMPLES,
     Difference,
-    Spread,
     comparisons,
     groups,
     rankings,
@@ -27,12 +28,11 @@ from condkd_ray.report.statistics import (
 _CSV_HEADER = ("table", "arm", "minus", "ipc", "metric", "mean", "std", "n", "low", "high", "method")
 _PERCENT = {
     "student/val_accuracy": "validation (%)",
-    "student/test_accuracy_mean": "mean over rounds (%)",
     "proxy/agreement": "proxy agreement (%)",
 }
 _LEGEND = (
-    "Mean ± standard deviation over n seeds; mean over rounds and validation as measured while training. "
-    "Test accuracy is that of the last round on the whole test set."
+    "Mean ± standard deviation over n seeds. Test accuracy is that of the last round on the whole test set; validation "
+    "as measured while training."
 )
 _INTERVALS = (
     "Differences are paired by seed, in percentage points. The first interval is over seeds (another seed), the "
@@ -40,44 +40,19 @@ _INTERVALS = (
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """A header and rows of text."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    legend: str
-
-    def markdown(self) -> str:
-        """As a GitHub table."""
-        # A bar in a cell, as in some label, would end the cell.
-        lines = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
-        rule = ["---", *["--:"] * (len(self.header) - 1)]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
-        return f"## {self.title}\n\n{body}\n\n{self.legend}\n"
-
-    def text(self) -> str:
-        """In aligned columns, the first to the left, the others to the right."""
-        lines = (self.header, *self.rows)
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        rows = ["  ".join(_pad(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
-                for line in lines]  # fmt: skip
-        rule = "  ".join("-" * width for width in widths)
-        return "\n".join([self.title, *(row.rstrip() for row in (rows[0], rule, *rows[1:]))]) + "\n"
-
-
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
     """Write `table.md` and `table.csv` under `out`."""
-    differences = comparisons(records, manifest.test_labels)
+    differences = comparisons(records, manifest.test_labels, baseline=manifest.baseline)
     atomic_write(Path(out) / "table.md", _markdown(records, manifest, differences).encode())
     atomic_write(Path(out) / "table.csv", _csv(records, manifest, differences).encode())
 
 
 def terminal_table(records: Sequence[Record], manifest: Manifest) -> str:
-    """The same tables and notes as plain text."""
-    tables = [accuracy_table(records), difference_table(comparisons(records, manifest.test_labels))]
-    parts = [table.text() for table in tables if table.rows]
+    """What the Markdown shows, less the table of rounds, as plain text."""
+    differences = comparisons(records, manifest.test_labels, baseline=manifest.baseline)
+    places = places_table(records)
+    parts = [table.text() for table in (accuracy_table(records), difference_table(differences), places) if table.rows]
+    parts += [textwrap.fill(places.legend, WIDTH) + "\n"] if places.rows else []
     return "\n".join([f"{manifest.experiment}: {manifest.question}\n", *parts, *notes(records, manifest)]) + "\n"
 
 
@@ -88,13 +63,13 @@ def accuracy_table(records: Sequence[Record]) -> Table:
     columns: dict[str, Callable[[tuple[str, int]], str]] = {
         "arm": lambda key: key[0],
         "IPC": lambda key: str(key[1] or "-"),
-        "n": lambda key: str(_n(done[key])),
-        "test accuracy (%)": lambda key: _percent(_over(done[key], ACCURACY), _n(done[key])),
+        "n": lambda key: str(count(done[key])),
+        "test accuracy (%)": lambda key: _percent(done[key], ACCURACY),
     }
     for metric, name in _PERCENT.items():
         if any(metric in record.metrics for members in done.values() for record in members):
-            columns[name] = lambda key, metric=metric: _percent(_over(done[key], metric), _n(done[key]))
-    columns["CPU s a trial"] = lambda key: _seconds(spread(record.cpu_seconds for record in done[key]), _n(done[key]))
+            columns[name] = lambda key, metric=metric: _percent(done[key], metric)
+    columns["CPU s a trial"] = lambda key: _seconds(done[key])
     for status in ("failed", "pruned"):
         if any(record.status == status for record in records):
             columns[status] = lambda key, status=status: str(sum(r.status == status for r in found[key]))
@@ -145,7 +120,7 @@ def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
 
 
 def _markdown(records: Sequence[Record], manifest: Manifest, differences: Sequence[Difference]) -> str:
-    tables = [accuracy_table(records), difference_table(differences)]
+    tables = [accuracy_table(records), difference_table(differences), rounds_table(records), places_table(records)]
     body = "\n".join(table.markdown() for table in tables if table.rows)
     listed = "\n".join(f"- {line}" for line in notes(records, manifest))
     head = f"# {manifest.experiment}\n\n{manifest.question}\n\n`{manifest.command}`\n\n"
@@ -158,7 +133,7 @@ def _csv(records: Sequence[Record], manifest: Manifest, differences: Sequence[Di
     writer.writerow(_CSV_HEADER)
     for (arm, ipc), members in groups(record for record in records if record.status == "finished").items():
         measured = {metric for record in members for metric in record.metrics}
-        found = {metric: _over(members, metric) for metric in sorted(measured)}
+        found = {metric: over(members, metric) for metric in sorted(measured)}
         found["cpu_seconds"] = spread(record.cpu_seconds for record in members)
         found["wall_seconds"] = spread(record.wall_seconds for record in members)
         for metric, one in found.items():
@@ -188,29 +163,12 @@ def _teacher(manifest: Manifest) -> str:
     return f"Teacher {label}: accuracy {', '.join(found)}." if found else ""
 
 
-def _over(records: Sequence[Record], metric: str) -> Spread | None:
-    return spread(record.metrics.get(metric, math.nan) for record in records)
+def _percent(records: Sequence[Record], metric: str) -> str:
+    return shown(over(records, metric), count(records), factor=100)
 
 
-def _n(records: Sequence[Record]) -> int:
-    found = _over(records, ACCURACY)
-    return found.n if found else 0
-
-
-def _percent(found: Spread | None, n: int) -> str:
-    if found is None:
-        return "-"
-    std = "" if found.std is None else f" ± {100 * found.std:.2f}"
-    return f"{100 * found.mean:.2f}{std}{_other_n(found, n)}"
-
-
-def _seconds(found: Spread | None, n: int) -> str:
-    return "-" if found is None else f"{found.mean:.1f}{_other_n(found, n)}"
-
-
-def _other_n(found: Spread, n: int) -> str:
-    """A mean over another number of trials than its row says, says so."""
-    return "" if found.n == n else f" (n = {found.n})"
+def _seconds(records: Sequence[Record]) -> str:
+    return shown(spread(record.cpu_seconds for record in records), count(records), digits=1, deviation=False)
 
 
 def _signed(fraction: float) -> str:
@@ -219,7 +177,3 @@ def _signed(fraction: float) -> str:
 
 def _range(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-
-
-def _pad(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column == 0 else cell.rjust(width)

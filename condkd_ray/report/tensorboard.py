@@ -20,6 +20,7 @@ GRID = "synthetic/grid"
 BASE = ("arm", "ipc", "seed", "condensation", "inversion", "guidance", "memory")
 METRICS = (
     *("student/test_accuracy", "student/val_accuracy", "student/test_accuracy_mean", "proxy/agreement", "proxy/kl"),
+    *("student/forgetting", "diagnosis/frechet_real", "diagnosis/frechet_condensed", "diagnosis/diversity"),
     *("time/inversion_seconds", "time/distillation_seconds", "time/evaluation_seconds", "memory/bytes"),
 )
 

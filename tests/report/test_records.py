@@ -114,6 +114,15 @@ def test_the_manifest_survives_the_disk(tmp_path):
     assert records.read_manifest(tmp_path) == manifest
 
 
+def test_a_manifest_of_before_there_were_baselines_is_compared_with_none(tmp_path):
+    records.write_manifest(tmp_path, make_manifest(baseline="mixed"))
+    path = tmp_path / records.MANIFEST
+    tree = json.loads(path.read_text())
+    assert tree.pop("baseline") == "mixed"
+    path.write_text(json.dumps(tree))
+    assert records.read_manifest(tmp_path).baseline == "none"
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"experiment\.json"):
         records.read_manifest(tmp_path)

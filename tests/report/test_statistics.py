@@ -130,6 +130,26 @@ def test_arms_without_condensed_images_pair_with_every_ipc():
     assert found == expected
 
 
+def test_each_arm_is_compared_with_the_baseline_and_with_none_and_no_pair_twice():
+    records = sweep(("none", "mixed", "guided", "guided_only"), (5,), (0, 1))
+    found = [(one.left, one.right) for one in comparisons(records, baseline="mixed")]
+    assert found == [
+        ("none", "mixed"),
+        ("guided", "mixed"),
+        ("guided_only", "mixed"),
+        ("guided", "none"),
+        ("guided_only", "none"),
+        ("guided_only", "guided"),
+    ]
+
+
+def test_arms_of_any_name_are_compared_with_a_baseline_of_any_name():
+    records = [make_record(arm, 0, seed) for arm in ("latest", "growing", "bank") for seed in (0, 1)]
+    found = [(one.left, one.right, one.ipc) for one in comparisons(records, baseline="latest")]
+    assert found == [("bank", "latest", 0), ("growing", "latest", 0)]
+    assert comparisons(records, baseline="absent") == []
+
+
 def test_a_comparison_needs_both_arms():
     assert comparisons(sweep(("mixed", "guided"), (1,), (0, 1)))[0].right == "mixed"
     assert comparisons(sweep(("guided",))) == []

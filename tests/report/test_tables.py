@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 
 import numpy as np
 import pytest
-from report_factory import LABELS, make_manifest, make_record, sweep
+from report_factory import LABELS, diagnosed, make_manifest, make_record, sweep
 
 from condkd_ray.report import tables
+from condkd_ray.report.details import places_table, rounds_table
+from condkd_ray.report.layout import WIDTH, Table
 from condkd_ray.report.statistics import ACCURACY, comparisons
-from condkd_ray.report.tables import Table, accuracy_table, difference_table, notes, terminal_table
+from condkd_ray.report.tables import accuracy_table, difference_table, notes, terminal_table
 
 
 def cells(table: Table, **where: str) -> dict[str, str]:
@@ -90,9 +93,11 @@ def test_markdown_has_every_row_and_note(tmp_path):
     tables.write(tmp_path, records, make_manifest(records))
     text = (tmp_path / "table.md").read_text()
     body = [line for line in text.splitlines() if line.startswith("|")]
-    # Two tables of a header and a rule each: 4 arms x 3 IPCs + 2 arms; 13 differences to none and 3 pairs x 3.
-    assert len(body) == 4 + 14 + 22
-    assert len({line.count("|") for line in body[:16]}) == len({line.count("|") for line in body[16:]}) == 1
+    # Three tables of a header and a rule each: 4 arms x 3 IPCs + 2 arms; 13 differences to none and 3 pairs x 3;
+    # the arms' rounds.
+    assert len(body) == 6 + 14 + 22 + 14
+    for part in (body[:16], body[16:40], body[40:]):
+        assert len({line.count("|") for line in part}) == 1
     assert "- Synthetic numbers." in text
     assert "df 4" in text
 
@@ -140,3 +145,72 @@ def test_nothing_finished_yet(tmp_path, records):
     tables.write(tmp_path, records, manifest)
     assert "No trial has ended yet." in (tmp_path / "table.md").read_text()
     assert "0 of 70 planned trials have finished." in terminal_table(records, manifest)
+
+
+def test_the_rounds_by_hand():
+    metrics = {
+        ACCURACY: 0.6,
+        "student/test_accuracy_mean": 0.5,
+        "student/test_accuracy_variance": 0.0004,
+        "student/forgetting": 0.0375,
+        "memory/bytes": 2.5e6,
+        "time/inversion_seconds": 12.34,
+    }
+    others = metrics | {"student/forgetting": 0.0125}
+    row = cells(rounds_table([make_record("mixed", 5, s, metrics=m) for s, m in enumerate((metrics, others))]))
+    assert row == {
+        "arm": "mixed",
+        "IPC": "5",
+        "n": "2",
+        "mean (%)": "50.00 ± 0.00",
+        "variance (points²)": "4.00 ± 0.00",
+        "forgetting (points)": "2.50 ± 1.77",
+        "memory (MB)": "2.50 ± 0.00",
+        "inversion (s)": "12.3 ± 0.0",
+    }
+
+
+def test_where_synthetic_images_lie_has_a_row_for_each_arm_that_made_some():
+    made = [diagnosed(make_record(arm, ipc, 0)) for arm, ipc in (("none", 0), ("mixed", 5), ("guided", 5))]
+    table = places_table([*made, make_record("condensed_only", 5, 0), failed("guided_only", 5, 0)])
+    assert [row[0] for row in table.rows] == ["none", "mixed", "guided"]
+    assert (cells(table, arm="none")["coverage"], cells(table, arm="none")["nearest guide"]) == ("-", "-")
+    wanted = made[2].metrics["diagnosis/frechet_real"]
+    assert cells(table, arm="guided")["Frechet to real"] == f"{wanted:.3f}"
+    assert "report only" in table.legend
+
+
+def test_the_diagnosis_is_told_where_there_is_one(tmp_path):
+    records = sweep(ipcs=(5,), seeds=(0, 1))
+    manifest = make_manifest(records)
+    assert "Where the synthetic images lie" not in terminal_table(records, manifest)
+    assert "Where the synthetic images lie" in terminal_table([diagnosed(one) for one in records], manifest)
+    tables.write(tmp_path, [diagnosed(one) for one in records], manifest)
+    assert "## Where the synthetic images lie" in (tmp_path / "table.md").read_text()
+    assert ",diagnosis/frechet_real," in (tmp_path / "table.csv").read_text()
+
+
+def test_no_line_is_wider_than_a_terminal():
+    names = {arm: f"{arm} with a long name" for arm in ("none", "mixed", "guided")}
+    made = [diagnosed(one) for one in sweep(tuple(names), ipcs=(1, 10), seeds=(0, 1))]
+    made += [failed("mixed", 10, 2)]
+    made = [dataclasses.replace(one, arm=names[one.arm]) for one in made]
+    manifest = make_manifest(made, baseline=names["mixed"])
+    text = terminal_table(made, manifest)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    # Each of the two IPCs in both blocks of the folded table.
+    assert text.count("none with a long name - mixed with a long name") == 4
+
+
+def test_a_wide_table_goes_on_below_with_the_same_rows():
+    header = ["arm", "n", *(f"column {i}".ljust(40) for i in range(4))]
+    lines = Table("t", header, [["a", "3", "w", "x", "y", "z"]], "", keys=2).text().splitlines()
+    assert [line.split() for line in lines if line.startswith("a ")] == [["a", "3", "w", "x"], ["a", "3", "y", "z"]]
+    assert max(map(len, lines)) <= WIDTH
+
+
+def test_differences_are_to_the_baseline():
+    records = sweep(("mixed", "guided"), (5,), (0, 1))
+    text = terminal_table(records, make_manifest(records, baseline="guided"))
+    assert "mixed - guided" in text
+    assert "guided - mixed" not in text

@@ -1,0 +1,75 @@
+"""Tables beside the accuracies: how the rounds went and what they cost, and where the synthetic images lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from condkd_ray.report.layout import Table, count, over, shown
+from condkd_ray.report.records import Record
+from condkd_ray.report.statistics import groups
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    metric: str
+    factor: float = 1.0
+    digits: int = 3
+
+
+_ROUNDS = (
+    _Column("mean (%)", "student/test_accuracy_mean", 100, 2),
+    _Column("variance (points²)", "student/test_accuracy_variance", 1e4, 2),
+    _Column("forgetting (points)", "student/forgetting", 100, 2),
+    _Column("memory (MB)", "memory/bytes", 1e-6, 2),
+    _Column("inversion (s)", "time/inversion_seconds", 1, 1),
+    _Column("distillation (s)", "time/distillation_seconds", 1, 1),
+)
+_PLACES = (
+    _Column("Frechet to real", "diagnosis/frechet_real"),
+    _Column("to condensed", "diagnosis/frechet_condensed"),
+    _Column("diversity", "diagnosis/diversity"),
+    _Column("coverage", "diagnosis/coverage"),
+    _Column("nearest guide", "diagnosis/nearest_guide"),
+    _Column("MMD to real", "diagnosis/mmd_real"),
+    _Column("MMD to condensed", "diagnosis/mmd_condensed"),
+    _Column("confidence", "diagnosis/confidence"),
+    _Column("gap", "diagnosis/gap"),
+)
+_ROUNDS_LEGEND = (
+    "Mean and variance of the test accuracy over the measured rounds, on a fixed subset of the test images; forgetting "
+    "is the best of these rounds minus the last. Memory at the end, times of the whole trial."
+)
+_PLACES_LEGEND = (
+    "Synthetic images of the last round in the teacher's features; distances class by class, diversity and distance to "
+    "the nearest guide (condensed image) in units of real images'. Less diversity and nearer to the guides than 1 is "
+    "collapse onto them; a smaller distance to real images is what guidance is for. For the report only: all but the "
+    "distances to condensed images, confidence and gap need real train images, and no method or search sees any."
+)
+
+
+def rounds_table(records: Sequence[Record]) -> Table:
+    """A row an arm and IPC: over the rounds, memory and times."""
+    return _table("Over the rounds", _ROUNDS, _ROUNDS_LEGEND, records)
+
+
+def places_table(records: Sequence[Record]) -> Table:
+    """A row an arm and IPC that made synthetic images: what a diagnosis of the last measured round found."""
+    return _table("Where the synthetic images lie", _PLACES, _PLACES_LEGEND, records)
+
+
+def _table(title: str, columns: Sequence[_Column], legend: str, records: Sequence[Record]) -> Table:
+    """Without the columns, and the rows, of which nothing was measured."""
+    found = groups(record for record in records if record.status == "finished")
+    kept = [one for one in columns if any(over(members, one.metric) for members in found.values())]
+    rows = [
+        [arm, str(ipc or "-"), str(count(members)), *(_cell(members, column) for column in kept)]
+        for (arm, ipc), members in found.items()
+        if any(over(members, column.metric) for column in kept)
+    ]
+    return Table(title, ["arm", "IPC", "n", *(column.header for column in kept)], rows, legend)
+
+
+def _cell(members: Sequence[Record], column: _Column) -> str:
+    return shown(over(members, column.metric), count(members), factor=column.factor, digits=column.digits)

@@ -1,0 +1,78 @@
+"""What all tables share: their form in Markdown and on a terminal, and how a mean with its spread is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from condkd_ray.report.records import Record
+from condkd_ray.report.statistics import ACCURACY, Spread, spread
+
+WIDTH = 120
+"""Columns of a terminal; wider tables go on below."""
+_GAP = "  "
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of text. The first `keys` columns name a row."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    legend: str
+    keys: int = 3
+
+    def markdown(self) -> str:
+        """As a GitHub table."""
+        # A bar in a cell, as in some label, would end the cell.
+        lines = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
+        rule = ["---", *["--:"] * (len(self.header) - 1)]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+        return f"## {self.title}\n\n{body}\n\n{self.legend}\n"
+
+    def text(self) -> str:
+        """In aligned columns, those beyond `WIDTH` in a further block with the same rows."""
+        lines = (self.header, *self.rows)
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        blocks = ["\n".join(_aligned(lines, widths, columns)) for columns in _fold(widths, self.keys)]
+        return f"{self.title}\n" + "\n\n".join(blocks) + "\n"
+
+
+def _fold(widths: Sequence[int], keys: int) -> list[list[int]]:
+    """Numbers of the columns of each block: the keys, and as many others, at least one, as fit."""
+    head = list(range(min(keys, len(widths))))
+    blocks = [head]
+    for column in range(len(head), len(widths)):
+        together = [*blocks[-1], column]
+        if sum(widths[i] + len(_GAP) for i in together) - len(_GAP) > WIDTH and blocks[-1] != head:
+            blocks.append([*head, column])
+        else:
+            blocks[-1] = together
+    return blocks
+
+
+def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> list[str]:
+    rows = [[line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in columns] for line in lines]
+    rule = ["-" * widths[i] for i in columns]
+    return [_GAP.join(row).rstrip() for row in (rows[0], rule, *rows[1:])]
+
+
+def over(records: Sequence[Record], metric: str) -> Spread | None:
+    """Mean and spread of a metric over the trials that have it."""
+    return spread(record.metrics.get(metric, math.nan) for record in records)
+
+
+def count(records: Sequence[Record]) -> int:
+    """How many trials were tested."""
+    found = over(records, ACCURACY)
+    return found.n if found else 0
+
+
+def shown(found: Spread | None, n: int, *, factor: float = 1.0, digits: int = 2, deviation: bool = True) -> str:
+    """Mean, and standard deviation where there is one; a mean over another number of trials than `n` says so."""
+    if found is None:
+        return "-"
+    std = f" ± {factor * found.std:.{digits}f}" if deviation and found.std is not None else ""
+    return f"{factor * found.mean:.{digits}f}{std}" + ("" if found.n == n else f" (n = {found.n})")
