@@ -19,7 +19,10 @@ TEST_IMAGES = 512
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", INVERTERS, ids=lambda kind: kind.__name__)
 def test_the_student_ends_above_chance_by_five_standard_errors_and_nearer_to_its_teacher(kind):
-    """Measured for the seeds 0 to 2: 0.94 or more, where the teacher has 0.97."""
+    """Measured for the seeds 0 to 2: 0.94 or more, where the teacher has 0.97.
+
+    CMI had 0.68, 0.95 and 0.96: it begins each round with a new generator, and 30 steps are few for that.
+    """
     prepared = replace(make_prepared(condensed=False), test=blobs(TEST_IMAGES, seed=6), val=None)
     settings = toy_config(
         student=ResNet(depth=8, width=4),
