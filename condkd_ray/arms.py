@@ -9,6 +9,7 @@ from condkd_ray.bookkeeping import Plan
 from condkd_ray.condensation import AllReal
 from condkd_ray.guidance import NoGuidance
 from condkd_ray.inversion import NoInversion
+from condkd_ray.memory import Growing
 from condkd_ray.schedule import Schedule
 from condkd_ray.trial import TrialConfig
 
@@ -33,6 +34,7 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
         condensation=AllReal() if name == "real" else None if name == "none" or few is None else replace(few, ipc=ipc),
         inversion=NoInversion() if alone else base.inversion,
         guidance=base.guidance if name.startswith("guided") else NoGuidance(),
+        memory=Growing() if alone else base.memory,
         distiller=replace(
             distiller, condensed_share=share, share_schedule=distiller.share_schedule if both else Schedule()
         ),

@@ -75,9 +75,12 @@ class Workshop:
 
     def check(self, config: TrialConfig) -> None:
         """Build, untrained, what the trial will run. Raises `InputError` for networks and methods that do not fit."""
-        dataset = self.data(config)
+        parts = (config.teacher, config.student, config.inversion, config.guidance, config.memory)
+        self._once(("check", self._data_key(config), *parts), lambda: self._check(config) or True)
+
+    def _check(self, config: TrialConfig) -> None:
+        dataset, streams = self.data(config), Streams(0)
         shape, classes = dataset.image_shape, dataset.num_classes
-        streams = Streams(0)
         with streams.forked("check"):
             network = config.teacher.network.build(shape, classes)
             config.student.build(shape, classes)

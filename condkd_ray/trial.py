@@ -65,6 +65,7 @@ class TrialConfig(Method):
             condensed or not guided, "guidance without a condensation", self.guidance.name, "none, or a condensation"
         )
         idle, least = isinstance(self.inversion, NoInversion), share * self.distiller.share_schedule.smallest
+        require(not idle or not guided, "guidance without an inversion", self.guidance.name, "none, or an inversion")
         require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
         entry, made = getattr(self.memory, "entry_size", 0), self.inversion.images_per_round
         require(idle or entry <= made, "memory entry_size", entry, f"at most {made}, the images of a round")

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from condkd_ray.memory.memory import Deck, Draw, ReplayMemory, gathered
+from condkd_ray.memory.memory import Deck, Draw, ReplayMemory, gathered, interleaved
 from condkd_ray.memory.store import Store
 from condkd_ray.method import Metrics, require
 from condkd_ray.samples import Samples
@@ -68,12 +68,12 @@ class Bank(ReplayMemory[BankState]):
         return {}
 
     def draw(self, state: BankState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
-        """Fresh samples first, then those of one entry."""
+        """Fresh samples, and evenly among them those of one entry."""
         replayed = round(self.share * count)
         which, rows = torch.rand(1 + replayed, generator=rng.host("draw")).tensor_split([1])
         entry = state.entries[int(which * len(state.entries))]
         old = entry[(rows * len(entry)).long()]
-        return gathered(store, torch.cat([state.fresh.deal(count - replayed, rng), old]))
+        return interleaved(gathered(store, state.fresh.deal(count - replayed, rng)), gathered(store, old))
 
     def live(self, state: BankState) -> Tensor:
         """Fresh ids and those of all entries."""

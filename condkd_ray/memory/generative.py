@@ -65,9 +65,9 @@ class Generative(ReplayMemory[GenerativeState]):
     """Of Adam for encoder and decoder."""
     lr_recall: float = 0.02
     """Of the one Adam step of recalled latents."""
-    statistics: Literal["running", "batch"] = "running"
-    """Of the decoder's BN layers in recall. The official code has its running ones, which are of encoded images: where
-    codes lie off N(0, I), images recalled with them are alike. `batch` takes those of the recalled batch itself."""
+    statistics: Literal["batch", "running"] = "batch"
+    """Of the decoder's BN layers in recall: the recalled batch's own, or the running ones as in the official code. These
+    are of encoded images; where codes lie off N(0, I), all that they recall is alike (`experiments/LOG.md`)."""
     logits_weight: float = 1.0
     """Of the teacher-aware reconstruction; 0 is the paper's ablation of it."""
     kl_weight: float = 1e-5

@@ -55,7 +55,7 @@ class Generator(nn.Module):
         self.head = (
             nn.Sigmoid() if head == "sigmoid" else nn.Sequential(nn.Tanh(), nn.BatchNorm2d(channels, affine=False))
         )
-        _initialise(self, init)
+        initialise(self, init)
         if spectral:
             for layer in [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]:
                 spectral_norm(layer)
@@ -68,7 +68,8 @@ class Generator(nn.Module):
         return self.head(x.float())
 
 
-def _initialise(network: nn.Module, init: Init) -> None:
+def initialise(network: nn.Module, init: Init) -> None:
+    """Draw all weights anew: N(0, 0.02) (`normal`) or U(-0.08, 0.08) (`uniform`), biases 0; `default` leaves them."""
     if init == "default":
         return
     for layer in network.modules():

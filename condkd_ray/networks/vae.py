@@ -8,12 +8,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.networks.generator import Generator
+from condkd_ray.networks.generator import Generator, initialise
 
 SMALLEST = 6
 """The shortest side that leaves a pixel after the encoder's three halvings."""
-RANGE = 0.08
-"""Weights of both networks start uniform within plus and minus this, biases at 0."""
 
 
 class Encoder(nn.Module):
@@ -47,12 +45,8 @@ class Encoder(nn.Module):
 
 
 def vae(latent: int, width: int, image_shape: tuple[int, int, int]) -> tuple[Encoder, Generator]:
-    """Encoder and decoder as they start; images are in the model's space."""
+    """Encoder and decoder, weights U(-0.08, 0.08) and biases 0 as officially; images are in the model's space."""
     encoder = Encoder(latent, width, image_shape)
-    decoder = Generator(latent, width, image_shape, head="tanh_bn", eps=0.8)
-    for layer in (*encoder.modules(), *decoder.modules()):
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            nn.init.uniform_(layer.weight, -RANGE, RANGE)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    decoder = Generator(latent, width, image_shape, head="tanh_bn", eps=0.8, init="uniform")
+    initialise(encoder, "uniform")
     return encoder, decoder
