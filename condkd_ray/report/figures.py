@@ -1,4 +1,4 @@
-"""The result as pictures for a paper: accuracy against images per class, and accuracy by round.
+"""The result as pictures for a paper: accuracy against images per class, and what else there is over the rounds.
 
 Drawn without pyplot, so nothing global is touched, and the same records give the same bytes of SVG.
 """
@@ -15,11 +15,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from condkd_ray.report.drawing import STYLE, Label, canvas, caption, look, name, place_labels, save
+from condkd_ray.report.by_round import curves_figure, diagnosis_figure
+from condkd_ray.report.dots import dots_figure
+from condkd_ray.report.drawing import (
+    STYLE,
+    Label,
+    Looks,
+    canvas,
+    caption,
+    deviation,
+    looks,
+    name,
+    over_seeds,
+    percents,
+    place_labels,
+    save,
+)
 from condkd_ray.report.records import Manifest, Record
-from condkd_ray.report.statistics import ACCURACY, groups
+from condkd_ray.report.statistics import groups
 
-_ROUND = "round"
 _DODGE = 0.02
 """Neighbouring curves are this share of the axis apart, so that their bars do not cover each other."""
 _BREAK = 0.8
@@ -45,6 +59,8 @@ class _Curve:
     """An arm with condensed images: IPCs, and for each the seeds' test accuracies in percent."""
 
     arm: str
+    look: tuple[str, str]
+    """Colour and marker."""
     ipcs: Sequence[int]
     points: Sequence[np.ndarray]
 
@@ -54,21 +70,26 @@ class _Curve:
 
     @property
     def stds(self) -> np.ndarray:
-        return np.array([_std(seeds) for seeds in self.points])
+        return np.array([deviation(seeds) for seeds in self.points])
 
 
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
-    """Write `figure.png`, `figure.svg` and `curves.png` under `out`, as far as there is something to show."""
+    """Write `figure.png`, `figure.svg`, `curves.png`, `diagnosis.png` under `out`, where there is something to show."""
     finished = [record for record in records if record.status == "finished"]
+    # By what is planned, so that nothing changes its look while an experiment runs.
+    styles = looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
+    ipcs = {trial["ipc"] for trial in manifest.planned} | {record.ipc for record in records}
+    draw = _accuracy_figure if len(ipcs - {0}) > 1 else dots_figure
     with matplotlib.rc_context(STYLE):
-        figure = _accuracy_figure(finished, manifest)
+        figure = draw(finished, manifest, styles)
         save(Path(out) / "figure.png", figure)
         save(Path(out) / "figure.svg", figure)
-        save(Path(out) / "curves.png", _curves_figure(finished))
+        save(Path(out) / "curves.png", curves_figure(finished, styles))
+        save(Path(out) / "diagnosis.png", diagnosis_figure(finished, styles))
 
 
-def _accuracy_figure(records: Sequence[Record], manifest: Manifest) -> Figure | None:
-    levels, curves = _levels(records, manifest), _curves(records)
+def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: Looks) -> Figure | None:
+    levels, curves = _levels(records, manifest, styles), _curves(records, styles)
     if not curves and not any(level.seeds for level in levels):
         return None
     limits = _limits(levels, curves)
@@ -89,27 +110,27 @@ def _accuracy_figure(records: Sequence[Record], manifest: Manifest) -> Figure | 
     return figure
 
 
-def _levels(records: Sequence[Record], manifest: Manifest) -> list[_Level]:
+def _levels(records: Sequence[Record], manifest: Manifest, styles: Looks) -> list[_Level]:
     found = []
     for (arm, ipc), members in groups(records).items():
-        values = _percent(members)
+        values = percents(members)
         if ipc == 0 and len(values):
             style, mean = "-" if arm == "none" else "-.", float(values.mean())
             label = name(arm) if arm == "none" else f"{name(arm)}, {mean:.1f}"
-            found.append(_Level(label, look(arm)[0], style, mean, _std(values), len(values), arm != "none"))
+            found.append(_Level(label, styles[arm][0], style, mean, deviation(values), len(values), arm != "none"))
     teacher = manifest.teacher.get("test_accuracy")
     if teacher is not None:
         found.append(_Level(f"teacher, {100 * teacher:.1f}", "#000000", "--", 100 * teacher, 0.0, 0, True))
     return found
 
 
-def _curves(records: Sequence[Record]) -> list[_Curve]:
+def _curves(records: Sequence[Record], styles: Looks) -> list[_Curve]:
     found: dict[str, dict[int, np.ndarray]] = {}
     for (arm, ipc), members in groups(records).items():
-        values = _percent(members)
+        values = percents(members)
         if ipc and len(values):
             found.setdefault(arm, {})[ipc] = values
-    return [_Curve(arm, list(points), list(points.values())) for arm, points in found.items()]
+    return [_Curve(arm, styles[arm], list(points), list(points.values())) for arm, points in found.items()]
 
 
 def _limits(levels: Sequence[_Level], curves: Sequence[_Curve]) -> list[tuple[float, float]]:
@@ -156,7 +177,7 @@ def _draw_level(axes: Axes, level: _Level) -> Label:
 
 def _draw_curve(axes: Axes, curve: _Curve, place: float) -> Label:
     """`place`: the curve's number, counted from the middle one, by which it is moved aside to keep bars apart."""
-    color, marker = look(curve.arm)
+    color, marker = curve.look
     left, right = axes.get_xlim()
     at = np.asarray(curve.ipcs) * (right / left) ** (_DODGE * place)
     for x, seeds in zip(at * (right / left) ** (0.4 * _DODGE), curve.points, strict=True):
@@ -184,59 +205,4 @@ def _caption(levels: Sequence[_Level], curves: Sequence[_Curve], broken: bool) -
     counts = {len(seeds) for curve in curves for seeds in curve.points} | {one.seeds for one in levels if one.seeds}
     points = " (small points: single seeds)" if curves and counts != {1} else ""
     axis = "\nThe vertical axis is broken; its parts differ in scale." if broken else ""
-    return _over_seeds(counts, points) + axis
-
-
-def _over_seeds(counts: set[int], points: str = "") -> str:
-    if counts == {1}:
-        return "One seed (n = 1), so no spread is known."
-    n = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
-    return f"Means over n = {n} seeds{points}; bars and bands: ±1 standard deviation."
-
-
-def _curves_figure(records: Sequence[Record]) -> Figure | None:
-    """Accuracy as measured while training, for the largest IPC and the arms without condensed images."""
-    largest = max((record.ipc for record in records), default=0)
-    figure, (axes,) = canvas(3.0)
-    labels, counts = [], set()
-    for (arm, ipc), members in groups(records).items():
-        rounds, values = _by_round(members)
-        if ipc in (0, largest) and len(rounds):
-            labels.append(_draw_rounds(axes, arm, rounds, values))
-            counts.add(len(values))
-    if not labels:
-        return None
-    axes.grid(axis="y", lw=0.3, color="#DDDDDD")
-    axes.set(xlabel="round", ylabel="test accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    place_labels(figure, labels)
-    arms = f" at IPC {largest}" if largest else ""
-    caption(figure, f"As measured while training{arms}. {_over_seeds(counts)}")
-    return figure
-
-
-def _by_round(members: Sequence[Record]) -> tuple[list[int], np.ndarray]:
-    """Rounds that all seeds have measured, and accuracies in percent (seeds, rounds)."""
-    series = [{int(row[_ROUND]): row[ACCURACY] for row in one.history if ACCURACY in row} for one in members]
-    series = [one for one in series if one]
-    rounds = sorted(set.intersection(*(set(one) for one in series))) if series else []
-    return rounds, np.array([[100 * one[number] for number in rounds] for one in series])
-
-
-def _draw_rounds(axes: Axes, arm: str, rounds: Sequence[int], values: np.ndarray) -> Label:
-    color, style = look(arm)[0], "-." if arm == "real" else "-"
-    mean = values.mean(0)
-    axes.plot(rounds, mean, color=color, ls=style, lw=1.3, marker="o" if len(rounds) == 1 else "", ms=4)
-    if len(values) > 1:
-        std = values.std(0, ddof=1)
-        axes.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, lw=0)
-    return Label(axes, rounds[-1], float(mean[-1]), name(arm), color)
-
-
-def _percent(records: Sequence[Record]) -> np.ndarray:
-    values = np.array([100 * record.metrics.get(ACCURACY, np.nan) for record in records])
-    return values[np.isfinite(values)]
-
-
-def _std(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return over_seeds(counts, points) + axis

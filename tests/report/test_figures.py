@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from PIL import Image
-from report_factory import make_manifest, make_record, sweep
+from report_factory import LEVEL, diagnosed, make_manifest, make_record, sweep
 
 from condkd_ray.report import figures
-from condkd_ray.report.drawing import keep_apart, look
+from condkd_ray.report.by_round import diagnosis_figure
+from condkd_ray.report.dots import dots_figure
+from condkd_ray.report.drawing import STYLE, keep_apart, looks
 from condkd_ray.report.statistics import ACCURACY
 
-FILES = ("figure.png", "figure.svg", "curves.png")
+FILES = ("figure.png", "figure.svg", "curves.png", "diagnosis.png")
+STYLES = looks(LEVEL)
 
 
 def far_below(records):
@@ -30,7 +35,7 @@ def far_below(records):
 def test_files_are_there_and_equal_each_time(tmp_path, monkeypatch):
     # Whoever draws with pyplot changes global state; here its import fails.
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    records = sweep(seeds=(0, 1, 2))
+    records = [diagnosed(record) for record in sweep(seeds=(0, 1, 2))]
     content = []
     for name in ("a", "b"):
         figures.write(tmp_path / name, records, make_manifest(records))
@@ -62,7 +67,7 @@ def test_far_references_stand_beyond_a_marked_break(tmp_path):
 
 def test_every_point_lies_within_the_limits():
     for records in (sweep(), far_below(sweep())):
-        levels, curves = figures._levels(records, make_manifest()), figures._curves(records)
+        levels, curves = figures._levels(records, make_manifest(), STYLES), figures._curves(records, STYLES)
         bounds = figures._limits(levels, curves)
         values = [value for curve in curves for seeds in curve.points for value in seeds]
         assert all(bounds[-1][0] < value < bounds[-1][1] for value in values)
@@ -80,6 +85,10 @@ def test_every_point_lies_within_the_limits():
         [make_record("guided", 1, 0), make_record("guided", 1, 1), make_record("guided", 5, 0)],
         [make_record("guided", 1, 0), make_record("mixed", 1, 0, status="failed", metrics={}, history=[])],
         [make_record("shared pool", 5, 0), make_record("other", 5, 0)],
+        [make_record("guided", 0, 0), make_record("guided", 5, 0)],
+        [diagnosed(one) for one in sweep(("none", "guided"), (5,), (0, 1))],
+        [diagnosed(make_record("guided", 5, 0)), make_record("mixed", 5, 0)],
+        [diagnosed(make_record(f"arm {i}", 5, 0)) for i in range(30)],
         [make_record("guided", 5, 0, history=[])],
         [make_record("guided", 5, s, metrics={ACCURACY: 0.5}) for s in (0, 1)],
     ],
@@ -124,7 +133,89 @@ def test_labels_with_room_stay_where_they_are():
     assert keep_apart([], 0.1, 0, 1) == []
 
 
-def test_every_standard_arm_has_a_look_of_its_own():
-    arms = ("none", "condensed_only", "mixed", "guided", "guided_only", "real")
-    assert len({look(arm)[0] for arm in arms}) == len(arms)
-    assert look("something else") == look("something else")
+def test_every_standard_arm_has_a_look_of_its_own_whatever_else_there_is():
+    assert len({color for color, _ in STYLES.values()}) == len(LEVEL)
+    others = looks([*LEVEL, "another", "a third"])
+    assert {arm: others[arm] for arm in LEVEL} == STYLES
+
+
+@pytest.mark.parametrize("named", [(), ("none", "mixed"), tuple(LEVEL)])
+def test_arms_of_any_names_have_distinct_colours_and_beyond_them_distinct_markers(named):
+    few = looks([*named, *(f"form {i}" for i in range(9))])
+    assert len({color for color, _ in few.values()}) == len(few)
+    many = looks([*named, *(f"form {i}" for i in range(25))])
+    assert len(set(many.values())) == len(many)
+
+
+def texts(figure):
+    return " | ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_with_one_ipc_a_row_an_arm_and_the_baseline_as_a_line():
+    records = sweep(("none", "mixed", "guided"), (10,), (0, 1, 2))
+    figure = dots_figure(records, make_manifest(baseline="mixed"), STYLES)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["none (no condensed)", "mixed", "guided"]
+    means = {arm: np.mean([100 * r.metrics[ACCURACY] for r in records if r.arm == arm]) for arm in ("mixed", "guided")}
+    (line,) = [one for one in axes.get_lines() if one.get_linestyle() == "--"]
+    assert line.get_xdata() == pytest.approx([means["mixed"]] * 2)
+    drawn = [value for one in axes.get_lines() for value in one.get_xdata()]
+    assert all(any(value == pytest.approx(100 * r.metrics[ACCURACY]) for value in drawn) for r in records)
+    low, high = axes.get_xlim()
+    assert all(low < 100 * r.metrics[ACCURACY] < high for r in records)
+    for told in (f"{means['guided']:.1f} ± ", "at IPC 10", "Dashed: mixed.", "Teacher: 97.2 %.", "n = 3 seeds"):
+        assert told in texts(figure)
+
+
+def test_real_data_far_off_are_told_and_do_not_crush_the_rest():
+    records = far_below(sweep(ipcs=(10,)))
+    (axes,) = dots_figure(records, make_manifest(), STYLES).axes
+    assert axes.get_xlim()[1] < 30
+    assert "KD on real data" in texts(axes)
+    assert f"{np.mean([100 * r.metrics[ACCURACY] for r in records if r.arm == 'real']):.1f} ± " in texts(axes)
+
+
+def test_the_figure_follows_how_many_ipcs_are_planned(tmp_path):
+    planned = sweep(ipcs=(1, 10), seeds=(0,))
+    done = [record for record in planned if record.ipc != 10]
+    for manifest, is_dots in ((make_manifest(done), True), (make_manifest(planned), False)):
+        figures.write(tmp_path, done, manifest)
+        assert ("condensed images per class (IPC)" in (tmp_path / "figure.svg").read_text()) is not is_dots
+
+
+def test_the_diagnosis_has_a_panel_a_figure_at_the_largest_ipc():
+    records = [diagnosed(one) for one in sweep(("none", "mixed", "guided"), (1, 10), (0, 1))]
+    figure = diagnosis_figure(records, STYLES)
+    assert len(figure.axes) == 6
+    first = figure.axes[0]
+    (guided,) = [line for line in first.get_lines() if line.get_label() == "guided"]
+    trials = [r for r in records if (r.arm, r.ipc) == ("guided", 10)]
+    wanted = np.mean([[row["diagnosis/frechet_real"] for row in r.history] for r in trials], 0)
+    assert guided.get_ydata() == pytest.approx(wanted)
+    assert "none (no condensed)" in texts(figure)
+    assert "at IPC 10; for the report only" in texts(figure)
+
+
+def test_without_condensed_images_the_diagnosis_has_the_real_side_and_without_any_no_picture():
+    records = [diagnosed(make_record(arm, 0, seed)) for arm in ("none", "real") for seed in (0, 1)]
+    assert len(diagnosis_figure(records, STYLES).axes) == 3
+    assert diagnosis_figure(sweep(seeds=(0,)), STYLES) is None
+
+
+def boxes(figure):
+    renderer = figure.canvas.get_renderer()
+    found = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    return [text.get_window_extent(renderer) for text in found]
+
+
+@pytest.mark.parametrize("count", [1, 5, 14])
+def test_no_text_is_cut(count):
+    records = [diagnosed(make_record(f"unconditional x0.{i:02d}", 10, s)) for i in range(count) for s in (0, 1)]
+    styles = looks(record.arm for record in records)
+    with matplotlib.rc_context(STYLE):
+        for figure in (dots_figure(records, make_manifest(), styles), diagnosis_figure(records, styles)):
+            figure.canvas.draw()
+            width, height = figure.canvas.get_width_height()
+            for box in boxes(figure):
+                assert -1 <= box.x0 < box.x1 <= width + 1
+                assert -1 <= box.y0 < box.y1 <= height + 1
