@@ -207,9 +207,7 @@ def boxes(figure):
     parts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     for axes in figure.axes:
         parts += [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
-        parts += [
-            label for label in axes.get_yticklabels() if not label.get_text().strip("−").replace(".", "").isdigit()
-        ]
+        parts += [label for label in axes.get_yticklabels() if any(map(str.isalpha, label.get_text()))]
     renderer = figure.canvas.get_renderer()
     return [part.get_window_extent(renderer) for part in parts if part.get_text()]
 
