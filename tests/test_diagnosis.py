@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from math import dist, exp, isnan, log
+from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 from toy import MEAN, NUM_CLASSES, STD, blobs, make_prepared, make_teacher, toy_config
 
+import condkd_ray
 from condkd_ray.diagnosis import NEIGHBOUR, NUM_IMAGES, REAL_PER_CLASS, choose, diagnose, make_landmarks
 from condkd_ray.inversion import Fast, NoInversion
 from condkd_ray.losses.discrepancy import class_frechet, class_mmd, median_distance
@@ -197,6 +199,18 @@ def test_without_landmarks_or_synthetic_images_a_trial_has_no_diagnosis():
         run(prepared, inversion=NoInversion(), distiller=replace(toy_config().distiller, condensed_share=1.0)),
     ):
         assert not [name for name in outcome.metrics if "diagnosis" in name]
+
+
+def test_nothing_that_decides_reads_landmarks_or_diagnosis():
+    package = Path(condkd_ray.__file__).parent
+    readers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if any(word in path.read_text() for word in (".landmarks", "diagnosis/"))
+    }
+    made_and_sent = {"diagnosis.py", "artifacts.py", "trial.py", "run.py", "cluster/parcels.py"}
+    told = {"report/details.py", "report/by_round.py", "report/tensorboard.py"}
+    assert readers - made_and_sent <= told
 
 
 def test_a_trial_goes_the_same_way_with_and_without_a_diagnosis():

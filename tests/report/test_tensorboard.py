@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_factory import ROUNDS, make_record, sweep
+from report_factory import ROUNDS, diagnosed, make_record, sweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import api_pb2, metadata
@@ -77,6 +77,15 @@ def test_rebuild_writes_every_trial_once(folder):
         assert points(run, "proxy/kl") == [(ROUNDS, record.metrics["proxy/kl"])]
         assert read(run).Tags()["images"] == ([GRID] if record is records[0] else [])
         assert end(run).status == API.STATUS_SUCCESS
+
+
+def test_the_diagnosis_is_there_by_round_and_among_the_metrics(tmp_path):
+    record = diagnosed(make_record("guided", 5, 0))
+    rebuild(tmp_path, [record])
+    run = tmp_path / "tensorboard" / run_name(record)
+    for name in [name for name in record.metrics if name.startswith("diagnosis/")]:
+        assert points(run, name) == [(int(row["round"]), row[name]) for row in record.history]
+    assert {"student/forgetting", "diagnosis/frechet_real", "diagnosis/diversity"} <= set(METRICS)
 
 
 def test_the_image_is_the_file(folder):
