@@ -37,13 +37,15 @@ class Discriminator(Guidance[DiscriminatorState]):
     r"""D tells condensed from synthetic features, given the class; the host is to make it say condensed.
 
     With the auxiliary head D minimises BCE(adv) + c CE(cls(real), y), and the host adds
-    weight (softplus(-adv(fake)) + c CE(cls(fake), y)), c the class weight. Other conditions have no second term.
+    weight (a softplus(-adv(fake)) + c CE(cls(fake), y)), a the adversarial and c the class weight. Other conditions
+    have no second term.
     """
 
     paper: ClassVar[str] = "Binici et al., arXiv 2408.13850 (AAAI 2026)"
     ours: ClassVar[tuple[str, ...]] = (
-        *("weight", "schedule", "condition", "loss", "steps", "optimizer", "lr", "hidden", "class_weight"),
-        *("spectral_norm", "r1_weight", "label_smoothing", "instance_noise", "held_out"),
+        *("weight", "schedule", "condition", "loss", "steps", "optimizer", "lr", "hidden"),
+        *("adversarial_weight", "class_weight", "spectral_norm", "r1_weight", "label_smoothing"),
+        *("instance_noise", "held_out"),
     )
     name: Literal["discriminator"] = "discriminator"
     weight: float = 10.0
@@ -59,6 +61,8 @@ class Discriminator(Guidance[DiscriminatorState]):
     lr: float = 2e-3
     hidden: int = 128
     """Units of the first hidden layer; the second has half."""
+    adversarial_weight: float = 1.0
+    """Weight of passing for condensed in what the host adds; at 0 the auxiliary head alone guides."""
     class_weight: float = 1.0
     """Weight of the auxiliary head's cross-entropy in both losses; no other condition has that head or looks here."""
     spectral_norm: bool = True
@@ -80,7 +84,7 @@ class Discriminator(Guidance[DiscriminatorState]):
         smooth = self.label_smoothing
         require(0 <= smooth < 0.5, "discriminator label_smoothing", smooth, "0 <= smoothing < 0.5")
         require(smooth == 0 or self.loss != "hinge", "label_smoothing under loss hinge", smooth, "0, or non_saturating")
-        for what in ("r1_weight", "instance_noise", "class_weight"):
+        for what in ("r1_weight", "instance_noise", "class_weight", "adversarial_weight"):
             require(getattr(self, what) >= 0, f"discriminator {what}", getattr(self, what), ">= 0")
 
     def init(self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams) -> DiscriminatorState:
@@ -103,7 +107,7 @@ class Discriminator(Guidance[DiscriminatorState]):
     def penalty(self, state: DiscriminatorState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """How far the fakes are from passing for condensed images of their class."""
         judged, classes = state.network(self._noisy(fake * state.scale, rng), labels)
-        loss = fool(judged, self.loss)
+        loss = self.adversarial_weight * fool(judged, self.loss)
         return loss if classes is None else loss + self.class_weight * F.cross_entropy(classes, labels)
 
     def update(

@@ -66,7 +66,7 @@ class Generative(ReplayMemory[GenerativeState]):
     lr_recall: float = 0.02
     """Of the one Adam step of recalled latents."""
     statistics: Literal["batch", "running"] = "batch"
-    """Of the decoder's BN layers in recall: the recalled batch's own, or the running ones as in the official code. These
+    """Of the decoder's BN layers in recall: the recalled batch's own, or running ones as in the official code. These
     are of encoded images; where codes lie off N(0, I), all that they recall is alike (`experiments/LOG.md`)."""
     logits_weight: float = 1.0
     """Of the teacher-aware reconstruction; 0 is the paper's ablation of it."""
