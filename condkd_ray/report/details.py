@@ -45,8 +45,8 @@ _PLACES_LEGEND = (
     "Synthetic images of the last round in the teacher's features; distances class by class, diversity and distance to "
     "the nearest guide (condensed image) in units of real images'. Compare arms within a column, as the sets differ in "
     "size. Less diversity and nearer to the guides than 1 is collapse onto them; a smaller distance to real images is "
-    "what guidance is for. For the report only: all but the distances to condensed images, confidence and gap need real "
-    "train images, and no method or search sees any."
+    "what guidance is for. For the report only: all but the distances to condensed images, confidence and gap need "
+    "real train images, and no method or search sees any."
 )
 
 
