@@ -34,6 +34,8 @@ class Mmd(Guidance[MmdState]):
 
     ours: ClassVar[tuple[str, ...]] = ("weight", "augment", "layer", "schedule")
     name: Literal["mmd"] = "mmd"
+    weight: float = 100.0
+    """Of 10 and 100 the better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""
 
     def init(self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams) -> MmdState:
         """Bandwidth from the median distance of the whole condensed set."""

@@ -37,6 +37,8 @@ class Moments(Guidance[MomentsState]):
 
     ours: ClassVar[tuple[str, ...]] = ("weight", "augment", "layer", "schedule", "covariance_weight")
     name: Literal["moments"] = "moments"
+    weight: float = 100.0
+    """As that of `mmd`; 300 was not better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""
     covariance_weight: float = 1.0
     """Weight of the covariances against the means; 0 matches class means alone."""
 

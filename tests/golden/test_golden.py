@@ -22,15 +22,15 @@ from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
 from condkd_ray.trial import Prepared, codec, run_round, start
 
-SMALL = Discriminator(hidden=32)
+SMALL = Discriminator(hidden=32, weight=10.0)
 STRICT = {"loss": "hinge", "r1_weight": 1.0, "instance_noise": 0.1, "optimizer": "sgd"}
 GUIDED = {
     "discriminator": SMALL,
     "discriminator_projection": replace(SMALL, condition="projection", label_smoothing=0.1),
     "discriminator_per_class": replace(SMALL, condition="per_class", layer="stages.1", augment="dsa"),
     "discriminator_none": replace(SMALL, condition="none", **STRICT),
-    "mmd": Mmd(),
-    "moments": Moments(schedule=Schedule(start=0.5)),
+    "mmd": Mmd(weight=1.0),
+    "moments": Moments(weight=1.0, schedule=Schedule(start=0.5)),
 }
 CASES = {f"{kind.name}_none": (kind, NoGuidance()) for kind in INVERTERS}
 CASES |= {f"fast_{name}": (Fast, guidance) for name, guidance in GUIDED.items()}
