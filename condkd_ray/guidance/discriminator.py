@@ -43,7 +43,7 @@ class Discriminator(Guidance[DiscriminatorState]):
 
     paper: ClassVar[str] = "Binici et al., arXiv 2408.13850 (AAAI 2026)"
     ours: ClassVar[tuple[str, ...]] = (
-        *("weight", "schedule", "condition", "loss", "steps", "optimizer", "lr", "hidden"),
+        *("weight", "augment", "schedule", "condition", "loss", "steps", "optimizer", "lr", "hidden"),
         *("adversarial_weight", "class_weight", "spectral_norm", "r1_weight", "label_smoothing"),
         *("instance_noise", "held_out"),
     )
