@@ -41,12 +41,12 @@ class Args(Flags):
 
 def plans(args: Args) -> Iterator[Plan]:
     """Every trial; a name tells what differs from the other arms."""
-    base = args.base()
+    base, (first, *others) = args.base(), args.shares
     yield from (arm(base, "none", 0, seed) for seed in args.seeds)
     for share, ipc, seed in product(args.shares, args.ipcs, args.seeds):
         mixing = replace(base, distiller=replace(base.distiller, condensed_share=share))
-        tail = f" share {share:g}" if len(args.shares) > 1 else ""
-        yield arm(mixing, "mixed", ipc, seed, f"mixed{tail}" if share != args.shares[0] else "mixed")
+        tail = f" share {share:g}" if others else ""
+        yield arm(mixing, "mixed", ipc, seed, f"mixed{tail}" if share != first else "mixed")
         for form, layer, augment, weight in product(args.forms, args.layers, args.augments, args.weights):
             guidance = replace(FORMS[form], layer=layer, augment=augment, weight=weight * FORMS[form].weight)
             told = ((f" {layer}", args.layers), (f" {augment}", args.augments), (f" x{weight:g}", args.weights))
