@@ -1,0 +1,54 @@
+"""How condensers train the networks of their own: SGD on labelled images in the teacher's space. No teacher is one.
+
+Letters: N images, B batch, C channels, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.method import Meter
+from condkd_ray.samples import Samples
+
+
+def train(
+    network: nn.Module,
+    real: Samples,
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    falls: bool = False,
+    augment: Callable[[Tensor], Tensor] = lambda images: images,
+    on_epoch: Callable[[], None] = lambda: None,
+    rng: torch.Generator,
+) -> nn.Module:
+    """Train `network` in place by cross-entropy, and give it back in eval mode, frozen.
+
+    Each epoch sees all N images once, in an order that `rng` draws on their device, in steps of near-equal size of at
+    most `batch`. `lr` is constant, or `falls` linearly to 0. `augment` sees each batch (B, C, H, W); `on_epoch` is
+    called after each epoch. Raises `NonFiniteError` at the end of the epoch in which the loss became NaN or infinite.
+    """
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+    parts = -(-len(real) // batch)
+    total = epochs * parts
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / total, 0) if falls else 1)
+    for _ in range(epochs):
+        meter = Meter("condensation")
+        for rows in torch.randperm(len(real), generator=rng, device=real.images.device).tensor_split(parts):
+            loss = F.cross_entropy(network(augment(real.images[rows])).float(), real.labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            meter.add(training=loss)
+        meter.read()  # raises where a loss was not finite
+        on_epoch()
+    return network.eval().requires_grad_(False)

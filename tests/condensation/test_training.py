@@ -1,0 +1,70 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from condensers import NUM_CLASSES, real_samples
+from torch import nn
+
+from condkd_ray.condensation.training import train
+from condkd_ray.method import NonFiniteError
+from condkd_ray.networks import ConvNet
+from condkd_ray.streams import Streams
+
+
+def fresh(seed: int = 0) -> nn.Module:
+    with Streams(seed).forked("network"):
+        return ConvNet(depth=2, width=8).build((3, 8, 8), NUM_CLASSES)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_it_learns_and_comes_back_frozen():
+    network = train(fresh(), real_samples(), epochs=8, batch=16, lr=0.05, momentum=0.9, rng=generator())
+    other = real_samples(seed=1)
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    assert (network(other.images).argmax(1) == other.labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("falls", [False, True])
+def test_whole_batches_equal_plain_gradient_descent(falls: bool):
+    """Three epochs of one step each, written out."""
+    real, network, plain = real_samples(), fresh().double(), fresh().double()
+    real = type(real)(real.images.double(), real.labels, real.logits)
+    train(network, real, epochs=3, batch=1000, lr=0.1, weight_decay=0.01, falls=falls, rng=generator())
+    for step in range(3):
+        gradients = torch.autograd.grad(F.cross_entropy(plain(real.images), real.labels), list(plain.parameters()))
+        lr = 0.1 * (1 - step / 3) if falls else 0.1
+        with torch.no_grad():
+            for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
+                parameter -= lr * (gradient + 0.01 * parameter)
+    for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_every_image_is_seen_once_an_epoch_through_the_augmentation():
+    seen: list[torch.Tensor] = []
+    ends: list[int] = []
+
+    def augment(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return images
+
+    real = real_samples()
+
+    def told() -> None:
+        ends.append(len(seen))
+
+    train(fresh(), real, epochs=2, batch=50, lr=0.01, augment=augment, on_epoch=told, rng=generator())
+    assert ends == [3, 6]
+    assert [len(part) for part in seen] == [39, 39, 38] * 2
+    for epoch in (seen[:3], seen[3:]):
+        sums = torch.cat(epoch).sum((1, 2, 3)).sort().values
+        torch.testing.assert_close(sums, real.images.sum((1, 2, 3)).sort().values)
+    assert not torch.equal(seen[0], seen[3])
+
+
+def test_divergence_is_named():
+    with pytest.raises(NonFiniteError, match="condensation/training is not finite at step"):
+        train(fresh(), real_samples(), epochs=3, batch=16, lr=1e30, rng=generator())
