@@ -75,7 +75,7 @@ class Workshop:
 
     def check(self, config: TrialConfig) -> None:
         """Build, untrained, what the trial will run. Raises `InputError` for networks and methods that do not fit."""
-        parts = (config.teacher, config.student, config.inversion, config.guidance, config.memory)
+        parts = (config.teacher, config.student, config.targets, config.inversion, config.guidance, config.memory)
         self._once(("check", self._data_key(config), *parts), lambda: self._check(config) or True)
 
     def _check(self, config: TrialConfig) -> None:
@@ -90,6 +90,7 @@ class Workshop:
             self._once(fits, lambda: load_into(network, read_weights(weights), f"weights in {weights}"))
         teacher = _teacher(network, dataset)
         teacher.check_layers(config.guidance.layers)
+        config.targets.check(teacher)
         config.inversion.init(teacher, streams)
         config.memory.init(teacher, streams)
 

@@ -13,10 +13,12 @@ from condkd_ray.losses.kd import AnyKdLoss
 from condkd_ray.memory import AnyMemory
 from condkd_ray.method import Method
 from condkd_ray.targets import AnyTargets
+from condkd_ray.weighing import AnyWeighing
 
 FAMILIES = {
     "condensation": AnyCondensation,
     "targets": AnyTargets,
+    "weighing": AnyWeighing,
     "inversion": AnyInversion,
     "guidance": AnyGuidance,
     "memory": AnyMemory,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
-from condkd_ray.losses.kd import AnyKdLoss, Hinton
+from condkd_ray.losses.kd import AnyKdLoss, Hinton, divergence
 from condkd_ray.method import Method, require
 from condkd_ray.samples import Samples
 from condkd_ray.schedule import Schedule
@@ -26,6 +26,13 @@ class DistillerState:
     student: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Any
+
+
+class Step(NamedTuple):
+    """What a step had to show, on the device: `terms` to be logged, and of each sample KL(teacher || student) (B,)."""
+
+    terms: dict[str, Tensor]
+    gap: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +96,8 @@ class Distiller(Method):
 
         return factor
 
-    def step(
-        self, state: DistillerState, batch: Samples, weights: Tensor, *, teacher: Teacher, rng: Streams
-    ) -> dict[str, Tensor]:
-        """One step on `batch` with `weights` (B,) of its samples; terms to be logged, on the device."""
+    def step(self, state: DistillerState, batch: Samples, weights: Tensor, *, teacher: Teacher, rng: Streams) -> Step:
+        """One step on `batch` with `weights` (B,) of its samples."""
         images, answers = batch.images, batch.logits
         if self.augment:
             shift = round(self.shift * images.shape[-1])
@@ -107,4 +112,4 @@ class Distiller(Method):
         state.optimizer.step()
         state.schedule.step()
         agree = (logits.argmax(1) == answers.argmax(1)).float().mean()
-        return {"loss": loss, "agreement": agree}
+        return Step({"loss": loss, "agreement": agree}, divergence(logits.detach(), answers))

@@ -1,12 +1,38 @@
-"""What an inversion hears: a guide, and the weights of its samples. Protocols, so that it knows no more of either."""
+"""What an inversion hears: the targets of a round, a guide, and the weights of its samples; and no more of any.
+
+Letters: B batch, K classes.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from condkd_ray.teacher import Observation
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is wanted of each image of a round: `labels` (B,) int64, and by soft targets more than a class.
+
+    `soft` (B, K): the teacher's whole answer that is wanted, probabilities at `temperature`; `labels` are then their
+    largest.
+    """
+
+    labels: Tensor
+    soft: Tensor | None = None
+    temperature: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def answers(self) -> Tensor:
+        """What cross-entropy at `temperature` takes: the soft targets, else the labels."""
+        return self.labels if self.soft is None else self.soft
 
 
 class Guide(Protocol):
@@ -36,3 +62,8 @@ class Weigh(Protocol):
     def __call__(self, seen: Observation, labels: Tensor) -> Tensor:
         """(B,) weights, without gradient."""
         ...
+
+
+def equal_weights(seen: Observation, labels: Tensor) -> Tensor:
+    """Every sample counts the same: the `Weigh` of all methods but SSD-KD."""
+    return torch.ones(len(labels), device=labels.device)

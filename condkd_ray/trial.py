@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from condkd_ray.diagnosis import Landmarks, diagnose
 from condkd_ray.distiller import Distiller, DistillerState
 from condkd_ray.evaluation import evaluate
 from condkd_ray.guidance import AnyGuidance, NoGuidance
-from condkd_ray.inversion import AnyInversion, Fast, NoInversion, equal_weights
+from condkd_ray.inversion import AnyInversion, Fast, NoInversion
 from condkd_ray.memory import AnyMemory, Growing, Store
 from condkd_ray.method import Meter, Method, Metrics, require
 from condkd_ray.networks import AnyNetwork, ResNet
@@ -29,6 +29,9 @@ from condkd_ray.streams import Streams
 from condkd_ray.supervised import TeacherConfig
 from condkd_ray.targets import AnyTargets, Balanced
 from condkd_ray.teacher import Teacher
+from condkd_ray.weighing import AnyWeighing, Equal
+
+HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class TrialConfig(Method):
     condensation: AnyCondensation | None = None
     """Null: no condensed set at all (IPC 0)."""
     targets: AnyTargets = Balanced()
+    weighing: AnyWeighing = Equal()
     inversion: AnyInversion = Fast()
     guidance: AnyGuidance = NoGuidance()
     memory: AnyMemory = Growing()
@@ -67,6 +71,8 @@ class TrialConfig(Method):
         idle, least = isinstance(self.inversion, NoInversion), share * self.distiller.share_schedule.smallest
         require(not idle or not guided, "guidance without an inversion", self.guidance.name, "none, or an inversion")
         require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
+        takes = not self.targets.soft or self.inversion.hears == "answers"
+        require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", HEARING)
         entry, made = getattr(self.memory, "entry_size", 0), self.inversion.images_per_round
         require(idle or entry <= made, "memory entry_size", entry, f"at most {made}, the images of a round")
 
@@ -141,7 +147,7 @@ def run_round(config: TrialConfig, prepared: Prepared, state: TrialState, store:
     wall, cpu = time.perf_counter(), time.process_time()
     with _precision(config, prepared.teacher.device):
         with _timed(metrics, "time/inversion_seconds"):
-            fresh, terms = synthesise(config, prepared, state)
+            fresh, terms = synthesise(config, prepared, state, store)
             metrics |= terms
         if len(fresh):
             settled = settle(fresh, store.codec, prepared.teacher)
@@ -164,7 +170,7 @@ def run_round(config: TrialConfig, prepared: Prepared, state: TrialState, store:
     return metrics
 
 
-def synthesise(config: TrialConfig, prepared: Prepared, state: TrialState) -> tuple[Samples, Metrics]:
+def synthesise(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
     """A round of guided inversion."""
     teacher, rng = prepared.teacher, state.streams
     guide = config.guidance.bind(
@@ -175,14 +181,14 @@ def synthesise(config: TrialConfig, prepared: Prepared, state: TrialState) -> tu
         rng=rng,
         progress=config.progress(state.round),
     )
-    targets = config.targets.sample(config.inversion.images_per_round, teacher.num_classes, rng=rng)
+    targets = config.targets.sample(config.inversion.images_per_round, teacher, rng=rng)
     fresh, terms = config.inversion.synthesize(
         state.inversion,
         targets,
         teacher=teacher,
         student=state.distiller.student.eval(),
         guide=guide,
-        weigh=equal_weights,
+        weigh=config.weighing.bind(store.class_counts.to(teacher.device)),
         rng=rng,
     )
     return fresh, terms | config.guidance.read(guide)
@@ -201,8 +207,10 @@ def distil(config: TrialConfig, prepared: Prepared, state: TrialState, store: St
     state.distiller.student.train()
     meter = Meter("kd")
     for _ in range(config.distiller.steps):
-        batch, weights = next_batch(config, prepared, state, store)
-        meter.add(**config.distiller.step(state.distiller, batch, weights, teacher=prepared.teacher, rng=state.streams))
+        batch, weights, ids = next_batch(config, prepared, state, store)
+        step = config.distiller.step(state.distiller, batch, weights, teacher=prepared.teacher, rng=state.streams)
+        config.memory.feedback(state.memory, ids, step.gap[: len(ids)])
+        meter.add(**step.terms)
     return meter.read()
 
 
@@ -214,8 +222,16 @@ def measure(config: TrialConfig, prepared: Prepared, state: TrialState) -> Metri
     return evaluate(student, teacher=teacher, proxy=prepared.proxy, val=prepared.val, test=prepared.test)
 
 
-def next_batch(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Tensor]:
-    """Synthetic then condensed samples, `batch` together, and their weights.
+class Batch(NamedTuple):
+    """A batch of the student's: samples (B), their weights (B,), and the ids of the first, those from the memory."""
+
+    samples: Samples
+    weights: Tensor
+    ids: Tensor
+
+
+def next_batch(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Batch:
+    """Synthetic then condensed samples, `batch` together.
 
     In every arm a full batch is drawn from the memory and the front of it used, so that all arms see the same draws.
     """
@@ -223,16 +239,18 @@ def next_batch(config: TrialConfig, prepared: Prepared, state: TrialState, store
     num_condensed = distiller.num_condensed(config.progress(state.round))
     num_synthetic = distiller.batch - num_condensed
     parts: list[Samples] = []
+    ids = torch.empty(0, dtype=torch.int64)
     weights = torch.ones(distiller.batch, device=prepared.teacher.device)
     if num_synthetic:
         drawn = config.memory.draw(state.memory, store, distiller.batch, teacher=prepared.teacher, rng=rng)
         parts.append(drawn.samples[:num_synthetic].to(prepared.teacher.device))
         weights[:num_synthetic] = drawn.weights[:num_synthetic]
+        ids = drawn.ids[:num_synthetic]
     if num_condensed:
         assert prepared.condensed is not None
         rows = torch.randint(len(prepared.condensed), (num_condensed,), generator=rng.host("condensed"))
         parts.append(prepared.condensed[rows.to(prepared.teacher.device)])
-    return cat(parts), weights
+    return Batch(cat(parts), weights, ids)
 
 
 @contextmanager

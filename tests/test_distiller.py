@@ -52,7 +52,7 @@ def test_the_share_follows_its_schedule_over_the_rounds():
     state, store, found = start(config, prepared), local_store(config, prepared, None), []
     for _ in range(5):
         run_round(config, prepared, state, store)
-        batch, _ = next_batch(config, prepared, replace(state, round=state.round - 1), store)
+        batch, _, _ = next_batch(config, prepared, replace(state, round=state.round - 1), store)
         assert len(batch) == 16
         found.append(sum(contained(image[None], prepared.condensed.images) for image in batch.images))
         assert contained(batch.images[16 - shares[state.round - 1] :], prepared.condensed.images)
@@ -83,10 +83,11 @@ def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:
     """A batch and its weights, what it could come from, and nothing else: round 0 of a trial."""
     prepared = make_prepared()
     state, store = start(config, prepared), local_store(config, prepared, None)
-    fresh = settle(synthesise(config, prepared, state)[0], store.codec, prepared.teacher)
+    fresh = settle(synthesise(config, prepared, state, store)[0], store.codec, prepared.teacher)
     config.memory.add(state.memory, store, fresh, teacher=prepared.teacher, rng=state.streams)
     assert prepared.condensed is not None
-    return *next_batch(config, prepared, state, store), fresh, prepared.condensed
+    batch, weights, _ = next_batch(config, prepared, state, store)
+    return batch, weights, fresh, prepared.condensed
 
 
 def contained(part: Tensor, whole: Tensor) -> bool:
@@ -115,11 +116,12 @@ def test_without_augmentation_the_stored_logits_serve(teacher):
     state.student.eval()
     batch = samples(8)
     answers = replace(batch, logits=teacher.logits(batch.images))
-    terms = distiller.step(state, answers, ones(batch), teacher=teacher, rng=Streams(0))
+    terms, gap = distiller.step(state, answers, ones(batch), teacher=teacher, rng=Streams(0))
+    torch.testing.assert_close(gap, torch.zeros(8), rtol=0, atol=1e-5)
     assert terms["loss"].item() == pytest.approx(0, abs=1e-5)
     assert terms["agreement"] == 1
     wrong = replace(answers, logits=answers.logits + 3)
-    terms = distiller.step(state, wrong, ones(batch), teacher=teacher, rng=Streams(0))
+    terms, _ = distiller.step(state, wrong, ones(batch), teacher=teacher, rng=Streams(0))
     assert terms["loss"].item() == pytest.approx(3, 1e-4)
 
 
@@ -128,7 +130,7 @@ def test_with_augmentation_the_teacher_looks_again_at_what_the_student_sees(teac
     state = begin(distiller, teacher)
     state.student.eval()
     batch = replace(samples(8), logits=torch.full((8, 4), 1e6))
-    terms = distiller.step(state, batch, ones(batch), teacher=teacher, rng=Streams(0))
+    terms, _ = distiller.step(state, batch, ones(batch), teacher=teacher, rng=Streams(0))
     assert terms["loss"].item() == pytest.approx(0, abs=1e-5)
 
 
@@ -143,7 +145,7 @@ def test_weights_scale_the_samples_losses(teacher):
     def taken(rows: slice, weights: Tensor) -> tuple[float, Tensor]:
         state = begin(distiller, teacher)
         state.student.eval()  # batch statistics would tie the samples together
-        loss = distiller.step(state, batch[rows], weights, teacher=teacher, rng=Streams(0))["loss"]
+        loss = distiller.step(state, batch[rows], weights, teacher=teacher, rng=Streams(0)).terms["loss"]
         return loss.item(), gradients(state.student)
 
     half, gradient = taken(slice(0, 4), torch.ones(4))

@@ -6,8 +6,7 @@ from toy import make_prepared
 
 from condkd_ray.guidance.guidance import BoundGuide
 from condkd_ray.guidance.no_guidance import Unguided
-from condkd_ray.guide import Guide, Weigh
-from condkd_ray.inversion import equal_weights
+from condkd_ray.guide import Guide, Weigh, equal_weights
 
 
 @pytest.mark.parametrize("kind", [BoundGuide, Unguided])

@@ -1,3 +1,4 @@
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -237,3 +238,33 @@ def test_the_arms_without_condensed_images_are_accepted():
 def test_a_student_too_large_for_the_images_is_refused(prepared):
     with pytest.raises(InputError, match="network convnet-4-8 on images of 8x8: smallest side is 8; accepted: 16"):
         start(toy_config(student=ConvNet(depth=4, width=8)), prepared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening(Growing):
+    """Growing, writing down what it hears."""
+
+    def init(self, teacher, rng):
+        state = super().init(teacher, rng)
+        state.heard = []
+        return state
+
+    def feedback(self, state, ids, priority):
+        state.heard.append((ids, priority))
+
+
+def test_the_memory_hears_of_each_drawn_sample_how_far_the_student_is_from_the_teacher(prepared):
+    config = replace(toy_config(rounds=2), memory=Listening())
+    state = start(config, prepared)
+    store = local_store(config, prepared, None)
+    for _ in range(2):
+        run_round(config, prepared, state, store)
+    distiller = config.distiller
+    assert len(state.memory.heard) == 2 * distiller.steps
+    for ids, gap in state.memory.heard:
+        assert len(ids) == len(gap) == distiller.batch - distiller.num_condensed(0)
+        assert (ids >= 0).all()
+        assert (ids < store.num_ids).all()
+        assert (gap >= 0).all()
+        assert gap.max() > 0
+        assert not gap.requires_grad

@@ -4,7 +4,7 @@ from condkd_ray.inversion.cmi import Cmi
 from condkd_ray.inversion.dafl import Dafl
 from condkd_ray.inversion.deep_inversion import DeepInversion
 from condkd_ray.inversion.fast import Fast
-from condkd_ray.inversion.inversion import Inversion, equal_weights
+from condkd_ray.inversion.inversion import Inversion
 from condkd_ray.inversion.no_inversion import NoInversion
 from condkd_ray.inversion.pre_dfkd import PreDfkd
 
@@ -19,5 +19,4 @@ __all__ = [
     "Inversion",
     "NoInversion",
     "PreDfkd",
-    "equal_weights",
 ]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.augment import resized_crop, shift_flip
-from condkd_ray.guide import Guide, Weigh
+from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, Lowest, require_bn
 from condkd_ray.losses.adversarial import disagreement
 from condkd_ray.losses.contrastive import instance_discrimination
@@ -52,6 +52,7 @@ class Cmi(Inversion[CmiState]):
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch")
     name: Literal["cmi"] = "cmi"
     pixel_space: ClassVar[PixelSpace] = "unit"
+    hears = "answers"
     steps: int = 100
     """Adam steps a round (200 to 500 in the official scripts); each looks at two views and compares all with all."""
     batch: int = 128
@@ -104,7 +105,7 @@ class Cmi(Inversion[CmiState]):
     def synthesize(
         self,
         state: CmiState,
-        targets: Tensor,
+        targets: Targets,
         *,
         teacher: Teacher,
         student: nn.Module,
@@ -127,24 +128,24 @@ class Cmi(Inversion[CmiState]):
             part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)
             seen = teacher.observe(shifted, guide.layers, bn_means=True)
             pair = _features(teacher.observe(part, bn_means=True)), _features(seen)
-            weight = weigh(seen, targets)
+            weight = weigh(seen, targets.labels)
             bn = bn_distance(seen.bn, teacher.running_bn)
-            oh = (weight * class_prior(seen.logits, targets)).mean()
+            oh = (weight * class_prior(seen.logits, targets.answers, targets.temperature)).mean()
             adv = (weight * disagreement(student(shifted), seen.logits)).mean()
             cr = self._contrast(state, *pair, rng)
-            pull = guide.penalty(images, seen, targets)
+            pull = guide.penalty(images, seen, targets.labels)
             loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + self.cr_weight * cr + pull
             for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
                 leaf.grad = gradient
             optimizer.step()
             state.optimizer.step()
-            guide.update(images.detach(), seen.detach(), targets)
+            guide.update(images.detach(), seen.detach(), targets.labels)
             meter.add(bn=bn, oh=oh, adv=adv, cr=cr, guide=pull, loss=loss)
             lowest.offer(loss, images, torch.cat(pair, 1))
         metrics = meter.read()
         best, features = lowest.kept
         state.bank = (features if state.bank is None else torch.cat([state.bank, features]))[-self.bank :]
-        return unseen(best, targets), metrics
+        return unseen(best, targets.labels), metrics
 
     def _contrast(self, state: CmiState, local: Tensor, whole: Tensor, rng: Streams) -> Tensor:
         """C of this batch's views, (B, D) each, and of rows of the bank."""

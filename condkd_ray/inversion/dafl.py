@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.guide import Guide, Weigh
+from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, fresh_images
 from condkd_ray.losses.priors import class_prior, negative_activation, negative_entropy
 from condkd_ray.method import Meter, Metrics, require
@@ -42,6 +42,7 @@ class Dafl(Inversion[DaflState]):
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "images_per_round")
     name: Literal["dafl"] = "dafl"
     pixel_space: ClassVar[PixelSpace] = "model"
+    hears = "nothing"
     steps: int = 20
     """Adam steps of the generator a round."""
     batch: int = 128
@@ -70,7 +71,7 @@ class Dafl(Inversion[DaflState]):
     def synthesize(
         self,
         state: DaflState,
-        targets: Tensor,
+        targets: Targets,
         *,
         teacher: Teacher,
         student: nn.Module,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
-from condkd_ray.guide import Guide, Weigh
+from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, Lowest, require_bn
 from condkd_ray.losses.priors import bn_distance, class_prior, total_variation
 from condkd_ray.method import Meter, Metrics, require
@@ -35,6 +35,7 @@ class DeepInversion(Inversion[None]):
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch")
     name: Literal["deep_inversion"] = "deep_inversion"
     pixel_space: ClassVar[PixelSpace] = "unit"
+    hears = "answers"
     steps: int = 100
     """Adam steps a round (2000 in the official code)."""
     batch: int = 128
@@ -66,7 +67,7 @@ class DeepInversion(Inversion[None]):
     def synthesize(
         self,
         state: None,
-        targets: Tensor,
+        targets: Targets,
         *,
         teacher: Teacher,
         student: nn.Module,
@@ -87,19 +88,19 @@ class DeepInversion(Inversion[None]):
         for _ in range(self.steps):
             seen = teacher.observe(self.augment(images, teacher=teacher, rng=rng["augment/inversion"]), guide.layers)
             bn = bn_distance(seen.bn, running)
-            oh = (weigh(seen, targets) * class_prior(seen.logits, targets)).mean()
+            oh = (weigh(seen, targets.labels) * class_prior(seen.logits, targets.answers, targets.temperature)).mean()
             tv = total_variation(images)
             l2 = torch.linalg.vector_norm(images)
-            pull = guide.penalty(images, seen, targets)
+            pull = guide.penalty(images, seen, targets.labels)
             loss = self.bn_weight * bn + self.oh_weight * oh + self.tv_weight * tv + self.l2_weight * l2 + pull
             (images.grad,) = torch.autograd.grad(loss, [images])
             lowest.offer(loss, images)
             optimizer.step()
             with torch.no_grad():
                 images.copy_(torch.minimum(torch.maximum(images, darkest), brightest))
-            guide.update(images.detach(), seen.detach(), targets)
+            guide.update(images.detach(), seen.detach(), targets.labels)
             meter.add(bn=bn, oh=oh, tv=tv, l2=l2, guide=pull, loss=loss)
         metrics = meter.read()
         (best,) = lowest.kept
         with torch.no_grad():
-            return Samples(best, targets, teacher.logits(best)), metrics
+            return Samples(best, targets.labels, teacher.logits(best)), metrics

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
-from condkd_ray.guide import Guide, Weigh
+from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, Lowest, require_bn
 from condkd_ray.losses.adversarial import disagreement
 from condkd_ray.losses.priors import BnStatistics, bn_distance, class_prior, mix_bn
@@ -49,6 +49,7 @@ class Fast(Inversion[FastState]):
     ours: ClassVar[tuple[str, ...]] = ("batch", "warm_up")
     name: Literal["fast"] = "fast"
     pixel_space: ClassVar[PixelSpace] = "unit"
+    hears = "answers"
     steps: int = 10
     """Adam steps a round (k; the paper has 2, 5 and 10)."""
     batch: int = 128
@@ -104,7 +105,7 @@ class Fast(Inversion[FastState]):
     def synthesize(
         self,
         state: FastState,
-        targets: Tensor,
+        targets: Targets,
         *,
         teacher: Teacher,
         student: nn.Module,
@@ -131,13 +132,13 @@ class Fast(Inversion[FastState]):
             images = teacher.normalise(inner(latents))
             augmented = self.augment(images, teacher=teacher, rng=rng["augment/inversion"])
             seen = teacher.observe(augmented, guide.layers)
-            weight = weigh(seen, targets)
+            weight = weigh(seen, targets.labels)
             bn = bn_distance(mix_bn(seen.bn, state.bn_memory, self.bn_momentum), running)
-            oh = (weight * class_prior(seen.logits, targets)).mean()
+            oh = (weight * class_prior(seen.logits, targets.answers, targets.temperature)).mean()
             adv = torch.zeros_like(oh)
             if state.round > self.warm_up:
                 adv = (weight * disagreement(student(augmented), seen.logits)).mean()
-            pull = guide.penalty(images, seen, targets)
+            pull = guide.penalty(images, seen, targets.labels)
             loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + pull
             gradients = torch.autograd.grad(loss, [*weights, latents])
             for parameter, gradient in zip([*weights, latents], gradients, strict=True):
@@ -145,7 +146,7 @@ class Fast(Inversion[FastState]):
             if self.meta == "maml":
                 _add_gradients(state.generator, gradients[:-1])
             optimizer.step()
-            guide.update(images.detach(), seen.detach(), targets)
+            guide.update(images.detach(), seen.detach(), targets.labels)
             meter.add(bn=bn, oh=oh, adv=adv, guide=pull, loss=loss)
             lowest.offer(loss, images)
             bn_seen = seen.detach().bn
@@ -155,7 +156,7 @@ class Fast(Inversion[FastState]):
         if self.meta != "none":
             state.optimizer.step()
         state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
-        return unseen(lowest.kept[0], targets), metrics
+        return unseen(lowest.kept[0], targets.labels), metrics
 
 
 def _add_gradients(generator: nn.Module, gradients: Sequence[Tensor]) -> None:

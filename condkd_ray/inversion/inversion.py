@@ -8,16 +8,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.guide import Guide, Weigh
+from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.method import Method, Metrics, require
 from condkd_ray.samples import PixelSpace, Samples
 from condkd_ray.streams import Streams
-from condkd_ray.teacher import Observation, Teacher
+from condkd_ray.teacher import Teacher
 
 State = TypeVar("State")
 
@@ -33,6 +33,8 @@ class Inversion(Method, ABC, Generic[State]):
 
     pixel_space: ClassVar[PixelSpace]
     """How stores keep its images."""
+    hears: ClassVar[Literal["nothing", "labels", "answers"]] = "labels"
+    """What of the targets it uses: none, the labels alone, or soft targets too. Unconditional methods hear nothing."""
 
     @property
     @abstractmethod
@@ -56,7 +58,7 @@ class Inversion(Method, ABC, Generic[State]):
     def synthesize(
         self,
         state: State,
-        targets: Tensor,
+        targets: Targets,
         *,
         teacher: Teacher,
         student: nn.Module,
@@ -64,7 +66,7 @@ class Inversion(Method, ABC, Generic[State]):
         weigh: Weigh,
         rng: Streams,
     ) -> tuple[Samples, Metrics]:
-        """One round: `images_per_round` images for the labels `targets` (B,), and the means of its loss terms.
+        """One round: `images_per_round` images for as many `targets`, and the means of its loss terms.
 
         `student` comes in eval mode and is left as it was. Unconditional methods ignore the targets and label by the
         teacher's argmax. Raises `NonFiniteError` naming the first loss term that was NaN or infinite.
@@ -101,11 +103,6 @@ def fresh_images(draw: Callable[[int], Tensor], count: int, batch: int, teacher:
     images = torch.cat([draw(len(part)) for part in torch.arange(count).tensor_split(parts)])
     logits = torch.cat([teacher.logits(part) for part in images.split(batch)])
     return Samples(images, logits.argmax(1), logits)
-
-
-def equal_weights(seen: Observation, labels: Tensor) -> Tensor:
-    """Every sample counts the same: the `Weigh` of all methods but SSD-KD."""
-    return torch.ones(len(labels), device=labels.device)
 
 
 def require_bn(teacher: Teacher) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from condkd_ray.guide import Guide, Weigh
+from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion
 from condkd_ray.method import Metrics
 from condkd_ray.samples import PixelSpace, Samples, unseen
@@ -21,6 +21,7 @@ class NoInversion(Inversion[None]):
 
     name: Literal["none"] = "none"
     pixel_space: ClassVar[PixelSpace] = "unit"
+    hears = "nothing"
 
     @property
     def images_per_round(self) -> int:
@@ -33,7 +34,7 @@ class NoInversion(Inversion[None]):
     def synthesize(
         self,
         state: None,
-        targets: Tensor,
+        targets: Targets,
         *,
         teacher: Teacher,
         student: nn.Module,
@@ -42,4 +43,4 @@ class NoInversion(Inversion[None]):
         rng: Streams,
     ) -> tuple[Samples, Metrics]:
         """An empty batch."""
-        return unseen(teacher.normalise(targets.new_zeros(0, *teacher.image_shape).float()), targets[:0]), {}
+        return unseen(targets.labels.new_zeros(0, *teacher.image_shape).float(), targets.labels[:0]), {}

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.guide import Guide, Weigh
+from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, fresh_images
 from condkd_ray.losses.adversarial import JsReduction, jensen_shannon
 from condkd_ray.losses.priors import class_prior, negative_activation, negative_entropy
@@ -46,6 +46,7 @@ class PreDfkd(Inversion[PreDfkdState]):
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "images_per_round")
     name: Literal["pre_dfkd"] = "pre_dfkd"
     pixel_space: ClassVar[PixelSpace] = "model"
+    hears = "nothing"
     steps: int = 20
     """Adam steps of the generator a round."""
     batch: int = 128
@@ -88,7 +89,7 @@ class PreDfkd(Inversion[PreDfkdState]):
     def synthesize(
         self,
         state: PreDfkdState,
-        targets: Tensor,
+        targets: Targets,
         *,
         teacher: Teacher,
         student: nn.Module,

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from condkd_ray.losses.kd import divergence
+
 GanLoss = Literal["non_saturating", "hinge"]
 JsReduction = Literal["mean", "batchmean"]
 
@@ -22,10 +24,7 @@ def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
     It pushes an image away from what the student knows, but only while its class holds (CMI, Fast: `adv`).
     """
     agree = student.argmax(1) == teacher.argmax(1)
-    log_student = F.log_softmax(student.float(), dim=1)
-    log_teacher = F.log_softmax(teacher.float(), dim=1)
-    kl = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
-    return -(kl * agree)
+    return -(divergence(student, teacher) * agree)
 
 
 def jensen_shannon(

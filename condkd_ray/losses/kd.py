@@ -14,6 +14,12 @@ from torch import Tensor
 from condkd_ray.method import Method, require
 
 
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)): (B, K) logits of both to (B,)."""
+    log_student, log_teacher = F.log_softmax(student.float(), dim=1), F.log_softmax(teacher.float(), dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hinton(Method):
     r"""Hinton's KL: tau^2 KL(softmax(t / tau) || softmax(s / tau)). Fast and CMI use tau = 20."""
@@ -29,9 +35,7 @@ class Hinton(Method):
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """(B, K) logits of both to (B,) losses."""
         tau = self.temperature
-        log_student = F.log_softmax(student.float() / tau, dim=1)
-        log_teacher = F.log_softmax(teacher.float() / tau, dim=1)
-        return tau**2 * F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
+        return tau**2 * divergence(student.float() / tau, teacher.float() / tau)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,12 @@ from torch import Tensor
 BnStatistics = Sequence[tuple[Tensor, Tensor]]
 
 
-def class_prior(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the wanted class, (B, K) and (B,) to (B,); `oh` in the official codes."""
-    return F.cross_entropy(logits, labels, reduction="none")
+def class_prior(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy of softmax(logits / temperature), (B, K) to (B,); `oh` in the official codes.
+
+    `wanted`: classes (B,), or soft targets (B, K), probabilities at the same temperature.
+    """
+    return F.cross_entropy(logits / temperature, wanted, reduction="none")
 
 
 def bn_distance(seen: BnStatistics, running: BnStatistics) -> Tensor:

@@ -1,5 +1,6 @@
 """What every source of targets keeps to."""
 
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -11,7 +12,8 @@ from toy import toy_config
 
 from condkd_ray import config
 from condkd_ray.streams import Streams
-from condkd_ray.targets import AnyTargets, Balanced
+from condkd_ray.targets import AnyTargets
+from condkd_ray.targets.balanced import balanced_labels
 from contracts.toy_methods import snake
 
 TARGETS = [AnyTargets] if isinstance(AnyTargets, type) else get_args(AnyTargets)
@@ -22,32 +24,33 @@ each_source = pytest.mark.parametrize("kind", TARGETS, ids=lambda kind: kind.__n
 @given(count=st.integers(0, 300), num_classes=st.integers(1, 120), seed=st.integers(0, 2**62))
 def test_gives_one_class_a_wanted_image_from_its_own_stream(kind, count, num_classes, seed):
     rng = Streams(seed)
-    labels = kind().sample(count, num_classes, rng=rng)
+    teacher = SimpleNamespace(num_classes=num_classes)
+    labels = kind().sample(count, teacher, rng=rng).labels
     assert labels.shape == (count,)
     assert labels.dtype == torch.int64
     assert ((labels >= 0) & (labels < num_classes)).all()
     opened = rng.state_dict()
     assert opened["device"].keys() == {"targets"}
     assert not opened["host"]
-    assert torch.equal(labels, kind().sample(count, num_classes, rng=Streams(seed)))
+    assert torch.equal(labels, kind().sample(count, teacher, rng=Streams(seed)).labels)
 
 
 @given(count=st.integers(0, 300), num_classes=st.integers(1, 120), seed=st.integers(0, 2**62))
 def test_balanced_counts_differ_by_at_most_one(count, num_classes, seed):
-    labels = Balanced().sample(count, num_classes, rng=Streams(seed))
+    labels = balanced_labels(count, num_classes, Streams(seed))
     counts = torch.bincount(labels, minlength=num_classes)
     assert counts.max() - counts.min() <= 1
 
 
 def test_balanced_labels_come_in_random_order_and_the_odd_ones_are_drawn():
     rng, times = Streams(0), 2000
-    drawn = torch.stack([Balanced().sample(3, 4, rng=rng) for _ in range(times)])
+    drawn = torch.stack([balanced_labels(3, 4, rng) for _ in range(times)])
     # Each class is left out, and stands first, a quarter of the time.
     spread = 5 * (times * 0.25 * 0.75) ** 0.5
     for counts in (torch.bincount(drawn[:, 0], minlength=4), times - torch.bincount(drawn.flatten(), minlength=4)):
         assert ((counts - times / 4).abs() < spread).all()
     # Two of each class: the first two of eight are of one class in one of seven orders.
-    pairs = sum((labels[0] == labels[1]).item() for labels in (Balanced().sample(8, 4, rng=rng) for _ in range(times)))
+    pairs = sum((labels[0] == labels[1]).item() for labels in (balanced_labels(8, 4, rng) for _ in range(times)))
     assert abs(pairs - times / 7) < 5 * (times / 7 * 6 / 7) ** 0.5
 
 

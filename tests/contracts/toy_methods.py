@@ -8,10 +8,11 @@ from typing import get_args
 
 import torch
 from torch import nn
-from toy import NUM_CLASSES, make_teacher
+from toy import make_teacher
 
 from condkd_ray.guidance.no_guidance import Unguided
-from condkd_ray.inversion import AnyInversion, NoInversion, equal_weights
+from condkd_ray.guide import equal_weights
+from condkd_ray.inversion import AnyInversion, NoInversion
 from condkd_ray.streams import Streams
 from condkd_ray.targets import Balanced
 
@@ -55,7 +56,7 @@ def synthesize(inversion, state=None, *, seed=0, rng=None, teacher=None, student
     state = inversion.init(teacher, rng) if state is None else state
     return inversion.synthesize(
         state,
-        Balanced().sample(inversion.images_per_round, NUM_CLASSES, rng=rng),
+        Balanced().sample(inversion.images_per_round, teacher, rng=rng),
         teacher=teacher,
         student=student or make_student(),
         guide=guide or Unguided(),

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contracts.toy_methods import Verdict, make_student, small, synthesize
-from toy import NUM_CLASSES, make_teacher
+from toy import make_teacher
 
 from condkd_ray.augment import resized_crop, shift_flip
 from condkd_ray.inversion import Cmi
@@ -28,7 +28,7 @@ def contrast(cmi, head, local, whole, cached):
 
 def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
     """One round of CMI written out; its losses, and (images, features) of the lowest."""
-    targets = Balanced().sample(cmi.batch, NUM_CLASSES, rng=rng)
+    targets = Balanced().sample(cmi.batch, teacher, rng=rng)
     with rng.forked(f"init/generator/{number}"):
         generator = Generator(cmi.latent, cmi.width, teacher.image_shape, init="normal")
     generator = generator.to(memory_format=torch.channels_last)
@@ -40,7 +40,7 @@ def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
         shifted = shift_flip(images, rng=rng["augment/inversion"], shift=1, flip=False)
         part = resized_crop(images, rng=rng["augment/inversion"], flip=False)
         seen, local = teacher.observe(shifted, bn_means=True), teacher.observe(part, bn_means=True).bn_means
-        loss = cmi.oh_weight * F.cross_entropy(seen.logits, targets)
+        loss = cmi.oh_weight * F.cross_entropy(seen.logits, targets.labels)
         for (mean, var), (running_mean, running_var) in zip(seen.bn, teacher.running_bn, strict=True):
             loss = loss + cmi.bn_weight * ((running_mean - mean).norm() + (running_var - var).norm())
         answers = student(shifted)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from toy import NUM_CLASSES, make_teacher
 
 from condkd_ray.guidance.no_guidance import Unguided
-from condkd_ray.inversion import Dafl, equal_weights
+from condkd_ray.guide import Targets, equal_weights
+from condkd_ray.inversion import Dafl
 from condkd_ray.method import InputError
 from condkd_ray.streams import Streams
 
@@ -48,11 +49,11 @@ def test_images_are_drawn_after_the_steps_from_latents_of_their_own():
 
 
 def test_the_targets_are_not_heard():
-    def images(targets):
+    def images(labels):
         teacher, rng, dafl = make_teacher(), Streams(0), small(Dafl)
         made, _ = dafl.synthesize(
             dafl.init(teacher, rng),
-            targets,
+            Targets(labels),
             teacher=teacher,
             student=make_student(),
             guide=Unguided(),

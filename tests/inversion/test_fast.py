@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contracts.toy_methods import Verdict, make_student, small, synthesize
-from toy import NUM_CLASSES, make_teacher
+from toy import make_teacher
 
 from condkd_ray.augment import shift_flip
 from condkd_ray.inversion import Fast
@@ -16,7 +16,7 @@ from condkd_ray.targets import Balanced
 
 def by_hand(fast, generator, optimizer, memory, rng, teacher, student):
     """One round of Fast written out; gives the last batch's BN statistics. `memory`: those of earlier rounds."""
-    targets = Balanced().sample(fast.batch, NUM_CLASSES, rng=rng)
+    targets = Balanced().sample(fast.batch, teacher, rng=rng)
     clone = copy.deepcopy(generator)
     latents = torch.randn(fast.batch, fast.latent, generator=rng["latents"]).requires_grad_()
     inner = torch.optim.Adam(clone.parameters(), lr=fast.lr, betas=(0.5, 0.999))
@@ -33,7 +33,7 @@ def by_hand(fast, generator, optimizer, memory, rng, teacher, student):
             if memory:
                 mean, var = 0.1 * mean + 0.9 * memory[layer][0], 0.1 * var + 0.9 * memory[layer][1]
             loss = loss + fast.bn_weight * ((running_mean - mean).norm() + (running_var - var).norm())
-        loss = loss + fast.oh_weight * F.cross_entropy(seen.logits, targets)
+        loss = loss + fast.oh_weight * F.cross_entropy(seen.logits, targets.labels)
         answers = student(images)
         kl = (seen.logits.softmax(1) * (seen.logits.log_softmax(1) - answers.log_softmax(1))).sum(1)
         loss = loss - fast.adv_weight * (kl * (answers.argmax(1) == seen.logits.argmax(1))).mean()

@@ -2,7 +2,8 @@ import torch
 from toy import IMAGE_SHAPE, make_prepared, toy_config
 
 from condkd_ray.guidance.no_guidance import Unguided
-from condkd_ray.inversion import NoInversion, equal_weights
+from condkd_ray.guide import Targets, equal_weights
+from condkd_ray.inversion import NoInversion
 from condkd_ray.run import local_store, run_trial
 from condkd_ray.streams import Streams
 
@@ -11,7 +12,7 @@ def test_it_makes_no_images_and_opens_no_stream():
     prepared, rng = make_prepared(), Streams(0)
     samples, terms = NoInversion().synthesize(
         None,
-        torch.empty(0, dtype=torch.int64),
+        Targets(torch.empty(0, dtype=torch.int64)),
         teacher=prepared.teacher,
         student=prepared.teacher.network,
         guide=Unguided(),

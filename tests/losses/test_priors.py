@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from reference import losses as reference
@@ -35,6 +37,17 @@ def close(got, wanted):
 
 def test_class_prior():
     close(class_prior(LOGITS, LABELS), reference.class_prior(LOGITS.tolist(), LABELS.tolist()))
+
+
+def test_class_prior_of_soft_targets_at_a_temperature():
+    wanted = torch.softmax(LOGITS.flip(0) / 3, 1)
+    told = [
+        -sum(p * math.log(q) for p, q in zip(row, torch.softmax(logits / 3, 0).tolist(), strict=True))
+        for row, logits in zip(wanted.tolist(), LOGITS, strict=True)
+    ]
+    close(class_prior(LOGITS, wanted, 3.0), told)
+    hot = torch.nn.functional.one_hot(LABELS, LOGITS.shape[1]).to(LOGITS.dtype)
+    close(class_prior(LOGITS, hot), class_prior(LOGITS, LABELS).tolist())
 
 
 def test_bn_distance():

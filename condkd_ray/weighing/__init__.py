@@ -1,0 +1,8 @@
+"""Weighing: how much each image counts while it is made."""
+
+from condkd_ray.weighing.equal import Equal
+from condkd_ray.weighing.weighing import Weighing
+
+AnyWeighing = Equal
+
+__all__ = ["AnyWeighing", "Equal", "Weighing"]

@@ -1,0 +1,22 @@
+"""Equal weights: what every method but SSD-KD does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from condkd_ray.guide import Weigh, equal_weights
+from condkd_ray.weighing.weighing import Weighing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equal(Weighing):
+    """Every image counts the same."""
+
+    name: Literal["equal"] = "equal"
+
+    def bind(self, class_counts: Tensor) -> Weigh:
+        """Ones."""
+        return equal_weights

@@ -1,0 +1,23 @@
+"""What a weighing is: how much each image counts in the per-sample terms of the inversion that makes it.
+
+Letters: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from condkd_ray.guide import Weigh
+from condkd_ray.method import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighing(Method, ABC):
+    """Contract of the family."""
+
+    @abstractmethod
+    def bind(self, class_counts: Tensor) -> Weigh:
+        """The weights of one round, given how many samples of each class (K,) the memory holds at its start."""
