@@ -6,7 +6,6 @@ D features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
@@ -23,6 +22,7 @@ from condkd_ray.condensation.condensation import (
     random_per_class,
     require_ipc,
 )
+from condkd_ray.condensation.training import convnet_for
 from condkd_ray.method import Meter, require
 from condkd_ray.networks.convnet import ConvNet, ConvNetModule
 from condkd_ray.samples import Samples, unseen
@@ -127,10 +127,9 @@ class DistributionMatching(Condensation):
 
     def _network(self, iteration: int, images: Tensor, num_classes: int, rng: Streams) -> ConvNetModule:
         channels, height, width = images.shape[1:]
-        # Through a last map of 1x1 the pixels of 8x8 digits hardly move (by 0.005 in all); through 2x2 they do (0.17).
-        depth = max(1, min(self.depth, int(math.log2(min(height, width))) - 1))
+        network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
         with rng.forked(f"init/condenser/{iteration}"):
-            module = ConvNet(width=self.width, depth=depth).build((channels, height, width), num_classes)
+            module = network.build((channels, height, width), num_classes)
         assert isinstance(module, ConvNetModule)
         return module.to(images.device).requires_grad_(False)
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from condensers import NUM_CLASSES, real_samples
 from torch import nn
 
-from condkd_ray.condensation.training import train
+from condkd_ray.condensation.training import convnet_for, train
 from condkd_ray.method import NonFiniteError
 from condkd_ray.networks import ConvNet
 from condkd_ray.streams import Streams
@@ -68,3 +68,10 @@ def test_every_image_is_seen_once_an_epoch_through_the_augmentation():
 def test_divergence_is_named():
     with pytest.raises(NonFiniteError, match="condensation/training is not finite at step"):
         train(fresh(), real_samples(), epochs=3, batch=16, lr=1e30, rng=generator())
+
+
+@pytest.mark.parametrize(("shape", "depth"), [((1, 4, 4), 1), ((1, 8, 8), 2), ((3, 16, 12), 2), ((3, 32, 32), 3)])
+def test_tiny_images_get_fewer_blocks(shape: tuple[int, int, int], depth: int):
+    network = convnet_for(shape, width=4, depth=3)
+    assert (network.depth, network.width) == (depth, 4)
+    assert network.build(shape, NUM_CLASSES)(torch.zeros(2, *shape)).shape == (2, NUM_CLASSES)
