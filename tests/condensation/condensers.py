@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from image_files import write_parquet
 
-from condkd_ray.condensation import AnyCondensation, DistributionMatching, Imported, RandomReal
+from condkd_ray.condensation import AnyCondensation, DistributionMatching, Imported, RandomReal, TrajectoryMatching
 from condkd_ray.samples import Samples, to_model, unseen
 from condkd_ray.streams import Streams
 
@@ -42,4 +42,9 @@ def nested_methods(ipc: int, folder: Path) -> list[AnyCondensation]:
     path = folder / "set.parquet"
     if not path.exists():
         write_parquet(path, *real_pixels())
-    return [RandomReal(ipc=ipc), DistributionMatching(ipc=ipc, iterations=3, width=4), Imported(path=path, ipc=ipc)]
+    return [
+        RandomReal(ipc=ipc),
+        DistributionMatching(ipc=ipc, iterations=3, width=4),
+        TrajectoryMatching(ipc=ipc, iterations=2, experts=1, expert_epochs=2, max_start=0, steps=2, width=4),
+        Imported(path=path, ipc=ipc),
+    ]

@@ -1,0 +1,224 @@
+"""Dataset Distillation by Matching Training Trajectories (Cazenavette et al., CVPR 2022), without ZCA whitening.
+
+Settings read in the authors' code: `methods.md` 6.4, `peers.md` B.2 and B.4.
+Letters: K classes, M images a class, B synthetic images a step, C channels, H W height and width, P parameters,
+E epochs of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from condkd_ray.augment import dsa
+from condkd_ray.condensation.condensation import Condensation, first_per_class, random_per_class, require_ipc
+from condkd_ray.condensation.training import convnet_for, train
+from condkd_ray.condensation.unrolling import free_bytes, require_memory, unroll, unrolled_bytes
+from condkd_ray.method import Meter, require
+from condkd_ray.networks.convnet import ConvNet
+from condkd_ray.samples import Samples, unseen
+from condkd_ray.streams import Streams
+
+Augment = Callable[[Tensor, str], Tensor]
+"""Images and what they are used for, which names the stream, to images."""
+
+
+def trajectory_loss(reached: Tensor, start: Tensor, target: Tensor) -> Tensor:
+    """Squared distance to where the expert went, in units of the squared distance it went; parameters (P,) each."""
+    return (reached - target).square().sum() / (start - target).square().sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryMatching(Condensation):
+    r"""Pixels on which a few SGD steps lead a network where many on the real images did.
+
+    Experts are ConvNets trained on the real images, each from a seed of its own; \theta*_t are their parameters after
+    epoch t. Minimises over images S, starting from real ones, and a step size, each time for a random expert and t:
+    \| \theta_N - \theta*_{t+M} \|^2 / \| \theta*_t - \theta*_{t+M} \|^2, where \theta_N is reached from \theta*_t by N
+    steps of SGD on S. Pixels are never clamped; the learnt step size is not kept.
+
+    Departs from the official code: the defaults are for a CPU (there: 100 experts of 50 epochs, N = 20, M = 3, t up to
+    20 or 25, 5000 iterations, width 128); no ZCA; one learning rate for images of any number; `condensed_together` and
+    `prefixes`; shallower networks for tiny images.
+    """
+
+    paper: ClassVar[str] = "Cazenavette et al., CVPR 2022"
+    ours: ClassVar[tuple[str, ...]] = (
+        "condensed_together",
+        "prefixes",
+        "iterations",
+        "experts",
+        "expert_epochs",
+        "expert_batch",
+        "expert_lr",
+        "steps",
+        "ahead",
+        "max_start",
+        "batch",
+        "lr",
+        "step_lr",
+        "momentum",
+        "width",
+    )
+    name: Literal["trajectory_matching"] = "trajectory_matching"
+    condensed_together: int = 10
+    """Images per class optimised together, at least `ipc`; a smaller ipc takes the first ones of each class.
+
+    Our choice: the images of one optimisation depend on each other, and sets of one seed are to be nested.
+    """
+    prefixes: bool = True
+    """Each iteration unrolls on the first images of each class, a random number of them; False, on all, as published.
+
+    Our choice, so that the first ones are a set of their own."""
+    iterations: int = 200
+    """Steps of the images (5000 in the official code)."""
+    experts: int = 4
+    """Networks trained on the real images (100 in the official code)."""
+    expert_epochs: int = 15
+    """Of their training (50 in the official code)."""
+    expert_batch: int = 64
+    expert_lr: float = 0.03
+    """Of their training, plain SGD; the step size starts here too (0.01 in the official code)."""
+    steps: int = 10
+    """N, the SGD steps on the synthetic images (20 in the official code); they take memory, each as much."""
+    ahead: int = 2
+    """M, epochs of the expert that those steps shall make up for (3 in the official code)."""
+    max_start: int = 10
+    """Largest t (20 or 25 in the official code); the later an epoch, the less is learnt in it."""
+    batch: int = 0
+    """Synthetic images a step, drawn without replacement until all were seen (`batch_syn`); 0: all of them."""
+    lr: float = 30.0
+    """Of the images (1000 in the official code)."""
+    step_lr: float = 1e-5
+    """Of the step size."""
+    momentum: float = 0.5
+    """Of both."""
+    width: int = 32
+    """Channels of the ConvNets."""
+    depth: int = 3
+    """Their blocks; each halves the image. Fewer on images below 16x16, where the last map would be a single place."""
+    augment: Literal["dsa", "none"] = "dsa"
+    """One randomly chosen augmentation a step, each image by draws of its own, or none; the experts' likewise."""
+
+    def __post_init__(self) -> None:
+        require_ipc(self.ipc)
+        together = self.condensed_together
+        require(together >= self.ipc, "condensation.condensed_together", together, f"{self.ipc} or more, the ipc")
+        for field in ("iterations", "experts", "expert_epochs", "expert_batch", "steps", "ahead"):
+            require(getattr(self, field) >= 1, f"condensation.{field}", getattr(self, field), "1 or more")
+        for field in ("expert_lr", "lr"):
+            require(getattr(self, field) > 0, f"condensation.{field}", getattr(self, field), "more than 0")
+        require(self.step_lr >= 0, "condensation.step_lr", self.step_lr, "0 or more")
+        require(self.batch >= 0, "condensation.batch", self.batch, "1 or more, or 0 for all images")
+        require(0 <= self.momentum < 1, "condensation.momentum", self.momentum, "0 <= momentum < 1")
+        epochs, last = self.expert_epochs, self.expert_epochs - self.ahead
+        require(last >= 0, "condensation.ahead", self.ahead, f"1 to {epochs}, the epochs of an expert")
+        require(0 <= self.max_start <= last, "condensation.max_start", self.max_start, f"0 to {last}, as experts end")
+        ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
+
+    def whole(self) -> Self:
+        """All that are optimised together."""
+        return replace(self, ipc=self.condensed_together)
+
+    def condense(
+        self,
+        real: Samples,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip_ok: bool,
+        rng: Streams,
+    ) -> Samples:
+        """Optimise `condensed_together` images of each class; the first `ipc` of each.
+
+        Raises `InputError` too where that needs more memory than is free, `NonFiniteError` on divergence.
+        """
+        rows = random_per_class(real.labels, self.condensed_together, num_classes, rng["condensation"])
+        start = unseen(real.images[rows], real.labels[rows])
+        channels, height, width = start.images.shape[1:]
+        self.require_memory((channels, height, width), num_classes, free_bytes(start.images.device))
+
+        def augment(images: Tensor, use: str) -> Tensor:
+            name = f"augment/{use}"
+            return dsa(images, rng=rng[name], choice=rng.host(name), flip=flip_ok) if self.augment == "dsa" else images
+
+        experts = torch.stack([self._expert(number, real, num_classes, augment, rng) for number in range(self.experts)])
+        images = self._optimise(start, num_classes, experts, augment, rng)
+        return first_per_class(unseen(images, start.labels), self.ipc, num_classes)
+
+    def require_memory(self, image_shape: tuple[int, int, int], num_classes: int, free: int) -> None:
+        """Raise `InputError` where trajectories and unrolled steps are estimated to take more than `free` bytes."""
+
+        def needed(steps: int, batch: int, width: int) -> int:
+            network = convnet_for(image_shape, width=width, depth=self.depth)
+            kept = self.experts * (self.expert_epochs + 1)
+            return unrolled_bytes(network, image_shape, num_classes, steps=steps, batch=batch, kept=kept)
+
+        images = num_classes * self.condensed_together
+        require_memory(needed, free, steps=self.steps, batch=min(self.batch or images, images), width=self.width)
+
+    def _network(self, images: Tensor, num_classes: int, name: str, rng: Streams) -> nn.Module:
+        channels, height, width = images.shape[1:]
+        network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
+        with rng.forked(f"init/{name}"):
+            return network.build((channels, height, width), num_classes).to(images.device)
+
+    def _expert(self, number: int, real: Samples, num_classes: int, augment: Augment, rng: Streams) -> Tensor:
+        """A trajectory (E + 1, P): the parameters before training and after each epoch."""
+        name = f"expert/{number}"
+        network = self._network(real.images, num_classes, name, rng)
+        trajectory = [parameters_to_vector(network.parameters()).detach()]
+        train(
+            network,
+            real,
+            epochs=self.expert_epochs,
+            batch=self.expert_batch,
+            lr=self.expert_lr,
+            augment=lambda images: augment(images, name),
+            on_epoch=lambda: trajectory.append(parameters_to_vector(network.parameters()).detach()),
+            rng=rng[name],
+        )
+        return torch.stack(trajectory)
+
+    def _optimise(self, start: Samples, num_classes: int, experts: Tensor, augment: Augment, rng: Streams) -> Tensor:
+        """The images (K x M, C, H, W), class-major."""
+        network = self._network(start.images, num_classes, "condenser", rng)
+        images = start.images.clone().requires_grad_()
+        step_size = torch.tensor(self.expert_lr, device=images.device, requires_grad=True)
+        groups = [{"params": [images], "lr": self.lr}, {"params": [step_size], "lr": self.step_lr}]
+        optimizer = torch.optim.SGD(groups, momentum=self.momentum)
+        meter = Meter("condensation")
+        for _ in range(self.iterations):
+            expert, begin, first = self._draw(rng.host("condensation"))
+            before, after = experts[expert, begin], experts[expert, begin + self.ahead]
+            rows = torch.arange(len(images), device=images.device).view(num_classes, -1)[:, :first].flatten()
+            parts = [rows[part] for part in self._batches(len(rows), rng["condensation/batches"])]
+            batches = ((augment(images[part], "condensation"), start.labels[part]) for part in parts)
+            loss = trajectory_loss(unroll(network, before, step_size, batches), before, after)
+            images.grad, step_size.grad = torch.autograd.grad(loss, [images, step_size])
+            optimizer.step()
+            meter.add(trajectory=loss, step_size=step_size)
+        meter.read()  # raises where a loss was not finite, naming the iteration
+        return images.detach()
+
+    def _draw(self, rng: torch.Generator) -> tuple[int, int, int]:
+        """An expert, the epoch it starts from, and how many images of each class are used."""
+        ends = (self.experts, self.max_start + 1, self.condensed_together)
+        expert, begin, place = (int(torch.randint(end, (1,), generator=rng)) for end in ends)
+        return expert, begin, place + 1 if self.prefixes else self.condensed_together
+
+    def _batches(self, count: int, rng: torch.Generator) -> list[Tensor]:
+        """`steps` batches of numbers below `count`: parts of permutations, a new one whenever all were used."""
+        size = min(self.batch or count, count)
+        if size == count:
+            return [torch.arange(count, device=rng.device)] * self.steps
+        rounds = -(-self.steps // (count // size))
+        orders = (torch.randperm(count, generator=rng, device=rng.device) for _ in range(rounds))
+        parts = [part for order in orders for part in order.split(size) if len(part) == size]
+        return parts[: self.steps]
