@@ -19,6 +19,7 @@ from condkd_ray import networks
 from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation import Imported
 from condkd_ray.config import to_tree
+from condkd_ray.export import Shelf
 from condkd_ray.method import Metrics
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.progress import Progress
@@ -55,6 +56,7 @@ class Watch:
         self._hparams = {record.config_hash: hparams(record, names) for record in running}
         self._runs = {record.config_hash: run_name(record) for record in running}
         self._board = Board(out, list(self._hparams.values()))
+        self._shelf = Shelf(out)
         self.failed = 0
 
     def round(self, key: str, metrics: Metrics) -> None:
@@ -71,6 +73,7 @@ class Watch:
         if outcome.images is not None and outcome.images_per_class:
             write_grid(grid, outcome.images, outcome.images_per_class)
         write_record(self._out, record)
+        self._shelf.offer(record)
         self._board.trial_finished(record, grid)
         self._progress.finished(key, label, record.metrics.get("student/test_accuracy"), record.status)
         if record.status == "failed":

@@ -17,6 +17,8 @@ from condkd_ray import state as states
 from condkd_ray.evaluation import predict
 from condkd_ray.memory import LocalStore, Store
 from condkd_ray.method import Metrics, NonFiniteError
+from condkd_ray.networks import label
+from condkd_ray.product import Product, write_product
 from condkd_ray.samples import Samples, to_unit
 from condkd_ray.trial import Prepared, TrialConfig, TrialState, codec, run_round, start
 
@@ -73,13 +75,15 @@ def run_trial(
     store: Store,
     *,
     checkpoint: Path | None = None,
+    product: Path | None = None,
     on_round: Callable[[Metrics], None] = lambda metrics: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Outcome:
     """All rounds of a trial; with a `checkpoint` file there, from where that stands.
 
     A NaN ends the trial as failed, naming round and loss term. `on_round` hears the metrics of each round, those
-    before the checkpoint included, so that whoever shows them has all.
+    before the checkpoint included, so that whoever shows them has all. Where a `product` is wanted, student and
+    synthetic images are left there.
     """
     state = resume(config, prepared, store, checkpoint)
     for metrics in state.history:
@@ -107,6 +111,8 @@ def run_trial(
         if checkpoint is None or due:
             store.commit()
         on_round(metrics)
+    if product is not None:
+        write_product(make_product(config, prepared, state, store), product)
     return finish(config, prepared, state, store)
 
 
@@ -133,6 +139,27 @@ def finish(config: TrialConfig, prepared: Prepared, state: TrialState, store: St
         images_per_class=per_class,
         peak_bytes=peak_bytes(prepared.teacher.device),
         threads=torch.get_num_threads(),
+    )
+
+
+def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Product:
+    """The student as it stands and the samples the memory still refers to, as the store keeps them."""
+    teacher, ids = prepared.teacher, config.memory.live(state.memory)
+    parts = [store.codec.encode(store.gather(part)) for part in ids.split(4096)] if len(ids) else []
+    columns = zip(*((part.images, part.labels, part.logits) for part in parts), strict=True)
+    images, labels, logits = (torch.cat(column).cpu() for column in columns) if parts else (None, None, None)
+    weights = {k: v.detach().cpu().contiguous() for k, v in state.distiller.student.state_dict().items()}
+    return Product(
+        student=weights,
+        network=label(config.student),
+        num_classes=teacher.num_classes,
+        image_shape=teacher.image_shape,
+        mean=teacher.mean,
+        std=teacher.std,
+        space=store.codec.space,
+        images=images,
+        labels=labels,
+        logits=logits,
     )
 
 

@@ -158,3 +158,16 @@ def test_the_manifest_is_plain_json_that_says_how_it_was_made(trained):
     manifest = json.loads((trained[0] / "experiment.json").read_text())
     assert " train " in manifest["command"]
     assert manifest["dataset"]["name"] == "digits"
+
+
+def test_a_record_repeats_and_its_student_is_exported(trained, folder, monkeypatch, capsys):
+    out = trained[0]
+    (record,) = read_records(out)
+    again = ("--out", str(folder / "again"), "--cache", str(folder / "cache"))
+    assert run(monkeypatch, "train", "--from-record", str(out), record.config_hash[:6], *again) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("equal: test accuracy ")
+    assert run(monkeypatch, "export", str(out), "--to", str(folder / "export")) == 0
+    names = {"student.json", "student.pt2", "student.safetensors", "synthetic.parquet"}
+    assert {path.name for path in (folder / "export").iterdir()} == names
+    assert run(monkeypatch, "export", str(out), "--to", str(folder / "export")) == 2
+    assert "accepted: a new or empty folder" in capsys.readouterr().err

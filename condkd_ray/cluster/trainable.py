@@ -15,6 +15,7 @@ from condkd_ray.cluster.pool import PoolStore
 from condkd_ray.config import Tree, from_tree
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
+from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, load_outcome, run_trial, save_outcome
 from condkd_ray.trial import TrialConfig, codec
 
@@ -83,7 +84,13 @@ def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metric
     checkpoint = trial_folder(work.folder, key) / "state.safetensors"
     prepared = unpack(config, work.jobs[key].parcel, device)
     store = PoolStore(codec(config, prepared.teacher), prepared.teacher.num_classes, work.pool, key, device)
-    rest = {"checkpoint": checkpoint, "on_round": report, "checkpoint_seconds": work.checkpoint_seconds}
+    product = product_path(trial_folder(work.folder, key))
+    rest = {
+        "checkpoint": checkpoint,
+        "product": product,
+        "on_round": report,
+        "checkpoint_seconds": work.checkpoint_seconds,
+    }
     try:
         return run_trial(config, prepared, store, **rest)
     except MissingSamplesError:

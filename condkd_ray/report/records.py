@@ -141,6 +141,17 @@ def read_records(out: Path) -> list[Record]:
     return sorted(records, key=lambda r: (arm_rank(r.arm), r.ipc, r.seed, r.config_hash))
 
 
+def find_record(out: Path, beginning: str) -> Record:
+    """The one finished trial whose hash begins so. Raises `InputError` where there is none, or are several."""
+    records = [record for record in read_records(out) if record.status == "finished"]
+    found = [record for record in records if record.config_hash.startswith(beginning)]
+    there = ", ".join(f"{r.config_hash[:8]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in records[:20])
+    accepted = f"the beginning of just one of {there or 'none, it holds no finished trial'}"
+    if len(found) != 1:
+        raise InputError(f"trial of {out} is {beginning!r}; accepted: {accepted}")
+    return found[0]
+
+
 def finished(out: Path) -> set[str]:
     """Configuration hashes of the trials that need not run again."""
     return {record.config_hash for record in read_records(out) if record.status == "finished"}

@@ -1,0 +1,158 @@
+"""Out again: the best student and its synthetic images, in forms that need nothing of this package.
+
+OUT/products/<hash>.safetensors    the best trial of each arm and IPC, kept while an experiment runs
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from condkd_ray import networks
+from condkd_ray.config import to_tree
+from condkd_ray.method import require
+from condkd_ray.product import Product, product_path, read_product
+from condkd_ray.report.records import Record, atomic_write, read_manifest, read_records
+from condkd_ray.samples import to_unit
+from condkd_ray.writers import write_images
+
+MERITS = ("student/val_accuracy", "proxy/agreement")
+"""What the best is chosen by: the first that was measured. Never test accuracy."""
+
+
+def kept_path(out: Path, config_hash: str) -> Path:
+    """Where the product of that trial is kept, if it is."""
+    return Path(out) / "products" / f"{config_hash}.safetensors"
+
+
+def merit(record: Record) -> tuple[str, float]:
+    """The name of what it is judged by, and its value; minus infinity where nothing was measured."""
+    for name in MERITS:
+        value = record.metrics.get(name, math.nan)
+        if not math.isnan(value):
+            return name, value
+    return "nothing", -math.inf
+
+
+class Shelf:
+    """Keeps what the best trial of each arm and IPC has made, of those that ended under `out` so far."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = Path(out)
+        self._best = {(r.arm, r.ipc): r for r in read_records(out) if kept_path(out, r.config_hash).is_file()}
+
+    def offer(self, record: Record) -> None:
+        """Keep this trial's product in place of the former best, or delete it."""
+        fresh = product_path(self._out / "trials" / record.config_hash)
+        if record.status != "finished" or not fresh.is_file():
+            return
+        former = self._best.get((record.arm, record.ipc))
+        if former is not None and merit(former)[1] >= merit(record)[1]:
+            fresh.unlink()
+            return
+        kept = kept_path(self._out, record.config_hash)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fresh.replace(kept)
+        self._best[record.arm, record.ipc] = record
+        if former is not None and former.config_hash != record.config_hash:
+            kept_path(self._out, former.config_hash).unlink(missing_ok=True)
+
+
+def choose(out: Path, config_hash: str | None = None) -> Record:
+    """The best of the kept trials, or the one whose hash begins with `config_hash`.
+
+    Raises `InputError` where none is kept, or where none or several hashes begin so.
+    """
+    read_manifest(out)
+    kept = [record for record in read_records(out) if kept_path(out, record.config_hash).is_file()]
+    require(bool(kept), f"trials kept in {out}", 0, "a folder whose experiment kept the best of each arm")
+    if config_hash is None:
+        return max(kept, key=lambda record: merit(record)[1])
+    found = [record for record in kept if record.config_hash.startswith(config_hash)]
+    there = ", ".join(f"{r.config_hash[:12]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in kept)
+    require(len(found) == 1, "trial", config_hash, f"the beginning of just one of {there}")
+    return found[0]
+
+
+class FromPixels(nn.Module):
+    """A student that reads [0, 1] pixels (B, C, H, W): normalised twice, or not at all, cannot happen to it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, student: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.student = student
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.student((pixels - self.mean) / self.std)
+
+
+def load_student(product: Product) -> nn.Module:
+    """The student in eval mode."""
+    student = networks.parse(product.network).build(product.image_shape, product.num_classes)
+    student.load_state_dict(product.student)
+    return student.eval()
+
+
+def export(out: Path, record: Record, to: Path) -> list[str]:
+    """Write student and synthetic set of `record`'s trial to the folder `to`; what was written, a line each.
+
+    `student.safetensors` and `student.json`: weights and what they are. `student.pt2`: the same as a program of
+    `torch.export` that reads [0, 1] pixels. `synthetic.parquet`: the images with labels and the teacher's logits.
+    """
+    product = read_product(kept_path(out, record.config_hash))
+    student = load_student(product)
+    to.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in product.student.items()}
+    atomic_write(to / "student.safetensors", save(weights, metadata={"network": product.network}))
+    atomic_write(to / "student.json", (json.dumps(_card(product, record), indent=1) + "\n").encode())
+    _export_program(student, product, to / "student.pt2")
+    written = [
+        f"student.safetensors  weights of {product.network}; student.json says what they are",
+        "student.pt2          the same for torch.export.load; reads [0, 1] pixels (B, C, H, W), gives logits",
+    ]
+    samples = product.samples
+    if samples is None:
+        return [*written, "no synthetic.parquet: this trial remembers no images"]
+    pixels = samples.images if product.space == "unit" else _eight_bit(samples.images, product)
+    write_images(to / "synthetic.parquet", pixels, samples.labels, logits=samples.logits.float())
+    clipped = "" if product.space == "unit" else " (8 bit: what lay outside [0, 1] is clipped)"
+    return [*written, f"synthetic.parquet    {len(samples)} images with label and the teacher's logits{clipped}"]
+
+
+def _eight_bit(images: Tensor, product: Product) -> Tensor:
+    return to_unit(images.float(), product.mean, product.std).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _export_program(student: nn.Module, product: Product, path: Path) -> None:
+    example = torch.rand(2, *product.image_shape)
+    batch = torch.export.Dim("batch", min=1)
+    module = FromPixels(student, product.mean, product.std).eval()
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
+
+
+def _card(product: Product, record: Record) -> dict[str, object]:
+    """All a reader needs to use the weights, and where they come from."""
+    name, value = merit(record)
+    return {
+        "network": to_tree(networks.parse(product.network)),
+        "num_classes": product.num_classes,
+        "image_shape": list(product.image_shape),
+        "mean": list(product.mean),
+        "std": list(product.std),
+        "chosen_by": {name: value},
+        "test_accuracy": record.metrics["student/test_accuracy"],
+        **{key: getattr(record, key) for key in ("experiment", "arm", "ipc", "seed", "dataset", "teacher")},
+        **{key: getattr(record, key) for key in ("config_hash", "teacher_hash", "data_hash", "versions", "git")},
+        "config": record.config,
+    }

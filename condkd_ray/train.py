@@ -1,0 +1,136 @@
+"""One trial in this process, without Ray: of a YAML file, or of an earlier record, to see whether it repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from condkd_ray import config as configs
+from condkd_ray import report
+from condkd_ray.artifacts import Workshop, trial_hash
+from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
+from condkd_ray.memory.store import MissingSamplesError
+from condkd_ray.method import require
+from condkd_ray.product import product_path
+from condkd_ray.report.records import Record, find_record, finished, write_manifest
+from condkd_ray.run import Outcome, local_store, run_trial
+from condkd_ray.shell import CpuClock, open_folder, say
+from condkd_ray.trial import Prepared, TrialConfig
+
+CHECKPOINT = "state.safetensors"
+SHAPING = ("teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "threads", "git", "node")
+"""Fields of a record, beside config and versions, that can make a repeated number differ."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Run one trial in this process, without Ray. The same command again continues from its checkpoint.
+
+    Every field of the config is a flag too, over the file: `condkd train trial.yaml --inversion.steps 20`. A flag that
+    does not exist lists what is accepted.
+    """
+
+    config: tyro.conf.Positional[Path | None] = None
+    """A YAML file of config fields; those it leaves out keep their defaults."""
+    from_record: tuple[Path, str] | None = None
+    """Instead of a file: a result folder and the (beginning of the) hash of one of its trials, to be repeated. It is
+    then said whether the number is equal, and if not, what differs."""
+    out: Path = Path("runs/train")
+    cache: Path | None = None
+    """Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
+    arm: str = "trial"
+    """The name of this run in tables."""
+    threads: int = 1
+    """Of the CPU. More were slower wherever other work shared the cores."""
+    fresh: bool = False
+    """Move what `--out` holds aside and begin anew."""
+
+
+def train(command: Train, rest: list[str]) -> int:
+    """`condkd train`. The exit code: 1 also where a repeated number differs."""
+    first = None if command.from_record is None else find_record(*command.from_record)
+    given = [name for name, value in (("a file", command.config), ("--from-record", first)) if value is not None]
+    require(len(given) == 1, "trial", " and ".join(given) or None, "a YAML file, or --from-record DIR HASH")
+    config = _config(command, first, rest)
+    require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
+    torch.set_num_threads(command.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    workshop = Workshop(command.cache, device=device, say=say)
+    workshop.check(config)
+    open_folder(command.out, "train", fresh=command.fresh)
+    arm = command.arm if first is None else first.arm
+    plan = Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
+    prepared = workshop.prepare(config)
+    key = trial_hash(config, prepared)
+    manifest = describe_experiment("train", "One trial.", [plan], [key], workshop, command.out)
+    write_manifest(command.out, manifest)
+    say(teacher_line(manifest))
+    code = 0
+    if key not in finished(command.out):
+        code = _run(plan, key, prepared, command.out)
+    write_manifest(command.out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
+    print(report.build(command.out))
+    say(f"records, checkpoint and tables: {command.out}")
+    if first is not None and code == 0:
+        equal, told = compare(first, find_record(command.out, key))
+        print(told)
+        return 0 if equal else 1
+    return code
+
+
+def _config(command: Train, first: Record | None, rest: list[str]) -> TrialConfig:
+    """Of the record as it stands; of the file with flags over it."""
+    if first is not None:
+        require(not rest, "flags beside --from-record", " ".join(rest), "none: a record is repeated as it is")
+        return configs.from_tree(first.config, f"record {first.config_hash[:12]}")
+    assert command.config is not None
+    base = configs.read(command.config)
+    return tyro.cli(TrialConfig, default=base, args=rest, prog="condkd train", config=(tyro.conf.AvoidSubcommands,))
+
+
+def compare(first: Record, again: Record) -> tuple[bool, str]:
+    """Whether a trial and its repetition agree in test accuracy and in every prediction, and that in words."""
+    name = "student/test_accuracy"
+    before, now = first.metrics[name], again.metrics[name]
+    others = sum(a != b for a, b in zip(first.predictions, again.predictions, strict=False))
+    others += abs(len(first.predictions) - len(again.predictions))
+    if before == now and not others:
+        return True, f"equal: test accuracy {now:.4%}, and all {len(again.predictions)} predictions"
+    pairs = {name: (getattr(first, name), getattr(again, name)) for name in SHAPING}
+    pairs |= {name: (first.versions.get(name), again.versions.get(name)) for name in first.versions | again.versions}
+    unlike = [f"{name} ({old or 'none'} then, {new or 'none'} now)" for name, (old, new) in pairs.items() if old != new]
+    cause = ", ".join(unlike) or "nothing that is recorded: please report it"
+    return False, f"not equal: test accuracy {before:.4%} then, {now:.4%} now, {others} predictions; differs: {cause}"
+
+
+def _run(plan: Plan, key: str, prepared: Prepared, out: Path) -> int:
+    folder = out / "trials" / key
+    watch = Watch("train", out, {key: (plan, prepared)})
+    try:
+        try:
+            outcome = _attempt(plan, key, prepared, folder, watch)
+        except MissingSamplesError as error:
+            say(f"{error}: the trial begins anew")
+            (folder / CHECKPOINT).unlink()
+            outcome = _attempt(plan, key, prepared, folder, watch)
+        watch.outcome(key, outcome)
+    finally:
+        watch.close()
+    shutil.rmtree(folder / "chunks", ignore_errors=True)
+    return 1 if watch.failed else 0
+
+
+def _attempt(plan: Plan, key: str, prepared: Prepared, folder: Path, watch: Watch) -> Outcome:
+    return run_trial(
+        plan.config,
+        prepared,
+        local_store(plan.config, prepared, folder),
+        checkpoint=folder / CHECKPOINT,
+        product=product_path(folder),
+        on_round=lambda metrics: watch.round(key, metrics),
+    )

@@ -1,0 +1,56 @@
+"""Repeating a record: is the number equal, and if not, what differs?"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy import make_prepared, toy_config
+
+from condkd_ray.bookkeeping import Plan, make_record
+from condkd_ray.method import InputError
+from condkd_ray.report.records import find_record, write_record
+from condkd_ray.run import local_store, run_trial
+from condkd_ray.train import Train, compare, train
+
+
+@pytest.fixture(scope="module")
+def record():
+    config, prepared = toy_config(rounds=1), make_prepared()
+    outcome = run_trial(config, prepared, local_store(config, prepared, None))
+    return make_record("test", Plan("mixed", 2, 0, config), "abc", prepared, outcome)
+
+
+def test_equal_numbers_are_said_to_be_equal(record):
+    equal, told = compare(record, replace(record, node="elsewhere", wall_seconds=1.0))
+    assert equal
+    assert told.startswith("equal: test accuracy ")
+    assert "all 128 predictions" in told
+
+
+def test_of_unequal_ones_it_is_said_what_differs(record):
+    flipped = [(record.predictions[0] + 1) % 4, *record.predictions[1:]]
+    other = replace(record, predictions=flipped, threads=2, versions=record.versions | {"torch": "9.9"})
+    equal, told = compare(record, other)
+    assert not equal
+    assert ", 1 predictions; differs: threads (1 then, 2 now), torch (" in told
+    assert "9.9 now)" in told
+    assert "nothing that is recorded" in compare(record, replace(record, predictions=flipped))[1]
+
+
+def test_a_record_is_found_by_the_beginning_of_its_hash(record, tmp_path):
+    write_record(tmp_path, record)
+    write_record(tmp_path, replace(record, config_hash="abd"))
+    assert find_record(tmp_path, "abd").config_hash == "abd"
+    for beginning in ("ab", "x"):
+        with pytest.raises(InputError, match=r"accepted: the beginning of just one of abc \(mixed ipc 2 seed 0\), abd"):
+            find_record(tmp_path, beginning)
+
+
+def test_a_file_or_a_record_but_not_both(record, tmp_path):
+    write_record(tmp_path, record)
+    with pytest.raises(InputError, match="trial is None"):
+        train(Train(), [])
+    with pytest.raises(InputError, match="trial is 'a file and --from-record'"):
+        train(Train(config=Path("x.yaml"), from_record=(tmp_path, "abc")), [])
+    with pytest.raises(InputError, match="flags beside --from-record is '--rounds 3'"):
+        train(Train(from_record=(tmp_path, "abc")), ["--rounds", "3"])
