@@ -60,7 +60,7 @@ class Weigh(Protocol):
     """Weights of the samples in the per-sample terms of an inversion (SSD-KD's modulating function is one)."""
 
     def __call__(self, seen: Observation, labels: Tensor) -> Tensor:
-        """(B,) weights, without gradient."""
+        """(B,) weights >= 0, without gradient unless the weighing has been told to let one through."""
         ...
 
 

@@ -70,6 +70,11 @@ class Encoded:
         return Encoded(self.images[index], self.labels[index], self.logits[index])
 
     @property
+    def classes(self) -> Tensor:
+        """(B,) int64: the teacher's class of each."""
+        return self.logits.argmax(1)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the three tensors."""
         return sum(t.numel() * t.element_size() for t in (self.images, self.labels, self.logits))

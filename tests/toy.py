@@ -5,10 +5,12 @@ Letters: N images, C channels, H W height and width, K classes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from condkd_ray.condensation import RandomReal
 from condkd_ray.data import RealImages
@@ -114,3 +116,9 @@ def samples(count: int, seed: int = 0, labels: torch.Tensor | None = None) -> Sa
     if labels is None:
         labels = torch.randint(NUM_CLASSES, (count,), generator=rng)
     return Samples((pixels - MEAN[0]) / STD[0], labels, torch.randn(count, NUM_CLASSES, generator=rng))
+
+
+def sure(*classes: int) -> Samples:
+    """Samples that the teacher puts into these classes, however they are labelled."""
+    seen = F.one_hot(torch.tensor(classes), NUM_CLASSES).float()
+    return replace(samples(len(classes)), logits=seen)

@@ -228,7 +228,7 @@ class PoolStore(TableStore):
             chunk = from_arrays(arrays)
             self._table.put(start, chunk)
             self._refs[start] = chunks[start].ref
-            self._ledger.cover(start, chunk.labels)
+            self._ledger.cover(start, chunk.classes)
 
     def _unmap(self, start: int) -> None:
         self._table.remove(start)

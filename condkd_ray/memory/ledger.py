@@ -11,7 +11,7 @@ class Ledger:
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
-        self._labels = torch.empty(0, dtype=torch.int32)
+        self._classes = torch.empty(0, dtype=torch.int32)
         self._live = torch.empty(0, dtype=torch.bool)
 
     @property
@@ -27,13 +27,13 @@ class Ledger:
     @property
     def class_counts(self) -> Tensor:
         """(K,) int64: live ids of each class."""
-        return torch.bincount(self._labels[self._live], minlength=self._num_classes)
+        return torch.bincount(self._classes[self._live], minlength=self._num_classes)
 
-    def cover(self, start: int, labels: Tensor) -> None:
-        """A chunk with `labels` (n,) lies at the ids from `start`: new ids live, known ones are as alive as before."""
-        known, stop = self.num_ids, start + len(labels)
+    def cover(self, start: int, classes: Tensor) -> None:
+        """A chunk with `classes` (n,) lies at the ids from `start`: new ids live, known ones are as alive as before."""
+        known, stop = self.num_ids, start + len(classes)
         self._resize(max(known, stop))
-        self._labels[start:stop] = labels.cpu().int()
+        self._classes[start:stop] = classes.cpu().int()
         self._live[max(start, known) : stop] = True
 
     def drop(self, ids: Tensor) -> None:
@@ -53,5 +53,5 @@ class Ledger:
 
     def _resize(self, num_ids: int) -> None:
         more = max(0, num_ids - self.num_ids)
-        self._labels = torch.cat([self._labels[:num_ids], self._labels.new_zeros(more)])
+        self._classes = torch.cat([self._classes[:num_ids], self._classes.new_zeros(more)])
         self._live = torch.cat([self._live[:num_ids], self._live.new_zeros(more)])

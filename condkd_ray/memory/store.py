@@ -42,7 +42,7 @@ class Store(Protocol):
 
     @property
     def class_counts(self) -> Tensor:
-        """(K,) int64: live samples of each class."""
+        """(K,) int64: live samples of each class, as the teacher sees them."""
         ...
 
     @property
@@ -176,7 +176,7 @@ class LocalStore(TableStore):
 
     def _put(self, start: int, encoded: Encoded) -> None:
         self._table.put(start, moved(encoded, self.device))
-        self._ledger.cover(start, encoded.labels)
+        self._ledger.cover(start, encoded.classes)
 
     def _remove(self, start: int, chunk: Encoded) -> None:
         self._table.remove(start)

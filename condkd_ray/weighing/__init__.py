@@ -1,8 +1,9 @@
 """Weighing: how much each image counts while it is made."""
 
 from condkd_ray.weighing.equal import Equal
+from condkd_ray.weighing.modulating import Modulating
 from condkd_ray.weighing.weighing import Weighing
 
-AnyWeighing = Equal
+AnyWeighing = Equal | Modulating
 
-__all__ = ["AnyWeighing", "Equal", "Weighing"]
+__all__ = ["AnyWeighing", "Equal", "Modulating", "Weighing"]

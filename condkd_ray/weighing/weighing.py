@@ -20,4 +20,7 @@ class Weighing(Method, ABC):
 
     @abstractmethod
     def bind(self, class_counts: Tensor) -> Weigh:
-        """The weights of one round, given how many samples of each class (K,) the memory holds at its start."""
+        """The weights of one round, given how many samples of each class (K,) the memory holds at its start.
+
+        The class of what is held is the teacher's, on the device the weights are wanted on.
+        """

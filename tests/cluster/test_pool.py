@@ -63,10 +63,10 @@ def test_an_overwritten_chunk_is_counted_by_its_new_classes(pool):
     import ray
 
     store = open_store(pool, "classes")
-    store.append(toy.samples(3, labels=torch.tensor([0, 0, 1])))
+    store.append(toy.sure(0, 0, 1))
     store.drop(torch.tensor([0]))
-    ray.get(pool.append.remote("classes", 0, to_arrays(CODEC.encode(toy.samples(3, labels=torch.tensor([2, 2, 2]))))))
-    store.append(toy.samples(1, labels=torch.tensor([3])))
+    ray.get(pool.append.remote("classes", 0, to_arrays(CODEC.encode(toy.sure(2, 2, 2)))))
+    store.append(toy.sure(3))
     assert store.class_counts.tolist() == [0, 0, 2, 1]
 
 

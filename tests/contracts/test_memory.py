@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,10 +23,10 @@ TEACHER = make_teacher()
 
 
 def rows(ids):
-    """The samples with these ids: two pixels spell the id, and the label follows from it."""
+    """The samples with these ids: two pixels spell the id, and label and teacher's class follow from it."""
     images = torch.zeros(len(ids), *IMAGE_SHAPE)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = ids % 256 / 255, ids // 256 / 255
-    return Samples(images, ids % NUM_CLASSES, torch.zeros(len(ids), NUM_CLASSES))
+    return Samples(images, ids % NUM_CLASSES, F.one_hot(ids % NUM_CLASSES, NUM_CLASSES).float())
 
 
 class Played:

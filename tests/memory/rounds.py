@@ -1,6 +1,7 @@
-"""Rounds of samples for tests of the policies, in which a sample's label is the number of its round."""
+"""Rounds of samples for tests of the policies, in which a sample's label, and the teacher's class, is its round."""
 
 import torch
+import torch.nn.functional as F
 
 from condkd_ray.memory import LocalStore
 from condkd_ray.samples import Codec, Samples
@@ -11,4 +12,5 @@ def store() -> LocalStore:
 
 
 def round_of(number: int, size: int) -> Samples:
-    return Samples(torch.rand(size, 1, 2, 2), torch.full((size,), number), torch.zeros(size, 2))
+    labels = torch.full((size,), number)
+    return Samples(torch.rand(size, 1, 2, 2), labels, F.one_hot(labels, 100).float())

@@ -1,0 +1,69 @@
+r"""SSD-KD's modulating function (CVPR 2024, arXiv 2406.07876): rare classes and hard images count more.
+
+Read (`methods.md` 4.3): phi is a diversity term times a difficulty term; the first penalises how many samples the
+teacher puts into the same class, the second favours low confidence with the exponent gamma. No code is public and the
+formula below is recalled, not read: it is our choice, as are all fields but gamma.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from condkd_ray.guide import Weigh
+from condkd_ray.method import require
+from condkd_ray.teacher import Observation
+from condkd_ray.weighing.weighing import Weighing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modulating(Weighing):
+    r"""phi(x) = (1 - share of x's class among the counted) (1 - p(x))^gamma; class and p(x) are the teacher's.
+
+    p(x) is the largest probability, at the image as the teacher saw it. Only per-sample terms are weighed; a match of
+    BN statistics is of the whole batch and stays as it is.
+    """
+
+    paper: ClassVar[str] = "Liu et al., CVPR 2024"
+    ours: ClassVar[tuple[str, ...]] = ("gamma", "counted", "normalise", "through_confidence")
+    name: Literal["modulating"] = "modulating"
+    gamma: float = 2.0
+    """Exponent of the difficulty term, focal loss's default (the paper's value is not known); 0 leaves it out."""
+    counted: Literal["memory", "batch", "both"] = "both"
+    """Whose classes are counted: of all the memory holds when the round begins, of the batch in the making, or both."""
+    normalise: bool = False
+    """Scale to mean 1 over the batch, so that the per-sample terms keep their size beside the others."""
+    through_confidence: bool = False
+    """Let the gradient flow through p(x) as well; otherwise phi only weighs."""
+
+    def __post_init__(self) -> None:
+        require(self.gamma >= 0, "modulating gamma", self.gamma, ">= 0")
+
+    def bind(self, class_counts: Tensor) -> Weigh:
+        """Phi."""
+
+        def weigh(seen: Observation, labels: Tensor) -> Tensor:
+            logits = seen.logits if self.through_confidence else seen.logits.detach()
+            phi = self._diversity(logits, class_counts) * uncertainty(logits, self.gamma)
+            return phi / phi.detach().mean().clamp_min(torch.finfo(phi.dtype).tiny) if self.normalise else phi
+
+        return weigh
+
+    def _diversity(self, logits: Tensor, class_counts: Tensor) -> Tensor:
+        """(B, K) to (B,): 1 - the share of the class; 1 where nothing is counted."""
+        classes = logits.argmax(1)
+        counts = torch.zeros_like(class_counts)
+        if self.counted != "batch":
+            counts = counts + class_counts
+        if self.counted != "memory":
+            counts = counts.index_add(0, classes, torch.ones_like(classes))
+        return 1 - (counts / counts.sum().clamp_min(1))[classes]
+
+
+def uncertainty(logits: Tensor, gamma: float) -> Tensor:
+    """(1 - largest probability)^gamma of (B, K) logits, (B,); exact, and its gradient finite, however sure they are."""
+    others = logits.float().log_softmax(1).scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
+    return (gamma * others.logsumexp(1)).exp()

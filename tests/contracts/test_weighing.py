@@ -1,0 +1,68 @@
+"""What every weighing keeps to. Read `condkd_ray.weighing.weighing` and `condkd_ray.guide.Weigh`."""
+
+from itertools import product
+from typing import get_args
+
+import pytest
+import torch
+import yaml
+from toy import NUM_CLASSES, make_teacher, toy_config
+
+from condkd_ray import config
+from condkd_ray.weighing import AnyWeighing, Equal
+from contracts.toy_methods import INVERTERS, frozen, same, small, snake, synthesize
+
+KINDS = get_args(AnyWeighing)
+each_weighing = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+HELD = torch.tensor([9, 1, 0, 2])
+pairs = [
+    pytest.param(kind, inverter, id=f"{kind.__name__}-{inverter.__name__}")
+    for kind, inverter in product(KINDS, INVERTERS)
+]
+
+
+def looked(teacher, count=12):
+    images = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    return teacher.observe(images), torch.arange(count) % NUM_CLASSES
+
+
+@each_weighing
+@pytest.mark.parametrize("held", [HELD, torch.zeros_like(HELD)], ids=["held", "empty"])
+def test_gives_a_finite_weight_a_sample_without_gradient(kind, held):
+    teacher, counts = make_teacher(), held.clone()
+    seen, labels = looked(teacher)
+    before = frozen(teacher.network)
+    weights = kind().bind(counts)(seen, labels)
+    assert weights.shape == (12,)
+    assert weights.dtype == torch.float32
+    assert weights.isfinite().all()
+    assert (weights >= 0).all()
+    assert weights.sum() > 0
+    assert not weights.requires_grad
+    assert torch.equal(counts, held)
+    assert same(before, frozen(teacher.network))
+
+
+@each_weighing
+def test_the_order_of_the_samples_does_not_matter(kind):
+    teacher = make_teacher()
+    seen, labels = looked(teacher)
+    weigh, order = kind().bind(HELD), torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    other = type(seen)(seen.logits[order], seen.features[order], seen.bn)
+    torch.testing.assert_close(weigh(other, labels[order]), weigh(seen, labels)[order])
+
+
+@pytest.mark.parametrize(("kind", "inverter"), pairs)
+def test_every_inversion_hears_it_and_equal_changes_no_bit(kind, inverter):
+    inversion = small(inverter)
+    weighed, terms = synthesize(inversion, weigh=kind().bind(HELD))
+    plain, plain_terms = synthesize(inversion)
+    assert torch.equal(weighed.images, plain.images) == (kind is Equal)
+    assert (terms == plain_terms) == (kind is Equal)
+
+
+@each_weighing
+def test_config_survives_yaml_and_the_name_is_the_files(kind):
+    complete = toy_config(weighing=kind())
+    assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
+    assert snake(kind.__name__) == kind().name == kind.__module__.rpartition(".")[2]
