@@ -83,7 +83,7 @@ class Teacher:
         self.std = tuple(std)
         self.train_size = train_size
         self.flip_ok = flip_ok
-        self._classifier, self._bn_names, self._tappable = _trace(network, num_classes, image_shape)
+        self._classifier, self._bn_names, self._tappable, self._weighted = _trace(network, num_classes, image_shape)
         self._layers: dict[str, nn.Module] = dict(network.named_modules())
         device = self.device
         self._mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
@@ -128,6 +128,16 @@ class Teacher:
         """(running mean, running variance) of each BN layer, in the order of `Observation.bn`."""
         layers = [self._layers[name] for name in self._bn_names]
         return [(layer.running_mean, layer.running_var) for layer in layers]  # type: ignore[misc]
+
+    @property
+    def num_features(self) -> int:
+        """D: how many values enter the last linear layer."""
+        return self._classifier.in_features
+
+    @property
+    def weighted(self) -> dict[str, nn.Linear | nn.Conv2d]:
+        """Linear layers and convolutions by name, in the order in which they run; the last linear one is not there."""
+        return {name: self._layers[name] for name in self._weighted}  # type: ignore[misc]
 
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher on `device` (moved, not copied)."""
@@ -180,6 +190,34 @@ class Teacher:
         own = torch.cat([means[name] for name in self._bn_names], 1) if means else None
         return Observation(logits, features["last"], tuple(bn[name] for name in self._bn_names), taps, own)
 
+    def answer_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:
+        """(B, K) logits where `layer` gives `values` (B, ...) for its own output.
+
+        For `penultimate` they are what enters the last linear layer. Right where `decides` holds: what runs before
+        sees one `image` (1, C, H, W), a blank one by default, and must not matter.
+        """
+        if layer == PENULTIMATE:
+            handle = self._classifier.register_forward_pre_hook(lambda *_: (values,))
+        else:
+            handle = self._layers[layer].register_forward_hook(lambda *_: values)
+        with _hooked(handle):
+            return self.network(self._blank() if image is None else image).float()
+
+    @torch.no_grad()
+    def decides(self, layer: str, width: int) -> bool:
+        """Whether `width` values of `layer` alone make the answer. Tried out: three vectors, two images."""
+        values = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(self.device)
+        try:
+            answer = self.answer_from(layer, values)
+            same, other = self.answer_from(layer, values, self._blank() + 1), self.answer_from(layer, values.neg())
+        except (RuntimeError, ValueError):
+            return False
+        fits = answer.shape == same.shape == (3, self.num_classes)
+        return fits and torch.allclose(answer, same) and not torch.allclose(answer, other)
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, *self.image_shape, device=self.device)
+
     def check_layers(self, names: Sequence[str]) -> None:
         """Raise `InputError`, with the layers there are, for a name that is none of them."""
         for name in names:
@@ -195,16 +233,25 @@ def _hooked(handle: Any):
 
 
 @torch.no_grad()
-def _trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> tuple[nn.Linear, list[str], list[str]]:
-    """The last linear layer that runs; names of BN layers with running statistics; names of layers giving a tensor."""
+def _trace(
+    network: nn.Module, num_classes: int, shape: tuple[int, int, int]
+) -> tuple[nn.Linear, list[str], list[str], list[str]]:
+    """The last linear layer that runs, and names of layers.
+
+    Those of BN with running statistics; those that give a tensor; those of linear layers and convolutions but the
+    last linear one.
+    """
     ran: dict[str, object] = {}
     linear: list[nn.Linear] = []
     bn_names: list[str] = []
+    weighted: dict[str, nn.Module] = {}
     device = next(network.parameters()).device
 
     def hook(name: str) -> Callable[..., None]:
         def see(module: nn.Module, _: object, output: object) -> None:
             ran[name] = output
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                weighted[name] = module
             if isinstance(module, nn.Linear):
                 linear.append(module)
             elif isinstance(module, BatchNorms) and module.running_mean is not None:
@@ -233,4 +280,5 @@ def _trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) ->
     )
     # In the order of definition: a reader of the list finds a stage before its parts.
     tappable = [name for name, _ in network.named_modules() if name and isinstance(ran.get(name), Tensor)]
-    return linear[-1], list(dict.fromkeys(bn_names)), tappable
+    others = [name for name, module in weighted.items() if module is not linear[-1]]
+    return linear[-1], list(dict.fromkeys(bn_names)), tappable, others

@@ -208,3 +208,27 @@ def test_a_teacher_without_a_linear_layer_at_the_end_is_refused():
 
 def test_normalise_uses_the_constants(teacher):
     assert torch.allclose(teacher.normalise(torch.full((1, 1, 2, 2), 0.75)), torch.full((1, 1, 2, 2), 2.0))
+
+
+def test_an_answer_from_a_layer_is_that_of_the_images_it_saw(teacher):
+    images = samples(5).images
+    seen = teacher.observe(images, ("stages.1",))
+    torch.testing.assert_close(teacher.answer_from("stages.1", seen.taps["stages.1"]), seen.logits)
+    torch.testing.assert_close(teacher.answer_from("penultimate", seen.features), seen.logits)
+    assert sum(hooks(teacher.network)) == 0
+    torch.testing.assert_close(teacher.logits(images), seen.logits)
+
+
+def test_what_a_layer_decides_is_found_by_trying(teacher):
+    assert teacher.decides("penultimate", 4 * TEACHER.width)
+    assert not teacher.decides("penultimate", 5)
+    assert not teacher.decides("stages.2.0.conv2", 4 * TEACHER.width)
+    assert sum(hooks(teacher.network)) == 0
+
+
+def test_layers_with_weights_come_in_the_order_in_which_they_run(teacher):
+    names = list(teacher.weighted)
+    assert names[:3] == ["conv", "stages.0.0.conv1", "stages.0.0.conv2"]
+    assert "classifier" not in names
+    assert all(teacher.weighted[name].weight.ndim == 4 for name in names)
+    assert teacher.num_features == 4 * TEACHER.width

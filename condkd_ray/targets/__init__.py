@@ -1,8 +1,9 @@
 """What the inversion is asked for: a class an image, or a whole answer of the teacher."""
 
 from condkd_ray.targets.balanced import Balanced
+from condkd_ray.targets.soft import Soft
 from condkd_ray.targets.source import TargetSource
 
-AnyTargets = Balanced
+AnyTargets = Balanced | Soft
 
-__all__ = ["AnyTargets", "Balanced", "TargetSource"]
+__all__ = ["AnyTargets", "Balanced", "Soft", "TargetSource"]

@@ -6,39 +6,74 @@ from typing import get_args
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import toy_config
+from toy import NUM_CLASSES, make_teacher, toy_config
 
 from condkd_ray import config
 from condkd_ray.streams import Streams
-from condkd_ray.targets import AnyTargets
+from condkd_ray.targets import AnyTargets, Balanced
 from condkd_ray.targets.balanced import balanced_labels
 from contracts.toy_methods import snake
 
-TARGETS = [AnyTargets] if isinstance(AnyTargets, type) else get_args(AnyTargets)
+TARGETS = get_args(AnyTargets)
 each_source = pytest.mark.parametrize("kind", TARGETS, ids=lambda kind: kind.__name__)
 
 
+@pytest.fixture(scope="module")
+def teacher():
+    return make_teacher()
+
+
 @each_source
-@given(count=st.integers(0, 300), num_classes=st.integers(1, 120), seed=st.integers(0, 2**62))
-def test_gives_one_class_a_wanted_image_from_its_own_stream(kind, count, num_classes, seed):
+@settings(max_examples=30)
+@given(count=st.integers(0, 300), seed=st.integers(0, 2**62))
+def test_gives_one_class_a_wanted_image_from_its_own_stream(kind, teacher, count, seed):
     rng = Streams(seed)
-    teacher = SimpleNamespace(num_classes=num_classes)
-    labels = kind().sample(count, teacher, rng=rng).labels
-    assert labels.shape == (count,)
-    assert labels.dtype == torch.int64
-    assert ((labels >= 0) & (labels < num_classes)).all()
+    kind().check(teacher)
+    targets = kind().sample(count, teacher, rng=rng)
+    assert len(targets) == count
+    assert targets.labels.shape == (count,)
+    assert targets.labels.dtype == torch.int64
+    assert ((targets.labels >= 0) & (targets.labels < NUM_CLASSES)).all()
     opened = rng.state_dict()
     assert opened["device"].keys() == {"targets"}
     assert not opened["host"]
-    assert torch.equal(labels, kind().sample(count, teacher, rng=Streams(seed)).labels)
+    again = kind().sample(count, teacher, rng=Streams(seed))
+    assert torch.equal(targets.labels, again.labels)
+    assert torch.equal(targets.answers, again.answers)
+
+
+@each_source
+def test_two_calls_and_two_seeds_differ(kind, teacher):
+    rng = Streams(0)
+    first, second = (kind().sample(64, teacher, rng=rng).answers for _ in range(2))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, kind().sample(64, teacher, rng=Streams(1)).answers)
+
+
+@each_source
+def test_soft_targets_are_probabilities_and_the_labels_their_largest(kind, teacher):
+    targets = kind().sample(300, teacher, rng=Streams(0))
+    assert (targets.soft is not None) == kind.soft
+    if targets.soft is None:
+        assert targets.temperature == 1
+        return
+    assert targets.soft.shape == (300, NUM_CLASSES)
+    assert targets.soft.dtype == torch.float32
+    assert not targets.soft.requires_grad
+    assert (targets.soft >= 0).all()
+    torch.testing.assert_close(targets.soft.sum(1), torch.ones(300))
+    assert torch.equal(targets.labels, targets.soft.argmax(1))
+    assert targets.temperature > 0
 
 
 @given(count=st.integers(0, 300), num_classes=st.integers(1, 120), seed=st.integers(0, 2**62))
 def test_balanced_counts_differ_by_at_most_one(count, num_classes, seed):
-    labels = balanced_labels(count, num_classes, Streams(seed))
+    labels = Balanced().sample(count, SimpleNamespace(num_classes=num_classes), rng=Streams(seed)).labels
     counts = torch.bincount(labels, minlength=num_classes)
+    assert labels.shape == (count,)
+    assert len(counts) == num_classes
     assert counts.max() - counts.min() <= 1
 
 
