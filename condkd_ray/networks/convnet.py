@@ -9,7 +9,7 @@ Letters: B batch, C channels, H W height and width, K classes, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from condkd_ray.networks.network import Network
 class ConvNet(Network):
     """ConvNet-`depth`; the condensation papers use depth 3 and width 128."""
 
+    paper: ClassVar[str] = "Zhao et al., ICLR 2021"
     name: Literal["convnet"] = "convnet"
     depth: int = 3
     """Blocks; each halves the image."""

@@ -2,13 +2,15 @@
 
 Departures, all our choice and those usual in this field: ReLU for the squashing functions, max pooling for the trained
 subsampling, full connection between the first two convolutions, a linear output layer. No batch normalisation, so
-methods that need its statistics cannot use it.
+methods that need its statistics cannot use it. The layer of 84 (42) units is called "fc2" among layers: FC-2 of Wang's
+soft targets, before its ReLU.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -21,6 +23,7 @@ KERNEL = 5
 class LeNet5(Network):
     """Convolutions of 6, 16 and 120 channels, a hidden layer of 84."""
 
+    paper: ClassVar[str] = "LeCun et al., Proc. IEEE 1998"
     name: Literal["lenet5"] = "lenet5"
 
     @property
@@ -36,6 +39,7 @@ class LeNet5(Network):
 class LeNet5Half(Network):
     """Convolutions of 3, 8 and 60 channels, a hidden layer of 42."""
 
+    paper: ClassVar[str] = "LeCun et al., Proc. IEEE 1998"
     name: Literal["lenet5_half"] = "lenet5_half"
 
     @property
@@ -53,7 +57,7 @@ def _lenet(
     """The third convolution covers the map that remains: 5x5 of 32x32 images as in the paper, 4x4 of 28x28."""
     channels, height, width = image_shape
     first, second, third = convs
-    return nn.Sequential(
+    layers = [
         nn.Conv2d(channels, first, KERNEL),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -66,7 +70,11 @@ def _lenet(
         nn.Linear(third, hidden),
         nn.ReLU(),
         nn.Linear(hidden, num_classes),
-    )
+    ]
+    named = [(str(index), layer) for index, layer in enumerate(layers)]
+    # A name for what the hidden layer gives. Renaming the layer itself would make weights saved before unreadable.
+    named.insert(10, ("fc2", nn.Identity()))
+    return nn.Sequential(OrderedDict(named))
 
 
 def _remaining(side: int) -> int:

@@ -16,7 +16,11 @@ from condkd_ray.method import Method, require
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Method, ABC):
-    """Base of the architectures. Besides `name` a subclass has integer fields only, so that `label` can spell it."""
+    """Base of the architectures.
+
+    Besides `name` a subclass has fields of words (`[a-z0-9_]+`), then of whole numbers, so that `label` can spell it.
+    Layers that draw when they train, such as dropout, are left out: they would draw from the global generator.
+    """
 
     name: str
 
@@ -44,5 +48,10 @@ class Network(Method, ABC):
 
 
 def label(network: Network) -> str:
-    """The command-line spelling, such as "resnet-8-16": the name, then the other fields in their order."""
-    return "-".join(str(getattr(network, field.name)) for field in fields(network))
+    """The command-line spelling: the name, words after colons, numbers after dashes, all in the order of the fields.
+
+    Such as "resnet-8-16" or "torchvision:resnet50".
+    """
+    values = [getattr(network, field.name) for field in fields(network)]
+    words = [value for value in values if isinstance(value, str)]
+    return "-".join([":".join(words), *(str(value) for value in values if not isinstance(value, str))])

@@ -24,6 +24,11 @@ def test_at_32_pixels_it_is_lecuns_network():
     assert shapes == [(6, 1, 5, 5), (16, 6, 5, 5), (120, 16, 5, 5), (84, 120), (10, 84)]
 
 
+def test_weights_saved_before_the_hidden_layer_had_a_name_still_load():
+    keys = [f"{layer}.{part}" for layer in (0, 3, 6, 9, 11) for part in ("weight", "bias")]
+    assert list(LeNet5().build((1, 28, 28), 10).state_dict()) == keys
+
+
 def test_there_is_no_batch_normalisation():
     assert not list(LeNet5().build((1, 28, 28), 10).buffers())
 

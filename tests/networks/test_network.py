@@ -9,17 +9,45 @@ from pydantic import Field, TypeAdapter
 from torch import nn
 
 from condkd_ray.method import InputError
-from condkd_ray.networks import AnyNetwork, ConvNet, LeNet5, LeNet5Half, ResNet, label, parse
+from condkd_ray.networks import (
+    AlexNet,
+    AlexNetHalf,
+    AnyNetwork,
+    ConvNet,
+    LeNet5,
+    LeNet5Half,
+    MobileNetV2,
+    ResNet,
+    ResNet18,
+    ResNet34,
+    SqueezeNet,
+    Torchvision,
+    Vgg11,
+    Wrn,
+    label,
+    parse,
+)
+from condkd_ray.networks.torchvision import SMALLEST
 from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
 
-NETWORKS = [LeNet5(), LeNet5Half(), ResNet(), ResNet(depth=14, width=4), ConvNet(width=8), ConvNet(depth=2, width=4)]
+NETWORKS: list[AnyNetwork] = [
+    *(LeNet5(), LeNet5Half(), ResNet(), ResNet(depth=14, width=4), ConvNet(width=8), ConvNet(depth=2, width=4)),
+    *(AlexNet(), AlexNetHalf(), ResNet18(width=4), ResNet34(width=4), Wrn(depth=10), Wrn(width=2), Vgg11(width=4)),
+    *(MobileNetV2(width=20), SqueezeNet(width=4), Torchvision(model="shufflenet_v2_x0_5")),
+]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 16, 20), (3, 64, 64)]
+WIDE = (ResNet18, ResNet34, Vgg11, MobileNetV2, SqueezeNet)
 
 any_network = st.one_of(
     st.just(LeNet5()),
     st.just(LeNet5Half()),
     st.builds(lambda n, w: ResNet(depth=6 * n + 2, width=w), st.integers(1, 30), st.integers(1, 4096)),
     st.builds(lambda d, w: ConvNet(depth=d, width=w), st.integers(1, 10), st.integers(1, 4096)),
+    st.sampled_from([AlexNet(), AlexNetHalf()]),
+    st.builds(lambda n, w: Wrn(depth=6 * n + 4, width=w), st.integers(1, 30), st.integers(1, 64)),
+    *(st.builds(lambda w, kind=kind: kind(width=w), st.integers(1, 4096)) for kind in WIDE),
+    st.builds(lambda model: Torchvision(model=model), st.sampled_from(sorted(SMALLEST))),
 )
 
 
@@ -83,6 +111,68 @@ def test_channels_last_gives_the_same_logits(network):
     torch.testing.assert_close(module(images.contiguous(memory_format=torch.channels_last)), plain)
 
 
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_training_draws_nothing_from_the_global_generator(network):
+    module = network.build((1, 28, 28), 4).train()
+    images = torch.randn(2, 1, 28, 28)
+    before = torch.get_rng_state()
+    module(images).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_a_step_of_training_leaves_finite_logits_also_in_bfloat16(network):
+    torch.manual_seed(0)
+    module = network.build((3, 32, 32), 4)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, nesterov=True)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
+    losses = []
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            logits = module(images)
+        losses.append(nn.functional.cross_entropy(logits.float(), labels))
+        assert logits.dtype == precision
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in module.parameters())
+    assert torch.stack(losses).isfinite().all()
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_it_serves_as_a_teacher(network):
+    module = network.build((1, 28, 28), 4)
+    teacher = Teacher.from_module(module, num_classes=4, image_shape=(1, 28, 28), mean=[0.1], std=[0.3])
+    images = torch.randn(2, 1, 28, 28)
+    last = [layer for layer in teacher.network.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        seen = teacher.observe(images)
+        torch.testing.assert_close(last(seen.features), teacher.logits(images))
+    assert len(seen.bn) == sum(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in module.modules())
+
+
+TAPS = [
+    (AlexNetHalf(), {"blocks.0": (24, 15, 15), "blocks.4": (64, 3, 3), "fc2": (128,)}),
+    (LeNet5(), {"fc2": (84,), "9": (84,)}),
+    (LeNet5Half(), {"fc2": (42,)}),
+    (ResNet18(width=2), {"stages.0": (2, 32, 32), "stages.3": (16, 4, 4)}),
+    (ResNet34(width=2), {"stages.0": (2, 32, 32), "stages.3": (16, 4, 4)}),
+    (Wrn(depth=10), {"stages.0": (16, 32, 32), "stages.2": (64, 8, 8)}),
+    (Vgg11(width=2), {"stages.0": (2, 32, 32), "stages.3": (16, 4, 4), "stages.4": (16, 4, 4)}),
+    (MobileNetV2(width=10), {"stages.0": (8, 32, 32), "stages.2": (8, 16, 16), "stages.6": (32, 4, 4)}),
+    (SqueezeNet(width=1), {"stages.0": (16, 16, 16), "stages.1": (32, 8, 8), "stages.2": (32, 4, 4)}),
+]
+
+
+@pytest.mark.parametrize(("network", "shapes"), TAPS, ids=[label(network) for network, _ in TAPS])
+def test_stages_can_be_tapped_by_name(network, shapes):
+    module = network.build((3, 32, 32), 4)
+    teacher = Teacher.from_module(module, num_classes=4, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.2] * 3)
+    taps = teacher.observe(torch.randn(2, 3, 32, 32), list(shapes)).taps
+    assert {name: tuple(tap.shape[1:]) for name, tap in taps.items()} == shapes
+
+
 @given(any_network)
 def test_parse_undoes_label(network):
     assert parse(label(network)) == network
@@ -99,20 +189,33 @@ def test_parse_fills_in_defaults():
     assert parse("resnet-14") == ResNet(depth=14)
     assert parse("convnet-3-32") == ConvNet(depth=3, width=32)
     assert parse("lenet5_half") == LeNet5Half()
+    assert parse("wrn-40-2") == Wrn(depth=40, width=2)
+    assert parse("resnet18") == ResNet18(width=64)
+    assert parse("torchvision:resnet50") == Torchvision(model="resnet50")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "./x.pt", "vgg-11", "resnet18", "resnet-", "resnet--8", "resnet-8-16-3", "lenet5-2", "resnet-²", " resnet"],
+    [
+        *("", "./x.pt", "vgg-11", "resnet50", "resnet-", "resnet--8", "resnet-8-16-3", "lenet5-2", "resnet-²"),
+        *(" resnet", "resnet:8", "torchvision-resnet50", "torchvision:", "torchvision:resnet50:x", ":resnet50"),
+    ],
 )
 def test_parse_refuses_what_spells_no_network(text):
-    expected = f"network is {text!r}; accepted: lenet5, lenet5_half, resnet-DEPTH-WIDTH, convnet-DEPTH-WIDTH"
+    expected = (
+        f"network is {text!r}; accepted: lenet5, lenet5_half, resnet-DEPTH-WIDTH, convnet-DEPTH-WIDTH, alexnet, "
+        "alexnet_half, resnet18-WIDTH, resnet34-WIDTH, wrn-DEPTH-WIDTH, vgg11-WIDTH, mobilenet_v2-WIDTH, "
+        "squeezenet-WIDTH, torchvision:MODEL, such as resnet-8-16"
+    )
     with pytest.raises(InputError, match=f"^{re.escape(expected)}"):
         parse(text)
 
 
+NAMES = ["lenet5", "resnet", "convnet", "wrn", "vgg11", "torchvision:vgg11", "vgg"]
+
+
 @settings(max_examples=50)
-@given(st.sampled_from(["lenet5", "resnet", "convnet", "vgg"]), st.lists(st.integers(-1, 10**7), max_size=3))
+@given(st.sampled_from(NAMES), st.lists(st.integers(-1, 10**7), max_size=3))
 def test_parse_answers_any_text_with_a_network_or_an_input_error(name, numbers):
     text = "-".join([name, *map(str, numbers)])
     try:
