@@ -19,7 +19,7 @@ from condkd_ray.method import require
 from condkd_ray.networks.convnet import ConvNet
 from condkd_ray.streams import Streams
 
-FLOATS_AN_ACTIVATION, FLOATS_A_PARAMETER, FLOATS_A_PIXEL = 5.5, 3.0, 2.0
+FLOATS_AN_ACTIVATION, FLOATS_A_PARAMETER, FLOATS_A_PIXEL = 6.5, 2.5, 2.0
 
 
 def logits_with(network: nn.Module, parameters: Tensor, images: Tensor) -> Tensor:
@@ -46,13 +46,13 @@ def unroll(network: nn.Module, start: Tensor, step_size: Tensor, batches: Iterab
 def unrolled_bytes(
     network: ConvNet, image_shape: tuple[int, int, int], num_classes: int, *, steps: int, batch: int, kept: int = 0
 ) -> int:
-    """What `unroll` and its backward pass take at their peak: 4 (N + 1) (5.5 B A + 3 P + 2 B C H W) bytes.
+    """What `unroll` and its backward pass take at their peak: 4 (N + 1) (6.5 B A + 2.5 P + 2 B C H W) bytes.
 
     A, the outputs of all convolutions for one image, stand for a block's inner maps, their gradients and what the
     second derivative keeps of both; one step more is at work in the backward pass. `kept` more parameter vectors, 4 P
-    bytes each, are held meanwhile. Estimated from above: in 10 settings (N 1 to 20, B 2 to 100, width 16 to 256,
-    images 8x8 to 32x32, with and without DSA) the resident memory of a process on a CPU grew by 0.60 to 0.89 of it. On
-    a GPU it was not measured.
+    bytes each, are held meanwhile. Estimated from above: in 13 settings (N 1 to 40, B 2 to 100, width 16 to 256,
+    images 8x8 to 32x32, with and without DSA; one run each) the resident memory of a process on a CPU grew by 0.56 to
+    0.90 of it. On a GPU it was not measured.
     """
     with Streams(0).forked("sizes"), torch.device("meta"):
         module = network.build(image_shape, num_classes)
