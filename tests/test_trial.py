@@ -9,7 +9,7 @@ from condkd_ray import state as states
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import Discriminator, Mmd, NoGuidance
 from condkd_ray.inversion import Cmi, Dafl, DeepInversion, Fast, NoInversion, PreDfkd
-from condkd_ray.memory import Bank, Generative, Growing, Latest, Reservoir
+from condkd_ray.memory import Bank, Generative, Growing, Latest, Prioritized, Reservoir
 from condkd_ray.method import InputError, Metrics, NonFiniteError
 from condkd_ray.networks import ConvNet
 from condkd_ray.run import local_store
@@ -29,6 +29,7 @@ MEMORIES = {
     "reservoir": Reservoir(capacity=20),
     "bank": Bank(entry_size=4, period=1, share=0.25),
     "generative": Generative(steps=2, batch=8, latent=4, width=4, share=0.25),
+    "prioritized": Prioritized(scale=0.02, refresh=3),
 }
 MIXED = Distiller(steps=2, batch=16, condensed_share=0.25)
 PURE = Distiller(steps=2, batch=16)

@@ -5,10 +5,11 @@ from condkd_ray.memory.generative import Generative
 from condkd_ray.memory.growing import Growing
 from condkd_ray.memory.latest import Latest
 from condkd_ray.memory.memory import Draw, ReplayMemory
+from condkd_ray.memory.prioritized import Prioritized
 from condkd_ray.memory.reservoir import Reservoir
 from condkd_ray.memory.store import LocalStore, Store
 
-AnyMemory = Growing | Latest | Reservoir | Bank | Generative
+AnyMemory = Growing | Latest | Reservoir | Bank | Generative | Prioritized
 
 __all__ = [
     "AnyMemory",
@@ -18,6 +19,7 @@ __all__ = [
     "Growing",
     "Latest",
     "LocalStore",
+    "Prioritized",
     "ReplayMemory",
     "Reservoir",
     "Store",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config
 
 from condkd_ray import config, state
-from condkd_ray.memory import AnyMemory, Bank, Generative, Growing, Latest, LocalStore, Reservoir
+from condkd_ray.memory import AnyMemory, Bank, Generative, Growing, Latest, LocalStore, Prioritized, Reservoir
 from condkd_ray.method import InputError
 from condkd_ray.samples import Codec, Samples
 from condkd_ray.streams import Streams
@@ -45,6 +45,10 @@ class Played:
     def draw(self, count):
         return self.memory.draw(self.state, self.store, count, teacher=TEACHER, rng=self.rng)
 
+    def tell(self, drawn):
+        """What a student step would: how far it was from the teacher at each sample."""
+        self.memory.feedback(self.state, drawn.ids, 0.1 + drawn.samples.images.flatten(1)[:, 0])
+
     @property
     def live(self):
         return self.memory.live(self.state).tolist()
@@ -71,12 +75,18 @@ def kept_by_reservoir(memory, rounds):
     return [made[row] for row in sorted(range(len(made)), key=keys.__getitem__)[: memory.capacity]]
 
 
+def kept_by_prioritized(memory, rounds):
+    """As long as it hears nothing of the student all have one priority, and the oldest go."""
+    return [i for ids in rounds for i in ids][-memory.capacity(TEACHER) :]
+
+
 KEPT = {
     Growing: kept_by_growing,
     Latest: kept_by_latest,
     Reservoir: kept_by_reservoir,
     Bank: kept_by_bank,
     Generative: kept_by_latest,
+    Prioritized: kept_by_prioritized,
 }
 OWN_STREAMS = {Reservoir: {"host/reservoir"}, Generative: {"device/replay"}}
 """What `add` draws from, in memories that draw in it at all."""
@@ -138,11 +148,12 @@ def test_the_seed_decides_what_is_drawn(kind):
 
 
 @each_memory
-def test_a_saved_state_draws_on_as_if_never_stopped(kind, tmp_path):
-    played = Played(small(kind))
+@pytest.mark.parametrize("refresh", [1, 4])
+def test_a_saved_state_draws_on_as_if_never_stopped(kind, refresh, tmp_path):
+    played = Played(sized(kind, **SMALL | {"refresh": refresh}))
     for size in (9, 7, 8):
         played.add(size)
-        played.draw(5)
+        played.tell(played.draw(5))
     state.save(played.state, tmp_path / "memory")
     state.save(played.rng, tmp_path / "streams")
     loaded = state.load(played.memory.init(TEACHER, Streams(0)), tmp_path / "memory")
@@ -156,9 +167,25 @@ def test_a_saved_state_draws_on_as_if_never_stopped(kind, tmp_path):
             one, two = played.draw(5), other.draw(5)
             assert torch.equal(one.ids, two.ids)
             assert same(vars(one.samples), vars(two.samples))
+            assert torch.equal(one.weights, two.weights)
+            played.tell(one)
+            other.tell(two)
         played.add(size)
         other.add(size)
         assert same(list(tensors(other.state)), list(tensors(played.state)))
+
+
+@each_memory
+def test_what_a_student_tells_changes_no_sample_and_no_stream(kind):
+    played = Played(small(kind))
+    played.add(9)
+    drawn = played.draw(6)
+    before = played.live, played.store.class_counts, played.rng.state_dict()
+    weights = drawn.weights.clone()
+    played.tell(drawn)
+    assert same((played.live, played.store.class_counts, played.rng.state_dict()), before)
+    assert torch.equal(drawn.weights, weights)
+    assert not pointers(played.state) & pointers(drawn.samples)
 
 
 @each_memory
@@ -197,6 +224,11 @@ def test_config_survives_yaml_and_the_name_is_the_files(kind):
         lambda: Bank(share=1.1),
         lambda: Bank(share=-0.1),
         lambda: Reservoir(capacity=0),
+        lambda: Prioritized(scale=0.0),
+        lambda: Prioritized(alpha=-0.1),
+        lambda: Prioritized(beta=-0.1),
+        lambda: Prioritized(eps=0.0),
+        lambda: Prioritized(refresh=0),
         lambda: Generative(steps=0),
         lambda: Generative(batch=1),
         lambda: Generative(latent=0),

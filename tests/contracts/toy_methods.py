@@ -18,7 +18,7 @@ from condkd_ray.targets import Balanced
 
 SMALL = {"steps": 3, "batch": 16, "images_per_round": 32, "latent": 16, "width": 8}
 SMALL |= {"negatives": 8, "bank": 24, "head": 8}
-SMALL |= {"capacity": 20, "entries": 3, "entry_size": 4, "period": 2, "share": 0.25}
+SMALL |= {"capacity": 20, "entries": 3, "entry_size": 4, "period": 2, "share": 0.25, "scale": 0.02}
 INVERTERS = [kind for kind in get_args(AnyInversion) if kind is not NoInversion]
 
 
