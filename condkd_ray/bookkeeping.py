@@ -24,6 +24,7 @@ from condkd_ray.method import Metrics
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.progress import Progress
 from condkd_ray.report.records import MANIFEST, Manifest, Record, grid_path, read_manifest, write_record
+from condkd_ray.report.statistics import Baseline
 from condkd_ray.report.tensorboard import Board, hparams, run_name, varying
 from condkd_ray.run import Outcome
 from condkd_ray.shell import say
@@ -142,11 +143,11 @@ def describe_experiment(
     workshop: Workshop,
     out: Path,
     *,
-    baseline: str = "none",
+    baseline: Baseline = "none",
 ) -> Manifest:
     """What the experiment sets out to do. Trials planned in the same folder before stay, unless asked for anew.
 
-    `baseline` names the arm that every other is compared with.
+    `baseline` names the arm that every other is compared with, or for each arm its own.
     """
     config = plans[0].config
     dataset = workshop.data(config)

@@ -70,7 +70,8 @@ def _caption(found: dict[tuple[str, int], np.ndarray], arms: list[str], manifest
     counts = {len(values) for values in found.values()}
     points = " (small points: single seeds)" if counts != {1} else ""
     teacher = manifest.teacher.get("test_accuracy")
-    told = [f"Dashed: {name(manifest.baseline)}." if manifest.baseline in arms else ""]
+    line = manifest.baseline
+    told = [f"Dashed: {name(line)}." if isinstance(line, str) and line in arms else ""]
     told += [f"Teacher: {100 * teacher:.1f} %." if teacher is not None else ""]
     second = " ".join(filter(None, told))
     return over_seeds(counts, points, "bars") + (f"\n{second}" if second else "")

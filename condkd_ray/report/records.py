@@ -83,8 +83,8 @@ class Manifest:
     format: int = FORMAT
     created: str
     """ISO 8601."""
-    baseline: str = "none"
-    """The arm that every other is compared with."""
+    baseline: str | dict[str, str] = "none"
+    """The arm that every other is compared with; or for each arm its own."""
     planned: list[dict[str, Any]] = field(default_factory=list)
     """`arm`, `ipc`, `seed` and `config_hash` of every trial."""
     teacher: dict[str, Any] = field(default_factory=dict)
@@ -99,8 +99,9 @@ class Manifest:
 
 
 def arm_rank(arm: str) -> tuple[int, str]:
-    """Sort key of an arm: its place in `ARM_ORDER`, unknown arms last by name."""
-    return (ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER), arm)
+    """Sort key of an arm: the place of its first word in `ARM_ORDER`, unknown arms last by name."""
+    first = arm.partition(" ")[0]
+    return (ARM_ORDER.index(first) if first in ARM_ORDER else len(ARM_ORDER), arm)
 
 
 def atomic_write(path: Path, content: bytes) -> None:

@@ -18,6 +18,8 @@ from scipy import stats
 from condkd_ray.report.records import Record, arm_rank
 
 ACCURACY = "student/test_accuracy"
+Baseline = str | dict[str, str]
+"""The arm that all are compared with, or for each arm its own."""
 PAIRS = (("guided", "mixed"), ("mixed", "condensed_only"), ("guided_only", "guided"))
 """Compared beside each arm minus the baseline and minus `none`."""
 LEVEL = 0.95
@@ -155,13 +157,14 @@ def difference(
     )
 
 
-def comparisons(records: Sequence[Record], labels: Sequence[int] = (), *, baseline: str = "none") -> list[Difference]:
-    """Each arm minus the baseline and minus `none`, and `PAIRS`; no two arms twice.
+def comparisons(records: Sequence[Record], labels: Sequence[int] = (), *, baseline: Baseline = "none") -> list[Difference]:
+    """Each arm minus its baseline and minus `none`, and `PAIRS`; no two arms twice.
 
     At each IPC at which both arms have a finished trial of a common seed.
     """
     arms = sorted({record.arm for record in records}, key=arm_rank)
-    wanted = [*((arm, baseline) for arm in arms), *((arm, "none") for arm in arms), *PAIRS]
+    own = {arm: baseline if isinstance(baseline, str) else baseline.get(arm, "none") for arm in arms}
+    wanted = [*own.items(), *((arm, "none") for arm in arms), *PAIRS]
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for left, right in wanted:
         if left != right:

@@ -150,6 +150,14 @@ def test_arms_of_any_name_are_compared_with_a_baseline_of_any_name():
     assert comparisons(records, baseline="absent") == []
 
 
+def test_each_arm_may_have_a_baseline_of_its_own():
+    arms = ("mixed real", "mixed dm", "guided real", "guided dm")
+    records = [make_record(arm, 10, 0) for arm in arms]
+    own = {arm: f"{arm.split()[0]} real" for arm in arms}
+    found = {(one.left, one.right) for one in comparisons(records, baseline=own)}
+    assert found == {("mixed dm", "mixed real"), ("guided dm", "guided real")}
+
+
 def test_a_comparison_needs_both_arms():
     assert comparisons(sweep(("mixed", "guided"), (1,), (0, 1)))[0].right == "mixed"
     assert comparisons(sweep(("guided",))) == []
