@@ -28,6 +28,9 @@ class Report:
 class Methods:
     """Print every method with where it was published, its hyper-parameters, and which of them are our choice."""
 
+    networks: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the architectures instead, with their parameters and multiply-adds."""
+
 
 @dataclass(frozen=True)
 class Export:
@@ -73,7 +76,7 @@ def list_methods(command: Methods, rest: list[str]) -> int:
     """`condkd methods`."""
     if rest:
         tyro.cli(Methods, args=rest, prog="condkd methods")
-    print(catalogue.table(), end="")
+    print(catalogue.networks_table() if command.networks else catalogue.table(), end="")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Every method there is, as the table of the README: `condkd methods`. Made from the unions, it cannot lag behind."""
+"""Every method there is, as the table of the README: `condkd methods`. Made from the unions, it cannot lag behind.
+
+The architectures have a table of their own, with what they cost: `condkd methods --networks`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from condkd_ray.inversion import AnyInversion
 from condkd_ray.losses.kd import AnyKdLoss
 from condkd_ray.memory import AnyMemory
 from condkd_ray.method import Method
+from condkd_ray.networks import Network, label, parse
+from condkd_ray.networks.cost import cost_of
+from condkd_ray.networks.torchvision import SMALLEST
 from condkd_ray.targets import AnyTargets
 from condkd_ray.weighing import AnyWeighing
 
@@ -26,6 +32,19 @@ FAMILIES = {
 }
 """By the field of a trial's config."""
 HEADER = "| family | name | published in | hyper-parameters with their defaults; *in italics what is our choice* |"
+NETWORKS = (
+    *("lenet5", "lenet5_half", "alexnet", "alexnet_half", "convnet-3-128", "resnet-8-16", "resnet-20-16"),
+    *("resnet18-64", "resnet34-64", "wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "vgg11-64", "mobilenet_v2-100"),
+    *("squeezenet-16", "torchvision:resnet18", "torchvision:resnet50"),
+)
+"""Usual sizes of every architecture; numbers other than these may stand in their places."""
+SHAPE, CLASSES = (3, 32, 32), 10
+"""Of the images that the costs are counted for."""
+NETWORKS_HEADER = (
+    f"| network | published in | parameters for {CLASSES} classes | "
+    f"multiply-adds of an image of {'x'.join(map(str, SHAPE))} | features | "
+    "batch norm | smallest side |\n|---|---|---|---|---|---|---|"
+)
 
 
 def methods(family: Any) -> Iterator[type[Method]]:
@@ -60,3 +79,27 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return "none" if value is None or value == () else str(value)
+
+
+def networks_table() -> str:
+    """A Markdown table of architectures with what each costs for `SHAPE` and `CLASSES`, counted anew; then names."""
+    rows = [_network_row(parse(text)) for text in NETWORKS]
+    names = ", ".join(f"`{model}`" for model in sorted(SMALLEST))
+    return "\n".join([NETWORKS_HEADER, *rows, "", f"After `torchvision:` may stand {names}."]) + "\n"
+
+
+def _network_row(network: Network) -> str:
+    counted = cost_of(network, SHAPE, CLASSES)
+    told = [
+        *(f"`{label(network)}`", network.paper or "-", _short(counted.parameters), _short(counted.multiply_adds)),
+        *(str(counted.features), "yes" if counted.normalised else "no", str(network.min_size)),
+    ]
+    return f"| {' | '.join(told)} |"
+
+
+def _short(count: int) -> str:
+    """Three digits: 652 k, 11.2 M, 1.16 G."""
+    for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * unit:  # 999 999 is 1.00 M
+            return f"{count / unit:#.3g}".rstrip(".") + f" {sign}"
+    return str(count)

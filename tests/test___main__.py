@@ -171,3 +171,9 @@ def test_a_record_repeats_and_its_student_is_exported(trained, folder, monkeypat
     assert {path.name for path in (folder / "export").iterdir()} == names
     assert run(monkeypatch, "export", str(out), "--to", str(folder / "export")) == 2
     assert "accepted: a new or empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "first"), [([], "| family | name |"), (["--networks"], "| network | published ")])
+def test_methods_prints_methods_or_networks(flags, first, monkeypatch, capsys):
+    assert run(monkeypatch, "methods", *flags) == 0
+    assert capsys.readouterr().out.startswith(first)

@@ -8,6 +8,7 @@ import pytest
 
 from condkd_ray import catalogue
 from condkd_ray.inversion import AnyInversion
+from condkd_ray.networks import AnyNetwork, label, parse
 
 KINDS = [kind for union in catalogue.FAMILIES.values() for kind in catalogue.methods(union)]
 README = Path(__file__).parents[1] / "README.md"
@@ -38,3 +39,29 @@ def rows_of(kind):
 def test_the_readme_has_this_very_table():
     told = README.read_text().split("<!-- condkd methods -->\n")[1].split("<!-- end -->")[0]
     assert told == catalogue.table(), "the README's table of methods is old: put in what `condkd methods` prints"
+
+
+def test_the_table_of_networks_names_every_architecture_as_the_command_line_does():
+    assert {type(parse(text)) for text in catalogue.NETWORKS} == set(get_args(AnyNetwork))
+    assert all(label(parse(text)) == text for text in catalogue.NETWORKS)
+    rows = catalogue.networks_table().splitlines()
+    assert [row.split("`")[1] for row in rows[2 : 2 + len(catalogue.NETWORKS)]] == list(catalogue.NETWORKS)
+    assert len({row.count("|") for row in rows[: 2 + len(catalogue.NETWORKS)]}) == 1
+    assert "`resnet50`" in rows[-1]
+
+
+def test_a_row_of_the_table_of_networks():
+    expected = "| `wrn-40-2` | Zagoruyko & Komodakis, BMVC 2016 | 2.24 M | 328 M | 128 | yes | 8 |"
+    assert expected in catalogue.networks_table().splitlines()
+    assert catalogue._network_row(parse("lenet5")).endswith("| 62.0 k | 652 k | 84 | no | 16 |")
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        *((7, "7"), (999, "999"), (1000, "1.00 k"), (15_888, "15.9 k"), (651_720, "652 k"), (999_999, "1.00 M")),
+        (1_159_402_496, "1.16 G"),
+    ],
+)
+def test_counts_have_three_digits(count, told):
+    assert catalogue._short(count) == told

@@ -13,6 +13,7 @@ from condkd_ray.config import content_hash, dump, from_tree, merge, read, to_tre
 from condkd_ray.data import DataConfig
 from condkd_ray.inversion import Dafl, DeepInversion, Fast
 from condkd_ray.method import InputError
+from condkd_ray.networks import ResNet18, Torchvision, Wrn
 from condkd_ray.trial import TeacherConfig, TrialConfig
 
 PLAIN: dict[Any, Any] = {
@@ -73,6 +74,19 @@ def test_leaves_without_a_name_are_the_default_methods(tree):
 @pytest.mark.parametrize("tree", [{"inversion": "dafl"}, {"inversion": {"name": "dafl"}}])
 def test_a_method_may_be_a_mere_name(tree):
     assert from_tree(tree).inversion == Dafl()
+
+
+@pytest.mark.parametrize(
+    ("tree", "network"),
+    [
+        ({"name": "wrn", "depth": 16, "width": 1}, Wrn(depth=16, width=1)),
+        ("resnet18", ResNet18()),
+        ({"name": "torchvision", "model": "resnet50"}, Torchvision(model="resnet50")),
+    ],
+)
+def test_a_network_is_told_by_its_name_and_fields(tree, network):
+    assert from_tree({"student": tree}).student == network
+    assert from_tree({"teacher": {"network": tree}}).teacher.network == network
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "cifar10", "svhn", "parquet", "image_folder"])
