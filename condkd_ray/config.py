@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from condkd_ray.method import InputError
 from condkd_ray.trial import TrialConfig
+from condkd_ray.weights import file_digest
 
 Tree = dict[str, Any]
 """Plain values only: what a YAML or JSON file holds."""
@@ -145,13 +146,22 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 
 def identity(value: Any) -> Any:
-    """The tree of all that shapes numbers: fields marked `identity: False` (where files lie) are left out."""
+    """The tree of all that shapes numbers, not where files lie.
+
+    Fields marked `identity: False` are left out, for they stand elsewhere by content; a path in a field marked
+    `identity: "content"` is read, and its file's digest put there. Raises `InputError` where it cannot be read.
+    """
     if dataclasses.is_dataclass(value):
         kept = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
-        return {f.name: identity(getattr(value, f.name)) for f in kept}
+        return {f.name: _part(f, getattr(value, f.name)) for f in kept}
     if isinstance(value, (list, tuple)):
         return [identity(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _part(field: dataclasses.Field[Any], value: Any) -> Any:
+    by_content = field.metadata.get("identity") == "content" and isinstance(value, Path)
+    return file_digest(value) if by_content else identity(value)
 
 
 def content_hash(value: Any, digests: dict[str, str] | None = None) -> str:

@@ -31,7 +31,7 @@ from condkd_ray.targets import AnyTargets, Balanced
 from condkd_ray.teacher import Teacher
 from condkd_ray.weighing import AnyWeighing, Equal
 
-HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion"
+HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
 
 @dataclass(frozen=True, kw_only=True)

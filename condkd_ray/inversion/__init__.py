@@ -5,10 +5,12 @@ from condkd_ray.inversion.dafl import Dafl
 from condkd_ray.inversion.deep_inversion import DeepInversion
 from condkd_ray.inversion.fast import Fast
 from condkd_ray.inversion.inversion import Inversion
+from condkd_ray.inversion.nayer import Nayer
 from condkd_ray.inversion.no_inversion import NoInversion
 from condkd_ray.inversion.pre_dfkd import PreDfkd
+from condkd_ray.inversion.soft_target import SoftTarget
 
-AnyInversion = Fast | Cmi | DeepInversion | Dafl | PreDfkd | NoInversion
+AnyInversion = Fast | Cmi | DeepInversion | Dafl | PreDfkd | SoftTarget | Nayer | NoInversion
 
 __all__ = [
     "AnyInversion",
@@ -17,6 +19,8 @@ __all__ = [
     "DeepInversion",
     "Fast",
     "Inversion",
+    "Nayer",
     "NoInversion",
     "PreDfkd",
+    "SoftTarget",
 ]

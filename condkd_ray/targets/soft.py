@@ -1,6 +1,6 @@
-"""Soft targets from a layer of the teacher (Z. Wang, AAAI 2021, "Data-free knowledge distillation with soft targeted
-transfer set synthesis").
+"""Soft targets from a layer of the teacher (Z. Wang, AAAI 2021, arXiv 2104.04868).
 
+"Data-free knowledge distillation with soft targeted transfer set synthesis"; the images are `inversion/soft_target.py`.
 Formulas, settings and traps: `methods.md` 5.2, 5.4, 5.6 (the paper's formulas by way of its discussions and of a
 re-implementation; it has no released code).
 

@@ -154,7 +154,7 @@ def test_a_layer_of_another_size_than_the_features_cannot_stand_for_them():
 
 
 def test_soft_targets_without_a_layer_for_them_are_refused():
-    with pytest.raises(InputError, match="accepted: none of this teacher .*; or targets balanced"):
+    with pytest.raises(InputError, match=r"accepted: none of this teacher .*; or targets balanced"):
         Soft().check(of(ConvNet(depth=2, width=8)))
 
 

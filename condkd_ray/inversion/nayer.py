@@ -1,0 +1,207 @@
+"""NAYER (Tran et al., CVPR 2024): a generator fed with what a class is called, and a noisy layer in place of noise.
+
+"Noisy layer data generation for efficient and effective data-free knowledge distillation". Networks, schedule and
+weights: `peers.md` A.8 (read in the authors' released code).
+
+Letters: B batch, K classes, E embedding size, Z latent size, R images of the most frequent class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.augment import shift_flip
+from condkd_ray.guide import Guide, Targets, Weigh
+from condkd_ray.inversion.inversion import Inversion, Lowest, require_bn
+from condkd_ray.losses.adversarial import disagreement
+from condkd_ray.losses.priors import BnStatistics, bn_distance, class_prior, mix_bn
+from condkd_ray.method import Meter, Metrics, require
+from condkd_ray.networks.generator import Generator
+from condkd_ray.samples import PixelSpace, Samples, unseen
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+from condkd_ray.weights import read_weights
+
+EMBEDDINGS = "embeddings"
+"""The tensor's name in a file of embeddings."""
+
+
+class NamedGenerator(nn.Module):
+    """Embeddings of the classes, normalised, through a layer that is handed in, to images in [0, 1]."""
+
+    def __init__(self, embedding: int, latent: int, width: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(embedding)
+        self.body = Generator(latent, width, image_shape)
+
+    def forward(self, embeddings: Tensor, noisy: NoisyLayers, labels: Tensor, places: Tensor) -> Tensor:
+        """(K, E) embeddings to (B, C, H, W): image i is of class `labels[i]`, through layer `places[i]`, both (B,)."""
+        latents = torch.einsum("rze,ke->rkz", noisy.weight, self.norm(embeddings)) + noisy.bias[:, None]
+        return self.body(latents[places, labels])
+
+
+class NoisyLayers(NamedTuple):
+    """R linear layers, E to Z: `weight` (R, Z, E), `bias` (R, Z)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass
+class NayerState:
+    """The generator, the classes' embeddings (K, E), the remembered BN statistics (None at first), rounds so far."""
+
+    generator: NamedGenerator
+    embeddings: Tensor
+    bn_memory: BnStatistics | None = None
+    round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nayer(Inversion[NayerState]):
+    r"""Images of one class differ by the layer, drawn anew each round, that its embedding goes through.
+
+    Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y), where BN_l(x) is
+    mixed with that of earlier rounds and A is minus the KL where teacher and student agree. The first image of each
+    class goes through the first noisy layer, the second through the second, and so on; they learn with the generator.
+    The images of lowest loss are kept.
+
+    Departures. The official embeddings are a language model's of "a image of <class>"; give such by file, or have
+    fixed orthogonal vectors drawn, which say that classes differ and not how. A round is one inner loop (official: 2
+    an epoch, 10 in the warm-up). BN sees each class's embedding once (official: as often as the batch has it). The
+    official code keeps a loop's first images where an earlier loop of its epoch had a lower loss.
+    """
+
+    paper: ClassVar[str] = "Tran et al., CVPR 2024"
+    ours: ClassVar[tuple[str, ...]] = ("embedding", "batch", "warm_up")
+    name: Literal["nayer"] = "nayer"
+    pixel_space: ClassVar[PixelSpace] = "unit"
+    hears = "labels"
+    embeddings: Path | None = field(default=None, metadata={"identity": "content"})
+    """A safetensors file whose tensor `embeddings` (K, E) has a row a class, in the order of the labels; a worker must
+    be able to read it. Where it lies does not count; its content does. None: orthogonal vectors are drawn."""
+    embedding: int = 512
+    """E of the drawn vectors (CLIP's has 512)."""
+    steps: int = 30
+    """Adam steps a round (30 for CIFAR-10, 40 for CIFAR-100)."""
+    batch: int = 128
+    """Images a round (400 in the official scripts)."""
+    latent: int = 1000
+    width: int = 128
+    """Channels of the generator's first stage."""
+    lr: float = 4e-3
+    bn_weight: float = 10.0
+    oh_weight: float = 0.5
+    adv_weight: float = 1.33
+    bn_momentum: float = 0.9
+    """Share of remembered BN statistics in the matched ones."""
+    life: int = 10
+    """Rounds after which a new generator is drawn (10 epochs in the official scripts)."""
+    shift: float = 0.125
+    """Largest random shift before the teacher, as a share of the side; with a flip where it keeps the class."""
+    warm_up: int = 0  # type: ignore[assignment]
+    """Rounds at the beginning that only synthesise, without A (20 epochs in the official scripts)."""
+
+    def __post_init__(self) -> None:
+        for what, least in (("embedding", 1), ("steps", 1), ("batch", 2), ("life", 1), ("warm_up", 0)):
+            require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")
+        require(0 <= self.bn_momentum < 1, "bn_momentum", self.bn_momentum, "0 <= momentum < 1")
+
+    @property
+    def images_per_round(self) -> int:
+        """One batch."""
+        return self.batch
+
+    def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
+        """Shift and flip."""
+        return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
+
+    def init(self, teacher: Teacher, rng: Streams) -> NayerState:
+        """A generator from stream `init/generator`, embeddings from the file or stream `init/embeddings`.
+
+        Raises `InputError` for a teacher without BN, and for a file that has not one finite row for each class.
+        """
+        require_bn(teacher)
+        if self.embeddings is None:
+            with rng.forked("init/embeddings"):
+                embeddings = nn.init.orthogonal_(torch.empty(teacher.num_classes, self.embedding))
+        else:
+            embeddings = read_embeddings(self.embeddings, teacher.num_classes)
+        embeddings = embeddings.to(teacher.device)
+        return NayerState(self._generator(embeddings, teacher, rng, "init/generator"), embeddings)
+
+    def _generator(self, embeddings: Tensor, teacher: Teacher, rng: Streams, stream: str) -> NamedGenerator:
+        with rng.forked(stream):
+            generator = NamedGenerator(embeddings.shape[1], self.latent, self.width, teacher.image_shape)
+        return generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def synthesize(
+        self,
+        state: NayerState,
+        targets: Targets,
+        *,
+        teacher: Teacher,
+        student: nn.Module,
+        guide: Guide,
+        weigh: Weigh,
+        rng: Streams,
+    ) -> tuple[Samples, Metrics]:
+        """`steps` steps of the generator and of noisy layers from stream `latents`; another optimiser each round."""
+        if state.round and state.round % self.life == 0:
+            stream = f"init/generator/{state.round + 1}"
+            state.generator = self._generator(state.embeddings, teacher, rng, stream)
+        state.round += 1
+        places, count = occurrences(targets.labels, teacher.num_classes)
+        shape = (count, self.latent, state.embeddings.shape[1])
+        weight = torch.randn(shape, generator=rng["latents"], device=rng.device).requires_grad_()
+        noisy = NoisyLayers(weight, torch.zeros(shape[:2], device=rng.device).requires_grad_())
+        leaves = [*state.generator.parameters(), *noisy]
+        optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999))
+        meter, lowest = Meter("inversion"), Lowest()
+        bn_seen: BnStatistics = ()
+        for _ in range(self.steps):
+            images = teacher.normalise(state.generator(state.embeddings, noisy, targets.labels, places))
+            augmented = self.augment(images, teacher=teacher, rng=rng["augment/inversion"])
+            seen = teacher.observe(augmented, guide.layers)
+            each = weigh(seen, targets.labels)
+            bn = bn_distance(mix_bn(seen.bn, state.bn_memory, self.bn_momentum), teacher.running_bn)
+            oh = (each * class_prior(seen.logits, targets.labels)).mean()
+            adv = torch.zeros_like(oh)
+            if state.round > self.warm_up:
+                adv = (each * disagreement(student(augmented), seen.logits)).mean()
+            pull = guide.penalty(images, seen, targets.labels)
+            loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + pull
+            for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+                leaf.grad = gradient
+            optimizer.step()
+            guide.update(images.detach(), seen.detach(), targets.labels)
+            meter.add(bn=bn, oh=oh, adv=adv, guide=pull, loss=loss)
+            lowest.offer(loss, images)
+            bn_seen = seen.detach().bn
+        metrics = meter.read()
+        state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
+        return unseen(lowest.kept[0], targets.labels), metrics
+
+
+def occurrences(labels: Tensor, num_classes: int) -> tuple[Tensor, int]:
+    """How many earlier images have the same class, (B,), and R. One host copy."""
+    seen = F.one_hot(labels, num_classes).cumsum(0)
+    return seen.gather(1, labels[:, None]).squeeze(1) - 1, int(seen[-1].max())
+
+
+def read_embeddings(path: Path, num_classes: int) -> Tensor:
+    """(K, E) float32 from a file. Raises `InputError` where it has not one finite row for each class."""
+    found = read_weights(path).get(EMBEDDINGS)
+    shape = None if found is None else tuple(found.shape)
+    accepted = f"({num_classes}, E), a row for each class"
+    fits = shape is not None and len(shape) == 2 and shape[0] == num_classes and shape[1] > 0
+    require(fits, f"shape of the tensor '{EMBEDDINGS}' in {path}", shape, accepted)
+    assert found is not None
+    require(bool(found.isfinite().all()), f"'{EMBEDDINGS}' in {path}", "not all finite", "finite values")
+    return found.float()
