@@ -1,8 +1,10 @@
 """Torchvision's classifiers by name, made for 224x224 images, with random weights.
 
 Their parameters keep torchvision's names, so that a file of weights saved from one loads. Our choice: no dropout and
-no stochastic depth, because a layer's draw from the global generator would make trials unrepeatable; a grey image is
-read as a colour image of three equal channels, by the sum of the first convolution's weights over its channels.
+no stochastic depth, because a layer's draw from the global generator would make trials unrepeatable; running statistics
+of BN move by PyTorch's 0.1 a step, because at some models' own pace (0.0003 in `mnasnet`) they would still be the
+initial ones after a few hundred steps; a grey image is read as a colour image of three equal channels, by the sum of
+the first convolution's weights over its channels.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ class Torchvision(Network):
         for layer in module.modules():
             if isinstance(layer, (nn.Dropout, ops.StochasticDepth)):
                 layer.p = 0.0
+            elif isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 0.1
         if channels == 1:
             _read_grey(module)
         return module

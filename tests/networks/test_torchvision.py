@@ -74,6 +74,13 @@ def test_dropout_and_stochastic_depth_are_off(model):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("model", ["mnasnet0_5", "mobilenet_v3_small"])
+def test_running_statistics_follow_within_tens_of_steps(model):
+    with torch.device("meta"):
+        modules = list(Torchvision(model=model).build((3, 32, 32), 5).modules())
+    assert {layer.momentum for layer in modules if isinstance(layer, nn.BatchNorm2d)} == {0.1}
+
+
 def test_two_channels_are_refused_with_what_is_accepted():
     with pytest.raises(InputError, match=r"^channels of images for torchvision's resnet18 is 2; accepted: 1 \(grey\)"):
         Torchvision().build((2, 32, 32), 5)
