@@ -1,4 +1,4 @@
-"""Other people's condensed sets: DC / DSA / DM files, Hugging Face Parquet, image folders.
+"""Other people's condensed sets: files of DC, DSA, DM, MTT, IDC and DC-BENCH, Hugging Face Parquet, image folders.
 
 Most failures reported with such sets are of units: images normalised twice, or whitened. So units are inferred or
 declared, and what does not look like images in the teacher's space is refused with the likely cause.
@@ -7,31 +7,27 @@ Letters: N images, C channels, H W height and width, K classes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from condkd_ray.condensation.condensation import Condensation, random_per_class, require_ipc
-from condkd_ray.method import InputError, require
-from condkd_ray.readers import read_folder, read_parquet
+from condkd_ray.condensation.layouts import is_copy, read_pixels, resolve, unpack
+from condkd_ray.method import require
 from condkd_ray.samples import Samples, to_model, unseen
 from condkd_ray.streams import Streams
 
 Space = Literal["unit", "normalised", "uint8"]
 
-SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
-ALLOWED_GLOBALS = [SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
-"""What DC's files hold beside tensors: accuracies as numpy float64. The second is how numpy 1 spelled the first."""
-
 LEAST_STD, MOST_STD = 0.5, 2.0
 """Overall standard deviation in the teacher's space. Real images have 1 to 1.25, published sets 1.0 to 1.6; [0, 1]
-pixels taken for normalised ones 0.2 to 0.4, images normalised twice 2.6 to 8."""
+pixels taken for normalised ones 0.2 to 0.4, images normalised twice 2.6 to 8. CIFAR-10 after ZCA has
+0.47 with 0.1 added to the eigenvalues, 0.59 with 0.01, 1.05 with next to nothing: whitening may pass here, and is then
+left to `check_recognised`."""
 
 TIMES_CHANCE = 2.5
 
@@ -45,9 +41,15 @@ class Imported(Condensation):
 
     name: Literal["imported"] = "imported"
     path: Path = field(metadata={"identity": False})
-    """A `.pt` dictionary of DC, DSA or DM, an image `.parquet`, or a folder with one sub-folder a class."""
-    space: Literal["auto", "unit", "normalised", "uint8"] = "auto"
-    """Units of the pixels: [0, 1], normalised with the teacher's own constants, or 0 to 255. `auto` looks at them."""
+    """A `.pt` dictionary of DC, DSA or DM, `images_*.pt` of MTT (or the folder of its `images_best.pt`), `data.pt` of
+    IDC, `*_images.pt` of DC-BENCH, an image `.parquet`, or a folder with one sub-folder a class (SRe2L)."""
+    space: Literal["auto", "unit", "normalised", "uint8", "zca"] = "auto"
+    """Units of the pixels: [0, 1], normalised with the teacher's own constants, or 0 to 255. `auto` looks at them.
+
+    `zca`: the file is whitened; its un-whitened copy `images_zca_*.pt` must lie beside it. Where there is one
+    it is read in any case."""
+    factor: int = 1
+    """Into how many rows and columns each image is cut, whose parts are blown up to images: IDC's 2."""
     which: int = -1
     """Which repeat of a DC file; -1 is the last, as DC-BENCH reads it."""
     force: bool = False
@@ -55,6 +57,13 @@ class Imported(Condensation):
 
     def __post_init__(self) -> None:
         require_ipc(self.ipc)
+        require(self.factor >= 1, "condensation.factor", self.factor, "1 or more")
+
+    @property
+    def source(self) -> str:
+        """What is read, as it is called in messages."""
+        found = resolve(self.path)
+        return f"{found.name} (un-whitened)" if is_copy(found) else found.name
 
     def whole(self) -> Self:
         """Itself."""
@@ -86,30 +95,24 @@ class Imported(Condensation):
         (C, H, W), for values that are not finite, and, unless `force`, for statistics no image set has.
         """
         pixels, labels = read_pixels(self.path, self.which)
-        shape = tuple(pixels.shape[1:])
+        space = self._space(pixels)
+        images, labels = unpack(pixels.float(), labels, self.factor)
+        shape = tuple(images.shape[1:])
         require(shape == image_shape, f"shape of the images in {self.path}", shape, f"{image_shape}, as the real ones")
         there = set(labels.unique().tolist())
         accepted = f"{num_classes} classes, each of 0 to {num_classes - 1}"
         require(there == set(range(num_classes)), f"labels in {self.path}", sorted(there), accepted)
-        require(bool(pixels.float().isfinite().all()), f"pixels in {self.path}", "not all finite", "finite values")
-        space = infer_space(pixels) if self.space == "auto" else self.space
-        samples = unseen(_convert(pixels.float(), space, mean, std), labels)
+        require(bool(images.isfinite().all()), f"pixels in {self.path}", "not all finite", "finite values")
+        samples = unseen(_convert(images, space, mean, std), labels)
         check_statistics(samples, self.force, f"{self.path} read as {space!r}")
         return samples
 
-
-def read_pixels(path: Path, which: int = -1) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) as the file holds them, float or uint8, and labels int64 (N,). `which`: see `Imported`."""
-    require(path.exists(), "condensed set", str(path), "an existing file or folder")
-    if path.is_dir():
-        raw = read_folder(path)
-        return raw.pixels, raw.labels
-    if path.suffix == ".parquet":
-        raw = read_parquet([path])
-        return raw.pixels, raw.labels
-    accepted = ".pt or .pth (DC, DSA, DM), .parquet, or a folder with one sub-folder a class"
-    require(path.suffix in (".pt", ".pth"), "condensed set", str(path), accepted)
-    return _pair(_load(path), which, path)
+    def _space(self, pixels: Tensor) -> Space:
+        if self.space == "zca":
+            copied = is_copy(resolve(self.path))
+            accepted = "zca with the un-whitened copy images_zca_*.pt beside it: no teacher here reads whitened images"
+            require(copied, f"space of {self.path}", self.space, accepted)
+        return infer_space(pixels) if self.space in ("auto", "zca") else self.space
 
 
 def infer_space(pixels: Tensor) -> Space:
@@ -135,7 +138,7 @@ def check_statistics(samples: Samples, force: bool, what: str = "condensed set")
     else:
         cause = (
             "the images look like [0, 1] pixels declared normalised (try space 'unit'), or like ones already scaled "
-            "taken for 0 to 255 (try 'auto')"
+            "taken for 0 to 255 (try 'auto'), or ZCA-whitened (use the un-whitened copy)"
         )
     require(False, f"standard deviation of {what}", round(spread, 4), f"{LEAST_STD} to {MOST_STD}; {cause}; or force")
 
@@ -158,36 +161,3 @@ def _convert(pixels: Tensor, space: Space, mean: Sequence[float], std: Sequence[
     if space == "normalised":
         return pixels
     return to_model(pixels / 255 if space == "uint8" else pixels, mean, std)
-
-
-def _load(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(ALLOWED_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a stranger's file makes the loader raise is the file's fault
-        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        cause = f"it names {forbidden[1]}, which is not allowed" if forbidden else str(error).partition("\n")[0]
-        raise InputError(f"cannot read {path}: {cause}; accepted: a torch file of tensors and numbers") from error
-
-
-def _pair(content: Any, which: int, path: Path) -> tuple[Tensor, Tensor]:
-    """The images and labels of a DC, DSA or DM dictionary: `data` is a list of [images, labels], one a repeat."""
-    found: Any = content.get("data") if isinstance(content, dict) else None
-    keys = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-    accepted = "a dictionary whose 'data' is a list of [images, labels]"
-    require(isinstance(found, (list, tuple)), f"content of {path}", keys, accepted)
-    count = len(found)
-    require(-count <= which < count, f"condensation.which of {path}", which, f"{-count} to {count - 1}")
-    pair = found[which]
-    tensors = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)
-    require(tensors, f"data[{which}] of {path}", type(pair).__name__, "[images, labels], two tensors")
-    images, labels = (part.detach() for part in pair)
-    holds = images.ndim == 4 and len(images) > 0 and (images.is_floating_point() or images.dtype == torch.uint8)
-    require(holds, f"images in {path}", _form(images), "(N, C, H, W), floating or uint8")
-    holds = labels.shape == images.shape[:1] and not (labels.is_floating_point() or labels.is_complex())
-    require(holds, f"labels in {path}", _form(labels), f"({len(images)},), integers")
-    return images, labels.long()
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

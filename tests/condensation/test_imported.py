@@ -12,7 +12,8 @@ from shared_data import shared
 from torch import Tensor
 
 from condkd_ray.condensation import Imported
-from condkd_ray.condensation.imported import check_recognised, check_statistics, infer_space, read_pixels
+from condkd_ray.condensation.imported import check_recognised, check_statistics, infer_space
+from condkd_ray.condensation.layouts import read_pixels
 from condkd_ray.data import CONSTANTS
 from condkd_ray.method import InputError
 from condkd_ray.samples import Samples, to_model, unseen
