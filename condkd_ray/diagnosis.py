@@ -26,6 +26,8 @@ NUM_IMAGES = 256
 REAL_PER_CLASS, GUIDES_PER_CLASS = 50, 100
 NEIGHBOUR = 5
 """A guide's neighbourhood reaches to that nearest real image of its class."""
+CONFIDENCE_BINS = 20
+"""Equal parts of [0, 1] in which confidences are counted."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,16 @@ def diagnose(fresh: Samples, landmarks: Landmarks, *, teacher: Teacher, student:
             found |= _to_guides(features, shown.labels, parts, landmarks)
         values = torch.stack(list(found.values())).tolist()
         return {f"diagnosis/{name}": value for name, value in zip(found, values, strict=True) if math.isfinite(value)}
+
+
+def histograms(logits: Tensor) -> dict[str, list[int]]:
+    """How many of the teacher's answers (N, K) name each `class`, and how many lie in each bin of `confidence`."""
+    confidence, classes = logits.float().softmax(1).max(1)
+    bins = (CONFIDENCE_BINS * confidence).long().clamp(max=CONFIDENCE_BINS - 1)
+    return {
+        "class": classes.bincount(minlength=logits.shape[1]).tolist(),
+        "confidence": bins.bincount(minlength=CONFIDENCE_BINS).tolist(),
+    }
 
 
 def _to_guides(features: Tensor, labels: Tensor, parts: list[Tensor], landmarks: Landmarks) -> dict[str, Tensor]:

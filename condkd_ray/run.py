@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pvariance
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from condkd_ray import state as states
+from condkd_ray.diagnosis import histograms
 from condkd_ray.evaluation import predict
 from condkd_ray.memory import LocalStore, Store
 from condkd_ray.method import Metrics, NonFiniteError
@@ -41,6 +42,8 @@ class Outcome:
     images: Tensor | None
     """(n, C, H, W) uint8 examples, class-major."""
     images_per_class: int = 0
+    held: dict[str, list[int]] = field(default_factory=dict)
+    """Of the synthetic samples that the memory holds at the end: see `diagnosis.histograms`."""
     peak_bytes: int = 0
     threads: int = 1
 
@@ -137,6 +140,7 @@ def finish(config: TrialConfig, prepared: Prepared, state: TrialState, store: St
         predictions=predictions.tolist(),
         images=images,
         images_per_class=per_class,
+        held=held(config, state, store),
         peak_bytes=peak_bytes(prepared.teacher.device),
         threads=torch.get_num_threads(),
     )
@@ -199,6 +203,12 @@ def examples(config: TrialConfig, prepared: Prepared, state: TrialState, store: 
     if per_class == 0:
         return None, 0
     return pixels(shown[torch.cat([found[:per_class] for found in rows])], prepared), per_class
+
+
+def held(config: TrialConfig, state: TrialState, store: Store) -> dict[str, list[int]]:
+    """Counts of classes and confidences of what the memory may still draw from the store; none where that is none."""
+    ids = config.memory.live(state.memory)
+    return histograms(torch.cat([store.gather(part).logits for part in ids.split(4096)])) if len(ids) else {}
 
 
 def pixels(samples: Samples, prepared: Prepared) -> Tensor:

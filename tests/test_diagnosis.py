@@ -10,7 +10,7 @@ import torch
 from toy import MEAN, NUM_CLASSES, STD, blobs, make_prepared, make_teacher, toy_config
 
 import condkd_ray
-from condkd_ray.diagnosis import NEIGHBOUR, NUM_IMAGES, REAL_PER_CLASS, choose, diagnose, make_landmarks
+from condkd_ray.diagnosis import NEIGHBOUR, NUM_IMAGES, REAL_PER_CLASS, choose, diagnose, histograms, make_landmarks
 from condkd_ray.inversion import Fast, NoInversion
 from condkd_ray.losses.discrepancy import class_frechet, class_mmd, median_distance
 from condkd_ray.method import NonFiniteError
@@ -211,6 +211,15 @@ def test_nothing_that_decides_reads_landmarks_or_diagnosis():
     made_and_sent = {"diagnosis.py", "artifacts.py", "trial.py", "run.py", "cluster/parcels.py"}
     told = {"report/details.py", "report/by_round.py", "report/tensorboard.py"}
     assert readers - made_and_sent <= told
+
+
+def test_histograms_count_classes_and_confidences():
+    probabilities = torch.tensor([[0.02, 0.98], [0.62, 0.38], [0.5, 0.5], [0.0, 1.0]])
+    found = histograms(probabilities.log())
+    assert found["class"] == [2, 2]
+    bins = {place: count for place, count in enumerate(found["confidence"]) if count}
+    assert bins == {10: 1, 12: 1, 19: 2}
+    assert len(found["confidence"]) == 20
 
 
 def test_a_trial_goes_the_same_way_with_and_without_a_diagnosis():

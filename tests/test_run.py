@@ -117,6 +117,7 @@ def test_an_outcome_holds_what_a_record_needs(prepared):
     assert outcome.images is not None
     assert outcome.images.dtype == torch.uint8
     assert len(outcome.images) == NUM_CLASSES * outcome.images_per_class > 0
+    assert {name: sum(counts) for name, counts in outcome.held.items()} == {"class": 48, "confidence": 48}
     assert outcome.peak_bytes > 10_000_000
     assert outcome.threads == torch.get_num_threads()
 
@@ -126,6 +127,7 @@ def test_a_run_without_synthetic_images_shows_the_condensed_ones(prepared):
     outcome = run(alone, prepared)
     assert outcome.images_per_class == 2
     assert outcome.metrics["memory/bytes"] == 0
+    assert outcome.held == {}
 
 
 def test_the_summary_of_a_history():

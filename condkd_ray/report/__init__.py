@@ -9,10 +9,10 @@ from pathlib import Path
 def build(out: Path, tensorboard: bool = True) -> str:
     """Rebuild everything from what is stored under `out`, and return the tables as text for a terminal.
 
-    Makes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`, `diagnosis.png` and
-    `tensorboard/`. Any part of the planned trials will do. Records of trials that the manifest does not plan, as after
-    a change of flags, go into the Parquet files alone. Raises `InputError` where `out` is not the folder of an
-    experiment.
+    Makes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`, `diagnosis.png`,
+    `histograms.png` and `tensorboard/`. Any part of the planned trials will do. Records of trials that the manifest
+    does not plan, as after a change of flags, go into the Parquet files alone. Raises `InputError` where `out` is not
+    the folder of an experiment.
     """
     # Workers import the records of this package; they shall not pay for matplotlib and the rest.
     from condkd_ray.report import figures, frames, records, tables

@@ -1,4 +1,4 @@
-"""TensorBoard events as values: the HParams protos, scalars and images, put together by hand.
+"""TensorBoard events as values: the HParams protos, scalars, histograms and images, put together by hand.
 
 `tensorboard.plugins.hparams.summary` would do, but imports TensorFlow; torch's `add_hparams` writes an experiment of
 its own for every trial, and they collide.
@@ -7,6 +7,7 @@ its own for every trial, and they collide.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,22 @@ def scalars(step: int, metrics: Mapping[str, float], when: float) -> Any:
         if name != "round" and math.isfinite(value)
     ]
     return _EVENT.Event(wall_time=when, step=step, summary=_SUMMARY.Summary(value=values))
+
+
+def histogram(tag: str, counts: Sequence[int], edges: Sequence[float], step: int, when: float) -> Any:
+    """An event with `counts` of the bins between as many `edges` and one more; values count as their bin's middle."""
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    content = _SUMMARY.HistogramProto(
+        min=edges[0],
+        max=edges[-1],
+        num=sum(counts),
+        sum=sum(n * x for n, x in zip(counts, middles, strict=True)),
+        sum_squares=sum(n * x * x for n, x in zip(counts, middles, strict=True)),
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
+    summary = _SUMMARY.Summary(value=[_SUMMARY.Summary.Value(tag=tag, histo=content)])
+    return _EVENT.Event(wall_time=when, step=step, summary=summary)
 
 
 def image(tag: str, path: Path, step: int, when: float) -> Any:

@@ -31,6 +31,7 @@ from condkd_ray.report.drawing import (
     place_labels,
     save,
 )
+from condkd_ray.report.held import held_figure
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import groups
 
@@ -74,7 +75,7 @@ class _Curve:
 
 
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
-    """Write `figure.png`, `figure.svg`, `curves.png`, `diagnosis.png` under `out`, where there is something to show."""
+    """Write `figure.*`, `curves.png`, `diagnosis.png` and `histograms.png` under `out`, as far as there is data."""
     finished = [record for record in records if record.status == "finished"]
     # By what is planned, so that nothing changes its look while an experiment runs.
     styles = looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
@@ -86,6 +87,7 @@ def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
         save(Path(out) / "figure.svg", figure)
         save(Path(out) / "curves.png", curves_figure(finished, styles))
         save(Path(out) / "diagnosis.png", diagnosis_figure(finished, styles))
+        save(Path(out) / "histograms.png", held_figure(finished, styles))
 
 
 def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: Looks) -> Figure | None:

@@ -71,6 +71,8 @@ class Record:
     """One dict of per-round metrics a round, each with its number under `round`."""
     predictions: list[int] = field(default_factory=list)
     """The student's class for each test image, in the order of the test set."""
+    held: dict[str, list[int]] = field(default_factory=dict)
+    """The memory's samples at the end, counted by the teacher's `class` and in equal bins of its `confidence`."""
 
 
 @dataclass(frozen=True, kw_only=True)

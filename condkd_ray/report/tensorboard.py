@@ -62,6 +62,11 @@ def hparams(record: Record, names: Iterable[str] = ()) -> dict[str, Scalar]:
     return {name: getattr(record, name) for name in BASE} | {name: leaves[name] for name in names if name in leaves}
 
 
+def bin_edges(name: str, bins: int) -> list[float]:
+    """Where the bins of a histogram in `Record.held` begin and end: classes at their numbers, confidences in [0, 1]."""
+    return [number - 0.5 if name == "class" else number / bins for number in range(bins + 1)]
+
+
 class Board:
     """Event files of a running experiment under `out`/tensorboard. One process writes them, the driver.
 
@@ -109,7 +114,7 @@ class Board:
         self._latest[run] = (step, dict(metrics))
 
     def trial_finished(self, record: Record, grid: Path | None = None, when: float | None = None) -> None:
-        """Add the final metrics, the grid of synthetic images if the file exists, and the status; close the run."""
+        """Add final metrics, what the memory held, the grid of images if the file exists, and the status; close."""
         run, now = run_name(record), _now(when)
         self.trial_started(run, hparams(record, self._columns), record.history, when)
         writer = self._writers.pop(run)
@@ -117,6 +122,8 @@ class Board:
         # The last round may have measured a subset of the test images; an equal value stands there already.
         final = {name: value for name, value in record.metrics.items() if written.get(name) != value}
         writer.add_event(events.scalars(step, final, now))
+        for name, counts in record.held.items():
+            writer.add_event(events.histogram(f"memory/{name}", counts, bin_edges(name, len(counts)), step, now))
         if grid is not None and Path(grid).is_file():
             writer.add_event(events.image(GRID, Path(grid), step, now))
         writer.add_event(events.session_end(record.status, now))

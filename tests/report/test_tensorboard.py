@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_factory import ROUNDS, diagnosed, make_record, sweep
+from report_factory import ROUNDS, diagnosed, make_record, remembering, sweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import api_pb2, metadata
@@ -86,6 +86,20 @@ def test_the_diagnosis_is_there_by_round_and_among_the_metrics(tmp_path):
     for name in [name for name in record.metrics if name.startswith("diagnosis/")]:
         assert points(run, name) == [(int(row["round"]), row[name]) for row in record.history]
     assert {"student/forgetting", "diagnosis/frechet_real", "diagnosis/diversity"} <= set(METRICS)
+
+
+def test_what_the_memory_held_is_there_as_histograms(tmp_path):
+    record = remembering(make_record("none", 0, 0))
+    rebuild(tmp_path, [record])
+    found = read(tmp_path / "tensorboard" / run_name(record))
+    assert set(found.Tags()["histograms"]) == {"memory/class", "memory/confidence"}
+    for name, first, last in (("class", -0.5, 9.5), ("confidence", 0.0, 1.0)):
+        (event,) = found.Histograms(f"memory/{name}")
+        assert event.step == ROUNDS
+        counts, limits = event.histogram_value.bucket, event.histogram_value.bucket_limit
+        assert sum(counts) == event.histogram_value.num == 1045
+        assert [round(n) for n in counts if n] == [n for n in record.held[name] if n]
+        assert (event.histogram_value.min, event.histogram_value.max, limits[-1]) == (first, last, last)
 
 
 def test_the_image_is_the_file(folder):
