@@ -21,19 +21,22 @@ from condkd_ray.weighing.weighing import Weighing
 
 @dataclass(frozen=True, kw_only=True)
 class Modulating(Weighing):
-    r"""phi(x) = (1 - share of x's class among the counted) (1 - p(x))^gamma; class and p(x) are the teacher's.
+    """phi(x) = (1 - share of x's class among the counted) (1 - p(x))^gamma, where all classes are the teacher's.
 
-    p(x) is the largest probability, at the image as the teacher saw it. Only per-sample terms are weighed; a match of
-    BN statistics is of the whole batch and stays as it is.
+    p(x) is its largest probability, for the image as it saw it. Only per-sample terms are weighed; a match of BN
+    statistics is of the whole batch and stays as it is.
     """
 
     paper: ClassVar[str] = "Liu et al., CVPR 2024"
-    ours: ClassVar[tuple[str, ...]] = ("gamma", "counted", "normalise", "through_confidence")
+    ours: ClassVar[tuple[str, ...]] = ("gamma", "counted", "share_of", "normalise", "through_confidence")
     name: Literal["modulating"] = "modulating"
     gamma: float = 2.0
     """Exponent of the difficulty term, focal loss's default (the paper's value is not known); 0 leaves it out."""
     counted: Literal["memory", "batch", "both"] = "both"
     """Whose classes are counted: of all the memory holds when the round begins, of the batch in the making, or both."""
+    share_of: Literal["answer", "label"] = "answer"
+    """The class whose share it is: the one the teacher puts x into, or the one wanted of x. Unconditional inversions
+    want what the teacher says; for the others only the latter pushes harder at classes that are made too seldom."""
     normalise: bool = False
     """Scale to mean 1 over the batch, so that the per-sample terms keep their size beside the others."""
     through_confidence: bool = False
@@ -47,20 +50,21 @@ class Modulating(Weighing):
 
         def weigh(seen: Observation, labels: Tensor) -> Tensor:
             logits = seen.logits if self.through_confidence else seen.logits.detach()
-            phi = self._diversity(logits, class_counts) * uncertainty(logits, self.gamma)
+            answers = logits.argmax(1)
+            share = self._shares(answers, class_counts)[answers if self.share_of == "answer" else labels]
+            phi = (1 - share) * uncertainty(logits, self.gamma)
             return phi / phi.detach().mean().clamp_min(torch.finfo(phi.dtype).tiny) if self.normalise else phi
 
         return weigh
 
-    def _diversity(self, logits: Tensor, class_counts: Tensor) -> Tensor:
-        """(B, K) to (B,): 1 - the share of the class; 1 where nothing is counted."""
-        classes = logits.argmax(1)
+    def _shares(self, answers: Tensor, class_counts: Tensor) -> Tensor:
+        """(K,) shares of the classes among the counted; `answers` (B,). All are 0 where nothing is counted."""
         counts = torch.zeros_like(class_counts)
         if self.counted != "batch":
             counts = counts + class_counts
         if self.counted != "memory":
-            counts = counts.index_add(0, classes, torch.ones_like(classes))
-        return 1 - (counts / counts.sum().clamp_min(1))[classes]
+            counts = counts.index_add(0, answers, torch.ones_like(answers))
+        return counts / counts.sum().clamp_min(1)
 
 
 def uncertainty(logits: Tensor, gamma: float) -> Tensor:

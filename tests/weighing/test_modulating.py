@@ -44,11 +44,15 @@ def test_rare_classes_and_hard_images_count_more():
     assert rare_hard > common_hard > rare_sure > common_sure > 0
 
 
-def test_the_class_is_the_teachers_and_no_label():
+def test_the_share_is_of_the_teachers_class_or_of_the_wanted_one():
     logits = torch.tensor([[5.0, 0.0, 0.0, 0.0], [0.0, 5.0, 0.0, 0.0]])
-    weigh = Modulating().bind(HELD)
-    told = [weigh(shown(logits), torch.tensor(labels)) for labels in ([0, 1], [1, 0])]
-    assert torch.equal(*told)
+    answer, label = Modulating().bind(HELD), Modulating(share_of="label").bind(HELD)
+    right, wrong = torch.tensor([0, 1]), torch.tensor([1, 0])
+    assert torch.equal(answer(shown(logits), right), answer(shown(logits), wrong))
+    assert torch.equal(label(shown(logits), right), answer(shown(logits), right))
+    # Of 13 counted 8 are of class 0 and one is of class 1; both images are equally hard.
+    shares = label(shown(logits), wrong) / uncertainty(logits, 2.0)
+    torch.testing.assert_close(shares, torch.tensor([12 / 13, 5 / 13]))
 
 
 def test_normalised_it_has_mean_one_and_the_same_ratios(logits):
