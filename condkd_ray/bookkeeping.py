@@ -132,6 +132,7 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         metrics=outcome.metrics,
         history=outcome.history,
         predictions=outcome.predictions,
+        held=outcome.held,
     )
 
 

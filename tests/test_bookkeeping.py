@@ -56,6 +56,7 @@ def test_a_record_says_what_ran_and_what_came_of_it(prepared, key, outcome):
     assert record.cpu_seconds > 0
     assert record.metrics["student/test_accuracy"] == outcome.metrics["student/test_accuracy"]
     assert len(record.predictions) == len(prepared.test)
+    assert record.held == outcome.held != {}
     assert {"torch", "python", "condkd-ray"} <= set(record.versions)
 
 
