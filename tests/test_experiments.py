@@ -78,6 +78,24 @@ def test_memories_differ_in_the_memory_alone():
     assert {plan.ipc for plan in planned("ablate_memory", seeds=(3,), condensed=True)} == {10}
 
 
+def test_at_each_scale_memories_are_of_one_size_and_arms_differ_by_one_part():
+    module, flags = script("ablate_scale"), {"scales": (0.5, 0.1), "seeds": (3,)}
+    plans = {plan.arm: plan.config for plan in planned("ablate_scale", **flags)}
+    small = [f"{name} {scale}" for scale in ("0.5", "0.1") for name in ("reservoir", "prioritized", "modulated")]
+    assert list(plans) == ["growing", *small]
+    for scale, kept in (("0.5", 500), ("0.1", 100)):
+        fair, first, modulated = (plans[f"{name} {scale}"] for name in ("reservoir", "prioritized", "modulated"))
+        assert fair.memory.capacity == kept
+        assert modulated.memory == first.memory
+        assert round(1000 * first.memory.scale) == kept
+        assert replace(first, memory=fair.memory) == fair == replace(plans["growing"], memory=fair.memory)
+        assert replace(modulated, weighing=first.weighing) == first != modulated
+    read_against = module.baselines(module.Args(**flags))
+    assert set(read_against) == set(small)
+    assert set(read_against.values()) <= set(plans)
+    assert read_against["modulated 0.1"] == "prioritized 0.1"
+
+
 def test_the_curriculum_begins_real_and_ends_synthetic():
     plans = {plan.arm: plan.config for plan in planned("few_shot", seeds=(0,), ipcs=(5,))}
     config = plans["guided_curriculum"]
@@ -95,6 +113,7 @@ def test_the_curriculum_begins_real_and_ends_synthetic():
         ("ablate_guidance", ["--forms", "projection", "--weights", "1", "--ipcs", "2"], "projection - mixed"),
         ("ablate_memory", ["--memories", "latest", "generative"], "generative - latest"),
         ("few_shot", ["--ipcs", "1"], "guided_curriculum - mixed"),
+        ("ablate_scale", ["--scales", "0.1"], "modulated 0.1 - prioritized 0.1"),
     ],
 )
 def test_it_runs_and_compares_with_its_baseline(name, flags, told, tmp_path):

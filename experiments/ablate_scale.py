@@ -1,0 +1,54 @@
+"""How few synthetic images are enough: do priorities and modulated losses (SSD-KD) make a small memory as good?
+
+`growing` keeps every image; at each scale, a share of the train set, `reservoir` keeps a fair sample of all,
+`prioritized` what the student has most to learn from, and `modulated` that too, of images made with class and
+difficulty in balance. Data-free, the same student steps in all.
+
+    python experiments/ablate_scale.py --scales 0.1 0.01 --dataset cifar10 --data-root DIR --out runs/scale_cifar10
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from condkd_ray.arms import arm
+from condkd_ray.data import load
+from condkd_ray.experiment import Flags, Plan, command_line, run
+from condkd_ray.memory import Growing, Prioritized, Reservoir
+from condkd_ray.weighing import Modulating
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Flags):
+    """Flags of this experiment, and those common to all. Condensed images are in none of its arms."""
+
+    scales: tuple[float, ...] = (0.5, 0.2)
+    """Images kept, as shares of the train set. SSD-KD has 0.1 and 0.01 of CIFAR-10; of digits a tenth is less than a
+    round's images."""
+    gamma: float = 2.0
+    """Exponent of the difficulty where the losses are modulated."""
+    out: Path = Path("runs/ablate_scale")
+
+
+def plans(args: Args) -> Iterator[Plan]:
+    """Every memory at every scale for every seed."""
+    base = args.base()
+    size = len(load(base.data).train)
+    yield from (arm(replace(base, memory=Growing()), "none", 0, seed, "growing") for seed in args.seeds)
+    for scale, seed in product(args.scales, args.seeds):
+        small = replace(base, memory=Prioritized(scale=scale))
+        fair = replace(base, memory=Reservoir(capacity=round(scale * size)))
+        modulated = replace(small, weighing=Modulating(gamma=args.gamma))
+        for name, config in (("reservoir", fair), ("prioritized", small), ("modulated", modulated)):
+            yield arm(config, "none", 0, seed, f"{name} {scale:g}")
+
+
+def baselines(args: Args) -> dict[str, str]:
+    """What each arm is read against: the one with a part less."""
+    steps = (("reservoir {}", "growing"), ("prioritized {}", "reservoir {}"), ("modulated {}", "prioritized {}"))
+    return {arm.format(f"{s:g}"): before.format(f"{s:g}") for s in args.scales for arm, before in steps}
+
+
+if __name__ == "__main__":
+    command_line(Args, lambda args: run("ablate_scale", __doc__ or "", plans(args), args, baseline=baselines(args)))
