@@ -25,7 +25,7 @@ from condkd_ray.networks import label
 from condkd_ray.proxy import hold_out, views
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams, derive_seed
-from condkd_ray.supervised import bf16_pays
+from condkd_ray.supervised import as_teacher, bf16_pays
 from condkd_ray.teacher import Teacher
 from condkd_ray.trial import Prepared, TrialConfig
 from condkd_ray.weights import file_digest, load_into, read_weights, tensor_digest
@@ -47,6 +47,8 @@ class Workshop:
         """Prepare many trials: what cannot be had fails before the first teacher is trained."""
         for config in configs:
             self.check(config)
+        # Those made of a teacher come last: it is trained for them.
+        for config in sorted(configs, key=lambda config: _needs_teacher(config.condensation)):
             self.condensed(config)
         return [self.prepare(config) for config in configs]
 
@@ -76,7 +78,7 @@ class Workshop:
     def check(self, config: TrialConfig) -> None:
         """Build, untrained, what the trial will run. Raises `InputError` for networks and methods that do not fit."""
         parts = (config.teacher, config.student, config.targets, config.inversion, config.guidance, config.memory)
-        self._once(("check", self._data_key(config), *parts), lambda: self._check(config) or True)
+        self._once(("check", self._data_key(config), config.condensation, *parts), lambda: self._check(config) or True)
 
     def _check(self, config: TrialConfig) -> None:
         dataset, streams = self.data(config), Streams(0)
@@ -88,8 +90,10 @@ class Workshop:
         if weights is not None:
             fits = ("fits", self._teacher_key(config))
             self._once(fits, lambda: load_into(network, read_weights(weights), f"weights in {weights}"))
-        teacher = _teacher(network, dataset)
+        teacher = as_teacher(network, dataset)
         teacher.check_layers(config.guidance.layers)
+        if config.condensation is not None:
+            config.condensation.check_teacher(teacher)
         config.targets.check(teacher)
         config.inversion.init(teacher, streams)
         config.memory.init(teacher, streams)
@@ -136,7 +140,7 @@ class Workshop:
             path = self.cache / "teachers" / f"{self._teacher_key(config)}.safetensors"
             weights = cached(path, lambda: recipe.train(network, dataset, self.device, self.say), name)
             load_into(network, weights, f"cached weights {path}")
-        teacher = _teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
+        teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         return teacher.to(self.device)
 
     def condensed(self, config: TrialConfig) -> Samples | None:
@@ -159,6 +163,7 @@ class Workshop:
     def _condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
         dataset = self.data(config)
         _, rest = self._proxy_split(config)
+        more = {"teacher": self.teacher(config)} if method.needs_teacher else {}
         return method.condense(
             rest.samples(dataset.mean, dataset.std).to(self.device),
             num_classes=dataset.num_classes,
@@ -166,17 +171,18 @@ class Workshop:
             std=dataset.std,
             flip_ok=dataset.flip_ok,
             rng=Streams(config.seed, self.device),
+            **more,
         )
 
     def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
         path = self.cache / "condensed" / f"{self._condensed_key(config, method)}.safetensors"
 
         def make() -> dict[str, Tensor]:
-            self.say(f"condensing {self.data(config).name} by {method.name}, seed {config.seed}")
+            self.say(f"condensing {self.data(config).name} by {method.label}, seed {config.seed}")
             made = self._condense(config, method)
             return {"images": made.images.cpu().contiguous(), "labels": made.labels.cpu()}
 
-        tensors = cached(path, make, f"condensed set {method.name}, seed {config.seed}")
+        tensors = cached(path, make, f"condensed set {method.label}, seed {config.seed}")
         return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))
 
     def _seen(self, config: TrialConfig, condensed: Samples | None) -> Samples | None:
@@ -189,7 +195,7 @@ class Workshop:
             logits = torch.cat([teacher.logits(part) for part in seen.images.split(512)])
         if isinstance(method, Imported):
             share = (logits.argmax(1) == seen.labels).float().mean().item()
-            what = f"condensed set {method.path.name}, {method.ipc} a class"
+            what = f"condensed set {method.source}, {method.ipc} a class"
             check_recognised(share, teacher.num_classes, what, method.force)
             self._once(("said", what), lambda: self.say(f"{what}: the teacher names {share:.1%} right") or True)
         return Samples(seen.images, seen.labels, logits)
@@ -213,7 +219,8 @@ class Workshop:
         path = str(method.path) if isinstance(method, Imported) else ""
         # All real images are the same ones for every seed.
         seed = 0 if isinstance(method, AllReal) else config.seed
-        return content_hash([RECIPE, method, path, seed, self._read_as(config)])
+        teacher = [self._teacher_key(config)] if _needs_teacher(method) else []
+        return content_hash([RECIPE, method, path, seed, self._read_as(config), *teacher])
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:
@@ -221,16 +228,8 @@ class Workshop:
         return self._made[key]
 
 
-def _teacher(network: torch.nn.Module, dataset: Dataset) -> Teacher:
-    return Teacher(
-        network,
-        num_classes=dataset.num_classes,
-        image_shape=dataset.image_shape,
-        mean=dataset.mean,
-        std=dataset.std,
-        train_size=len(dataset.train),
-        flip_ok=dataset.flip_ok,
-    )
+def _needs_teacher(method: AnyCondensation | None) -> bool:
+    return method is not None and method.needs_teacher
 
 
 def _hashes(dataset: Dataset, teacher: Teacher, condensed: Samples | None, proxy: Samples) -> dict[str, str]:

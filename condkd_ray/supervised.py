@@ -28,6 +28,7 @@ from condkd_ray.method import Meter, Method, Metrics, NonFiniteError, require
 from condkd_ray.networks import AnyNetwork, ResNet, label
 from condkd_ray.samples import to_model
 from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
 
 Precision = Literal["float32", "bfloat16"]
 """`bfloat16`: autocast of the network; weights, normalisation and loss stay float32."""
@@ -207,6 +208,19 @@ class TeacherConfig(Method):
             on_epoch=tell,
         )
         return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def as_teacher(network: nn.Module, dataset: Dataset) -> Teacher:
+    """The trained `network` with what a teacher has to know of its train images."""
+    return Teacher(
+        network,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        train_size=len(dataset.train),
+        flip_ok=dataset.flip_ok,
+    )
 
 
 def bf16_pays(device: torch.device | str = "cpu") -> bool:

@@ -12,11 +12,12 @@ from torch import Tensor
 from toy import blobs
 
 from condkd_ray.artifacts import Workshop, trial_hash
-from condkd_ray.condensation import AllReal, AnyCondensation, DistributionMatching, Imported, RandomReal
+from condkd_ray.condensation import AllReal, AnyCondensation, DistributionMatching, Imported, RandomReal, SqueezeRecover
 from condkd_ray.config import dump
 from condkd_ray.data import DataConfig
 from condkd_ray.distiller import Distiller
-from condkd_ray.inversion import Fast
+from condkd_ray.inversion import Dafl, Fast
+from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
 from condkd_ray.networks import ConvNet, ResNet
 from condkd_ray.proxy import views
@@ -308,6 +309,35 @@ def test_an_inversion_that_needs_batch_normalisation_wants_a_teacher_with_it(tmp
     lenet = replace(CONFIG, data=DataConfig(size=16), teacher=replace(RECIPE, network=ConvNet(depth=2, width=4)))
     with pytest.raises(InputError, match="batch normalisation"):
         Workshop(tmp_path, say=print).prepare_all([lenet])
+
+
+OF_TEACHER = SqueezeRecover(squeeze="teacher", ipc=2, iterations=2)
+
+
+def test_a_set_made_of_the_teacher_is_another_for_another_teacher(tmp_path, workshop):
+    heard = Heard()
+    fresh = Workshop(tmp_path, say=heard.append)
+    of_teacher, own = fresh.prepare_all([using(OF_TEACHER), using(replace(LIVELY, ipc=2))])
+    assert heard.trainings == 1
+    assert heard[0].startswith("condensing digits by distribution_matching")
+    assert any(line == "condensing digits by squeeze_recover (of the teacher), seed 0" for line in heard)
+    assert of_teacher.teacher is own.teacher
+    again = Workshop(tmp_path, say=heard.append).prepare(using(OF_TEACHER))
+    assert again.hashes == of_teacher.hashes
+    assert sum("squeeze_recover" in line for line in heard) == 1
+    other = workshop.prepare(using(OF_TEACHER, teacher=replace(RECIPE, seed=1)))
+    assert other.hashes["condensed"] != of_teacher.hashes["condensed"]
+
+
+def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_path):
+    heard = Heard()
+    plain = replace(RECIPE, network=ConvNet(depth=2, width=4))
+    config = using(OF_TEACHER, teacher=plain, inversion=Dafl(steps=1, batch=16, width=8), memory=Latest())
+    with pytest.raises(InputError, match="number of the teacher's BN layers to invert is 0"):
+        Workshop(tmp_path, say=heard.append).prepare_all([config])
+    own = replace(config, condensation=replace(OF_TEACHER, squeeze="own"))
+    Workshop(tmp_path, say=heard.append).check(own)
+    assert not heard
 
 
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path):

@@ -8,6 +8,7 @@ from condkd_ray.condensation.condensation import Condensation as Condensation
 from condkd_ray.condensation.distribution_matching import DistributionMatching as DistributionMatching
 from condkd_ray.condensation.imported import Imported as Imported
 from condkd_ray.condensation.random_real import RandomReal as RandomReal
+from condkd_ray.condensation.squeeze_recover import SqueezeRecover as SqueezeRecover
 from condkd_ray.condensation.trajectory_matching import TrajectoryMatching as TrajectoryMatching
 
-AnyCondensation = RandomReal | AllReal | DistributionMatching | TrajectoryMatching | Imported
+AnyCondensation = RandomReal | AllReal | DistributionMatching | TrajectoryMatching | SqueezeRecover | Imported

@@ -16,11 +16,14 @@ from torch import Tensor
 from condkd_ray.method import Method, require
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condensation(Method, ABC):
-    """Base of the condensers. They see real images and no teacher, and run once, before any trial.
+    """Base of the condensers. They see real images and run once, before any trial.
+
+    None sees a teacher but one that says so by `needs_teacher`: its `condense` takes one more argument, `teacher`.
 
     Sets are nested: for one seed the images of a smaller `ipc` are the first ones of each class of a larger, so that
     an ablation over `ipc` compares more images with fewer of the same.
@@ -29,6 +32,20 @@ class Condensation(Method, ABC):
     name: str
     ipc: int = 10
     """Images per class."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether its images are made of the very teacher that they will guide. Records must then say so."""
+        return False
+
+    @property
+    def label(self) -> str:
+        """Its name in records and tables."""
+        return self.name
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Raise `InputError` where its images cannot be made of `teacher`, of which only the form counts."""
+        return
 
     @abstractmethod
     def condense(

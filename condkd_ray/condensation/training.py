@@ -53,6 +53,7 @@ def train(
             meter.add(training=loss)
         meter.read()  # raises where a loss was not finite
         on_epoch()
+    optimizer.zero_grad()
     return network.eval().requires_grad_(False)
 
 

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from image_files import write_parquet
 
-from condkd_ray.condensation import AnyCondensation, DistributionMatching, Imported, RandomReal, TrajectoryMatching
+from condkd_ray.condensation import (
+    AnyCondensation,
+    DistributionMatching,
+    Imported,
+    RandomReal,
+    SqueezeRecover,
+    TrajectoryMatching,
+)
+from condkd_ray.networks import ResNet
 from condkd_ray.samples import Samples, to_model, unseen
 from condkd_ray.streams import Streams
 
@@ -46,5 +54,6 @@ def nested_methods(ipc: int, folder: Path) -> list[AnyCondensation]:
         RandomReal(ipc=ipc),
         DistributionMatching(ipc=ipc, iterations=3, width=4),
         TrajectoryMatching(ipc=ipc, iterations=2, experts=1, expert_epochs=2, max_start=0, steps=2, width=4),
+        SqueezeRecover(ipc=ipc, network=ResNet(width=2), epochs=1, iterations=2),
         Imported(path=path, ipc=ipc),
     ]

@@ -1,0 +1,132 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import toy
+from condensers import MEAN, NUM_CLASSES, STD, condense, real_samples
+from torch import Tensor, nn
+
+from condkd_ray.condensation import RandomReal, SqueezeRecover
+from condkd_ray.condensation.squeeze_recover import first_heavy_bn
+from condkd_ray.condensation.training import convnet_for, train
+from condkd_ray.method import InputError, NonFiniteError
+from condkd_ray.networks import ConvNet, ResNet
+from condkd_ray.samples import to_unit
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+
+SMALL = SqueezeRecover(ipc=2, network=ResNet(width=4), epochs=8, batch=16, iterations=50)
+
+
+def as_teacher(network: nn.Module) -> Teacher:
+    options = {"num_classes": NUM_CLASSES, "image_shape": (3, 8, 8), "mean": MEAN, "std": STD, "train_size": 100}
+    return Teacher(network, flip_ok=True, **options)  # type: ignore[arg-type]
+
+
+def trained(network: ResNet | ConvNet, seed: int = 9) -> nn.Module:
+    with Streams(seed).forked("stranger"):
+        module = network.build((3, 8, 8), NUM_CLASSES)
+    rng = torch.Generator().manual_seed(seed)
+    return train(module, real_samples(seed=seed), epochs=12, batch=16, lr=0.05, momentum=0.9, falls=True, rng=rng)
+
+
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    return (network(images).argmax(1) == labels).float().mean().item()
+
+
+def test_an_independent_network_knows_the_images():
+    """One of another architecture, seed and sample of the data; noise it does not know."""
+    ours, theirs = (toy.blobs(256, seed).samples(toy.MEAN, toy.STD) for seed in (0, 1))
+    options = {"num_classes": toy.NUM_CLASSES, "mean": toy.MEAN, "std": toy.STD, "flip_ok": False, "rng": Streams(0)}
+    made = replace(SMALL, ipc=5, epochs=4, bn_weight=0.02).condense(ours, **options)  # type: ignore[arg-type]
+    with Streams(9).forked("stranger"):
+        stranger = convnet_for(toy.IMAGE_SHAPE, width=16, depth=3).build(toy.IMAGE_SHAPE, toy.NUM_CLASSES)
+    rng = torch.Generator().manual_seed(1)
+    train(stranger, theirs, epochs=6, batch=16, lr=0.05, momentum=0.9, falls=True, rng=rng)
+    assert accuracy(stranger, made.images, made.labels) > 2 / toy.NUM_CLASSES
+    assert accuracy(stranger, torch.randn(made.images.shape, generator=rng), made.labels) < 2 / toy.NUM_CLASSES
+
+
+def test_the_inverted_network_knows_them_and_its_statistics_are_matched():
+    network = as_teacher(trained(ResNet(width=4)))
+    method = replace(SMALL, squeeze="teacher", ipc=3)
+    made = condense(method, teacher=network)
+    assert accuracy(network.network, made.images, made.labels) > 0.9
+
+    def distance(images: Tensor) -> float:
+        return first_heavy_bn(network.observe(images.view(NUM_CLASSES, 3, 3, 8, 8)[:, 0]).bn, network.running_bn).item()
+
+    careless = condense(replace(method, bn_weight=0.0), teacher=network)
+    assert distance(made.images) < 0.8 * distance(careless.images)
+
+
+def test_the_first_layer_counts_ten_times():
+    running = [(torch.zeros(2), torch.ones(2)), (torch.zeros(3), torch.ones(3))]
+    seen = [(torch.tensor([3.0, 4.0]), torch.ones(2)), (torch.zeros(3), torch.tensor([1.0, 1.0, 3.0]))]
+    assert first_heavy_bn(seen, running) == 10 * 5 + 2
+
+
+def test_pixels_stay_in_the_valid_range_and_images_differ():
+    made = condense(SMALL)
+    unit = to_unit(made.images, MEAN, STD)
+    assert unit.min() > -1e-5
+    assert unit.max() < 1 + 1e-5
+    by_class = made.images.view(NUM_CLASSES, 2, -1)
+    assert (by_class[:, 0] - by_class[:, 1]).abs().mean() > 0.1
+
+
+def test_with_the_teacher_real_images_do_not_count_and_the_teacher_does():
+    method = replace(SMALL, squeeze="teacher", iterations=5)
+    first, second = (as_teacher(trained(ResNet(width=4), seed)) for seed in (3, 4))
+    before = {name: value.clone() for name, value in first.network.state_dict().items()}
+    made = condense(method, teacher=first)
+    options = {"num_classes": NUM_CLASSES, "mean": MEAN, "std": STD, "flip_ok": True, "rng": Streams(0)}
+    again = method.condense(real_samples(seed=5), teacher=first, **options)  # type: ignore[arg-type]
+    assert torch.equal(made.images, again.images)
+    assert not torch.equal(made.images, condense(method, teacher=second).images)
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(parameter.grad is None for parameter in first.network.parameters())
+
+
+def test_of_the_teacher_is_told():
+    own, of_teacher = SMALL, replace(SMALL, squeeze="teacher")
+    assert (own.needs_teacher, own.label) == (False, "squeeze_recover")
+    assert (of_teacher.needs_teacher, of_teacher.label) == (True, "squeeze_recover (of the teacher)")
+    assert (RandomReal().needs_teacher, RandomReal().label) == (False, "random_real")
+
+
+def test_a_teacher_without_batch_normalisation_is_refused():
+    teacher = as_teacher(ConvNet(depth=2, width=4).build((3, 8, 8), NUM_CLASSES))
+    SMALL.check_teacher(teacher)
+    with pytest.raises(InputError, match="BN layers to invert is 0; accepted: 1 or more, as in resnet-8-16; or"):
+        condense(replace(SMALL, squeeze="teacher"), teacher=teacher)
+
+
+def test_crops_and_jitter_change_the_images():
+    made = [condense(replace(SMALL, iterations=3, **c)).images for c in ({}, {"least_crop": 0.5}, {"shift": 0.25})]
+    assert not torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+def test_divergence_is_named():
+    with pytest.raises(NonFiniteError, match="condensation/training is not finite"):
+        condense(replace(SMALL, train_lr=1e30))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"ipc": 0}, "ipc is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"batch": 1}, "batch is 1; accepted: 2 or more, for batch normalisation"),
+        ({"train_lr": 0.0}, "train_lr is 0.0"),
+        ({"bn_weight": -1.0}, "bn_weight is -1.0"),
+        ({"least_crop": 0.0}, "least_crop is 0.0"),
+        ({"shift": 1.5}, "shift is 1.5"),
+    ],
+)
+def test_impossible_fields_are_refused(fields: dict, problem: str):
+    with pytest.raises(InputError, match=problem):
+        SqueezeRecover(**fields)
