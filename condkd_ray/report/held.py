@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from condkd_ray.report.drawing import GREY, Looks, caption, dark, name, over_seeds
 from condkd_ray.report.records import Record
@@ -62,7 +62,7 @@ def _bars(axes: Axes, shares: np.ndarray, color: str) -> None:
     axes.bar(np.arange(bins), shares.mean(0), 0.85, color=color, alpha=0.75, yerr=spread,
              error_kw={"elinewidth": 0.7, "ecolor": dark(color)})  # fmt: skip
     axes.set_xlim(-0.7, bins - 0.3)
-    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
     axes.tick_params(length=2)
 
 
@@ -91,8 +91,8 @@ def _frame(panels: Sequence[Sequence[Axes]]) -> None:
         axes[0].set_title(title, fontsize=8, loc="left", pad=9)
     left, right = panels[-1]
     left.set_xlabel("class")
-    left.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    bins = len(right.patches)
     right.set_xlabel("the teacher's confidence")
-    for axes in (row[1] for row in panels):
-        axes.set_xticks(np.linspace(0, bins, 6) - 0.5, [f"{value:.1f}" for value in np.linspace(0, 1, 6)])
+    classes, bins = len(left.patches), len(right.patches)
+    for left, right in panels:
+        left.xaxis.set_major_locator(FixedLocator(range(classes)) if classes <= _WHISKERS else MaxNLocator(10))
+        right.set_xticks(np.linspace(0, bins, 6) - 0.5, [f"{value:.1f}" for value in np.linspace(0, 1, 6)])
