@@ -102,7 +102,7 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         dataset=config.data.name,
         teacher=networks.label(config.teacher.network),
         student=networks.label(config.student),
-        condensation=config.condensation.name if config.condensation else "none",
+        condensation=config.condensation.label if config.condensation else "none",
         inversion=config.inversion.name,
         guidance=config.guidance.name,
         memory=config.memory.name,
@@ -188,13 +188,17 @@ def _planned_before(out: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
-    if not any(isinstance(plan.config.condensation, Imported) for plan in plans):
-        return []
+    used = {plan.config.condensation for plan in plans if plan.config.condensation is not None}
     held_out = "the proxy images" + (" and the validation images" if has_val else "")
-    return [
-        f"The condensed set was made elsewhere, from train images we do not know: it may have seen {held_out}, and the "
-        "test images too where these were held out of train here."
-    ]
+    notes = []
+    if any(isinstance(method, Imported) for method in used):
+        notes.append(
+            "The condensed set was made elsewhere, from train images we do not know: it may have seen "
+            f"{held_out}, and the test images too where these were held out of train here."
+        )
+    if any(method.needs_teacher for method in used):
+        notes.append("The condensed set was made of the teacher: it adds nothing that the teacher does not know.")
+    return notes
 
 
 def teacher_line(manifest: Manifest) -> str:

@@ -46,7 +46,7 @@ class Flags:
     condensation: str = "distribution_matching"
     condensed_path: Path | None = None
     """A condensed set of somebody else's: a DC/DSA/DM .pt, Parquet, or an image folder."""
-    condensed_space: Literal["auto", "unit", "normalised", "uint8"] = "auto"
+    condensed_space: Literal["auto", "unit", "normalised", "uint8", "zca"] = "auto"
     """Pixel space of that set."""
     condensed_share: float = 0.5
     """Share of condensed images in the student's batches, in the arms that mix."""
@@ -120,7 +120,7 @@ class Flags:
             space = {"path": self.condensed_path, "space": self.condensed_space}
             return {"name": "imported", "ipc": max_ipc, **space}
         tree = {"name": self.condensation, "ipc": max_ipc}
-        if self.condensation == "distribution_matching":
+        if self.condensation in ("distribution_matching", "trajectory_matching"):
             tree["condensed_together"] = max(max_ipc, 10)
         return tree
 

@@ -7,8 +7,17 @@ from toy import make_prepared, toy_config
 
 from condkd_ray import report
 from condkd_ray.artifacts import Workshop, trial_hash
-from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, git_state, make_record, teacher_line, versions
-from condkd_ray.condensation import Imported, RandomReal
+from condkd_ray.bookkeeping import (
+    Plan,
+    Watch,
+    _notes,
+    describe_experiment,
+    git_state,
+    make_record,
+    teacher_line,
+    versions,
+)
+from condkd_ray.condensation import Imported, RandomReal, SqueezeRecover
 from condkd_ray.config import from_tree
 from condkd_ray.data import DataConfig
 from condkd_ray.distiller import Distiller
@@ -64,6 +73,16 @@ def test_without_a_condensed_set_the_record_says_none(key):
     alone = toy_config(condensation=None, distiller=Distiller(steps=1, batch=4))
     record = make_record("train", Plan("none", 0, 0, alone), key, make_prepared(condensed=False), None)
     assert (record.condensation, record.condensed_hash, record.status) == ("none", "", "running")
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "name"), [("own", "squeeze_recover"), ("teacher", "squeeze_recover (of the teacher)")]
+)
+def test_a_set_made_of_the_teacher_is_recorded_as_such(prepared, key, squeeze, name):
+    plan = Plan("guided", 2, 0, dataclasses.replace(CONFIG, condensation=SqueezeRecover(ipc=2, squeeze=squeeze)))
+    assert make_record("train", plan, key, prepared, None).condensation == name
+    told = [note for note in _notes([PLAN, plan], has_val=True) if "made of the teacher: it adds nothing" in note]
+    assert len(told) == (squeeze == "teacher")
 
 
 def test_a_failed_trial_is_recorded_with_its_reason(prepared, key):
