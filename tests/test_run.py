@@ -13,7 +13,7 @@ from condkd_ray.config import to_tree
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import NoInversion
-from condkd_ray.memory import Latest
+from condkd_ray.memory import Latest, Prioritized
 from condkd_ray.method import Metrics
 from condkd_ray.run import load_outcome, local_store, run_trial, summary
 from condkd_ray.trial import Prepared, TrialConfig
@@ -173,6 +173,13 @@ def test_a_nan_ends_the_trial_as_failed_naming_round_and_term(tmp_path, prepared
     assert (outcome.predictions, outcome.images) == ([], None)
     assert outcome.threads == torch.get_num_threads()
     assert outcome.peak_bytes > 10_000_000
+
+
+def test_a_memory_that_hears_of_a_student_gone_astray_ends_the_trial_as_failed(prepared):
+    wild = Distiller(steps=4, batch=16, lr=1e20, warm_up=0.0)
+    outcome = run(toy_config(memory=Prioritized(scale=0.02), distiller=wild), prepared)
+    assert outcome.status == "failed"
+    assert outcome.reason == "round 1: the divergence of teacher and student, kd/gap, is not finite"
 
 
 def test_the_memory_of_a_run_without_a_folder_does_not_grow_beyond_what_lives(prepared):
