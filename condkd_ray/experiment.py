@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import tyro
@@ -18,6 +18,7 @@ from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_lin
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
+from condkd_ray.inversion import AnyInversion, Inversion
 from condkd_ray.method import require
 from condkd_ray.report.records import finished, write_manifest
 from condkd_ray.run import Outcome
@@ -104,9 +105,11 @@ class Flags:
             "distiller": {"condensed_share": self.condensed_share},
             "rounds": self.rounds,
         }
-        if self.inversion in ("dafl", "pre_dfkd"):
+        # A name that is none of theirs is refused below, with all that are.
+        inversion = {kind.name: kind for kind in get_args(AnyInversion)}.get(self.inversion, Inversion)
+        if inversion.fresh:
             tree["memory"] = {"name": "latest"}
-        if self.dataset == "digits" and self.inversion in ("fast", "cmi", "dafl", "pre_dfkd"):
+        if self.dataset == "digits" and hasattr(inversion, "width"):
             tree["inversion"]["width"] = 64
         if self.guidance_weight is not None:
             tree["guidance"]["weight"] = self.guidance_weight

@@ -125,14 +125,14 @@ def test_flags_become_a_config(tmp_path: Path):
     assert config.condensation.ipc == 10
 
 
-@pytest.mark.parametrize("inversion", ["dafl", "pre_dfkd"])
+@pytest.mark.parametrize("inversion", ["dafl", "zskt", "dfad", "dfq", "pre_dfkd"])
 def test_an_adversarial_host_gets_fresh_images(inversion):
     config = Flags(inversion=inversion).base()
     assert config.inversion.name == inversion
     assert isinstance(config.memory, Latest)
 
 
-@pytest.mark.parametrize("inversion", ["fast", "cmi", "dafl", "pre_dfkd"])
+@pytest.mark.parametrize("inversion", ["fast", "cmi", "dafl", "zskt", "dfad", "dfq", "pre_dfkd"])
 def test_digits_get_a_narrower_generator(inversion):
     assert Flags(inversion=inversion).base().inversion.width == 64
     assert Flags(inversion=inversion, dataset="cifar10").base().inversion.width == 128

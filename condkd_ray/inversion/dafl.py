@@ -43,6 +43,7 @@ class Dafl(Inversion[DaflState]):
     name: Literal["dafl"] = "dafl"
     pixel_space: ClassVar[PixelSpace] = "model"
     hears = "nothing"
+    fresh = True
     steps: int = 20
     """Adam steps of the generator a round."""
     batch: int = 128

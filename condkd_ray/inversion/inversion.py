@@ -35,6 +35,8 @@ class Inversion(Method, ABC, Generic[State]):
     """How stores keep its images."""
     hears: ClassVar[Literal["nothing", "labels", "answers"]] = "labels"
     """What of the targets it uses: none, the labels alone, or soft targets too. Unconditional methods hear nothing."""
+    fresh: ClassVar[bool] = False
+    """Whether it makes its images by the thousand for the student of the day, so that the latest round's are enough."""
 
     @property
     @abstractmethod
@@ -107,5 +109,5 @@ def fresh_images(draw: Callable[[int], Tensor], count: int, batch: int, teacher:
 
 def require_bn(teacher: Teacher) -> None:
     """Raise `InputError` unless there are BN statistics to match."""
-    accepted = "1 or more, as in resnet-8-16; or inversion dafl or pre_dfkd, which read none"
+    accepted = "1 or more, as in resnet-8-16; or inversion soft_target, dafl, zskt, dfad, pre_dfkd, which read none"
     require(bool(teacher.running_bn), "number of the teacher's batch normalisation layers", 0, accepted)

@@ -47,6 +47,7 @@ class PreDfkd(Inversion[PreDfkdState]):
     name: Literal["pre_dfkd"] = "pre_dfkd"
     pixel_space: ClassVar[PixelSpace] = "model"
     hears = "nothing"
+    fresh = True
     steps: int = 20
     """Adam steps of the generator a round."""
     batch: int = 128

@@ -1,6 +1,7 @@
-"""The image generator of DAFL, CMI, Fast and PRE-DFKD: a linear layer and two times upsampling.
+"""The image generator of DAFL, ZSKT, DFAD, DFQ, CMI, Fast and PRE-DFKD: a linear layer and two times upsampling.
 
-Letters: B batch, Z latent size, C channels, H W height and width. Source: `methods.md` 2.2, 6.1, `peers.md` A.1, A.6.
+Letters: B batch, Z latent size, C channels, H W height and width. Sources: `methods.md` 2.2, 6.1, `peers.md` A.1 to
+A.4, A.6.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+Head = Literal["sigmoid", "tanh_bn", "bn"]
 Init = Literal["default", "normal", "uniform"]
 
 
@@ -18,8 +20,9 @@ class Generator(nn.Module):
     """Latents (B, Z) to images (B, C, H, W).
 
     `head="sigmoid"`: [0, 1] pixels, to be normalised afterwards (CMI, Fast). `head="tanh_bn"`: images in the model's
-    space, Tanh then BN without affine (DAFL, PRE-DFKD). Sides need not be multiples of 4: the last upsampling meets
-    them. `eps` of the inner BN layers; DAFL's code has 0.8. `spectral`: convolutions of spectral norm 1 (PRE-DFKD).
+    space, Tanh then BN without affine (DAFL, DFAD, DFQ, PRE-DFKD). `head="bn"`: the same space, BN with affine and
+    no Tanh (ZSKT). Sides need not be multiples of 4: the last upsampling meets them. `eps` of the inner BN layers;
+    DAFL's code has 0.8. `spectral`: convolutions of spectral norm 1 (PRE-DFKD).
     `init`: `default` is PyTorch's; `normal` weights N(0, 0.02), of BN N(1, 0.02) (CMI); `uniform` weights of linear
     layer and convolutions U(-0.08, 0.08) (PRE-DFKD); biases are 0 with both.
     """
@@ -30,7 +33,7 @@ class Generator(nn.Module):
         width: int,
         image_shape: tuple[int, int, int],
         *,
-        head: Literal["sigmoid", "tanh_bn"] = "sigmoid",
+        head: Head = "sigmoid",
         eps: float = 1e-5,
         spectral: bool = False,
         init: Init = "default",
@@ -52,9 +55,7 @@ class Generator(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Conv2d(half, channels, 3, padding=1),
         )
-        self.head = (
-            nn.Sigmoid() if head == "sigmoid" else nn.Sequential(nn.Tanh(), nn.BatchNorm2d(channels, affine=False))
-        )
+        self.head = _head(head, channels)
         initialise(self, init)
         if spectral:
             for layer in [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]:
@@ -66,6 +67,14 @@ class Generator(nn.Module):
         x = self.middle(F.interpolate(self.start(x), size=self._sizes[1]))
         x = self.end(F.interpolate(x, size=self._sizes[2]))
         return self.head(x.float())
+
+
+def _head(head: Head, channels: int) -> nn.Module:
+    if head == "sigmoid":
+        return nn.Sigmoid()
+    if head == "bn":
+        return nn.BatchNorm2d(channels)
+    return nn.Sequential(nn.Tanh(), nn.BatchNorm2d(channels, affine=False))
 
 
 def initialise(network: nn.Module, init: Init) -> None:

@@ -2,12 +2,14 @@ import math
 
 import pytest
 import torch
+from reference import adversaries
 from reference import losses as reference
 from toy import blobs, make_teacher, samples
 
 from condkd_ray.losses.priors import (
     bn_distance,
     class_prior,
+    entropy,
     mix_bn,
     negative_activation,
     negative_entropy,
@@ -52,6 +54,18 @@ def test_class_prior_of_soft_targets_at_a_temperature():
 
 def test_bn_distance():
     close(bn_distance(SEEN, RUNNING), reference.bn_distance(lists(SEEN), lists(RUNNING)))
+
+
+def test_the_first_bn_layer_may_count_more():
+    wanted = adversaries.first_counting(5, lists(SEEN), lists(RUNNING))
+    close(bn_distance(SEEN, RUNNING, 5), wanted)
+    assert torch.equal(bn_distance(SEEN, RUNNING, 1), bn_distance(SEEN, RUNNING))
+
+
+def test_entropy_of_each_image():
+    close(entropy(LOGITS), adversaries.entropies(LOGITS.tolist()))
+    close(entropy(torch.zeros(2, 100, dtype=torch.float64)), [2.0, 2.0])
+    close(entropy(torch.tensor([[1e4, 0.0, 0.0]], dtype=torch.float64)), [0.0])
 
 
 def test_matching_statistics_are_at_distance_0_with_a_finite_gradient():

@@ -25,16 +25,17 @@ def test_sigmoid_gives_unit_pixels_of_any_size(shape):
     assert images.max() < 1
 
 
+@pytest.mark.parametrize("head", ["tanh_bn", "bn"])
 @pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
-def test_tanh_bn_gives_each_channel_mean_0_and_variance_1(shape):
-    images = generator(shape, head="tanh_bn")(latents())
+def test_a_bn_at_the_end_gives_each_channel_mean_0_and_variance_1(shape, head):
+    images = generator(shape, head=head)(latents())
     assert images.shape == (32, *shape)
     var, mean = torch.var_mean(images, dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(mean, torch.zeros(shape[0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(var, torch.ones(shape[0]), atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("head", ["sigmoid", "tanh_bn"])
+@pytest.mark.parametrize("head", ["sigmoid", "tanh_bn", "bn"])
 def test_every_weight_and_latent_counts(head):
     network, z = generator((3, 8, 8), head=head), latents().requires_grad_()
     (network(z) * torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))).sum().backward()
@@ -55,7 +56,7 @@ def test_the_large_eps_of_dafl_is_in_the_inner_normalisations_alone():
 
 def test_the_output_is_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
-        for head in ("sigmoid", "tanh_bn"):
+        for head in ("sigmoid", "tanh_bn", "bn"):
             assert generator((1, 8, 8), head=head)(latents()).dtype == torch.float32
 
 
