@@ -41,7 +41,7 @@ class SqueezeRecover(Condensation):
 
     Image n of all classes is one batch, optimised by itself, from noise: CE(f(x), y) + bn (10 ||BN_1(x) - BN_1|| +
     \sum_{l>1} ||BN_l(x) - BN_l||) + tv TV(x), x seen through a crop, a mirror and jitter of its own in every step. So
-    sets are nested over `ipc` with no more work. Pixels are kept in the valid range.
+    sets are nested over `ipc` as they are made. Pixels are kept in the valid range.
 
     Of the `teacher`, it is the control: what is recovered from it adds nothing that it does not know already
     (`peers.md` B.4), and records call it "squeeze_recover (of the teacher)".
@@ -73,7 +73,7 @@ class SqueezeRecover(Condensation):
     iterations: int = 200
     """Adam steps an image (1000 in the official code, 4000 in its README)."""
     lr: float = 0.1
-    """Of the pixels, falling to 0 by half a cosine."""
+    """Of the pixels, falling to 0 by half a cosine (as DeepInversion's on ImageNet, less its warm-up)."""
     bn_weight: float = 0.1
     """Of the BN distance (0.05 or 0.01 in the official code, for images of 224x224). Where it is too large the
     class is lost: at 1, of digits, more than half of the accuracy."""

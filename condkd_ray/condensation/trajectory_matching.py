@@ -61,9 +61,9 @@ class TrajectoryMatching(Condensation):
         "max_start",
         "batch",
         "lr",
-        "step_lr",
         "momentum",
         "width",
+        "augment",
     )
     name: Literal["trajectory_matching"] = "trajectory_matching"
     condensed_together: int = 10
@@ -148,7 +148,7 @@ class TrajectoryMatching(Condensation):
             name = f"augment/{use}"
             return dsa(images, rng=rng[name], choice=rng.host(name), flip=flip_ok) if self.augment == "dsa" else images
 
-        experts = torch.stack([self._expert(number, real, num_classes, augment, rng) for number in range(self.experts)])
+        experts = [self._expert(number, real, num_classes, augment, rng) for number in range(self.experts)]
         images = self._optimise(start, num_classes, experts, augment, rng)
         return first_per_class(unseen(images, start.labels), self.ipc, num_classes)
 
@@ -186,7 +186,9 @@ class TrajectoryMatching(Condensation):
         )
         return torch.stack(trajectory)
 
-    def _optimise(self, start: Samples, num_classes: int, experts: Tensor, augment: Augment, rng: Streams) -> Tensor:
+    def _optimise(
+        self, start: Samples, num_classes: int, experts: list[Tensor], augment: Augment, rng: Streams
+    ) -> Tensor:
         """The images (K x M, C, H, W), class-major."""
         network = self._network(start.images, num_classes, "condenser", rng)
         images = start.images.clone().requires_grad_()
@@ -196,7 +198,7 @@ class TrajectoryMatching(Condensation):
         meter = Meter("condensation")
         for _ in range(self.iterations):
             expert, begin, first = self._draw(rng.host("condensation"))
-            before, after = experts[expert, begin], experts[expert, begin + self.ahead]
+            before, after = experts[expert][begin], experts[expert][begin + self.ahead]
             rows = torch.arange(len(images), device=images.device).view(num_classes, -1)[:, :first].flatten()
             parts = [rows[part] for part in self._batches(len(rows), rng["condensation/batches"])]
             batches = ((augment(images[part], "condensation"), start.labels[part]) for part in parts)
