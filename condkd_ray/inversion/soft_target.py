@@ -34,7 +34,7 @@ class SoftTarget(Inversion[None]):
     """
 
     paper: ClassVar[str] = "Z. Wang, AAAI 2021"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "shift")
+    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "act_weight", "shift")
     name: Literal["soft_target"] = "soft_target"
     pixel_space: ClassVar[PixelSpace] = "unit"
     hears = "answers"
@@ -45,8 +45,10 @@ class SoftTarget(Inversion[None]):
     lr: float = 0.1
     """In units of normalised pixels; Adam moves a pixel by no more a step."""
     oh_weight: float = 1.0
-    act_weight: float = 0.1
-    """The paper: 0.05 for LeNet-5, 0.1 for AlexNet."""
+    act_weight: float = 0.01
+    """The paper: 0.05 for LeNet-5, 0.1 for AlexNet, of a scale not known. Cross-entropy's gradient falls with the
+    square of tau: at 20 those outweigh it, and all images excite a few classes. On digits, 20 steps, 12 rounds, one
+    run each, validation accuracy at 0, 0.01 and 0.1: 0.38, 0.61, 0.05 (lenet5); 0.78, 0.85, 0.73 (resnet-8-16)."""
     shift: float = 0.0625
     """Largest jitter as a share of the side; with a flip where it keeps the class."""
 

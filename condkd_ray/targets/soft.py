@@ -27,9 +27,10 @@ from condkd_ray.teacher import PENULTIMATE, Teacher
 class Soft(TargetSource):
     r"""What the teacher answers where a layer gives v ~ N(mean, sigma^2 R): softmax(rest(v) / temperature).
 
-    R_ij is the cosine of the weights that come in to the units i and j. Of all classes together: the labels, each
-    target's largest class, are as unbalanced as the teacher is, and no paper balances them. A unit without weights
-    stays at `mean`.
+    R_ij is the cosine of the weights that come in to the units i and j. A unit without weights stays at `mean`. One
+    distribution for all classes: the labels, each target's largest class, are as unbalanced as the teacher is, and
+    the paper does not balance them. Of 10 000 targets for digits each class had 2 to 15 % (lenet5) and 4 to 14 %
+    (resnet-8-16), hardly changed by `sigma`.
 
     A linear layer gives v before its activation; the network applies what follows. ResNets have none but the last:
     their convolutions may be named whose channels are the features. Then k counts all of a kernel's weights, v is the
