@@ -3,12 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from contracts.toy_methods import make_student, small, synthesize
 from reference.inversion import nayer
 from safetensors.torch import save_file
 from toy import MEAN, NUM_CLASSES, STD, make_teacher, toy_config
 
-from condkd_ray.config import content_hash
+from condkd_ray.config import content_hash, dump, from_tree
 from condkd_ray.inversion import Nayer
 from condkd_ray.inversion.nayer import NamedGenerator, NoisyLayers, occurrences, read_embeddings
 from condkd_ray.method import InputError
@@ -201,6 +202,11 @@ def test_the_content_of_the_file_names_the_trial_and_its_place_does_not(tmp_path
     assert first == moved
     assert first != other
     assert first != content_hash(toy_config(inversion=Nayer()))
+
+
+def test_where_the_file_lies_is_written_to_yaml(tmp_path):
+    complete = toy_config(inversion=Nayer(embeddings=tmp_path / "names.safetensors"))
+    assert from_tree(yaml.safe_load(dump(complete))) == complete
 
 
 def test_a_teacher_without_bn_is_refused():

@@ -4,18 +4,22 @@ import torch.nn.functional as F
 from contracts.toy_methods import small
 from reference.inversion import cosines, softmax
 from torch import nn
-from toy import MEAN, NUM_CLASSES, STD, make_teacher, toy_config
+from toy import MEAN, NUM_CLASSES, STD, make_prepared, make_teacher, toy_config
 
+from condkd_ray import state
+from condkd_ray.artifacts import Workshop
 from condkd_ray.guidance.no_guidance import Unguided
 from condkd_ray.guide import equal_weights
-from condkd_ray.inversion import Cmi, Dafl, DeepInversion, Fast
+from condkd_ray.inversion import Cmi, Dafl, DeepInversion, Fast, SoftTarget
 from condkd_ray.losses.priors import class_prior
+from condkd_ray.memory import LocalStore
 from condkd_ray.method import InputError
 from condkd_ray.networks import AlexNet, ConvNet, LeNet5
 from condkd_ray.streams import Streams
 from condkd_ray.targets import Soft
 from condkd_ray.targets.soft import correlated
 from condkd_ray.teacher import Teacher
+from condkd_ray.trial import TeacherConfig, TrialConfig, codec, start, synthesise
 
 SHAPE = (1, 16, 16)
 
@@ -195,3 +199,29 @@ def test_inversions_that_hear_answers_learn_from_soft_ones(kind):
     assert metrics["inversion/oh"] == pytest.approx(wanted, rel=1e-5)
     hard = class_prior(looks[0], targets.labels, 2.0).mean().item()
     assert metrics["inversion/oh"] != pytest.approx(hard, rel=1e-3)
+
+
+def test_autocast_leaves_the_drawn_values_alone():
+    weight = weights(16, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = drawn(weight, 50)
+    assert torch.equal(found, drawn(weight, 50))
+
+
+def test_a_teacher_without_such_a_layer_is_refused_before_it_is_trained(tmp_path):
+    digits = TrialConfig(
+        teacher=TeacherConfig(network=ConvNet(depth=2, width=8)), targets=Soft(), inversion=SoftTarget()
+    )
+    with pytest.raises(InputError, match=r"layer of the soft targets.*none of this teacher"):
+        Workshop(tmp_path).check(digits)
+
+
+def test_the_rounds_of_a_trial_go_on_bit_for_bit(tmp_path):
+    settings, prepared = toy_config(targets=Soft(), inversion=small(SoftTarget)), make_prepared()
+    live, store = start(settings, prepared), LocalStore(codec(settings, prepared.teacher), NUM_CLASSES)
+    synthesise(settings, prepared, live, store)
+    state.save(live, tmp_path / "state")
+    loaded = state.load(start(settings, prepared), tmp_path / "state")
+    first, second = (synthesise(settings, prepared, each, store)[0] for each in (live, loaded))
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.labels, second.labels)
