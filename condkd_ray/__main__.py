@@ -13,7 +13,7 @@ from condkd_ray import catalogue, report
 from condkd_ray.export import choose, export, merit
 from condkd_ray.method import require
 from condkd_ray.shell import exit_codes, say
-from condkd_ray.train import Train, train
+from condkd_ray.train import Repeat, Train, repeat, train
 
 
 @dataclass(frozen=True)
@@ -59,31 +59,35 @@ Command = (
 def main() -> None:
     """Entry point of `condkd`; exit codes as an experiment's."""
     with exit_codes():
-        command, rest = tyro.cli(Command, return_unknown_args=True, prog="condkd")  # type: ignore[call-overload]
-        verbs = {Train: train, Export: export_best, Report: rebuild, Methods: list_methods}
-        sys.exit(verbs[type(command)](command, rest))
+        verbs = {Export: export_best, Report: rebuild, Methods: list_methods}
+        if sys.argv[1:2] == ["train"]:
+            sys.exit(_train(sys.argv[2:]))
+        command = tyro.cli(Command, prog="condkd")  # type: ignore[call-overload]
+        sys.exit(verbs[type(command)](command))
 
 
-def rebuild(command: Report, rest: list[str]) -> int:
+def _train(arguments: list[str]) -> int:
+    """`condkd train`: of a file, with flags that are fields of the config, or from a record as it stands."""
+    if any(argument.partition("=")[0] == "--from-record" for argument in arguments):
+        return repeat(tyro.cli(Repeat, args=arguments, prog="condkd train"))
+    command, rest = tyro.cli(Train, args=arguments, prog="condkd train", return_unknown_args=True)
+    return train(command, rest)
+
+
+def rebuild(command: Report) -> int:
     """`condkd report`."""
-    if rest:
-        tyro.cli(Report, args=[str(command.out), *rest], prog="condkd report")
     print(report.build(command.out))
     return 0
 
 
-def list_methods(command: Methods, rest: list[str]) -> int:
+def list_methods(command: Methods) -> int:
     """`condkd methods`."""
-    if rest:
-        tyro.cli(Methods, args=rest, prog="condkd methods")
     print(catalogue.networks_table() if command.networks else catalogue.table(), end="")
     return 0
 
 
-def export_best(command: Export, rest: list[str]) -> int:
+def export_best(command: Export) -> int:
     """`condkd export`."""
-    if rest:
-        tyro.cli(Export, args=[str(command.out), *rest], prog="condkd export")
     record = choose(command.out, command.trial)
     empty = not command.to.exists() or (command.to.is_dir() and not any(command.to.iterdir()))
     require(empty, "--to", str(command.to), "a new or empty folder")

@@ -27,43 +27,68 @@ SHAPING = ("teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "threads
 """Fields of a record, beside config and versions, that can make a repeated number differ."""
 
 
-@dataclass(frozen=True)
-class Train:
-    """Run one trial in this process, without Ray. The same command again continues from its checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class _Here:
+    """What both ways to name a trial have in common."""
 
-    Every field of the config is a flag too, over the file: `condkd train trial.yaml --inversion.steps 20`. A flag that
-    does not exist lists what is accepted.
-    """
-
-    config: tyro.conf.Positional[Path | None] = None
-    """A YAML file of config fields; those it leaves out keep their defaults."""
-    from_record: tuple[Path, str] | None = None
-    """Instead of a file: a result folder and the (beginning of the) hash of one of its trials, to be repeated. It is
-    then said whether the number is equal, and if not, what differs."""
     out: Path = Path("runs/train")
     cache: Path | None = None
     """Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
-    arm: str = "trial"
-    """The name of this run in tables."""
     threads: int = 1
     """Of the CPU. More were slower wherever other work shared the cores."""
     fresh: bool = False
     """Move what `--out` holds aside and begin anew."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Train(_Here):
+    """Run one trial in this process, without Ray. The same command again continues from its checkpoint.
+
+    Every field of the config is a flag too, over the file: `condkd train trial.yaml --inversion.steps 20`. A flag that
+    does not exist lists what is accepted. `condkd train --from-record DIR HASH` repeats a trial of an experiment.
+    """
+
+    config: tyro.conf.Positional[Path]
+    """A YAML file of config fields; those it leaves out keep their defaults."""
+    arm: str = "trial"
+    """The name of this run in tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat(_Here):
+    """Repeat a trial from its record, and say whether the number is equal and, if not, what differs."""
+
+    from_record: tuple[Path, str]
+    """A result folder, and the (beginning of the) hash of one of its trials."""
+
+
 def train(command: Train, rest: list[str]) -> int:
-    """`condkd train`. The exit code: 1 also where a repeated number differs."""
-    first = None if command.from_record is None else find_record(*command.from_record)
-    given = [name for name, value in (("a file", command.config), ("--from-record", first)) if value is not None]
-    require(len(given) == 1, "trial", " and ".join(given) or None, "a YAML file, or --from-record DIR HASH")
-    config = _config(command, first, rest)
+    """`condkd train FILE`. The exit code."""
+    base = configs.read(command.config)
+    config = tyro.cli(TrialConfig, default=base, args=rest, prog="condkd train", config=(tyro.conf.AvoidSubcommands,))
+    return _train(config, command.arm, command)[0]
+
+
+def repeat(command: Repeat) -> int:
+    """`condkd train --from-record`. The exit code: 1 also where the number differs."""
+    first = find_record(*command.from_record)
+    config = configs.from_tree(first.config, f"record {first.config_hash[:12]}")
+    code, key = _train(config, first.arm, command)
+    if code:
+        return code
+    equal, told = compare(first, find_record(command.out, key))
+    print(told)
+    return 0 if equal else 1
+
+
+def _train(config: TrialConfig, arm: str, command: _Here) -> tuple[int, str]:
+    """The exit code, and the trial's hash."""
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     torch.set_num_threads(command.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     workshop = Workshop(command.cache, device=device, say=say)
     workshop.check(config)
     open_folder(command.out, "train", fresh=command.fresh)
-    arm = command.arm if first is None else first.arm
     plan = Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
     prepared = workshop.prepare(config)
     key = trial_hash(config, prepared)
@@ -76,21 +101,7 @@ def train(command: Train, rest: list[str]) -> int:
     write_manifest(command.out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
     print(report.build(command.out))
     say(f"records, checkpoint and tables: {command.out}")
-    if first is not None and code == 0:
-        equal, told = compare(first, find_record(command.out, key))
-        print(told)
-        return 0 if equal else 1
-    return code
-
-
-def _config(command: Train, first: Record | None, rest: list[str]) -> TrialConfig:
-    """Of the record as it stands; of the file with flags over it."""
-    if first is not None:
-        require(not rest, "flags beside --from-record", " ".join(rest), "none: a record is repeated as it is")
-        return configs.from_tree(first.config, f"record {first.config_hash[:12]}")
-    assert command.config is not None
-    base = configs.read(command.config)
-    return tyro.cli(TrialConfig, default=base, args=rest, prog="condkd train", config=(tyro.conf.AvoidSubcommands,))
+    return code, key
 
 
 def compare(first: Record, again: Record) -> tuple[bool, str]:

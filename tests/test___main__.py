@@ -173,6 +173,15 @@ def test_a_record_repeats_and_its_student_is_exported(trained, folder, monkeypat
     assert "accepted: a new or empty folder" in capsys.readouterr().err
 
 
+def test_a_record_is_repeated_as_it_is_and_a_trial_needs_a_file(trained, monkeypatch, capsys):
+    record = str(trained[0]), read_records(trained[0])[0].config_hash
+    for wrong in (["--from-record", *record, "--rounds", "3"], ["--from-record", record[0]], ["--rounds", "3"], []):
+        assert run(monkeypatch, "train", *wrong) == 2
+        assert "Traceback" not in capsys.readouterr().err
+    assert run(monkeypatch, "train", "--from-record", record[0], "zzz") == 2
+    assert "accepted: the beginning of just one of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("flags", "first"), [([], "| family | name |"), (["--networks"], "| network | published ")])
 def test_methods_prints_methods_or_networks(flags, first, monkeypatch, capsys):
     assert run(monkeypatch, "methods", *flags) == 0

@@ -1,7 +1,6 @@
 """Repeating a record: is the number equal, and if not, what differs?"""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from toy import make_prepared, toy_config
@@ -10,7 +9,7 @@ from condkd_ray.bookkeeping import Plan, make_record
 from condkd_ray.method import InputError
 from condkd_ray.report.records import find_record, write_record
 from condkd_ray.run import local_store, run_trial
-from condkd_ray.train import Train, compare, train
+from condkd_ray.train import compare
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +43,3 @@ def test_a_record_is_found_by_the_beginning_of_its_hash(record, tmp_path):
     for beginning in ("ab", "x"):
         with pytest.raises(InputError, match=r"accepted: the beginning of just one of abc \(mixed ipc 2 seed 0\), abd"):
             find_record(tmp_path, beginning)
-
-
-def test_a_file_or_a_record_but_not_both(record, tmp_path):
-    write_record(tmp_path, record)
-    with pytest.raises(InputError, match="trial is None"):
-        train(Train(), [])
-    with pytest.raises(InputError, match="trial is 'a file and --from-record'"):
-        train(Train(config=Path("x.yaml"), from_record=(tmp_path, "abc")), [])
-    with pytest.raises(InputError, match="flags beside --from-record is '--rounds 3'"):
-        train(Train(from_record=(tmp_path, "abc")), ["--rounds", "3"])
