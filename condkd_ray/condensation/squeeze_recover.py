@@ -42,6 +42,8 @@ class SqueezeRecover(Condensation):
     Image n of all classes is one batch, optimised by itself, from noise: CE(f(x), y) + bn (10 ||BN_1(x) - BN_1|| +
     \sum_{l>1} ||BN_l(x) - BN_l||) + tv TV(x), x seen through a crop, a mirror and jitter of its own in every step. So
     sets are nested over `ipc` as they are made. Pixels are kept in the valid range.
+    Digits, test accuracy of a ConvNet trained on hard labels of 10 images a class alone: 0.869, less than the 0.949 of
+    random real ones (3 seeds, standard deviations 0.04 and 0.02); the paper's soft labels are not in this.
 
     Of the `teacher`, it is the control: what is recovered from it adds nothing that it does not know already
     (`peers.md` B.4), and records call it "squeeze_recover (of the teacher)".

@@ -74,7 +74,10 @@ class TrajectoryMatching(Condensation):
     prefixes: bool = True
     """Each iteration unrolls on the first images of each class, a random number of them; False, on all, as published.
 
-    Our choice, so that the first ones are a set of their own."""
+    Our choice, so that the first ones are a set of their own. Digits, test accuracy of a ConvNet trained on the set
+    alone: of 1 image a class 0.886, of 10 0.945 (3 seeds; random real ones 0.742 and 0.949, standard deviations 0.08
+    and 0.02); without prefixes 0.796 and 0.956 (2 of these seeds; random 0.738 and 0.946).
+    """
     iterations: int = 200
     """Steps of the images (5000 in the official code)."""
     experts: int = 4
