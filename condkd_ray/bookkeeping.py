@@ -151,7 +151,7 @@ def describe_experiment(
     `baseline` names the arm that every other is compared with, or for each arm its own.
     """
     config = plans[0].config
-    dataset = workshop.data(config)
+    dataset, teachers = workshop.data(config), _teachers(plans, workshop)
     trials = _planned_before(out)
     for plan, key in zip(plans, keys, strict=True):
         place = {"arm": plan.arm, "ipc": plan.ipc, "seed": plan.seed}
@@ -163,11 +163,7 @@ def describe_experiment(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         baseline=baseline,
         planned=list(trials.values()),
-        teacher={
-            "label": networks.label(config.teacher.network),
-            "hash": workshop.prepare(config).hashes["teacher"],
-            **workshop.teacher_accuracy(config),
-        },
+        teacher=teachers[0] if len(teachers) == 1 else {"label": f"{len(teachers)} networks"},
         dataset={
             "name": dataset.name,
             "hash": dataset.digest,
@@ -177,8 +173,21 @@ def describe_experiment(
             "notes": list(dataset.notes),
         },
         test_labels=dataset.test.labels.tolist(),
-        notes=_notes(plans, dataset.val is not None),
+        notes=_notes(plans, dataset.val is not None) + [_told(teacher) for teacher in teachers if len(teachers) > 1],
     )
+
+
+def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]:
+    """Label, hash and accuracies of each teacher of the plans, once."""
+    configs = {plan.config.teacher: plan.config for plan in reversed(plans)}
+    return [
+        {
+            "label": networks.label(config.teacher.network),
+            "hash": workshop.prepare(config).hashes["teacher"],
+            **workshop.teacher_accuracy(config),
+        }
+        for config in reversed(configs.values())
+    ]
 
 
 def _planned_before(out: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -203,12 +212,13 @@ def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
 
 def teacher_line(manifest: Manifest) -> str:
     """The teacher and its accuracy, for the terminal."""
-    parts = [
-        f"{manifest.teacher[key]:.2%} {key.split('_')[0]}"
-        for key in ("test_accuracy", "val_accuracy")
-        if key in manifest.teacher
-    ]
-    return f"teacher {manifest.teacher['label']}: accuracy {', '.join(parts)}"
+    return _told(manifest.teacher).lower()
+
+
+def _told(teacher: Mapping[str, Any]) -> str:
+    named = {"test_accuracy": "test", "val_accuracy": "val"}
+    parts = [f"{teacher[key]:.2%} {name}" for key, name in named.items() if key in teacher]
+    return f"Teacher {teacher['label']}{': accuracy ' if parts else ''}{', '.join(parts)}"
 
 
 @cache

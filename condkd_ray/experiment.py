@@ -21,6 +21,7 @@ from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.inversion import AnyInversion, Inversion
 from condkd_ray.method import require
 from condkd_ray.report.records import finished, write_manifest
+from condkd_ray.report.statistics import Baseline
 from condkd_ray.run import Outcome
 from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
 from condkd_ray.trial import Prepared, TrialConfig
@@ -135,8 +136,8 @@ def command_line(flags: type[T], main: Callable[[T], int]) -> None:
         sys.exit(main(tyro.cli(flags)))
 
 
-def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, baseline: str = "none") -> int:
-    """Run what is missing of `plans`, write records as trials end, report; each arm is compared with the `baseline`.
+def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, baseline: Baseline = "none") -> int:
+    """Run what is missing of `plans`, write records as trials end, report; each arm is compared with its `baseline`.
 
     The exit code: see `command_line`.
     """

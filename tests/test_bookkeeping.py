@@ -186,6 +186,15 @@ def test_trials_planned_before_in_the_same_folder_stay_unless_asked_for_anew(tmp
     assert planned == {"a": "1", "b": "3", "c": "4"}
 
 
+def test_several_teachers_are_told_in_notes_and_none_stands_for_all(tmp_path, workshop):
+    wider = dataclasses.replace(SMALL.teacher, network=dataclasses.replace(SMALL.teacher.network, width=5))
+    plans = [Plan("a", 2, 0, SMALL), Plan("b", 2, 0, dataclasses.replace(SMALL, teacher=wider))]
+    manifest = describe_experiment("train", "", plans, ["1", "2"], workshop, tmp_path)
+    assert manifest.teacher == {"label": "2 networks"}
+    assert [note.partition(":")[0] for note in manifest.notes] == ["Teacher resnet-8-4", "Teacher resnet-8-5"]
+    assert teacher_line(manifest) == "teacher 2 networks"
+
+
 def test_an_imported_set_is_noted(tmp_path, workshop):
     dataset = workshop.data(SMALL)
     few = dataset.train[dataset.train.labels.argsort(stable=True)].samples(dataset.mean, dataset.std)
