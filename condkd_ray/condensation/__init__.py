@@ -6,9 +6,20 @@ A member is one file: a frozen dataclass with `condense` and `whole`, named as i
 from condkd_ray.condensation.all_real import AllReal as AllReal
 from condkd_ray.condensation.condensation import Condensation as Condensation
 from condkd_ray.condensation.distribution_matching import DistributionMatching as DistributionMatching
+from condkd_ray.condensation.gradient_matching import GradientMatching as GradientMatching
+from condkd_ray.condensation.herding import Herding as Herding
 from condkd_ray.condensation.imported import Imported as Imported
 from condkd_ray.condensation.random_real import RandomReal as RandomReal
 from condkd_ray.condensation.squeeze_recover import SqueezeRecover as SqueezeRecover
 from condkd_ray.condensation.trajectory_matching import TrajectoryMatching as TrajectoryMatching
 
-AnyCondensation = RandomReal | AllReal | DistributionMatching | TrajectoryMatching | SqueezeRecover | Imported
+AnyCondensation = (
+    RandomReal
+    | AllReal
+    | Herding
+    | DistributionMatching
+    | GradientMatching
+    | TrajectoryMatching
+    | SqueezeRecover
+    | Imported
+)

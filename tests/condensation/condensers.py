@@ -11,6 +11,8 @@ from image_files import write_parquet
 from condkd_ray.condensation import (
     AnyCondensation,
     DistributionMatching,
+    GradientMatching,
+    Herding,
     Imported,
     RandomReal,
     SqueezeRecover,
@@ -53,6 +55,8 @@ def nested_methods(ipc: int, folder: Path) -> list[AnyCondensation]:
     return [
         RandomReal(ipc=ipc),
         DistributionMatching(ipc=ipc, iterations=3, width=4),
+        Herding(ipc=ipc, epochs=1, width=4),
+        GradientMatching(ipc=ipc, iterations=2, outer=2, inner=1, real_batch=4, width=4),
         TrajectoryMatching(ipc=ipc, iterations=2, experts=1, expert_epochs=2, max_start=0, steps=2, width=4),
         SqueezeRecover(ipc=ipc, network=ResNet(width=2), epochs=1, iterations=2),
         Imported(path=path, ipc=ipc),

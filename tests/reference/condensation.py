@@ -1,0 +1,46 @@
+"""What condensers minimise and choose, as plain loops over nested lists of floats.
+
+Imports nothing from the package.
+"""
+
+from math import sqrt
+
+
+def length(row):
+    return sqrt(sum(value * value for value in row))
+
+
+def gradient_distance(real, synthetic):
+    """1 - cosine, summed; each argument: layers of classes of output channels of weights."""
+    total = 0.0
+    for there_layer, here_layer in zip(real, synthetic, strict=True):
+        for there_class, here_class in zip(there_layer, here_layer, strict=True):
+            for there, here in zip(there_class, here_class, strict=True):
+                dot = sum(a * b for a, b in zip(there, here, strict=True))
+                total += 1.0 - dot / (length(there) * length(here))
+    return total
+
+
+def mean(rows):
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def herd(embedded, labels, ipc, num_classes):
+    """Row numbers, class after class: each time every row left is tried, and the mean of the chosen made anew."""
+    chosen = []
+    for label in range(num_classes):
+        rows = [row for row, found in enumerate(labels) if found == label]
+        wanted = mean([embedded[row] for row in rows])
+        taken = []
+        for _ in range(ipc):
+            best, nearest = None, float("inf")
+            for row in rows:
+                if row in taken:
+                    continue
+                centre = mean([embedded[other] for other in [*taken, row]])
+                distance = sum((a - b) ** 2 for a, b in zip(centre, wanted, strict=True))
+                if distance < nearest:
+                    best, nearest = row, distance
+            taken.append(best)
+        chosen += taken
+    return chosen
