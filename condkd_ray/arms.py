@@ -23,7 +23,8 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
 
     `none`: no condensed images. `condensed_only`: no synthetic ones. `mixed`: both, in the base's share. `guided`:
     mixed, under the base's guidance. `guided_only`: guided, but the student sees synthetic images alone. `real`: KD on
-    all real data. `label`: another name for it in tables.
+    all real data. `label`: another name for it in tables. Where the base has `mix: concat`, the steps of `mixed` and
+    `guided` are larger than those of the others.
     """
     distiller, few = base.distiller, base.condensation
     alone, both = name in ("condensed_only", "real"), name in ("mixed", "guided")
@@ -36,7 +37,10 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
         guidance=base.guidance if name.startswith("guided") else NoGuidance(),
         memory=Growing() if alone else base.memory,
         distiller=replace(
-            distiller, condensed_share=share, share_schedule=distiller.share_schedule if both else Schedule()
+            distiller,
+            condensed_share=share,
+            share_schedule=distiller.share_schedule if both else Schedule(),
+            mix=distiller.mix if both else "share",
         ),
     )
     return Plan(label or name, 0 if name in ONCE else ipc, seed, config)

@@ -78,14 +78,15 @@ class Workshop:
     def check(self, config: TrialConfig) -> None:
         """Build, untrained, what the trial will run. Raises `InputError` for networks and methods that do not fit."""
         parts = (config.teacher, config.student, config.targets, config.inversion, config.guidance, config.memory)
-        self._once(("check", self._data_key(config), config.condensation, *parts), lambda: self._check(config) or True)
+        more = (config.condensation, config.distiller.loss)
+        self._once(("check", self._data_key(config), *more, *parts), lambda: self._check(config) or True)
 
     def _check(self, config: TrialConfig) -> None:
         dataset, streams = self.data(config), Streams(0)
         shape, classes = dataset.image_shape, dataset.num_classes
         with streams.forked("check"):
             network = config.teacher.network.build(shape, classes)
-            config.student.build(shape, classes)
+            student = config.student.build(shape, classes)
         weights = config.teacher.weights
         if weights is not None:
             fits = ("fits", self._teacher_key(config))
@@ -95,6 +96,7 @@ class Workshop:
         if config.condensation is not None:
             config.condensation.check_teacher(teacher)
         config.targets.check(teacher)
+        config.distiller.loss.check(student, teacher)
         config.inversion.init(teacher, streams)
         config.memory.init(teacher, streams)
 

@@ -1,4 +1,4 @@
-"""The frozen teacher and what one look at it gives. The only home of hooks.
+"""The frozen teacher and what one look at it gives. The only home of hooks, for the student's layers too.
 
 Letters: B batch, C channels, H W height and width, K classes, D features.
 """
@@ -6,7 +6,7 @@ Letters: B batch, C channels, H W height and width, K classes, D features.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,7 +159,6 @@ class Teacher:
         features: dict[str, Tensor] = {}
         bn: dict[str, tuple[Tensor, Tensor]] = {}
         means: dict[str, Tensor] = {}
-        taps: dict[str, Tensor] = {}
 
         def see_features(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             features["last"] = inputs[0].float()
@@ -174,16 +173,9 @@ class Teacher:
 
             return hook
 
-        def see_tap(name: str) -> Callable[..., None]:
-            def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-                taps[name] = output.float()
-
-            return hook
-
         handles = [self._classifier.register_forward_pre_hook(see_features)]
         handles += [self._layers[name].register_forward_pre_hook(see_bn(name)) for name in self._bn_names]
-        handles += [self._layers[name].register_forward_hook(see_tap(name)) for name in layers]
-        with ExitStack() as hooks:
+        with tapped(self.network, layers) as taps, ExitStack() as hooks:
             for handle in handles:
                 hooks.enter_context(_hooked(handle))
             logits = self.network(images).float()
@@ -222,6 +214,37 @@ class Teacher:
         """Raise `InputError`, with the layers there are, for a name that is none of them."""
         for name in names:
             require(name in self._tappable, "teacher layer", name, ", ".join([PENULTIMATE, *self._tappable]))
+
+
+@contextmanager
+def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Within it each forward pass leaves the outputs of `layers`, float32, in the dictionary; no hook stays behind.
+
+    Layers that do not give a tensor leave nothing.
+    """
+    taps: dict[str, Tensor] = {}
+
+    def see(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                taps[name] = output.float()
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in layers:
+            hooks.enter_context(_hooked(network.get_submodule(name).register_forward_hook(see(name))))
+        yield taps
+
+
+@torch.no_grad()
+def spatial_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    """Names of the layers that give (B, C, H, W) with more places than one; the network is left as it is."""
+    copied = copy.deepcopy(network).eval()
+    names = [name for name, _ in copied.named_modules() if name]
+    with tapped(copied, names) as taps:
+        copied(torch.zeros(1, *image_shape, device=next(copied.parameters()).device))
+    return [name for name in names if name in taps and taps[name].ndim == 4 and taps[name][0, 0].numel() > 1]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from condkd_ray.condensation import AnyCondensation
 from condkd_ray.data import DataConfig, RealImages
 from condkd_ray.diagnosis import Landmarks, diagnose
-from condkd_ray.distiller import Distiller, DistillerState
+from condkd_ray.distiller import Distiller, DistillerState, as_two_means
 from condkd_ray.evaluation import evaluate
 from condkd_ray.guidance import AnyGuidance, NoGuidance
 from condkd_ray.inversion import AnyInversion, Fast, NoInversion
@@ -231,25 +231,27 @@ class Batch(NamedTuple):
 
 
 def next_batch(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Batch:
-    """Synthetic then condensed samples, `batch` together.
+    """Synthetic then condensed samples: `batch` together, or, under `mix: concat`, condensed ones in addition.
 
     In every arm a full batch is drawn from the memory and the front of it used, so that all arms see the same draws.
     """
-    distiller, rng = config.distiller, state.streams
-    num_condensed = distiller.num_condensed(config.progress(state.round))
+    distiller, rng, device = config.distiller, state.streams, prepared.teacher.device
+    progress = config.progress(state.round)
+    num_condensed = distiller.num_condensed(progress)
     num_synthetic = distiller.batch - num_condensed
     parts: list[Samples] = []
     ids = torch.empty(0, dtype=torch.int64)
-    weights = torch.ones(distiller.batch, device=prepared.teacher.device)
+    weights = torch.ones(distiller.batch, device=device)
     if num_synthetic:
         drawn = config.memory.draw(state.memory, store, distiller.batch, teacher=prepared.teacher, rng=rng)
-        parts.append(drawn.samples[:num_synthetic].to(prepared.teacher.device))
+        parts.append(drawn.samples[:num_synthetic].to(device))
         weights[:num_synthetic] = drawn.weights[:num_synthetic]
         ids = drawn.ids[:num_synthetic]
-    if num_condensed:
+    if num_condensed or distiller.concatenates:
         assert prepared.condensed is not None
-        rows = torch.randint(len(prepared.condensed), (num_condensed,), generator=rng.host("condensed"))
-        parts.append(prepared.condensed[rows.to(prepared.teacher.device)])
+        rows = distiller.condensed_rows(len(prepared.condensed), progress, rng.host("condensed"))
+        parts.append(prepared.condensed[rows.to(device)])
+        weights = as_two_means(weights, len(rows)) if distiller.concatenates else weights
     return Batch(cat(parts), weights, ids)
 
 

@@ -38,6 +38,14 @@ def test_who_sees_the_condensed_images(name, condensed, inverts, guides, share):
     assert (plan.arm, plan.ipc, plan.seed, config.seed) == (name, 2 if condensed else 0, 7, 7)
 
 
+@pytest.mark.parametrize("name", get_args(Arm))
+def test_where_both_kinds_are_seen_they_are_mixed_as_the_base_says(name):
+    base = replace(BASE, distiller=Distiller(condensed_share=0.25, mix="concat"))
+    distiller = arm(base, name, 2, 0).config.distiller
+    assert distiller.mix == ("concat" if name in ("mixed", "guided") else "share")
+    assert distiller.concatenates == (name in ("mixed", "guided"))
+
+
 def test_real_sees_all_real_images_and_no_others():
     config = arm(BASE, "real", 0, 0).config
     assert isinstance(config.condensation, AllReal)

@@ -17,6 +17,7 @@ from condkd_ray.config import dump
 from condkd_ray.data import DataConfig
 from condkd_ray.distiller import Distiller
 from condkd_ray.inversion import Dafl, Fast
+from condkd_ray.losses.kd import Attention
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
 from condkd_ray.networks import ConvNet, ResNet
@@ -337,6 +338,21 @@ def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_p
         Workshop(tmp_path, say=heard.append).prepare_all([config])
     own = replace(config, condensation=replace(OF_TEACHER, squeeze="own"))
     Workshop(tmp_path, say=heard.append).check(own)
+    assert not heard
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"teacher_layers": ("stages.3",)}, "attention teacher_layers is 'stages.3'; accepted: conv, bn, stages"),
+        ({"student_layers": ("penultimate",)}, "attention student_layers is 'penultimate'; accepted: conv, bn, stages"),
+    ],
+)
+def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tmp_path, layers, message):
+    loss = Attention(**{"teacher_layers": ("stages.1",), "student_layers": ("stages.1",)} | layers)
+    heard = []
+    with pytest.raises(InputError, match=message):
+        Workshop(tmp_path, say=heard.append).prepare(replace(CONFIG, distiller=replace(CONFIG.distiller, loss=loss)))
     assert not heard
 
 

@@ -12,6 +12,7 @@ from condkd_ray.condensation import Imported
 from condkd_ray.config import content_hash, dump, from_tree, merge, read, to_tree
 from condkd_ray.data import DataConfig
 from condkd_ray.inversion import Dafl, DeepInversion, Fast
+from condkd_ray.losses.kd import Attention
 from condkd_ray.method import InputError
 from condkd_ray.networks import ResNet18, Torchvision, Wrn
 from condkd_ray.trial import TeacherConfig, TrialConfig
@@ -24,6 +25,11 @@ PLAIN: dict[Any, Any] = {
     Path: st.sampled_from([Path("w.pt"), Path("/a/b"), Path("../c d")]),
     type(None): st.none(),
 }
+NEEDED: dict[Any, dict[str, Any]] = {
+    Imported: {"path": Path("set.pt")},
+    Attention: {"teacher_layers": ("stages.0",), "student_layers": ("stages.0",)},
+}
+"""Fields without a default."""
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
@@ -44,7 +50,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 @st.composite
 def configs(draw: st.DrawFn, kind: Any) -> Any:
     """A frozen dataclass of which each field was drawn; those it refuses keep their defaults."""
-    config = kind(path=Path("set.pt")) if kind is Imported else kind()
+    config = kind(**NEEDED.get(kind, {}))
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         value = draw(values(hints[field.name]))

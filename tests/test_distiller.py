@@ -1,36 +1,27 @@
-import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from student_steps import begin, contained, drawn, gradients, ones
+from torch import Tensor
 from toy import MEAN, STD, answered, blobs, make_prepared, make_teacher, samples, toy_config
 
-from condkd_ray.distiller import Distiller, DistillerState
+from condkd_ray.distiller import Distiller
 from condkd_ray.inversion import NoInversion
 from condkd_ray.losses.kd import LogitL1
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
 from condkd_ray.run import local_store
-from condkd_ray.samples import Samples
 from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
-from condkd_ray.trial import TrialConfig, next_batch, run_round, settle, start, synthesise
+from condkd_ray.trial import next_batch, run_round, start
 
 
 @pytest.fixture
 def teacher() -> Teacher:
     return make_teacher()
-
-
-def begin(distiller: Distiller, teacher: Teacher, rounds: int = 3) -> DistillerState:
-    return distiller.init(copy.deepcopy(teacher.network).requires_grad_().train(), rounds)
-
-
-def ones(batch: Samples) -> Tensor:
-    return torch.ones(len(batch))
 
 
 @pytest.mark.parametrize(("share", "condensed"), [(0.0, 0), (0.25, 4), (1.0, 16)])
@@ -79,21 +70,6 @@ def test_a_schedule_that_asks_for_more_than_a_batch_is_refused():
         Distiller(condensed_share=0.5, share_schedule=Schedule(end=3.0))
 
 
-def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:
-    """A batch and its weights, what it could come from, and nothing else: round 0 of a trial."""
-    prepared = make_prepared()
-    state, store = start(config, prepared), local_store(config, prepared, None)
-    fresh = settle(synthesise(config, prepared, state, store)[0], store.codec, prepared.teacher)
-    config.memory.add(state.memory, store, fresh, teacher=prepared.teacher, rng=state.streams)
-    assert prepared.condensed is not None
-    batch, weights, _ = next_batch(config, prepared, state, store)
-    return batch, weights, fresh, prepared.condensed
-
-
-def contained(part: Tensor, whole: Tensor) -> bool:
-    return bool((part[:, None] == whole[None]).flatten(2).all(2).any(1).all())
-
-
 def test_a_batch_is_synthetic_then_condensed():
     config = toy_config(memory=Latest())
     batch, weights, fresh, condensed = drawn(config)
@@ -132,10 +108,6 @@ def test_with_augmentation_the_teacher_looks_again_at_what_the_student_sees(teac
     batch = replace(samples(8), logits=torch.full((8, 4), 1e6))
     terms, _ = distiller.step(state, batch, ones(batch), teacher=teacher, rng=Streams(0))
     assert terms["loss"].item() == pytest.approx(0, abs=1e-5)
-
-
-def gradients(network: nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
 def test_weights_scale_the_samples_losses(teacher):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, fresh_images
-from condkd_ray.losses.kd import LogitL1
+from condkd_ray.losses.kd import logit_l1
 from condkd_ray.method import Meter, Metrics, require
 from condkd_ray.networks.generator import Generator
 from condkd_ray.samples import PixelSpace, Samples
@@ -84,12 +84,11 @@ class Dfad(Inversion[DfadState]):
         """`steps` generator steps, then fresh images labelled by the teacher's argmax; `targets` are not used."""
         meter = Meter("inversion")
         weights = list(state.generator.parameters())
-        distance = LogitL1()
         for _ in range(self.steps):
             images = state.generator(self._latents(self.batch, rng))
             seen = teacher.observe(images, guide.layers)
             labels = seen.logits.argmax(1)
-            adv = -(weigh(seen, labels) * distance(student(images), seen.logits)).mean()
+            adv = -(weigh(seen, labels) * logit_l1(student(images), seen.logits)).mean()
             pull = guide.penalty(images, seen, labels)
             loss = self.adv_weight * adv + pull
             for parameter, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):

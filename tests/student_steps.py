@@ -1,0 +1,49 @@
+"""Student's steps and batches of the toy world, as several files look at them."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from toy import make_prepared, toy_config
+
+from condkd_ray.distiller import Distiller, DistillerState
+from condkd_ray.run import local_store
+from condkd_ray.samples import Samples
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+from condkd_ray.trial import TrialConfig, next_batch, settle, start, synthesise
+
+
+def begin(distiller: Distiller, teacher: Teacher, rounds: int = 3) -> DistillerState:
+    """With the teacher's copy for a student."""
+    return distiller.init(copy.deepcopy(teacher.network).requires_grad_().train(), rounds)
+
+
+def ones(batch: Samples) -> Tensor:
+    return torch.ones(len(batch))
+
+
+def begin_fresh(distiller: Distiller, teacher: Teacher, rounds: int = 1) -> DistillerState:
+    """With a fresh student."""
+    with Streams(0).forked("init/student"):
+        student = toy_config().student.build(teacher.image_shape, teacher.num_classes)
+    return distiller.init(student.train(), rounds)
+
+
+def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:
+    """A batch and its weights, what it could come from, and nothing else: round 0 of a trial."""
+    prepared = make_prepared()
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    fresh = settle(synthesise(config, prepared, state, store)[0], store.codec, prepared.teacher)
+    config.memory.add(state.memory, store, fresh, teacher=prepared.teacher, rng=state.streams)
+    assert prepared.condensed is not None
+    batch, weights, _ = next_batch(config, prepared, state, store)
+    return batch, weights, fresh, prepared.condensed
+
+
+def contained(part: Tensor, whole: Tensor) -> bool:
+    return bool((part[:, None] == whole[None]).flatten(2).all(2).any(1).all())
+
+
+def gradients(network: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
