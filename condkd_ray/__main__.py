@@ -1,4 +1,4 @@
-"""The command line `condkd`: train one trial, rebuild a report, export what was made, list the methods."""
+"""The command line `condkd`: train a trial, make a condensed set, rebuild a report, export, list the methods."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from condkd_ray import catalogue, report
+from condkd_ray.condense import Condense, condense
 from condkd_ray.export import choose, export, merit
 from condkd_ray.method import require
 from condkd_ray.shell import exit_codes, say
@@ -50,6 +51,7 @@ class Export:
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Condense, tyro.conf.subcommand("condense")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
@@ -60,8 +62,9 @@ def main() -> None:
     """Entry point of `condkd`; exit codes as an experiment's."""
     with exit_codes():
         verbs = {Export: export_best, Report: rebuild, Methods: list_methods}
-        if sys.argv[1:2] == ["train"]:
-            sys.exit(_train(sys.argv[2:]))
+        configured = {"train": _train, "condense": _condense}
+        if sys.argv[1:] and sys.argv[1] in configured:
+            sys.exit(configured[sys.argv[1]](sys.argv[2:]))
         command = tyro.cli(Command, prog="condkd")  # type: ignore[call-overload]
         sys.exit(verbs[type(command)](command))
 
@@ -72,6 +75,12 @@ def _train(arguments: list[str]) -> int:
         return repeat(tyro.cli(Repeat, args=arguments, prog="condkd train"))
     command, rest = tyro.cli(Train, args=arguments, prog="condkd train", return_unknown_args=True)
     return train(command, rest)
+
+
+def _condense(arguments: list[str]) -> int:
+    """`condkd condense`: with flags that are fields of the config."""
+    command, rest = tyro.cli(Condense, args=arguments, prog="condkd condense", return_unknown_args=True)
+    return condense(command, rest)
 
 
 def rebuild(command: Report) -> int:

@@ -3,6 +3,10 @@
 A state is a dataclass of tensors, plain values, containers of both, nested states, and objects with `state_dict` /
 `load_state_dict` (modules, optimisers, schedulers, streams). It is loaded *into* a freshly made state, which supplies
 all structure; nothing is ever unpickled. Fields marked `transient()` are left out.
+
+Devices: a tensor that replaces one of the fresh state lies where that lay. All others (in lists, in optimisers, where
+there was None) go to the device that `load` is given, but for those that lay on the CPU beside others on an
+accelerator: they, such as a memory's ids, stay on the CPU. A state wholly on the CPU says nothing of the kind.
 """
 
 from __future__ import annotations
@@ -30,13 +34,15 @@ def save(state: Any, path: Path) -> None:
     """Write `state` to `path`, atomically: a reader sees the old file or the new one, whole."""
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, tensors)
-    metadata = {"format": FORMAT, "tree": json.dumps(tree)}
+    metadata = {"format": FORMAT, "tree": json.dumps(tree), "host": json.dumps(_host_keys(tensors))}
+    # Cloned: the file's format allows no two tensors that share memory.
+    written = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata=metadata)
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
+        save_file(written, partial, metadata=metadata)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -44,24 +50,37 @@ def save(state: Any, path: Path) -> None:
 
 
 def load(state: Any, path: Path, device: torch.device | str = "cpu") -> Any:
-    """Load the file at `path` into `state` and return it. Raises `ValueError` where the file is of another format."""
+    """Load the file at `path` into `state`, whose accelerator is `device`, and return it.
+
+    Raises `ValueError` where the file is of another format.
+    """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} has format {metadata.get('format')!r}; accepted: {FORMAT!r}")
-            # Cloned: a loaded tensor must never share memory with another or with the file's map.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            host = set(json.loads(metadata.get("host", "[]")))
+            # Copied: a loaded tensor must never share memory with another or with the file's map.
+            tensors = {
+                key: file.get_tensor(key).to("cpu" if key in host else device, copy=True)
+                for key in file.keys()  # noqa: SIM118
+            }
     except SafetensorError as error:
         raise ValueError(f"{path} is of no known format ({error}); accepted: {FORMAT!r}") from None
     return _into(state, json.loads(metadata["tree"]), tensors)
+
+
+def _host_keys(tensors: dict[str, Tensor]) -> list[str]:
+    """Keys of those on the CPU where others are not."""
+    keys = [key for key, tensor in tensors.items() if tensor.device.type == "cpu"]
+    return keys if len(keys) < len(tensors) else []
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         key = str(len(tensors))
         last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
-        tensors[key] = value.detach().cpu().contiguous().clone()
+        tensors[key] = value.detach()
         return {"$tensor": key, "channels_last": last and not value.is_contiguous()}
     if hasattr(value, "state_dict"):
         return {"$object": _pack(value.state_dict(), tensors)}
@@ -110,5 +129,5 @@ def _into(value: Any, tree: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     loaded = _unpack(tree, tensors)
     if isinstance(value, Tensor) and isinstance(loaded, Tensor):
-        return loaded.requires_grad_(value.requires_grad)
+        return loaded.to(value.device).requires_grad_(value.requires_grad)
     return loaded

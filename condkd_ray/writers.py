@@ -1,4 +1,4 @@
-"""Image sets in the Parquet layout of Hugging Face, which `readers` and `datasets` read back.
+"""Image sets as other programs read them: Hugging Face's Parquet, and the dictionary of DC, DSA and DM.
 
 Letters: N images, C channels, H W height and width, K classes.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -21,14 +23,21 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def write_images(
-    path: Path, pixels: Tensor, labels: Tensor, *, logits: Tensor | None = None, about: Mapping[str, str] | None = None
+    path: Path,
+    pixels: Tensor,
+    labels: Tensor,
+    *,
+    logits: Tensor | None = None,
+    names: Sequence[str] | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> None:
     """Write `pixels` (N, C, H, W) uint8 of one or three channels as PNG, and `labels` (N,); atomically.
 
-    `logits` (N, K): a further column, lists of float32. `about`: what the set is, for the file's metadata.
+    `logits` (N, K): a further column, lists of float32. `names` of the classes: their numbers if not given. `about`:
+    what the set is, for the file's metadata.
     """
     images = pixels.cpu().permute(0, 2, 3, 1).numpy()
-    names = [str(k) for k in range(int(labels.max()) + 1)]
+    names = [str(k) for k in range(int(labels.max()) + 1)] if names is None else list(names)
     features: dict[str, object] = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
     columns = {
         "image": pa.array([{"bytes": _png(image), "path": None} for image in images], IMAGE),
@@ -39,10 +48,28 @@ def write_images(
         columns["logits"] = pa.FixedSizeListArray.from_arrays(flat, logits.shape[1]).cast(pa.list_(pa.float32()))
         features["logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}}), **(about or {})}
+    with _whole(path) as partial:
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), partial)
+
+
+def write_dc(path: Path, images: Tensor, labels: Tensor, *, about: Mapping[str, str] | None = None) -> None:
+    """Write `images` (N, C, H, W), normalised, as float32, unclipped, and `labels` (N,); atomically.
+
+    The dictionary of DC, DSA and DM (`peers.md` B.1): `data`, a list of one pair [images, labels], and
+    `accs_all_exps`, empty; and `about`, what the set is. `torch.load(path, weights_only=True)` reads it.
+    """
+    pair = [part.detach().cpu().contiguous().clone() for part in (images.float(), labels)]
+    with _whole(path) as partial:
+        torch.save({"data": [pair], "accs_all_exps": {}, "about": dict(about or {})}, partial)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes its place at the end, or is deleted where something went wrong."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), partial)
+        yield partial
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

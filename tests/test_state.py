@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from condkd_ray import state as states
@@ -206,3 +207,41 @@ def test_a_file_of_another_format_is_refused(tmp_path, write):
     write(tmp_path / "state")
     with pytest.raises(ValueError, match="format"):
         states.load(Box(), tmp_path / "state")
+
+
+def test_what_lies_on_the_host_beside_an_accelerator_is_told(tmp_path):
+    # The meta device stands for the accelerator: it holds no numbers, so the file itself cannot be written with it.
+    host, far = torch.arange(3), torch.ones(2, device="meta")
+    mixed: dict[str, Tensor] = {}
+    states._pack(Box([host, (far, host)]), mixed)
+    assert [mixed[key].tolist() for key in states._host_keys(mixed)] == [[0, 1, 2]] * 2
+    assert states._host_keys({"0": far}) == []
+    states.save(Box([host]), tmp_path / "state")
+    assert header(tmp_path / "state")["host"] == "[]"
+
+
+def header(path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_what_lay_on_the_host_stays_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(states, "_host_keys", lambda tensors: ["0"])
+    states.save(Box([torch.arange(3), torch.ones(2)]), tmp_path / "state")
+    host, far = states.load(Box(), tmp_path / "state", "meta").value
+    assert host.tolist() == [0, 1, 2]
+    assert far.device.type == "meta"
+
+
+def test_a_tensor_lies_where_the_fresh_states_lay(tmp_path):
+    states.save(Inner(torch.arange(3)), tmp_path / "state")
+    fresh = Inner(torch.empty(0, dtype=torch.int64, device="meta"))
+    assert states.load(fresh, tmp_path / "state", "cpu").ids.device.type == "meta"
+
+
+def test_a_file_that_says_nothing_of_devices_is_loaded(tmp_path):
+    states.save(Box([torch.arange(3), 1]), tmp_path / "state")
+    old = {key: value for key, value in header(tmp_path / "state").items() if key != "host"}
+    save_file(load_file(tmp_path / "state"), tmp_path / "old", metadata=old)
+    assert states.load(Box(), tmp_path / "old").value[0].tolist() == [0, 1, 2]
+    assert states.load(Box(), tmp_path / "old", "meta").value[0].device.type == "meta"

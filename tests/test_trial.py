@@ -104,6 +104,43 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, prepared, inversion,
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_on_a_gpu_a_trial_resumes_to_the_same_numbers(tmp_path, memory):
+    """Near the same: not all of a GPU's sums have an order. Ids are drawn on the host and must be equal."""
+    prepared = on_gpu(make_prepared())
+    config = toy_config(inversion=FAST, memory=MEMORIES[memory], guidance=Discriminator(), distiller=MIXED, rounds=4)
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        straight, _ = rounds(config, prepared, 4)
+        stopped, _ = rounds(config, prepared, 2, tmp_path)
+        states.save(stopped, tmp_path / "state")
+        resumed = states.load(start(config, prepared), tmp_path / "state", prepared.teacher.device)
+        store = local_store(config, prepared, tmp_path)
+        store.restore(resumed.num_ids, config.memory.live(resumed.memory))
+        for _ in range(2):
+            run_round(config, prepared, resumed, store)
+            store.commit()
+    live = config.memory.live(resumed.memory)
+    assert live.device.type == "cpu"
+    assert torch.equal(live, config.memory.live(straight.memory))
+    assert next(resumed.distiller.student.parameters()).is_cuda
+    for name in ("inversion/loss", "kd/loss", "proxy/kl"):
+        assert resumed.history[-1][name] == pytest.approx(straight.history[-1][name], rel=1e-2), name
+
+
+def on_gpu(prepared: Prepared) -> Prepared:
+    """All but test and validation images, which stay where they are read."""
+    assert prepared.condensed is not None
+    return replace(
+        prepared,
+        teacher=prepared.teacher.to("cuda"),
+        condensed=prepared.condensed.to("cuda"),
+        proxy=prepared.proxy.to("cuda"),
+        landmarks=None,
+    )
+
+
 def _tensors(state: TrialState) -> list[torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     states._pack(state.distiller, found)

@@ -157,7 +157,9 @@ def difference(
     )
 
 
-def comparisons(records: Sequence[Record], labels: Sequence[int] = (), *, baseline: Baseline = "none") -> list[Difference]:
+def comparisons(
+    records: Sequence[Record], labels: Sequence[int] = (), *, baseline: Baseline = "none"
+) -> list[Difference]:
     """Each arm minus its baseline and minus `none`, and `PAIRS`; no two arms twice.
 
     At each IPC at which both arms have a finished trial of a common seed.

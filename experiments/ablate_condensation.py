@@ -1,0 +1,53 @@
+"""Which condensed images serve best, alone, mixed in and as guides; and are they better than as many real ones?
+
+Every condenser beside `random_real` of equal size, the control that tells what condensing is worth from what having
+any images is worth. Same student steps in all.
+
+    python experiments/ablate_condensation.py --dataset cifar10 --data-root DIR --ipcs 1 10 --out runs/condensation
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Literal, get_args
+
+from condkd_ray.arms import arm
+from condkd_ray.condensation import AllReal, AnyCondensation, Imported
+from condkd_ray.experiment import Flags, Plan, command_line, run
+from condkd_ray.method import require
+
+KINDS = {kind.name: kind for kind in get_args(AnyCondensation) if kind not in (AllReal, Imported)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Flags):
+    """Flags of this experiment, and those common to all."""
+
+    ipcs: tuple[int, ...] = (10,)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    condensers: tuple[str, ...] = tuple(KINDS)
+    """`random_real` is always among them."""
+    arms: tuple[Literal["condensed_only", "mixed", "guided"], ...] = ("condensed_only", "mixed", "guided")
+    out: Path = Path("runs/ablate_condensation")
+
+
+def plans(args: Args) -> Iterator[Plan]:
+    """Every arm with every condensed set; `none` is left to ablate_ipc.py."""
+    base, names = args.base(), dict.fromkeys(["random_real", *args.condensers])
+    for name in names:
+        require(name in KINDS, "--condensers", name, ", ".join(KINDS))
+    for name, ipc, seed, who in product(names, args.ipcs, args.seeds, args.arms):
+        condensation = KINDS[name](ipc=max(args.ipcs))
+        yield arm(replace(base, condensation=condensation), who, ipc, seed, f"{who} {name}")
+
+
+def main(args: Args) -> int:
+    """Each condenser against the control in the same arm."""
+    planned = list(plans(args))
+    control = {plan.arm: f"{plan.arm.split()[0]} random_real" for plan in planned}
+    return run("ablate_condensation", __doc__ or "", planned, args, baseline=control)
+
+
+if __name__ == "__main__":
+    command_line(Args, main)
