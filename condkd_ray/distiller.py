@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.augment import shift_flip
+from condkd_ray.hooks import tapped
 from condkd_ray.losses.kd import Answer, AnyKdLoss, Hinton, divergence
 from condkd_ray.method import Method, require
 from condkd_ray.samples import Samples
 from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
-from condkd_ray.teacher import Teacher, tapped
+from condkd_ray.teacher import Teacher
 
 
 @dataclass

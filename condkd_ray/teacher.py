@@ -1,4 +1,4 @@
-"""The frozen teacher and what one look at it gives. The only home of hooks, for the student's layers too.
+"""The frozen teacher and what one look at it gives.
 
 Letters: B batch, C channels, H W height and width, K classes, D features.
 """
@@ -6,17 +6,16 @@ Letters: B batch, C channels, H W height and width, K classes, D features.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.method import InputError, require
+from condkd_ray.hooks import hooked, over_space, tapped, trace
+from condkd_ray.method import require
 
-BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PENULTIMATE = "penultimate"
 """The name of what enters the last linear layer, among layers."""
 
@@ -53,11 +52,6 @@ class Observation:
         return over_space(self.taps[layer])
 
 
-def over_space(x: Tensor) -> Tensor:
-    """Means over all dimensions after the second: (B, C, ...) to (B, C)."""
-    return x.flatten(2).mean(2) if x.ndim > 2 else x
-
-
 class Teacher:
     """A trained classifier, frozen and in eval mode, with what is known of its training data.
 
@@ -83,7 +77,7 @@ class Teacher:
         self.std = tuple(std)
         self.train_size = train_size
         self.flip_ok = flip_ok
-        self._classifier, self._bn_names, self._tappable, self._weighted = _trace(network, num_classes, image_shape)
+        self._traced = trace(network, num_classes, image_shape)
         self._layers: dict[str, nn.Module] = dict(network.named_modules())
         device = self.device
         self._mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
@@ -126,18 +120,18 @@ class Teacher:
     @property
     def running_bn(self) -> list[tuple[Tensor, Tensor]]:
         """(running mean, running variance) of each BN layer, in the order of `Observation.bn`."""
-        layers = [self._layers[name] for name in self._bn_names]
+        layers = [self._layers[name] for name in self._traced.bn]
         return [(layer.running_mean, layer.running_var) for layer in layers]  # type: ignore[misc]
 
     @property
     def num_features(self) -> int:
         """D: how many values enter the last linear layer."""
-        return self._classifier.in_features
+        return self._traced.classifier.in_features
 
     @property
     def weighted(self) -> dict[str, nn.Linear | nn.Conv2d]:
         """Linear layers and convolutions by name, in the order in which they run; the last linear one is not there."""
-        return {name: self._layers[name] for name in self._weighted}  # type: ignore[misc]
+        return {name: self._layers[name] for name in self._traced.weighted}  # type: ignore[misc]
 
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher on `device` (moved, not copied)."""
@@ -173,14 +167,14 @@ class Teacher:
 
             return hook
 
-        handles = [self._classifier.register_forward_pre_hook(see_features)]
-        handles += [self._layers[name].register_forward_pre_hook(see_bn(name)) for name in self._bn_names]
+        handles = [self._traced.classifier.register_forward_pre_hook(see_features)]
+        handles += [self._layers[name].register_forward_pre_hook(see_bn(name)) for name in self._traced.bn]
         with tapped(self.network, layers) as taps, ExitStack() as hooks:
             for handle in handles:
-                hooks.enter_context(_hooked(handle))
+                hooks.enter_context(hooked(handle))
             logits = self.network(images).float()
-        own = torch.cat([means[name] for name in self._bn_names], 1) if means else None
-        return Observation(logits, features["last"], tuple(bn[name] for name in self._bn_names), taps, own)
+        own = torch.cat([means[name] for name in self._traced.bn], 1) if means else None
+        return Observation(logits, features["last"], tuple(bn[name] for name in self._traced.bn), taps, own)
 
     def answer_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:
         """(B, K) logits where `layer` gives `values` (B, ...) for its own output.
@@ -189,10 +183,10 @@ class Teacher:
         sees one `image` (1, C, H, W), a blank one by default, and must not matter.
         """
         if layer == PENULTIMATE:
-            handle = self._classifier.register_forward_pre_hook(lambda *_: (values,))
+            handle = self._traced.classifier.register_forward_pre_hook(lambda *_: (values,))
         else:
             handle = self._layers[layer].register_forward_hook(lambda *_: values)
-        with _hooked(handle):
+        with hooked(handle):
             return self.network(self._blank() if image is None else image).float()
 
     @torch.no_grad()
@@ -212,96 +206,6 @@ class Teacher:
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Raise `InputError`, with the layers there are, for a name that is none of them."""
+        there = self._traced.tappable
         for name in names:
-            require(name in self._tappable, "teacher layer", name, ", ".join([PENULTIMATE, *self._tappable]))
-
-
-@contextmanager
-def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Within it each forward pass leaves the outputs of `layers`, float32, in the dictionary; no hook stays behind.
-
-    Layers that do not give a tensor leave nothing.
-    """
-    taps: dict[str, Tensor] = {}
-
-    def see(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                taps[name] = output.float()
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name in layers:
-            hooks.enter_context(_hooked(network.get_submodule(name).register_forward_hook(see(name))))
-        yield taps
-
-
-@torch.no_grad()
-def spatial_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
-    """Names of the layers that give (B, C, H, W) with more places than one; the network is left as it is."""
-    copied = copy.deepcopy(network).eval()
-    names = [name for name, _ in copied.named_modules() if name]
-    with tapped(copied, names) as taps:
-        copied(torch.zeros(1, *image_shape, device=next(copied.parameters()).device))
-    return [name for name in names if name in taps and taps[name].ndim == 4 and taps[name][0, 0].numel() > 1]
-
-
-@contextmanager
-def _hooked(handle: Any):
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def _trace(
-    network: nn.Module, num_classes: int, shape: tuple[int, int, int]
-) -> tuple[nn.Linear, list[str], list[str], list[str]]:
-    """The last linear layer that runs, and names of layers.
-
-    Those of BN with running statistics; those that give a tensor; those of linear layers and convolutions but the
-    last linear one.
-    """
-    ran: dict[str, object] = {}
-    linear: list[nn.Linear] = []
-    bn_names: list[str] = []
-    weighted: dict[str, nn.Module] = {}
-    device = next(network.parameters()).device
-
-    def hook(name: str) -> Callable[..., None]:
-        def see(module: nn.Module, _: object, output: object) -> None:
-            ran[name] = output
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                weighted[name] = module
-            if isinstance(module, nn.Linear):
-                linear.append(module)
-            elif isinstance(module, BatchNorms) and module.running_mean is not None:
-                bn_names.append(name)
-
-        return see
-
-    with ExitStack() as hooks:
-        for name, module in network.named_modules():
-            hooks.enter_context(_hooked(module.register_forward_hook(hook(name))))
-        try:
-            logits = network(torch.zeros(2, *shape, device=device))
-        except RuntimeError as error:
-            raise InputError(f"the teacher cannot read images of shape {shape}: {error}") from error
-    require(
-        tuple(logits.shape) == (2, num_classes),
-        "shape of the teacher's answer to 2 images",
-        tuple(logits.shape),
-        f"(2, {num_classes})",
-    )
-    require(
-        bool(linear) and linear[-1].out_features == num_classes,
-        "last linear layer of the teacher",
-        linear[-1] if linear else None,
-        f"a torch.nn.Linear with {num_classes} outputs that makes the logits",
-    )
-    # In the order of definition: a reader of the list finds a stage before its parts.
-    tappable = [name for name, _ in network.named_modules() if name and isinstance(ran.get(name), Tensor)]
-    others = [name for name, module in weighted.items() if module is not linear[-1]]
-    return linear[-1], list(dict.fromkeys(bn_names)), tappable, others
+            require(name in there, "teacher layer", name, ", ".join([PENULTIMATE, *there]))

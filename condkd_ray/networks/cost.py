@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.hooks import BatchNorms
 from condkd_ray.networks.network import Network
-from condkd_ray.teacher import BatchNorms
 
 
 @dataclass(frozen=True)

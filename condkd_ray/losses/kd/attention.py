@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condkd_ray.hooks import spatial_layers
 from condkd_ray.losses.kd.loss import Answer, KdLoss, softened
 from condkd_ray.method import require
-from condkd_ray.teacher import Teacher, spatial_layers
+from condkd_ray.teacher import Teacher
 
 NAMES = "one or more names of layers, such as stages.0 stages.1"
 
