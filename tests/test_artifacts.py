@@ -245,11 +245,22 @@ def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path):
             write_folder(tmp_path / place / part, images.pixels, images.labels, list("abcd"))
     heard, hashes = Heard(), []
     for place in ("here", "there"):
-        config = replace(CONFIG, data=DataConfig(name="image_folder", root=tmp_path / place), student=ResNet(width=2))
+        data = DataConfig(name="image_folder", root=tmp_path / place)
+        teacher = replace(RECIPE, training=Supervised(epochs=20, batch=16))
+        config = replace(CONFIG, data=data, teacher=teacher, student=ResNet(width=2))
         prepared = Workshop(tmp_path / "cache", say=heard.append).prepare(config)
         hashes.append((prepared.hashes, trial_hash(config, prepared)))
     assert hashes[0] == hashes[1]
     assert heard.trainings == 1
+
+
+def test_a_teacher_that_learnt_nothing_is_refused_and_not_kept(tmp_path):
+    config = replace(CONFIG, teacher=replace(RECIPE, training=Supervised(epochs=1, lr=1e-9)))
+    with pytest.raises(
+        InputError, match=r"teacher resnet-8-4 names right after training is 0\.\d+; accepted: more than"
+    ):
+        Workshop(tmp_path, say=lambda _: None).prepare(config)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def write_set(path: Path, workshop: Workshop, shuffled: bool) -> Path:

@@ -47,6 +47,19 @@ def test_training_lifts_accuracy():
     assert metrics["teacher/train_accuracy"] > 0.9
 
 
+@pytest.mark.parametrize(("spelling", "lr"), [("resnet-8-4", 0.2), ("convnet-2-8", 0.05)])
+def test_networks_without_batch_norm_get_a_smaller_rate(spelling, lr):
+    weights = []
+    for given in (None, lr, 0.1):
+        with Streams(0).forked("init/teacher"):
+            network = parse(spelling).build((1, 8, 8), 2)
+        method = Supervised(epochs=1, batch=64, lr=given)
+        method.train(network, *striped(128), **NORM, flip_ok=True, rng=Streams(0))
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 def test_bfloat16_learns_the_same_problem():
     network = build()
     Supervised(epochs=4, batch=64).train(

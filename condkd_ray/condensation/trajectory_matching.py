@@ -95,8 +95,9 @@ class TrajectoryMatching(Condensation):
     """Largest t (20 or 25 in the official code); the later an epoch, the less is learnt in it."""
     batch: int = 0
     """Synthetic images a step, drawn without replacement until all were seen (`batch_syn`); 0: all of them."""
-    lr: float = 30.0
-    """Of the images (1000 in the official code)."""
+    lr: float = 10.0
+    """Of the images (1000 in the official code). Of 10, 30 and 100 the best on validation images of digits: mean
+    accuracy of a ConvNet trained on 1 and on 10 images a class alone 0.924, 0.920 and 0.915 (seeds 100 and 101)."""
     step_lr: float = 1e-5
     """Of the step size."""
     momentum: float = 0.5
