@@ -95,9 +95,8 @@ class Supervised(Method):
         """
         require(images.dtype == torch.uint8, "type of the training images", images.dtype, "torch.uint8")
         network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(
-            network.parameters(), self._peak(network), self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
-        )
+        sgd = {"momentum": self.momentum, "weight_decay": self.weight_decay, "nesterov": self.momentum > 0}
+        optimizer = torch.optim.SGD(network.parameters(), self._peak(network), **sgd)
         steps = -(-len(images) // self.batch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._triangle(self.epochs * steps))
         metrics: Metrics = {}
