@@ -41,10 +41,11 @@ class System:
     targets: AnyTargets = Balanced()
     weighing: AnyWeighing = Equal()
 
-    def into(self, base: TrialConfig, **sizes: float) -> TrialConfig:
+    def into(self, base: TrialConfig, **sizes: float | None) -> TrialConfig:
         """`base` made that system. `sizes`: fields of the inversion (steps, width) to set, where it has them."""
         own = {field.name for field in fields(self.inversion)}
-        inversion = replace(self.inversion, **{name: size for name, size in sizes.items() if name in own})
+        given = {name: size for name, size in sizes.items() if name in own and size is not None}
+        inversion = replace(self.inversion, **given)
         distiller = replace(base.distiller, loss=self.loss)
         parts = {"memory": self.memory, "targets": self.targets, "weighing": self.weighing, "distiller": distiller}
         return replace(base, inversion=inversion, **parts)

@@ -15,31 +15,29 @@ from typing import Literal, get_args
 from condkd_ray.arms import arm
 from condkd_ray.condensation import AllReal, AnyCondensation, Imported
 from condkd_ray.experiment import Flags, Plan, command_line, run
-from condkd_ray.method import require
 
-KINDS = {kind.name: kind for kind in get_args(AnyCondensation) if kind not in (AllReal, Imported)}
+NAMES = tuple(kind.name for kind in get_args(AnyCondensation) if kind not in (AllReal, Imported))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all."""
+    """Flags of this experiment, and those common to all but --condensation."""
 
     ipcs: tuple[int, ...] = (10,)
     seeds: tuple[int, ...] = (0, 1, 2)
-    condensers: tuple[str, ...] = tuple(KINDS)
-    """`random_real` is always among them."""
+    condensers: tuple[str, ...] = NAMES
+    """`random_real` is always among them; `imported` may be, with --condensed-path."""
     arms: tuple[Literal["condensed_only", "mixed", "guided"], ...] = ("condensed_only", "mixed", "guided")
     out: Path = Path("runs/ablate_condensation")
 
 
 def plans(args: Args) -> Iterator[Plan]:
     """Every arm with every condensed set; `none` is left to ablate_ipc.py."""
-    base, names = args.base(), dict.fromkeys(["random_real", *args.condensers])
-    for name in names:
-        require(name in KINDS, "--condensers", name, ", ".join(KINDS))
+    names = dict.fromkeys(["random_real", *args.condensers])
+    path = {"imported": args.condensed_path}
+    bases = {name: replace(args, condensation=name, condensed_path=path.get(name)).base() for name in names}
     for name, ipc, seed, who in product(names, args.ipcs, args.seeds, args.arms):
-        condensation = KINDS[name](ipc=max(args.ipcs))
-        yield arm(replace(base, condensation=condensation), who, ipc, seed, f"{who} {name}")
+        yield arm(bases[name], who, ipc, seed, f"{who} {name}")
 
 
 def main(args: Args) -> int:

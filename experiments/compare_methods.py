@@ -19,7 +19,7 @@ from condkd_ray.systems import SYSTEMS, Name
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all. --inversion and --config are of no use here."""
+    """Flags of this experiment, and those common to all; of --config a method's own parts are replaced."""
 
     ipcs: tuple[int, ...] = (10,)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -28,7 +28,8 @@ class Args(Flags):
     """TEACHER:STUDENT, several; --teacher and --student if none is given. Each teacher is trained and cached."""
     condensed: bool = False
     inversion_steps: int | None = 10
-    """Steps of every inversion a round, so that their times compare; None leaves each method's own."""
+    """Of every inversion a round, so that their times compare; None leaves each method's own."""
+    inversion_batch: int | None = None
     out: Path = Path("runs/compare_methods")
 
 
@@ -43,7 +44,7 @@ def pairs(args: Args) -> Iterator[tuple[str, str]]:
 
 def plans(args: Args) -> Iterator[Plan]:
     """Every method for every pair and seed."""
-    sizes = {"steps": args.inversion_steps} if args.inversion_steps else {}
+    sizes = {"steps": args.inversion_steps, "batch": args.inversion_batch}
     sizes |= {"width": 64} if args.dataset == "digits" else {}
     names = ("mixed", "guided") if args.condensed else ("none",)
     for (teacher, student), method, seed, who in product(pairs(args), args.methods, args.seeds, names):

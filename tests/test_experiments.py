@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from condkd_ray.guidance import NoGuidance
+from condkd_ray.method import InputError
 from condkd_ray.report.records import read_manifest, read_records
+from condkd_ray.systems import SYSTEMS
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("benchmark"))
@@ -96,6 +98,43 @@ def test_at_each_scale_memories_are_of_one_size_and_arms_differ_by_one_part():
     assert read_against["modulated 0.1"] == "prioritized 0.1"
 
 
+def test_every_condenser_stands_beside_as_many_random_real_images(tmp_path):
+    plans = planned("ablate_condensation", ipcs=(1, 20), seeds=(0,), condensers=("trajectory_matching", "herding"))
+    names = ("random_real", "trajectory_matching", "herding")
+    arms = [f"{who} {name}" for name in names for who in ("condensed_only", "mixed", "guided")]
+    assert [(plan.arm, plan.ipc) for plan in plans if plan.arm.startswith("guided")] == [
+        (f"guided {name}", ipc) for name in names for ipc in (1, 20)
+    ]
+    assert {plan.arm for plan in plans} == set(arms)
+    control, *others = [plan.config for plan in plans if plan.arm.startswith("guided") and plan.ipc == 20]
+    assert [replace(config, condensation=control.condensation) for config in others] == [control, control]
+    foreign = planned("ablate_condensation", condensers=("imported",), condensed_path=tmp_path / "set.pt", seeds=(0,))
+    assert {plan.config.condensation.name for plan in foreign} == {"random_real", "imported"}
+
+
+def test_methods_are_whole_systems_with_the_same_student_steps():
+    plans = {plan.arm: plan.config for plan in planned("compare_methods", seeds=(0,), inversion_steps=7)}
+    assert list(plans) == list(SYSTEMS)
+    assert {config.inversion.steps for config in plans.values()} == {7}
+    assert plans["ssd_kd"].memory.name == "prioritized"
+    assert plans["ssd_kd"].weighing.name == "modulating"
+    assert plans["mb_dfkd"].memory.name == "bank"
+    own = {plan.arm: plan.config for plan in planned("compare_methods", seeds=(0,), inversion_steps=None)}
+    assert {name: config.inversion.steps for name, config in own.items()} == {
+        name: system.inversion.steps for name, system in SYSTEMS.items()
+    }
+
+
+def test_pairs_and_condensed_images_are_told_in_the_arms():
+    flags = {"methods": ("fast",), "seeds": (0,), "pairs": ("resnet-8-16:resnet-8-8", "wrn-16-1:resnet-8-8")}
+    plans = planned("compare_methods", condensed=True, **flags)
+    both = ("resnet-8-16 to resnet-8-8", "wrn-16-1 to resnet-8-8")
+    assert [plan.arm for plan in plans] == [f"{who} fast ({pair})" for pair in both for who in ("mixed", "guided")]
+    assert [plan.config.teacher.network.name for plan in plans] == ["resnet", "resnet", "wrn", "wrn"]
+    with pytest.raises(InputError, match="--pairs has 'wrn-16-1'; accepted: TEACHER:STUDENT"):
+        planned("compare_methods", pairs=("wrn-16-1",))
+
+
 def test_the_curriculum_begins_real_and_ends_synthetic():
     plans = {plan.arm: plan.config for plan in planned("few_shot", seeds=(0,), ipcs=(5,))}
     config = plans["guided_curriculum"]
@@ -114,6 +153,8 @@ def test_the_curriculum_begins_real_and_ends_synthetic():
         ("ablate_memory", ["--memories", "latest", "generative"], "generative - latest"),
         ("few_shot", ["--ipcs", "1"], "guided_curriculum - mixed"),
         ("ablate_scale", ["--scales", "0.1"], "modulated 0.1 - prioritized 0.1"),
+        ("ablate_condensation", ["--condensers", "herding", "--ipcs", "2"], "guided herding - guided random_real"),
+        ("compare_methods", ["--methods", "dafl", "soft_target", "ssd_kd", "--inversion-steps", "1"], "dafl - fast"),
     ],
 )
 def test_it_runs_and_compares_with_its_baseline(name, flags, told, tmp_path):
