@@ -41,10 +41,15 @@ class System:
     targets: AnyTargets = Balanced()
     weighing: AnyWeighing = Equal()
 
-    def into(self, base: TrialConfig, **sizes: float | None) -> TrialConfig:
-        """`base` made that system. `sizes`: fields of the inversion (steps, width) to set, where it has them."""
-        own = {field.name for field in fields(self.inversion)}
+    def into(self, base: TrialConfig, *, most_steps: int | None = None, **sizes: int | None) -> TrialConfig:
+        """`base` made that system. `sizes`: fields of the inversion (batch, width) to set, where it has them.
+
+        `most_steps`: to which its inversion's steps a round are cut down where they are more.
+        """
+        own = {field.name: getattr(self.inversion, field.name) for field in fields(self.inversion)}
         given = {name: size for name, size in sizes.items() if name in own and size is not None}
+        if most_steps is not None:
+            given["steps"] = min(own["steps"], most_steps)
         inversion = replace(self.inversion, **given)
         distiller = replace(base.distiller, loss=self.loss)
         parts = {"memory": self.memory, "targets": self.targets, "weighing": self.weighing, "distiller": distiller}

@@ -27,8 +27,8 @@ class Args(Flags):
     pairs: tuple[str, ...] = ()
     """TEACHER:STUDENT, several; --teacher and --student if none is given. Each teacher is trained and cached."""
     condensed: bool = False
-    inversion_steps: int | None = 10
-    """Of every inversion a round, so that their times compare; None leaves each method's own."""
+    most_steps: int = 20
+    """Of an inversion a round: what has more by default gets these."""
     inversion_batch: int | None = None
     out: Path = Path("runs/compare_methods")
 
@@ -44,8 +44,8 @@ def pairs(args: Args) -> Iterator[tuple[str, str]]:
 
 def plans(args: Args) -> Iterator[Plan]:
     """Every method for every pair and seed."""
-    sizes = {"steps": args.inversion_steps, "batch": args.inversion_batch}
-    sizes |= {"width": 64} if args.dataset == "digits" else {}
+    width = 64 if args.dataset == "digits" else None
+    sizes = {"most_steps": args.most_steps, "batch": args.inversion_batch, "width": width}
     names = ("mixed", "guided") if args.condensed else ("none",)
     for (teacher, student), method, seed, who in product(pairs(args), args.methods, args.seeds, names):
         base = replace(args, teacher=teacher, student=student).base()
