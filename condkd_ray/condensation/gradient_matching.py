@@ -7,26 +7,18 @@ Letters: K classes, N real and M synthetic images a class, C channels, H W heigh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from condkd_ray.augment import dsa
-from condkd_ray.condensation.condensation import (
-    Condensation,
-    class_table,
-    draw_per_class,
-    first_per_class,
-    random_per_class,
-    require_ipc,
-)
-from condkd_ray.condensation.training import convnet_for, train
+from condkd_ray.condensation.condensation import class_table, draw_per_class
+from condkd_ray.condensation.together import Together
+from condkd_ray.condensation.training import train
 from condkd_ray.method import Meter, require
-from condkd_ray.networks.convnet import ConvNet
 from condkd_ray.samples import Samples, unseen
 from condkd_ray.streams import Streams
 
@@ -61,7 +53,7 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientMatching(Condensation):
+class GradientMatching(Together):
     """Pixels that push the weights of a network where the real images of their class would push them.
 
     Each iteration has a ConvNet of its own. `outer` times: a step of the images that lowers the `gradient_distance`
@@ -86,11 +78,6 @@ class GradientMatching(Condensation):
         "width",
     )
     name: Literal["gradient_matching"] = "gradient_matching"
-    condensed_together: int = 10
-    """Images per class optimised together, at least `ipc`; a smaller ipc takes the first ones of each class.
-
-    Our choice: the images of one optimisation depend on each other, and sets of one seed are to be nested.
-    """
     prefixes: bool = True
     """Each iteration is of the first images of each class, a random number of them; False, of all, as published.
 
@@ -108,61 +95,30 @@ class GradientMatching(Condensation):
     net_batch: int = 256
     """Synthetic images a step of the network, at most."""
     lr: float = 0.1
-    """Of the images."""
-    momentum: float = 0.5
-    """Of the images."""
-    width: int = 32
-    """Channels of the ConvNets."""
-    depth: int = 3
-    """Their blocks; each halves the image. Fewer on images below 16x16, where the last map would be a single place."""
     augment: Literal["dsa", "none"] = "dsa"
     """DSA: the same randomly drawn augmentation on real and synthetic images. None: DC as first published."""
     start: Literal["real", "noise"] = "real"
     """What the images start from: real ones (DSA) or normal noise (DC)."""
 
     def __post_init__(self) -> None:
-        require_ipc(self.ipc)
-        together = self.condensed_together
-        require(together >= self.ipc, "condensation.condensed_together", together, f"{self.ipc} or more, the ipc")
-        for field in ("iterations", "outer", "real_batch", "net_batch"):
+        super().__post_init__()
+        for field in ("outer", "real_batch", "net_batch"):
             require(getattr(self, field) >= 1, f"condensation.{field}", getattr(self, field), "1 or more")
         require(self.inner >= 0, "condensation.inner", self.inner, "0 or more")
-        for field in ("lr", "net_lr"):
-            require(getattr(self, field) > 0, f"condensation.{field}", getattr(self, field), "more than 0")
-        require(0 <= self.momentum < 1, "condensation.momentum", self.momentum, "0 <= momentum < 1")
-        ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
+        require(self.net_lr > 0, "condensation.net_lr", self.net_lr, "more than 0")
 
-    def whole(self) -> Self:
-        """All that are optimised together."""
-        return replace(self, ipc=self.condensed_together)
-
-    def condense(
-        self,
-        real: Samples,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
-    ) -> Samples:
-        """Optimise `condensed_together` images of each class; the first `ipc` of each. Raises `NonFiniteError` too."""
-        rows = random_per_class(real.labels, self.condensed_together, num_classes, rng["condensation"])
-        images, labels = real.images[rows], real.labels[rows]
+    def optimise(self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams) -> Tensor:
+        """`outer` steps for each network. Raises `NonFiniteError`."""
+        images = start.images.clone()
         if self.start == "noise":
             images = torch.randn(images.shape, generator=rng["condensation/noise"], device=images.device)
-        images = self._optimise(unseen(images, labels), real, num_classes, flip_ok=flip_ok, rng=rng)
-        return first_per_class(unseen(images, labels), self.ipc, num_classes)
-
-    def _optimise(self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams) -> Tensor:
-        """The images (K x M, C, H, W), class-major."""
-        images = start.images.clone().requires_grad_()
+        images.requires_grad_()
         optimizer = torch.optim.SGD([images], self.lr, momentum=self.momentum)
         table, counts = class_table(real.labels, num_classes)
         num_real = min(self.real_batch, int(counts.min()))
         meter = Meter("condensation")
         for iteration in range(self.iterations):
-            network = self._network(iteration, start.images, num_classes, rng)
+            network = self.network(start.images, num_classes, f"condenser/{iteration}", rng)
             used = self._used(num_classes, rng).to(images.device)
             for step in range(self.outer):
                 if step and self.inner:
@@ -176,12 +132,6 @@ class GradientMatching(Condensation):
         meter.read()  # raises where a loss was not finite, naming the step
         return images.detach()
 
-    def _network(self, iteration: int, images: Tensor, num_classes: int, rng: Streams) -> nn.Module:
-        channels, height, width = images.shape[1:]
-        network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
-        with rng.forked(f"init/condenser/{iteration}"):
-            return network.build((channels, height, width), num_classes).to(images.device)
-
     def _used(self, num_classes: int, rng: Streams) -> Tensor:
         """Row numbers, class-major, of the images of an iteration."""
         every = torch.arange(num_classes * self.condensed_together).view(num_classes, -1)
@@ -189,29 +139,20 @@ class GradientMatching(Condensation):
         return every[:, : place + 1 if self.prefixes else self.condensed_together].flatten()
 
     def _train(self, network: nn.Module, synthetic: Samples, *, flip_ok: bool, rng: Streams) -> None:
-        def augment(images: Tensor) -> Tensor:
-            name = "augment/condenser"
-            return dsa(images, rng=rng[name], choice=rng.host(name), flip=flip_ok) if self.augment == "dsa" else images
-
-        order = rng["condensation/batches"]
         train(
             network.requires_grad_(),
             synthetic,
             epochs=self.inner,
             batch=self.net_batch,
             lr=self.net_lr,
-            augment=augment,
-            rng=order,
+            augment=lambda images: self.augmented(images, "condenser", flip_ok=flip_ok, rng=rng),
+            rng=rng["condensation/batches"],
         )
 
     def _loss(
         self, network: nn.Module, real: Tensor, images: Tensor, num_classes: int, *, flip_ok: bool, rng: Streams
     ) -> Tensor:
-        if self.augment == "dsa":
-            name = "augment/condensation"
-            both = torch.cat([real, images])
-            both = dsa(both, rng=rng[name], choice=rng.host(name), flip=flip_ok, siamese=True)
-            real, images = both.split([len(real), len(images)])
+        real, images = self.siamese(real, images, flip_ok=flip_ok, rng=rng)
         target = class_gradients(network, real.detach().unflatten(0, (num_classes, -1)), differentiable=False)
         reached = class_gradients(network, images.unflatten(0, (num_classes, -1)), differentiable=True)
         return gradient_distance(target, reached)

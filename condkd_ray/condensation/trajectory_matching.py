@@ -7,21 +7,19 @@ E epochs of an expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from condkd_ray.augment import dsa
-from condkd_ray.condensation.condensation import Condensation, first_per_class, random_per_class, require_ipc
+from condkd_ray.condensation.together import Together
 from condkd_ray.condensation.training import convnet_for, train
 from condkd_ray.condensation.unrolling import free_bytes, require_memory, unroll, unrolled_bytes
 from condkd_ray.method import Meter, require
-from condkd_ray.networks.convnet import ConvNet
-from condkd_ray.samples import Samples, unseen
+from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
 
 Augment = Callable[[Tensor, str], Tensor]
@@ -34,7 +32,7 @@ def trajectory_loss(reached: Tensor, start: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryMatching(Condensation):
+class TrajectoryMatching(Together):
     r"""Pixels on which a few SGD steps lead a network where many on the real images did.
 
     Experts are ConvNets trained on the real images, each from a seed of its own; \theta*_t are their parameters after
@@ -66,11 +64,6 @@ class TrajectoryMatching(Condensation):
         "augment",
     )
     name: Literal["trajectory_matching"] = "trajectory_matching"
-    condensed_together: int = 10
-    """Images per class optimised together, at least `ipc`; a smaller ipc takes the first ones of each class.
-
-    Our choice: the images of one optimisation depend on each other, and sets of one seed are to be nested.
-    """
     prefixes: bool = True
     """Each iteration unrolls on the first images of each class, a random number of them; False, on all, as published.
 
@@ -102,59 +95,19 @@ class TrajectoryMatching(Condensation):
     """Of the step size."""
     momentum: float = 0.5
     """Of both."""
-    width: int = 32
-    """Channels of the ConvNets."""
-    depth: int = 3
-    """Their blocks; each halves the image. Fewer on images below 16x16, where the last map would be a single place."""
     augment: Literal["dsa", "none"] = "dsa"
     """One randomly chosen augmentation a step, each image by draws of its own, or none; the experts' likewise."""
 
     def __post_init__(self) -> None:
-        require_ipc(self.ipc)
-        together = self.condensed_together
-        require(together >= self.ipc, "condensation.condensed_together", together, f"{self.ipc} or more, the ipc")
-        for field in ("iterations", "experts", "expert_epochs", "expert_batch", "steps", "ahead"):
+        super().__post_init__()
+        for field in ("experts", "expert_epochs", "expert_batch", "steps", "ahead"):
             require(getattr(self, field) >= 1, f"condensation.{field}", getattr(self, field), "1 or more")
-        for field in ("expert_lr", "lr"):
-            require(getattr(self, field) > 0, f"condensation.{field}", getattr(self, field), "more than 0")
+        require(self.expert_lr > 0, "condensation.expert_lr", self.expert_lr, "more than 0")
         require(self.step_lr >= 0, "condensation.step_lr", self.step_lr, "0 or more")
         require(self.batch >= 0, "condensation.batch", self.batch, "1 or more, or 0 for all images")
-        require(0 <= self.momentum < 1, "condensation.momentum", self.momentum, "0 <= momentum < 1")
         epochs, last = self.expert_epochs, self.expert_epochs - self.ahead
         require(last >= 0, "condensation.ahead", self.ahead, f"1 to {epochs}, the epochs of an expert")
         require(0 <= self.max_start <= last, "condensation.max_start", self.max_start, f"0 to {last}, as experts end")
-        ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
-
-    def whole(self) -> Self:
-        """All that are optimised together."""
-        return replace(self, ipc=self.condensed_together)
-
-    def condense(
-        self,
-        real: Samples,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
-    ) -> Samples:
-        """Optimise `condensed_together` images of each class; the first `ipc` of each.
-
-        Raises `InputError` too where that needs more memory than is free, `NonFiniteError` on divergence.
-        """
-        rows = random_per_class(real.labels, self.condensed_together, num_classes, rng["condensation"])
-        start = unseen(real.images[rows], real.labels[rows])
-        channels, height, width = start.images.shape[1:]
-        self.require_memory((channels, height, width), num_classes, free_bytes(start.images.device))
-
-        def augment(images: Tensor, use: str) -> Tensor:
-            name = f"augment/{use}"
-            return dsa(images, rng=rng[name], choice=rng.host(name), flip=flip_ok) if self.augment == "dsa" else images
-
-        experts = [self._expert(number, real, num_classes, augment, rng) for number in range(self.experts)]
-        images = self._optimise(start, num_classes, experts, augment, rng)
-        return first_per_class(unseen(images, start.labels), self.ipc, num_classes)
 
     def require_memory(self, image_shape: tuple[int, int, int], num_classes: int, free: int) -> None:
         """Raise `InputError` where trajectories and unrolled steps are estimated to take more than `free` bytes."""
@@ -167,16 +120,10 @@ class TrajectoryMatching(Condensation):
         images = num_classes * self.condensed_together
         require_memory(needed, free, steps=self.steps, batch=min(self.batch or images, images), width=self.width)
 
-    def _network(self, images: Tensor, num_classes: int, name: str, rng: Streams) -> nn.Module:
-        channels, height, width = images.shape[1:]
-        network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
-        with rng.forked(f"init/{name}"):
-            return network.build((channels, height, width), num_classes).to(images.device)
-
     def _expert(self, number: int, real: Samples, num_classes: int, augment: Augment, rng: Streams) -> Tensor:
         """A trajectory (E + 1, P): the parameters before training and after each epoch."""
         name = f"expert/{number}"
-        network = self._network(real.images, num_classes, name, rng)
+        network = self.network(real.images, num_classes, name, rng)
         trajectory = [parameters_to_vector(network.parameters()).detach()]
         train(
             network,
@@ -190,11 +137,19 @@ class TrajectoryMatching(Condensation):
         )
         return torch.stack(trajectory)
 
-    def _optimise(
-        self, start: Samples, num_classes: int, experts: list[Tensor], augment: Augment, rng: Streams
-    ) -> Tensor:
-        """The images (K x M, C, H, W), class-major."""
-        network = self._network(start.images, num_classes, "condenser", rng)
+    def optimise(self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams) -> Tensor:
+        """Experts first, then the images.
+
+        Raises `InputError` where that needs more memory than is free, `NonFiniteError` on divergence.
+        """
+        channels, height, width = start.images.shape[1:]
+        self.require_memory((channels, height, width), num_classes, free_bytes(start.images.device))
+
+        def augment(images: Tensor, use: str) -> Tensor:
+            return self.augmented(images, use, flip_ok=flip_ok, rng=rng)
+
+        experts = [self._expert(number, real, num_classes, augment, rng) for number in range(self.experts)]
+        network = self.network(start.images, num_classes, "condenser", rng)
         images = start.images.clone().requires_grad_()
         step_size = torch.tensor(self.expert_lr, device=images.device, requires_grad=True)
         groups = [{"params": [images], "lr": self.lr}, {"params": [step_size], "lr": self.step_lr}]

@@ -8,8 +8,7 @@ from learning import accuracy_on_digits
 from reference import condensation as reference
 from torch import Tensor, nn
 
-from condkd_ray.condensation import GradientMatching, RandomReal
-from condkd_ray.condensation import gradient_matching as module
+from condkd_ray.condensation import GradientMatching, RandomReal, together
 from condkd_ray.condensation.gradient_matching import class_gradients, gradient_distance
 from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.networks import ConvNet
@@ -164,13 +163,13 @@ def test_prefixes_are_the_first_images_of_each_class():
 @pytest.mark.parametrize("flip_ok", [False, True])
 def test_images_are_mirrored_only_where_that_keeps_the_class(flip_ok: bool, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    dsa = module.dsa
+    dsa = together.dsa
 
     def recorded(*args, flip: bool, **options) -> Tensor:
         asked.append(flip)
         return dsa(*args, flip=flip, **options)
 
-    monkeypatch.setattr(module, "dsa", recorded)
+    monkeypatch.setattr(together, "dsa", recorded)
     condense(GradientMatching(ipc=1, iterations=1, outer=2, inner=1, width=4), flip_ok=flip_ok)
     assert asked == [flip_ok] * 3
 

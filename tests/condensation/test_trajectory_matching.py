@@ -96,7 +96,7 @@ def test_images_lead_where_an_expert_that_was_not_matched_went():
 
     def left(images: Tensor, labels: Tensor) -> float:
         before, _, after = expert(method, number=9)
-        network = method._network(images, NUM_CLASSES, "any", Streams(0))
+        network = method.network(images, NUM_CLASSES, "any", Streams(0))
         return trajectory_loss(unroll(network, before, torch.tensor(0.1), [(images, labels)] * 4), before, after).item()
 
     start, made = condense(RandomReal(ipc=5)), condense(method)
