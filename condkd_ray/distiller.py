@@ -1,4 +1,7 @@
-"""The student's step: distil the teacher from a batch of samples. Letters: B batch, K classes."""
+"""The student's step: a batch from the memory and the condensed set, and the distillation of the teacher on it.
+
+Letters: B batch, K classes.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from torch import Tensor, nn
 from condkd_ray.augment import shift_flip
 from condkd_ray.hooks import tapped
 from condkd_ray.losses.kd import Answer, AnyKdLoss, Hinton, divergence
+from condkd_ray.memory import AnyMemory, Store
 from condkd_ray.method import Method, require
-from condkd_ray.samples import Samples
+from condkd_ray.samples import Samples, cat
 from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
@@ -159,3 +163,45 @@ def as_two_means(weights: Tensor, added: int) -> Tensor:
     """
     whole = len(weights) + added
     return torch.cat([weights * (whole / len(weights)), weights.new_full((added,), whole / added)])
+
+
+class Batch(NamedTuple):
+    """A batch of the student's: samples (B), their weights (B,), and the ids of the first, those from the memory."""
+
+    samples: Samples
+    weights: Tensor
+    ids: Tensor
+
+
+def next_batch(
+    distiller: Distiller,
+    memory: AnyMemory,
+    remembered: Any,
+    store: Store,
+    condensed: Samples | None,
+    *,
+    progress: float,
+    teacher: Teacher,
+    rng: Streams,
+) -> Batch:
+    """Synthetic then condensed samples: `batch` together, or, under `mix: concat`, condensed ones in addition.
+
+    In every arm a full batch is drawn from the memory (its state: `remembered`) and the front of it used, so that all
+    arms see the same draws.
+    """
+    num_condensed = distiller.num_condensed(progress)
+    num_synthetic = distiller.batch - num_condensed
+    parts: list[Samples] = []
+    ids = torch.empty(0, dtype=torch.int64)
+    weights = torch.ones(distiller.batch, device=teacher.device)
+    if num_synthetic:
+        drawn = memory.draw(remembered, store, distiller.batch, teacher=teacher, rng=rng)
+        parts.append(drawn.samples[:num_synthetic].to(teacher.device))
+        weights[:num_synthetic] = drawn.weights[:num_synthetic]
+        ids = drawn.ids[:num_synthetic]
+    if num_condensed or distiller.concatenates:
+        assert condensed is not None
+        rows = distiller.condensed_rows(len(condensed), progress, rng.host("condensed"))
+        parts.append(condensed[rows.to(teacher.device)])
+        weights = as_two_means(weights, len(rows)) if distiller.concatenates else weights
+    return Batch(cat(parts), weights, ids)

@@ -150,31 +150,6 @@ def _read(meter: Meter, epoch: int) -> Metrics:
         raise NonFiniteError(f"{error} of epoch {epoch}") from None
 
 
-@torch.no_grad()
-def accuracy(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch: int = 500,
-) -> float:
-    """Fraction of `images` (N, C, H, W) uint8 that `network` gives their `labels` (N,), in eval mode and float32.
-
-    The network's mode is put back afterwards. One host copy. Raises `InputError` where there are no images.
-    """
-    require(len(images) > 0, "number of images to measure accuracy on", 0, "1 or more")
-    was_training = network.training
-    network.eval()
-    right = torch.zeros((), dtype=torch.int64, device=images.device)
-    for pixels, target in zip(images.split(batch), labels.split(batch), strict=True):
-        unit = pixels.contiguous(memory_format=torch.channels_last).float() / 255
-        right += (network(to_model(unit, mean, std)).argmax(1) == target).sum()
-    network.train(was_training)
-    return right.item() / len(images)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Method):
     """Which teacher: trained here by `training` and cached, or a user's own `weights`."""

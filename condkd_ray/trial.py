@@ -9,22 +9,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from condkd_ray.condensation import AnyCondensation
 from condkd_ray.data import DataConfig, RealImages
 from condkd_ray.diagnosis import Landmarks, diagnose
-from condkd_ray.distiller import Distiller, DistillerState, as_two_means
+from condkd_ray.distiller import Distiller, DistillerState, next_batch
 from condkd_ray.evaluation import evaluate
 from condkd_ray.guidance import AnyGuidance, NoGuidance
 from condkd_ray.inversion import AnyInversion, Fast, NoInversion
 from condkd_ray.memory import AnyMemory, Growing, Store
 from condkd_ray.method import Meter, Method, Metrics, require
 from condkd_ray.networks import AnyNetwork, ResNet
-from condkd_ray.samples import Codec, Samples, cat
+from condkd_ray.samples import Codec, Samples
 from condkd_ray.streams import Streams
 from condkd_ray.supervised import TeacherConfig
 from condkd_ray.targets import AnyTargets, Balanced
@@ -207,7 +206,12 @@ def distil(config: TrialConfig, prepared: Prepared, state: TrialState, store: St
     state.distiller.student.train()
     meter = Meter("kd")
     for _ in range(config.distiller.steps):
-        batch, weights, ids = next_batch(config, prepared, state, store)
+        batch, weights, ids = next_batch(
+            *(config.distiller, config.memory, state.memory, store, prepared.condensed),
+            progress=config.progress(state.round),
+            teacher=prepared.teacher,
+            rng=state.streams,
+        )
         step = config.distiller.step(state.distiller, batch, weights, teacher=prepared.teacher, rng=state.streams)
         config.memory.feedback(state.memory, ids, step.gap[: len(ids)])
         meter.add(**step.terms)
@@ -220,39 +224,6 @@ def measure(config: TrialConfig, prepared: Prepared, state: TrialState) -> Metri
         return {}
     student, teacher = state.distiller.student, prepared.teacher
     return evaluate(student, teacher=teacher, proxy=prepared.proxy, val=prepared.val, test=prepared.test)
-
-
-class Batch(NamedTuple):
-    """A batch of the student's: samples (B), their weights (B,), and the ids of the first, those from the memory."""
-
-    samples: Samples
-    weights: Tensor
-    ids: Tensor
-
-
-def next_batch(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Batch:
-    """Synthetic then condensed samples: `batch` together, or, under `mix: concat`, condensed ones in addition.
-
-    In every arm a full batch is drawn from the memory and the front of it used, so that all arms see the same draws.
-    """
-    distiller, rng, device = config.distiller, state.streams, prepared.teacher.device
-    progress = config.progress(state.round)
-    num_condensed = distiller.num_condensed(progress)
-    num_synthetic = distiller.batch - num_condensed
-    parts: list[Samples] = []
-    ids = torch.empty(0, dtype=torch.int64)
-    weights = torch.ones(distiller.batch, device=device)
-    if num_synthetic:
-        drawn = config.memory.draw(state.memory, store, distiller.batch, teacher=prepared.teacher, rng=rng)
-        parts.append(drawn.samples[:num_synthetic].to(device))
-        weights[:num_synthetic] = drawn.weights[:num_synthetic]
-        ids = drawn.ids[:num_synthetic]
-    if num_condensed or distiller.concatenates:
-        assert prepared.condensed is not None
-        rows = distiller.condensed_rows(len(prepared.condensed), progress, rng.host("condensed"))
-        parts.append(prepared.condensed[rows.to(device)])
-        weights = as_two_means(weights, len(rows)) if distiller.concatenates else weights
-    return Batch(cat(parts), weights, ids)
 
 
 @contextmanager

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from toy import make_prepared, toy_config
 
-from condkd_ray.distiller import Distiller, DistillerState
+from condkd_ray.distiller import Distiller, DistillerState, next_batch
 from condkd_ray.run import local_store
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
-from condkd_ray.trial import TrialConfig, next_batch, settle, start, synthesise
+from condkd_ray.trial import TrialConfig, settle, start, synthesise
 
 
 def begin(distiller: Distiller, teacher: Teacher, rounds: int = 3) -> DistillerState:
@@ -37,7 +37,12 @@ def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:
     fresh = settle(synthesise(config, prepared, state, store)[0], store.codec, prepared.teacher)
     config.memory.add(state.memory, store, fresh, teacher=prepared.teacher, rng=state.streams)
     assert prepared.condensed is not None
-    batch, weights, _ = next_batch(config, prepared, state, store)
+    batch, weights, _ = next_batch(
+        *(config.distiller, config.memory, state.memory, store, prepared.condensed),
+        progress=0.0,
+        teacher=prepared.teacher,
+        rng=state.streams,
+    )
     return batch, weights, fresh, prepared.condensed
 
 

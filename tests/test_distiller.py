@@ -7,7 +7,7 @@ from student_steps import begin, contained, drawn, gradients, ones
 from torch import Tensor
 from toy import MEAN, STD, answered, blobs, make_prepared, make_teacher, samples, toy_config
 
-from condkd_ray.distiller import Distiller
+from condkd_ray.distiller import Distiller, next_batch
 from condkd_ray.inversion import NoInversion
 from condkd_ray.losses.kd import LogitL1
 from condkd_ray.memory import Latest
@@ -16,7 +16,7 @@ from condkd_ray.run import local_store
 from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
-from condkd_ray.trial import next_batch, run_round, start
+from condkd_ray.trial import run_round, start
 
 
 @pytest.fixture
@@ -43,7 +43,12 @@ def test_the_share_follows_its_schedule_over_the_rounds():
     state, store, found = start(config, prepared), local_store(config, prepared, None), []
     for _ in range(5):
         run_round(config, prepared, state, store)
-        batch, _, _ = next_batch(config, prepared, replace(state, round=state.round - 1), store)
+        batch, _, _ = next_batch(
+            *(config.distiller, config.memory, state.memory, store, prepared.condensed),
+            progress=config.progress(state.round - 1),
+            teacher=prepared.teacher,
+            rng=state.streams,
+        )
         assert len(batch) == 16
         found.append(sum(contained(image[None], prepared.condensed.images) for image in batch.images))
         assert contained(batch.images[16 - shares[state.round - 1] :], prepared.condensed.images)
