@@ -23,7 +23,8 @@ _PANELS = {
     "diagnosis/gap": "KL of teacher and student",
 }
 _AS_REAL = ("diagnosis/diversity", "diagnosis/nearest_guide")
-_LEGEND_COLUMNS = 4
+_LEGEND_COLUMNS, _ROOM = 4, 120
+"""At most, and letters in a row of the legend, of which each entry takes ten for its line."""
 _MOST_BANDS = 6
 """Of more arms than this the bands would hide one another."""
 
@@ -53,7 +54,7 @@ def diagnosis_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
     if not kept:
         return None
     arms = [arm for arm in _arms(records) if any(arm in curves for curves in kept.values())]
-    legend_rows = -(-len(arms) // _LEGEND_COLUMNS)
+    legend_rows = -(-len(arms) // _columns([name(arm) for arm in arms]))
     figure, panels = tiles(len(kept), foot=0.9 + 0.17 * legend_rows)
     for axes, (metric, curves) in zip(panels, kept.items(), strict=True):
         axes.set_title(_PANELS[metric], fontsize=8, loc="left")
@@ -70,6 +71,11 @@ def diagnosis_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
     where = "Synthetic images of each measured round in the teacher's features"
     caption(figure, f"{where}{_at(records)}; for the report only.\n{_over_seeds(counts, len(arms))}")
     return figure
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Of a legend, so that its rows do not reach beyond the figure."""
+    return max(1, min(_LEGEND_COLUMNS, _ROOM // (max(map(len, labels)) + 10)))
 
 
 def _arms(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -212,9 +212,10 @@ def boxes(figure):
     return [part.get_window_extent(renderer) for part in parts if part.get_text()]
 
 
+@pytest.mark.parametrize("word", ["mmd", "unconditional", "mixed distribution_matching"])
 @pytest.mark.parametrize("count", [1, 5, 14])
-def test_no_text_is_cut(count):
-    records = [diagnosed(make_record(f"unconditional x0.{i:02d}", 10, s)) for i in range(count) for s in (0, 1)]
+def test_no_text_is_cut(count, word):
+    records = [diagnosed(make_record(f"{word} x0.{i:02d}", 10, s)) for i in range(count) for s in (0, 1)]
     styles = looks(record.arm for record in records)
     with matplotlib.rc_context(STYLE):
         for figure in (dots_figure(records, make_manifest(), styles), diagnosis_figure(records, styles)):
