@@ -45,7 +45,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     """
 
     paper: ClassVar[str] = "Liu et al., CVPR 2024"
-    ours: ClassVar[tuple[str, ...]] = ("alpha", "beta", "eps", "largest", "evict", "refresh")
+    ours: ClassVar[tuple[str, ...]] = ("alpha", "beta", "eps", "divide_by", "evict", "refresh")
     name: Literal["prioritized"] = "prioritized"
     scale: float = 0.1
     """Samples kept, as a share of the teacher's train set; the paper has 0.1 and goes down to 0.01."""
@@ -55,9 +55,10 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     """0 corrects nothing, 1 all of the bias. Prioritised replay's usual start, here constant."""
     eps: float = 1e-6
     """What even a sample without divergence has for a mass."""
-    largest: Literal["draw", "memory"] = "draw"
-    """Weights are divided by the largest of this draw, or of all in the memory: then one sample that is hardly ever
-    drawn makes all others count little."""
+    divide_by: Literal["largest", "largest_held", "mean"] = "largest"
+    """What a draw's weights are divided by: their largest; that of all in the memory, and then one sample that is
+    hardly ever drawn makes all others count little; or their mean. The first two shorten the student's steps, as most
+    weights of a draw are small; the mean leaves their length alone."""
     evict: Literal["lowest", "oldest"] = "lowest"
     """Which samples make room for a round's: those of the lowest delta, or of the highest age. Among equals the oldest
     go, and of a round larger than the memory its last samples stay."""
@@ -108,7 +109,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         rows = torch.multinomial(chances, count, replacement=True, generator=rng.host("draw"))
         corrections = (len(chances) * chances) ** -self.beta
         weights = corrections[rows]
-        weights = weights / (weights if self.largest == "draw" else corrections).max()
+        weights = weights / self._divisor(weights, corrections)
         samples = store.gather(state.ids[rows])
         return Draw(samples, state.ids[rows], weights.float().to(samples.labels.device))
 
@@ -140,6 +141,11 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         state.deltas = torch.where(drawn, state.weights * sums / times.clamp_min(1), state.deltas)
         chances = self._chances(state.deltas)
         state.weights = torch.where(drawn, (len(chances) * chances) ** -self.beta, state.weights)
+
+    def _divisor(self, drawn: Tensor, held: Tensor) -> Tensor:
+        if self.divide_by == "mean":
+            return drawn.mean()
+        return (drawn if self.divide_by == "largest" else held).max()
 
     def _chances(self, deltas: Tensor) -> Tensor:
         """P (N,) of deltas (N,)."""

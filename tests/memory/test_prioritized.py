@@ -87,7 +87,7 @@ def test_draws_follow_the_priorities(alpha):
 @pytest.mark.parametrize(("beta", "corrected"), [(1.0, True), (0.4, False), (0.0, False)])
 def test_whole_weights_take_the_bias_out_of_a_mean(beta, corrected):
     """To five standard errors: the weighted mean of the draws is the mean of all that is held."""
-    played, values = heard(beta=beta, eps=0.5, largest="memory"), torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
+    played, values = heard(beta=beta, eps=0.5, divide_by="largest_held"), torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
     drawn = played.draw(40_000)
     terms = drawn.weights * values[drawn.ids]
     found, error = terms.mean() / drawn.weights.mean(), 5 * terms.std() / drawn.weights.mean() / 200
@@ -97,11 +97,18 @@ def test_whole_weights_take_the_bias_out_of_a_mean(beta, corrected):
 def test_weights_have_a_largest_of_one_in_the_draw_or_in_the_memory():
     for _ in range(5):
         assert heard().draw(3).weights.max() == 1
-    played = heard(largest="memory")
+    played = heard(divide_by="largest_held")
     drawn = played.draw(200)
     assert drawn.weights[drawn.ids == 1].eq(1).all()
     assert drawn.weights[drawn.ids != 1].max() < 0.1
     assert torch.equal(heard(beta=0.0).draw(50).weights, torch.ones(50))
+
+
+def test_weights_of_a_draw_may_have_a_mean_of_one_and_keep_their_ratios():
+    drawn, whole = heard(divide_by="mean").draw(200), heard(divide_by="largest_held").draw(200)
+    assert torch.equal(drawn.ids, whole.ids)
+    assert drawn.weights.mean() == pytest.approx(1)
+    torch.testing.assert_close(drawn.weights / drawn.weights[0], whole.weights / whole.weights[0])
 
 
 def test_what_is_told_changes_the_drawn_samples_alone():
