@@ -37,8 +37,8 @@ class Methods:
 class Export:
     """Write the best student and its synthetic images in forms that need nothing of this package.
 
-    The best by validation accuracy, or by agreement on the proxy set where there is none; never by test accuracy. An
-    experiment keeps the best trial of each arm and IPC.
+    The best by validation accuracy, or by agreement on the proxy set where there is none; never by test accuracy, and
+    not the reference that was taught with all real images. An experiment keeps the best trial of each arm and IPC.
     """
 
     out: tyro.conf.Positional[Path]

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from condkd_ray import networks
+from condkd_ray.condensation import AllReal
 from condkd_ray.config import to_tree
 from condkd_ray.method import require
 from condkd_ray.product import Product, product_path, read_product
@@ -66,13 +67,15 @@ class Shelf:
 def choose(out: Path, config_hash: str | None = None) -> Record:
     """The best of the kept trials, or the one whose hash begins with `config_hash`.
 
+    Those that were taught with all real images are references, chosen unasked only where there are no others.
     Raises `InputError` where none is kept, or where none or several hashes begin so.
     """
     read_manifest(out)
     kept = [record for record in read_records(out) if kept_path(out, record.config_hash).is_file()]
     require(bool(kept), f"trials kept in {out}", 0, "a folder whose experiment kept the best of each arm")
     if config_hash is None:
-        return max(kept, key=lambda record: merit(record)[1])
+        others = [record for record in kept if record.condensation != AllReal.name]
+        return max(others or kept, key=lambda record: merit(record)[1])
     found = [record for record in kept if record.config_hash.startswith(config_hash)]
     there = ", ".join(f"{r.config_hash[:12]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in kept)
     require(len(found) == 1, "trial", config_hash, f"the beginning of just one of {there}")

@@ -55,6 +55,18 @@ def test_the_best_of_each_arm_is_kept_by_validation_and_never_by_test_accuracy(t
     assert choose(out, "d") == other
 
 
+def test_a_student_of_all_real_images_is_a_reference_and_not_the_best(tmp_path):
+    out = folder_of(tmp_path)
+    shelf = Shelf(out)
+    real = replace(ran(out, "r", arm="real", val_accuracy=0.9), condensation="all_real")
+    write_record(out, real)
+    shelf.offer(real)
+    assert choose(out).config_hash == "r"
+    shelf.offer(ran(out, "m", val_accuracy=0.5))
+    assert choose(out).config_hash == "m"
+    assert choose(out, "r") == real
+
+
 def test_without_validation_images_the_proxy_judges(tmp_path):
     record = ran(folder_of(tmp_path), "a")
     blind = replace(record, metrics={"proxy/agreement": 0.25, "student/test_accuracy": 1.0})
