@@ -64,7 +64,7 @@ def test_it_is_what_a_plain_list_would_be(rounds, evict, alpha, beta, seed):
             gaps = torch.rand(5, generator=rng)
             corrections = dict(zip([entry[0] for entry in wanted.entries], wanted.corrections(), strict=True))
             weights = torch.tensor([corrections[i] for i in drawn.ids.tolist()])
-            torch.testing.assert_close(drawn.weights, (weights / weights.max()).float())
+            torch.testing.assert_close(drawn.weights, (weights / weights.mean()).float())
             played.hear(drawn.ids, gaps)
             wanted.feedback(drawn.ids.tolist(), gaps.double().tolist())
         ids, deltas, kept = zip(*wanted.entries, strict=True)
@@ -96,7 +96,7 @@ def test_whole_weights_take_the_bias_out_of_a_mean(beta, corrected):
 
 def test_weights_have_a_largest_of_one_in_the_draw_or_in_the_memory():
     for _ in range(5):
-        assert heard().draw(3).weights.max() == 1
+        assert heard(divide_by="largest").draw(3).weights.max() == 1
     played = heard(divide_by="largest_held")
     drawn = played.draw(200)
     assert drawn.weights[drawn.ids == 1].eq(1).all()
@@ -104,8 +104,8 @@ def test_weights_have_a_largest_of_one_in_the_draw_or_in_the_memory():
     assert torch.equal(heard(beta=0.0).draw(50).weights, torch.ones(50))
 
 
-def test_weights_of_a_draw_may_have_a_mean_of_one_and_keep_their_ratios():
-    drawn, whole = heard(divide_by="mean").draw(200), heard(divide_by="largest_held").draw(200)
+def test_weights_of_a_draw_have_a_mean_of_one_and_keep_their_ratios():
+    drawn, whole = heard().draw(200), heard(divide_by="largest_held").draw(200)
     assert torch.equal(drawn.ids, whole.ids)
     assert drawn.weights.mean() == pytest.approx(1)
     torch.testing.assert_close(drawn.weights / drawn.weights[0], whole.weights / whole.weights[0])

@@ -24,8 +24,8 @@ def logit_l1(student: Tensor, teacher: Tensor) -> Tensor:
 class Hinton(KdLoss):
     r"""Hinton's KL: tau^2 KL(softmax(t / tau) || softmax(s / tau)). Fast and CMI use tau = 20.
 
-    SSD-KD's mean(w / max(w) tau^2 KL) is this one under `memory: prioritized`: the student's step takes the mean of
-    weights times losses, and that memory's weights are w / max(w) (`methods.md` 4.5).
+    SSD-KD's mean(w / max(w) tau^2 KL) is this one under `memory: prioritized` with `divide_by: largest`: the student's
+    step takes the mean of weights times losses, and those are then w / max(w) (`methods.md` 4.5).
     """
 
     paper: ClassVar[str] = "Hinton et al., arXiv 1503.02531"
