@@ -11,7 +11,7 @@ from condkd_ray.run import local_store
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
-from condkd_ray.trial import TrialConfig, settle, start, synthesise
+from condkd_ray.trial import TrialConfig, own_images, start
 
 
 def begin(distiller: Distiller, teacher: Teacher, rounds: int = 3) -> DistillerState:
@@ -34,7 +34,7 @@ def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:
     """A batch and its weights, what it could come from, and nothing else: round 0 of a trial."""
     prepared = make_prepared()
     state, store = start(config, prepared), local_store(config, prepared, None)
-    fresh = settle(synthesise(config, prepared, state, store)[0], store.codec, prepared.teacher)
+    fresh, _ = own_images(config, prepared, state, store)
     config.memory.add(state.memory, store, fresh, teacher=prepared.teacher, rng=state.streams)
     assert prepared.condensed is not None
     batch, weights, _ = next_batch(

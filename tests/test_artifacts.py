@@ -23,8 +23,8 @@ from condkd_ray.method import InputError
 from condkd_ray.networks import ConvNet, ResNet
 from condkd_ray.proxy import views
 from condkd_ray.streams import derive_seed
-from condkd_ray.supervised import Supervised
-from condkd_ray.trial import TeacherConfig, TrialConfig
+from condkd_ray.supervised import Supervised, TeacherConfig
+from condkd_ray.trial import TrialConfig
 
 RECIPE = TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=3))
 CONFIG = TrialConfig(

@@ -15,7 +15,8 @@ from condkd_ray.inversion import Dafl, DeepInversion, Fast
 from condkd_ray.losses.kd import Attention
 from condkd_ray.method import InputError
 from condkd_ray.networks import ResNet18, Torchvision, Wrn
-from condkd_ray.trial import TeacherConfig, TrialConfig
+from condkd_ray.supervised import TeacherConfig
+from condkd_ray.trial import TrialConfig
 
 PLAIN: dict[Any, Any] = {
     bool: st.booleans(),

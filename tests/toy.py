@@ -21,9 +21,9 @@ from condkd_ray.networks import ResNet
 from condkd_ray.proxy import views
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
-from condkd_ray.supervised import Supervised
+from condkd_ray.supervised import Supervised, TeacherConfig
 from condkd_ray.teacher import Teacher
-from condkd_ray.trial import Prepared, TeacherConfig, TrialConfig
+from condkd_ray.trial import Prepared, TrialConfig
 from condkd_ray.weights import tensor_digest
 
 NUM_CLASSES = 4

@@ -131,7 +131,9 @@ class Cmi(Inversion[CmiState]):
             weight = weigh(seen, targets.labels)
             bn = bn_distance(seen.bn, teacher.running_bn)
             oh = (weight * class_prior(seen.logits, targets.answers, targets.temperature)).mean()
-            adv = (weight * disagreement(student(shifted), seen.logits)).mean()
+            adv = torch.zeros_like(oh)
+            if self.asks_student:
+                adv = (weight * disagreement(student(shifted), seen.logits)).mean()
             cr = self._contrast(state, *pair, rng)
             pull = guide.penalty(images, seen, targets.labels)
             loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + self.cr_weight * cr + pull

@@ -81,7 +81,7 @@ class DeepInversion(Pixelwise):
 
     def _competition(self, images: Tensor, answers: Tensor, student: nn.Module, weight: Tensor) -> Tensor:
         """ADI's term, 1 where student and teacher answer alike; 0 where it has no weight."""
-        if self.adv_weight == 0:
+        if not self.asks_student:
             return answers.new_zeros(())
         js = jensen_shannon(student(images), answers, temperature=self.temperature, reduction=self.js_reduction)
         return 1 - (weight * js).mean().clamp(0, 1)

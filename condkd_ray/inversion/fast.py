@@ -136,7 +136,7 @@ class Fast(Inversion[FastState]):
             bn = bn_distance(mix_bn(seen.bn, state.bn_memory, self.bn_momentum), running)
             oh = (weight * class_prior(seen.logits, targets.answers, targets.temperature)).mean()
             adv = torch.zeros_like(oh)
-            if state.round > self.warm_up:
+            if self.asks_student and state.round > self.warm_up:
                 adv = (weight * disagreement(student(augmented), seen.logits)).mean()
             pull = guide.penalty(images, seen, targets.labels)
             loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + pull

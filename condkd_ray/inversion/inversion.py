@@ -48,6 +48,11 @@ class Inversion(Method, ABC, Generic[State]):
         """Rounds before the student's first step, in which it only fills the memory."""
         return 0
 
+    @property
+    def asks_student(self) -> bool:
+        """Whether images depend on the student of the day."""
+        return getattr(self, "adv_weight", 0.0) > 0
+
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
         """What the host does to images before the teacher sees them; the condensed ones get the same."""
         return images

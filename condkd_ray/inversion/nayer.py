@@ -173,7 +173,7 @@ class Nayer(Inversion[NayerState]):
             bn = bn_distance(mix_bn(seen.bn, state.bn_memory, self.bn_momentum), teacher.running_bn)
             oh = (each * class_prior(seen.logits, targets.labels)).mean()
             adv = torch.zeros_like(oh)
-            if state.round > self.warm_up:
+            if self.asks_student and state.round > self.warm_up:
                 adv = (each * disagreement(student(augmented), seen.logits)).mean()
             pull = guide.penalty(images, seen, targets.labels)
             loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + pull

@@ -58,6 +58,11 @@ class Unconditional(Inversion[GeneratorState]):
         for what, least in (("steps", 1), ("batch", 2), ("images_per_round", 2)):
             require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")
 
+    @property
+    def asks_student(self) -> bool:
+        """Where it has such a term, whatever its weight: it is logged."""
+        return hasattr(self, "adv_weight")
+
     @abstractmethod
     def build(self, teacher: Teacher) -> Generator:
         """The untrained generator; draws from the global generator of random numbers."""

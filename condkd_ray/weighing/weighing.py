@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from condkd_ray.method import Method
 @dataclass(frozen=True, kw_only=True)
 class Weighing(Method, ABC):
     """Contract of the family."""
+
+    reads_memory: ClassVar[bool] = True
+    """Whether weights depend on what the memory holds."""
 
     @abstractmethod
     def bind(self, class_counts: Tensor) -> Weigh:

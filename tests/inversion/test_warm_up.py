@@ -64,9 +64,9 @@ def test_a_trial_resumed_in_or_after_its_warm_up_goes_on_bit_for_bit(tmp_path):
         store.restore(resumed.num_ids, SETTINGS.memory.live(resumed.memory))
         rounds(SETTINGS, resumed, store, 4 - done)
         assert list(map(told, resumed.history)) == list(map(told, straight.history))
-        assert same(list(tensors(resumed.inversion)), list(tensors(straight.inversion)))
+        assert same(list(tensors(resumed.production.inversion)), list(tensors(straight.production.inversion)))
         assert same(frozen(resumed.distiller.student)[0], frozen(straight.distiller.student)[0])
-        assert resumed.inversion.round == 4
+        assert resumed.production.inversion.round == 4
 
 
 def test_the_students_steps_are_those_of_a_trial_with_the_same_rounds_and_no_warm_up():

@@ -16,10 +16,11 @@ from condkd_ray.memory import LocalStore
 from condkd_ray.method import InputError
 from condkd_ray.networks import AlexNet, ConvNet, LeNet5
 from condkd_ray.streams import Streams
+from condkd_ray.supervised import TeacherConfig
 from condkd_ray.targets import Soft
 from condkd_ray.targets.soft import correlated
 from condkd_ray.teacher import Teacher
-from condkd_ray.trial import TeacherConfig, TrialConfig, codec, start, synthesise
+from condkd_ray.trial import TrialConfig, codec, own_images, start
 
 SHAPE = (1, 16, 16)
 
@@ -219,9 +220,9 @@ def test_a_teacher_without_such_a_layer_is_refused_before_it_is_trained(tmp_path
 def test_the_rounds_of_a_trial_go_on_bit_for_bit(tmp_path):
     settings, prepared = toy_config(targets=Soft(), inversion=small(SoftTarget)), make_prepared()
     live, store = start(settings, prepared), LocalStore(codec(settings, prepared.teacher), NUM_CLASSES)
-    synthesise(settings, prepared, live, store)
+    own_images(settings, prepared, live, store)
     state.save(live, tmp_path / "state")
     loaded = state.load(start(settings, prepared), tmp_path / "state")
-    first, second = (synthesise(settings, prepared, each, store)[0] for each in (live, loaded))
+    first, second = (own_images(settings, prepared, each, store)[0] for each in (live, loaded))
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.labels, second.labels)

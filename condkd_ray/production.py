@@ -1,0 +1,97 @@
+"""What makes a trial's images: guided inversion, round by round, with a state apart from the student's.
+
+Nothing but these functions draws from a production's streams. So trials may share one, or have it run elsewhere, and
+come to the numbers of a trial that makes its images itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.method import Metrics
+from condkd_ray.samples import Codec, Samples
+from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
+from condkd_ray.trial_config import Prepared, TrialConfig
+
+
+@dataclass
+class Production:
+    """All that changes as images are made."""
+
+    inversion: Any
+    guidance: Any
+    streams: Streams
+    round: int = 0
+
+
+def begin(config: TrialConfig, prepared: Prepared) -> Production:
+    """The state before the first round, on the teacher's device."""
+    streams = Streams(config.seed, prepared.teacher.device)
+    inversion = config.inversion.init(prepared.teacher, streams)
+    return Production(inversion, config.guidance.start(prepared.teacher, prepared.condensed, streams), streams)
+
+
+def produce(
+    config: TrialConfig, prepared: Prepared, production: Production, student: nn.Module, class_counts: Tensor
+) -> tuple[Samples, Metrics]:
+    """The images of the next round, settled, and the means of their loss terms.
+
+    `student` is asked, in eval mode, only by an inversion that `asks_student`; `class_counts` (K,) of what the memory
+    holds count only for a weighing that `reads_memory`. Raises `NonFiniteError` before anything is kept.
+    """
+    with precision(config, prepared.teacher.device):
+        fresh, terms = synthesise(config, prepared, production, student, class_counts)
+        production.round += 1
+        return settle(fresh, codec(config, prepared.teacher), prepared.teacher), terms
+
+
+def synthesise(
+    config: TrialConfig, prepared: Prepared, production: Production, student: nn.Module, class_counts: Tensor
+) -> tuple[Samples, Metrics]:
+    """A round of guided inversion; see `produce`."""
+    teacher, rng = prepared.teacher, production.streams
+    guide = config.guidance.bind(
+        production.guidance,
+        teacher=teacher,
+        condensed=prepared.condensed,
+        host_augment=lambda images, stream: config.inversion.augment(images, teacher=teacher, rng=stream),
+        rng=rng,
+        progress=config.progress(production.round),
+    )
+    targets = config.targets.sample(config.inversion.images_per_round, teacher, rng=rng)
+    fresh, terms = config.inversion.synthesize(
+        production.inversion,
+        targets,
+        teacher=teacher,
+        student=student.eval(),
+        guide=guide,
+        weigh=config.weighing.bind(class_counts.to(teacher.device)),
+        rng=rng,
+    )
+    return fresh, terms | config.guidance.read(guide)
+
+
+@torch.no_grad()
+def settle(samples: Samples, code: Codec, teacher: Teacher) -> Samples:
+    """Samples just as any store will give them back, with the teacher's logits on these images."""
+    images = code.decode(code.encode(samples)).images
+    if not len(samples):
+        return Samples(images, samples.labels, images.new_zeros(0, teacher.num_classes))
+    logits = torch.cat([teacher.logits(part) for part in images.split(512)])
+    return Samples(images, samples.labels, logits.half().float())
+
+
+def codec(config: TrialConfig, teacher: Teacher) -> Codec:
+    """How this trial's samples are kept."""
+    return Codec(config.inversion.pixel_space, teacher.mean, teacher.std)
+
+
+def precision(config: TrialConfig, device: torch.device) -> torch.autocast:
+    """The networks' arithmetic."""
+    # Without its cache: within one context it would go on with the weights of before the optimiser's first step.
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16", cache_enabled=False)
