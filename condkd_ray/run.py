@@ -21,7 +21,7 @@ from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.networks import label
 from condkd_ray.product import Product, write_product
 from condkd_ray.samples import Samples, to_unit
-from condkd_ray.trial import Prepared, TrialConfig, TrialState, codec, run_round, start
+from condkd_ray.trial import Prepared, Source, TrialConfig, TrialState, codec, own_images, run_round, start
 
 CHECKPOINT_SECONDS = 15.0
 """A checkpoint after every round, but no more often than this."""
@@ -79,6 +79,8 @@ def run_trial(
     *,
     checkpoint: Path | None = None,
     product: Path | None = None,
+    source: Source = own_images,
+    produces: bool = True,
     on_round: Callable[[Metrics], None] = lambda metrics: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Outcome:
@@ -86,15 +88,15 @@ def run_trial(
 
     A NaN ends the trial as failed, naming round and loss term. `on_round` hears the metrics of each round, those
     before the checkpoint included, so that whoever shows them has all. Where a `product` is wanted, student and
-    synthetic images are left there.
+    synthetic images are left there. `source`: of the images; the trial itself `produces` them or not.
     """
-    state = resume(config, prepared, store, checkpoint)
+    state = resume(config, prepared, store, checkpoint, produces=produces)
     for metrics in state.history:
         on_round(metrics)
     saved = time.monotonic()
     while state.round < config.total_rounds:
         try:
-            metrics = run_round(config, prepared, state, store)
+            metrics = run_round(config, prepared, state, store, source)
         except NonFiniteError as error:
             reason = f"round {state.round + 1}: {error}"
             return Outcome(
@@ -119,9 +121,11 @@ def run_trial(
     return finish(config, prepared, state, store)
 
 
-def resume(config: TrialConfig, prepared: Prepared, store: Store, checkpoint: Path | None) -> TrialState:
+def resume(
+    config: TrialConfig, prepared: Prepared, store: Store, checkpoint: Path | None, *, produces: bool = True
+) -> TrialState:
     """The state in `checkpoint`, or a fresh one; the store is brought to the same point."""
-    state = start(config, prepared)
+    state = start(config, prepared, produces=produces)
     if checkpoint is not None and checkpoint.is_file():
         states.load(state, checkpoint, prepared.teacher.device)
     store.restore(state.num_ids, config.memory.live(state.memory))
@@ -170,6 +174,8 @@ def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, sto
 def summary(history: list[Metrics]) -> Metrics:
     """A run's figures from its rounds: last values, sums of times, mean, variance and best of the measured rounds.
 
+    Of `pool/`, what a trial made for others and took of them, sums too.
+
     `student/forgetting` is how far the last of these is below the best.
     """
     last: Metrics = {}
@@ -180,10 +186,10 @@ def summary(history: list[Metrics]) -> Metrics:
         for k, v in last.items()
         if k.startswith(("proxy/", "memory/", "diagnosis/")) or k == "student/val_accuracy"
     }
-    times = {k for k in last if k.startswith("time/")}
+    summed = {k for k in last if k.startswith(("time/", "pool/"))}
     measured = [m["student/test_accuracy"] for m in history if "student/test_accuracy" in m]
     return kept | {
-        **{name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(times)},
+        **{name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(summed)},
         "student/test_accuracy_mean": fmean(measured),
         "student/test_accuracy_variance": pvariance(measured),
         "student/test_accuracy_best": max(measured),

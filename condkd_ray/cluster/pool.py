@@ -1,60 +1,57 @@
-"""The shared pool: one actor that owns all chunks of a sweep, and the store through which a trial sees its own.
+"""The shared pool: one actor that owns all chunks of a sweep.
 
-Arrays come by value. The actor writes each chunk's file first and then puts the copy that others map into the object
-store: the file is the truth, the object a cache. Trials own nothing, so nothing is lost with them; a pool that was
-restarted maps its files again.
+Arrays come by value; each chunk is a file first and then a copy that others map. Trials own nothing, so nothing is lost
+with them; a pool that was restarted maps its files again.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import secrets
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
+from condkd_ray.cluster.chunk_cache import ChunkCache, Placed
+from condkd_ray.cluster.leases import Leases
+from condkd_ray.memory.chunks import Arrays
+from condkd_ray.method import Metrics, require
+from condkd_ray.report.records import atomic_write
+from condkd_ray.trial import Prepared, TrialConfig
 
-from condkd_ray.memory.chunks import (
-    Arrays,
-    chunk_path,
-    chunk_range,
-    from_arrays,
-    joinable,
-    read_chunk,
-    stored_chunks,
-    to_arrays,
-    write_chunk,
-)
-from condkd_ray.memory.store import TableStore
-from condkd_ray.samples import Codec, Encoded
-
-PATIENCE_SECONDS = 120.0
-"""How long a trial goes on asking for a pool that is being restarted."""
-
-
-class Placed(NamedTuple):
-    """A chunk in the object store: its reference and its number of samples."""
-
-    ref: Any
-    size: int
-
-
+STATUS = "pool.json"
+"""What the pool holds, for `condkd pool`."""
+STATUS_SECONDS = 1.0
 Table = tuple[str, dict[int, Placed] | None]
 """A version, and all chunks of a key by first id; None where the asker has that version."""
 
 
-class SyntheticPool:
-    """Chunks by key and first id. Runs as an actor, see `make_pool`; every method may be called twice without harm."""
+class Taken(NamedTuple):
+    """What the pool says to one who wants a round. Where it is made, `metrics` are those of its making."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-        self._keys: dict[str, dict[int, Placed]] = {}
-        self._changes: dict[str, int] = {}
+    table: Table
+    metrics: Metrics | None
+    turn: bool
+    """Whether it is not made, and the asker's to make."""
+
+
+class SyntheticPool:
+    """Chunks by key and first id. Runs as an actor, see `make_pool`; every method may be called twice without harm.
+
+    A key belongs to one trial (`append`), or is shared: then its images come in rounds, each made once (`take`,
+    `deliver`), or from all its trials as they come (`contribute`).
+    """
+
+    def __init__(self, folder: str, limit: int) -> None:
+        self._chunks = ChunkCache(Path(folder), limit)
+        self._rounds: dict[str, dict[str, Any]] = {}
+        self._leases = Leases()
+        self._readers: dict[str, dict[str, int]] = {}
         # A restarted pool counts anew and has put every object anew: its versions must equal none of before.
         self._epoch = secrets.token_hex(8)
+        self._told = 0.0
 
     def append(
         self, key: str, start: int, arrays: Arrays, *, have: str = "", drop: Sequence[int] = (), sealed: int = 0
@@ -65,171 +62,165 @@ class SyntheticPool:
         joined, as others may have to go again.
         """
         self.drop_chunks(key, drop)
-        self._place(key, start, arrays)
-        self._compact(key, sealed)
-        return self.table(key, have)
+        self._chunks.place(key, start, arrays)
+        self._chunks.join(key, sealed)
+        return self.table(key, have, key)
 
-    def table(self, key: str, have: str = "") -> Table:
+    def table(self, key: str, have: str = "", who: str = "") -> Table:
         """Where the chunks of `key` are."""
-        chunks = self._open(key)
-        version = f"{self._epoch}/{self._changes[key]}"
+        chunks = self._chunks.open(key)
+        if who:
+            self._readers.setdefault(key, {}).setdefault(who, 0)
+        self._tell()
+        version = f"{self._epoch}/{self._chunks.changes[key]}"
         return version, None if version == have else chunks
 
     def drop_chunks(self, key: str, starts: Sequence[int]) -> None:
         """Remove chunks by first id; those already gone are passed over."""
-        chunks = self._open(key)
-        for start in starts:
-            if start in chunks:
-                self._remove(key, start)
+        for start in set(starts) & set(self._chunks.open(key)):
+            self._chunks.remove(key, start)
 
     def truncate(self, key: str, num_ids: int, have: str = "") -> Table:
         """Remove all ids from `num_ids` on."""
-        import ray
-
-        for start, placed in list(self._open(key).items()):
-            if start >= num_ids:
-                self._remove(key, start)
-            elif start + placed.size > num_ids:
-                images, labels, logits = (array[: num_ids - start] for array in ray.get(placed.ref))
-                self._place(key, start, (images, labels, logits))
+        self._chunks.truncate(key, num_ids)
         return self.table(key, have)
+
+    def take(self, key: str, round: int, who: str, have: str = "") -> Taken:
+        """Round `round` of the shared `key`, the first being 0; or whether `who` is to make it."""
+        made = self._made(key)["rounds"]
+        if round < len(made):
+            readers = self._readers.setdefault(key, {})
+            readers[who] = readers.get(who, 0) + (made[round]["who"] != who)
+            return Taken(self.table(key, have, who), made[round]["metrics"], False)
+        return Taken(self.table(key, have, who), None, self._leases.claim(key, who))
+
+    def deliver(self, key: str, round: int, who: str, arrays: Arrays, metrics: Metrics, have: str = "") -> Taken:
+        """Keep a round that was missing. One that is there already stays: its maker was given up too early."""
+        log = self._made(key)
+        made = log["rounds"]
+        if round == len(made):
+            start = made[-1]["stop"] if made else 0
+            self._chunks.place(key, start, arrays)
+            made.append({"who": who, "stop": start + len(arrays[1]), "metrics": metrics})
+            self._write_log(key)
+            self._chunks.join(key, made[-1]["stop"])
+        return self.take(key, round, who, have)
+
+    def contribute(self, key: str, who: str, round: int, arrays: Arrays, have: str = "") -> tuple[Table, list[int]]:
+        """Add a trial's round to what all trials of `key` draw from, and see what others have added since its last.
+
+        Returns first ids of chunks, its own at the end. What it has seen in a round it sees again, should it ask again;
+        a round it has given already is not taken a second time.
+        """
+        log = self._made(key)
+        views, given = log["views"].setdefault(who, []), log["given"].setdefault(who, [])
+        if round == len(given):
+            chunks = self._chunks.open(key)
+            start = max((first + placed.size for first, placed in chunks.items()), default=0)
+            self._chunks.place(key, start, arrays)
+            given.append(start)
+        if round == len(views):
+            seen = {start for view in views for start in view}
+            others = [start for start in self._chunks.open(key) if start not in seen and start != given[round]]
+            views.append([*others, given[round]])
+            readers = self._readers.setdefault(key, {})
+            readers[who] = readers.get(who, 0) + len(others)
+        self._write_log(key)
+        return self.table(key, have, who), views[round]
+
+    def seen(self, key: str, who: str, rounds: int) -> list[int]:
+        """First ids of the chunks `who` had seen after `rounds` rounds, in that order."""
+        return [start for view in self._made(key)["views"].get(who, [])[:rounds] for start in view]
+
+    def claim(self, key: str, who: str) -> bool:
+        """A sign of life of one who makes the rounds of `key`; whether these still are its to make."""
+        return self._leases.claim(key, who)
+
+    def release(self, key: str, who: str) -> None:
+        """`who` makes no more rounds of `key`."""
+        self._leases.release(key, who)
 
     def forget(self, key: str) -> None:
         """Free all objects of `key` and delete its files."""
-        self._keys.pop(key, None)
-        shutil.rmtree(self._folder / key, ignore_errors=True)
+        self._chunks.forget(key)
+        self._rounds.pop(key, None)
+        self._tell()
 
     def stats(self) -> dict[str, int]:
-        """Keys in use, their chunks and samples."""
-        placed = [entry for chunks in self._keys.values() for entry in chunks.values()]
-        return {"keys": len(self._keys), "chunks": len(placed), "samples": sum(entry.size for entry in placed)}
+        """Keys in use, their chunks, samples and bytes, and how many bytes of them lie on disk alone."""
+        found = [self._chunks.sizes(key) for key in self._chunks.keys]
+        names = ("chunks", "samples", "bytes", "spilled_bytes")
+        return {"keys": len(found)} | {name: sum(sizes[name] for sizes in found) for name in names}
 
-    def _open(self, key: str) -> dict[int, Placed]:
-        """The chunks of `key`; at first use those whose files are there."""
-        import ray
-
-        if key not in self._keys:
-            self._changes[key] = self._changes.get(key, 0) + 1
-            paths = stored_chunks(self._folder / key)
-            # What a crash has left: parts of a joined chunk, files half written.
-            for leftover in set((self._folder / key).glob("*")) - set(paths):
-                leftover.unlink()
-            ranges = {chunk_range(path): path for path in paths}
-            self._keys[key] = {
-                start: Placed(ray.put(read_chunk(path)), stop - start) for (start, stop), path in ranges.items()
+    def describe(self) -> list[dict[str, Any]]:
+        """For each key: sizes, rounds made, who reads it, who makes it, and how often a trial was spared a round."""
+        return [
+            {
+                "key": key,
+                **self._chunks.sizes(key),
+                "rounds": len(self._rounds.get(key, {"rounds": []})["rounds"]),
+                "readers": len(self._readers.get(key, {})),
+                "hits": sum(self._readers.get(key, {}).values()),
+                "maker": self._leases.holder(key),
             }
-        return self._keys[key]
+            for key in self._chunks.keys
+        ]
 
-    def _place(self, key: str, start: int, arrays: Arrays) -> None:
-        import ray
+    def _made(self, key: str) -> dict[str, Any]:
+        """What is written down of a shared key's rounds; at first use, from its file."""
+        if key not in self._rounds:
+            path = self._chunks.folder / key / "rounds.json"
+            empty: dict[str, Any] = {"rounds": [], "views": {}, "given": {}}
+            self._rounds[key] = json.loads(path.read_bytes()) if path.is_file() else empty
+            self._drop_unknown(key, self._rounds[key])
+        return self._rounds[key]
 
-        old, count = self._open(key).get(start), len(arrays[1])
-        write_chunk(chunk_path(self._folder / key, start, start + count), arrays)
-        self._keys[key][start] = Placed(ray.put(arrays), count)
-        self._keys[key] = dict(sorted(self._keys[key].items()))
-        if old is not None and old.size != count:
-            chunk_path(self._folder / key, start, start + old.size).unlink(missing_ok=True)
-        self._changes[key] += 1
+    def _drop_unknown(self, key: str, log: dict[str, Any]) -> None:
+        """Remove chunks that are not written down: whoever made them has not heard that they are kept."""
+        if log["rounds"]:
+            self._chunks.truncate(key, log["rounds"][-1]["stop"])
+            return
+        known = {start for starts in log["given"].values() for start in starts}
+        self.drop_chunks(key, sorted(set(self._chunks.open(key)) - known))
 
-    def _remove(self, key: str, start: int) -> None:
-        placed = self._keys[key].pop(start)
-        chunk_path(self._folder / key, start, start + placed.size).unlink(missing_ok=True)
-        self._changes[key] += 1
+    def _write_log(self, key: str) -> None:
+        atomic_write(self._chunks.folder / key / "rounds.json", json.dumps(self._rounds[key]).encode())
 
-    def _compact(self, key: str, sealed: int) -> None:
-        import ray
-
-        chunks = self._keys[key]
-        spans = [(start, placed.size) for start, placed in chunks.items() if start + placed.size <= sealed]
-        for run in joinable(spans):
-            parts = ray.get([chunks[start].ref for start in run])
-            images, labels, logits = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            # The joined file comes first: after a crash in between, it counts and its parts do not.
-            self._place(key, run[0], (images, labels, logits))
-            for start in run[1:]:
-                self._remove(key, start)
+    def _tell(self) -> None:
+        """Write down what is held, now and then."""
+        if time.monotonic() - self._told > STATUS_SECONDS:
+            self._told = time.monotonic()
+            status = {"limit": self._chunks.limit, "keys": self.describe(), "time": time.time()}
+            atomic_write(self._chunks.folder / STATUS, json.dumps(status).encode())
 
 
-def make_pool(folder: Path) -> Any:
+def make_pool(folder: Path, limit: int) -> Any:
     """The pool actor of a sweep, with its files under `folder`, which all nodes must see. End it with `ray.kill`.
 
-    To be called by the driver: made inside a trial it would die with that trial's resources.
+    `limit`: bytes of its copies in shared memory. To be called by the driver: made inside a trial it would die with
+    that trial's resources.
     """
     import ray
 
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "DEFAULT"}
-    return ray.remote(**options)(SyntheticPool).remote(str(folder.resolve()))
+    return ray.remote(**options)(SyntheticPool).remote(str(folder.resolve()), limit)
 
 
-class PoolStore(TableStore):
-    """A store whose chunks lie in a pool, under `key`: mapped read-only, drawn from here. See `Store` for the verbs.
+def default_limit() -> int:
+    """Bytes of samples that the nodes' shared memory bears: 60 % of the smallest object store, as others use it too."""
+    import ray
 
-    A round costs one remote call, that of `append`, whose answer also shows what has changed in the pool; a draw none.
-    """
+    stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return int(0.6 * min(stores))
 
-    def __init__(self, codec: Codec, num_classes: int, pool: Any, key: str, device: str | torch.device = "cpu") -> None:
-        super().__init__(codec, num_classes, device)
-        self._pool, self._key = pool, key
-        self._refs: dict[int, Any] = {}
-        self._version = ""
-        self._sealed = 0
-        self._to_drop: list[int] = []
-        self._ask(lambda have: pool.table.remote(key, have))
 
-    def _append(self, start: int, encoded: Encoded) -> None:
-        arrays, drop, sealed = to_arrays(encoded), self._to_drop, self._sealed
-        self._ask(lambda have: self._pool.append.remote(self._key, start, arrays, have=have, drop=drop, sealed=sealed))
-        self._to_drop = []
+def chunk_bytes(config: TrialConfig, prepared: Prepared) -> int:
+    """Bytes of a round's images as the pool keeps them, with labels and logits."""
+    pixels, classes = math.prod(prepared.teacher.image_shape), prepared.teacher.num_classes
+    width = 1 if config.inversion.pixel_space == "unit" else 2
+    return config.inversion.images_per_round * (pixels * width + 2 * classes + 8)
 
-    def commit(self) -> None:
-        """Unmap chunks of which nothing lives. The pool hears of it with the next `append`."""
-        for start, _ in self._dead():
-            self._unmap(start)
-            self._to_drop.append(start)
-        self._sealed = self.num_ids
 
-    def _truncate(self, num_ids: int) -> None:
-        if any(start + len(chunk) > num_ids for start, chunk in self._table.items()):
-            self._ask(lambda have: self._pool.truncate.remote(self._key, num_ids, have))
-        self._sealed = num_ids
-
-    def _ask(self, call: Callable[[str], Any]) -> None:
-        """Call the pool, given the version we have, and map what it answers.
-
-        A pool that died in between comes back with other objects over the same files: it is asked anew.
-        """
-        import ray
-        from ray.exceptions import ActorUnavailableError, ObjectLostError
-
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        have = self._version
-        while True:
-            try:
-                version, chunks = ray.get(call(have))
-                if chunks is not None:
-                    self._map(chunks)
-            except (ObjectLostError, ActorUnavailableError):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-                have = ""
-            else:
-                self._version = version
-                return
-
-    def _map(self, chunks: dict[int, Placed]) -> None:
-        import ray
-
-        changed = [start for start, placed in chunks.items() if self._refs.get(start) != placed.ref]
-        views = ray.get([chunks[start].ref for start in changed])
-        for start in set(self._refs) - set(chunks):
-            self._unmap(start)
-        for start, arrays in zip(changed, views, strict=True):
-            chunk = from_arrays(arrays)
-            self._table.put(start, chunk)
-            self._refs[start] = chunks[start].ref
-            self._ledger.cover(start, chunk.classes)
-
-    def _unmap(self, start: int) -> None:
-        self._table.remove(start)
-        del self._refs[start]
+def check_limit(limit: int, chunks: Sequence[int]) -> None:
+    """Raise `InputError` where not even one round's images, of so many bytes, would fit."""
+    require(limit >= max(chunks), "pool limit", f"{limit} bytes", f"at least the {max(chunks)} bytes of a round")

@@ -11,22 +11,26 @@ from typing import Any
 import torch
 
 from condkd_ray.cluster.parcels import Parcel, unpack
-from condkd_ray.cluster.pool import PoolStore
+from condkd_ray.cluster.sources import SharedSource, sweep_source
+from condkd_ray.cluster.stores import PoolStore, SharedStore, SweepStore
 from condkd_ray.config import Tree, from_tree
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, load_outcome, run_trial, save_outcome
-from condkd_ray.trial import TrialConfig, codec
+from condkd_ray.sharing import Scope
+from condkd_ray.trial import Prepared, TrialConfig, codec
 
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to be run: its config as a tree, and what it was prepared with."""
+    """A trial to be run: its config as a tree, what it was prepared with, and where its samples lie in the pool."""
 
     label: str
     tree: Tree
     parcel: Parcel
+    scope: Scope
+    pool_key: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class Work:
 def trial_folder(folder: Path, key: str) -> Path:
     """Where the trial `key` keeps its checkpoint, `state.safetensors`, and leaves its outcome."""
     return folder / "trials" / key
+
+
+def chunks_folder(folder: Path) -> Path:
+    """Where the pool keeps its files."""
+    return folder / "chunks"
 
 
 def outcome_path(folder: Path, key: str) -> Path:
@@ -80,23 +89,34 @@ def run(setup: dict[str, str], *, work: Work) -> None:
 
 
 def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metrics], None]) -> Outcome:
-    device = _device()
     checkpoint = trial_folder(work.folder, key) / "state.safetensors"
-    prepared = unpack(config, work.jobs[key].parcel, device)
-    store = PoolStore(codec(config, prepared.teacher), prepared.teacher.num_classes, work.pool, key, device)
-    product = product_path(trial_folder(work.folder, key))
+    prepared = unpack(config, work.jobs[key].parcel, _device())
     rest = {
         "checkpoint": checkpoint,
-        "product": product,
+        "product": product_path(trial_folder(work.folder, key)),
         "on_round": report,
         "checkpoint_seconds": work.checkpoint_seconds,
     }
     try:
-        return run_trial(config, prepared, store, **rest)
+        return _run(config, prepared, work, key, rest)
     except MissingSamplesError:
         # Somebody has deleted chunks. From its start the trial comes to the same numbers, only later.
         checkpoint.unlink()
-        return run_trial(config, prepared, store, **rest)
+        return _run(config, prepared, work, key, rest)
+
+
+def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: dict[str, Any]) -> Outcome:
+    teacher, scope, pool_key = prepared.teacher, work.jobs[key].scope, work.jobs[key].pool_key
+    place = (codec(config, teacher), teacher.num_classes, work.pool, pool_key)
+    if scope == "trial":
+        return run_trial(config, prepared, PoolStore(*place, teacher.device), **rest)
+    if scope == "sweep":
+        store = SweepStore(*place, key, teacher.device)
+        return run_trial(config, prepared, store, source=sweep_source, **rest)
+    path = chunks_folder(work.folder) / pool_key / "production.safetensors"
+    store = SharedStore(*place, key, teacher.device)
+    with SharedSource(work.pool, pool_key, key, path, work.checkpoint_seconds) as source:
+        return run_trial(config, prepared, store, source=source, produces=False, **rest)
 
 
 def _device() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 from condkd_ray.cluster.connect import check_resources, slots
 from condkd_ray.cluster.parcels import Depot
-from condkd_ray.cluster.pool import make_pool
-from condkd_ray.cluster.trainable import Job, Work, outcome_path, run, trial_folder
+from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
+from condkd_ray.cluster.trainable import Job, Work, chunks_folder, outcome_path, run, trial_folder
 from condkd_ray.config import to_tree
 from condkd_ray.method import Metrics
 from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome
+from condkd_ray.sharing import Scope, pool_key
 from condkd_ray.trial import Prepared, TrialConfig
 
 RETRIES = 3
@@ -29,6 +31,13 @@ class Trial:
     label: str
     config: TrialConfig
     prepared: Prepared
+    scope: Scope = "trial"
+    """Which other trials of the sweep it shares its samples with."""
+
+    @property
+    def place(self) -> tuple[Scope, str]:
+        """The scope it really has, and the pool's key of its samples."""
+        return pool_key(self.scope, self.key, self.config, self.prepared)
 
 
 def sweep(
@@ -40,11 +49,13 @@ def sweep(
     on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
     on_outcome: Callable[[Trial, Outcome], None],
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    pool_limit: int | None = None,
 ) -> bool:
-    """Run `trials` in their order, as many at once as fit. Their checkpoints and chunks lie under `folder`.
+    """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
 
-    A later sweep over the same folder goes on from there with what it is given. What a trial that came to its end
-    leaves under `folder` is deleted once `on_outcome` has returned, so that has to store all that shall stay.
+    Their checkpoints and chunks lie under `folder`, and a later sweep over the same folder goes on from there with what
+    it is given. What a trial that came to its end leaves there is deleted once `on_outcome` has returned, so that has
+    to store all that shall stay; samples that others share, once these have ended too.
 
     Args:
         trials: with different keys.
@@ -55,6 +66,7 @@ def sweep(
         on_outcome: hears of each trial once, as soon as it is over: finished, or failed with a reason of one line. A
             trial fails by a NaN, or is given up after its retries; it can then go on later.
         checkpoint_seconds: between two checkpoints of a trial, at least.
+        pool_limit: bytes of samples in shared memory, `default_limit` if not given; the rest is read from disk.
 
     Returns:
         Whether all trials were heard of; False after Ctrl-C.
@@ -70,9 +82,12 @@ def sweep(
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
     check_resources(cpus_per_trial, gpus_per_trial)
     folder = folder.resolve()
-    pool, depot = make_pool(folder / "chunks"), Depot()
+    limit = default_limit() if pool_limit is None else pool_limit
+    check_limit(limit, [chunk_bytes(trial.config, trial.prepared) for trial in trials])
+    pool, depot = make_pool(chunks_folder(folder), limit), Depot()
+    trials = producers_first(trials)
     try:
-        jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared)) for t in trials}
+        jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials}
         work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds)
         progress = _Progress(trials, work, on_round, on_outcome)
         _fit(work, progress, cpus_per_trial, gpus_per_trial)
@@ -83,6 +98,16 @@ def sweep(
         return False
     finally:
         ray.kill(pool)
+
+
+def producers_first(trials: Sequence[Trial]) -> list[Trial]:
+    """One trial of each pool key, then the next of each, and so on: those of a group wait less for one another."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for trial in trials:
+        turns.append(seen[trial.place[1]])
+        seen[trial.place[1]] += 1
+    return [trial for _, trial in sorted(zip(turns, trials, strict=True), key=lambda pair: pair[0])]
 
 
 class _Progress:
@@ -98,6 +123,9 @@ class _Progress:
         self._trials = {trial.key: trial for trial in trials}
         self._work = work
         self._on_round, self._on_outcome = on_round, on_outcome
+        self._sharers: dict[str, set[str]] = defaultdict(set)
+        for key, job in work.jobs.items():
+            self._sharers[job.pool_key].add(key)
         self._history: dict[str, list[Metrics]] = {trial.key: [] for trial in trials}
         self.open = set(self._trials)
         self.error: Exception | None = None
@@ -112,7 +140,10 @@ class _Progress:
     def completed(self, key: str) -> None:
         """Fetch the outcome, and once it is in good hands clear up behind the trial."""
         self._over(key, load_outcome(outcome_path(self._work.folder, key)))
-        self._work.pool.forget.remote(key)
+        place = self._work.jobs[key].pool_key
+        self._sharers[place].discard(key)
+        if not self._sharers[place]:
+            self._work.pool.forget.remote(place)
         shutil.rmtree(trial_folder(self._work.folder, key), ignore_errors=True)
 
     def failed(self, key: str, reason: str) -> None:

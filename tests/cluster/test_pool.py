@@ -8,7 +8,8 @@ import pytest
 import torch
 import toy
 
-from condkd_ray.cluster.pool import PoolStore, SyntheticPool, make_pool
+from condkd_ray.cluster.pool import SyntheticPool, make_pool
+from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.memory import Growing
 from condkd_ray.memory.chunks import stored_chunks, to_arrays
 from condkd_ray.samples import Codec, Samples
@@ -16,6 +17,7 @@ from condkd_ray.streams import Streams
 from condkd_ray.trial import codec, run_round, start
 
 CODEC = Codec("unit", toy.MEAN, toy.STD)
+LIMIT = 2**30
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def folder(tmp_path_factory) -> Path:
 def pool(cluster, folder) -> Iterator:
     import ray
 
-    actor = make_pool(folder)
+    actor = make_pool(folder, LIMIT)
     yield actor
     ray.kill(actor)
 
@@ -138,7 +140,8 @@ def test_a_forgotten_key_leaves_nothing(pool, folder):
     before = ray.get(pool.stats.remote())
     ray.get(pool.forget.remote("forgotten"))
     after = ray.get(pool.stats.remote())
-    assert {name: before[name] - after[name] for name in before} == {"keys": 1, "chunks": 1, "samples": 2}
+    gone = {name: before[name] - after[name] for name in before}
+    assert gone == {"keys": 1, "chunks": 1, "samples": 2, "bytes": 2 * (64 + 8 + 8), "spilled_bytes": 0}
     assert not (folder / "forgotten").exists()
     assert open_store(pool, "forgotten").num_ids == 0
 
@@ -157,18 +160,18 @@ def test_a_truncated_chunk_keeps_its_front(pool, folder):
 def test_what_a_crash_left_half_done_is_cleared(cluster, tmp_path):
     import ray
 
-    first = SyntheticPool(str(tmp_path))
+    first = SyntheticPool(str(tmp_path), LIMIT)
     arrays = to_arrays(CODEC.encode(toy.samples(6)))
     first.append("key", 0, tuple(array[:3] for array in arrays))
     first.append("key", 3, tuple(array[3:] for array in arrays))
-    SyntheticPool(str(tmp_path)).append("other", 0, arrays)
+    SyntheticPool(str(tmp_path), LIMIT).append("other", 0, arrays)
     os.link(tmp_path / "other" / "0000000000-0000000006.arrow", tmp_path / "key" / "0000000000-0000000006.arrow")
-    (tmp_path / "key" / ".x.partial").touch()
-    version, chunks = SyntheticPool(str(tmp_path)).table("key")
+    (tmp_path / "key" / ".x.arrow.7.partial").touch()
+    version, chunks = SyntheticPool(str(tmp_path), LIMIT).table("key")
     assert list(chunks) == [0]
-    assert torch.equal(torch.from_numpy(ray.get(chunks[0].ref)[1].copy()), toy.samples(6).labels)
+    assert torch.equal(torch.from_numpy(ray.get(chunks[0].source)[1].copy()), toy.samples(6).labels)
     assert [path.name for path in (tmp_path / "key").iterdir()] == ["0000000000-0000000006.arrow"]
-    assert SyntheticPool(str(tmp_path)).table("key", version)[1] is not None
+    assert SyntheticPool(str(tmp_path), LIMIT).table("key", version)[1] is not None
 
 
 @pytest.mark.parametrize("way", ["ray.kill", "SIGKILL"])

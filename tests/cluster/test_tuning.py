@@ -13,7 +13,8 @@ import torch
 import toy
 
 from condkd_ray.cluster import tuning
-from condkd_ray.cluster.pool import PoolStore, make_pool
+from condkd_ray.cluster.pool import make_pool
+from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.cluster.trainable import outcome_path, trial_folder
 from condkd_ray.cluster.tuning import Trial, sweep
 from condkd_ray.guidance import Discriminator
@@ -79,7 +80,7 @@ def leave_after_two_rounds(configs: dict[str, TrialConfig], folder: Path) -> Non
     """Run two rounds of trials with their files in `folder`, as if the sweep had then been killed."""
     import ray
 
-    pool, prepared = make_pool(folder / "chunks"), toy.make_prepared()
+    pool, prepared = make_pool(folder / "chunks", 2**30), toy.make_prepared()
 
     def on_round(metrics: Metrics) -> None:
         if metrics["round"] == 2:
@@ -127,7 +128,7 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd,
     assert heard.outcomes["broken"].reason.startswith("IsADirectoryError: ")
     assert len(heard.outcomes["broken"].history) == len(heard.rounds["broken"]) == 1
     # Of a trial that may yet go on all stays, of the others nothing.
-    assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"broken"}
+    assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"broken", "pool.json"}
 
 
 def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster, tmp_path):

@@ -1,0 +1,46 @@
+"""Which trials may share images: scopes, and the key of all that shapes them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from condkd_ray.config import content_hash
+from condkd_ray.schedule import Schedule
+from condkd_ray.trial import Prepared, TrialConfig
+
+Scope = Literal["trial", "inversion", "sweep"]
+"""Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
+
+
+def can_share(config: TrialConfig) -> bool:
+    """Whether other trials can have the same images: nothing of the student or its memory shapes them."""
+    makes_any = config.inversion.images_per_round > 0
+    return makes_any and not config.inversion.asks_student and not config.weighing.reads_memory
+
+
+def production_key(config: TrialConfig, prepared: Prepared) -> str:
+    """Equal for two trials just if they make the same images in the same order. For a config that `can_share`.
+
+    Neither the student nor the number of rounds is in it, unless a schedule stretches over these, nor the condensed
+    images, unless they guide.
+    """
+    hashes, schedule = prepared.hashes, getattr(config.guidance, "schedule", Schedule())
+    guided = config.guidance.name != "none"
+    shaping = [
+        *(config.seed, config.data, config.teacher, config.precision),
+        *(config.targets, config.weighing, config.inversion, config.guidance),
+        config.rounds if schedule.largest > schedule.smallest else 0,
+    ]
+    kinds = ("data", "teacher", *(("condensed",) if guided else ()))
+    return content_hash(shaping, {kind: hashes[kind] for kind in kinds})
+
+
+def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Prepared) -> tuple[Scope, str]:
+    """The scope a trial really has, and the key of its samples: where it cannot share, it has its own."""
+    if scope == "sweep" and config.inversion.images_per_round > 0:
+        # Samples come with a teacher's logits and in one pixel space.
+        like = [config.inversion.pixel_space]
+        return scope, f"sweep-{content_hash(like, {kind: prepared.hashes[kind] for kind in ('data', 'teacher')})}"
+    if scope == "inversion" and can_share(config):
+        return scope, production_key(config, prepared)
+    return "trial", trial_key
