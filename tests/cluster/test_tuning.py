@@ -12,7 +12,6 @@ import pytest
 import torch
 import toy
 
-from condkd_ray.cluster import tuning
 from condkd_ray.cluster.pool import PoolStore, make_pool
 from condkd_ray.cluster.trainable import outcome_path, trial_folder
 from condkd_ray.cluster.tuning import Trial, sweep
@@ -93,8 +92,7 @@ def leave_after_two_rounds(configs: dict[str, TrialConfig], folder: Path) -> Non
     ray.kill(pool)
 
 
-def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(tuning, "RETRIES", 0)
+def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd):
     configs = {
         "guided": toy.toy_config(guidance=Discriminator(hidden=16), seed=3),
         "nan": diverging(rounds=5),
@@ -115,7 +113,7 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd,
     capfd.readouterr()
     heard = Heard()
     # GPUs on paper only: the trials compute on the CPU.
-    assert heard.sweep(configs, tmp_path, cpus_per_trial=1, gpus_per_trial=0.5)
+    assert heard.sweep(configs, tmp_path, cpus_per_trial=1, gpus_per_trial=0.5, attempts=1)
     assert capfd.readouterr() == ("", "")
     for key in set(configs) - {"nan", "broken"}:
         assert_equal_numbers(heard.outcomes[key], expected[key])
