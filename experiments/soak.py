@@ -26,8 +26,8 @@ class Args:
     kills: int = 100
     seed: int = 0
     """Of what is killed, and when."""
-    rounds: int = 24
-    """Of each trial: about a second each."""
+    rounds: int = 12
+    """Of each trial."""
     out: Path = Path("runs/soak")
 
 

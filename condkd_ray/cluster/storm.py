@@ -38,8 +38,8 @@ STALL_SECONDS = 600.0
 def schedule(kills: int, seed: int) -> list[tuple[Kind, float]]:
     """What is killed, and how long after the kill before. Each kind at least once, where there are enough kills."""
     rng = random.Random(seed)
-    more = rng.choices(list(SHARES), list(SHARES.values()), k=max(kills - len(SHARES), 0))
-    kinds: list[Kind] = [*SHARES, *more][:kills]
+    each: list[Kind] = list(SHARES)
+    kinds = [*each, *rng.choices(each, list(SHARES.values()), k=max(kills - len(each), 0))][:kills]
     rng.shuffle(kinds)
     return [(kind, rng.uniform(*PAUSE)) for kind in kinds]
 
