@@ -37,9 +37,8 @@ STALL_SECONDS = 600.0
 
 def schedule(kills: int, seed: int) -> list[tuple[Kind, float]]:
     """What is killed, and how long after the kill before. Each kind at least once, where there are enough kills."""
-    rng = random.Random(seed)
-    each: list[Kind] = list(SHARES)
-    kinds = [*each, *rng.choices(each, list(SHARES.values()), k=max(kills - len(each), 0))][:kills]
+    rng, each = random.Random(seed), list[Kind](SHARES)
+    kinds: list[Kind] = [*each, *rng.choices(each, list(SHARES.values()), k=max(kills - len(each), 0))][:kills]
     rng.shuffle(kinds)
     return [(kind, rng.uniform(*PAUSE)) for kind in kinds]
 
@@ -58,19 +57,23 @@ class Machine:
         """Of the head."""
         return str(self._cluster.address)
 
+    def runs(self, which: int, title: str) -> bool:
+        """Whether a process whose title begins so runs on a node."""
+        return any(found.startswith(title) for found in titles(self._raylet(which)).values())
+
     def lose(self, which: int) -> None:
         """All processes of a node end at once."""
-        node = self._nodes.pop(which)
-        raylets = [info.process.pid for info in node.all_processes["raylet"]]
-        for pid in raylets:
-            doomed = psutil.Process(pid)
-            for process in [doomed, *doomed.children(recursive=True)]:
-                _kill(process.pid)
-        self._cluster.remove_node(node, allow_graceful=False)
+        for pid in [self._raylet(which), *titles(self._raylet(which))]:
+            _kill(pid)
+        self._cluster.remove_node(self._nodes.pop(which), allow_graceful=False)
 
     def grow(self) -> None:
         """Another node with one CPU."""
         self._nodes.append(self._cluster.add_node(num_cpus=1))
+
+    def _raylet(self, which: int) -> int:
+        (raylet,) = self._nodes[which].all_processes["raylet"]
+        return raylet.process.pid
 
     def close(self) -> None:
         """All nodes, and the head."""

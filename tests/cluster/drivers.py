@@ -70,7 +70,7 @@ class Driver:
 
     def end(self) -> int:
         """Its exit code, once it has ended."""
-        rest, _ = self._process.communicate(timeout=90)
+        rest, _ = self._process.communicate(timeout=300)
         self.said += rest.splitlines()
         return self._process.returncode
 

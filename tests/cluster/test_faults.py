@@ -3,24 +3,26 @@
 import os
 import resource
 import signal
-import time
+import threading
 
 import processes
 import pytest
 import toy
 from drivers import assert_equal_numbers, direct
-from test_tuning import Heard, diverging
+from test_tuning import Heard
 
-from condkd_ray.cluster import events
 from condkd_ray.cluster.attempts import ATTEMPTS, attempts_path
+from condkd_ray.cluster.events import IN_VAIN
 from condkd_ray.cluster.trainable import trial_folder
-from condkd_ray.cluster.tuning import Trial
+from condkd_ray.cluster.tuning import Trial, sweep
 from condkd_ray.disk import StorageFullError
 from condkd_ray.method import Metrics
+from condkd_ray.run import Outcome
 
 TRIAL, POOL = "ImplicitFunc", "SyntheticPool"
 
 
+@pytest.mark.slow
 def test_a_trial_killed_more_often_than_it_may_fail_finishes(cluster, tmp_path):
     config, heard, left = toy.toy_config(rounds=8), Heard(), list(range(1, ATTEMPTS + 2))
 
@@ -57,43 +59,45 @@ def test_a_trial_that_raises_is_tried_three_times_and_by_the_next_sweep_again(cl
     assert list(tmp_path.glob("*/*")) == []
 
 
-def test_a_trial_that_always_dies_in_the_same_round_is_given_up(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "IN_VAIN", 3)
-    config, heard, deaths = toy.toy_config(rounds=3), Heard(), []
+class Reaper(threading.Thread):
+    """Kills every process of a trial there is, as long as it runs."""
 
-    def on_round(trial: Trial, metrics: Metrics) -> None:
-        heard.on_round(trial, metrics)
+    def __init__(self) -> None:
+        super().__init__()
+        self.killed: set[int] = set()
+        self._over = threading.Event()
 
-    # Its first round is heard of once, so it is killed whenever there is a process to kill.
-    import threading
+    def run(self) -> None:
+        while not self._over.wait(0.05):
+            for pid in set(processes.of_ray(TRIAL)) - self.killed:
+                os.kill(pid, signal.SIGKILL)
+                self.killed.add(pid)
 
-    over = threading.Event()
+    def __enter__(self) -> "Reaper":
+        self.start()
+        return self
 
-    def reaper() -> None:
-        while not over.wait(0.05):
-            for pid in processes.of_ray(TRIAL):
-                if pid not in deaths:
-                    deaths.append(pid)
-                    os.kill(pid, signal.SIGKILL)
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
 
-    thread = threading.Thread(target=reaper)
-    thread.start()
-    try:
-        assert heard.sweep({"a": config}, tmp_path, on_round=on_round)
-    finally:
-        over.set()
-        thread.join()
+
+@pytest.mark.slow
+def test_a_trial_that_always_dies_is_given_up_and_tried_again_by_the_next_sweep(cluster, tmp_path):
+    config, heard, last = toy.toy_config(rounds=3), Heard(), Heard()
+    with Reaper() as reaper:
+        assert heard.sweep({"a": config}, tmp_path)
+    assert len(reaper.killed) == IN_VAIN
     assert heard.outcomes["a"].status == "failed"
-    assert heard.outcomes["a"].reason.startswith("3 attempts in a row without one more round; the last: its process")
-    assert len(deaths) == 3
-    last = Heard()
+    assert heard.outcomes["a"].reason.startswith(f"{IN_VAIN} attempts in a row without one more round; the last: its")
     assert last.sweep({"a": config}, tmp_path)
     assert_equal_numbers(last.outcomes["a"], direct(config))
 
 
+@pytest.mark.slow
 def test_a_straggler_holds_up_nobody_and_finishes_when_it_can(cluster, tmp_path):
     configs = {key: toy.toy_config(rounds=12, seed=seed) for seed, key in enumerate("abcd")}
-    heard, stopped, when = Heard(), [], {}
+    heard, stopped = Heard(), []
 
     def on_round(trial: Trial, metrics: Metrics) -> None:
         heard.on_round(trial, metrics)
@@ -101,29 +105,16 @@ def test_a_straggler_holds_up_nobody_and_finishes_when_it_can(cluster, tmp_path)
             stopped.append(processes.of_ray(TRIAL)[0])
             os.kill(stopped[0], signal.SIGSTOP)
 
-    def on_outcome(trial, outcome) -> None:
+    def on_outcome(trial: Trial, outcome: Outcome) -> None:
         heard.on_outcome(trial, outcome)
-        when[trial.key] = time.monotonic()
         if len(heard.outcomes) == 3:
-            time.sleep(1)
             os.kill(stopped[0], signal.SIGCONT)
 
-    prepared = toy.make_prepared()
-    from condkd_ray.cluster.tuning import sweep
-
-    trials = [Trial(key, key, config, prepared) for key, config in configs.items()]
+    trials = [Trial(key, key, config, toy.make_prepared()) for key, config in configs.items()]
     assert sweep(trials, folder=tmp_path, on_round=on_round, on_outcome=on_outcome)
     assert stopped
     for key, config in configs.items():
         assert_equal_numbers(heard.outcomes[key], direct(config))
-
-
-def test_a_trial_that_comes_out_as_nan_fails_alone(cluster, tmp_path):
-    configs, heard = {"nan": diverging(rounds=5), "b": toy.toy_config()}, Heard()
-    assert heard.sweep(configs, tmp_path)
-    assert heard.outcomes["nan"].reason == "round 1: loss term kd/loss is not finite at step 2"
-    assert_equal_numbers(heard.outcomes["b"], direct(configs["b"]))
-    assert list(tmp_path.glob("*/*")) == []
 
 
 @pytest.mark.parametrize(("whose", "file"), [(TRIAL, "state.safetensors"), (POOL, ".arrow")])
