@@ -34,6 +34,10 @@ class Listener(Protocol):
         """A round was reported."""
         ...
 
+    def retried(self, key: str, reason: str) -> None:
+        """The trial was interrupted, and will go on."""
+        ...
+
     def completed(self, key: str) -> None:
         """The trial has ended by itself: it has left its outcome, or raised its last exception."""
         ...
@@ -79,6 +83,7 @@ class Events(Callback):
         self._in_vain[key] += 1
         if self._in_vain[key] >= IN_VAIN - 1:
             trial.max_failures = 0
+        self._tell("retried", trial, _reason(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """An outcome."""

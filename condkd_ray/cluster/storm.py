@@ -38,7 +38,8 @@ STALL_SECONDS = 600.0
 def schedule(kills: int, seed: int) -> list[tuple[Kind, float]]:
     """What is killed, and how long after the kill before. Each kind at least once, where there are enough kills."""
     rng, each = random.Random(seed), list[Kind](SHARES)
-    kinds: list[Kind] = [*each, *rng.choices(each, list(SHARES.values()), k=max(kills - len(each), 0))][:kills]
+    kinds = each + rng.choices(each, list(SHARES.values()), k=max(kills - len(each), 0))
+    del kinds[kills:]
     rng.shuffle(kinds)
     return [(kind, rng.uniform(*PAUSE)) for kind in kinds]
 

@@ -17,6 +17,7 @@ from condkd_ray.config import to_tree
 from condkd_ray.disk import StorageFullError
 from condkd_ray.method import Metrics
 from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome
+from condkd_ray.shell import say
 from condkd_ray.trial import Prepared, TrialConfig
 
 
@@ -117,6 +118,10 @@ class _Progress:
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
             self._on_round(self._trials[key], metrics)
+
+    def retried(self, key: str, reason: str) -> None:
+        """Nobody has to do anything, but should know why this takes longer."""
+        say(f"{self._trials[key].label}: {reason}; it goes on from its checkpoint")
 
     def completed(self, key: str) -> None:
         """Fetch the outcome, and once it is in good hands clear up behind the trial."""
