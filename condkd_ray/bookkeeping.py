@@ -73,8 +73,9 @@ class Watch:
         grid = grid_path(self._out, key)
         if outcome.images is not None and outcome.images_per_class:
             write_grid(grid, outcome.images, outcome.images_per_class)
-        write_record(self._out, record)
+        # Whoever has a record is not run again, so what it has made must be kept before.
         self._shelf.offer(record)
+        write_record(self._out, record)
         self._board.trial_finished(record, grid)
         self._progress.finished(key, label, record.metrics.get("student/test_accuracy"), record.status)
         if record.status == "failed":

@@ -49,16 +49,17 @@ class Shelf:
 
     def offer(self, record: Record) -> None:
         """Keep this trial's product in place of the former best, or delete it."""
-        fresh = product_path(self._out / "trials" / record.config_hash)
-        if record.status != "finished" or not fresh.is_file():
+        fresh, kept = product_path(self._out / "trials" / record.config_hash), kept_path(self._out, record.config_hash)
+        # Kept without being known: a driver that died before it had made a record of it.
+        if record.status != "finished" or not (fresh.is_file() or kept.is_file()):
             return
         former = self._best.get((record.arm, record.ipc))
         if former is not None and merit(former)[1] >= merit(record)[1]:
-            fresh.unlink()
+            fresh.unlink(missing_ok=True)
             return
-        kept = kept_path(self._out, record.config_hash)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh.replace(kept)
+        if fresh.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            fresh.replace(kept)
         self._best[record.arm, record.ipc] = record
         if former is not None and former.config_hash != record.config_hash:
             kept_path(self._out, former.config_hash).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from condkd_ray.disk import no_room
 from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.report.records import check_same_experiment
 
@@ -23,7 +24,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Bad input: one message and exit code 2. A teacher or condensed set that came out as NaN: 1. Ctrl-C: 130."""
+    """Bad input: one message and exit code 2. A teacher or set that came out as NaN, full storage: 1. Ctrl-C: 130."""
     try:
         yield
     except InputError as error:
@@ -35,6 +36,12 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         say("interrupted; the same command continues")
         sys.exit(130)
+    except Exception as error:
+        full = no_room(error)
+        if full is None:
+            raise
+        say(f"failed: {full}; the same command continues once there is room")
+        sys.exit(1)
 
 
 def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:

@@ -33,6 +33,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A paragraph for each process and node lost; what becomes of trials we tell ourselves.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|has been marked dead",
     # Tune's own snapshots are never read back (records are the truth), so it shall not spend time on them.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }
@@ -72,6 +74,14 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
             # A second Ctrl-C shall not leave half a cluster behind; this takes a second or two.
             with _handling(signal.SIGINT, signal.SIG_IGN):
                 ray.shutdown()
+
+
+@contextmanager
+def private() -> Iterator[None]:
+    """The environment of a private cluster; nodes started in it know one another, and this machine alone them."""
+    with _environment(QUIET | _private_environment()):
+        _read_environment(several_nodes=True)
+        yield
 
 
 def check_resources(cpus_per_trial: float, gpus_per_trial: float) -> None:
@@ -186,16 +196,11 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
     import ray
-    from ray._private import ray_constants
     from ray.exceptions import AuthenticationError
 
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "namespace": NAMESPACE}
-    # Ray read the environment when it was imported, which may have been before we came: so again, core and all.
-    core: Any = importlib.import_module("ray._raylet")
-    core.Config.initialize("")
-    core.AuthenticationTokenLoader.instance().reset_cache()
-    ray_constants.ENABLE_RAY_CLUSTER = True
-    ray_constants.ENABLE_RAY_CLUSTER = address is not None and not _on_loopback_alone(address)
+    _read_environment(several_nodes=True)
+    _read_environment(several_nodes=address is not None and not _on_loopback_alone(address))
     if address is not None:
         try:
             ray.init(address=address, **quiet)
@@ -216,6 +221,16 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
         )
     # Tune logs each failed trial with its trace, and that trials are missing after Ctrl-C; we report both ourselves.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _read_environment(*, several_nodes: bool) -> None:
+    """Ray read the environment when it was imported, which may have been before we came: so again, core and all."""
+    from ray._private import ray_constants
+
+    core: Any = importlib.import_module("ray._raylet")
+    core.Config.initialize("")
+    core.AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = several_nodes
 
 
 def _store_bytes() -> int:

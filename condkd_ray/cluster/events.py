@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray.tune import Callback, Stopper
+
+UNLIMITED = -1
+IN_VAIN = 10
+"""Attempts in a row, without one more round than ever before, after which a trial is given up (our choice).
+
+However they end. Otherwise a process that always dies at the same place, before our code even begins, would be started
+again for ever, as killed processes do not count.
+"""
 
 
 class Listener(Protocol):
@@ -25,12 +34,16 @@ class Listener(Protocol):
         """A round was reported."""
         ...
 
+    def retried(self, key: str, reason: str) -> None:
+        """The trial was interrupted, and will go on."""
+        ...
+
     def completed(self, key: str) -> None:
-        """The trial has left its outcome."""
+        """The trial has ended by itself: it has left its outcome, or raised its last exception."""
         ...
 
     def failed(self, key: str, reason: str) -> None:
-        """The trial was given up, after its retries."""
+        """The trial was given up because it got no further."""
         ...
 
 
@@ -49,14 +62,28 @@ def listening(listener: Listener) -> Iterator[tuple[Events, StopOnError]]:
 
 
 class Events(Callback):
-    """Passes on to the listener of `word`."""
+    """Passes on to the listener of `word`, and sees to it that no trial is tried for ever."""
 
     def __init__(self, word: str) -> None:
         self._word = word
+        self._rounds: Counter[str] = Counter()
+        self._in_vain: Counter[str] = Counter()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
-        """A round."""
+        """A round; not a new one where a trial tells what it had told before its process died."""
+        key, number = trial.config["key"], result.get("round", 0)
+        if number > self._rounds[key]:
+            self._rounds[key], self._in_vain[key] = number, 0
+            trial.max_failures = UNLIMITED
         self._tell("heard", trial, result)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
+        """Its process died, or it raised an exception; Tune will try again."""
+        key = trial.config["key"]
+        self._in_vain[key] += 1
+        if self._in_vain[key] >= IN_VAIN - 1:
+            trial.max_failures = 0
+        self._tell("retried", trial, _reason(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """An outcome."""
@@ -64,7 +91,7 @@ class Events(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """No retry is left."""
-        self._tell("failed", trial, _reason(trial))
+        self._tell("failed", trial, f"{IN_VAIN} attempts in a row without one more round; the last: {_reason(trial)}")
 
     def _tell(self, what: str, trial: Any, *rest: Any) -> None:
         listener = _listeners[self._word]

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from condkd_ray.cluster.attempts import note
 from condkd_ray.cluster.parcels import Parcel, unpack
 from condkd_ray.cluster.sources import SharedSource, sweep_source
 from condkd_ray.cluster.stores import PoolStore, SharedStore, SweepStore
 from condkd_ray.config import Tree, from_tree
+from condkd_ray.disk import no_room
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, load_outcome, run_trial, save_outcome
 from condkd_ray.sharing import Scope
 from condkd_ray.trial import Prepared, TrialConfig, codec
+
+FULL = "storage_full"
+"""What a trial reports, with the reason, when there is no room for its files."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Work:
     jobs: dict[str, Job]
     threads: int
     checkpoint_seconds: float
+    attempts: int
 
 
 def trial_folder(folder: Path, key: str) -> Path:
@@ -62,15 +68,16 @@ def outcome_path(folder: Path, key: str) -> Path:
 def run(setup: dict[str, str], *, work: Work) -> None:
     """Run the trial `setup["key"]` to its outcome, from its checkpoint where there is one.
 
-    A trial that cannot succeed has a failed outcome; any other exception goes up to Tune, which tries again.
+    A trial that cannot succeed has a failed outcome. After any other exception Tune tries again, but `work.attempts`
+    times in all; one that is then given up has no outcome. Full storage is reported: it concerns all trials.
     """
     key, path = setup["key"], outcome_path(work.folder, setup["key"])
     config = from_tree(work.jobs[key].tree, work.jobs[key].label)
 
-    def report(metrics: Metrics) -> None:
+    def report(metrics: Mapping[str, Any]) -> None:
         from ray import tune
 
-        tune.report(metrics | {"progress": metrics.get("round", 0) / config.total_rounds, "key": key})  # type: ignore[arg-type]
+        tune.report({**metrics, "progress": metrics.get("round", 0) / config.total_rounds, "key": key})
 
     if path.is_file() and (outcome := load_outcome(path)).status == "finished":
         # An earlier driver died before it had made a record of it.
@@ -80,12 +87,16 @@ def run(setup: dict[str, str], *, work: Work) -> None:
     _clean_process(work.threads)
     try:
         outcome = _attempt(config, work, key, report)
-    except InputError as error:
-        outcome = Outcome(status="failed", reason=str(error), metrics={}, history=[], predictions=[], images=None)
-    save_outcome(outcome, path)
-    if not outcome.history:
+        save_outcome(outcome, path)
         # Tune prints a line on trials without any report.
-        report({})
+        last = None if outcome.history else {}
+    except Exception as error:
+        full = no_room(error)
+        if full is None and note(trial_folder(work.folder, key), error) < work.attempts:
+            raise
+        last = {} if full is None else {FULL: full}
+    if last is not None:
+        report(last)
 
 
 def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metrics], None]) -> Outcome:
@@ -103,6 +114,8 @@ def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metric
         # Somebody has deleted chunks. From its start the trial comes to the same numbers, only later.
         checkpoint.unlink()
         return _run(config, prepared, work, key, rest)
+    except InputError as error:
+        return Outcome(status="failed", reason=str(error), metrics={}, history=[], predictions=[], images=None)
 
 
 def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: dict[str, Any]) -> Outcome:

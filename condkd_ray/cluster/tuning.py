@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from condkd_ray.cluster.attempts import ATTEMPTS, last_reason, start_anew
 from condkd_ray.cluster.connect import check_resources, slots
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
-from condkd_ray.cluster.trainable import Job, Work, chunks_folder, outcome_path, run, trial_folder
+from condkd_ray.cluster.trainable import FULL, Job, Work, chunks_folder, outcome_path, run, trial_folder
 from condkd_ray.config import to_tree
+from condkd_ray.disk import StorageFullError
 from condkd_ray.method import Metrics
 from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome
 from condkd_ray.sharing import Scope, pool_key
+from condkd_ray.shell import say
 from condkd_ray.trial import Prepared, TrialConfig
-
-RETRIES = 3
-"""Of a trial whose process died or that raised an exception; it goes on from its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,16 @@ def sweep(
     on_outcome: Callable[[Trial, Outcome], None],
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     pool_limit: int | None = None,
+    attempts: int = ATTEMPTS,
 ) -> bool:
     """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
 
     Their checkpoints and chunks lie under `folder`, and a later sweep over the same folder goes on from there with what
     it is given. What a trial that came to its end leaves there is deleted once `on_outcome` has returned, so that has
     to store all that shall stay; samples that others share, once these have ended too.
+
+    A trial whose process was killed goes on from its checkpoint as often as it takes, on another node if its own is
+    lost; only after `events.IN_VAIN` attempts without one more round it is given up.
 
     Args:
         trials: with different keys.
@@ -64,15 +68,17 @@ def sweep(
         gpus_per_trial: GPUs, or a part of one.
         on_round: hears the metrics of each round once, in order.
         on_outcome: hears of each trial once, as soon as it is over: finished, or failed with a reason of one line. A
-            trial fails by a NaN, or is given up after its retries; it can then go on later.
+            trial fails by a NaN, or is given up; it can then go on later.
         checkpoint_seconds: between two checkpoints of a trial, at least.
         pool_limit: bytes of samples in shared memory, `default_limit` if not given; the rest is read from disk.
+        attempts: exceptions after which a trial is given up.
 
     Returns:
         Whether all trials were heard of; False after Ctrl-C.
 
     Raises:
         InputError: No node has such resources.
+        StorageFullError: There was no room for the files of a trial; the sweep has been stopped.
         Exception: What `on_round` or `on_outcome` raised, after the sweep has been stopped.
     """
     import ray
@@ -88,7 +94,9 @@ def sweep(
     trials = producers_first(trials)
     try:
         jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials}
-        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds)
+        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts)
+        for key in jobs:
+            start_anew(trial_folder(folder, key))
         progress = _Progress(trials, work, on_round, on_outcome)
         _fit(work, progress, cpus_per_trial, gpus_per_trial)
         if progress.error is not None:
@@ -132,14 +140,23 @@ class _Progress:
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A trial that was killed tells its first rounds again."""
+        if FULL in result:
+            raise StorageFullError(result[FULL])
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
             self._on_round(self._trials[key], metrics)
 
+    def retried(self, key: str, reason: str) -> None:
+        """Nobody has to do anything, but should know why this takes longer."""
+        say(f"{self._trials[key].label}: {reason}; it goes on from its checkpoint")
+
     def completed(self, key: str) -> None:
         """Fetch the outcome, and once it is in good hands clear up behind the trial."""
-        self._over(key, load_outcome(outcome_path(self._work.folder, key)))
+        path = outcome_path(self._work.folder, key)
+        if not path.is_file():
+            return self.failed(key, last_reason(path.parent))
+        self._over(key, load_outcome(path))
         place = self._work.jobs[key].pool_key
         self._sharers[place].discard(key)
         if not self._sharers[place]:
@@ -161,7 +178,7 @@ class _Progress:
 def _fit(work: Work, progress: _Progress, cpus: float, gpus: float) -> None:
     from ray import tune
 
-    from condkd_ray.cluster.events import listening
+    from condkd_ray.cluster.events import UNLIMITED, listening
 
     storage = work.folder / "tune"
     shutil.rmtree(storage, ignore_errors=True)
@@ -176,7 +193,7 @@ def _fit(work: Work, progress: _Progress, cpus: float, gpus: float) -> None:
                 storage_path=str(storage),
                 verbose=0,
                 stop=stopper,
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                failure_config=tune.FailureConfig(max_failures=UNLIMITED),
                 callbacks=[events],
             ),
         )

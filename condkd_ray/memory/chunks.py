@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from condkd_ray.disk import naming
 from condkd_ray.samples import Encoded
 
 COMPACT = 4096
@@ -71,9 +72,14 @@ def write_chunk(path: Path, arrays: Arrays) -> None:
     batch = pa.record_batch(columns, names=names).replace_schema_metadata({"shapes": json.dumps(shapes)})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    os.replace(partial, path)
+    try:
+        with naming(path):
+            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_chunk(path: Path) -> Arrays:

@@ -6,7 +6,8 @@ from pathlib import Path
 import processes
 import pytest
 import toy
-from test_tuning import Heard, direct, timeless
+from drivers import direct, timeless
+from test_tuning import Heard
 
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.tuning import Trial, producers_first

@@ -1,9 +1,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +8,8 @@ import processes
 import pytest
 import torch
 import toy
+from drivers import assert_equal_numbers, direct
 
-from condkd_ray.cluster import tuning
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.cluster.trainable import outcome_path, trial_folder
@@ -20,27 +17,10 @@ from condkd_ray.cluster.tuning import Trial, sweep
 from condkd_ray.guidance import Discriminator
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError, Metrics
-from condkd_ray.run import Outcome, load_outcome, local_store, run_trial, save_outcome
+from condkd_ray.run import Outcome, load_outcome, run_trial, save_outcome
 from condkd_ray.trial import TrialConfig, codec
 
 HERE = Path(__file__).parent
-
-
-def direct(config: TrialConfig) -> Outcome:
-    prepared = toy.make_prepared()
-    return run_trial(config, prepared, local_store(config, prepared, None))
-
-
-def timeless(history: list[Metrics]) -> list[Metrics]:
-    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in history]
-
-
-def assert_equal_numbers(outcome: Outcome, expected: Outcome) -> None:
-    assert outcome.status == expected.status == "finished"
-    assert timeless(outcome.history) == timeless(expected.history)
-    assert outcome.predictions == expected.predictions
-    assert torch.equal(outcome.images, expected.images)
-    assert outcome.metrics["student/test_accuracy"] == expected.metrics["student/test_accuracy"]
 
 
 def diverging(**changes) -> TrialConfig:
@@ -94,8 +74,7 @@ def leave_after_two_rounds(configs: dict[str, TrialConfig], folder: Path) -> Non
     ray.kill(pool)
 
 
-def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(tuning, "RETRIES", 0)
+def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd):
     configs = {
         "guided": toy.toy_config(guidance=Discriminator(hidden=16), seed=3),
         "nan": diverging(rounds=5),
@@ -116,7 +95,7 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd,
     capfd.readouterr()
     heard = Heard()
     # GPUs on paper only: the trials compute on the CPU.
-    assert heard.sweep(configs, tmp_path, cpus_per_trial=1, gpus_per_trial=0.5)
+    assert heard.sweep(configs, tmp_path, cpus_per_trial=1, gpus_per_trial=0.5, attempts=1)
     assert capfd.readouterr() == ("", "")
     for key in set(configs) - {"nan", "broken"}:
         assert_equal_numbers(heard.outcomes[key], expected[key])
@@ -175,28 +154,3 @@ def test_resources_nobody_has_are_refused_before_anything_starts(cluster, tmp_pa
     with pytest.raises(InputError, match="64 CPUs"):
         Heard().sweep({"a": toy.toy_config()}, tmp_path, cpus_per_trial=64)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sigterm_ends_a_sweep_in_order_and_leaves_no_process(tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-    command = [sys.executable, str(HERE / "interrupted.py"), str(tmp_path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as driver:
-        assert driver.stdout is not None
-        listening, pids = driver.stdout.readline(), driver.stdout.readline()
-        driver.terminate()
-        rest, _ = driver.communicate(timeout=60)
-    assert listening.startswith("listening ")
-    assert set(listening.split()[1:]) <= processes.LOOPBACK
-    assert pids.startswith("pids ")
-    assert rest == "interrupted\n"
-    assert driver.returncode == 130
-    # Ray's workers end by themselves when they miss their master.
-    deadline = time.monotonic() + 20
-    while left := [pid for pid in pids.split()[1:] if Path("/proc", pid).exists()]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
-    assert not trial_folder(tmp_path, "short").exists()
-    checkpoint = trial_folder(tmp_path, "long") / "state.safetensors"
-    assert checkpoint.exists()

@@ -21,7 +21,7 @@ def pool(cluster, tmp_path_factory) -> Iterator[Any]:
 
     from condkd_ray.cluster.pool import make_pool
 
-    actor = make_pool(tmp_path_factory.mktemp("pool"))
+    actor = make_pool(tmp_path_factory.mktemp("pool"), 2**30)
     yield actor
     ray.kill(actor)
 
@@ -37,7 +37,7 @@ def make(request, tmp_path) -> Make:
     if request.param != "pool":
         return local
     pool = request.getfixturevalue("pool")
-    from condkd_ray.cluster.pool import PoolStore
+    from condkd_ray.cluster.stores import PoolStore
 
     key = secrets.token_hex(4)
     return lambda space="unit": PoolStore(Codec(space, toy.MEAN, toy.STD), toy.NUM_CLASSES, pool, key)

@@ -1,0 +1,251 @@
+"""A storm: processes of a running experiment are killed at seeded moments, and the same command is given again.
+
+Everything is on this machine: a cluster of several raylets, each with one CPU, and the experiment's driver. What a kill
+hits is found in the table of processes, and SIGKILL is what it gets.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from condkd_ray.cluster.connect import private
+from condkd_ray.report.records import Record, read_records
+
+Kind = Literal["trial", "pool", "driver", "node"]
+SHARES: dict[Kind, int] = {"trial": 9, "pool": 5, "driver": 4, "node": 2}
+"""Of twenty kills."""
+TITLES = {"trial": "ray::ImplicitFunc", "pool": "ray::SyntheticPool"}
+"""What Ray calls the processes that run trials, and the pool's."""
+PAUSE = (2.0, 10.0)
+"""Least and most seconds between two kills."""
+STALL_SECONDS = 600.0
+"""A sweep that takes longer than this without being hit has got stuck."""
+
+
+def schedule(kills: int, seed: int) -> list[tuple[Kind, float]]:
+    """What is killed, and how long after the kill before. Each kind at least once, where there are enough kills."""
+    rng, each = random.Random(seed), list[Kind](SHARES)
+    kinds = each + rng.choices(each, list(SHARES.values()), k=max(kills - len(each), 0))
+    del kinds[kills:]
+    rng.shuffle(kinds)
+    return [(kind, rng.uniform(*PAUSE)) for kind in kinds]
+
+
+class Machine:
+    """A head without CPUs, which is spared, and nodes with one each, which can be lost and are then replaced."""
+
+    def __init__(self, nodes: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(nodes)]
+
+    @property
+    def address(self) -> str:
+        """Of the head."""
+        return str(self._cluster.address)
+
+    def runs(self, which: int, title: str) -> bool:
+        """Whether a process whose title begins so runs on a node."""
+        return any(found.startswith(title) for found in titles(self._raylet(which)).values())
+
+    def lose(self, which: int) -> None:
+        """All processes of a node end at once."""
+        for pid in [self._raylet(which), *titles(self._raylet(which))]:
+            _kill(pid)
+        self._cluster.remove_node(self._nodes.pop(which), allow_graceful=False)
+
+    def grow(self) -> None:
+        """Another node with one CPU."""
+        self._nodes.append(self._cluster.add_node(num_cpus=1))
+
+    def _raylet(self, which: int) -> int:
+        (raylet,) = self._nodes[which].all_processes["raylet"]
+        return raylet.process.pid
+
+    def close(self) -> None:
+        """All nodes, and the head."""
+        self._cluster.shutdown()
+
+
+@contextmanager
+def machine(nodes: int = 2) -> Iterator[Machine]:
+    """A private `Machine` for the length of a `with` block; processes started in it may connect to it."""
+    with private():
+        made = Machine(nodes)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@dataclass
+class Verdict:
+    """What came of a soak."""
+
+    killed: Counter[Kind]
+    sweeps: int
+    wrong: list[str]
+    """In what sweeps differ from the calm one; a line each."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was lost, doubled or changed."""
+        return not self.wrong
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.killed.items()))
+        good = "no finished trial lost, none run twice, all tables that of the undisturbed sweep."
+        return f"{self.killed.total()} kills ({kinds}), {self.sweeps} sweeps: {'; '.join(self.wrong) or good}"
+
+
+def soak(
+    machine: Machine,
+    command: Sequence[str],
+    folder: Path,
+    plan: Sequence[tuple[Kind, float]],
+    *,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Verdict:
+    """Run the experiment `command --out ...` once undisturbed, then under `plan` again and again until that is done.
+
+    All is left under `folder`: the outputs, what the commands said in `log.txt`. Raises `AssertionError` where a
+    command ends but by our hand or with success, gets stuck, or touches a record it has written before.
+    """
+    calm, log = folder / "calm", folder / "log.txt"
+    Storm(machine, [], seed, say).sweep([*command, "--out", str(calm)], calm, log)
+    storm, verdict = Storm(machine, plan, seed, say), Verdict(Counter(), 0, [])
+    while not storm.over:
+        verdict.sweeps += 1
+        out = folder / f"sweep{verdict.sweeps}"
+        storm.sweep([*command, "--out", str(out)], out, log)
+        found = differences(out, calm)
+        say(f"{out.name}: {'; '.join(found) or 'as undisturbed'}")
+        verdict.wrong += [f"{out.name}: {line}" for line in found]
+    verdict.killed = storm.killed
+    return verdict
+
+
+class Storm:
+    """Kills by `plan` while experiments run."""
+
+    def __init__(self, machine: Machine, plan: Sequence[tuple[Kind, float]], seed: int, say: Callable[[str], None]):
+        self._machine, self._plan, self._say = machine, list(plan), say
+        self._rng = random.Random(seed + 1)
+        self._due = 0.0
+        self.killed: Counter[Kind] = Counter()
+
+    @property
+    def over(self) -> bool:
+        """Whether all kills have been done."""
+        return not self._plan
+
+    def sweep(self, command: Sequence[str], out: Path, log: Path) -> None:
+        """Bring one experiment to its end, giving its command again after each kill of the driver."""
+        records: dict[Path, tuple[int, int]] = {}
+        self._wait()
+        while True:
+            with log.open("a") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as driver:
+                code = self._watch(driver, out, records)
+            if code == 0:
+                return
+            assert code == -signal.SIGKILL, f"{' '.join(command)} ended with exit code {code}; see {log}"
+
+    def _watch(self, driver: subprocess.Popen[bytes], out: Path, records: dict[Path, tuple[int, int]]) -> int:
+        while driver.poll() is None:
+            assert time.monotonic() < self._due + STALL_SECONDS, f"no end of {out} within {STALL_SECONDS:g} s"
+            if self._plan and time.monotonic() >= self._due and self._strike(self._plan[0][0], driver.pid):
+                self._plan.pop(0)
+                self._wait()
+            check_untouched(out, records)
+            time.sleep(0.1)
+        check_untouched(out, records)
+        return driver.returncode
+
+    def _wait(self) -> None:
+        self._due = time.monotonic() + (self._plan[0][1] if self._plan else 0.0)
+
+    def _strike(self, kind: Kind, driver: int) -> bool:
+        """Whether something of that kind was there to be hit."""
+        if kind == "node":
+            self._machine.lose(self._rng.randrange(2))
+            self._machine.grow()
+        elif kind == "driver":
+            _kill(driver)
+        else:
+            victims = sorted(pid for pid, title in titles(os.getpid()).items() if title.startswith(TITLES[kind]))
+            if not victims:
+                return False
+            _kill(self._rng.choice(victims))
+        self.killed[kind] += 1
+        self._say(f"kill {self.killed.total()}: {kind}")
+        return True
+
+
+def titles(ancestor: int) -> dict[int, str]:
+    """Command lines of all processes below `ancestor`, by pid."""
+    found = {}
+    for process in psutil.Process(ancestor).children(recursive=True):
+        try:
+            found[process.pid] = " ".join(process.cmdline())
+        except psutil.Error:  # it has just ended
+            continue
+    return found
+
+
+def check_untouched(out: Path, seen: dict[Path, tuple[int, int]]) -> None:
+    """Add the records under `out` to `seen`. Raises `AssertionError` where one seen before was lost or written anew."""
+    for path, before in seen.items():
+        assert path.is_file(), f"{path} is lost"
+        assert _identity(path) == before, f"{path} was written twice"
+    for path in (out / "records").glob("*.json"):
+        seen.setdefault(path, _identity(path))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def differences(out: Path, calm: Path) -> list[str]:
+    """In what `out` differs from an undisturbed run of the same command; a line each. Times and bytes may."""
+    found, expected = ({r.config_hash: _numbers(r) for r in read_records(folder)} for folder in (out, calm))
+    lines = [f"{key[:12]} is missing" for key in expected if key not in found]
+    lines += [f"{key[:12]} is not planned" for key in found if key not in expected]
+    lines += [f"{key[:12]} has other numbers" for key in found if key in expected and found[key] != expected[key]]
+    if _table(out) != _table(calm):
+        lines.append("the tables differ")
+    left = [path for name in ("trials", "chunks") for path in (out / name).glob("*")]
+    return lines + [f"{path} was left behind" for path in left]
+
+
+def _numbers(record: Record) -> tuple[Any, ...]:
+    def timeless(row: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in row.items() if not name.startswith("time/")}
+
+    rounds = [timeless(row) for row in record.history]
+    return record.status, timeless(record.metrics), rounds, record.predictions, record.held
+
+
+def _table(out: Path) -> list[list[str]]:
+    with (out / "table.csv").open(newline="") as file:
+        return [row for row in csv.reader(file) if "time/" not in row[4] and not row[4].endswith("_seconds")]
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

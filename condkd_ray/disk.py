@@ -1,0 +1,50 @@
+"""Storage that is full: an error that names the file, told from all other errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""A full device, a used-up quota, a limit on the size of files."""
+
+
+class StorageFullError(Exception):
+    """Nothing more can be written; the message says where, and what the system said."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is written is an `OSError` that names it."""
+    try:
+        yield
+    except SafetensorError as error:
+        # It gives the system's error in words only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def no_room(error: BaseException) -> str | None:
+    """Path and reason in one line, if `error` or what it was raised from came of full storage; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StorageFullError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            where = f"{cause.filename}: " if cause.filename else ""
+            return f"{where}{os.strerror(cause.errno)}"
+        # An actor's error has what was raised there as an attribute.
+        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+    return None

@@ -1,0 +1,59 @@
+"""A driver to be hit by tests: sweeps four toy trials, writes down what each came to, and goes on when started again.
+
+It imports Ray before anything of ours, as a user's script may. Says `listening` and the addresses listened on,
+`round KEY NUMBER`, `done KEY`, and how it ended; exit codes are those of an experiment.
+
+usage: driver.py FOLDER [ADDRESS]
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import ray  # isort: skip
+import processes
+import toy
+
+from condkd_ray.cluster.connect import connect
+from condkd_ray.cluster.tuning import Trial, sweep
+from condkd_ray.method import Metrics
+from condkd_ray.run import Outcome, save_outcome
+from condkd_ray.shell import exit_codes
+from condkd_ray.trial import TrialConfig
+
+ROUNDS = {"a": 3, "b": 30, "c": 30, "d": 3}
+
+
+def configs() -> dict[str, TrialConfig]:
+    """By key; `a` is over soon, two others are not."""
+    return {key: toy.toy_config(rounds=rounds, seed=ord(key)) for key, rounds in ROUNDS.items()}
+
+
+def done_path(folder: Path, key: str) -> Path:
+    """Where the outcome of a trial is written down."""
+    return folder / "done" / f"{key}.safetensors"
+
+
+def main(folder: Path, address: str) -> int:
+    prepared = toy.make_prepared()
+    missing = {key: config for key, config in configs().items() if not done_path(folder, key).exists()}
+
+    def on_round(trial: Trial, metrics: Metrics) -> None:
+        print("round", trial.key, metrics["round"], flush=True)
+
+    def on_outcome(trial: Trial, outcome: Outcome) -> None:
+        save_outcome(outcome, done_path(folder, trial.key))
+        print("done", trial.key, outcome.reason, flush=True)
+
+    with connect(address, cpus=2 if address == "local" else None):
+        assert ray.is_initialized()
+        print("listening", *processes.listening({os.getpid(), *processes.descendants(os.getpid())}), flush=True)
+        trials = [Trial(key, f"toy {key}", config, prepared) for key, config in missing.items()]
+        complete = sweep(trials, folder=folder, on_round=on_round, on_outcome=on_outcome, checkpoint_seconds=0.2)
+    print("complete" if complete else "interrupted", flush=True)
+    return 0 if complete else 130
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        sys.exit(main(Path(sys.argv[1]), *(sys.argv[2:] or ["local"])))

@@ -1,0 +1,127 @@
+"""Drivers as processes of their own, in a terminal's session of their own: to be hit, and to be started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import driver
+import processes
+import torch
+import toy
+
+from condkd_ray.method import Metrics
+from condkd_ray.run import Outcome, load_outcome, local_store, run_trial
+from condkd_ray.trial import TrialConfig
+
+HERE = Path(__file__).parent
+PATH = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+
+
+def direct(config: TrialConfig) -> Outcome:
+    """What a trial comes to undisturbed, without Ray."""
+    prepared = toy.make_prepared()
+    return run_trial(config, prepared, local_store(config, prepared, None))
+
+
+def timeless(history: list[Metrics]) -> list[Metrics]:
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in history]
+
+
+def assert_equal_numbers(outcome: Outcome, expected: Outcome) -> None:
+    assert outcome.status == expected.status == "finished"
+    assert timeless(outcome.history) == timeless(expected.history)
+    assert outcome.predictions == expected.predictions
+    assert torch.equal(outcome.images, expected.images)
+    assert outcome.metrics["student/test_accuracy"] == expected.metrics["student/test_accuracy"]
+
+
+class Driver:
+    """A running `driver.py`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.said: list[str] = []
+
+    def until(self, *beginnings: str) -> None:
+        """Read on until a line has begun with each of `beginnings`."""
+        assert self._process.stdout is not None
+        waited_for = set(beginnings)
+        while waited_for:
+            line = self._process.stdout.readline()
+            assert line, f"{self.said} ended without {waited_for}"
+            self.said.append(line.strip())
+            waited_for = {start for start in waited_for if not line.startswith(start)}
+
+    def pids(self) -> dict[int, str]:
+        """Its own pid and those of all below it, with their command lines."""
+        return {self._process.pid: "driver"} | processes.descendants(self._process.pid)
+
+    def hit(self, number: signal.Signals, *, group: bool = False) -> None:
+        """Send it a signal; with `group` to all in its session, as a terminal does on Ctrl-C."""
+        (os.killpg if group else os.kill)(self._process.pid, number)
+
+    def end(self) -> int:
+        """Its exit code, once it has ended."""
+        rest, _ = self._process.communicate(timeout=300)
+        self.said += rest.splitlines()
+        return self._process.returncode
+
+
+@contextmanager
+def driving(folder: Path, address: str = "local") -> Iterator[Driver]:
+    """A driver over `folder`; killed at the end of the block if it still runs."""
+    command = [sys.executable, str(HERE / "driver.py"), str(folder), address]
+    environment = os.environ | {"PYTHONPATH": PATH}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            yield Driver(process)
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def outcomes(folder: Path) -> dict[str, Outcome]:
+    """What is written down under `folder`, by key."""
+    return {path.stem: load_outcome(path) for path in (folder / "done").glob("[a-z].safetensors")}
+
+
+def finish(folder: Path, address: str = "local") -> None:
+    """Start the same command again, and compare what all trials came to with what they come to undisturbed."""
+    before = {key: driver.done_path(folder, key).stat().st_mtime_ns for key in outcomes(folder)}
+    with driving(folder, address) as again:
+        assert again.end() == 0, again.said
+    assert again.said[-1] == "complete"
+    for key, when in before.items():
+        assert driver.done_path(folder, key).stat().st_mtime_ns == when, f"{key} was run twice"
+    assert_undisturbed(folder)
+
+
+def assert_undisturbed(folder: Path) -> None:
+    """All trials of `driver` are done, once, with the numbers they have without Ray, and nothing else is left."""
+    assert set(outcomes(folder)) == set(driver.ROUNDS)
+    for key, outcome in outcomes(folder).items():
+        assert_equal_numbers(outcome, undisturbed()[key])
+    assert list(folder.glob("trials/*")) == list(folder.glob("chunks/*")) == list(folder.glob("tune/*")) == []
+
+
+@cache
+def undisturbed() -> dict[str, Outcome]:
+    """What the trials of `driver` come to without Ray."""
+    return {key: direct(config) for key, config in driver.configs().items()}
+
+
+def assert_gone(pids: dict[int, str], seconds: float = 20) -> None:
+    """Ray's workers end by themselves when they miss their master."""
+    deadline = time.monotonic() + seconds
+    while left := {pid: title for pid, title in pids.items() if Path("/proc", str(pid)).exists()}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
