@@ -1,4 +1,4 @@
-"""Chunks of encoded samples: the Arrow file of one, and a table of many that gathers by id.
+"""Chunks of encoded samples: the Arrow file of one, and which small ones are worth joining.
 
 An id is the running number of a sample in its store; a chunk holds consecutive ids, and its file is named by them.
 Letters: N samples, C channels, H W height and width, K classes.
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from condkd_ray.disk import naming
 from condkd_ray.samples import Encoded
@@ -23,7 +22,7 @@ from condkd_ray.samples import Encoded
 COMPACT = 4096
 """Small chunks next to each other are joined up to this many samples (our choice: 12 MiB of 32x32 colour images) ..."""
 JOIN_FROM = 16
-"""... where there are so many of them, so that each sample is copied once or twice in all."""
+"""... where so many of them lie together, or no more would fit; samples of usual rounds are copied once or twice."""
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Images, labels, logits of an `Encoded`, as numpy: what crosses process borders."""
@@ -104,69 +103,6 @@ def stored_chunks(folder: Path) -> list[Path]:
     return kept
 
 
-class ChunkTable:
-    """Chunks by first id, gathered from by id. Chunks may be views of shared memory; gathering always copies."""
-
-    def __init__(self) -> None:
-        self._chunks: dict[int, Encoded] = {}
-        self._index()
-
-    def put(self, start: int, chunk: Encoded) -> None:
-        """Add the chunk whose first id is `start`, or replace the one there."""
-        self._chunks[start] = chunk
-        self._index()
-
-    def remove(self, start: int) -> None:
-        """Forget the chunk whose first id is `start`."""
-        del self._chunks[start]
-        self._index()
-
-    def _index(self) -> None:
-        self._chunks = dict(sorted(self._chunks.items()))
-        self._starts = torch.tensor(list(self._chunks), dtype=torch.int64)
-        # One more in front, for ids before the first chunk: nothing is held there.
-        stops = [start + len(chunk) for start, chunk in self._chunks.items()]
-        self._stops = torch.tensor([torch.iinfo(torch.int64).min, *stops])
-
-    def items(self) -> list[tuple[int, Encoded]]:
-        """(first id, chunk) in order."""
-        return list(self._chunks.items())
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one sample; 0 where there is none."""
-        return next((chunk.num_bytes // len(chunk) for chunk in self._chunks.values()), 0)
-
-    def locate(self, ids: Tensor) -> Tensor:
-        """Which chunk, counted in order, holds each of `ids` (n,). Raises `KeyError` for an id no chunk holds."""
-        which = torch.bucketize(ids, self._starts, right=True) - 1
-        lost = ids[ids >= self._stops[which + 1]]
-        if len(lost):
-            raise KeyError(f"no chunk holds sample {int(lost[0])}")
-        return which
-
-    def gather(self, ids: Tensor) -> Encoded:
-        """Copies of the samples `ids` (n,), in that order. Raises `KeyError` for an id no chunk holds."""
-        ids, chunks = ids.cpu(), self.items()
-        which = self.locate(ids)
-        if not chunks:
-            raise KeyError("no chunk holds anything")
-        parts = [(*chunks[i], (which == i).nonzero().squeeze(1)) for i in which.unique().tolist() or [0]]
-        first = parts[0][1]
-        if len(parts) == 1:
-            return first[(ids - parts[0][0]).to(first.images.device)]
-        device = first.images.device
-        out = Encoded(*(t.new_empty(len(ids), *t.shape[1:]) for t in (first.images, first.labels, first.logits)))
-        for start, chunk, rows in parts:
-            taken = chunk[(ids[rows] - start).to(device)]
-            rows = rows.to(device)
-            for target, source in zip(
-                (out.images, out.labels, out.logits), (taken.images, taken.labels, taken.logits), strict=True
-            ):
-                target.index_copy_(0, rows, source)
-        return out
-
-
 def join(chunks: list[Encoded]) -> Encoded:
     """Several chunks as one, copied."""
     return Encoded(
@@ -179,13 +115,18 @@ def join(chunks: list[Encoded]) -> Encoded:
 def joinable(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Runs of small neighbours worth joining, each as the first ids of its chunks.
 
+    A chunk of more than half of `COMPACT` stays as it is: it would be copied again for little.
+
     `spans`: (first id, number of samples) of chunks, in order.
     """
     runs: list[list[tuple[int, int]]] = [[]]
+    full: list[list[tuple[int, int]]] = []
     for start, count in spans:
         run = runs[-1]
-        follows = not run or start == sum(run[-1])
-        if not follows or sum(n for _, n in run) + count > COMPACT:
+        fits = sum(n for _, n in run) + count <= COMPACT
+        if run and (start != sum(run[-1]) or not fits or count > COMPACT // 2):
+            full += [run] * (not fits)
             runs.append(run := [])
-        run.append((start, count))
-    return [[start for start, _ in run] for run in runs if len(run) >= JOIN_FROM]
+        if count <= COMPACT // 2:
+            run.append((start, count))
+    return [[start for start, _ in run] for run in runs if len(run) >= JOIN_FROM or (len(run) > 1 and run in full)]

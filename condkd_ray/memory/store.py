@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from condkd_ray.memory.chunks import (
-    ChunkTable,
     chunk_path,
     chunk_range,
     from_arrays,
@@ -23,6 +22,7 @@ from condkd_ray.memory.chunks import (
     write_chunk,
 )
 from condkd_ray.memory.ledger import Ledger
+from condkd_ray.memory.table import ChunkTable
 from condkd_ray.samples import Codec, Encoded, Samples
 
 
@@ -117,7 +117,7 @@ class TableStore(ABC):
         """See `Store`."""
         self._truncate(num_ids)
         try:
-            self._table.locate(live.cpu())
+            self._table.check(live)
         except KeyError as error:
             message = f"a checkpoint after {num_ids} samples needs what is gone: {error.args[0]}"
             raise MissingSamplesError(message) from None
