@@ -21,6 +21,15 @@ class Listener(Protocol):
 
     error: Exception | None
 
+    @property
+    def over(self) -> bool:
+        """Whether the sweep shall end, though not all trials have run."""
+        ...
+
+    def started(self, key: str) -> None:
+        """The trial has a process of its own."""
+        ...
+
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A round was reported."""
         ...
@@ -54,6 +63,10 @@ class Events(Callback):
     def __init__(self, word: str) -> None:
         self._word = word
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
+        """Also once more after each failure."""
+        self._tell("started", trial)
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
         """A round."""
         self._tell("heard", trial, result)
@@ -76,7 +89,7 @@ class Events(Callback):
 
 
 class StopOnError(Stopper):
-    """Stops the whole sweep once the listener of `word` has raised an error."""
+    """Stops the whole sweep once the listener of `word` has raised an error, or says that it is over."""
 
     def __init__(self, word: str) -> None:
         self._word = word
@@ -87,7 +100,8 @@ class StopOnError(Stopper):
 
     def stop_all(self) -> bool:
         """All of them."""
-        return _listeners[self._word].error is not None
+        listener = _listeners[self._word]
+        return listener.error is not None or listener.over
 
 
 def _reason(trial: Any) -> str:

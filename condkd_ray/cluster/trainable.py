@@ -17,9 +17,12 @@ from condkd_ray.config import Tree, from_tree
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.product import product_path
-from condkd_ray.run import Outcome, load_outcome, run_trial, save_outcome
+from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
 from condkd_ray.sharing import Scope
 from condkd_ray.trial import Prepared, TrialConfig, codec
+
+OUT_OF_TIME = "out_of_time"
+"""What a trial reports that stopped, or did not start, because the deadline of the sweep had passed."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Work:
     jobs: dict[str, Job]
     threads: int
     checkpoint_seconds: float
+    deadline: float | None
 
 
 def trial_folder(folder: Path, key: str) -> Path:
@@ -77,9 +81,13 @@ def run(setup: dict[str, str], *, work: Work) -> None:
         for metrics in outcome.history:
             report(metrics)
         return
+    if passed(work.deadline):
+        return report({OUT_OF_TIME: 1})
     _clean_process(work.threads)
     try:
         outcome = _attempt(config, work, key, report)
+    except OutOfTimeError:
+        return report({OUT_OF_TIME: 1})
     except InputError as error:
         outcome = Outcome(status="failed", reason=str(error), metrics={}, history=[], predictions=[], images=None)
     save_outcome(outcome, path)
@@ -96,6 +104,7 @@ def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metric
         "product": product_path(trial_folder(work.folder, key)),
         "on_round": report,
         "checkpoint_seconds": work.checkpoint_seconds,
+        "deadline": work.deadline,
     }
     try:
         return _run(config, prepared, work, key, rest)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from condkd_ray.cluster.connect import check_resources, slots
+from condkd_ray.cluster.connect import NO_MORE, check_resources, slots
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
-from condkd_ray.cluster.trainable import Job, Work, chunks_folder, outcome_path, run, trial_folder
+from condkd_ray.cluster.trainable import OUT_OF_TIME, Job, Work, chunks_folder, outcome_path, run, trial_folder
 from condkd_ray.config import to_tree
 from condkd_ray.method import Metrics
-from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome
+from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome, passed
 from condkd_ray.sharing import Scope, pool_key
 from condkd_ray.trial import Prepared, TrialConfig
 
@@ -46,6 +46,9 @@ def sweep(
     folder: Path,
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
+    resources: Mapping[str, float] = NO_MORE,
+    max_concurrent: int | None = None,
+    deadline: float | None = None,
     on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
     on_outcome: Callable[[Trial, Outcome], None],
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -62,6 +65,9 @@ def sweep(
         folder: on storage that all nodes see.
         cpus_per_trial: CPUs held by a trial; also its number of threads, rounded down.
         gpus_per_trial: GPUs, or a part of one.
+        resources: amounts of custom resources that a trial needs too.
+        max_concurrent: trials at once, at most; as many as fit by default.
+        deadline: a `time.time()` from which no trial starts; each that runs stops after its round, with a checkpoint.
         on_round: hears the metrics of each round once, in order.
         on_outcome: hears of each trial once, as soon as it is over: finished, or failed with a reason of one line. A
             trial fails by a NaN, or is given up after its retries; it can then go on later.
@@ -69,7 +75,7 @@ def sweep(
         pool_limit: bytes of samples in shared memory, `default_limit` if not given; the rest is read from disk.
 
     Returns:
-        Whether all trials were heard of; False after Ctrl-C.
+        Whether all trials were heard of; False after Ctrl-C, or when the deadline came first.
 
     Raises:
         InputError: No node has such resources.
@@ -80,7 +86,7 @@ def sweep(
     if not trials:
         return True
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
-    check_resources(cpus_per_trial, gpus_per_trial)
+    check_resources(cpus_per_trial, gpus_per_trial, resources)
     folder = folder.resolve()
     limit = default_limit() if pool_limit is None else pool_limit
     check_limit(limit, [chunk_bytes(trial.config, trial.prepared) for trial in trials])
@@ -88,9 +94,11 @@ def sweep(
     trials = producers_first(trials)
     try:
         jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials}
-        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds)
+        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, deadline)
         progress = _Progress(trials, work, on_round, on_outcome)
-        _fit(work, progress, cpus_per_trial, gpus_per_trial)
+        bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
+        fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))
+        _fit(work, progress, bundle, min(fitting, max_concurrent or fitting))
         if progress.error is not None:
             raise progress.error
         return not progress.open
@@ -128,10 +136,23 @@ class _Progress:
             self._sharers[job.pool_key].add(key)
         self._history: dict[str, list[Metrics]] = {trial.key: [] for trial in trials}
         self.open = set(self._trials)
+        self._running: set[str] = set()
+        self._stopped: set[str] = set()
         self.error: Exception | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has come, and every trial that ran has stopped at it."""
+        return passed(self._work.deadline) and not self._running
+
+    def started(self, key: str) -> None:
+        """At its deadline it must be waited for."""
+        self._running.add(key)
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A trial that was killed tells its first rounds again."""
+        if OUT_OF_TIME in result:
+            self._stopped.add(key)
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
@@ -139,6 +160,11 @@ class _Progress:
 
     def completed(self, key: str) -> None:
         """Fetch the outcome, and once it is in good hands clear up behind the trial."""
+        started = key in self._running
+        self._running.discard(key)
+        # Those that never started are ended by Tune when the sweep is over.
+        if not started or key in self._stopped:
+            return
         self._over(key, load_outcome(outcome_path(self._work.folder, key)))
         place = self._work.jobs[key].pool_key
         self._sharers[place].discard(key)
@@ -148,6 +174,7 @@ class _Progress:
 
     def failed(self, key: str, reason: str) -> None:
         """Checkpoint and chunks stay, so that a later sweep can go on from them."""
+        self._running.discard(key)
         history = self._history[key]
         self._over(
             key, Outcome(status="failed", reason=reason, metrics={}, history=history, predictions=[], images=None)
@@ -158,19 +185,19 @@ class _Progress:
         self.open.discard(key)
 
 
-def _fit(work: Work, progress: _Progress, cpus: float, gpus: float) -> None:
+def _fit(work: Work, progress: _Progress, bundle: dict[str, float], at_once: int) -> None:
     from ray import tune
 
     from condkd_ray.cluster.events import listening
 
     storage = work.folder / "tune"
     shutil.rmtree(storage, ignore_errors=True)
-    resources = tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}])
+    resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
     with listening(progress) as (events, stopper):
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, work=work), resources),
             param_space={"key": tune.grid_search(list(work.jobs))},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=max(1, slots(cpus, gpus))),
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(storage),
