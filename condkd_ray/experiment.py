@@ -18,6 +18,7 @@ from condkd_ray.artifacts import Workshop, trial_hash
 from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
+from condkd_ray.cluster.shipping import in_job_folder
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.flags import RunFlags
 from condkd_ray.inversion import AnyInversion, Inversion
@@ -141,6 +142,8 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
     for plan in planned:
         workshop.check(plan.config)
     _check_only(flags)
+    where = "a folder that outlives the job, by its absolute path"
+    require(not in_job_folder(flags.out), "--out", str(flags.out), where)
     open_folder(flags.out, experiment, fresh=flags.fresh)
     with connect(flags.address):
         check_resources(flags.cpus_per_trial, flags.gpus_per_trial, flags.resources)

@@ -33,18 +33,21 @@ def screen(records: Sequence[Record], manifest: Manifest, out: Path) -> str:
     for reason, members in told[:REASONS]:
         lines += _group(reason, members, names)
     lines += [f"and {len(told) - REASONS} more reasons, in {out / 'records'}"] if len(told) > REASONS else []
+    return "\n".join([*lines, "", *_commands(failed, names, manifest, out), ""])
+
+
+def _commands(failed: Sequence[Record], names: dict[str, str], manifest: Manifest, out: Path) -> list[str]:
+    """The smallest to repeat one, and one to run all that failed; of a single trial's folder, the command of before."""
+    if manifest.experiment == "train":
+        return ["Again:", f"  {shlex.join(_without(HERE, manifest.command))}"]
     first = min(failed, key=lambda record: (record.rounds, record.ipc, record.config_hash))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "One of them again, in one process, with its whole trace where it raises an exception:",
-            f"  {_repeat(first, names[first.config_hash], manifest, out)}",
-            "Only these again:",
-            f"  {_only([names[record.config_hash] for record in failed], manifest)}",
-            "",
-        ]
-    )
+    only = [names[record.config_hash] for record in failed]
+    return [
+        "One of them again, in one process, with its whole trace where it raises an exception:",
+        f"  {_repeat(first, names[first.config_hash], manifest, out)}",
+        "Only these again:",
+        f"  {shlex.join([*_without(HERE, manifest.command), '--only', *only])}",
+    ]
 
 
 def _short(hashes: Sequence[str]) -> dict[str, str]:
@@ -78,13 +81,13 @@ def _repeat(record: Record, name: str, manifest: Manifest, out: Path) -> str:
     return shlex.join(["condkd", "train", "--from-record", str(out), name, *cache, *threads])
 
 
-def _only(names: Sequence[str], manifest: Manifest) -> str:
-    """The command of before; a single trial's runs nothing else anyway."""
-    words = shlex.split(manifest.command)
-    for flag in HERE:
+def _without(flags: Sequence[str], command: str) -> list[str]:
+    """The words of a command, less these flags and their values."""
+    words = shlex.split(command)
+    for flag in flags:
         for place in reversed(_places(words, flag)):
             del words[place]
-    return shlex.join(words) if manifest.experiment == "train" else shlex.join([*words, "--only", *names])
+    return words
 
 
 def _places(words: Sequence[str], flag: str) -> list[slice]:

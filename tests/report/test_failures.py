@@ -59,8 +59,8 @@ def test_only_the_failed_ones_are_run_again():
     records = [make_record(), failed(1, "NaN"), failed(2, "NaN")]
     command = "python x.py --only ffff eeee --seeds 0 1 --fresh --out=a"
     assert commands(records, command=command)[1] == "python x.py --seeds 0 1 --out=a --only 0001be 0002be"
-    single = commands(records, command="condkd train x.yaml", experiment="train")
-    assert single[1] == "condkd train x.yaml"
+    single = screen(records, make_manifest(records, command="condkd train x.yaml --fresh", experiment="train"), OUT)
+    assert single.endswith("\n\nAgain:\n  condkd train x.yaml\n")
 
 
 def test_hashes_are_as_long_as_they_need_to_be():
