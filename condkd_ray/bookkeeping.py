@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import condkd_ray
 from condkd_ray import networks
 from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation import Imported
@@ -225,9 +226,9 @@ def _told(teacher: Mapping[str, Any]) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Of what shapes numbers."""
-    return {name: version(name) for name in ("condkd-ray", "torch", "torchvision", "ray", "numpy")} | {
-        "python": platform.python_version()
-    }
+    # Of our own not that which is installed: shipped to a cluster, or in a checkout, it need not be.
+    ours = {"condkd-ray": condkd_ray.__version__, "python": platform.python_version()}
+    return ours | {name: version(name) for name in ("torch", "torchvision", "ray", "numpy")}
 
 
 @cache

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -17,10 +18,12 @@ from condkd_ray.artifacts import Workshop, trial_hash
 from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
+from condkd_ray.cluster.shipping import in_job_folder
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
+from condkd_ray.flags import RunFlags
 from condkd_ray.inversion import AnyInversion, Inversion
 from condkd_ray.method import require
-from condkd_ray.report.records import finished, write_manifest
+from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.run import Outcome
 from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
@@ -34,7 +37,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class Flags(RunFlags):
     """Flags common to all experiments. Anything else of a trial's config can be set by a YAML file, `--config`."""
 
     ipcs: tuple[int, ...] = (1, 5, 10)
@@ -67,16 +70,6 @@ class Flags:
     rounds: int = 12
     config: Path | None = None
     """A YAML file of config fields that goes over the flags."""
-    out: Path = Path("runs/experiment")
-    """The same folder again continues: what is finished stays."""
-    cache: Path | None = None
-    """Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
-    address: str | None = None
-    """Of a Ray cluster; RAY_ADDRESS if not given, else a private one on this machine."""
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0
-    fresh: bool = False
-    """Move what `--out` holds aside and begin anew."""
 
     def base(self) -> TrialConfig:
         """The config all arms start from, at the largest IPC. Raises `InputError`: field, value, what is accepted."""
@@ -130,7 +123,7 @@ class Flags:
 
 
 def command_line(flags: type[T], main: Callable[[T], int]) -> None:
-    """Parse, run, exit: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
+    """Parse, run, exit: 0 done, 1 some trials failed, 2 bad input, 3 out of time, 130 interrupted."""
     torch.set_num_threads(1)
     with exit_codes():
         sys.exit(main(tyro.cli(flags)))
@@ -141,51 +134,69 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
 
     The exit code: see `command_line`.
     """
-    planned = list(plans)
+    planned, deadline = list(plans), time.time() + flags.budget_seconds
+    flags.check()
     _check_plans(planned)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     workshop = Workshop(flags.cache, device=device, say=say)
     for plan in planned:
         workshop.check(plan.config)
+    _check_only(flags)
+    where = "a folder that outlives the job, by its absolute path"
+    require(not in_job_folder(flags.out), "--out", str(flags.out), where)
     open_folder(flags.out, experiment, fresh=flags.fresh)
     with connect(flags.address):
-        check_resources(flags.cpus_per_trial, flags.gpus_per_trial)
+        check_resources(flags.cpus_per_trial, flags.gpus_per_trial, flags.resources)
         prepared = workshop.prepare_all([plan.config for plan in planned])
         trials = [make_trial(plan, made) for plan, made in zip(planned, prepared, strict=True)]
         keys = [trial.key for trial in trials]
         manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out, baseline=baseline)
         write_manifest(flags.out, manifest)
         say(teacher_line(manifest))
-        done = finished(flags.out)
-        missing = [trial for trial in trials if trial.key not in done]
-        say(f"{len(trials)} trials, {len(trials) - len(missing)} of them finished before; results in {flags.out}")
-        by_key = {trial.key: (plan, trial.prepared) for plan, trial in zip(planned, trials, strict=True)}
+        missing = _missing(trials, flags)
         clock = CpuClock()
-
-        def heard(trial: tuning.Trial, outcome: Outcome) -> None:
-            watch.outcome(trial.key, outcome)
-            clock.look()
-
-        watch = Watch(experiment, flags.out, {trial.key: by_key[trial.key] for trial in missing})
-        try:
-            complete = not missing or tuning.sweep(
-                missing,
-                folder=flags.out,
-                cpus_per_trial=flags.cpus_per_trial,
-                gpus_per_trial=flags.gpus_per_trial,
-                on_round=lambda trial, metrics: watch.round(trial.key, metrics),
-                on_outcome=heard,
-            )
-        finally:
-            watch.close()
+        complete, failed = _sweep(experiment, dict(zip(keys, planned, strict=True)), missing, flags, deadline, clock)
         spent = clock.look()
     write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
     print(report.build(flags.out))
     say(f"tables, figure and records: {flags.out}; tensorboard --logdir {flags.out / 'tensorboard'}")
-    if not complete:
-        say("interrupted; the same command continues")
-        return 130
-    return 1 if watch.failed else 0
+    if complete:
+        return 1 if failed else 0
+    spent_time = time.time() >= deadline
+    say(f"{'the time budget is spent' if spent_time else 'interrupted'}; the same command continues")
+    return 3 if spent_time else 130
+
+
+def _sweep(
+    experiment: str,
+    plans: Mapping[str, Plan],
+    missing: list[tuning.Trial],
+    flags: Flags,
+    deadline: float,
+    clock: CpuClock,
+) -> tuple[bool, int]:
+    """Whether all trials came to an end, and how many of them failed."""
+
+    def heard(trial: tuning.Trial, outcome: Outcome) -> None:
+        watch.outcome(trial.key, outcome)
+        clock.look()
+
+    watch = Watch(experiment, flags.out, {trial.key: (plans[trial.key], trial.prepared) for trial in missing})
+    try:
+        complete = not missing or tuning.sweep(
+            missing,
+            folder=flags.out,
+            cpus_per_trial=flags.cpus_per_trial,
+            gpus_per_trial=flags.gpus_per_trial,
+            resources=flags.resources,
+            max_concurrent=flags.max_concurrent,
+            deadline=deadline,
+            on_round=lambda trial, metrics: watch.round(trial.key, metrics),
+            on_outcome=heard,
+        )
+    finally:
+        watch.close()
+    return complete, watch.failed
 
 
 def _check_plans(planned: list[Plan]) -> None:
@@ -195,6 +206,33 @@ def _check_plans(planned: list[Plan]) -> None:
         twin = first.setdefault(plan.config, plan)
         same = f"{twin.label} and {plan.label}"
         require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
+
+
+def _check_only(flags: Flags) -> None:
+    """Hashes can only be known from an earlier run, so that what it planned is asked before anything is trained."""
+    if flags.only:
+        require(not flags.fresh, "--only", " ".join(flags.only), "trials of an earlier run, so not with --fresh")
+        before = read_manifest(flags.out).planned
+        _chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, flags.only)
+
+
+def _missing(trials: list[tuning.Trial], flags: Flags) -> list[tuning.Trial]:
+    """The trials to be run, and words on those that are not."""
+    done = finished(flags.out)
+    wanted = _chosen({trial.key: trial.label for trial in trials}, flags.only)
+    before = sum(trial.key in done for trial in trials)
+    only = f", {len(wanted)} of them chosen" if flags.only else ""
+    say(f"{len(trials)} trials{only}, {before} of them finished before; results in {flags.out}")
+    return [trial for trial in trials if trial.key in wanted - done]
+
+
+def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
+    """The hashes that begin so, each just one; all where none is asked for. Raises `InputError`."""
+    there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
+    for beginning in beginnings:
+        found = sum(key.startswith(beginning) for key in labels)
+        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, such as {there}")
+    return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
 
 
 def make_trial(plan: Plan, prepared: Prepared) -> tuning.Trial:

@@ -28,6 +28,10 @@ CHECKPOINT_SECONDS = 15.0
 GRID_PER_CLASS = 8
 
 
+class OutOfTimeError(Exception):
+    """A trial was stopped at its deadline, after a checkpoint from which it can go on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of a trial. Accuracies are fractions, times seconds."""
@@ -83,18 +87,20 @@ def run_trial(
     produces: bool = True,
     on_round: Callable[[Metrics], None] = lambda metrics: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    deadline: float | None = None,
 ) -> Outcome:
     """All rounds of a trial; with a `checkpoint` file there, from where that stands.
 
     A NaN ends the trial as failed, naming round and loss term. `on_round` hears the metrics of each round, those
     before the checkpoint included, so that whoever shows them has all. Where a `product` is wanted, student and
     synthetic images are left there. `source`: of the images; the trial itself `produces` them or not.
+    From the `deadline`, a `time.time()`, no round is begun: raises `OutOfTimeError`.
     """
     state = resume(config, prepared, store, checkpoint, produces=produces)
     for metrics in state.history:
         on_round(metrics)
-    saved = time.monotonic()
-    while state.round < config.total_rounds:
+    saved, late = time.monotonic(), passed(deadline)
+    while state.round < config.total_rounds and not late:
         try:
             metrics = run_round(config, prepared, state, store, source)
         except NonFiniteError as error:
@@ -109,16 +115,24 @@ def run_trial(
                 peak_bytes=peak_bytes(prepared.teacher.device),
                 threads=torch.get_num_threads(),
             )
-        due = time.monotonic() - saved >= checkpoint_seconds or state.round == config.total_rounds
+        late = passed(deadline)
+        due = late or time.monotonic() - saved >= checkpoint_seconds or state.round == config.total_rounds
         if checkpoint is not None and due:
             states.save(state, checkpoint)
             saved = time.monotonic()
         if checkpoint is None or due:
             store.commit()
         on_round(metrics)
+    if state.round < config.total_rounds:
+        raise OutOfTimeError
     if product is not None:
         write_product(make_product(config, prepared, state, store), product)
     return finish(config, prepared, state, store)
+
+
+def passed(deadline: float | None) -> bool:
+    """Whether it is later than that, a `time.time()`; never where there is none."""
+    return deadline is not None and time.time() >= deadline
 
 
 def resume(

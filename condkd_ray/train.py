@@ -56,7 +56,10 @@ class Train(_Here):
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat(_Here):
-    """Repeat a trial from its record, and say whether the number is equal and, if not, what differs."""
+    """Repeat a trial from its record, and say whether the number is equal and, if not, what differs.
+
+    One that failed may fail again; where it raises an exception, its whole trace is shown.
+    """
 
     from_record: tuple[Path, str]
     """A result folder, and the (beginning of the) hash of one of its trials."""
@@ -70,15 +73,13 @@ def train(command: Train, rest: list[str]) -> int:
 
 
 def repeat(command: Repeat) -> int:
-    """`condkd train --from-record`. The exit code: 1 also where the number differs."""
+    """`condkd train --from-record`. The exit code: 1 also where the trial ends otherwise than before."""
     first = find_record(*command.from_record)
     config = configs.from_tree(first.config, f"record {first.config_hash[:12]}")
     code, key = _train(config, first.arm, command)
-    if code:
-        return code
     equal, told = compare(first, find_record(command.out, key))
     print(told)
-    return 0 if equal else 1
+    return code if equal else 1
 
 
 def _train(config: TrialConfig, arm: str, command: _Here) -> tuple[int, str]:
@@ -105,7 +106,13 @@ def _train(config: TrialConfig, arm: str, command: _Here) -> tuple[int, str]:
 
 
 def compare(first: Record, again: Record) -> tuple[bool, str]:
-    """Whether a trial and its repetition agree in test accuracy and in every prediction, and that in words."""
+    """Whether a trial and its repetition agree in test accuracy and in every prediction, and that in words.
+
+    Two that failed agree where they did so for the same reason.
+    """
+    if "failed" in (first.status, again.status):
+        then, now = (f"{record.status} ({record.reason})".removesuffix(" ()") for record in (first, again))
+        return (True, f"equal: it {now} again") if then == now else (False, f"not equal: {then} then, {now} now")
     name = "student/test_accuracy"
     before, now = first.metrics[name], again.metrics[name]
     others = sum(a != b for a, b in zip(first.predictions, again.predictions, strict=False))

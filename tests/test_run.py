@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import NoInversion
 from condkd_ray.memory import Latest, Prioritized
 from condkd_ray.method import Metrics
-from condkd_ray.run import load_outcome, local_store, run_trial, summary
+from condkd_ray.run import OutOfTimeError, load_outcome, local_store, run_trial, summary
 from condkd_ray.trial import Prepared, TrialConfig
 
 CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
@@ -104,6 +105,25 @@ def test_with_rare_checkpoints_the_numbers_are_the_same(tmp_path, prepared):
     never = run(CONFIG, prepared, tmp_path / "b", checkpoint=tmp_path / "b" / "state", checkpoint_seconds=1e9)
     assert numbers(often.history) == numbers(never.history)
     assert (tmp_path / "b" / "state").is_file()  # the last round is always saved
+
+
+def test_at_its_deadline_it_leaves_a_checkpoint_and_later_goes_on_to_the_same_numbers(tmp_path, prepared):
+    told, deadline = [], time.time() + 5
+
+    def on_round(metrics: Metrics) -> None:
+        told.append(metrics)
+        if len(told) == 3:
+            time.sleep(max(0.0, deadline - time.time()))
+
+    config = toy_config(rounds=20)
+    rest = {"checkpoint": tmp_path / "state", "checkpoint_seconds": 1e9}
+    with pytest.raises(OutOfTimeError):
+        run(config, prepared, tmp_path, on_round=on_round, deadline=deadline, **rest)
+    assert 0 < len(told) < 20
+    whole = run(config, prepared, tmp_path, deadline=time.time() + 3600, **rest)
+    # Equal times, too: these rounds were not computed again.
+    assert whole.history[: len(told)] == told
+    assert numbers(whole.history) == numbers(run(config, prepared).history)
 
 
 def test_an_outcome_holds_what_a_record_needs(prepared):

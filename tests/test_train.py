@@ -36,9 +36,18 @@ def test_of_unequal_ones_it_is_said_what_differs(record):
     assert "nothing that is recorded" in compare(record, replace(record, predictions=flipped))[1]
 
 
+def test_failures_are_compared_by_their_reasons(record):
+    failed = replace(record, status="failed", reason="round 2: NaN", metrics={}, predictions=[])
+    assert compare(failed, failed) == (True, "equal: it failed (round 2: NaN) again")
+    other = replace(failed, reason="round 3: NaN")
+    assert compare(failed, other) == (False, "not equal: failed (round 2: NaN) then, failed (round 3: NaN) now")
+    assert compare(failed, record) == (False, "not equal: failed (round 2: NaN) then, finished now")
+
+
 def test_a_record_is_found_by_the_beginning_of_its_hash(record, tmp_path):
     write_record(tmp_path, record)
-    write_record(tmp_path, replace(record, config_hash="abd"))
+    write_record(tmp_path, replace(record, config_hash="abd", status="failed"))
+    write_record(tmp_path, replace(record, config_hash="abe", status="pruned"))
     assert find_record(tmp_path, "abd").config_hash == "abd"
     for beginning in ("ab", "x"):
         with pytest.raises(InputError, match=r"accepted: the beginning of just one of abc \(mixed ipc 2 seed 0\), abd"):

@@ -7,20 +7,22 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
+from condkd_ray.cluster.address import ADDRESS, check_versions, checked, on_loopback_alone
+from condkd_ray.cluster.shipping import runtime_env
 from condkd_ray.method import InputError, require
 
 NAMESPACE = "condkd"
+NO_MORE: Mapping[str, float] = MappingProxyType({})
+"""No custom resources."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Named after systems where Ray, unless told otherwise, stays on loopback; with "0" it does so anywhere."""
-ADDRESS = '"host:port" of a running head node (its token in RAY_AUTH_TOKEN), or "local"'
-PROBE_SECONDS = 2.0
 STORE_BYTES = 2 * 2**30
 """Most shared memory a private cluster takes for its object store; beyond it objects go to disk."""
 LONGEST_TEMP = 36
@@ -47,7 +49,8 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
 
     The cluster is the one at `address` (or `RAY_ADDRESS`), "host:port". Without either it is a new one on this
     machine: all sockets on loopback, a random token asked of every client, nothing reported to anyone, nothing
-    written to the home folder; it ends with the block. A process that is connected already stays so.
+    written to the home folder; it ends with the block. A process that is connected already stays so. Workers of a
+    cluster that is not private get this package as it lies here, see `condkd_ray.cluster.shipping`.
 
     Args:
         address: "host:port" of a running cluster's head, or "local" for a private one whatever `RAY_ADDRESS` says.
@@ -55,9 +58,10 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
         gpus: likewise.
 
     Raises:
-        InputError: Nothing answers at `address`, or it is of a form that is not accepted. Within seconds.
+        InputError: Nothing answers at `address`, it is of a form that is not accepted, or the Ray or Python there is
+            another than ours. Within seconds.
     """
-    found = _address(address)
+    found = checked(address)
     environment = QUIET | ({} if found else _private_environment())
     with _environment(environment):
         import ray
@@ -84,83 +88,50 @@ def private() -> Iterator[None]:
         yield
 
 
-def check_resources(cpus_per_trial: float, gpus_per_trial: float) -> None:
-    """Raise `InputError` where no node of the connected cluster could ever run such a trial."""
+def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] = NO_MORE) -> None:
+    """Raise `InputError` where no node of the connected cluster could ever run such a trial.
+
+    `more`: amounts of custom resources by name.
+    """
     import ray
 
     require(cpus_per_trial > 0, "CPUs per trial", cpus_per_trial, "more than 0")
     whole = 0 <= gpus_per_trial <= 1 or gpus_per_trial == int(gpus_per_trial) > 0
     require(whole, "GPUs per trial", gpus_per_trial, "0 to 1, or a whole number")
-    offers = [_offer(node) for node in ray.nodes() if node["Alive"]]
-    fits = any(cpus >= cpus_per_trial and gpus >= gpus_per_trial for cpus, gpus in offers)
-    best = max(offers, default=(0.0, 0.0), key=lambda offer: offer[::-1] if gpus_per_trial else offer)
-    asked = f"{cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs"
-    require(fits, "resources per trial", asked, f"at most what one machine has, {best[0]:g} CPUs and {best[1]:g} GPUs")
+    asked = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **more}
+    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    best = sorted((_offer(offer) for offer in offers), key=_largest_first)
+    there = "; ".join(dict.fromkeys(_told(offer) for offer in best))
+    fits = any(_fits(offer, asked) for offer in offers)
+    require(fits, "resources per trial", _told(asked), f"at most what one machine has, of {there or 'none'}")
 
 
-def slots(cpus_per_trial: float, gpus_per_trial: float) -> int:
+def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] = NO_MORE) -> int:
     """How many such trials run at once on the connected cluster."""
     import ray
 
-    count = 0
-    for cpus, gpus in (_offer(node) for node in ray.nodes() if node["Alive"]):
-        by_gpu = gpus / gpus_per_trial if gpus_per_trial else float("inf")
-        count += int(min(cpus / cpus_per_trial, by_gpu))
-    return count
+    asked = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **more}
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return sum(int(min(offer.get(name, 0) / amount for name, amount in asked.items() if amount)) for offer in nodes)
 
 
-def _offer(node: dict[str, Any]) -> tuple[float, float]:
-    resources = node["Resources"]
-    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+def _fits(offer: Mapping[str, float], asked: Mapping[str, float]) -> bool:
+    return all(offer.get(name, 0) >= amount for name, amount in asked.items())
 
 
-def _address(given: str | None) -> str | None:
-    """The address to connect to, checked; None for a private cluster."""
-    address = given or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        return None
-    # Through the client the driver, and with it all results, would live on the other machine.
-    require("://" not in address, "Ray address", address, f"{ADDRESS}; not the Ray client")
-    require(address != "auto", "Ray address", address, f"{ADDRESS}; nothing is discovered")
-    host, _, port = address.rpartition(":")
-    require(bool(host) and port.isdigit() and 0 < int(port) < 65536, "Ray address", address, ADDRESS)
-    try:
-        answers = _speaks_grpc(host.strip("[]"), int(port))
-    except OSError as error:
-        raise InputError(f"Ray address is {address!r}, where nothing answers ({error}); accepted: {ADDRESS}") from None
-    require(answers, "Ray address", address, f"{ADDRESS}; what answers there is no Ray")
-    return address
+def _offer(resources: Mapping[str, float]) -> dict[str, float]:
+    """What of a node's resources a user counts: not memory, and not the names by which Ray itself finds it."""
+    own = {name: amount for name, amount in resources.items() if not name.startswith(("node:", "accelerator_type:"))}
+    return {"CPU": 0.0, "GPU": 0.0} | {k: v for k, v in own.items() if k not in ("memory", "object_store_memory")}
 
 
-def _speaks_grpc(host: str, port: int) -> bool:
-    """Whether a server is there that greets as gRPC does: with HTTP/2 settings. Raises `OSError` where none is.
-
-    Ray itself would go on trying for minutes, and then end the process.
-    """
-    hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-    with socket.create_connection((host, port), timeout=PROBE_SECONDS) as connection:
-        if os.environ.get("RAY_USE_TLS") == "1":
-            return True
-        connection.sendall(hello)
-        try:
-            answer = connection.recv(9)
-        except TimeoutError:
-            return False
-    return len(answer) > 3 and answer[3] == 4
+def _largest_first(offer: Mapping[str, float]) -> tuple[float, float]:
+    return -offer["GPU"], -offer["CPU"]
 
 
-def _on_loopback_alone(address: str) -> bool:
-    """Whether a head on this machine can be reached at 127.0.0.1 only; Ray would look for it at its other address."""
-    import ray
-
-    host, _, port = address.rpartition(":")
-    if host not in ("localhost", "127.0.0.1"):
-        return False
-    try:
-        socket.create_connection((ray.util.get_node_ip_address(), int(port)), timeout=PROBE_SECONDS).close()
-    except OSError:
-        return True
-    return False
+def _told(amounts: Mapping[str, float]) -> str:
+    custom = [f"{amount:g} {name}" for name, amount in amounts.items() if name not in ("CPU", "GPU")]
+    return ", ".join([f"{amounts['CPU']:g} CPUs", f"{amounts['GPU']:g} GPUs", *custom])
 
 
 @cache
@@ -200,10 +171,11 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
 
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "namespace": NAMESPACE}
     _read_environment(several_nodes=True)
-    _read_environment(several_nodes=address is not None and not _on_loopback_alone(address))
+    _read_environment(several_nodes=address is not None and not on_loopback_alone(address))
     if address is not None:
         try:
-            ray.init(address=address, **quiet)
+            check_versions(address)
+            ray.init(address=address, runtime_env=runtime_env(), **quiet)
         except (ConnectionError, RuntimeError, AuthenticationError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(

@@ -30,6 +30,15 @@ class Listener(Protocol):
 
     error: Exception | None
 
+    @property
+    def over(self) -> bool:
+        """Whether the sweep shall end, though not all trials have run."""
+        ...
+
+    def started(self, key: str) -> None:
+        """The trial has a process of its own."""
+        ...
+
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A round was reported."""
         ...
@@ -69,6 +78,10 @@ class Events(Callback):
         self._rounds: Counter[str] = Counter()
         self._in_vain: Counter[str] = Counter()
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
+        """Also once more after each failure."""
+        self._tell("started", trial)
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
         """A round; not a new one where a trial tells what it had told before its process died."""
         key, number = trial.config["key"], result.get("round", 0)
@@ -103,7 +116,7 @@ class Events(Callback):
 
 
 class StopOnError(Stopper):
-    """Stops the whole sweep once the listener of `word` has raised an error."""
+    """Stops the whole sweep once the listener of `word` has raised an error, or says that it is over."""
 
     def __init__(self, word: str) -> None:
         self._word = word
@@ -114,7 +127,8 @@ class StopOnError(Stopper):
 
     def stop_all(self) -> bool:
         """All of them."""
-        return _listeners[self._word].error is not None
+        listener = _listeners[self._word]
+        return listener.error is not None or listener.over
 
 
 def _reason(trial: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from condkd_ray import state as states
 from condkd_ray.cluster.pool import Taken
-from condkd_ray.cluster.stores import SharedStore, SweepStore
+from condkd_ray.cluster.shared_stores import SharedStore, SweepStore
 from condkd_ray.memory import Store
 from condkd_ray.method import Metrics
 from condkd_ray.production import Production, begin, produce

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from condkd_ray.cluster.chunk_cache import Placed
-from condkd_ray.cluster.pool import Table, Taken
+from condkd_ray.cluster.pool import Table
 from condkd_ray.memory.chunks import Arrays, from_arrays, read_chunk, to_arrays
-from condkd_ray.memory.store import MissingSamplesError, TableStore
-from condkd_ray.method import Metrics
-from condkd_ray.samples import Codec, Encoded, Samples
+from condkd_ray.memory.store import TableStore
+from condkd_ray.samples import Codec, Encoded
 
 PATIENCE_SECONDS = 120.0
 """How long a trial goes on asking for a pool that is being restarted."""
@@ -116,140 +114,3 @@ class PoolStore(MappedStore):
     def _mapped(self, start: int, chunk: Encoded) -> None:
         self._table.put(start, chunk)
         self._ledger.cover(start, chunk.classes)
-
-
-class SharedStore(MappedStore):
-    """One trial's view of rounds that several trials share. Ids are the pool's; they live once the trial has them.
-
-    What the trial drops stays in the pool for the others.
-    """
-
-    def __init__(
-        self, codec: Codec, num_classes: int, pool: Any, key: str, who: str, device: str | torch.device = "cpu"
-    ) -> None:
-        super().__init__(codec, num_classes, pool, key, device, who)
-        self._ask(lambda have: pool.table.remote(key, have, who))
-
-    def take(self, round: int) -> Taken:
-        """Ask for a round; what the pool says of it. Where it is made, its chunk is mapped then."""
-        call = self._pool.take
-        return self._ask(lambda have: call.remote(self._key, round, self._who, have), lambda taken: taken.table)
-
-    def deliver(self, round: int, samples: Samples, metrics: Metrics) -> Taken:
-        """Give a round to all; as `take` then."""
-        arrays, call = to_arrays(self.codec.encode(samples)), self._pool.deliver
-        return self._ask(
-            lambda have: call.remote(self._key, round, self._who, arrays, metrics, have), lambda taken: taken.table
-        )
-
-    def look(self, count: int) -> Samples:
-        """The `count` samples behind the last id given out."""
-        return self.codec.decode(self._table.gather(torch.arange(self.num_ids, self.num_ids + count))).to(self.device)
-
-    def append(self, samples: Samples) -> Tensor:
-        """Take over those at which `look` has looked: nothing is sent. Their ids."""
-        start = self.num_ids
-        self._ledger.cover(start, samples.logits.argmax(1))
-        return torch.arange(start, self.num_ids)
-
-    def commit(self) -> None:
-        """Unmap chunks of which nothing lives any more."""
-        for start, _ in self._dead():
-            self._table.remove(start)
-
-    def _append(self, start: int, encoded: Encoded) -> None:
-        raise AssertionError("a shared store is delivered to, round by round")
-
-    def _truncate(self, num_ids: int) -> None:
-        """Rounds that are made stay made."""
-
-    def restore(self, num_ids: int, live: Tensor) -> None:
-        """See `Store`."""
-        for start, chunk in self._table.items():
-            if start < num_ids:
-                self._ledger.cover(start, chunk[: num_ids - start].classes)
-        super().restore(num_ids, live)
-
-    def _dead(self) -> list[tuple[int, Encoded]]:
-        return [(start, chunk) for start, chunk in super()._dead() if start + len(chunk) <= self.num_ids]
-
-    def _mapped(self, start: int, chunk: Encoded) -> None:
-        if start + len(chunk) > self.num_ids or self._ledger.any_live(start, len(chunk)):
-            self._table.put(start, chunk)
-
-    def _unmap(self, start: int) -> None:
-        del self._placed[start]
-        if start in dict(self._table.items()):
-            self._table.remove(start)
-
-
-class SweepStore(MappedStore):
-    """One trial's view of what all trials of a sweep have made, its own and, as they come, the others'.
-
-    Ids are the trial's own, in the order in which it has seen the chunks.
-    """
-
-    def __init__(
-        self, codec: Codec, num_classes: int, pool: Any, key: str, who: str, device: str | torch.device = "cpu"
-    ) -> None:
-        super().__init__(codec, num_classes, pool, key, device, who)
-        self._chunks: dict[int, Encoded] = {}
-        self._places: dict[int, int] = {}
-        self._queue: list[int] = []
-        self._ask(lambda have: pool.table.remote(key, have, who))
-
-    def contribute(self, round: int, samples: Samples) -> int:
-        """Give a round to all. The number of chunks to be taken over now, the trial's own at the end."""
-        arrays, call = to_arrays(self.codec.encode(samples)), self._pool.contribute
-        answer = self._ask(
-            lambda have: call.remote(self._key, self._who, round, arrays, have), lambda answer: answer[0]
-        )
-        self._queue = list(answer[1])
-        return len(self._queue)
-
-    def look(self) -> Samples:
-        """The chunk that is the next to be taken over."""
-        return self.codec.decode(self._chunks[self._queue[0]]).to(self.device)
-
-    def append(self, samples: Samples) -> Tensor:
-        """Take over the chunk at which `look` has looked: nothing is sent. Their ids."""
-        start = self.num_ids
-        self._enter(self._queue.pop(0))
-        return torch.arange(start, self.num_ids)
-
-    def commit(self) -> None:
-        """Unmap chunks of which nothing lives any more."""
-        for start, _ in self._dead():
-            self._table.remove(start)
-
-    def restore(self, num_ids: int, live: Tensor) -> None:
-        """See `Store`; raises `MissingSamplesError` where the pool has lost what this trial had seen."""
-        import ray
-
-        for start in ray.get(self._pool.seen.remote(self._key, self._who, 2**31)) if num_ids else []:
-            if self.num_ids >= num_ids:
-                break
-            if start not in self._chunks:
-                raise MissingSamplesError(f"a checkpoint after {num_ids} samples needs a chunk that is gone")
-            self._enter(start)
-        super().restore(num_ids, live)
-
-    def _enter(self, pool_start: int) -> None:
-        start, chunk = self.num_ids, self._chunks[pool_start]
-        self._places[pool_start] = start
-        self._table.put(start, chunk)
-        self._ledger.cover(start, chunk.classes)
-
-    def _append(self, start: int, encoded: Encoded) -> None:
-        raise AssertionError("a sweep's store is contributed to, round by round")
-
-    def _truncate(self, num_ids: int) -> None:
-        """What the others may have drawn stays."""
-
-    def _mapped(self, start: int, chunk: Encoded) -> None:
-        self._chunks[start] = chunk
-        if start in self._places and self._ledger.any_live(self._places[start], len(chunk)):
-            self._table.put(self._places[start], chunk)
-
-    def _unmap(self, start: int) -> None:
-        del self._placed[start], self._chunks[start]

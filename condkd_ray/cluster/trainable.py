@@ -12,19 +12,22 @@ import torch
 
 from condkd_ray.cluster.attempts import note
 from condkd_ray.cluster.parcels import Parcel, unpack
+from condkd_ray.cluster.shared_stores import SharedStore, SweepStore
 from condkd_ray.cluster.sources import SharedSource, sweep_source
-from condkd_ray.cluster.stores import PoolStore, SharedStore, SweepStore
+from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.config import Tree, from_tree
 from condkd_ray.disk import no_room
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.product import product_path
-from condkd_ray.run import Outcome, load_outcome, run_trial, save_outcome
+from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
 from condkd_ray.sharing import Scope
 from condkd_ray.trial import Prepared, TrialConfig, codec
 
 FULL = "storage_full"
 """What a trial reports, with the reason, when there is no room for its files."""
+OUT_OF_TIME = "out_of_time"
+"""What a trial reports that stopped, or did not start, because the deadline of the sweep had passed."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Work:
     threads: int
     checkpoint_seconds: float
     attempts: int
+    deadline: float | None
 
 
 def trial_folder(folder: Path, key: str) -> Path:
@@ -84,19 +88,30 @@ def run(setup: dict[str, str], *, work: Work) -> None:
         for metrics in outcome.history:
             report(metrics)
         return
+    if passed(work.deadline):
+        return report({OUT_OF_TIME: 1})
     _clean_process(work.threads)
+    last = _last_report(config, work, key, report)
+    if last is not None:
+        report(last)
+
+
+def _last_report(
+    config: TrialConfig, work: Work, key: str, report: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any] | None:
+    """Run the trial as far as it goes; what is to be reported at its end beside its rounds, if anything."""
     try:
         outcome = _attempt(config, work, key, report)
-        save_outcome(outcome, path)
-        # Tune prints a line on trials without any report.
-        last = None if outcome.history else {}
+        save_outcome(outcome, outcome_path(work.folder, key))
+    except OutOfTimeError:
+        return {OUT_OF_TIME: 1}
     except Exception as error:
         full = no_room(error)
         if full is None and note(trial_folder(work.folder, key), error) < work.attempts:
             raise
-        last = {} if full is None else {FULL: full}
-    if last is not None:
-        report(last)
+        return {} if full is None else {FULL: full}
+    # Tune prints a line on trials without any report.
+    return None if outcome.history else {}
 
 
 def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metrics], None]) -> Outcome:
@@ -107,6 +122,7 @@ def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metric
         "product": product_path(trial_folder(work.folder, key)),
         "on_round": report,
         "checkpoint_seconds": work.checkpoint_seconds,
+        "deadline": work.deadline,
     }
     try:
         return _run(config, prepared, work, key, rest)

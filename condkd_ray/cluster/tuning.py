@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from condkd_ray.cluster.attempts import ATTEMPTS, last_reason, start_anew
-from condkd_ray.cluster.connect import check_resources, slots
+from condkd_ray.cluster.connect import NO_MORE, check_resources, slots
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
-from condkd_ray.cluster.trainable import FULL, Job, Work, chunks_folder, outcome_path, run, trial_folder
+from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Job, Work, chunks_folder, outcome_path, run, trial_folder
 from condkd_ray.config import to_tree
 from condkd_ray.disk import StorageFullError
 from condkd_ray.method import Metrics
-from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome
+from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome, passed
 from condkd_ray.sharing import Scope, pool_key
 from condkd_ray.shell import say
 from condkd_ray.trial import Prepared, TrialConfig
@@ -46,6 +46,9 @@ def sweep(
     folder: Path,
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
+    resources: Mapping[str, float] = NO_MORE,
+    max_concurrent: int | None = None,
+    deadline: float | None = None,
     on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
     on_outcome: Callable[[Trial, Outcome], None],
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -66,6 +69,9 @@ def sweep(
         folder: on storage that all nodes see.
         cpus_per_trial: CPUs held by a trial; also its number of threads, rounded down.
         gpus_per_trial: GPUs, or a part of one.
+        resources: amounts of custom resources that a trial needs too.
+        max_concurrent: trials at once, at most; as many as fit by default.
+        deadline: a `time.time()` from which no trial starts; each that runs stops after its round, with a checkpoint.
         on_round: hears the metrics of each round once, in order.
         on_outcome: hears of each trial once, as soon as it is over: finished, or failed with a reason of one line. A
             trial fails by a NaN, or is given up; it can then go on later.
@@ -74,7 +80,7 @@ def sweep(
         attempts: exceptions after which a trial is given up.
 
     Returns:
-        Whether all trials were heard of; False after Ctrl-C.
+        Whether all trials were heard of; False after Ctrl-C, or when the deadline came first.
 
     Raises:
         InputError: No node has such resources.
@@ -86,7 +92,7 @@ def sweep(
     if not trials:
         return True
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
-    check_resources(cpus_per_trial, gpus_per_trial)
+    check_resources(cpus_per_trial, gpus_per_trial, resources)
     folder = folder.resolve()
     limit = default_limit() if pool_limit is None else pool_limit
     check_limit(limit, [chunk_bytes(trial.config, trial.prepared) for trial in trials])
@@ -94,11 +100,13 @@ def sweep(
     trials = producers_first(trials)
     try:
         jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials}
-        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts)
+        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts, deadline)
         for key in jobs:
             start_anew(trial_folder(folder, key))
         progress = _Progress(trials, work, on_round, on_outcome)
-        _fit(work, progress, cpus_per_trial, gpus_per_trial)
+        bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
+        fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))
+        _fit(work, progress, bundle, min(fitting, max_concurrent or fitting))
         if progress.error is not None:
             raise progress.error
         return not progress.open
@@ -136,12 +144,25 @@ class _Progress:
             self._sharers[job.pool_key].add(key)
         self._history: dict[str, list[Metrics]] = {trial.key: [] for trial in trials}
         self.open = set(self._trials)
+        self._running: set[str] = set()
+        self._stopped: set[str] = set()
         self.error: Exception | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has come, and every trial that ran has stopped at it."""
+        return passed(self._work.deadline) and not self._running
+
+    def started(self, key: str) -> None:
+        """At its deadline it must be waited for."""
+        self._running.add(key)
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A trial that was killed tells its first rounds again."""
         if FULL in result:
             raise StorageFullError(result[FULL])
+        if OUT_OF_TIME in result:
+            self._stopped.add(key)
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
@@ -153,7 +174,11 @@ class _Progress:
 
     def completed(self, key: str) -> None:
         """Fetch the outcome, and once it is in good hands clear up behind the trial."""
-        path = outcome_path(self._work.folder, key)
+        started, path = key in self._running, outcome_path(self._work.folder, key)
+        self._running.discard(key)
+        # Those that never started are ended by Tune when the sweep is over.
+        if not started or key in self._stopped:
+            return
         if not path.is_file():
             return self.failed(key, last_reason(path.parent))
         self._over(key, load_outcome(path))
@@ -165,6 +190,7 @@ class _Progress:
 
     def failed(self, key: str, reason: str) -> None:
         """Checkpoint and chunks stay, so that a later sweep can go on from them."""
+        self._running.discard(key)
         history = self._history[key]
         self._over(
             key, Outcome(status="failed", reason=reason, metrics={}, history=history, predictions=[], images=None)
@@ -175,19 +201,19 @@ class _Progress:
         self.open.discard(key)
 
 
-def _fit(work: Work, progress: _Progress, cpus: float, gpus: float) -> None:
+def _fit(work: Work, progress: _Progress, bundle: dict[str, float], at_once: int) -> None:
     from ray import tune
 
     from condkd_ray.cluster.events import UNLIMITED, listening
 
     storage = work.folder / "tune"
     shutil.rmtree(storage, ignore_errors=True)
-    resources = tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}])
+    resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
     with listening(progress) as (events, stopper):
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, work=work), resources),
             param_space={"key": tune.grid_search(list(work.jobs))},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=max(1, slots(cpus, gpus))),
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(storage),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def build(out: Path, tensorboard: bool = True) -> str:
-    """Rebuild everything from what is stored under `out`, and return the tables as text for a terminal.
+    """Rebuild everything from what is stored under `out`; the tables and what failed, as text for a terminal.
 
     Makes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`, `diagnosis.png`,
     `histograms.png` and `tensorboard/`. Any part of the planned trials will do. Records of trials that the manifest
@@ -15,7 +15,7 @@ def build(out: Path, tensorboard: bool = True) -> str:
     the folder of an experiment.
     """
     # Workers import the records of this package; they shall not pay for matplotlib and the rest.
-    from condkd_ray.report import figures, frames, records, tables
+    from condkd_ray.report import failures, figures, frames, records, tables
     from condkd_ray.report import tensorboard as boards
 
     out = Path(out)
@@ -30,4 +30,5 @@ def build(out: Path, tensorboard: bool = True) -> str:
     figures.write(out, counted, manifest)
     if tensorboard:
         boards.rebuild(out, counted)
-    return tables.terminal_table(counted, manifest)
+    wrong = failures.screen(counted, manifest, out)
+    return tables.terminal_table(counted, manifest) + (f"\n{wrong}" if wrong else "")

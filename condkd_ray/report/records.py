@@ -147,11 +147,11 @@ def read_records(out: Path) -> list[Record]:
 
 
 def find_record(out: Path, beginning: str) -> Record:
-    """The one finished trial whose hash begins so. Raises `InputError` where there is none, or are several."""
-    records = [record for record in read_records(out) if record.status == "finished"]
+    """The one trial whose hash begins so, finished or failed. Raises `InputError` where there is none, or several."""
+    records = [record for record in read_records(out) if record.status in ("finished", "failed")]
     found = [record for record in records if record.config_hash.startswith(beginning)]
     there = ", ".join(f"{r.config_hash[:8]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in records[:20])
-    accepted = f"the beginning of just one of {there or 'none, it holds no finished trial'}"
+    accepted = f"the beginning of just one of {there or 'none, it holds no trial that has ended'}"
     if len(found) != 1:
         raise InputError(f"trial of {out} is {beginning!r}; accepted: {accepted}")
     return found[0]

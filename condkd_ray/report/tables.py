@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from condkd_ray.report import failures
 from condkd_ray.report.details import places_table, rounds_table
 from condkd_ray.report.layout import WIDTH, Table, count, over, shown
 from condkd_ray.report.records import Manifest, Record, atomic_write
@@ -43,7 +44,7 @@ _INTERVALS = (
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
     """Write `table.md` and `table.csv` under `out`."""
     differences = comparisons(records, manifest.test_labels, baseline=manifest.baseline)
-    atomic_write(Path(out) / "table.md", _markdown(records, manifest, differences).encode())
+    atomic_write(Path(out) / "table.md", _markdown(records, manifest, differences, Path(out)).encode())
     atomic_write(Path(out) / "table.csv", _csv(records, manifest, differences).encode())
 
 
@@ -96,14 +97,14 @@ def difference_table(differences: Sequence[Difference]) -> Table:
 
 
 def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
-    """Teacher, progress, failures, cost, how the proxy ranked, and what the manifest says; a sentence each."""
+    """Teacher, progress, pruned trials, cost, how the proxy ranked, and what the manifest says; a sentence each."""
     finished = sum(record.status == "finished" for record in records)
     planned = len(manifest.planned) or len(records)
     lines = [_data(manifest), _teacher(manifest), f"{finished} of {planned} planned trials have finished."]
     lines += [
-        f"Trial {one.arm}, IPC {one.ipc or '-'}, seed {one.seed} {one.status}: {one.reason or 'no reason stored'}"
+        f"Trial {one.arm}, IPC {one.ipc or '-'}, seed {one.seed} pruned: {one.reason or 'no reason stored'}"
         for one in records
-        if one.status in ("failed", "pruned")
+        if one.status == "pruned"
     ]
     spent = math.fsum(record.cpu_seconds for record in records if math.isfinite(record.cpu_seconds))
     lines.append(f"CPU time of all trials: {spent:.0f} s.")
@@ -119,12 +120,14 @@ def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
     return [" ".join(line.split()) for line in told if line]
 
 
-def _markdown(records: Sequence[Record], manifest: Manifest, differences: Sequence[Difference]) -> str:
+def _markdown(records: Sequence[Record], manifest: Manifest, differences: Sequence[Difference], out: Path) -> str:
     tables = [accuracy_table(records), difference_table(differences), rounds_table(records), places_table(records)]
     body = "\n".join(table.markdown() for table in tables if table.rows)
     listed = "\n".join(f"- {line}" for line in notes(records, manifest))
     head = f"# {manifest.experiment}\n\n{manifest.question}\n\n`{manifest.command}`\n\n"
-    return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}\n"
+    wrong = failures.screen(records, manifest, out)
+    trouble = f"\n\n## Failed trials\n\n```\n{wrong}```" if wrong else ""
+    return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}{trouble}\n"
 
 
 def _csv(records: Sequence[Record], manifest: Manifest, differences: Sequence[Difference]) -> str:

@@ -1,4 +1,7 @@
+import importlib
+import json
 import os
+import platform
 import socket
 import time
 from pathlib import Path
@@ -7,6 +10,7 @@ import processes
 import pytest
 
 from condkd_ray.cluster import connect as module
+from condkd_ray.cluster.address import check_versions
 from condkd_ray.cluster.connect import check_resources, connect, slots
 from condkd_ray.method import InputError
 
@@ -72,6 +76,26 @@ def test_all_sockets_are_on_loopback_and_the_home_folder_is_left_alone(cluster):
     assert any("gcs_server" in command for command in pids.values())
     assert processes.listening({os.getpid(), *pids}) <= processes.LOOPBACK
     assert not (Path.home() / ".ray" / "auth_token").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("ray_version", "2.11.0"), ("python_version", "3.9.1")])
+def test_a_cluster_of_another_ray_or_python_is_refused_with_both_versions(cluster, name, value):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    check_versions(address)
+    place = {"key": b"CLUSTER_METADATA", "namespace": b"cluster"}
+    client = importlib.import_module("ray._raylet").GcsClient(address=address)
+    kept = client.internal_kv_get(**place)
+    there = json.loads(kept) | {name: value}
+    client.internal_kv_put(value=json.dumps(there).encode(), overwrite=True, **place)
+    try:
+        with pytest.raises(InputError) as caught:
+            check_versions(address)
+    finally:
+        client.internal_kv_put(value=kept, overwrite=True, **place)
+    theirs = f"a cluster of Ray {there['ray_version']} on Python {there['python_version']}; accepted: "
+    assert f"{theirs}one of Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(64, 0), (1, 3), (0, 0), (1, 1.5), (1, -1)])

@@ -47,7 +47,10 @@ def test_a_sweep_in_which_everything_failed(folder):
     records = [make_record("guided", 5, s, status="failed", reason="NaN", metrics={}, history=[], predictions=[])
                for s in (0, 1)]  # fmt: skip
     out = folder(records)
-    assert "Trial guided, IPC 5, seed 1 failed: NaN" in report.build(out)
+    said = report.build(out)
+    assert "2 of 2 trials failed\n\n2 x  NaN\n     guided ipc 5 seed 0 (" in said
+    assert f"condkd train --from-record {out} {records[0].config_hash[:8]}\n" in said
+    assert "2 of 2 trials failed" in (out / "table.md").read_text()
     assert not (out / "figure.png").exists()
 
 

@@ -75,14 +75,14 @@ def test_differences_in_points():
 
 
 def test_notes_name_what_went_wrong():
-    records = [*sweep(("none", "mixed"), (5,), (0, 1, 2)), failed("guided", 5, 2, reason="loss term\n inversion/bn")]
+    records = [*sweep(("none", "mixed"), (5,), (0, 1, 2)), failed("guided", 5, 2, status="pruned", reason="too\n slow")]
     manifest = make_manifest(records, cpu_seconds=321.0)
     manifest.dataset["notes"].append("The test set is lossy.")
     said = notes(records, manifest)
     assert "Data digits: 400 test images." in said
     assert "Teacher lenet: accuracy test 97.22 %, validation 98.00 %." in said
     assert "6 of 7 planned trials have finished." in said
-    assert "Trial guided, IPC 5, seed 2 failed: loss term inversion/bn" in said
+    assert "Trial guided, IPC 5, seed 2 pruned: too slow" in said
     assert "CPU time of all trials: 66 s." in said
     assert "CPU time of the last run as a whole: 321 s." in said
     assert said[-2:] == ["The test set is lossy.", "Synthetic numbers."]

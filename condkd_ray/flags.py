@@ -1,0 +1,81 @@
+"""Where and how an experiment's trials run. No number in a table depends on these flags."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from condkd_ray.method import require
+
+UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+DURATION = "hours, minutes and seconds such as 2h, 90m or 1h30m"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags of every experiment on where its files lie, what a trial takes of a cluster, and how much is run."""
+
+    out: Path = Path("runs/experiment")
+    """The same folder again continues: what is finished stays."""
+    cache: Path | None = None
+    """Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
+    address: str | None = None
+    """Of a Ray cluster; RAY_ADDRESS if not given, else a private one on this machine."""
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    resource: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=AMOUNT of a custom resource that a trial needs, so that it runs only on nodes that offer it; repeatable."""
+    max_concurrent: int | None = None
+    """Trials at once, at most; as many as fit if not given."""
+    time_budget: str | None = None
+    """Such as 30m, 2h or 1h30m from the start of the command. When it is spent no trial starts, and each one that runs
+    stops after its round, with a checkpoint: the same command goes on from there."""
+    only: tuple[str, ...] = ()
+    """Run only these of the planned trials: (beginnings of) hashes as the tables and records name them."""
+    explain: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Tell how many trials there are and what they will take, and stop: nothing is trained or written."""
+    fresh: bool = False
+    """Move what `--out` holds aside and begin anew."""
+
+    @property
+    def budget_seconds(self) -> float:
+        """`--time-budget` in seconds; infinite where there is none. Raises `InputError`."""
+        return math.inf if self.time_budget is None else parse_duration(self.time_budget)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """`--resource` by name. Raises `InputError`."""
+        pairs = [_resource(text) for text in self.resource]
+        require(len(dict(pairs)) == len(pairs), "--resource", " ".join(self.resource), "each NAME once")
+        return dict(pairs)
+
+    def check(self) -> None:
+        """Raise `InputError` for flags that cannot be read."""
+        most = self.max_concurrent
+        require(most is None or most >= 1, "--max-concurrent", most, "an integer >= 1")
+        assert self.budget_seconds > 0
+        assert all(self.resources.values())
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a text such as `30m`, `2h`, `1h30m` or `90s`. Raises `InputError`."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+    seconds = sum(float(number) * UNIT_SECONDS[unit] for number, unit in parts)
+    spelled = "".join(number + unit for number, unit in parts)
+    require(spelled == text and seconds > 0, "--time-budget", text, DURATION)
+    return seconds
+
+
+def _resource(text: str) -> tuple[str, float]:
+    name, _, amount = text.partition("=")
+    accepted = "NAME=AMOUNT with an amount up to 1 or whole, such as big_memory=1"
+    require(name not in ("CPU", "GPU"), "--resource", text, "--cpus-per-trial and --gpus-per-trial for these")
+    require(bool(name) and re.fullmatch(r"\d+(\.\d+)?", amount) is not None, "--resource", text, accepted)
+    value = float(amount)
+    require(0 < value <= 1 or value == int(value) > 1, "--resource", text, accepted)
+    return name, value

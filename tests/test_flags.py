@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import tyro
+
+from condkd_ray.flags import RunFlags, parse_duration
+from condkd_ray.method import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800), ("1d", 86400)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "2 h", "1x", "0s", "-1m", "1h30"])
+def test_other_texts_are_no_durations(text):
+    with pytest.raises(InputError, match=r"--time-budget is .*; accepted: hours, minutes and seconds"):
+        parse_duration(text)
+
+
+def test_flags_as_typed():
+    typed = ["--resource", "big=1", "--resource", "disk=0.5", "--only", "ab", "cd", "--max-concurrent", "3"]
+    flags = tyro.cli(RunFlags, args=typed)
+    flags.check()
+    assert flags.resources == {"big": 1.0, "disk": 0.5}
+    assert (flags.only, flags.max_concurrent, flags.budget_seconds) == (("ab", "cd"), 3, math.inf)
+    assert not flags.explain
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"resource": ("big",)}, "--resource is 'big'; accepted: NAME=AMOUNT"),
+        ({"resource": ("=1",)}, "--resource is '=1'"),
+        ({"resource": ("big=1.5",)}, "--resource is 'big=1.5'"),
+        ({"resource": ("big=0",)}, "--resource is 'big=0'"),
+        ({"resource": ("GPU=1",)}, "accepted: --cpus-per-trial and --gpus-per-trial"),
+        ({"resource": ("a=1", "a=2")}, "each NAME once"),
+        ({"max_concurrent": 0}, "--max-concurrent is 0; accepted: an integer >= 1"),
+        ({"time_budget": "soon"}, "--time-budget is 'soon'"),
+    ],
+)
+def test_bad_flags_are_answered_in_words(flags, message):
+    with pytest.raises(InputError, match=message):
+        RunFlags(**flags).check()
