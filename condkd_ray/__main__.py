@@ -1,4 +1,4 @@
-"""The command line `condkd`: train a trial, make a condensed set, rebuild a report, export, list the methods."""
+"""The command line `condkd`: train a trial, make a condensed set, rebuild a report, look at the pool, export, list the methods."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from condkd_ray import catalogue, report
 from condkd_ray.condense import Condense, condense
 from condkd_ray.export import choose, export, merit
 from condkd_ray.method import require
+from condkd_ray.report.pool import pool_table
 from condkd_ray.shell import exit_codes, say
 from condkd_ray.train import Repeat, Train, repeat, train
 
@@ -23,6 +24,14 @@ class Report:
 
     out: tyro.conf.Positional[Path]
     """The `--out` of an experiment."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Print what the pool of a sweep holds: keys, chunks, bytes, readers, rounds that sharing spared."""
+
+    out: tyro.conf.Positional[Path]
+    """The `--out` of an experiment, running or interrupted."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ Command = (
     | Annotated[Condense, tyro.conf.subcommand("condense")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Pool, tyro.conf.subcommand("pool")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
 )
 
@@ -61,7 +71,7 @@ Command = (
 def main() -> None:
     """Entry point of `condkd`; exit codes as an experiment's."""
     with exit_codes():
-        verbs = {Export: export_best, Report: rebuild, Methods: list_methods}
+        verbs = {Export: export_best, Report: rebuild, Pool: show_pool, Methods: list_methods}
         configured = {"train": _train, "condense": _condense}
         if sys.argv[1:] and sys.argv[1] in configured:
             sys.exit(configured[sys.argv[1]](sys.argv[2:]))
@@ -86,6 +96,12 @@ def _condense(arguments: list[str]) -> int:
 def rebuild(command: Report) -> int:
     """`condkd report`."""
     print(report.build(command.out))
+    return 0
+
+
+def show_pool(command: Pool) -> int:
+    """`condkd pool`."""
+    print(pool_table(command.out))
     return 0
 
 

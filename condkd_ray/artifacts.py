@@ -245,8 +245,3 @@ def _hashes(dataset: Dataset, teacher: Teacher, condensed: Samples | None, proxy
 
 def _samples_digest(samples: Samples) -> str:
     return tensor_digest({"images": samples.images, "labels": samples.labels})
-
-
-def trial_hash(config: TrialConfig, prepared: Prepared) -> str:
-    """The name of a trial: hash of its config (less where files lie) and of the contents it was prepared from."""
-    return content_hash(config, prepared.hashes)

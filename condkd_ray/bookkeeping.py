@@ -21,6 +21,7 @@ from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation import Imported
 from condkd_ray.config import to_tree
 from condkd_ray.export import Shelf
+from condkd_ray.identity import Scope, pool_key
 from condkd_ray.method import Metrics
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.progress import Progress
@@ -34,12 +35,13 @@ from condkd_ray.trial import Prepared, TrialConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """One trial of an experiment: its arm, images per class (0 where it has none), seed and config."""
+    """One trial of an experiment: its arm, images per class (0 where it has none), seed, config and sharing scope."""
 
     arm: str
     ipc: int
     seed: int
     config: TrialConfig
+    scope: Scope = "trial"
 
     @property
     def label(self) -> str:
@@ -115,7 +117,8 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         data_hash=hashes["data"],
         condensed_hash=hashes["condensed"],
         proxy_hash=hashes["proxy"],
-        pool_key=key,
+        scope=plan.scope,
+        pool_key=pool_key(plan.scope, key, config, prepared)[1],
         versions=versions(),
         git=git_state(),
         node=platform.node(),

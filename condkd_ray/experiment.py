@@ -14,13 +14,14 @@ import torch
 import tyro
 
 from condkd_ray import networks, report
-from condkd_ray.artifacts import Workshop, trial_hash
+from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.cluster.shipping import in_job_folder
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.flags import RunFlags
+from condkd_ray.identity import Scope, trial_hash
 from condkd_ray.inversion import AnyInversion, Inversion
 from condkd_ray.method import require
 from condkd_ray.report.records import finished, read_manifest, write_manifest
@@ -134,7 +135,8 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
 
     The exit code: see `command_line`.
     """
-    planned, deadline = list(plans), time.time() + flags.budget_seconds
+    given, deadline = list(plans), time.time() + flags.budget_seconds
+    planned, baseline = [_scoped(plan, flags.share) for plan in given], _scoped_baseline(baseline, given, flags.share)
     flags.check()
     _check_plans(planned)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,6 +193,7 @@ def _sweep(
             resources=flags.resources,
             max_concurrent=flags.max_concurrent,
             deadline=deadline,
+            pool_limit=flags.pool_bytes,
             on_round=lambda trial, metrics: watch.round(trial.key, metrics),
             on_outcome=heard,
         )
@@ -199,11 +202,30 @@ def _sweep(
     return complete, watch.failed
 
 
+def _scoped(plan: Plan, scope: Scope) -> Plan:
+    """The plan in the scope of the flags, if it has none of its own."""
+    if plan.scope != "trial" or scope == "trial":
+        return plan
+    return dataclasses.replace(plan, arm=_scoped_arm(plan.arm, scope), scope=scope)
+
+
+def _scoped_arm(arm: str, scope: Scope) -> str:
+    """Drawing from others' images makes another arm of it."""
+    return f"{arm} (sweep's pool)" if scope == "sweep" else arm
+
+
+def _scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> Baseline:
+    """What each arm of the scope is compared with: the same as without it, in the same scope."""
+    own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
+    scoped = {_scoped_arm(arm, scope): _scoped_arm(base, scope) for arm, base in own.items()}
+    return baseline if scope != "sweep" else own | scoped
+
+
 def _check_plans(planned: list[Plan]) -> None:
     require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
-    first: dict[TrialConfig, Plan] = {}
+    first: dict[tuple[TrialConfig, Scope], Plan] = {}
     for plan in planned:
-        twin = first.setdefault(plan.config, plan)
+        twin = first.setdefault((plan.config, plan.scope), plan)
         same = f"{twin.label} and {plan.label}"
         require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
 
@@ -237,4 +259,5 @@ def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
 
 def make_trial(plan: Plan, prepared: Prepared) -> tuning.Trial:
     """A planned trial with all it needs."""
-    return tuning.Trial(trial_hash(plan.config, prepared), plan.label, plan.config, prepared)
+    key = trial_hash(plan.config, prepared, plan.scope)
+    return tuning.Trial(key, plan.label, plan.config, prepared, plan.scope)

@@ -10,9 +10,11 @@ from typing import Annotated
 
 import tyro
 
+from condkd_ray.identity import Scope
 from condkd_ray.method import require
 
 UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+UNIT_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 DURATION = "hours, minutes and seconds such as 2h, 90m or 1h30m"
 
 
@@ -35,6 +37,12 @@ class RunFlags:
     time_budget: str | None = None
     """Such as 30m, 2h or 1h30m from the start of the command. When it is spent no trial starts, and each one that runs
     stops after its round, with a checkpoint: the same command goes on from there."""
+    share: Scope = "trial"
+    """Which trials share synthetic images: `trial`, none; `inversion`, those whose images are equal, which are then
+    made once, with equal numbers; `sweep`, all of one teacher draw from all, which makes arms of their own."""
+    pool_limit: str | None = None
+    """Such as 500MB or 4GB of shared memory a node for synthetic images; what is beyond it is read from disk, and told
+    of. 60 % of the smallest node's object store if not given."""
     only: tuple[str, ...] = ()
     """Run only these of the planned trials: (beginnings of) hashes as the tables and records name them."""
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -54,12 +62,18 @@ class RunFlags:
         require(len(dict(pairs)) == len(pairs), "--resource", " ".join(self.resource), "each NAME once")
         return dict(pairs)
 
+    @property
+    def pool_bytes(self) -> int | None:
+        """`--pool-limit` in bytes; None where there is none. Raises `InputError`."""
+        return None if self.pool_limit is None else parse_size(self.pool_limit)
+
     def check(self) -> None:
         """Raise `InputError` for flags that cannot be read."""
         most = self.max_concurrent
         require(most is None or most >= 1, "--max-concurrent", most, "an integer >= 1")
         assert self.budget_seconds > 0
         assert all(self.resources.values())
+        assert self.pool_bytes != 0
 
 
 def parse_duration(text: str) -> float:
@@ -69,6 +83,15 @@ def parse_duration(text: str) -> float:
     spelled = "".join(number + unit for number, unit in parts)
     require(spelled == text and seconds > 0, "--time-budget", text, DURATION)
     return seconds
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a text such as `500MB` or `4GB`. Raises `InputError`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(B|kB|MB|GB)", text)
+    accepted = "a size such as 500MB or 4GB"
+    require(found is not None and float(found[1]) > 0, "--pool-limit", text, accepted)
+    assert found is not None
+    return int(float(found[1]) * UNIT_BYTES[found[2]])
 
 
 def _resource(text: str) -> tuple[str, float]:

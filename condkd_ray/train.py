@@ -12,8 +12,9 @@ import tyro
 
 from condkd_ray import config as configs
 from condkd_ray import report
-from condkd_ray.artifacts import Workshop, trial_hash
+from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
+from condkd_ray.identity import trial_hash
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import require
 from condkd_ray.product import product_path
@@ -75,6 +76,8 @@ def train(command: Train, rest: list[str]) -> int:
 def repeat(command: Repeat) -> int:
     """`condkd train --from-record`. The exit code: 1 also where the trial ends otherwise than before."""
     first = find_record(*command.from_record)
+    drawn = f"{first.scope}: it drew what other trials made, as they came"
+    require(first.scope != "sweep", "scope of the record", drawn, "a trial with images of its own")
     config = configs.from_tree(first.config, f"record {first.config_hash[:12]}")
     code, key = _train(config, first.arm, command)
     equal, told = compare(first, find_record(command.out, key))

@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from toy import blobs
 
-from condkd_ray.artifacts import Workshop, trial_hash
+from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation import AllReal, AnyCondensation, DistributionMatching, Imported, RandomReal, SqueezeRecover
 from condkd_ray.config import dump
 from condkd_ray.data import DataConfig
 from condkd_ray.distiller import Distiller
+from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import Dafl, Fast
 from condkd_ray.losses.kd import Attention
 from condkd_ray.memory import Latest

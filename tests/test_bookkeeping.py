@@ -6,7 +6,7 @@ import torch
 from toy import make_prepared, toy_config
 
 from condkd_ray import report
-from condkd_ray.artifacts import Workshop, trial_hash
+from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import (
     Plan,
     Watch,
@@ -22,6 +22,7 @@ from condkd_ray.config import from_tree
 from condkd_ray.data import DataConfig
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import Discriminator
+from condkd_ray.identity import trial_hash
 from condkd_ray.networks import ResNet
 from condkd_ray.report.records import Manifest, grid_path, read_manifest, read_records, record_path, write_manifest
 from condkd_ray.run import Outcome, local_store, run_trial

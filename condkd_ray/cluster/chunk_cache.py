@@ -43,6 +43,8 @@ class ChunkCache:
         self._copies: dict[tuple[str, int], int] = {}
         self.changes: dict[str, int] = {}
         """How often the chunks of a key have changed."""
+        self.shed = 0
+        """Bytes of copies given up so far for the limit."""
 
     def open(self, key: str) -> dict[int, Placed]:
         """The chunks of `key` by first id, in order; at first use those whose files are there."""
@@ -142,7 +144,8 @@ class ChunkCache:
         total = sum(self._copies.values())
         while total > self.limit:
             key, start = place = next(iter(self._copies))
-            total -= self._copies.pop(place)
+            given_up = self._copies.pop(place)
+            total, self.shed = total - given_up, self.shed + given_up
             size = self._keys[key][start].size
             path = chunk_path(self.folder / key, start, start + size)
             self._keys[key][start] = Placed(str(path), size)

@@ -18,11 +18,10 @@ from condkd_ray.cluster.chunk_cache import ChunkCache, Placed
 from condkd_ray.cluster.leases import Leases
 from condkd_ray.memory.chunks import Arrays
 from condkd_ray.method import Metrics, require
+from condkd_ray.report.pool import STATUS
 from condkd_ray.report.records import atomic_write
 from condkd_ray.trial import Prepared, TrialConfig
 
-STATUS = "pool.json"
-"""What the pool holds, for `condkd pool`."""
 STATUS_SECONDS = 1.0
 Table = tuple[str, dict[int, Placed] | None]
 """A version, and all chunks of a key by first id; None where the asker has that version."""
@@ -147,10 +146,12 @@ class SyntheticPool:
         self._tell()
 
     def stats(self) -> dict[str, int]:
-        """Keys in use, their chunks, samples and bytes, and how many bytes of them lie on disk alone."""
+        """Keys in use, their chunks, samples and bytes, how many bytes of them lie on disk alone, or ever came to."""
         found = [self._chunks.sizes(key) for key in self._chunks.keys]
         names = ("chunks", "samples", "bytes", "spilled_bytes")
-        return {"keys": len(found)} | {name: sum(sizes[name] for sizes in found) for name in names}
+        return {"keys": len(found), "shed": self._chunks.shed} | {
+            name: sum(sizes[name] for sizes in found) for name in names
+        }
 
     def describe(self) -> list[dict[str, Any]]:
         """For each key: sizes, rounds made, who reads it, who makes it, and how often a trial was spared a round."""

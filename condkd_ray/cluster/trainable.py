@@ -17,11 +17,11 @@ from condkd_ray.cluster.sources import SharedSource, sweep_source
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.config import Tree, from_tree
 from condkd_ray.disk import no_room
+from condkd_ray.identity import Scope
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
-from condkd_ray.sharing import Scope
 from condkd_ray.trial import Prepared, TrialConfig, codec
 
 FULL = "storage_full"

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from condkd_ray.cluster.attempts import ATTEMPTS, last_reason, start_anew
-from condkd_ray.cluster.connect import NO_MORE, check_resources, slots
+from condkd_ray.cluster.connect import NO_MORE, check_resources, slots, spilled_by_ray
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
 from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Job, Work, chunks_folder, outcome_path, run, trial_folder
 from condkd_ray.config import to_tree
 from condkd_ray.disk import StorageFullError
+from condkd_ray.identity import Scope, pool_key
 from condkd_ray.method import Metrics
 from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome, passed
-from condkd_ray.sharing import Scope, pool_key
 from condkd_ray.shell import say
 from condkd_ray.trial import Prepared, TrialConfig
+
+STATS_SECONDS = 10.0
+"""How long the pool is waited for when a sweep is over; it may be on a node that is lost."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,20 @@ def sweep(
     except KeyboardInterrupt:
         return False
     finally:
+        _tell_of_spilling(pool, limit)
         ray.kill(pool)
+
+
+def _tell_of_spilling(pool: Any, limit: int) -> None:
+    """Samples that had to be read from disk slow a sweep down, which nobody could tell from outside."""
+    import ray
+
+    ready, _ = ray.wait([pool.stats.remote()], timeout=STATS_SECONDS)
+    shed = ray.get(ready[0])["shed"] if ready else 0
+    if shed:
+        say(f"{shed / 1e6:.0f} MB of samples were beyond the pool's limit of {limit / 1e6:.0f} MB: read from disk")
+    if spilled := spilled_by_ray():
+        say(f"Ray moved {spilled / 1e6:.0f} MB of its object store to disk: a lower --pool-limit leaves it more room")
 
 
 def producers_first(trials: Sequence[Trial]) -> list[Trial]:

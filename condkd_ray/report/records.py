@@ -58,6 +58,8 @@ class Record:
     condensed_hash: str = ""
     proxy_hash: str = ""
     pool_key: str = ""
+    scope: str = "trial"
+    """Which trials it shared its synthetic images with; see `condkd_ray.identity.Scope`."""
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
     node: str = ""

@@ -8,12 +8,12 @@ import toy
 from contracts.toy_methods import small
 
 from condkd_ray.guidance import Discriminator
+from condkd_ray.identity import can_share, pool_key, production_key
 from condkd_ray.inversion import AnyInversion, Cmi, DeepInversion, Fast, Nayer, NoInversion
 from condkd_ray.memory import Latest
 from condkd_ray.networks import ResNet
 from condkd_ray.production import begin, produce
 from condkd_ray.schedule import Schedule
-from condkd_ray.sharing import can_share, pool_key, production_key
 from condkd_ray.streams import Streams
 from condkd_ray.weighing import Modulating
 

@@ -1,4 +1,4 @@
-"""Which trials may share images: scopes, and the key of all that shapes them."""
+"""What a trial and its images are named by: the hash of all that determines them. Trials of equal images can share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from condkd_ray.trial import Prepared, TrialConfig
 
 Scope = Literal["trial", "inversion", "sweep"]
 """Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
+
+
+def trial_hash(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> str:
+    """The name of a trial: hash of its config (less where files lie) and of the contents it was prepared from.
+
+    And of its scope where that is another than the default, so that what sharing costs or spares can be compared.
+    """
+    return content_hash(config, prepared.hashes | ({} if scope == "trial" else {"scope": scope}))
 
 
 def can_share(config: TrialConfig) -> bool:

@@ -1,0 +1,46 @@
+"""What do trials gain, or lose, by sharing their synthetic images?
+
+`own`: each trial makes its own. `shared inversion`: trials whose images are equal (here those of all IPCs, for each
+seed) make them once: the numbers of `own` in less time. `sweep's pool`: every trial draws from what all make, as it
+comes: more images for each student, and numbers in which timing has a say. The inversion must not ask the student.
+
+    python experiments/ablate_sharing.py --ipcs 1 2 5 10 --dataset cifar10 --data-root DIR --out runs/sharing_cifar10
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from condkd_ray.arms import arm
+from condkd_ray.experiment import Flags, Plan, command_line, run
+from condkd_ray.identity import Scope, can_share
+from condkd_ray.method import require
+
+SCOPES: dict[str, Scope] = {"own": "trial", "shared inversion": "inversion", "sweep's pool": "sweep"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Flags):
+    """Flags of this experiment, and those common to all. All arms mix condensed images in; none is guided."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    inversion: str = "deep_inversion"
+    guidance: str = "none"
+    rounds: int = 6
+    out: Path = Path("runs/ablate_sharing")
+
+
+def plans(args: Args) -> Iterator[Plan]:
+    """Every scope at every IPC for every seed."""
+    base = args.base()
+    require(args.share == "trial", "--share", args.share, "trial: here each arm has its own")
+    require(
+        can_share(base), "--inversion", args.inversion, "one that does not ask the student, as deep_inversion or dafl"
+    )
+    for (name, scope), ipc, seed in product(SCOPES.items(), args.ipcs, args.seeds):
+        yield replace(arm(base, "mixed", ipc, seed, name), scope=scope)
+
+
+if __name__ == "__main__":
+    command_line(Args, lambda args: run("ablate_sharing", __doc__ or "", plans(args), args, baseline="own"))
