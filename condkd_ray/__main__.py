@@ -1,4 +1,4 @@
-"""The command line `condkd`: train a trial, make a condensed set, rebuild a report, look at the pool, export, list the methods."""
+"""The command line `condkd`: one trial, a condensed set, an export, a report, the pool, the methods."""
 
 from __future__ import annotations
 

@@ -149,9 +149,8 @@ class SyntheticPool:
         """Keys in use, their chunks, samples and bytes, how many bytes of them lie on disk alone, or ever came to."""
         found = [self._chunks.sizes(key) for key in self._chunks.keys]
         names = ("chunks", "samples", "bytes", "spilled_bytes")
-        return {"keys": len(found), "shed": self._chunks.shed} | {
-            name: sum(sizes[name] for sizes in found) for name in names
-        }
+        sums = {name: sum(sizes[name] for sizes in found) for name in names}
+        return {"keys": len(found), "shed": self._chunks.shed} | sums
 
     def describe(self) -> list[dict[str, Any]]:
         """For each key: sizes, rounds made, who reads it, who makes it, and how often a trial was spared a round."""
