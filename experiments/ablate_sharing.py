@@ -35,9 +35,8 @@ def plans(args: Args) -> Iterator[Plan]:
     """Every scope at every IPC for every seed."""
     base = args.base()
     require(args.share == "trial", "--share", args.share, "trial: here each arm has its own")
-    require(
-        can_share(base), "--inversion", args.inversion, "one that does not ask the student, as deep_inversion or dafl"
-    )
+    accepted = "one that does not ask the student, as deep_inversion or dafl"
+    require(can_share(base), "--inversion", args.inversion, accepted)
     for (name, scope), ipc, seed in product(SCOPES.items(), args.ipcs, args.seeds):
         yield replace(arm(base, "mixed", ipc, seed, name), scope=scope)
 

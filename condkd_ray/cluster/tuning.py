@@ -11,6 +11,7 @@ from typing import Any
 
 from condkd_ray.cluster.attempts import ATTEMPTS, last_reason, start_anew
 from condkd_ray.cluster.connect import NO_MORE, check_resources, slots, spilled_by_ray
+from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
 from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Job, Work, chunks_folder, outcome_path, run, trial_folder
@@ -86,7 +87,7 @@ def sweep(
         Whether all trials were heard of; False after Ctrl-C, or when the deadline came first.
 
     Raises:
-        InputError: No node has such resources.
+        InputError: No node has such resources, or a trial needs more of a GPU's memory than its part.
         StorageFullError: There was no room for the files of a trial; the sweep has been stopped.
         Exception: What `on_round` or `on_outcome` raised, after the sweep has been stopped.
     """
@@ -106,6 +107,7 @@ def sweep(
         work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts, deadline)
         for key in jobs:
             start_anew(trial_folder(folder, key))
+        check_packing(list(jobs.values()), gpus_per_trial)
         progress = _Progress(trials, work, on_round, on_outcome)
         bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
         fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))
