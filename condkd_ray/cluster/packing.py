@@ -11,7 +11,7 @@ import torch
 from condkd_ray.cluster.parcels import unpack
 from condkd_ray.cluster.trainable import Job
 from condkd_ray.config import content_hash, from_tree
-from condkd_ray.method import InputError
+from condkd_ray.method import InputError, require
 from condkd_ray.run import local_store
 from condkd_ray.trial import TrialConfig, run_round, start
 
@@ -21,6 +21,10 @@ class Need(NamedTuple):
 
     peak: int
     total: int
+
+
+TOO_LARGE = Need(0, 0)
+"""Of one that does not even fit alone."""
 
 
 def check_packing(jobs: Sequence[Job], gpus_per_trial: float) -> None:
@@ -38,6 +42,8 @@ def check_packing(jobs: Sequence[Job], gpus_per_trial: float) -> None:
         need = ray.get(measure.remote(job))
         if need is None:
             return
+        accepted = "smaller batches or networks"
+        require(need != TOO_LARGE, "GPU memory of a trial", f"less than {label} takes", accepted)
         check_need(label, need, gpus_per_trial)
 
 
@@ -78,7 +84,7 @@ def _need(job: Job) -> Need | None:
     try:
         run_round(config, prepared, start(config, prepared), local_store(config, prepared, None))
     except torch.cuda.OutOfMemoryError:
-        raise InputError(f"{job.label} does not fit into a GPU; accepted: smaller batches or networks") from None
+        return TOO_LARGE
     free, total = torch.cuda.mem_get_info()
     # What the driver and the context take lies beside what PyTorch knows of.
     beside = max(0, total - free - torch.cuda.memory_reserved())
