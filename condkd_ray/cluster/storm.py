@@ -229,7 +229,7 @@ def differences(out: Path, calm: Path) -> list[str]:
     lines += [f"{key[:12]} has other numbers" for key in found if key in expected and found[key] != expected[key]]
     if _table(out) != _table(calm):
         lines.append("the tables differ")
-    left = [path for name in ("trials", "chunks") for path in (out / name).glob("*")]
+    left = [path for name in ("trials", "chunks") for path in (out / name).glob("*/")]
     return lines + [f"{path} was left behind" for path in left]
 
 
