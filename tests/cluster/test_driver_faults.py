@@ -106,10 +106,9 @@ def test_full_storage_ends_the_sweep_with_the_path_and_the_same_command_continue
         with driving(folder) as driver:
             driver.until(*SECOND)
             pids = driver.pids()
-            with filler.open("wb") as file, contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(1024))
-                    file.flush()
             assert driver.end() == 1, driver.said
         assert driver.said[-1].startswith("failed: ")
         assert driver.said[-1].endswith(": No space left on device; the same command continues once there is room")
