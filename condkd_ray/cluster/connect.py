@@ -69,8 +69,8 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
         if ray.is_initialized():
             yield
             return
-        _init(found, cpus, gpus)
         try:
+            _init(found, cpus, gpus)
             # Ray's core would end the process on SIGTERM at once, with a stack dump.
             with _handling(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT)):
                 yield

@@ -1,8 +1,10 @@
 import json
+import os
+import signal
 
 import pytest
 
-from condkd_ray.cluster.attempts import attempts_path, last_reason, note, one_line, start_anew
+from condkd_ray.cluster.attempts import attempts_path, last_reason, note, of_the_trial, one_line, start_anew
 
 
 def raised(error: Exception) -> Exception:
@@ -36,3 +38,26 @@ def test_what_an_actor_raised_is_told_without_the_trace_from_there(cluster):
     with pytest.raises(KeyError) as caught:
         ray.get(fail.remote())
     assert one_line(caught.value) == "KeyError: 'lost'"
+
+
+def test_a_process_that_is_missed_is_no_failure_of_the_trial(cluster):
+    import ray
+    from ray.exceptions import RayActorError
+
+    @ray.remote(num_cpus=0)
+    class Other:
+        def pid(self):
+            return os.getpid()
+
+        def fail(self):
+            raise OSError("by itself")
+
+    other = Other.remote()
+    with pytest.raises(OSError, match="by itself") as caught:
+        ray.get(other.fail.remote())
+    assert of_the_trial(caught.value)
+    os.kill(ray.get(other.pid.remote()), signal.SIGKILL)
+    with pytest.raises(RayActorError) as missed:
+        ray.get(other.pid.remote())
+    assert not of_the_trial(missed.value)
+    assert of_the_trial(ValueError("its own"))
