@@ -1,6 +1,6 @@
 """A driver to be hit by tests: sweeps four toy trials, writes down what each came to, and goes on when started again.
 
-It imports Ray before anything of ours, as a user's script may. Says `connecting`, `listening` and the addresses listened on,
+It imports Ray before anything of ours, as a user's script may. Says `connecting`, `listening` and the addresses,
 `round KEY NUMBER`, `done KEY`, and how it ended; exit codes are those of an experiment.
 
 usage: driver.py FOLDER [ADDRESS]
