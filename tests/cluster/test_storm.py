@@ -1,4 +1,3 @@
-import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -6,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from condkd_ray.cluster.storm import SHARES, check_untouched, differences, machine, schedule, soak
+from condkd_ray.cluster.storm import SHARES, check_untouched, machine, schedule, soak
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_ipc.py"
 FLAGS = "--ipcs 1 --seeds 0 --arms none condensed_only guided --teacher-epochs 1 --rounds 12"
@@ -46,7 +45,3 @@ def test_eight_kills_change_no_number(tmp_path):
     assert verdict.passed, verdict
     assert verdict.killed.total() == 8
     assert set(verdict.killed) == set(SHARES)
-    # The comparison is one: a record that says otherwise is seen.
-    record = random.Random(0).choice(sorted((tmp_path / "sweep1" / "records").glob("*.json")))
-    record.write_text(record.read_text().replace('"kd/loss": ', '"kd/loss": 1'))
-    assert differences(tmp_path / "sweep1", tmp_path / "calm") == [f"{record.stem[:12]} has other numbers"]
