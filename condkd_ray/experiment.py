@@ -239,8 +239,9 @@ def _check_only(flags: Flags) -> None:
 
 
 def _missing(trials: list[tuning.Trial], flags: Flags) -> list[tuning.Trial]:
-    """The trials to be run, and words on those that are not."""
+    """The trials to be run, and words on those that are not; what these may have left is cleared."""
     done = finished(flags.out)
+    tuning.clear(flags.out, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
     wanted = _chosen({trial.key: trial.label for trial in trials}, flags.only)
     before = sum(trial.key in done for trial in trials)
     only = f", {len(wanted)} of them chosen" if flags.only else ""

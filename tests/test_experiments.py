@@ -18,7 +18,7 @@ from condkd_ray.systems import SYSTEMS
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("benchmark"))
-NAMES = [path.stem for path in SCRIPTS]
+NAMES = [path.stem for path in SCRIPTS if "def plans(" in path.read_text()]
 TINY = {
     "inversion": {"steps": 1, "batch": 128, "width": 8, "latent": 16},
     "distiller": {"steps": 2, "batch": 32},
@@ -39,7 +39,7 @@ def planned(name, **flags):
     return list(module.plans(module.Args(**flags)))
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=NAMES)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_is_one_question_on_one_screen(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= 60

@@ -15,6 +15,11 @@ from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
     [
         (InputError("steps is 0; accepted: an integer >= 1"), 2, "error: steps is 0; accepted: an integer >= 1\n"),
         (NonFiniteError("loss term teacher/loss is not finite"), 1, "failed: loss term teacher/loss is not finite\n"),
+        (
+            OSError(28, "", "out/record"),
+            1,
+            "failed: out/record: No space left on device; the same command continues once there is room\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; the same command continues\n"),
     ],
 )

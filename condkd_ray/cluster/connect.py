@@ -69,8 +69,9 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
         if ray.is_initialized():
             yield
             return
-        _init(found, cpus, gpus)
         try:
+            with _interrupts_kept():
+                _init(found, cpus, gpus)
             # Ray's core would end the process on SIGTERM at once, with a stack dump.
             with _handling(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT)):
                 yield
@@ -231,3 +232,18 @@ def _handling(number: signal.Signals, handler: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the block, and a second one at once: Ray, while it comes up, forgets it."""
+    came: list[int] = []
+
+    def keep(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with _handling(signal.SIGINT, keep):
+        yield
+    if came:
+        raise KeyboardInterrupt

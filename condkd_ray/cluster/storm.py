@@ -6,7 +6,6 @@ hits is found in the table of processes, and SIGKILL is what it gets.
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 import signal
@@ -17,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
 from condkd_ray.cluster.connect import private
-from condkd_ray.report.records import Record, read_records
+from condkd_ray.report.compare import differences
 
 Kind = Literal["trial", "pool", "driver", "node"]
 SHARES: dict[Kind, int] = {"trial": 9, "pool": 5, "driver": 4, "node": 2}
@@ -123,8 +122,8 @@ def soak(
 ) -> Verdict:
     """Run the experiment `command --out ...` once undisturbed, then under `plan` again and again until that is done.
 
-    All is left under `folder`: the outputs, what the commands said in `log.txt`. Raises `AssertionError` where a
-    command ends but by our hand or with success, gets stuck, or touches a record it has written before.
+    All is left under `folder`: the outputs, and in `log.txt` what the commands said. Raises `AssertionError` where a
+    command fails or gets stuck, or a record that was there is lost or written again.
     """
     calm, log = folder / "calm", folder / "log.txt"
     Storm(machine, [], seed, say).sweep([*command, "--out", str(calm)], calm, log)
@@ -133,7 +132,7 @@ def soak(
         verdict.sweeps += 1
         out = folder / f"sweep{verdict.sweeps}"
         storm.sweep([*command, "--out", str(out)], out, log)
-        found = differences(out, calm)
+        found = differences(out, calm) + _left(out)
         say(f"{out.name}: {'; '.join(found) or 'as undisturbed'}")
         verdict.wrong += [f"{out.name}: {line}" for line in found]
     verdict.killed = storm.killed
@@ -160,7 +159,10 @@ class Storm:
         self._wait()
         while True:
             with log.open("a") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as driver:
-                code = self._watch(driver, out, records)
+                try:
+                    code = self._watch(driver, out, records)
+                finally:
+                    _kill(driver.pid)
             if code == 0:
                 return
             assert code == -signal.SIGKILL, f"{' '.join(command)} ended with exit code {code}; see {log}"
@@ -221,29 +223,8 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def differences(out: Path, calm: Path) -> list[str]:
-    """In what `out` differs from an undisturbed run of the same command; a line each. Times and bytes may."""
-    found, expected = ({r.config_hash: _numbers(r) for r in read_records(folder)} for folder in (out, calm))
-    lines = [f"{key[:12]} is missing" for key in expected if key not in found]
-    lines += [f"{key[:12]} is not planned" for key in found if key not in expected]
-    lines += [f"{key[:12]} has other numbers" for key in found if key in expected and found[key] != expected[key]]
-    if _table(out) != _table(calm):
-        lines.append("the tables differ")
-    left = [path for name in ("trials", "chunks") for path in (out / name).glob("*")]
-    return lines + [f"{path} was left behind" for path in left]
-
-
-def _numbers(record: Record) -> tuple[Any, ...]:
-    def timeless(row: dict[str, float]) -> dict[str, float]:
-        return {name: value for name, value in row.items() if not name.startswith("time/")}
-
-    rounds = [timeless(row) for row in record.history]
-    return record.status, timeless(record.metrics), rounds, record.predictions, record.held
-
-
-def _table(out: Path) -> list[list[str]]:
-    with (out / "table.csv").open(newline="") as file:
-        return [row for row in csv.reader(file) if "time/" not in row[4] and not row[4].endswith("_seconds")]
+def _left(out: Path) -> list[str]:
+    return [f"{path} was left behind" for name in ("trials", "chunks") for path in (out / name).glob("*/")]
 
 
 def _kill(pid: int) -> None:

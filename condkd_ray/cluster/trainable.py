@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from condkd_ray.cluster.attempts import note
+from condkd_ray.cluster.attempts import note, of_the_trial
 from condkd_ray.cluster.parcels import Parcel, unpack
 from condkd_ray.cluster.shared_stores import SharedStore, SweepStore
 from condkd_ray.cluster.sources import SharedSource, sweep_source
@@ -107,7 +107,7 @@ def _last_report(
         return {OUT_OF_TIME: 1}
     except Exception as error:
         full = no_room(error)
-        if full is None and note(trial_folder(work.folder, key), error) < work.attempts:
+        if full is None and not (of_the_trial(error) and note(trial_folder(work.folder, key), error) >= work.attempts):
             raise
         return {} if full is None else {FULL: full}
     # Tune prints a line on trials without any report.

@@ -144,6 +144,18 @@ def producers_first(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for _, trial in sorted(zip(turns, trials, strict=True), key=lambda pair: pair[0])]
 
 
+def clear(folder: Path, done: Sequence[Trial], others: Sequence[Trial]) -> None:
+    """Delete what recorded trials have left under `folder`: a driver may have died just before it did.
+
+    Samples that one of `others` shares stay.
+    """
+    needed = {trial.place[1] for trial in others}
+    for trial in done:
+        shutil.rmtree(trial_folder(folder, trial.key), ignore_errors=True)
+        if trial.place[1] not in needed:
+            shutil.rmtree(chunks_folder(folder) / trial.place[1], ignore_errors=True)
+
+
 class _Progress:
     """The listener of a sweep; see `condkd_ray.cluster.events`."""
 
@@ -204,7 +216,7 @@ class _Progress:
         self._sharers[place].discard(key)
         if not self._sharers[place]:
             self._work.pool.forget.remote(place)
-        shutil.rmtree(trial_folder(self._work.folder, key), ignore_errors=True)
+        shutil.rmtree(path.parent, ignore_errors=True)
 
     def failed(self, key: str, reason: str) -> None:
         """Checkpoint and chunks stay, so that a later sweep can go on from them."""

@@ -1,6 +1,6 @@
 """A driver to be hit by tests: sweeps four toy trials, writes down what each came to, and goes on when started again.
 
-It imports Ray before anything of ours, as a user's script may. Says `listening` and the addresses listened on,
+It imports Ray before anything of ours, as a user's script may. Says `connecting`, `listening` and the addresses,
 `round KEY NUMBER`, `done KEY`, and how it ended; exit codes are those of an experiment.
 
 usage: driver.py FOLDER [ADDRESS]
@@ -45,6 +45,7 @@ def main(folder: Path, address: str) -> int:
         save_outcome(outcome, done_path(folder, trial.key))
         print("done", trial.key, outcome.reason, flush=True)
 
+    print("connecting", flush=True)
     with connect(address, cpus=2 if address == "local" else None):
         assert ray.is_initialized()
         print("listening", *processes.listening({os.getpid(), *processes.descendants(os.getpid())}), flush=True)

@@ -28,8 +28,8 @@ def test_sigterm_ends_a_sweep_in_order_and_leaves_no_process(tmp_path):
         pids = driver.pids()
         driver.hit(signal.SIGTERM)
         assert driver.end() == 130
-    assert driver.said[0].startswith("listening ")
-    assert set(driver.said[0].split()[1:]) <= processes.LOOPBACK
+    assert driver.said[1].startswith("listening ")
+    assert set(driver.said[1].split()[1:]) <= processes.LOOPBACK
     assert driver.said[-1] == "interrupted"
     assert_gone(pids)
     assert {"b", "c"} <= checkpoints(tmp_path)
@@ -55,6 +55,19 @@ def test_after_ctrl_c_nothing_runs_nothing_is_lost_and_the_same_command_continue
     assert_gone(pids)
     assert "a" in outcomes(tmp_path)
     finish(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
+def test_ctrl_c_while_the_cluster_comes_up_leaves_no_process(tmp_path, seconds):
+    with driving(tmp_path) as driver:
+        driver.until("connecting")
+        time.sleep(seconds)
+        pids = driver.pids()
+        driver.hit(signal.SIGINT, group=True)
+        assert driver.end() == 130, driver.said
+    assert not any("Traceback" in line for line in driver.said)
+    assert_gone(pids)
 
 
 @pytest.mark.slow
@@ -106,10 +119,9 @@ def test_full_storage_ends_the_sweep_with_the_path_and_the_same_command_continue
         with driving(folder) as driver:
             driver.until(*SECOND)
             pids = driver.pids()
-            with filler.open("wb") as file, contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(1024))
-                    file.flush()
             assert driver.end() == 1, driver.said
         assert driver.said[-1].startswith("failed: ")
         assert driver.said[-1].endswith(": No space left on device; the same command continues once there is room")

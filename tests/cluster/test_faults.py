@@ -56,7 +56,7 @@ def test_a_trial_that_raises_is_tried_three_times_and_by_the_next_sweep_again(cl
     last = Heard()
     assert last.sweep({"a": config}, tmp_path)
     assert_equal_numbers(last.outcomes["a"], direct(config))
-    assert list(tmp_path.glob("*/*")) == []
+    assert list(tmp_path.glob("*/*/")) == []
 
 
 class Reaper(threading.Thread):

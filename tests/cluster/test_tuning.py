@@ -13,7 +13,7 @@ from drivers import assert_equal_numbers, direct
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.cluster.trainable import outcome_path, trial_folder
-from condkd_ray.cluster.tuning import Trial, sweep
+from condkd_ray.cluster.tuning import Trial, clear, sweep
 from condkd_ray.guidance import Discriminator
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError, Metrics
@@ -144,6 +144,16 @@ def test_an_outcome_survives_its_file(tmp_path):
     loaded = load_outcome(tmp_path / "outcome.safetensors")
     assert torch.equal(loaded.images, outcome.images)
     assert replace(loaded, images=None) == replace(outcome, images=None)
+
+
+def test_what_recorded_trials_left_is_cleared(tmp_path):
+    prepared = toy.make_prepared()
+    trials = [Trial(key, key, toy.toy_config(), prepared) for key in "abc"]
+    for trial in trials:
+        trial_folder(tmp_path, trial.key).mkdir(parents=True)
+        (tmp_path / "chunks" / trial.place[1]).mkdir(parents=True)
+    clear(tmp_path, trials[:2], trials[2:])
+    assert {path.name for path in tmp_path.glob("*/*")} == {"c"}
 
 
 def test_no_trials_are_done_at_once(tmp_path):

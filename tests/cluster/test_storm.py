@@ -1,0 +1,47 @@
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from condkd_ray.cluster.storm import SHARES, check_untouched, machine, schedule, soak
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_ipc.py"
+FLAGS = "--ipcs 1 --seeds 0 --arms none condensed_only guided --teacher-epochs 1 --rounds 12"
+SMALL = {"condensation": {"name": "random_real"}, "inversion": {"width": 16}, "distiller": {"steps": 20}}
+
+
+def test_every_kind_is_killed_and_the_seed_decides_when():
+    assert {kind for kind, _ in schedule(len(SHARES), seed=3)} == set(SHARES)
+    assert len(schedule(2, seed=0)) == 2
+    assert schedule(50, seed=0) == schedule(50, seed=0) != schedule(50, seed=1)
+    kinds = Counter(kind for kind, _ in schedule(1000, seed=0))
+    assert all(abs(kinds[kind] - 50 * share) < 50 for kind, share in SHARES.items())
+
+
+def test_a_record_lost_or_written_again_is_noticed(tmp_path):
+    (tmp_path / "records").mkdir()
+    record, seen = tmp_path / "records" / "a.json", {}
+    record.write_text("{}")
+    check_untouched(tmp_path, seen)
+    check_untouched(tmp_path, seen)
+    (tmp_path / "b").write_text("{}")
+    (tmp_path / "b").rename(record)
+    with pytest.raises(AssertionError, match="written twice"):
+        check_untouched(tmp_path, seen)
+    record.unlink()
+    with pytest.raises(AssertionError, match="is lost"):
+        check_untouched(tmp_path, seen)
+
+
+@pytest.mark.slow
+def test_eight_kills_change_no_number(tmp_path):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    flags = [*FLAGS.split(), "--config", str(tmp_path / "small.yaml"), "--cache", str(tmp_path / "cache")]
+    with machine() as made:
+        command = [sys.executable, str(SCRIPT), *flags, "--address", made.address]
+        verdict = soak(made, command, tmp_path, schedule(8, seed=0), say=print)
+    assert verdict.passed, verdict
+    assert verdict.killed.total() == 8
+    assert set(verdict.killed) == set(SHARES)

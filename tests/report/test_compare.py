@@ -1,0 +1,43 @@
+import dataclasses
+import math
+
+from report_factory import make_manifest, make_record, sweep
+
+from condkd_ray.report import tables
+from condkd_ray.report.compare import differences
+from condkd_ray.report.records import write_record
+
+
+def written(folder, records):
+    for record in records:
+        write_record(folder, record)
+    tables.write(folder, records, make_manifest(records))
+    return folder
+
+
+def test_times_do_not_matter(tmp_path):
+    records = [dataclasses.replace(record, metrics=record.metrics | {"a/b": math.nan}) for record in sweep()]
+    slower = [
+        dataclasses.replace(
+            record,
+            wall_seconds=1e6,
+            cpu_seconds=1e6,
+            metrics=record.metrics | {"time/wall_seconds": 1e6},
+            history=[row | {"time/wall_seconds": 1e6} for row in record.history],
+        )
+        for record in records
+    ]
+    assert differences(written(tmp_path / "a", slower), written(tmp_path / "b", records)) == []
+
+
+def test_each_difference_is_told(tmp_path):
+    here = [make_record(seed=seed, config_hash=f"{seed:012d}ffff") for seed in range(3)]
+    last = here[1].history[-1] | {"kd/loss": 0.12345}
+    changed = dataclasses.replace(here[1], history=[*here[1].history[:-1], last])
+    a, b = written(tmp_path / "a", here[:2]), written(tmp_path / "b", [changed, here[2]])
+    assert differences(a, b) == [
+        "000000000002 is missing",
+        f"000000000000 is not in {b}",
+        "000000000001 has other numbers",
+        "the tables differ",
+    ]
