@@ -78,7 +78,8 @@ def explain(experiment: str, planned: Sequence[Plan], flags: RunFlags, device: s
     """The account, as text for a terminal. Raises `InputError` as the run itself would."""
     check_same_experiment(flags.out, experiment)
     work = Work(planned, {} if flags.fresh else finished_before(planned, flags.out))
-    return _told(work, estimate(work, flags, device), flags)
+    head = f"{len(planned)} trials, {len(work.done)} of them finished; results in {flags.out}\n"
+    return head + (_told(work, estimate(work, flags, device), flags) if work.missing else "Nothing is left to run.\n")
 
 
 def estimate(work: Work, flags: RunFlags, device: str) -> Estimate:
@@ -169,12 +170,10 @@ def _measure(work: Work, sketch: Sketch, out: Path, folder: Path) -> None:
 
 
 def _told(work: Work, found: Estimate, flags: RunFlags) -> str:
-    head = f"{len(work.planned)} trials, {len(work.done)} of them finished; results in {flags.out}"
     if not work.costs:
-        return f"{head}\n{'No arm could be measured.' if work.missing else 'Nothing is left to run.'}\n"
+        return "No arm could be measured.\n"
     whose = " of the GPU" if flags.gpus_per_trial else ""
     lines = [
-        head,
         "",
         _arms(work).text(),
         f"at once      {found.at_once}, with {flags.cpus_per_trial:g} CPUs and {flags.gpus_per_trial:g} GPUs each",
