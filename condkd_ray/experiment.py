@@ -235,7 +235,7 @@ def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
     there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
     for beginning in beginnings:
         found = sum(key.startswith(beginning) for key in labels)
-        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, such as {there}")
+        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
     return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
 
 

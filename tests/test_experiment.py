@@ -133,7 +133,7 @@ def test_out_of_time_it_says_so_and_later_runs_only_what_is_asked_for(home: Path
 def test_only_trials_that_were_planned_can_be_chosen(home: Path, finished: Path):
     unknown = ablate(home, "whole", "--rounds", "2", "--only", "no hash")
     assert unknown.returncode == 2
-    assert "--only is 'no hash'; accepted: the beginnings of hashes of planned trials, such as " in unknown.stderr
+    assert "--only is 'no hash'; accepted: the beginnings of hashes of planned trials, here " in unknown.stderr
     nowhere = ablate(home, "nowhere", "--rounds", "2", "--only", "ab")
     assert nowhere.returncode == 2
     assert "holds no experiment.json" in nowhere.stderr
