@@ -20,6 +20,7 @@ from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.cluster.shipping import in_job_folder
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
+from condkd_ray.explain import explain
 from condkd_ray.flags import RunFlags
 from condkd_ray.identity import Scope, trial_hash
 from condkd_ray.inversion import AnyInversion, Inversion
@@ -143,6 +144,9 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
     workshop = Workshop(flags.cache, device=device, say=say)
     for plan in planned:
         workshop.check(plan.config)
+    if flags.explain:
+        print(explain(experiment, planned, flags, device))
+        return 0
     _check_only(flags)
     where = "a folder that outlives the job, by its absolute path"
     require(not in_job_folder(flags.out), "--out", str(flags.out), where)
@@ -254,7 +258,7 @@ def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
     there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
     for beginning in beginnings:
         found = sum(key.startswith(beginning) for key in labels)
-        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, such as {there}")
+        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
     return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
 
 

@@ -117,6 +117,28 @@ def test_interrupted_it_reports_and_goes_on_to_the_same_rows(home: Path, finishe
     assert [numbers(r) for r in read_records(home / "cut")] == [numbers(r) for r in read_records(finished)]
 
 
+@pytest.mark.ray
+def test_out_of_time_it_says_so_and_later_runs_only_what_is_asked_for(home: Path, finished: Path):
+    short = ablate(home, "budget", "--rounds", "2", "--time-budget", "1s")
+    assert short.returncode == 3, short.stderr
+    assert "the time budget is spent; the same command continues" in short.stderr
+    wanted = next(record for record in read_records(finished) if record.arm == "mixed")
+    only = ablate(home, "budget", "--rounds", "2", "--only", wanted.config_hash[:6])
+    assert only.returncode == 0, only.stderr
+    assert "5 trials, 1 of them chosen, 0 of them finished before" in only.stderr
+    assert [numbers(record) for record in read_records(home / "budget")] == [numbers(wanted)]
+
+
+@pytest.mark.ray
+def test_only_trials_that_were_planned_can_be_chosen(home: Path, finished: Path):
+    unknown = ablate(home, "whole", "--rounds", "2", "--only", "no hash")
+    assert unknown.returncode == 2
+    assert "--only is 'no hash'; accepted: the beginnings of hashes of planned trials, here " in unknown.stderr
+    nowhere = ablate(home, "nowhere", "--rounds", "2", "--only", "ab")
+    assert nowhere.returncode == 2
+    assert "holds no experiment.json" in nowhere.stderr
+
+
 def test_flags_become_a_config(tmp_path: Path):
     (tmp_path / "over.yaml").write_text("inversion: {steps: 3}\nprecision: bfloat16\n")
     config = Flags(student="resnet-8-4", condensed_share=0.25, config=tmp_path / "over.yaml").base()

@@ -31,7 +31,7 @@ def screen(records: Sequence[Record], manifest: Manifest, out: Path) -> str:
     lines = [f"{len(failed)} of {len(manifest.planned) or len(records)} trials failed", ""]
     told = sorted(reasons.items(), key=lambda pair: -len(pair[1]))
     for reason, members in told[:REASONS]:
-        lines += _group(reason, members, names)
+        lines += _group(reason, members, names, out)
     lines += [f"and {len(told) - REASONS} more reasons, in {out / 'records'}"] if len(told) > REASONS else []
     return "\n".join([*lines, "", *_commands(failed, names, manifest, out), ""])
 
@@ -63,11 +63,16 @@ def _short(hashes: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _group(reason: str, members: Sequence[Record], names: dict[str, str]) -> list[str]:
+def _group(reason: str, members: Sequence[Record], names: dict[str, str], out: Path) -> list[str]:
     line = f"{len(members)} x  {reason}"
     trials = [f"{_label(record)} ({names[record.config_hash]})" for record in members[:NAMED]]
     more = [f"{len(members) - NAMED} more"] if len(members) > NAMED else []
-    return [line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}...", f"     {', '.join(trials + more)}"]
+    traces = [path for record in members if (path := out / "trials" / record.config_hash / "attempts.json").is_file()]
+    return [
+        line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}...",
+        f"     {', '.join(trials + more)}",
+        *[f"     traces: {path}" for path in traces[:1]],
+    ]
 
 
 def _label(record: Record) -> str:

@@ -36,6 +36,15 @@ def test_equal_reasons_are_told_once_the_commonest_first():
     ]
 
 
+def test_the_traces_of_exceptions_are_named(tmp_path):
+    records = [failed(1, "ValueError: x"), failed(2, "NaN")]
+    kept = tmp_path / "trials" / records[0].config_hash / "attempts.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    said = screen(records, make_manifest(records), tmp_path)
+    assert [line.strip() for line in said.splitlines() if "traces:" in line] == [f"traces: {kept}"]
+
+
 def test_it_stays_one_screen_whatever_failed():
     records = [failed(seed, "x" * 500) for seed in range(40)]
     lines = screen(records, make_manifest(records), OUT).splitlines()

@@ -1,0 +1,124 @@
+"""The account before a run: what it counts, that it writes nothing, and that it comes true."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy import make_prepared
+
+from condkd_ray.arms import arm
+from condkd_ray.artifacts import trial_hash
+from condkd_ray.bookkeeping import Plan, make_record
+from condkd_ray.condensation import DistributionMatching
+from condkd_ray.distiller import Distiller
+from condkd_ray.experiment import Flags
+from condkd_ray.explain import Work, _makespan, estimate, explain, finished_before
+from condkd_ray.flags import RunFlags
+from condkd_ray.inversion import Fast
+from condkd_ray.method import InputError
+from condkd_ray.networks import ResNet
+from condkd_ray.probing import Span
+from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
+from condkd_ray.run import local_store, run_trial
+from condkd_ray.trial_config import TeacherConfig
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "ablate_ipc.py"
+
+
+def plans(seeds=(0, 1), **changes) -> list[Plan]:
+    base = replace(
+        Flags().base(),
+        teacher=TeacherConfig(network=ResNet(depth=8, width=4)),
+        inversion=Fast(steps=1, batch=32, latent=16, width=8),
+        distiller=Distiller(steps=2, batch=32, condensed_share=0.5),
+        condensation=DistributionMatching(ipc=2, condensed_together=2, iterations=20),
+        rounds=6,
+        **changes,
+    )
+    return [arm(base, name, 2, seed) for name in ("none", "guided") for seed in seeds]
+
+
+def test_trials_are_scheduled_in_their_order():
+    assert _makespan([4, 1, 1, 1, 1], 2) == 4
+    assert _makespan([1, 1, 1, 1, 4], 2) == 6
+    assert _makespan([3, 2], 1) == 5
+
+
+def test_an_account_of_what_was_never_run_leaves_no_trace(cluster, tmp_path):
+    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
+    said = explain("ablate_ipc", plans(), flags, "cpu")
+    assert list(tmp_path.iterdir()) == []
+    assert "4 trials, 0 of them finished" in said
+    assert "at once      1, with 1 CPUs and 0 GPUs each" in said
+    assert "a few rounds, a stand-in for the teacher, of one trial for 2 arms, on this machine" in said
+
+
+def test_more_rounds_are_told_to_take_longer(cluster, tmp_path):
+    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache")
+    short, long = (
+        Work(plans(seeds=(0,)), {}),
+        Work([replace(plan, config=replace(plan.config, rounds=2000)) for plan in plans(seeds=(0,))], {}),
+    )
+    for work in (short, long):
+        estimate(work, flags, "cpu")
+    for arm_name in ("none", "guided"):
+        assert long.costs[arm_name].cpu.low > 20 * short.costs[arm_name].cpu.high
+        assert long.costs[arm_name].working.high > 20 * short.costs[arm_name].working.low
+
+
+def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster, tmp_path):
+    planned, prepared = plans(), make_prepared(condensed=False)
+    outcome = replace(
+        run_trial(short := replace(planned[0].config, rounds=1), prepared, local_store(short, prepared, None)),
+        metrics={"student/test_accuracy": 0.5, "time/wall_seconds": 200.0, "time/cpu_seconds": 100.0},
+    )
+    key = trial_hash(planned[0].config, prepared)
+    write_record(tmp_path, make_record("ablate_ipc", planned[0], key, prepared, outcome))
+    assert list(finished_before(planned, tmp_path)) == planned[:1]
+    flags = RunFlags(out=tmp_path, cache=tmp_path / "cache")
+    work = Work(planned[:2], finished_before(planned[:2], tmp_path))
+    found = estimate(work, flags, "cpu")
+    assert work.costs["none"].cpu == Span(80, 140)
+    assert work.based_on == ["records of 1 finished trials for 1 arms"]
+    assert 160 < found.wall.low < found.wall.high < 500
+    assert "1 of them finished" in explain("ablate_ipc", planned, flags, "cpu")
+    assert "0 of them finished" in explain("ablate_ipc", planned, replace(flags, fresh=True), "cpu")
+
+
+def test_nothing_is_left_to_run(cluster, tmp_path, monkeypatch):
+    planned = plans(seeds=(0,))
+    monkeypatch.setattr("condkd_ray.explain.finished_before", lambda plans, out: dict.fromkeys(plans))
+    assert explain("x", planned, RunFlags(out=tmp_path), "cpu").endswith("\nNothing is left to run.\n")
+
+
+def test_a_folder_of_another_experiment_is_refused(tmp_path):
+    from condkd_ray.report.records import Manifest
+
+    write_manifest(tmp_path, Manifest(experiment="other", question="", command="", created=""))
+    with pytest.raises(InputError, match="holds experiment 'other'"):
+        explain("ablate_ipc", plans(), RunFlags(out=tmp_path), "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_it_comes_true(tmp_path):
+    """Digits at their default budget, of all arms one trial, nothing cached."""
+    flags = ["--ipcs", "1", "--seeds", "0", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    args = Flags(ipcs=(1,), seeds=(0,), out=tmp_path / "out", cache=tmp_path / "cache")
+    names = ("none", "condensed_only", "mixed", "guided", "real")
+    found = estimate(Work([arm(args.base(), name, 1, 0) for name in names], {}), args, "cpu")
+    assert not any(tmp_path.iterdir())
+    begin = time.perf_counter()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(SCRIPT), *flags], check=True, capture_output=True, env=environment)
+    wall = time.perf_counter() - begin
+    assert found.wall.low < wall < found.wall.high
+    assert found.cpu.low < (read_manifest(tmp_path / "out").cpu_seconds or 0) < found.cpu.high
+    size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert found.kept.low < size < found.kept.high
+    peak = max(record.peak_bytes for record in read_records(tmp_path / "out"))
+    assert found.trial_memory.low < peak < found.trial_memory.high
