@@ -2,8 +2,8 @@ import pickle
 
 import toy
 
-from condkd_ray.cluster.trial_jobs import Job, Jobs
 from condkd_ray.cluster.parcels import Depot
+from condkd_ray.cluster.trial_jobs import Job, Jobs
 from condkd_ray.config import to_tree
 
 
