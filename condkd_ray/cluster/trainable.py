@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,6 @@ from condkd_ray.cluster.trial_jobs import Jobs
 from condkd_ray.cluster.waiting import WATCH
 from condkd_ray.config import from_tree
 from condkd_ray.disk import no_room
-from condkd_ray.identity import Scope
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.product import product_path
@@ -152,6 +153,9 @@ def _device() -> str:
 def _clean_process(threads: int) -> None:
     """Make a process that has run other trials like a fresh one, to the trial and to its record."""
     gc.collect()
+    if sys.platform == "linux":
+        # What earlier trials have freed the allocator still holds; where it is not the GNU one there is no such call.
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     torch.set_num_threads(threads)
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

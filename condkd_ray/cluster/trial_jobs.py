@@ -12,7 +12,7 @@ import numpy as np
 
 from condkd_ray.cluster.parcels import Parcel
 from condkd_ray.config import Tree
-from condkd_ray.sharing import Scope
+from condkd_ray.identity import Scope
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from condkd_ray.cluster.benchmark.rows import Measured
 from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, scratch
 from condkd_ray.cluster.connect import connect
 from condkd_ray.cluster.tuning import Trial, sweep
+from condkd_ray.identity import Scope
 from condkd_ray.run import Outcome
-from condkd_ray.sharing import Scope
 from condkd_ray.trial import Prepared, TrialConfig
 
 STUDENTS = 12
