@@ -38,7 +38,9 @@ def draw() -> Iterator[Measured]:
         return torch.randint(HELD, (BATCH,), generator=places)
 
     with _pool() as pool:
-        stores = {"before": _filled(pool, "before", seal=False), "after": _filled(pool, "after", seal=True)}
+        stores = {
+            name: _filled(pool, name, seal=name == "after", held=HELD, round=ROUND) for name in ("before", "after")
+        }
         draws: dict[str, Callable[[], Any]] = {
             name: lambda store=store: gathered(store, ids[rows()]) for name, store in stores.items()
         }
@@ -113,7 +115,7 @@ def _pool() -> Iterator[Any]:
             ray.kill(pool)
 
 
-def _filled(pool: Any, key: str, *, seal: bool, held: int = HELD, round: int = ROUND) -> PoolStore:
+def _filled(pool: Any, key: str, *, seal: bool, held: int, round: int) -> PoolStore:
     """A store with `held` random samples in rounds of `round`; compacted as far as each is in a checkpoint: `seal`."""
     store = PoolStore(CODE, 10, pool, key)
     for first in range(0, held, round):
@@ -148,7 +150,7 @@ def _read(pool: Any, key: str, held: int) -> int:
     """Bytes by which this process's own memory grows by becoming a reader."""
     torch.set_num_threads(1)
     # What any reader has, however small the pool: code, and the buffers of a draw.
-    _filled(pool, f"warm {os.getpid()}", seal=True, held=BATCH).gather(torch.arange(BATCH))
+    _filled(pool, f"warm {os.getpid()}", seal=True, held=BATCH, round=BATCH).gather(torch.arange(BATCH))
     before = psutil.Process().memory_full_info().uss
     store = PoolStore(CODE, 10, pool, key)
     for first in range(0, held, BATCH):
