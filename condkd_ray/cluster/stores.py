@@ -12,6 +12,7 @@ import torch
 
 from condkd_ray.cluster.chunk_cache import Placed
 from condkd_ray.cluster.pool import Table
+from condkd_ray.cluster.waiting import WATCH
 from condkd_ray.memory.chunks import Arrays, from_arrays, read_chunk, to_arrays
 from condkd_ray.memory.store import TableStore
 from condkd_ray.samples import Codec, Encoded
@@ -43,10 +44,11 @@ class MappedStore(TableStore):
         have = self._version
         while True:
             try:
-                answer = ray.get(call(have))
-                version, chunks = table(answer)
-                if chunks is not None:
-                    self._map(chunks)
+                with WATCH.running():
+                    answer = ray.get(call(have))
+                    version, chunks = table(answer)
+                    if chunks is not None:
+                        self._map(chunks)
             except (ObjectLostError, ActorUnavailableError, FileNotFoundError):
                 if time.monotonic() > deadline:
                     raise

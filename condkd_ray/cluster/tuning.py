@@ -14,7 +14,8 @@ from condkd_ray.cluster.connect import NO_MORE, check_resources, slots, spilled_
 from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
-from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Job, Work, chunks_folder, outcome_path, run, trial_folder
+from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Work, chunks_folder, outcome_path, run, trial_folder
+from condkd_ray.cluster.trial_jobs import Job, Jobs
 from condkd_ray.config import to_tree
 from condkd_ray.disk import StorageFullError
 from condkd_ray.identity import Scope, pool_key
@@ -103,11 +104,11 @@ def sweep(
     pool, depot = make_pool(chunks_folder(folder), limit), Depot()
     trials = producers_first(trials)
     try:
-        jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials}
+        jobs = Jobs({t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials})
         work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts, deadline)
         for key in jobs:
             start_anew(trial_folder(folder, key))
-        check_packing(list(jobs.values()), gpus_per_trial)
+        check_packing(jobs.values(), gpus_per_trial)
         progress = _Progress(trials, work, on_round, on_outcome)
         bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
         fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))
