@@ -14,12 +14,12 @@ from pyarrow.fs import FileSelector
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.cluster.trainable import outcome_path, trial_folder
-from condkd_ray.cluster.tuning import Trial, clear, sweep
+from condkd_ray.cluster.tuning import Trial, clear, empty, sweep
 from condkd_ray.guidance import Discriminator
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.run import Outcome, load_outcome, run_trial, save_outcome
-from condkd_ray.storage import Location, locate
+from condkd_ray.storage import Location, locate, put_text
 from condkd_ray.trial import TrialConfig, codec
 
 HERE = Path(__file__).parent
@@ -169,6 +169,13 @@ def test_what_recorded_trials_left_is_cleared(tmp_path):
         (tmp_path / "chunks" / trial.place[1]).mkdir(parents=True)
     clear(tmp_path, trials[:2], trials[2:])
     assert {path.name for path in tmp_path.glob("*/*")} == {"c"}
+
+
+def test_an_emptied_storage_holds_nothing_of_trials(tmp_path):
+    for name in ("trials/a/state", "chunks/b/rounds", "mine/x"):
+        put_text(tmp_path / name, "")
+    empty(tmp_path)
+    assert everything(tmp_path) == [str(tmp_path / "mine" / "x")]
 
 
 def test_no_trials_are_done_at_once(tmp_path):
