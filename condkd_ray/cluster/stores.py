@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from condkd_ray.cluster.waiting import WATCH
 from condkd_ray.memory.chunks import Arrays, from_arrays, read_chunk, to_arrays
 from condkd_ray.memory.store import TableStore
 from condkd_ray.samples import Codec, Encoded
+from condkd_ray.storage import Location
 
 PATIENCE_SECONDS = 120.0
 """How long a trial goes on asking for a pool that is being restarted."""
@@ -79,9 +79,9 @@ class MappedStore(TableStore):
 def _views(chunks: list[Placed]) -> list[Arrays]:
     import ray
 
-    refs = [chunk.source for chunk in chunks if not isinstance(chunk.source, str)]
+    refs = [chunk.source for chunk in chunks if not isinstance(chunk.source, Location)]
     copies = iter(ray.get(refs))
-    return [read_chunk(Path(c.source)) if isinstance(c.source, str) else next(copies) for c in chunks]
+    return [read_chunk(c.source) if isinstance(c.source, Location) else next(copies) for c in chunks]
 
 
 class PoolStore(MappedStore):

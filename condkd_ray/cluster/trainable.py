@@ -25,6 +25,7 @@ from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
+from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, TrialConfig, codec
 
 FULL = "storage_full"
@@ -37,7 +38,7 @@ OUT_OF_TIME = "out_of_time"
 class Work:
     """All that the trials of a sweep have in common. `folder` must be seen by all nodes; `jobs` are by key."""
 
-    folder: Path
+    folder: Location
     pool: Any
     jobs: Jobs
     threads: int
@@ -46,17 +47,17 @@ class Work:
     deadline: float | None
 
 
-def trial_folder(folder: Path, key: str) -> Path:
+def trial_folder(folder: Location, key: str) -> Location:
     """Where the trial `key` keeps its checkpoint, `state.safetensors`, and leaves its outcome."""
     return folder / "trials" / key
 
 
-def chunks_folder(folder: Path) -> Path:
+def chunks_folder(folder: Location) -> Location:
     """Where the pool keeps its files."""
     return folder / "chunks"
 
 
-def outcome_path(folder: Path, key: str) -> Path:
+def outcome_path(folder: Location, key: str) -> Location:
     """Where the trial `key` leaves its outcome for the driver."""
     return trial_folder(folder, key) / "outcome.safetensors"
 
