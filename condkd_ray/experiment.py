@@ -29,6 +29,7 @@ from condkd_ray.method import require
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.run import Outcome
+from condkd_ray.scopes import scoped, scoped_baseline
 from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
 from condkd_ray.storage import check_writable
 from condkd_ray.trial import Prepared, TrialConfig
@@ -139,7 +140,7 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
     The exit code: see `command_line`.
     """
     given, deadline = list(plans), time.time() + flags.budget_seconds
-    planned, baseline = [_scoped(plan, flags.share) for plan in given], _scoped_baseline(baseline, given, flags.share)
+    planned, baseline = [scoped(plan, flags.share) for plan in given], scoped_baseline(baseline, given, flags.share)
     flags.check()
     _check_plans(planned)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,25 +214,6 @@ def _sweep(
     finally:
         watch.close()
     return complete, watch.failed
-
-
-def _scoped(plan: Plan, scope: Scope) -> Plan:
-    """The plan in the scope of the flags, if it has none of its own."""
-    if plan.scope != "trial" or scope == "trial":
-        return plan
-    return dataclasses.replace(plan, arm=_scoped_arm(plan.arm, scope), scope=scope)
-
-
-def _scoped_arm(arm: str, scope: Scope) -> str:
-    """Drawing from others' images makes another arm of it."""
-    return f"{arm} (sweep's pool)" if scope == "sweep" else arm
-
-
-def _scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> Baseline:
-    """What each arm of the scope is compared with: the same as without it, in the same scope."""
-    own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
-    scoped = {_scoped_arm(arm, scope): _scoped_arm(base, scope) for arm, base in own.items()}
-    return baseline if scope != "sweep" else own | scoped
 
 
 def _check_plans(planned: list[Plan]) -> None:
