@@ -11,13 +11,13 @@ import pytest
 from toy import make_prepared
 
 from condkd_ray.arms import arm
-from condkd_ray.artifacts import trial_hash
 from condkd_ray.bookkeeping import Plan, make_record
 from condkd_ray.condensation import DistributionMatching
 from condkd_ray.distiller import Distiller
 from condkd_ray.experiment import Flags
 from condkd_ray.explain import Work, _makespan, estimate, explain, finished_before
 from condkd_ray.flags import RunFlags
+from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import Fast
 from condkd_ray.method import InputError
 from condkd_ray.networks import ResNet
