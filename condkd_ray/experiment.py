@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -22,7 +22,7 @@ from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.shipping import in_job_folder
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.explain import explain
-from condkd_ray.flags import RunFlags
+from condkd_ray.flags import RunFlags, chosen
 from condkd_ray.identity import Scope, trial_hash
 from condkd_ray.inversion import AnyInversion, Inversion
 from condkd_ray.method import require
@@ -230,27 +230,18 @@ def _check_only(flags: Flags) -> None:
     if flags.only:
         require(not flags.fresh, "--only", " ".join(flags.only), "trials of an earlier run, so not with --fresh")
         before = read_manifest(flags.out).planned
-        _chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, flags.only)
+        chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, flags.only)
 
 
 def _missing(trials: list[tuning.Trial], flags: Flags) -> list[tuning.Trial]:
     """The trials to be run, and words on those that are not; what these may have left is cleared."""
     done = finished(flags.out)
     tuning.clear(flags.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
-    wanted = _chosen({trial.key: trial.label for trial in trials}, flags.only)
+    wanted = chosen({trial.key: trial.label for trial in trials}, flags.only)
     before = sum(trial.key in done for trial in trials)
     only = f", {len(wanted)} of them chosen" if flags.only else ""
     say(f"{len(trials)} trials{only}, {before} of them finished before; results in {flags.out}")
     return [trial for trial in trials if trial.key in wanted - done]
-
-
-def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
-    """The hashes that begin so, each just one; all where none is asked for. Raises `InputError`."""
-    there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
-    for beginning in beginnings:
-        found = sum(key.startswith(beginning) for key in labels)
-        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
-    return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
 
 
 def make_trial(plan: Plan, prepared: Prepared) -> tuning.Trial:
