@@ -27,7 +27,8 @@ class Args(Flags):
     seeds: tuple[int, ...] = (0, 1, 2)
     inversion: str = "deep_inversion"
     guidance: str = "none"
-    rounds: int = 6
+    steps: int = 20
+    """Of the inversion, a round."""
     out: Path = Path("runs/ablate_sharing")
 
 
@@ -37,6 +38,7 @@ def plans(args: Args) -> Iterator[Plan]:
     require(args.share == "trial", "--share", args.share, "trial: here each arm has its own")
     accepted = "one that does not ask the student, as deep_inversion or dafl"
     require(can_share(base), "--inversion", args.inversion, accepted)
+    base = replace(base, inversion=replace(base.inversion, steps=args.steps))  # type: ignore[call-arg]
     for (name, scope), ipc, seed in product(SCOPES.items(), args.ipcs, args.seeds):
         yield replace(arm(base, "mixed", ipc, seed, name), scope=scope)
 

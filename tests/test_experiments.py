@@ -54,7 +54,7 @@ def test_defaults_stay_below_ten_minutes_on_two_cores(name):
     assert 10 <= len(plans) <= 100
     twice = [place for place, count in Counter((p.arm, p.ipc, p.seed) for p in plans).items() if count > 1]
     assert not twice
-    assert len({plan.config for plan in plans}) == len(plans)
+    assert len({(plan.config, plan.scope) for plan in plans}) == len(plans)
     assert {(p.config.rounds, p.config.distiller.steps, p.config.distiller.batch) for p in plans} == {(12, 20, 128)}
 
 
@@ -133,6 +133,18 @@ def test_pairs_and_condensed_images_are_told_in_the_arms():
         planned("compare_methods", pairs=("wrn-16-1",))
 
 
+def test_scopes_differ_in_nothing_else_and_need_an_inversion_that_asks_no_student():
+    plans = planned("ablate_sharing", seeds=(0,), ipcs=(1, 10))
+    assert {plan.arm: plan.scope for plan in plans} == {
+        "own": "trial",
+        "shared inversion": "inversion",
+        "sweep's pool": "sweep",
+    }
+    assert len({plan.config for plan in plans}) == 2
+    with pytest.raises(InputError, match="--inversion is 'fast'; accepted: one that does not ask the student"):
+        planned("ablate_sharing", inversion="fast")
+
+
 def test_the_curriculum_begins_real_and_ends_synthetic():
     plans = {plan.arm: plan.config for plan in planned("few_shot", seeds=(0,), ipcs=(5,))}
     config = plans["guided_curriculum"]
@@ -151,6 +163,7 @@ def test_the_curriculum_begins_real_and_ends_synthetic():
         ("ablate_memory", ["--memories", "latest", "generative"], "generative - latest"),
         ("few_shot", ["--ipcs", "1"], "guided_curriculum - mixed"),
         ("ablate_scale", ["--scales", "0.1"], "modulated 0.1 - prioritized 0.1"),
+        ("ablate_sharing", ["--inversion", "dafl", "--steps", "1", "--ipcs", "1", "2"], "shared inversion - own"),
         ("ablate_condensation", ["--condensers", "herding", "--ipcs", "2"], "guided herding - guided random_real"),
         (
             "compare_methods",
