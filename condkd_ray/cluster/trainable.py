@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from condkd_ray.cluster.attempts import note, of_the_trial
-from condkd_ray.cluster.parcels import Parcel, unpack
+from condkd_ray.cluster.parcels import Parcel, own_device, unpack
+from condkd_ray.cluster.pipeline import Crew, Share
 from condkd_ray.cluster.shared_stores import SharedStore, SweepStore
 from condkd_ray.cluster.sources import SharedSource, sweep_source
-from condkd_ray.cluster.stores import PoolStore
+from condkd_ray.cluster.stores import FilledStore, PoolStore
 from condkd_ray.config import Tree, from_tree
 from condkd_ray.disk import no_room
 from condkd_ray.identity import Scope
@@ -52,6 +53,8 @@ class Work:
     checkpoint_seconds: float
     attempts: int
     deadline: float | None
+    share: Share = Share()
+    """Of each producer of a trial with a pipeline."""
 
 
 def trial_folder(folder: Path, key: str) -> Path:
@@ -116,7 +119,7 @@ def _last_report(
 
 def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metrics], None]) -> Outcome:
     checkpoint = trial_folder(work.folder, key) / "state.safetensors"
-    prepared = unpack(config, work.jobs[key].parcel, _device())
+    prepared = unpack(config, work.jobs[key].parcel, own_device())
     rest = {
         "checkpoint": checkpoint,
         "product": product_path(trial_folder(work.folder, key)),
@@ -137,6 +140,10 @@ def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metric
 def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: dict[str, Any]) -> Outcome:
     teacher, scope, pool_key = prepared.teacher, work.jobs[key].scope, work.jobs[key].pool_key
     place = (codec(config, teacher), teacher.num_classes, work.pool, pool_key)
+    if config.pipeline is not None:
+        store = FilledStore(*place, teacher.device)
+        with Crew(work.jobs[key].parcel, work.pool, pool_key, work.share) as source:
+            return run_trial(config, prepared, store, source=source, **rest)
     if scope == "trial":
         return run_trial(config, prepared, PoolStore(*place, teacher.device), **rest)
     if scope == "sweep":
@@ -146,13 +153,6 @@ def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: di
     store = SharedStore(*place, key, teacher.device)
     with SharedSource(work.pool, pool_key, key, path, work.checkpoint_seconds) as source:
         return run_trial(config, prepared, store, source=source, produces=False, **rest)
-
-
-def _device() -> str:
-    """The GPU Ray gave this trial, if it is a real one."""
-    import ray
-
-    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 def _clean_process(threads: int) -> None:

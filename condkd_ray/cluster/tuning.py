@@ -6,6 +6,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from condkd_ray.cluster.attempts import ATTEMPTS, last_reason, start_anew
 from condkd_ray.cluster.connect import NO_MORE, check_resources, slots, spilled_by_ray
 from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
+from condkd_ray.cluster.pipeline import Share, bundles, check_room, crew_size
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
 from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Job, Work, chunks_folder, outcome_path, run, trial_folder
 from condkd_ray.config import to_tree
@@ -58,6 +60,8 @@ def sweep(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     pool_limit: int | None = None,
     attempts: int = ATTEMPTS,
+    cpus_per_producer: float = 1,
+    gpus_per_producer: float = 0,
 ) -> bool:
     """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
 
@@ -82,6 +86,8 @@ def sweep(
         checkpoint_seconds: between two checkpoints of a trial, at least.
         pool_limit: bytes of samples in shared memory, `default_limit` if not given; the rest is read from disk.
         attempts: exceptions after which a trial is given up.
+        cpus_per_producer: CPUs held by each producer of a trial with a pipeline, beside those of the trial.
+        gpus_per_producer: likewise.
 
     Returns:
         Whether all trials were heard of; False after Ctrl-C, or when the deadline came first.
@@ -97,6 +103,8 @@ def sweep(
         return True
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
     check_resources(cpus_per_trial, gpus_per_trial, resources)
+    share = Share(cpus_per_producer, gpus_per_producer)
+    check_room(cpus_per_trial, gpus_per_trial, share, max(crew_size(trial.config) for trial in trials))
     folder = folder.resolve()
     limit = default_limit() if pool_limit is None else pool_limit
     check_limit(limit, [chunk_bytes(trial.config, trial.prepared) for trial in trials])
@@ -104,14 +112,15 @@ def sweep(
     trials = producers_first(trials)
     try:
         jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials}
-        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts, deadline)
+        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts, deadline, share)
         for key in jobs:
             start_anew(trial_folder(folder, key))
         check_packing(list(jobs.values()), gpus_per_trial)
         progress = _Progress(trials, work, on_round, on_outcome)
         bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
         fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))
-        _fit(work, progress, bundle, min(fitting, max_concurrent or fitting))
+        crews = {trial.key: crew_size(trial.config) for trial in trials}
+        _fit(work, progress, bundle, crews, min(fitting, max_concurrent or fitting))
         if progress.error is not None:
             raise progress.error
         return not progress.open
@@ -231,14 +240,15 @@ class _Progress:
         self.open.discard(key)
 
 
-def _fit(work: Work, progress: _Progress, bundle: dict[str, float], at_once: int) -> None:
+def _fit(work: Work, progress: _Progress, bundle: dict[str, float], crews: dict[str, int], at_once: int) -> None:
     from ray import tune
 
     from condkd_ray.cluster.events import UNLIMITED, listening
 
     storage = work.folder / "tune"
     shutil.rmtree(storage, ignore_errors=True)
-    resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
+    learner = {name: amount for name, amount in bundle.items() if amount}
+    resources = partial(bundles, learner=learner, share=work.share, crews=crews)
     with listening(progress) as (events, stopper):
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, work=work), resources),
