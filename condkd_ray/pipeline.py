@@ -42,3 +42,16 @@ class Pipeline(Method):
     def shown(self, round: int) -> int:
         """After how many rounds the student was what the producer of `round` is shown."""
         return max(0, round - self.staleness)
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a producer gets of the cluster."""
+
+    cpus: float = 1
+    gpus: float = 0
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """As Ray writes it."""
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}

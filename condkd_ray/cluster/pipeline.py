@@ -1,4 +1,4 @@
-"""A trial's producers as processes beside it, each on its share of a GPU, that fill its pool while its student learns.
+"""A trial's producers as processes beside it, each on its part of a GPU, that fill its pool while its student learns.
 
 They lie in the trial's own placement group and belong to its process: they end with it, however it ends.
 """
@@ -6,7 +6,7 @@ They lie in the trial's own placement group and belong to its process: they end 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from condkd_ray.cluster.stores import FilledStore, patiently
 from condkd_ray.memory import Store
 from condkd_ray.memory.chunks import to_arrays
 from condkd_ray.method import Metrics, require
+from condkd_ray.pipeline import Allowance
 from condkd_ray.producers import Look, Pipelined, Producer
 from condkd_ray.production import codec
 from condkd_ray.samples import Samples
@@ -25,19 +26,6 @@ from condkd_ray.trial import Prepared, TrialConfig, TrialState
 
 RESTARTS = 3
 """Of producers that die while the trial waits for one round (our choice); then the trial itself is to begin again."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a producer gets of the cluster."""
-
-    cpus: float = 1
-    gpus: float = 0
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """As Ray writes it."""
-        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
 
 class ProducerProcess:
@@ -74,8 +62,8 @@ class Crew:
     At most `staleness` + 1 rounds are in the making: the one that the trial wants, and those that it is ahead of.
     """
 
-    def __init__(self, parcel: Parcel, pool: Any, key: str, share: Share) -> None:
-        self._parcel, self._pool, self._key, self._share = parcel, pool, key, share
+    def __init__(self, parcel: Parcel, pool: Any, key: str, per_producer: Allowance) -> None:
+        self._parcel, self._pool, self._key, self._each = parcel, pool, key, per_producer
         self._actors: dict[int, Any] = {}
         self._asked: dict[int, tuple[Any, Any]] = {}
 
@@ -144,8 +132,8 @@ class Crew:
         group = ray.util.get_current_placement_group()
         assert group is not None, "trials run in placement groups"
         place = PlacementGroupSchedulingStrategy(group, number + 1)
-        options = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus, "scheduling_strategy": place}
-        threads = max(1, int(self._share.cpus))
+        options = {"num_cpus": self._each.cpus, "num_gpus": self._each.gpus, "scheduling_strategy": place}
+        threads = max(1, int(self._each.cpus))
         actor = ray.remote(**options)(ProducerProcess)
         return actor.remote(config, self._parcel, self._pool, self._key, threads)
 
@@ -162,27 +150,28 @@ def crew_size(config: TrialConfig) -> int:
     return 0 if config.pipeline is None else config.pipeline.producers
 
 
-def bundles(setup: dict[str, str], *, learner: dict[str, float], share: Share, crews: dict[str, int]) -> Any:
+def bundles(setup: dict[str, str], *, learner: dict[str, float], per_producer: Allowance, crews: dict[str, int]) -> Any:
     """The placement group of the trial `setup["key"]`: its own bundle, then one for each producer of its crew."""
     from ray import tune
 
-    return tune.PlacementGroupFactory([learner, *[share.bundle] * crews[setup["key"]]])
+    return tune.PlacementGroupFactory([learner, *[per_producer.bundle] * crews[setup["key"]]])
 
 
-def check_room(cpus: float, gpus: float, share: Share, crew: int) -> None:
-    """Raise `InputError` where the machines of the connected cluster together cannot hold a trial with such a crew."""
+def check_room(cpus: float, gpus: float, each: Allowance, configs: Sequence[TrialConfig]) -> None:
+    """Raise `InputError` where the machines of the connected cluster cannot hold one of these with its producers."""
     import ray
 
-    require(share.cpus > 0, "CPUs per producer", share.cpus, "more than 0")
-    whole = 0 <= share.gpus <= 1 or share.gpus == int(share.gpus) > 0
-    require(whole, "GPUs per producer", share.gpus, "0 to 1, or a whole number")
+    crew = max(map(crew_size, configs))
+    require(each.cpus > 0, "CPUs per producer", each.cpus, "more than 0")
+    whole = 0 <= each.gpus <= 1 or each.gpus == int(each.gpus) > 0
+    require(whole, "GPUs per producer", each.gpus, "0 to 1, or a whole number")
     nodes = [
         (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in ray.nodes() if node["Alive"]
     ]
     free = list(nodes)
-    for wanted in [(cpus, gpus), *[(share.cpus, share.gpus)] * crew]:
+    for wanted in [(cpus, gpus), *[(each.cpus, each.gpus)] * crew]:
         fitting = [node for node in free if node[0] >= wanted[0] and node[1] >= wanted[1]]
-        asked = f"{_told(cpus, gpus)} and {crew} producers of {_told(share.cpus, share.gpus)}"
+        asked = f"{_told(cpus, gpus)} and {crew} producers of {_told(each.cpus, each.gpus)}"
         held = " + ".join(_told(*node) for node in nodes)
         require(bool(fitting), "resources per trial", asked, f"at most what the machines have, {held}")
         free.remove(fitting[0])

@@ -12,7 +12,7 @@ import torch
 
 from condkd_ray.cluster.attempts import note, of_the_trial
 from condkd_ray.cluster.parcels import Parcel, own_device, unpack
-from condkd_ray.cluster.pipeline import Crew, Share
+from condkd_ray.cluster.pipeline import Crew
 from condkd_ray.cluster.shared_stores import SharedStore, SweepStore
 from condkd_ray.cluster.sources import SharedSource, sweep_source
 from condkd_ray.cluster.stores import FilledStore, PoolStore
@@ -21,6 +21,7 @@ from condkd_ray.disk import no_room
 from condkd_ray.identity import Scope
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
+from condkd_ray.pipeline import Allowance
 from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
 from condkd_ray.trial import Prepared, TrialConfig, codec
@@ -53,7 +54,7 @@ class Work:
     checkpoint_seconds: float
     attempts: int
     deadline: float | None
-    share: Share = Share()
+    per_producer: Allowance = Allowance()
     """Of each producer of a trial with a pipeline."""
 
 
@@ -142,7 +143,7 @@ def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: di
     place = (codec(config, teacher), teacher.num_classes, work.pool, pool_key)
     if config.pipeline is not None:
         store = FilledStore(*place, teacher.device)
-        with Crew(work.jobs[key].parcel, work.pool, pool_key, work.share) as source:
+        with Crew(work.jobs[key].parcel, work.pool, pool_key, work.per_producer) as source:
             return run_trial(config, prepared, store, source=source, **rest)
     if scope == "trial":
         return run_trial(config, prepared, PoolStore(*place, teacher.device), **rest)

@@ -14,19 +14,22 @@ from condkd_ray.cluster.attempts import ATTEMPTS, last_reason, start_anew
 from condkd_ray.cluster.connect import NO_MORE, check_resources, slots, spilled_by_ray
 from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
-from condkd_ray.cluster.pipeline import Share, bundles, check_room, crew_size
+from condkd_ray.cluster.pipeline import bundles, check_room, crew_size
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
 from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Job, Work, chunks_folder, outcome_path, run, trial_folder
 from condkd_ray.config import to_tree
 from condkd_ray.disk import StorageFullError
 from condkd_ray.identity import Scope, pool_key
 from condkd_ray.method import Metrics
+from condkd_ray.pipeline import Allowance
 from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome, passed
 from condkd_ray.shell import say
 from condkd_ray.trial import Prepared, TrialConfig
 
 STATS_SECONDS = 10.0
 """How long the pool is waited for when a sweep is over; it may be on a node that is lost."""
+EVEN = Allowance()
+"""As much for a producer as for a trial."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ def sweep(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     pool_limit: int | None = None,
     attempts: int = ATTEMPTS,
-    cpus_per_producer: float = 1,
-    gpus_per_producer: float = 0,
+    per_producer: Allowance = EVEN,
 ) -> bool:
     """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
 
@@ -86,8 +88,7 @@ def sweep(
         checkpoint_seconds: between two checkpoints of a trial, at least.
         pool_limit: bytes of samples in shared memory, `default_limit` if not given; the rest is read from disk.
         attempts: exceptions after which a trial is given up.
-        cpus_per_producer: CPUs held by each producer of a trial with a pipeline, beside those of the trial.
-        gpus_per_producer: likewise.
+        per_producer: what each producer of a trial with a pipeline gets, beside what the trial itself does.
 
     Returns:
         Whether all trials were heard of; False after Ctrl-C, or when the deadline came first.
@@ -103,8 +104,7 @@ def sweep(
         return True
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
     check_resources(cpus_per_trial, gpus_per_trial, resources)
-    share = Share(cpus_per_producer, gpus_per_producer)
-    check_room(cpus_per_trial, gpus_per_trial, share, max(crew_size(trial.config) for trial in trials))
+    check_room(cpus_per_trial, gpus_per_trial, per_producer, [trial.config for trial in trials])
     folder = folder.resolve()
     limit = default_limit() if pool_limit is None else pool_limit
     check_limit(limit, [chunk_bytes(trial.config, trial.prepared) for trial in trials])
@@ -112,7 +112,9 @@ def sweep(
     trials = producers_first(trials)
     try:
         jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials}
-        work = Work(folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts, deadline, share)
+        work = Work(
+            folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts, deadline, per_producer
+        )
         for key in jobs:
             start_anew(trial_folder(folder, key))
         check_packing(list(jobs.values()), gpus_per_trial)
@@ -248,7 +250,7 @@ def _fit(work: Work, progress: _Progress, bundle: dict[str, float], crews: dict[
     storage = work.folder / "tune"
     shutil.rmtree(storage, ignore_errors=True)
     learner = {name: amount for name, amount in bundle.items() if amount}
-    resources = partial(bundles, learner=learner, share=work.share, crews=crews)
+    resources = partial(bundles, learner=learner, per_producer=work.per_producer, crews=crews)
     with listening(progress) as (events, stopper):
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, work=work), resources),

@@ -14,7 +14,7 @@ from drivers import assert_equal_numbers, direct
 from test_tuning import Heard, diverging
 
 from condkd_ray.cluster.parcels import Depot
-from condkd_ray.cluster.pipeline import Crew, Share
+from condkd_ray.cluster.pipeline import Crew
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import FilledStore
 from condkd_ray.cluster.tuning import Trial
@@ -22,12 +22,12 @@ from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import DeepInversion
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError, Metrics
-from condkd_ray.pipeline import Pipeline
+from condkd_ray.pipeline import Allowance, Pipeline
 from condkd_ray.run import run_trial
 from condkd_ray.trial import TrialConfig, codec
 
 PRODUCER, LEARNER = "ProducerProcess", "ImplicitFunc"
-HALF = {"cpus_per_trial": 0.5, "cpus_per_producer": 0.5, "gpus_per_producer": 0.5}
+HALF = {"cpus_per_trial": 0.5, "per_producer": Allowance(cpus=0.5, gpus=0.5)}
 ASKS = toy.toy_config(guidance=Discriminator(hidden=16), pipeline=Pipeline(staleness=1), rounds=6)
 TWO = replace(ASKS, pipeline=Pipeline(producers=2, staleness=2))
 
@@ -82,7 +82,7 @@ def test_whoever_is_killed_the_numbers_stay_as_they_were(cluster, tmp_path, vict
 
 
 def test_what_the_machines_cannot_hold_is_refused(cluster, tmp_path):
-    with pytest.raises(InputError, match="1 CPUs and 2 producers of 1 CPUs.*accepted: at most .* 2 CPUs"):
+    with pytest.raises(InputError, match=r"1 CPUs and 2 producers of 1 CPUs.*accepted: at most .* 2 CPUs"):
         Heard().sweep({"a": TWO}, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -114,7 +114,7 @@ class Here:
 
     def run(self, on_round):
         place = (codec(self.config, self.prepared.teacher), toy.NUM_CLASSES, self.pool, "a")
-        with Crew(Depot().pack(self.prepared), self.pool, "a", Share(0.1)) as crew:
+        with Crew(Depot().pack(self.prepared), self.pool, "a", Allowance(0.1)) as crew:
             return run_trial(self.config, self.prepared, FilledStore(*place), source=crew, on_round=on_round)
 
 
