@@ -63,7 +63,10 @@ def test_a_sweep_gives_the_numbers_of_one_process(cluster, tmp_path):
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} <= {"pool.json", "nan"}
 
 
-@pytest.mark.parametrize("victim", [PRODUCER, LEARNER, "SyntheticPool"])
+@pytest.mark.parametrize(
+    "victim",
+    [PRODUCER, pytest.param(LEARNER, marks=pytest.mark.slow), pytest.param("SyntheticPool", marks=pytest.mark.slow)],
+)
 def test_whoever_is_killed_the_numbers_stay_as_they_were(cluster, tmp_path, victim):
     config, heard, killed = replace(TWO, rounds=8), Heard(), []
 
@@ -138,6 +141,7 @@ def test_producers_are_ahead_by_their_staleness_and_no_more(group, tmp_path):
     assert outcome.metrics["student/test_accuracy"] == direct(here.config).metrics["student/test_accuracy"]
 
 
+@pytest.mark.slow
 def test_producers_that_die_again_and_again_end_the_attempt(group, tmp_path):
     import ray
     from ray.exceptions import RayActorError
