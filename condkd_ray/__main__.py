@@ -15,6 +15,7 @@ from condkd_ray.export import choose, export, merit
 from condkd_ray.method import require
 from condkd_ray.report.pool import pool_table
 from condkd_ray.shell import exit_codes, say
+from condkd_ray.storage import locate
 from condkd_ray.train import Repeat, Train, repeat, train
 
 
@@ -30,8 +31,8 @@ class Report:
 class Pool:
     """Print what the pool of a sweep holds: keys, chunks, bytes, readers, rounds that sharing spared."""
 
-    out: tyro.conf.Positional[Path]
-    """The `--out` of an experiment, running or interrupted."""
+    out: tyro.conf.Positional[str]
+    """The `--out` of an experiment, running or interrupted; or its `--storage`, where it has one apart."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def rebuild(command: Report) -> int:
 
 def show_pool(command: Pool) -> int:
     """`condkd pool`."""
-    print(pool_table(command.out))
+    print(pool_table(locate(command.out, "storage")))
     return 0
 
 

@@ -30,6 +30,7 @@ from condkd_ray.report.statistics import Baseline
 from condkd_ray.report.tensorboard import Board, hparams, run_name, varying
 from condkd_ray.run import Outcome
 from condkd_ray.shell import say
+from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, TrialConfig
 
 
@@ -50,9 +51,14 @@ class Plan:
 
 
 class Watch:
-    """Hears of rounds and outcomes in the driver; alone writes records, grids and event files."""
+    """Hears of rounds and outcomes in the driver; alone writes records, grids and event files.
 
-    def __init__(self, experiment: str, out: Path, work: Mapping[str, tuple[Plan, Prepared]]) -> None:
+    `storage`: where trials leave their products.
+    """
+
+    def __init__(
+        self, experiment: str, out: Path, work: Mapping[str, tuple[Plan, Prepared]], storage: Location | None = None
+    ) -> None:
         self._experiment, self._out, self._work = experiment, out, work
         self._progress = Progress(len(work))
         running = [self._record(key, None) for key in work]
@@ -60,7 +66,7 @@ class Watch:
         self._hparams = {record.config_hash: hparams(record, names) for record in running}
         self._runs = {record.config_hash: run_name(record) for record in running}
         self._board = Board(out, list(self._hparams.values()))
-        self._shelf = Shelf(out)
+        self._shelf = Shelf(out, storage)
         self.failed = 0
 
     def round(self, key: str, metrics: Metrics) -> None:

@@ -19,6 +19,7 @@ from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_lin
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.cluster.pipeline import check_room
+from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.shipping import in_job_folder
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.explain import explain
@@ -30,6 +31,7 @@ from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.run import Outcome
 from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
+from condkd_ray.storage import check_writable
 from condkd_ray.trial import Prepared, TrialConfig
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
@@ -158,10 +160,15 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
     _check_only(flags)
     where = "a folder that outlives the job, by its absolute path"
     require(not in_job_folder(flags.out), "--out", str(flags.out), where)
+    if flags.storage is not None:
+        check_writable(flags.place)
     open_folder(flags.out, experiment, fresh=flags.fresh)
     with connect(flags.address):
         check_resources(flags.cpus_per_trial, flags.gpus_per_trial, flags.resources)
         check_room(flags.cpus_per_trial, flags.gpus_per_trial, flags.per_producer, [plan.config for plan in planned])
+        check_reach(flags.place, "--out" if flags.storage is None else "--storage")
+        if flags.fresh:
+            tuning.empty(flags.place)
         prepared = workshop.prepare_all([plan.config for plan in planned])
         trials = [make_trial(plan, made) for plan, made in zip(planned, prepared, strict=True)]
         keys = [trial.key for trial in trials]
@@ -196,11 +203,13 @@ def _sweep(
         watch.outcome(trial.key, outcome)
         clock.look()
 
-    watch = Watch(experiment, flags.out, {trial.key: (plans[trial.key], trial.prepared) for trial in missing})
+    work = {trial.key: (plans[trial.key], trial.prepared) for trial in missing}
+    watch = Watch(experiment, flags.out, work, flags.place)
     try:
         complete = not missing or tuning.sweep(
             missing,
             folder=flags.out,
+            storage=flags.place,
             cpus_per_trial=flags.cpus_per_trial,
             gpus_per_trial=flags.gpus_per_trial,
             per_producer=flags.per_producer,
@@ -257,7 +266,7 @@ def _check_only(flags: Flags) -> None:
 def _missing(trials: list[tuning.Trial], flags: Flags) -> list[tuning.Trial]:
     """The trials to be run, and words on those that are not; what these may have left is cleared."""
     done = finished(flags.out)
-    tuning.clear(flags.out, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
+    tuning.clear(flags.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
     wanted = _chosen({trial.key: trial.label for trial in trials}, flags.only)
     before = sum(trial.key in done for trial in trials)
     only = f", {len(wanted)} of them chosen" if flags.only else ""

@@ -20,6 +20,7 @@ from condkd_ray.method import require
 from condkd_ray.product import Product, product_path, read_product
 from condkd_ray.report.records import Record, atomic_write, read_manifest, read_records
 from condkd_ray.samples import to_unit
+from condkd_ray.storage import Location, take
 from condkd_ray.writers import write_images
 
 MERITS = ("student/val_accuracy", "proxy/agreement")
@@ -41,15 +42,19 @@ def merit(record: Record) -> tuple[str, float]:
 
 
 class Shelf:
-    """Keeps what the best trial of each arm and IPC has made, of those that ended under `out` so far."""
+    """Keeps what the best trial of each arm and IPC has made, of those that ended under `out` so far.
 
-    def __init__(self, out: Path) -> None:
-        self._out = Path(out)
+    `storage`: where trials leave their products; `out` too if not given.
+    """
+
+    def __init__(self, out: Path, storage: Location | None = None) -> None:
+        self._out, self._storage = Path(out), storage or Path(out)
         self._best = {(r.arm, r.ipc): r for r in read_records(out) if kept_path(out, r.config_hash).is_file()}
 
     def offer(self, record: Record) -> None:
         """Keep this trial's product in place of the former best, or delete it."""
-        fresh, kept = product_path(self._out / "trials" / record.config_hash), kept_path(self._out, record.config_hash)
+        fresh = product_path(self._storage / "trials" / record.config_hash)
+        kept = kept_path(self._out, record.config_hash)
         # Kept without being known: a driver that died before it had made a record of it.
         if record.status != "finished" or not (fresh.is_file() or kept.is_file()):
             return
@@ -58,8 +63,7 @@ class Shelf:
             fresh.unlink(missing_ok=True)
             return
         if fresh.is_file():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            fresh.replace(kept)
+            take(fresh, kept)
         self._best[record.arm, record.ipc] = record
         if former is not None and former.config_hash != record.config_hash:
             kept_path(self._out, former.config_hash).unlink(missing_ok=True)

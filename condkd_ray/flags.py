@@ -13,6 +13,7 @@ import tyro
 from condkd_ray.identity import Scope
 from condkd_ray.method import require
 from condkd_ray.pipeline import Allowance
+from condkd_ray.storage import Location, locate
 
 UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 UNIT_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -25,6 +26,9 @@ class RunFlags:
 
     out: Path = Path("runs/experiment")
     """The same folder again continues: what is finished stays."""
+    storage: str | None = None
+    """Where trials keep checkpoints and chunks until they end, this experiment's alone: a folder that all nodes see, or
+    `s3://bucket/prefix`; `--out` if not given."""
     cache: Path | None = None
     """Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
     address: str | None = None
@@ -51,7 +55,12 @@ class RunFlags:
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
     """Tell how many trials there are and what they will take, and stop: nothing is trained or written."""
     fresh: bool = False
-    """Move what `--out` holds aside and begin anew."""
+    """Move what `--out` holds aside, delete what trials have left in a `--storage` apart, and begin anew."""
+
+    @property
+    def place(self) -> Location:
+        """Where trials keep their files. Raises `InputError`."""
+        return locate(str(self.out) if self.storage is None else self.storage)
 
     @property
     def budget_seconds(self) -> float:
@@ -79,6 +88,7 @@ class RunFlags:
         """Raise `InputError` for flags that cannot be read."""
         most = self.max_concurrent
         require(most is None or most >= 1, "--max-concurrent", most, "an integer >= 1")
+        assert self.place
         assert self.budget_seconds > 0
         assert all(self.resources.values())
         assert self.pool_bytes != 0

@@ -7,16 +7,16 @@ Letters: N images, C channels, H W height and width, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor
 
 from condkd_ray import state as states
 from condkd_ray.method import InputError
 from condkd_ray.samples import Encoded, PixelSpace
+from condkd_ray.storage import Location
 
 
-def product_path(folder: Path) -> Path:
+def product_path(folder: Location) -> Location:
     """Where a trial leaves its product, in a `folder` of its own."""
     return folder / "product.safetensors"
 
@@ -52,12 +52,12 @@ class Product:
         return Encoded(self.images, self.labels, self.logits)
 
 
-def write_product(product: Product, path: Path) -> None:
+def write_product(product: Product, path: Location) -> None:
     """Atomically."""
     states.save(product, path)
 
 
-def read_product(path: Path) -> Product:
+def read_product(path: Location) -> Product:
     """Raises `InputError` where there is none."""
     try:
         return states.load(Product(), path)

@@ -21,6 +21,7 @@ from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.networks import label
 from condkd_ray.product import Product, write_product
 from condkd_ray.samples import Samples, to_unit
+from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, Source, TrialConfig, TrialState, codec, own_images, run_round, start
 
 CHECKPOINT_SECONDS = 15.0
@@ -59,12 +60,12 @@ class _Stored:
     fields: dict[str, Any]
 
 
-def save_outcome(outcome: Outcome, path: Path) -> None:
+def save_outcome(outcome: Outcome, path: Location) -> None:
     """Write `outcome` to `path`, atomically."""
     states.save(_Stored(vars(outcome)), path)
 
 
-def load_outcome(path: Path) -> Outcome:
+def load_outcome(path: Location) -> Outcome:
     """The outcome in the file at `path`."""
     return Outcome(**states.load(_Stored({}), path).fields)
 
@@ -81,8 +82,8 @@ def run_trial(
     prepared: Prepared,
     store: Store,
     *,
-    checkpoint: Path | None = None,
-    product: Path | None = None,
+    checkpoint: Location | None = None,
+    product: Location | None = None,
     source: Source = own_images,
     produces: bool = True,
     on_round: Callable[[Metrics], None] = lambda metrics: None,
@@ -136,7 +137,7 @@ def passed(deadline: float | None) -> bool:
 
 
 def resume(
-    config: TrialConfig, prepared: Prepared, store: Store, checkpoint: Path | None, *, produces: bool = True
+    config: TrialConfig, prepared: Prepared, store: Store, checkpoint: Location | None, *, produces: bool = True
 ) -> TrialState:
     """The state in `checkpoint`, or a fresh one; the store is brought to the same point."""
     state = start(config, prepared, produces=produces)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from condkd_ray.disk import naming
+from condkd_ray.storage import Location, reading, writing
 
 FORMAT = "condkd-state-1"
 Packed = dict[str, Any]
@@ -34,30 +32,21 @@ def transient(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"transient": True}, **kwargs)
 
 
-def save(state: Any, path: Path) -> None:
+def save(state: Any, path: Location) -> None:
     """Write `state` to `path`, atomically: a reader sees the old file or the new one, whole."""
     packed = pack(state)
     metadata = {"format": FORMAT, "tree": packed["tree"], "host": json.dumps(packed["host"])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with naming(path):
-            save_file(packed["tensors"], partial, metadata=metadata)
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with writing(path, durable=True) as partial:
+        save_file(packed["tensors"], partial, metadata=metadata)
 
 
-def load(state: Any, path: Path, device: torch.device | str = "cpu") -> Any:
+def load(state: Any, path: Location, device: torch.device | str = "cpu") -> Any:
     """Load the file at `path` into `state`, whose accelerator is `device`, and return it.
 
     Raises `ValueError` where the file is of another format.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path) as local, safe_open(local, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} has format {metadata.get('format')!r}; accepted: {FORMAT!r}")

@@ -3,6 +3,15 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test shall ever use the keys of whoever runs it, nor ask a cloud's machine for some.
+os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +34,35 @@ def deterministic(request):
     torch.set_deterministic_debug_mode("default" if "gpu" in request.keywords else "error")
     yield
     torch.set_deterministic_debug_mode("default")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """What stands behind the question mark in the URI of a bucket on the tests' own S3 server, empty at first."""
+    missing = [name for name in ("moto", "flask", "flask_cors") if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"the S3 server of the tests is not installed: {', '.join(missing)} (pip install '.[test]')")
+    command = [sys.executable, str(Path(__file__).parent / "s3_server.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as server:
+        port = server.stdout.readline().strip()
+        assert port, "the S3 server has not started"
+        yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+        server.stdin.close()
+
+
+_buckets = count()
+
+
+@pytest.fixture
+def bucket(s3) -> str:
+    """The URI of a folder in a new bucket."""
+    from pyarrow.fs import FileSystem
+
+    name = f"bucket{next(_buckets)}"
+    store, _ = FileSystem.from_uri(f"s3://{name}/?{s3}&allow_bucket_creation=true")
+    store.create_dir(name)
+    return f"s3://{name}/some/folder?{s3}"
 
 
 @pytest.fixture(scope="session")

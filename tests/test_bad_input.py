@@ -125,6 +125,9 @@ FLAGS = [
     ("--out {folder}/file", "--out {folder}/file is a file; accepted: a new folder"),
     ("--out {folder}/file/deeper", "--out is '{folder}/file/deeper'; accepted: a folder that can be written"),
     ("--out /proc/results", "--out is '/proc/results'; accepted: a folder that can be written"),
+    ("--storage what://bucket/x", "--storage is 'what://bucket/x'; accepted: a folder, or the URI of one in an object"),
+    ("--storage s3://KEY:SECRET@bucket/x", "--storage is 's3://...'; accepted: a URI without secrets"),
+    ("--fresh --storage {folder}/file", "--storage is '{folder}/file'; accepted: a folder, or the URI"),
     ("--out {folder}/out/train", "holds experiment 'train'; accepted: a new folder, or one of 'ablate_ipc'"),
     ("--explain --out {folder}/out/train", "holds experiment 'train'; accepted: a new folder, or one of 'ablate_ipc'"),
     ("--max-concurrent 0", "--max-concurrent is 0; accepted: an integer >= 1"),
@@ -143,6 +146,13 @@ FLAGS = [
 def test_an_experiment_refuses(monkeypatch, capsys, folder, line, message):
     said = one_message(refusal(monkeypatch, capsys, folder, "ablation", line))
     assert message.format(folder=folder) in said
+
+
+def test_a_bucket_that_is_not_there_is_refused(monkeypatch, capsys, folder, s3):
+    line = f"--storage s3://nobody/x?{s3}"
+    said = one_message(refusal(monkeypatch, capsys, folder, "ablation", line))
+    assert "--storage is 's3://nobody/x'; accepted: a folder, or the URI" in said
+    assert "NO_SUCH_BUCKET" in said
 
 
 SET = "--condensation.path {folder}/"

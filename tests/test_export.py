@@ -15,11 +15,12 @@ from condkd_ray.bookkeeping import Plan, make_record
 from condkd_ray.export import Shelf, choose, export, kept_path, merit
 from condkd_ray.inversion import Dafl, NoInversion
 from condkd_ray.method import InputError
-from condkd_ray.product import product_path, read_product
+from condkd_ray.product import product_path, read_product, write_product
 from condkd_ray.readers import read_parquet
 from condkd_ray.report.records import Manifest, write_manifest, write_record
 from condkd_ray.run import local_store, run_trial
 from condkd_ray.samples import to_unit
+from condkd_ray.storage import locate
 
 PREPARED = make_prepared()
 
@@ -53,6 +54,20 @@ def test_the_best_of_each_arm_is_kept_by_validation_and_never_by_test_accuracy(t
     assert not any(product_path(out / "trials" / key).exists() for key in "abcd")
     assert choose(out).config_hash == "b"
     assert choose(out, "d") == other
+
+
+def test_a_product_is_fetched_from_a_bucket(tmp_path, bucket):
+    out, storage = folder_of(tmp_path), locate(bucket)
+    shelf = Shelf(out, storage)
+    for key, score in {"a": 0.5, "b": 0.7, "c": 0.6}.items():
+        record = ran(out, key, val_accuracy=score)
+        fresh, remote = product_path(out / "trials" / key), product_path(storage / "trials" / key)
+        write_product(read_product(fresh), remote)
+        fresh.unlink()
+        shelf.offer(record)
+        assert not remote.is_file()
+    assert {path.stem for path in (out / "products").iterdir()} == {"b"}
+    assert read_product(kept_path(out, "b")).num_classes == 4
 
 
 def test_a_student_of_all_real_images_is_a_reference_and_not_the_best(tmp_path):

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import tyro
@@ -29,6 +30,12 @@ def test_flags_as_typed():
     assert not flags.explain
 
 
+def test_trials_keep_their_files_in_the_output_folder_or_where_told():
+    assert RunFlags(out=Path("runs/x")).place == Path.cwd() / "runs/x"
+    assert RunFlags(storage="shared").place == Path.cwd() / "shared"
+    assert str(RunFlags(storage="s3://bucket/x?region=us-east-1").place) == "s3://bucket/x"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -38,6 +45,7 @@ def test_flags_as_typed():
         ({"resource": ("big=0",)}, "--resource is 'big=0'"),
         ({"resource": ("GPU=1",)}, "accepted: --cpus-per-trial and --gpus-per-trial"),
         ({"resource": ("a=1", "a=2")}, "each NAME once"),
+        ({"storage": "ftp://host/x"}, "--storage is 'ftp://host/x'; accepted: a folder, or the URI"),
         ({"max_concurrent": 0}, "--max-concurrent is 0; accepted: an integer >= 1"),
         ({"time_budget": "soon"}, "--time-budget is 'soon'"),
     ],

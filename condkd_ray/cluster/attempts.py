@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import traceback
-from pathlib import Path
 
-from condkd_ray.report.records import atomic_write
+from condkd_ray.storage import Location, get_text, put_text
 
 ATTEMPTS = 3
 """Exceptions after which a trial is given up (our choice); each attempt goes on from its checkpoint."""
 
 
-def attempts_path(trial: Path) -> Path:
+def attempts_path(trial: Location) -> Location:
     """The file in the folder of a trial. It holds the traces of its exceptions, first to last."""
     return trial / "attempts.json"
 
@@ -27,21 +26,21 @@ def of_the_trial(error: Exception) -> bool:
     return isinstance(error, RayTaskError) or not isinstance(error, RayError)
 
 
-def note(trial: Path, error: Exception) -> int:
+def note(trial: Location, error: Exception) -> int:
     """Add `error` to the file; how many there are now."""
     path = attempts_path(trial)
     errors = [*_errors(path), {"reason": one_line(error), "trace": "".join(traceback.format_exception(error))}]
-    atomic_write(path, json.dumps({"errors": errors}, indent=1).encode())
+    put_text(path, json.dumps({"errors": errors}, indent=1))
     return len(errors)
 
 
-def last_reason(trial: Path) -> str:
+def last_reason(trial: Location) -> str:
     """The last exception in one line; empty where there was none."""
     errors = _errors(attempts_path(trial))
     return errors[-1]["reason"] if errors else ""
 
 
-def start_anew(trial: Path) -> None:
+def start_anew(trial: Location) -> None:
     """Forget all exceptions: a new sweep tries again."""
     attempts_path(trial).unlink(missing_ok=True)
 
@@ -53,5 +52,5 @@ def one_line(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(inner)).strip().splitlines()[0]
 
 
-def _errors(path: Path) -> list[dict[str, str]]:
-    return json.loads(path.read_text())["errors"] if path.is_file() else []
+def _errors(path: Location) -> list[dict[str, str]]:
+    return json.loads(get_text(path))["errors"] if path.is_file() else []

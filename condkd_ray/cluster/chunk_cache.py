@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
+from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +16,13 @@ from condkd_ray.memory.chunks import (
     stored_chunks,
     write_chunk,
 )
+from condkd_ray.storage import Location, files, remove
 
 
 class Placed(NamedTuple):
     """Where a chunk can be mapped, and its number of samples.
 
-    `source`: the reference of its copy in the object store; or its file's path, where that is all there is.
+    `source`: the reference of its copy in the object store; or its file, where that is all there is.
     """
 
     source: Any
@@ -36,7 +36,7 @@ class ChunkCache:
     so nothing is lost and nothing waits, but draws then come from disk or the system's cache of it.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Location, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self._keys: dict[str, dict[int, Placed]] = {}
         self._bytes: dict[tuple[str, int], int] = {}
@@ -52,8 +52,9 @@ class ChunkCache:
             self.changes[key] = self.changes.get(key, 0) + 1
             paths = stored_chunks(self.folder / key)
             # What a crash has left: parts of a joined chunk, files half written.
-            for leftover in (set((self.folder / key).glob("*.arrow")) | self._half_written(key)) - set(paths):
-                leftover.unlink()
+            for leftover in files(self.folder / key):
+                if fnmatch(leftover.name, "*.arrow*") and leftover not in paths:
+                    leftover.unlink()
             self._keys[key] = {}
             for path in paths:
                 start, stop = chunk_range(path)
@@ -105,7 +106,7 @@ class ChunkCache:
         for start in self._keys.pop(key, {}):
             self._bytes.pop((key, start))
             self._copies.pop((key, start), None)
-        shutil.rmtree(self.folder / key, ignore_errors=True)
+        remove(self.folder / key)
 
     def read(self, key: str, start: int) -> Arrays:
         """A chunk's arrays, from its file."""
@@ -128,9 +129,6 @@ class ChunkCache:
         """Those in use."""
         return list(self._keys)
 
-    def _half_written(self, key: str) -> set[Path]:
-        return set((self.folder / key).glob(".*.arrow.*.partial"))
-
     def _cache(self, key: str, start: int, arrays: Arrays, size: int) -> None:
         import ray
 
@@ -148,5 +146,5 @@ class ChunkCache:
             total, self.shed = total - given_up, self.shed + given_up
             size = self._keys[key][start].size
             path = chunk_path(self.folder / key, start, start + size)
-            self._keys[key][start] = Placed(str(path), size)
+            self._keys[key][start] = Placed(path, size)
             self.changes[key] += 1

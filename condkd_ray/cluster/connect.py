@@ -154,6 +154,9 @@ def _private_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _token(),
+        # Ray runs each trial of a process in a thread of its own, and each thread may get another of the allocator's
+        # arenas. These keep what trials have freed: after ten trials a process held twice what it needs.
+        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1"),
     }
     temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     return values | ({"RAY_TMPDIR": "/tmp"} if len(temp) > LONGEST_TEMP else {})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from condkd_ray.cluster.parcels import unpack
-from condkd_ray.cluster.trainable import Job
+from condkd_ray.cluster.trial_jobs import Job
 from condkd_ray.config import content_hash, from_tree
 from condkd_ray.method import InputError, require
 from condkd_ray.run import local_store
@@ -27,7 +27,7 @@ TOO_LARGE = Need(0, 0)
 """Of one that does not even fit alone."""
 
 
-def check_packing(jobs: Sequence[Job], gpus_per_trial: float) -> None:
+def check_packing(jobs: Iterable[Job], gpus_per_trial: float) -> None:
     """Raise `InputError` where a trial's peak of GPU memory is above its part of the GPU.
 
     One step of everything is run for each kind of trial, on a whole GPU. Nothing is done for whole GPUs, nor where
@@ -58,7 +58,7 @@ def check_need(label: str, need: Need, gpus_per_trial: float) -> None:
         )
 
 
-def _kinds(jobs: Sequence[Job]) -> dict[str, Job]:
+def _kinds(jobs: Iterable[Job]) -> dict[str, Job]:
     """One trial of each kind, by its label: those that differ in seed alone take the same memory."""
     found: dict[str, Job] = {}
     for job in jobs:

@@ -11,7 +11,6 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from condkd_ray.cluster.chunk_cache import ChunkCache, Placed
@@ -19,7 +18,7 @@ from condkd_ray.cluster.leases import Leases
 from condkd_ray.memory.chunks import Arrays
 from condkd_ray.method import Metrics, require
 from condkd_ray.report.pool import STATUS
-from condkd_ray.report.records import atomic_write
+from condkd_ray.storage import Location, get_text, put_text
 from condkd_ray.trial import Prepared, TrialConfig
 
 STATUS_SECONDS = 1.0
@@ -43,8 +42,8 @@ class SyntheticPool:
     images come in rounds, each made once (`take`, `deliver`), or from all its trials as they come (`contribute`).
     """
 
-    def __init__(self, folder: str, limit: int) -> None:
-        self._chunks = ChunkCache(Path(folder), limit)
+    def __init__(self, folder: Location, limit: int) -> None:
+        self._chunks = ChunkCache(folder, limit)
         self._rounds: dict[str, dict[str, Any]] = {}
         self._leases = Leases()
         self._readers: dict[str, dict[str, int]] = {}
@@ -180,7 +179,7 @@ class SyntheticPool:
         if key not in self._rounds:
             path = self._chunks.folder / key / "rounds.json"
             empty: dict[str, Any] = {"rounds": [], "views": {}, "given": {}}
-            self._rounds[key] = json.loads(path.read_bytes()) if path.is_file() else empty
+            self._rounds[key] = json.loads(get_text(path)) if path.is_file() else empty
             self._drop_unknown(key, self._rounds[key])
         return self._rounds[key]
 
@@ -193,17 +192,17 @@ class SyntheticPool:
         self.drop_chunks(key, sorted(set(self._chunks.open(key)) - known))
 
     def _write_log(self, key: str) -> None:
-        atomic_write(self._chunks.folder / key / "rounds.json", json.dumps(self._rounds[key]).encode())
+        put_text(self._chunks.folder / key / "rounds.json", json.dumps(self._rounds[key]))
 
     def _tell(self) -> None:
         """Write down what is held, now and then."""
         if time.monotonic() - self._told > STATUS_SECONDS:
             self._told = time.monotonic()
             status = {"limit": self._chunks.limit, "keys": self.describe(), "time": time.time()}
-            atomic_write(self._chunks.folder / STATUS, json.dumps(status).encode())
+            put_text(self._chunks.folder / STATUS, json.dumps(status))
 
 
-def make_pool(folder: Path, limit: int) -> Any:
+def make_pool(folder: Location, limit: int) -> Any:
     """The pool actor of a sweep, with its files under `folder`, which all nodes must see. End it with `ray.kill`.
 
     `limit`: bytes of its copies in shared memory. To be called by the driver: made inside a trial it would die with
@@ -212,7 +211,7 @@ def make_pool(folder: Path, limit: int) -> Any:
     import ray
 
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "DEFAULT"}
-    return ray.remote(**options)(SyntheticPool).remote(str(folder.resolve()), limit)
+    return ray.remote(**options)(SyntheticPool).remote(folder, limit)
 
 
 def default_limit() -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from condkd_ray import state as states
@@ -17,6 +16,7 @@ from condkd_ray.memory import Store
 from condkd_ray.method import Metrics
 from condkd_ray.production import Production, begin, produce
 from condkd_ray.samples import Samples
+from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, TrialConfig, TrialState, own_images
 
 SIGN_SECONDS = 2.0
@@ -32,7 +32,7 @@ class SharedSource:
     which is saved every `save_seconds` and at the end; a successor makes again what is made but not yet in it.
     """
 
-    def __init__(self, pool: Any, key: str, who: str, path: Path, save_seconds: float) -> None:
+    def __init__(self, pool: Any, key: str, who: str, path: Location, save_seconds: float) -> None:
         self._pool, self._key, self._who = pool, key, who
         self._path, self._save_seconds = path, save_seconds
         self._production: Production | None = None

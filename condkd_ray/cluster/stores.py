@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,9 +12,11 @@ from torch import Tensor
 
 from condkd_ray.cluster.chunk_cache import Placed
 from condkd_ray.cluster.pool import Table
+from condkd_ray.cluster.waiting import WATCH
 from condkd_ray.memory.chunks import Arrays, from_arrays, read_chunk, to_arrays
 from condkd_ray.memory.store import TableStore
 from condkd_ray.samples import Codec, Encoded, Samples
+from condkd_ray.storage import Location
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
@@ -29,7 +30,8 @@ def patiently(ask: Callable[[], T]) -> T:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return ask()
+            with WATCH.running():
+                return ask()
         except (ObjectLostError, ActorUnavailableError, FileNotFoundError):
             if time.monotonic() > deadline:
                 raise
@@ -86,9 +88,9 @@ class MappedStore(TableStore):
 def _views(chunks: list[Placed]) -> list[Arrays]:
     import ray
 
-    refs = [chunk.source for chunk in chunks if not isinstance(chunk.source, str)]
+    refs = [chunk.source for chunk in chunks if not isinstance(chunk.source, Location)]
     copies = iter(ray.get(refs))
-    return [read_chunk(Path(c.source)) if isinstance(c.source, str) else next(copies) for c in chunks]
+    return [read_chunk(c.source) if isinstance(c.source, Location) else next(copies) for c in chunks]
 
 
 class PoolStore(MappedStore):

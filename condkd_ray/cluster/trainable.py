@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from condkd_ray.cluster.attempts import note, of_the_trial
-from condkd_ray.cluster.parcels import Parcel, own_device, unpack
+from condkd_ray.cluster.parcels import own_device, unpack
 from condkd_ray.cluster.pipeline import Crew
 from condkd_ray.cluster.shared_stores import SharedStore, SweepStore
 from condkd_ray.cluster.sources import SharedSource, sweep_source
 from condkd_ray.cluster.stores import FilledStore, PoolStore
-from condkd_ray.config import Tree, from_tree
+from condkd_ray.cluster.trial_jobs import Jobs
+from condkd_ray.cluster.waiting import WATCH
+from condkd_ray.config import from_tree
 from condkd_ray.disk import no_room
-from condkd_ray.identity import Scope
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.pipeline import Allowance
 from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
+from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, TrialConfig, codec
 
 FULL = "storage_full"
@@ -33,23 +37,12 @@ OUT_OF_TIME = "out_of_time"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A trial to be run: its config as a tree, what it was prepared with, and where its samples lie in the pool."""
-
-    label: str
-    tree: Tree
-    parcel: Parcel
-    scope: Scope
-    pool_key: str
-
-
-@dataclass(frozen=True)
 class Work:
     """All that the trials of a sweep have in common. `folder` must be seen by all nodes; `jobs` are by key."""
 
-    folder: Path
+    folder: Location
     pool: Any
-    jobs: dict[str, Job]
+    jobs: Jobs
     threads: int
     checkpoint_seconds: float
     attempts: int
@@ -58,17 +51,17 @@ class Work:
     """Of each producer of a trial with a pipeline."""
 
 
-def trial_folder(folder: Path, key: str) -> Path:
+def trial_folder(folder: Location, key: str) -> Location:
     """Where the trial `key` keeps its checkpoint, `state.safetensors`, and leaves its outcome."""
     return folder / "trials" / key
 
 
-def chunks_folder(folder: Path) -> Path:
+def chunks_folder(folder: Location) -> Location:
     """Where the pool keeps its files."""
     return folder / "chunks"
 
 
-def outcome_path(folder: Path, key: str) -> Path:
+def outcome_path(folder: Location, key: str) -> Location:
     """Where the trial `key` leaves its outcome for the driver."""
     return trial_folder(folder, key) / "outcome.safetensors"
 
@@ -79,13 +72,14 @@ def run(setup: dict[str, str], *, work: Work) -> None:
     A trial that cannot succeed has a failed outcome. After any other exception Tune tries again, but `work.attempts`
     times in all; one that is then given up has no outcome. Full storage is reported: it concerns all trials.
     """
-    key, path = setup["key"], outcome_path(work.folder, setup["key"])
-    config = from_tree(work.jobs[key].tree, work.jobs[key].label)
+    key, path, job = setup["key"], outcome_path(work.folder, setup["key"]), work.jobs[setup["key"]]
+    config = from_tree(job.tree, job.label)
 
     def report(metrics: Mapping[str, Any]) -> None:
         from ray import tune
 
-        tune.report({**metrics, "progress": metrics.get("round", 0) / config.total_rounds, "key": key})
+        with WATCH.running():
+            tune.report({**metrics, "progress": metrics.get("round", 0) / config.total_rounds, "key": key})
 
     if path.is_file() and (outcome := load_outcome(path)).status == "finished":
         # An earlier driver died before it had made a record of it.
@@ -105,8 +99,10 @@ def _last_report(
 ) -> dict[str, Any] | None:
     """Run the trial as far as it goes; what is to be reported at its end beside its rounds, if anything."""
     try:
-        outcome = _attempt(config, work, key, report)
-        save_outcome(outcome, outcome_path(work.folder, key))
+        with WATCH.trial():
+            outcome = _attempt(config, work, key, report)
+            times = {"time/cluster_seconds": WATCH.seconds} if outcome.metrics else {}
+            save_outcome(replace(outcome, metrics=outcome.metrics | times), outcome_path(work.folder, key))
     except OutOfTimeError:
         return {OUT_OF_TIME: 1}
     except Exception as error:
@@ -159,6 +155,9 @@ def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: di
 def _clean_process(threads: int) -> None:
     """Make a process that has run other trials like a fresh one, to the trial and to its record."""
     gc.collect()
+    if sys.platform == "linux":
+        # What earlier trials have freed the allocator still holds; where it is not the GNU one there is no such call.
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     torch.set_num_threads(threads)
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pipeline import bundles, check_room, crew_size
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
-from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Job, Work, chunks_folder, outcome_path, run, trial_folder
+from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Work, chunks_folder, outcome_path, run, trial_folder
+from condkd_ray.cluster.trial_jobs import Job, Jobs
 from condkd_ray.config import to_tree
 from condkd_ray.disk import StorageFullError
 from condkd_ray.identity import Scope, pool_key
@@ -24,6 +24,7 @@ from condkd_ray.method import Metrics
 from condkd_ray.pipeline import Allowance
 from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome, passed
 from condkd_ray.shell import say
+from condkd_ray.storage import Location, remove
 from condkd_ray.trial import Prepared, TrialConfig
 
 STATS_SECONDS = 10.0
@@ -53,6 +54,7 @@ def sweep(
     trials: Sequence[Trial],
     *,
     folder: Path,
+    storage: Location | None = None,
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
     resources: Mapping[str, float] = NO_MORE,
@@ -67,8 +69,8 @@ def sweep(
 ) -> bool:
     """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
 
-    Their checkpoints and chunks lie under `folder`, and a later sweep over the same folder goes on from there with what
-    it is given. What a trial that came to its end leaves there is deleted once `on_outcome` has returned, so that has
+    Their checkpoints and chunks lie in `storage`, and a later sweep over the same one goes on from there with what it
+    is given. What a trial that came to its end leaves there is deleted once `on_outcome` has returned, so that has
     to store all that shall stay; samples that others share, once these have ended too.
 
     A trial whose process was killed goes on from its checkpoint as often as it takes, on another node if its own is
@@ -76,7 +78,8 @@ def sweep(
 
     Args:
         trials: with different keys.
-        folder: on storage that all nodes see.
+        folder: of this process alone, for what Tune writes meanwhile.
+        storage: what all nodes see, see `condkd_ray.cluster.reach`; `folder` if not given.
         cpus_per_trial: CPUs held by a trial; also its number of threads, rounded down.
         gpus_per_trial: GPUs, or a part of one.
         resources: amounts of custom resources that a trial needs too.
@@ -106,23 +109,23 @@ def sweep(
     check_resources(cpus_per_trial, gpus_per_trial, resources)
     check_room(cpus_per_trial, gpus_per_trial, per_producer, [trial.config for trial in trials])
     folder = folder.resolve()
+    storage = storage.absolute() if isinstance(storage, Path) else storage or folder
     limit = default_limit() if pool_limit is None else pool_limit
     check_limit(limit, [chunk_bytes(trial.config, trial.prepared) for trial in trials])
-    pool, depot = make_pool(chunks_folder(folder), limit), Depot()
+    pool, depot = make_pool(chunks_folder(storage), limit), Depot()
     trials = producers_first(trials)
     try:
-        jobs = {t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials}
-        work = Work(
-            folder, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts, deadline, per_producer
-        )
+        jobs = Jobs({t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials})
+        threads = max(1, int(cpus_per_trial))
+        work = Work(storage, pool, jobs, threads, checkpoint_seconds, attempts, deadline, per_producer)
         for key in jobs:
-            start_anew(trial_folder(folder, key))
-        check_packing(list(jobs.values()), gpus_per_trial)
+            start_anew(trial_folder(storage, key))
+        check_packing(jobs.values(), gpus_per_trial)
         progress = _Progress(trials, work, on_round, on_outcome)
         bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
         fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))
         crews = {trial.key: crew_size(trial.config) for trial in trials}
-        _fit(work, progress, bundle, crews, min(fitting, max_concurrent or fitting))
+        _fit(work, progress, folder / "tune", bundle, crews, min(fitting, max_concurrent or fitting))
         if progress.error is not None:
             raise progress.error
         return not progress.open
@@ -155,16 +158,22 @@ def producers_first(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for _, trial in sorted(zip(turns, trials, strict=True), key=lambda pair: pair[0])]
 
 
-def clear(folder: Path, done: Sequence[Trial], others: Sequence[Trial]) -> None:
-    """Delete what recorded trials have left under `folder`: a driver may have died just before it did.
+def clear(storage: Location, done: Sequence[Trial], others: Sequence[Trial]) -> None:
+    """Delete what recorded trials have left in `storage`: a driver may have died just before it did.
 
     Samples that one of `others` shares stay.
     """
     needed = {trial.place[1] for trial in others}
     for trial in done:
-        shutil.rmtree(trial_folder(folder, trial.key), ignore_errors=True)
+        remove(trial_folder(storage, trial.key))
         if trial.place[1] not in needed:
-            shutil.rmtree(chunks_folder(folder) / trial.place[1], ignore_errors=True)
+            remove(chunks_folder(storage) / trial.place[1])
+
+
+def empty(storage: Location) -> None:
+    """Delete all that trials have left in `storage`, so that none goes on from there."""
+    for name in ("trials", "chunks"):
+        remove(storage / name)
 
 
 class _Progress:
@@ -221,13 +230,13 @@ class _Progress:
         if not started or key in self._stopped:
             return
         if not path.is_file():
-            return self.failed(key, last_reason(path.parent))
+            return self.failed(key, last_reason(trial_folder(self._work.folder, key)))
         self._over(key, load_outcome(path))
         place = self._work.jobs[key].pool_key
         self._sharers[place].discard(key)
         if not self._sharers[place]:
             self._work.pool.forget.remote(place)
-        shutil.rmtree(path.parent, ignore_errors=True)
+        remove(trial_folder(self._work.folder, key))
 
     def failed(self, key: str, reason: str) -> None:
         """Checkpoint and chunks stay, so that a later sweep can go on from them."""
@@ -242,13 +251,15 @@ class _Progress:
         self.open.discard(key)
 
 
-def _fit(work: Work, progress: _Progress, bundle: dict[str, float], crews: dict[str, int], at_once: int) -> None:
+def _fit(
+    work: Work, progress: _Progress, scratch: Path, bundle: dict[str, float], crews: dict[str, int], at_once: int
+) -> None:
     from ray import tune
 
     from condkd_ray.cluster.events import UNLIMITED, listening
 
-    storage = work.folder / "tune"
-    shutil.rmtree(storage, ignore_errors=True)
+    # Its workers never look there, as nothing is reported with a checkpoint: no node but this one needs to see it.
+    remove(scratch)
     learner = {name: amount for name, amount in bundle.items() if amount}
     resources = partial(bundles, learner=learner, per_producer=work.per_producer, crews=crews)
     with listening(progress) as (events, stopper):
@@ -258,7 +269,7 @@ def _fit(work: Work, progress: _Progress, bundle: dict[str, float], crews: dict[
             tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once),
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=str(storage),
+                storage_path=str(scratch),
                 verbose=0,
                 stop=stopper,
                 failure_config=tune.FailureConfig(max_failures=UNLIMITED),
@@ -268,4 +279,4 @@ def _fit(work: Work, progress: _Progress, bundle: dict[str, float], crews: dict[
         try:
             tuner.fit()
         finally:
-            shutil.rmtree(storage, ignore_errors=True)
+            remove(scratch)

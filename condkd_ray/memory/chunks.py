@@ -7,17 +7,16 @@ Letters: N samples, C channels, H W height and width, K classes.
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from fnmatch import fnmatch
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from condkd_ray.disk import naming
 from condkd_ray.samples import Encoded
+from condkd_ray.storage import Location, files, reading, writing
 
 COMPACT = 4096
 """Small chunks next to each other are joined up to this many samples (our choice: 12 MiB of 32x32 colour images) ..."""
@@ -46,18 +45,18 @@ def moved(encoded: Encoded, device: torch.device) -> Encoded:
     return Encoded(encoded.images.to(device), encoded.labels.to(device), encoded.logits.to(device))
 
 
-def chunk_path(folder: Path, start: int, stop: int) -> Path:
+def chunk_path(folder: Location, start: int, stop: int) -> Location:
     """File of the chunk with ids start..stop-1."""
     return folder / f"{start:010d}-{stop:010d}.arrow"
 
 
-def chunk_range(path: Path) -> tuple[int, int]:
+def chunk_range(path: Location) -> tuple[int, int]:
     """(start, stop) from a chunk's file name."""
     start, stop = path.stem.split("-")
     return int(start), int(stop)
 
 
-def write_chunk(path: Path, arrays: Arrays) -> None:
+def write_chunk(path: Location, arrays: Arrays) -> None:
     """One Arrow IPC file with one record batch, written atomically."""
     columns = [pa.array(arrays[1], pa.int64())]
     for array in (arrays[0], arrays[2]):
@@ -69,21 +68,17 @@ def write_chunk(path: Path, arrays: Arrays) -> None:
     }
     names = ["labels", "images", "logits"]
     batch = pa.record_batch(columns, names=names).replace_schema_metadata({"shapes": json.dumps(shapes)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with naming(path):
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-                writer.write_batch(batch)
-            os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with (
+        writing(path) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
 
 
-def read_chunk(path: Path) -> Arrays:
+def read_chunk(path: Location) -> Arrays:
     """The arrays of a chunk file, mapped read-only."""
-    with pa.memory_map(str(path)) as source:
+    with reading(path) as local, pa.memory_map(str(local)) as source:
         batch = pa.ipc.open_file(source).get_batch(0)
     shapes = json.loads(batch.schema.metadata[b"shapes"])
 
@@ -94,10 +89,11 @@ def read_chunk(path: Path) -> Arrays:
     return column("images"), batch.column("labels").to_numpy(), column("logits")
 
 
-def stored_chunks(folder: Path) -> list[Path]:
+def stored_chunks(folder: Location) -> list[Location]:
     """Chunk files in order of their ids. Where a compacted file covers others (a crash between), it alone counts."""
-    kept: list[Path] = []
-    for path in sorted(folder.glob("[0-9]*.arrow"), key=lambda p: (chunk_range(p)[0], -chunk_range(p)[1])):
+    kept: list[Location] = []
+    chunks = [path for path in files(folder) if fnmatch(path.name, "[0-9]*.arrow")]
+    for path in sorted(chunks, key=lambda p: (chunk_range(p)[0], -chunk_range(p)[1])):
         if not kept or chunk_range(path)[0] >= chunk_range(kept[-1])[1]:
             kept.append(path)
     return kept

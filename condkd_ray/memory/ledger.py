@@ -11,8 +11,10 @@ class Ledger:
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
-        self._classes = torch.empty(0, dtype=torch.int32)
-        self._live = torch.empty(0, dtype=torch.bool)
+        # With room behind them, so that a round does not copy all: `_resize`.
+        self._all_classes = torch.empty(0, dtype=torch.int32)
+        self._all_live = torch.empty(0, dtype=torch.bool)
+        self._resize(0)
 
     @property
     def num_ids(self) -> int:
@@ -52,6 +54,10 @@ class Ledger:
         self._live[live.cpu()] = True
 
     def _resize(self, num_ids: int) -> None:
-        more = max(0, num_ids - self.num_ids)
-        self._classes = torch.cat([self._classes[:num_ids], self._classes.new_zeros(more)])
-        self._live = torch.cat([self._live[:num_ids], self._live.new_zeros(more)])
+        known = len(self._all_live)
+        if num_ids > known:
+            room = max(num_ids, known + known // 4) - known
+            self._all_classes = torch.cat([self._all_classes, self._all_classes.new_zeros(room)])
+            self._all_live = torch.cat([self._all_live, self._all_live.new_zeros(room)])
+        self._all_live[num_ids:] = False
+        self._classes, self._live = self._all_classes[:num_ids], self._all_live[:num_ids]

@@ -5,25 +5,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from condkd_ray.method import InputError
 from condkd_ray.report.progress import duration
+from condkd_ray.storage import Location, get_text, reason
 
 STATUS = "pool.json"
 """Written by the pool, beside its chunks."""
 COLUMNS = ("key", "trials", "rounds", "chunks", "samples", "MB", "MB on disk alone", "rounds spared", "made by")
 
 
-def pool_table(out: Path) -> str:
+def pool_table(storage: Location) -> str:
     """Keys, chunks, bytes, readers and what sharing spared. Raises `InputError` where no pool has written."""
-    path = Path(out) / "chunks" / STATUS
     try:
-        status = json.loads(path.read_bytes())
+        status = json.loads(get_text(storage / "chunks" / STATUS))
     except (OSError, ValueError) as error:
         accepted = "the --out (or --storage) of an experiment that has begun"
-        raise InputError(f"{out} holds no {path.relative_to(out)} ({error}); accepted: {accepted}") from None
+        raise InputError(f"{storage} holds no chunks/{STATUS} ({reason(error)}); accepted: {accepted}") from None
     rows = [_row(key) for key in status["keys"]]
     held, disk = (sum(key[name] for key in status["keys"]) / 1e6 for name in ("bytes", "spilled_bytes"))
     seconds = max(0.0, time.time() - status["time"])

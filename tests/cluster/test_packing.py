@@ -4,7 +4,7 @@ import pytest
 import toy
 
 from condkd_ray.cluster.packing import Need, _kinds, check_need, check_packing, one_step
-from condkd_ray.cluster.trainable import Job
+from condkd_ray.cluster.trial_jobs import Job
 from condkd_ray.config import to_tree
 from condkd_ray.inversion import Fast
 from condkd_ray.method import InputError

@@ -160,18 +160,18 @@ def test_a_truncated_chunk_keeps_its_front(pool, folder):
 def test_what_a_crash_left_half_done_is_cleared(cluster, tmp_path):
     import ray
 
-    first = SyntheticPool(str(tmp_path), LIMIT)
+    first = SyntheticPool(tmp_path, LIMIT)
     arrays = to_arrays(CODEC.encode(toy.samples(6)))
     first.append("key", 0, tuple(array[:3] for array in arrays))
     first.append("key", 3, tuple(array[3:] for array in arrays))
-    SyntheticPool(str(tmp_path), LIMIT).append("other", 0, arrays)
+    SyntheticPool(tmp_path, LIMIT).append("other", 0, arrays)
     os.link(tmp_path / "other" / "0000000000-0000000006.arrow", tmp_path / "key" / "0000000000-0000000006.arrow")
     (tmp_path / "key" / ".x.arrow.7.partial").touch()
-    version, chunks = SyntheticPool(str(tmp_path), LIMIT).table("key")
+    version, chunks = SyntheticPool(tmp_path, LIMIT).table("key")
     assert list(chunks) == [0]
     assert torch.equal(torch.from_numpy(ray.get(chunks[0].source)[1].copy()), toy.samples(6).labels)
     assert [path.name for path in (tmp_path / "key").iterdir()] == ["0000000000-0000000006.arrow"]
-    assert SyntheticPool(str(tmp_path), LIMIT).table("key", version)[1] is not None
+    assert SyntheticPool(tmp_path, LIMIT).table("key", version)[1] is not None
 
 
 @pytest.mark.parametrize("way", ["ray.kill", "SIGKILL"])

@@ -9,15 +9,17 @@ import pytest
 import torch
 import toy
 from drivers import assert_equal_numbers, direct
+from pyarrow.fs import FileSelector
 
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.cluster.trainable import outcome_path, trial_folder
-from condkd_ray.cluster.tuning import Trial, clear, sweep
+from condkd_ray.cluster.tuning import Trial, clear, empty, sweep
 from condkd_ray.guidance import Discriminator
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.run import Outcome, load_outcome, run_trial, save_outcome
+from condkd_ray.storage import Location, locate, put_text
 from condkd_ray.trial import TrialConfig, codec
 
 HERE = Path(__file__).parent
@@ -50,6 +52,14 @@ class Heard:
         trials = [Trial(key, f"toy {key}", config, prepared) for key, config in configs.items()]
         options = {"on_round": self.on_round} | options
         return sweep(trials, folder=folder, on_outcome=self.on_outcome, **options)
+
+
+def everything(folder: Location) -> list[str]:
+    """All files below, their paths."""
+    if isinstance(folder, Path):
+        return [str(path) for path in folder.rglob("*") if path.is_file()]
+    found = folder.filesystem.get_file_info(FileSelector(folder.path, recursive=True))
+    return [info.path for info in found if info.is_file]
 
 
 class StopTrialError(Exception):
@@ -110,7 +120,9 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd)
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"broken", "pool.json"}
 
 
-def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster, tmp_path):
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster, tmp_path, place, request):
+    storage = tmp_path if place == "folder" else locate(request.getfixturevalue("bucket"))
     config = toy.toy_config(rounds=7, memory=toy.toy_config().memory)
     heard, killed = Heard(), {}
 
@@ -122,12 +134,15 @@ def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster
             os.kill(pid, signal.SIGKILL)
             killed[victim] = pid
 
-    assert heard.sweep({"a": config}, tmp_path, on_round=on_round, checkpoint_seconds=0)
+    assert heard.sweep({"a": config}, tmp_path, storage=storage, on_round=on_round, checkpoint_seconds=0)
     assert set(killed) == {"ImplicitFunc", "SyntheticPool"}
     assert heard.rounds["a"] == [1, 2, 3, 4, 5, 6, 7]
     assert_equal_numbers(heard.outcomes["a"], direct(config))
     # It went on from its checkpoint: the first round was not computed again.
     assert heard.outcomes["a"].history[0] == heard.first_metrics["a", 1]
+    # What the pool held stays told, and nothing else; in a folder that is not its storage nothing at all.
+    assert [path.rpartition("/")[2] for path in everything(storage)] == ["pool.json"]
+    assert place == "folder" or everything(tmp_path) == []
 
 
 def test_an_error_of_the_callers_ends_the_sweep(cluster, tmp_path):
@@ -154,6 +169,13 @@ def test_what_recorded_trials_left_is_cleared(tmp_path):
         (tmp_path / "chunks" / trial.place[1]).mkdir(parents=True)
     clear(tmp_path, trials[:2], trials[2:])
     assert {path.name for path in tmp_path.glob("*/*")} == {"c"}
+
+
+def test_an_emptied_storage_holds_nothing_of_trials(tmp_path):
+    for name in ("trials/a/state", "chunks/b/rounds", "mine/x"):
+        put_text(tmp_path / name, "")
+    empty(tmp_path)
+    assert everything(tmp_path) == [str(tmp_path / "mine" / "x")]
 
 
 def test_no_trials_are_done_at_once(tmp_path):

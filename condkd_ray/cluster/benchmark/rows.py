@@ -1,0 +1,127 @@
+"""Rows of results: stored as Parquet, told as a Markdown table."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Sense = Literal["<=", ">=", ""]
+SHAPING = ("ray", "torch", "numpy", "pyarrow")
+"""Packages whose versions are told."""
+HEADER = "| what | measured | smallest to largest | n | must reach | |\n|---|--:|--:|--:|--:|---|"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A quantity, measured `len(values)` times; what it must reach, where there is such a bound."""
+
+    what: str
+    values: Sequence[float]
+    unit: str
+    sense: Sense = ""
+    bound: float = float("nan")
+    why: str = ""
+    """Why it takes what it takes: told where the bound is missed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A `Measured` as it is stored, with the machine and the versions it holds for. `value` is the median."""
+
+    figure: str
+    what: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    n: int
+    sense: str
+    bound: float
+    met: bool
+    why: str
+    machine: str
+    versions: str
+    date: str
+
+
+def row(figure: str, measured: Measured) -> Row:
+    """A row of today and of this machine."""
+    value = median(measured.values)
+    met = {"<=": value <= measured.bound, ">=": value >= measured.bound, "": True}[measured.sense]
+    return Row(
+        figure=figure,
+        what=measured.what,
+        value=value,
+        low=min(measured.values),
+        high=max(measured.values),
+        unit=measured.unit,
+        n=len(measured.values),
+        sense=measured.sense,
+        bound=measured.bound,
+        met=met,
+        why="" if met else measured.why,
+        machine=machine(),
+        versions=", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in SHAPING)]),
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+
+
+def machine() -> str:
+    """Of this machine, what decides times."""
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()}"
+
+
+def read(path: Path) -> list[Row]:
+    """All rows in the file at `path`; none where that is not."""
+    return [Row(**fields) for fields in pq.read_table(path).to_pylist()] if path.is_file() else []
+
+
+def store(path: Path, figure: str, fresh: Sequence[Row], order: Sequence[str]) -> None:
+    """Put `fresh` in place of the rows of `figure`; figures come in `order`."""
+    rows = [*(old for old in read(path) if old.figure != figure and old.figure in order), *fresh]
+    rows.sort(key=lambda old: order.index(old.figure))
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(pa.Table.from_pylist([asdict(one) for one in rows]), partial)
+    os.replace(partial, path)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table, a row each; below it the machine, and for each bound that is missed by how much and why."""
+    lines = [HEADER, *(_line(one) for one in rows), "", _where(rows)]
+    missed = [one for one in rows if not one.met]
+    lines += [""] * bool(missed) + [f"- Missed: {one.what}, {_by(one)}. {one.why}".rstrip() for one in missed]
+    return "\n".join(lines) + "\n"
+
+
+def _line(one: Row) -> str:
+    bound = f"{one.sense} {_number(one.bound)} {one.unit}" if one.sense else ""
+    verdict = ("met" if one.met else "**missed**") if one.sense else ""
+    spread = f"{_number(one.low)} to {_number(one.high)}" if one.n > 1 else ""
+    cells = (one.what, f"{_number(one.value)} {one.unit}", spread, str(one.n), bound, verdict)
+    return f"| {' | '.join(cells)} |"
+
+
+def _by(one: Row) -> str:
+    return f"by {_number(abs(one.value - one.bound))} {one.unit}"
+
+
+def _where(rows: Sequence[Row]) -> str:
+    places = sorted({f"{one.machine}; {one.versions}; {one.date}" for one in rows})
+    return "Medians of n measurements. " + " | ".join(places) + "."
+
+
+def _number(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,78 @@
+"""Students of one inversion: what it saves that they share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import psutil
+
+from condkd_ray.cluster.benchmark.rows import Measured
+from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, scratch
+from condkd_ray.cluster.connect import connect
+from condkd_ray.cluster.tuning import Trial, sweep
+from condkd_ray.identity import Scope
+from condkd_ray.run import Outcome
+from condkd_ray.trial import Prepared, TrialConfig
+
+STUDENTS = 12
+METHODS: dict[str, dict[str, Any]] = {
+    "deep_inversion": {"name": "deep_inversion", "steps": 100, "batch": 128},
+    "fast": {"name": "fast", "steps": 10, "batch": 128, "width": 64, "adv_weight": 0.0},
+}
+STEPS = {"deep_inversion": 15, "fast": 20}
+"""Student steps a round."""
+
+
+def sharing() -> Iterator[Measured]:
+    """Students that differ in their learning rates, once with an inversion each and once with one for all."""
+    for method, inversion in METHODS.items():
+        steps = {"steps": STEPS[method], "batch": 128}
+        config = digits(inversion=inversion, distiller=steps, rounds=4, evaluate_every=4)
+        prepared = prepare(config)
+        alone, r = _spent(config, prepared, "trial")
+        shared, _ = _spent(config, prepared, "inversion")
+        yield Measured(
+            f"{STUDENTS} students on one shared inversion / {STUDENTS} unshared, CPU s of trials and pool, `{method}`, "
+            f"r = inversion / distillation = {r:.1f}",
+            [shared / alone],
+            "x",
+            "<=",
+            1.10 * (r + STUDENTS) / (STUDENTS * r + STUDENTS),
+            "Measuring the students and asking for rounds that others make costs the same however much is shared.",
+        )
+
+
+def _spent(config: TrialConfig, prepared: Prepared, scope: Scope) -> tuple[float, float]:
+    """CPU seconds of all rounds and of the pool; time of inversion over time of distillation."""
+    outcomes, pool = list[Outcome](), [0.0]
+    rates = [0.05 + 0.01 * number for number in range(STUDENTS)]
+    distillers = [replace(config.distiller, lr=rate) for rate in rates]
+    trials = [
+        Trial(f"lr{d.lr:.2f}", f"lr {d.lr:.2f}", replace(config, distiller=d), prepared, scope) for d in distillers
+    ]
+
+    def heard(trial: Trial, outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        pool.append(_cpu_seconds_of_pool())
+
+    with scratch() as folder, connect(cpus=CPUS):
+        assert sweep(trials, folder=folder, on_outcome=heard)
+    totals = {
+        name: sum(outcome.metrics[f"time/{name}_seconds"] for outcome in outcomes)
+        for name in ("cpu", "inversion", "distillation")
+    }
+    return totals["cpu"] + max(pool), totals["inversion"] / totals["distillation"]
+
+
+def _cpu_seconds_of_pool() -> float:
+    """Of the actor that holds the pool, a process below this one."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "SyntheticPool" in process.name() or "SyntheticPool" in " ".join(process.cmdline()):
+                times = process.cpu_times()
+                total += times.user + times.system
+    return total

@@ -1,0 +1,66 @@
+"""Whether all nodes of the cluster see one storage: asked before any work, as a trial could run on any of them."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from condkd_ray.method import InputError
+from condkd_ray.storage import Location, Remote, probe, put_text, reason
+
+PATIENCE_SECONDS = 60.0
+"""In which a node has to answer; starting a process there takes seconds."""
+SHARED = "a folder that all nodes share, such as one on NFS, or a URI like s3://bucket/prefix with keys on each node"
+
+
+def check_reach(storage: Location, what: str = "--storage") -> None:
+    """Raise `InputError`, naming the node, where a node does not see `storage` as this process does, or cannot write.
+
+    A folder is seen by the one node of a cluster of one, and not asked for; an object store takes keys that a node may
+    lack. Nodes that join later are not asked.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1 and not isinstance(storage, Remote):
+        return
+    marker = f".marker-{secrets.token_hex(8)}"
+    put_text(storage / marker, "")
+    try:
+        answers = [(node["NodeManagerAddress"], _asked(node["NodeID"], storage, marker)) for node in nodes]
+        for node, answer in answers:
+            if wrong := _answered(answer):
+                raise InputError(
+                    f"{what} is {str(storage)!r}, which node {node} cannot use ({wrong}); accepted: {SHARED}"
+                )
+    finally:
+        (storage / marker).unlink(missing_ok=True)
+
+
+def look(storage: Location, marker: str) -> str:
+    """What keeps this machine from using `storage`, where the driver has put `marker`; empty if nothing does."""
+    try:
+        if not (storage / marker).is_file():
+            return "it does not find there what was written here"
+        probe(storage)
+    except (OSError, ValueError) as error:
+        return reason(error)
+    return ""
+
+
+def _asked(node: str, storage: Location, marker: str) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    return ray.remote(**options)(look).remote(storage, marker)
+
+
+def _answered(answer: Any) -> str:
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return ray.get(answer, timeout=PATIENCE_SECONDS)
+    except RayError as error:
+        return f"it does not answer: {str(error).splitlines()[0]}"

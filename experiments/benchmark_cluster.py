@@ -1,0 +1,39 @@
+"""What does the cluster cost: a draw, a round, a reader, a sweep, a trial that does nothing?
+
+Each figure is measured several times side by side with what it is compared with, and its rows replace those of before
+in --rows. About 20 minutes on an idle machine of 2 cores; figure by figure with --figures.
+
+    python experiments/benchmark_cluster.py --figures draw blocked
+    python experiments/benchmark_cluster.py --table
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from condkd_ray.cluster.benchmark import FIGURES, Figure
+from condkd_ray.cluster.benchmark.rows import read, row, store, table
+from condkd_ray.experiment import command_line
+from condkd_ray.shell import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to measure, and where the rows are."""
+
+    figures: tuple[Figure, ...] = tuple(FIGURES)
+    rows: Path = Path(__file__).with_suffix(".parquet")
+    table: bool = False
+    """Measure nothing: print the table of the stored rows, which is the README's."""
+
+
+def main(args: Args) -> int:
+    """Measure, store, print."""
+    for figure in () if args.table else args.figures:
+        say(f"measuring {figure}")
+        store(args.rows, figure, [row(figure, measured) for measured in FIGURES[figure]()], list(FIGURES))
+    print(table(read(args.rows)), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(Args, main)
