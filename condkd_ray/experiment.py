@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -23,13 +23,14 @@ from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.shipping import in_job_folder
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.explain import explain
-from condkd_ray.flags import RunFlags
+from condkd_ray.flags import RunFlags, chosen
 from condkd_ray.identity import Scope, trial_hash
 from condkd_ray.inversion import AnyInversion, Inversion
 from condkd_ray.method import require
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.run import Outcome
+from condkd_ray.scopes import scoped, scoped_baseline
 from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
 from condkd_ray.storage import check_writable
 from condkd_ray.trial import Prepared, TrialConfig
@@ -147,7 +148,7 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
     The exit code: see `command_line`.
     """
     given, deadline = list(plans), time.time() + flags.budget_seconds
-    planned, baseline = [_scoped(plan, flags.share) for plan in given], _scoped_baseline(baseline, given, flags.share)
+    planned, baseline = [scoped(plan, flags.share) for plan in given], scoped_baseline(baseline, given, flags.share)
     flags.check()
     _check_plans(planned)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -225,25 +226,6 @@ def _sweep(
     return complete, watch.failed
 
 
-def _scoped(plan: Plan, scope: Scope) -> Plan:
-    """The plan in the scope of the flags, if it has none of its own."""
-    if plan.scope != "trial" or scope == "trial":
-        return plan
-    return dataclasses.replace(plan, arm=_scoped_arm(plan.arm, scope), scope=scope)
-
-
-def _scoped_arm(arm: str, scope: Scope) -> str:
-    """Drawing from others' images makes another arm of it."""
-    return f"{arm} (sweep's pool)" if scope == "sweep" else arm
-
-
-def _scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> Baseline:
-    """What each arm of the scope is compared with: the same as without it, in the same scope."""
-    own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
-    scoped = {_scoped_arm(arm, scope): _scoped_arm(base, scope) for arm, base in own.items()}
-    return baseline if scope != "sweep" else own | scoped
-
-
 def _check_plans(planned: list[Plan]) -> None:
     require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
     first: dict[tuple[TrialConfig, Scope], Plan] = {}
@@ -260,27 +242,18 @@ def _check_only(flags: Flags) -> None:
     if flags.only:
         require(not flags.fresh, "--only", " ".join(flags.only), "trials of an earlier run, so not with --fresh")
         before = read_manifest(flags.out).planned
-        _chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, flags.only)
+        chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, flags.only)
 
 
 def _missing(trials: list[tuning.Trial], flags: Flags) -> list[tuning.Trial]:
     """The trials to be run, and words on those that are not; what these may have left is cleared."""
     done = finished(flags.out)
     tuning.clear(flags.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
-    wanted = _chosen({trial.key: trial.label for trial in trials}, flags.only)
+    wanted = chosen({trial.key: trial.label for trial in trials}, flags.only)
     before = sum(trial.key in done for trial in trials)
     only = f", {len(wanted)} of them chosen" if flags.only else ""
     say(f"{len(trials)} trials{only}, {before} of them finished before; results in {flags.out}")
     return [trial for trial in trials if trial.key in wanted - done]
-
-
-def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
-    """The hashes that begin so, each just one; all where none is asked for. Raises `InputError`."""
-    there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
-    for beginning in beginnings:
-        found = sum(key.startswith(beginning) for key in labels)
-        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
-    return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
 
 
 def make_trial(plan: Plan, prepared: Prepared) -> tuning.Trial:

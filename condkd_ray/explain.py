@@ -20,6 +20,7 @@ from condkd_ray.bookkeeping import Plan
 from condkd_ray.cluster.connect import check_resources, connect, slots
 from condkd_ray.config import content_hash, from_tree
 from condkd_ray.flags import RunFlags
+from condkd_ray.identity import can_share
 from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.probing import Cost, Span, join, probe_set, probe_teacher, probe_trial, recorded
 from condkd_ray.report.layout import Table
@@ -119,12 +120,12 @@ def _sum(work: Work, before: Span, at_once: int) -> Estimate:
 def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
     """By config: what a trial is prepared with, which its hash counts too, may not have been made."""
     records = [record for record in read_records(out) if record.status == "finished"]
-    found: dict[str, Record] = {}
+    found: dict[tuple[str, str], Record] = {}
     for record in records:
         # A record of another version, that planned trials cannot be equal to.
         with contextlib.suppress(InputError):
-            found[content_hash(from_tree(record.config))] = record
-    return {plan: found[key] for plan in planned if (key := content_hash(plan.config)) in found}
+            found[content_hash(from_tree(record.config)), record.scope] = record
+    return {plan: found[key] for plan in planned if (key := (content_hash(plan.config), plan.scope)) in found}
 
 
 def _preparation(work: Work, sketch: Sketch) -> Span:
@@ -164,9 +165,14 @@ def _measure(work: Work, sketch: Sketch, out: Path, folder: Path) -> None:
     work.based_on = [
         *[f"records of {len(work.done)} finished trials for {by_record} arms"] * bool(by_record),
         *[f"a few rounds{stand_in} of one trial for {tried} arms, on this machine"] * bool(tried),
+        *["each trial making its own images: those that share them take less"] * _shares(work.missing),
         *[f"the other arms for {', '.join(rest)} ({'a stand-in diverged' if diverged else 'time was short'})"]
         * bool(rest),
     ]
+
+
+def _shares(plans: Sequence[Plan]) -> bool:
+    return any(plan.scope == "inversion" and can_share(plan.config) for plan in plans)
 
 
 def _told(work: Work, found: Estimate, flags: RunFlags) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -120,3 +121,12 @@ def _resource(text: str) -> tuple[str, float]:
     value = float(amount)
     require(0 < value <= 1 or value == int(value) > 1, "--resource", text, accepted)
     return name, value
+
+
+def chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
+    """The hashes that begin so, each just one; all where none is asked for. Raises `InputError`."""
+    there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
+    for beginning in beginnings:
+        found = sum(key.startswith(beginning) for key in labels)
+        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
+    return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}

@@ -26,8 +26,8 @@ from condkd_ray.identity import trial_hash
 from condkd_ray.networks import ResNet
 from condkd_ray.report.records import Manifest, grid_path, read_manifest, read_records, record_path, write_manifest
 from condkd_ray.run import Outcome, local_store, run_trial
-from condkd_ray.supervised import Supervised
-from condkd_ray.trial import Prepared, TeacherConfig
+from condkd_ray.supervised import Supervised, TeacherConfig
+from condkd_ray.trial import Prepared
 
 CONFIG = toy_config(guidance=Discriminator(), rounds=2)
 PLAN = Plan("guided", 2, 0, CONFIG)

@@ -11,13 +11,13 @@ import pytest
 from toy import make_prepared
 
 from condkd_ray.arms import arm
-from condkd_ray.artifacts import trial_hash
 from condkd_ray.bookkeeping import Plan, make_record
 from condkd_ray.condensation import DistributionMatching
 from condkd_ray.distiller import Distiller
 from condkd_ray.experiment import Flags
 from condkd_ray.explain import Work, _makespan, estimate, explain, finished_before
 from condkd_ray.flags import RunFlags
+from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import Fast
 from condkd_ray.method import InputError
 from condkd_ray.networks import ResNet
@@ -29,15 +29,17 @@ from condkd_ray.trial_config import TeacherConfig
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ablate_ipc.py"
 
 
+SMALL = {"steps": 1, "batch": 32, "latent": 16, "width": 8}
+
+
 def plans(seeds=(0, 1), **changes) -> list[Plan]:
     base = replace(
         Flags().base(),
         teacher=TeacherConfig(network=ResNet(depth=8, width=4)),
-        inversion=Fast(steps=1, batch=32, latent=16, width=8),
         distiller=Distiller(steps=2, batch=32, condensed_share=0.5),
         condensation=DistributionMatching(ipc=2, condensed_together=2, iterations=20),
         rounds=6,
-        **changes,
+        **{"inversion": Fast(**SMALL)} | changes,
     )
     return [arm(base, name, 2, seed) for name in ("none", "guided") for seed in seeds]
 
@@ -55,6 +57,9 @@ def test_an_account_of_what_was_never_run_leaves_no_trace(cluster, tmp_path):
     assert "4 trials, 0 of them finished" in said
     assert "at once      1, with 1 CPUs and 0 GPUs each" in said
     assert "a few rounds, a stand-in for the teacher, of one trial for 2 arms, on this machine" in said
+    assert "share" not in said
+    shared = [replace(plan, scope="inversion") for plan in plans(seeds=(0,), inversion=Fast(adv_weight=0, **SMALL))]
+    assert "each trial making its own images: those that share them" in explain("ablate_ipc", shared, flags, "cpu")
 
 
 def test_more_rounds_are_told_to_take_longer(cluster, tmp_path):
@@ -79,6 +84,7 @@ def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster,
     key = trial_hash(planned[0].config, prepared)
     write_record(tmp_path, make_record("ablate_ipc", planned[0], key, prepared, outcome))
     assert list(finished_before(planned, tmp_path)) == planned[:1]
+    assert finished_before([replace(planned[0], scope="inversion")], tmp_path) == {}
     flags = RunFlags(out=tmp_path, cache=tmp_path / "cache")
     work = Work(planned[:2], finished_before(planned[:2], tmp_path))
     found = estimate(work, flags, "cpu")

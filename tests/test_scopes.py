@@ -3,32 +3,32 @@
 import toy
 
 from condkd_ray.bookkeeping import Plan
-from condkd_ray.experiment import _scoped, _scoped_baseline
 from condkd_ray.identity import trial_hash
+from condkd_ray.scopes import scoped, scoped_baseline
 
 PLANS = [Plan(arm, 0, 0, toy.toy_config()) for arm in ("none", "mixed", "guided")]
 
 
 def test_a_plan_without_a_scope_gets_that_of_the_flags():
-    assert [_scoped(plan, "trial") for plan in PLANS] == PLANS
-    assert {(plan.arm, plan.scope) for plan in (_scoped(plan, "inversion") for plan in PLANS)} == {
+    assert [scoped(plan, "trial") for plan in PLANS] == PLANS
+    assert {(plan.arm, plan.scope) for plan in (scoped(plan, "inversion") for plan in PLANS)} == {
         ("none", "inversion"),
         ("mixed", "inversion"),
         ("guided", "inversion"),
     }
     own = Plan("a", 0, 0, toy.toy_config(), "inversion")
-    assert _scoped(own, "sweep") == own
+    assert scoped(own, "sweep") == own
 
 
 def test_what_draws_from_others_is_an_arm_of_its_own_and_compared_with_its_like():
-    assert _scoped(PLANS[1], "sweep").arm == "mixed (sweep's pool)"
+    assert scoped(PLANS[1], "sweep").arm == "mixed (sweep's pool)"
     for given in ("none", {"guided": "mixed"}):
-        baseline = _scoped_baseline(given, PLANS, "sweep")
+        baseline = scoped_baseline(given, PLANS, "sweep")
         assert baseline["mixed (sweep's pool)"] == "none (sweep's pool)"
         assert baseline["mixed"] == "none"
         expected = "none" if given == "none" else "mixed"
         assert baseline["guided (sweep's pool)"] == f"{expected} (sweep's pool)"
-    assert _scoped_baseline("none", PLANS, "inversion") == "none"
+    assert scoped_baseline("none", PLANS, "inversion") == "none"
 
 
 def test_the_scope_is_part_of_a_trials_name():

@@ -73,11 +73,11 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
             with _interrupts_kept():
                 _init(found, cpus, gpus)
             # Ray's core would end the process on SIGTERM at once, with a stack dump.
-            with _handling(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT)):
+            with handling(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT)):
                 yield
         finally:
             # A second Ctrl-C shall not leave half a cluster behind; this takes a second or two.
-            with _handling(signal.SIGINT, signal.SIG_IGN):
+            with handling(signal.SIGINT, signal.SIG_IGN):
                 ray.shutdown()
 
 
@@ -225,7 +225,7 @@ def _store_bytes() -> int:
 
 
 @contextmanager
-def _handling(number: signal.Signals, handler: Any) -> Iterator[None]:
+def handling(number: signal.Signals, handler: Any) -> Iterator[None]:
     """`handler` in charge of a signal, and afterwards whoever was before. Only the main thread can; others pass."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -246,7 +246,7 @@ def _interrupts_kept() -> Iterator[None]:
         came.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    with _handling(signal.SIGINT, keep):
+    with handling(signal.SIGINT, keep):
         yield
     if came:
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from condkd_ray.cluster.attempts import ATTEMPTS, last_reason, start_anew
-from condkd_ray.cluster.connect import NO_MORE, check_resources, slots, spilled_by_ray
+from condkd_ray.cluster.connect import NO_MORE, check_resources, handling, slots, spilled_by_ray
 from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pipeline import bundles, check_room, crew_size
@@ -277,6 +278,8 @@ def _fit(
             ),
         )
         try:
-            tuner.fit()
+            # Tune would leave its own handler in charge, which hears a Ctrl-C after the sweep and does nothing.
+            with handling(signal.SIGINT, signal.getsignal(signal.SIGINT)):
+                tuner.fit()
         finally:
             remove(scratch)

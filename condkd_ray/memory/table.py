@@ -5,10 +5,14 @@ Letters: N samples, M chunks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from condkd_ray.memory.chunks import join
 from condkd_ray.samples import Encoded
 
 
@@ -45,8 +49,7 @@ class ChunkTable:
     def gather(self, ids: Tensor) -> Encoded:
         """Copies of the samples `ids` (N,), in that order. Raises `KeyError` for an id no chunk holds."""
         index, wanted = self._indexed(), ids.cpu().numpy()
-        which = index.locate(wanted)
-        return Encoded(*(column.gather(which, wanted) for column in index.columns()))
+        return index.rows.gather(index.locate(wanted), wanted)
 
     def _indexed(self) -> _Index:
         # Made when it is asked for: a refresh changes many chunks at once.
@@ -62,8 +65,7 @@ class _Index:
         self._starts = np.array([start for start, _ in items], np.int64)
         # One more in front, for ids before the first chunk: nothing is held there.
         self._stops = np.array([np.iinfo(np.int64).min, *(start + len(chunk) for start, chunk in items)])
-        self._parts = list(zip(*(_columns(chunk) for _, chunk in items), strict=True))
-        self._columns: list[Spanned | Parted] = []
+        self._chunks = [chunk for _, chunk in items]
 
     def locate(self, ids: np.ndarray) -> np.ndarray:
         """Which chunk, counted in order, holds each of `ids` (N,). Raises `KeyError` for an id no chunk holds."""
@@ -73,60 +75,63 @@ class _Index:
             raise KeyError(f"no chunk holds sample {ids[lost][0]}")
         return which
 
-    def columns(self) -> list[Spanned | Parted]:
-        """Images, labels, logits. Raises `KeyError` where there is no chunk."""
-        if not self._parts:
+    @cached_property
+    def rows(self) -> Spanned | Parted:
+        """All samples. Raises `KeyError` where there is no chunk."""
+        if not self._chunks:
             raise KeyError("no chunk holds anything")
-        if not self._columns:
-            kind = Spanned if self._parts[0][0].device.type == "cpu" else Parted
-            self._columns = [kind(self._starts, list(parts)) for parts in self._parts]
-        return self._columns
+        kind = Spanned if self._chunks[0].images.device.type == "cpu" else Parted
+        return kind(self._starts, self._chunks)
 
 
 class Spanned:
-    """One column of chunks in this machine's memory, gathered by one native call, however many chunks there are.
+    """Samples of chunks in this machine's memory, gathered by one native call a column, however many chunks there are.
 
     They lie apart, so the call is given all of the memory from the lowest to the highest as one tensor, whose position
     i is the row that would begin i elements behind the lowest chunk. Positions that begin no row of a chunk are never
     read. One call a chunk would take several times as long where a draw meets hundreds of them.
     """
 
-    def __init__(self, starts: np.ndarray, parts: list[Tensor]) -> None:
-        addresses = np.array([part.data_ptr() for part in parts])
-        self._parts = parts  # keeps their memory
-        lowest = parts[int(addresses.argmin())].numpy()
-        firsts, self._step = (addresses - addresses.min()) // lowest.itemsize, lowest[0].size
-        # Where id 0 would lie if the chunk began with it.
-        self._origins = firsts - self._step * starts
-        last = max(int(first) + self._step * (len(part) - 1) for first, part in zip(firsts, parts, strict=True))
-        strides = (lowest.itemsize, *lowest.strides[1:])
-        rows = np.lib.stride_tricks.as_strided(lowest, (last + 1, *lowest.shape[1:]), strides)
-        self._rows = torch.from_numpy(rows)
+    def __init__(self, starts: np.ndarray, chunks: list[Encoded]) -> None:
+        self._chunks = chunks  # keeps their memory
+        columns = list(zip(*map(_columns, chunks), strict=True))
+        firsts, self._rows = zip(*(_span(parts) for parts in columns), strict=True)
+        self._steps = np.array([[parts[0][0].numel()] for parts in columns])
+        # By column and chunk: the position at which id 0 would lie if the chunk began with it.
+        self._origins = np.stack(firsts) - self._steps * starts
 
-    def gather(self, which: np.ndarray, ids: np.ndarray) -> Tensor:
+    def gather(self, which: np.ndarray, ids: np.ndarray) -> Encoded:
         """Copies of the rows `ids` (N,), where chunk `which[i]` holds `ids[i]`."""
-        return self._rows.index_select(0, torch.from_numpy(self._origins[which] + self._step * ids))
+        places = torch.from_numpy(self._origins.take(which, 1) + self._steps * ids)
+        return Encoded(*(rows.index_select(0, place) for rows, place in zip(self._rows, places, strict=True)))
+
+
+def _span(parts: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:
+    """The positions (M,) at which `parts` begin in a tensor of all memory that they span, and that tensor."""
+    addresses = np.array([part.data_ptr() for part in parts])
+    lowest = parts[int(addresses.argmin())].numpy()
+    firsts, step = (addresses - addresses.min()) // lowest.itemsize, lowest[0].size
+    last = max(int(first) + step * (len(part) - 1) for first, part in zip(firsts, parts, strict=True))
+    strides = (lowest.itemsize, *lowest.strides[1:])
+    rows = np.lib.stride_tricks.as_strided(lowest, (last + 1, *lowest.shape[1:]), strides)
+    return firsts, torch.from_numpy(rows)
 
 
 class Parted:
-    """One column of chunks on another device, gathered chunk by chunk."""
+    """Samples of chunks on another device, gathered chunk by chunk."""
 
-    def __init__(self, starts: np.ndarray, parts: list[Tensor]) -> None:
-        self._starts, self._parts = starts, parts
+    def __init__(self, starts: np.ndarray, chunks: list[Encoded]) -> None:
+        self._starts, self._chunks = starts, chunks
 
-    def gather(self, which: np.ndarray, ids: np.ndarray) -> Tensor:
+    def gather(self, which: np.ndarray, ids: np.ndarray) -> Encoded:
         """Copies of the rows `ids` (N,), where chunk `which[i]` holds `ids[i]`."""
-        order = which.argsort(kind="stable")
-        met, begins = np.unique(which[order], return_index=True)
-        device = self._parts[0].device
-        wanted = np.split((ids - self._starts[which])[order], begins[1:])
-        taken = [
-            self._parts[i].index_select(0, torch.from_numpy(part).to(device))
-            for i, part in zip(met, wanted, strict=False)  # of no ids there is one empty part
-        ]
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return torch.cat(taken or [self._parts[0][:0]]).index_select(0, torch.from_numpy(back).to(device))
+        device, order = self._chunks[0].images.device, which.argsort(kind="stable")
+        met, counts = np.unique(which, return_counts=True)
+        rows = torch.from_numpy((ids - self._starts[which])[order]).to(device)
+        parts = rows.split(counts.tolist()) if len(met) else ()
+        taken = [self._chunks[i][part] for i, part in zip(met, parts, strict=True)]
+        back = torch.from_numpy(order.argsort()).to(device)
+        return join(taken or [self._chunks[0][:0]])[back]
 
 
 def _columns(chunk: Encoded) -> tuple[Tensor, Tensor, Tensor]:

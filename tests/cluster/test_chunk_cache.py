@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def arrays(count: int, seed: int = 0):
 
 
 def on_disk(cache: ChunkCache, key: str) -> list[bool]:
-    return [isinstance(placed.source, str) for placed in cache.open(key).values()]
+    return [isinstance(placed.source, Path) for placed in cache.open(key).values()]
 
 
 def test_beyond_the_limit_the_oldest_copies_go_and_their_files_stay(cluster, tmp_path):
@@ -55,7 +56,7 @@ def test_a_store_reads_what_is_on_disk_alone_as_if_it_were_mapped(cluster, tmp_p
 
 
 def test_the_pool_writes_down_what_it_holds(cluster, tmp_path):
-    pool = SyntheticPool(str(tmp_path), 10**6)
+    pool = SyntheticPool(tmp_path, 10**6)
     pool.append("key", 0, arrays(10))
     status = json.loads((tmp_path / "pool.json").read_text())
     assert status["limit"] == 10**6

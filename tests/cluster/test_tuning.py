@@ -95,6 +95,7 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd)
         "unfetched": toy.toy_config(seed=6),
         "robbed": toy.toy_config(seed=7),
     }
+    in_charge = signal.getsignal(signal.SIGINT)
     expected = {key: direct(config) for key, config in configs.items()}
     leave_after_two_rounds({key: configs[key] for key in ("continued", "robbed")}, tmp_path)
     shutil.rmtree(tmp_path / "chunks" / "robbed")
@@ -107,6 +108,7 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd)
     # GPUs on paper only: the trials compute on the CPU.
     assert heard.sweep(configs, tmp_path, cpus_per_trial=1, gpus_per_trial=0.5, attempts=1)
     assert capfd.readouterr() == ("", "")
+    assert signal.getsignal(signal.SIGINT) is in_charge
     for key in set(configs) - {"nan", "broken"}:
         assert_equal_numbers(heard.outcomes[key], expected[key])
         assert heard.outcomes[key].threads == (77 if key == "unfetched" else 1)

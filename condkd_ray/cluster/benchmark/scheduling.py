@@ -11,9 +11,8 @@ from typing import Any
 import psutil
 
 from condkd_ray.cluster.benchmark.rows import Measured
-from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, prepare, scratch
+from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, prepare, run_all, scratch
 from condkd_ray.cluster.connect import connect, private
-from condkd_ray.cluster.tuning import sweep
 from condkd_ray.run import Outcome
 from condkd_ray.trial import Prepared
 
@@ -73,10 +72,13 @@ def raylets() -> Iterator[Measured]:
 
 
 class _Swept:
-    """How long a sweep took; when its trials ended, and the driver's own bytes then, for those looked at."""
+    """Seconds from the end of a sweep's first trial, by when the cluster is warm, to that of its last.
+
+    For the trials looked at, by number: when they ended, and the driver's own bytes then.
+    """
 
     def __init__(self, look: tuple[int, ...]) -> None:
-        self._look, self._ended, self._begin = look, 0, time.monotonic()
+        self._look, self._ended, self._begin = look, 0, 0.0
         self.at: dict[int, float] = {}
         self.bytes: dict[int, int] = {}
         self.seconds = 0.0
@@ -84,6 +86,7 @@ class _Swept:
     def ended(self, trial: Any, outcome: Outcome) -> None:
         """One more trial."""
         self._ended += 1
+        self._begin = self._begin or time.monotonic()
         if self._ended in self._look:
             gc.collect()
             self.bytes[self._ended] = psutil.Process().memory_full_info().uss
@@ -95,7 +98,7 @@ def _sweep(prepared: Prepared, count: int, look: tuple[int, ...] = ()) -> _Swept
     with scratch() as folder:
         trials = idle(count, folder, prepared)
         swept = _Swept(look)
-        assert sweep(trials, folder=folder, on_outcome=swept.ended)
+        run_all(trials, folder, swept.ended)
         return swept
 
 

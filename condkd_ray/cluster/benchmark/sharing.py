@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 
 from condkd_ray.cluster.benchmark.rows import Measured
-from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, scratch
+from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, run_all, scratch
 from condkd_ray.cluster.connect import connect
-from condkd_ray.cluster.tuning import Trial, sweep
+from condkd_ray.cluster.tuning import Trial
 from condkd_ray.identity import Scope
 from condkd_ray.run import Outcome
 from condkd_ray.trial import Prepared, TrialConfig
@@ -59,7 +59,7 @@ def _spent(config: TrialConfig, prepared: Prepared, scope: Scope) -> tuple[float
         pool.append(_cpu_seconds_of_pool())
 
     with scratch() as folder, connect(cpus=CPUS):
-        assert sweep(trials, folder=folder, on_outcome=heard)
+        run_all(trials, folder, heard)
     totals = {
         name: sum(outcome.metrics[f"time/{name}_seconds"] for outcome in outcomes)
         for name in ("cpu", "inversion", "distillation")

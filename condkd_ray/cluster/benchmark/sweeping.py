@@ -14,9 +14,8 @@ from statistics import median
 
 from condkd_ray import state as states
 from condkd_ray.cluster.benchmark.rows import Measured
-from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, of_seeds, prepare, scratch
+from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, of_seeds, prepare, run_all, scratch
 from condkd_ray.cluster.connect import connect
-from condkd_ray.cluster.tuning import sweep as run_sweep
 from condkd_ray.config import to_tree
 from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, local_store
 from condkd_ray.trial import Prepared, TrialConfig, run_round, start
@@ -56,7 +55,7 @@ def startup() -> Iterator[Measured]:
         with scratch() as folder:
             trials, begin = idle(CPUS, folder, prepared), time.monotonic()
             with connect(cpus=CPUS):
-                run_sweep(trials, folder=folder, on_outcome=lambda trial, outcome: None)
+                run_all(trials, folder, lambda trial, outcome: None)
             taken.append(time.monotonic() - begin)
     what = "start-up: connect, first trial processes, shut-down"
     yield Measured(what, taken, "s", "<=", 20.0, "Every process of a trial imports PyTorch.")
@@ -68,7 +67,7 @@ def waiting() -> Iterator[Measured]:
     prepared = prepare(config)
     with scratch() as folder, connect(cpus=CPUS):
         trials = of_seeds(config, range(3 * CPUS), prepared)
-        run_sweep(trials, folder=folder, on_outcome=lambda trial, outcome: outcomes.append(outcome))
+        run_all(trials, folder, lambda trial, outcome: outcomes.append(outcome))
     shares, rounds = [], []
     for outcome in outcomes[CPUS:]:
         trial = outcome.metrics["time/wall_seconds"]
@@ -98,7 +97,7 @@ def _long_enough(config: TrialConfig) -> TrialConfig:
 def _swept(config: TrialConfig, prepared: Prepared, seeds: range) -> float:
     with scratch() as folder:
         trials, begin = of_seeds(config, seeds, prepared), time.monotonic()
-        assert run_sweep(trials, folder=folder, on_outcome=lambda trial, outcome: None)
+        run_all(trials, folder, lambda trial, outcome: None)
         return time.monotonic() - begin
 
 

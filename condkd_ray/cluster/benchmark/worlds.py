@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from condkd_ray.artifacts import Workshop
 from condkd_ray.cluster.trainable import outcome_path
-from condkd_ray.cluster.tuning import Trial
+from condkd_ray.cluster.tuning import Trial, sweep
 from condkd_ray.config import from_tree
 from condkd_ray.run import Outcome, save_outcome
 from condkd_ray.shell import say
@@ -55,6 +55,12 @@ def idle(count: int, folder: Path, prepared: Prepared) -> list[Trial]:
     for trial in trials:
         save_outcome(done, outcome_path(folder, trial.key))
     return trials
+
+
+def run_all(trials: Sequence[Trial], folder: Path, heard: Callable[[Trial, Outcome], None]) -> None:
+    """A sweep to its end. Raises `KeyboardInterrupt` where it was stopped, as what it has taken then says nothing."""
+    if not sweep(trials, folder=folder, on_outcome=heard):
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+import math
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from condkd_ray.cluster.benchmark import FIGURES, Figure
+from condkd_ray.cluster.benchmark.rows import Measured, read, row, store, table
+
+ROOT = Path(__file__).parents[3]
+ROWS = ROOT / "experiments" / "benchmark_cluster.parquet"
+FAST = Measured("a quick thing", [1.0, 3.0, 2.0], "s", "<=", 2.5, "It is not.")
+SLOW = Measured("a slow thing", [10.0], "s", "<=", 2.5, "Snails.")
+
+
+def test_the_readme_tells_what_was_measured():
+    told = (ROOT / "README.md").read_text().split("<!-- benchmark -->\n")[1].split("<!-- end benchmark -->")[0]
+    assert told == table(read(ROWS)), (
+        "the README's table is old: put in what `python experiments/benchmark_cluster.py --table` prints"
+    )
+
+
+def test_stored_rows_are_of_figures_that_can_be_asked_for():
+    assert {one.figure for one in read(ROWS)} <= set(FIGURES) == set(get_args(Figure))
+
+
+def test_a_row_holds_median_and_spread():
+    made = row("draw", FAST)
+    assert (made.value, made.low, made.high, made.n) == (2.0, 1.0, 3.0, 3)
+    assert made.met
+    assert made.why == ""
+
+
+@pytest.mark.parametrize(
+    ("sense", "values", "met"), [("<=", [2.5], True), ("<=", [2.6], False), (">=", [2.5], True), (">=", [2.4], False)]
+)
+def test_a_bound_is_met_or_missed(sense, values, met):
+    made = row("draw", Measured("x", values, "s", sense, 2.5, "Because."))
+    assert made.met == met
+    assert made.why == ("" if met else "Because.")
+
+
+def test_what_has_no_bound_misses_none():
+    made = row("draw", Measured("x", [1.0], "s"))
+    assert made.met
+    assert math.isnan(made.bound)
+    assert "| x | 1 s |  | 1 |  |  |" in table([made])
+
+
+def test_a_missed_bound_is_told_with_by_how_much_and_why():
+    text = table([row("draw", FAST), row("sweep", SLOW)])
+    assert "| a quick thing | 2 s | 1 to 3 | 3 | <= 2.5 s | met |" in text
+    assert "| a slow thing | 10 s |  | 1 | <= 2.5 s | **missed** |" in text
+    assert "- Missed: a slow thing, by 7.5 s. Snails.\n" in text
+
+
+def test_fresh_rows_replace_those_of_their_figure_alone(tmp_path):
+    path, order = tmp_path / "rows.parquet", ["sweep", "draw"]
+    store(path, "draw", [row("draw", FAST)], order)
+    store(path, "sweep", [row("sweep", SLOW)], order)
+    store(path, "draw", [row("draw", SLOW), row("draw", SLOW)], order)
+    assert [(one.figure, one.what) for one in read(path)] == [("sweep", SLOW.what), *2 * [("draw", SLOW.what)]]
+    assert read(path)[0] == row("sweep", SLOW)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_of_no_file_there_are_no_rows(tmp_path):
+    assert read(tmp_path / "none.parquet") == []
