@@ -36,6 +36,7 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
         inversion=NoInversion() if alone else base.inversion,
         guidance=base.guidance if name.startswith("guided") else NoGuidance(),
         memory=Growing() if alone else base.memory,
+        pipeline=None if alone else base.pipeline,
         distiller=replace(
             distiller,
             condensed_share=share,

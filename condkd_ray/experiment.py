@@ -18,6 +18,7 @@ from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
+from condkd_ray.cluster.pipeline import check_room
 from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.shipping import in_job_folder
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
@@ -59,7 +60,7 @@ class Flags(RunFlags):
     condensed_space: Literal["auto", "unit", "normalised", "uint8", "zca"] = "auto"
     """Pixel space of that set."""
     condensed_share: float = 0.5
-    """Share of condensed images in the student's batches, in the arms that mix."""
+    """Allowance of condensed images in the student's batches, in the arms that mix."""
     dataset: str = "digits"
     data_root: Path | None = None
     train_file: str | None = None
@@ -67,12 +68,16 @@ class Flags(RunFlags):
     size: int | None = None
     """Side the images are resized to."""
     val_fraction: float = 0.0
-    """Share of train held out for validation (digits has its own 197)."""
+    """Allowance of train held out for validation (digits has its own 197)."""
     teacher: str = "resnet-8-16"
     teacher_weights: Path | None = None
     teacher_epochs: int | None = None
     student: str = "resnet-8-8"
     rounds: int = 12
+    producers: int = 0
+    """Processes of each trial that make its images while its student learns; 0: they are made and learnt in turn."""
+    staleness: int | None = None
+    """With producers: rounds by which they are ahead, and the student that they ask behind; 1 if not given."""
     config: Path | None = None
     """A YAML file of config fields that goes over the flags."""
 
@@ -112,6 +117,9 @@ class Flags(RunFlags):
             tree["inversion"]["width"] = 64
         if self.guidance_weight is not None:
             tree["guidance"]["weight"] = self.guidance_weight
+        if self.producers or self.staleness is not None:
+            staleness = 1 if self.staleness is None else self.staleness
+            tree["pipeline"] = {"producers": self.producers, "staleness": staleness}
         if self.config is not None:
             tree = merge(tree, read_tree(self.config))
         return from_tree(tree, "flags")
@@ -158,6 +166,7 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
     open_folder(flags.out, experiment, fresh=flags.fresh)
     with connect(flags.address):
         check_resources(flags.cpus_per_trial, flags.gpus_per_trial, flags.resources)
+        check_room(flags.cpus_per_trial, flags.gpus_per_trial, flags.per_producer, [plan.config for plan in planned])
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
         if flags.fresh:
             tuning.empty(flags.place)
@@ -204,6 +213,7 @@ def _sweep(
             storage=flags.place,
             cpus_per_trial=flags.cpus_per_trial,
             gpus_per_trial=flags.gpus_per_trial,
+            per_producer=flags.per_producer,
             resources=flags.resources,
             max_concurrent=flags.max_concurrent,
             deadline=deadline,
@@ -223,6 +233,8 @@ def _check_plans(planned: list[Plan]) -> None:
         twin = first.setdefault((plan.config, plan.scope), plan)
         same = f"{twin.label} and {plan.label}"
         require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
+        alone = plan.scope == "trial" or plan.config.pipeline is None
+        require(alone, "--share with --producers", plan.scope, "trial: what a trial's own producers make ends with it")
 
 
 def _check_only(flags: Flags) -> None:

@@ -13,6 +13,7 @@ import tyro
 
 from condkd_ray.identity import Scope
 from condkd_ray.method import require
+from condkd_ray.pipeline import Allowance
 from condkd_ray.storage import Location, locate
 
 UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -35,6 +36,8 @@ class RunFlags:
     """Of a Ray cluster; RAY_ADDRESS if not given, else a private one on this machine."""
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
+    cpus_per_producer: float = 1.0
+    gpus_per_producer: float = 0.0
     resource: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=AMOUNT of a custom resource that a trial needs, so that it runs only on nodes that offer it; repeatable."""
     max_concurrent: int | None = None
@@ -64,6 +67,11 @@ class RunFlags:
     def budget_seconds(self) -> float:
         """`--time-budget` in seconds; infinite where there is none. Raises `InputError`."""
         return math.inf if self.time_budget is None else parse_duration(self.time_budget)
+
+    @property
+    def per_producer(self) -> Allowance:
+        """What each producer of a trial gets."""
+        return Allowance(self.cpus_per_producer, self.gpus_per_producer)
 
     @property
     def resources(self) -> dict[str, float]:

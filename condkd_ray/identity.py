@@ -21,8 +21,11 @@ def trial_hash(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") 
 
 
 def can_share(config: TrialConfig) -> bool:
-    """Whether other trials can have the same images: nothing of the student or its memory shapes them."""
-    makes_any = config.inversion.images_per_round > 0
+    """Whether other trials can have the same images: nothing of the student or its memory shapes them.
+
+    Those of a pipeline are its own: its producers run beside their learner, and end with it.
+    """
+    makes_any = config.inversion.images_per_round > 0 and config.pipeline is None
     return makes_any and not config.inversion.asks_student and not config.weighing.reads_memory
 
 
@@ -45,7 +48,7 @@ def production_key(config: TrialConfig, prepared: Prepared) -> str:
 
 def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Prepared) -> tuple[Scope, str]:
     """The scope a trial really has, and the key of its samples: where it cannot share, it has its own."""
-    if scope == "sweep" and config.inversion.images_per_round > 0:
+    if scope == "sweep" and config.inversion.images_per_round > 0 and config.pipeline is None:
         # Samples come with a teacher's logits and in one pixel space.
         like = [config.inversion.pixel_space]
         return scope, f"sweep-{content_hash(like, {kind: prepared.hashes[kind] for kind in ('data', 'teacher')})}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from condkd_ray.method import Metrics
 from condkd_ray.samples import Codec, Samples
-from condkd_ray.streams import Streams
+from condkd_ray.streams import Streams, derive_seed
 from condkd_ray.teacher import Teacher
 from condkd_ray.trial_config import Prepared, TrialConfig
 
@@ -27,13 +27,15 @@ class Production:
     guidance: Any
     streams: Streams
     round: int = 0
+    """Of the trial, that comes next."""
 
 
-def begin(config: TrialConfig, prepared: Prepared) -> Production:
-    """The state before the first round, on the teacher's device."""
-    streams = Streams(config.seed, prepared.teacher.device)
+def begin(config: TrialConfig, prepared: Prepared, number: int = 0) -> Production:
+    """The state before the first round, on the teacher's device; of producer `number` where the trial has several."""
+    seed = config.seed if config.producers == 1 else derive_seed(config.seed, f"producer/{number}")
+    streams = Streams(seed, prepared.teacher.device)
     inversion = config.inversion.init(prepared.teacher, streams)
-    return Production(inversion, config.guidance.start(prepared.teacher, prepared.condensed, streams), streams)
+    return Production(inversion, config.guidance.start(prepared.teacher, prepared.condensed, streams), streams, number)
 
 
 def produce(
@@ -46,7 +48,7 @@ def produce(
     """
     with precision(config, prepared.teacher.device):
         fresh, terms = synthesise(config, prepared, production, student, class_counts)
-        production.round += 1
+        production.round += config.producers
         return settle(fresh, codec(config, prepared.teacher), prepared.teacher), terms
 
 

@@ -23,6 +23,8 @@ from torch import Tensor
 from condkd_ray.storage import Location, reading, writing
 
 FORMAT = "condkd-state-1"
+Packed = dict[str, Any]
+"""A state as plain values and copies of its tensors on the CPU: can be sent, or be part of another state."""
 
 
 def transient(**kwargs: Any) -> Any:
@@ -32,13 +34,10 @@ def transient(**kwargs: Any) -> Any:
 
 def save(state: Any, path: Location) -> None:
     """Write `state` to `path`, atomically: a reader sees the old file or the new one, whole."""
-    tensors: dict[str, Tensor] = {}
-    tree = _pack(state, tensors)
-    metadata = {"format": FORMAT, "tree": json.dumps(tree), "host": json.dumps(_host_keys(tensors))}
-    # Cloned: the file's format allows no two tensors that share memory.
-    written = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
+    packed = pack(state)
+    metadata = {"format": FORMAT, "tree": packed["tree"], "host": json.dumps(packed["host"])}
     with writing(path, durable=True) as partial:
-        save_file(written, partial, metadata=metadata)
+        save_file(packed["tensors"], partial, metadata=metadata)
 
 
 def load(state: Any, path: Location, device: torch.device | str = "cpu") -> Any:
@@ -51,15 +50,29 @@ def load(state: Any, path: Location, device: torch.device | str = "cpu") -> Any:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} has format {metadata.get('format')!r}; accepted: {FORMAT!r}")
-            host = set(json.loads(metadata.get("host", "[]")))
-            # Copied: a loaded tensor must never share memory with another or with the file's map.
-            tensors = {
-                key: file.get_tensor(key).to("cpu" if key in host else device, copy=True)
-                for key in file.keys()  # noqa: SIM118
-            }
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            packed = {"tree": metadata["tree"], "host": json.loads(metadata.get("host", "[]")), "tensors": tensors}
+            return unpack(state, packed, device)
     except SafetensorError as error:
         raise ValueError(f"{path} is of no known format ({error}); accepted: {FORMAT!r}") from None
-    return _into(state, json.loads(metadata["tree"]), tensors)
+
+
+def pack(state: Any) -> Packed:
+    """A copy of `state`, which may go on changing."""
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_pack(state, tensors))
+    host = _host_keys(tensors)
+    # Each a copy of its own: the file's format allows no two tensors that share memory.
+    copies = {key: tensor.to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+    return {"tree": tree, "host": host, "tensors": copies}
+
+
+def unpack(state: Any, packed: Packed, device: torch.device | str = "cpu") -> Any:
+    """Load what was packed into `state`, whose accelerator is `device`, and return it."""
+    host = set(packed["host"])
+    # Copied: a loaded tensor must never share memory with another or with the file's map.
+    tensors = {key: tensor.to("cpu" if key in host else device, copy=True) for key, tensor in packed["tensors"].items()}
+    return _into(state, json.loads(packed["tree"]), tensors)
 
 
 def _host_keys(tensors: dict[str, Tensor]) -> list[str]:

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from condkd_ray.diagnosis import diagnose
 from condkd_ray.distiller import DistillerState, next_batch
 from condkd_ray.evaluation import evaluate
 from condkd_ray.memory import Store
 from condkd_ray.method import Meter, Metrics
+from condkd_ray.producers import Pipelined, make_round, new_student
 from condkd_ray.production import Production, begin, codec, precision, produce
 from condkd_ray.samples import Samples
 from condkd_ray.streams import Streams
@@ -27,7 +26,7 @@ __all__ = ["Prepared", "TrialConfig", "TrialState", "codec", "run_round", "start
 class TrialState:
     """All that changes. Saved as it stands after a round, it is the checkpoint; images stay in the store."""
 
-    production: Production | None
+    production: Production | Pipelined | None
     """None where the images come from elsewhere."""
     distiller: DistillerState
     memory: Any
@@ -45,12 +44,10 @@ Source = Callable[[TrialConfig, Prepared, TrialState, Store], tuple[Samples, Met
 def start(config: TrialConfig, prepared: Prepared, *, produces: bool = True) -> TrialState:
     """The state before the first round, on the teacher's device; `produces`: whether the trial makes its images."""
     teacher, streams = prepared.teacher, Streams(config.seed, prepared.teacher.device)
-    with streams.forked("init/student"):
-        student = config.student.build(teacher.image_shape, teacher.num_classes)
-    student = student.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    production = Pipelined() if config.pipeline is not None else begin(config, prepared) if produces else None
     return TrialState(
-        production=begin(config, prepared) if produces else None,
-        distiller=config.distiller.init(student, config.rounds),
+        production=production,
+        distiller=config.distiller.init(new_student(config, teacher), config.rounds),
         memory=config.memory.init(teacher, streams),
         streams=streams,
     )
@@ -59,6 +56,10 @@ def start(config: TrialConfig, prepared: Prepared, *, produces: bool = True) -> 
 def own_images(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
     """Those that the trial makes itself."""
     assert state.production is not None, "a trial that produces nothing needs another source"
+    if isinstance(state.production, Pipelined):
+        return make_round(
+            *(config, prepared, state.production, state.round), state.distiller.student, store.class_counts
+        )
     return produce(config, prepared, state.production, state.distiller.student, store.class_counts)
 
 

@@ -14,6 +14,7 @@ from condkd_ray.inversion import AnyInversion, Fast, NoInversion
 from condkd_ray.memory import AnyMemory, Growing
 from condkd_ray.method import Method, require
 from condkd_ray.networks import AnyNetwork, ResNet
+from condkd_ray.pipeline import Pipeline
 from condkd_ray.samples import Samples
 from condkd_ray.supervised import TeacherConfig
 from condkd_ray.targets import AnyTargets, Balanced
@@ -40,6 +41,8 @@ class TrialConfig(Method):
     guidance: AnyGuidance = NoGuidance()
     memory: AnyMemory = Growing()
     distiller: Distiller = Distiller()
+    pipeline: Pipeline | None = None
+    """Null: images are made and learnt from in turn (our choice; the papers' loops)."""
     rounds: int = 12
     """Rounds in which the student learns; those of the inversion's warm-up come before."""
     evaluate_every: int = 1
@@ -62,8 +65,16 @@ class TrialConfig(Method):
         require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
         takes = not self.targets.soft or self.inversion.hears == "answers"
         require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", HEARING)
+        require(not idle or self.pipeline is None, "pipeline without an inversion", self.pipeline, "none")
+        several = self.producers > 1 and self.inversion.warm_up > 0
+        require(not several, "pipeline producers for an inversion that warms up", self.producers, "1, who does so")
         entry, made = getattr(self.memory, "entry_size", 0), self.inversion.images_per_round
         require(idle or entry <= made, "memory entry_size", entry, f"at most {made}, the images of a round")
+
+    @property
+    def producers(self) -> int:
+        """How many make the trial's images, in turn."""
+        return 1 if self.pipeline is None else self.pipeline.producers
 
     @property
     def total_rounds(self) -> int:

@@ -11,10 +11,12 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from condkd_ray.experiment import Flags
+from condkd_ray.arms import arm
+from condkd_ray.experiment import Flags, run
 from condkd_ray.inversion import Fast
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
+from condkd_ray.pipeline import Pipeline
 from condkd_ray.report.records import Record, read_manifest, read_records
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ablate_ipc.py"
@@ -147,6 +149,19 @@ def test_flags_become_a_config(tmp_path: Path):
     assert config.condensation.ipc == 10
 
 
+def test_producers_of_one_trial_serve_no_other(tmp_path: Path):
+    flags = Flags(out=tmp_path / "out", ipcs=(1,), seeds=(0,), producers=1, share="sweep")
+    with pytest.raises(InputError, match="--share with --producers is 'sweep'; accepted: trial"):
+        run("toy", "Why?", [arm(flags.base(), "mixed", 1, 0)], flags)
+    assert not flags.out.exists()
+
+
+def test_producers_become_a_pipeline():
+    assert Flags().base().pipeline is None
+    assert Flags(producers=1).base().pipeline == Pipeline(producers=1, staleness=1)
+    assert Flags(producers=3, staleness=2).base().pipeline == Pipeline(producers=3, staleness=2)
+
+
 @pytest.mark.parametrize("inversion", ["dafl", "zskt", "dfad", "dfq", "pre_dfkd"])
 def test_an_adversarial_host_gets_fresh_images(inversion):
     config = Flags(inversion=inversion).base()
@@ -168,6 +183,8 @@ def test_digits_get_a_narrower_generator(inversion):
         ({"seeds": (-1,)}, "--seeds is"),
         ({"condensation": "imported"}, "--condensed-path is None; accepted: the condensed set to import"),
         ({"teacher": "./weights.pt"}, "network is './weights.pt'; accepted: .*resnet"),
+        ({"staleness": 2}, "pipeline producers is 0; accepted: an integer >= 1"),
+        ({"producers": 3}, "pipeline producers is 3; accepted: at most 2, the staleness"),
         ({"guidance_weight": -1.0}, "guidance weight is -1.0; accepted: >= 0"),
     ],
 )

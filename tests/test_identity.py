@@ -12,6 +12,7 @@ from condkd_ray.identity import can_share, pool_key, production_key
 from condkd_ray.inversion import AnyInversion, Cmi, DeepInversion, Fast, Nayer, NoInversion
 from condkd_ray.memory import Latest
 from condkd_ray.networks import ResNet
+from condkd_ray.pipeline import Pipeline
 from condkd_ray.production import begin, produce
 from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
@@ -78,6 +79,7 @@ def test_a_trial_that_cannot_share_keeps_its_own():
     alone = {
         "asks": toy.toy_config(),
         "weighs": replace(FREE, weighing=Modulating()),
+        "has producers": replace(FREE, pipeline=Pipeline()),
         "makes none": replace(FREE, inversion=NoInversion(), distiller=replace(FREE.distiller, condensed_share=1.0)),
     }
     for config in alone.values():
@@ -86,7 +88,8 @@ def test_a_trial_that_cannot_share_keeps_its_own():
     assert pool_key("trial", "mine", FREE, prepared) == ("trial", "mine")
     assert pool_key("inversion", "mine", FREE, prepared)[0] == "inversion"
     assert pool_key("sweep", "mine", alone["asks"], prepared) == pool_key("sweep", "yours", FREE, prepared)
-    assert pool_key("sweep", "mine", alone["makes none"], prepared) == ("trial", "mine")
+    for kind in ("makes none", "has producers"):
+        assert pool_key("sweep", "mine", alone[kind], prepared) == ("trial", "mine")
 
 
 WITHOUT = [small(kind) for kind in get_args(AnyInversion) if kind is not NoInversion]

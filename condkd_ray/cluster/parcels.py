@@ -121,6 +121,13 @@ def _build(kind: str, tensors: dict[str, Tensor], config: TrialConfig, parcel: P
     return Teacher(network.to(device), **about)
 
 
+def own_device() -> str:
+    """The GPU Ray gave this process, if it is a real one."""
+    import ray
+
+    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+
+
 def to_plain(tensor: Tensor) -> Plain:
     """A tensor as numpy, over the same memory where it lies densely on the CPU."""
     tensor = tensor.detach().cpu()

@@ -38,8 +38,8 @@ class Taken(NamedTuple):
 class SyntheticPool:
     """Chunks by key and first id. Runs as an actor, see `make_pool`; every method may be called twice without harm.
 
-    A key belongs to one trial (`append`), or is shared: then its images come in rounds, each made once (`take`,
-    `deliver`), or from all its trials as they come (`contribute`).
+    A key belongs to one trial (`append`; `fill` and `tend` where producers make its images), or is shared: then its
+    images come in rounds, each made once (`take`, `deliver`), or from all its trials as they come (`contribute`).
     """
 
     def __init__(self, folder: Location, limit: int) -> None:
@@ -59,8 +59,17 @@ class SyntheticPool:
         `drop`: first ids of chunks that may go. `sealed`: ids below it are in a checkpoint; only chunks of such are
         joined, as others may have to go again.
         """
-        self.drop_chunks(key, drop)
         self._chunks.place(key, start, arrays)
+        return self.tend(key, have, drop=drop, sealed=sealed)
+
+    def fill(self, key: str, start: int, arrays: Arrays) -> None:
+        """Keep the chunk whose first id is `start`, in whatever order they come. One that is there already stays."""
+        if start not in self._chunks.open(key):
+            self._chunks.place(key, start, arrays)
+
+    def tend(self, key: str, have: str = "", *, drop: Sequence[int] = (), sealed: int = 0) -> Table:
+        """Drop and join chunks, as in `append`, without a new one."""
+        self.drop_chunks(key, drop)
         self._chunks.join(key, sealed)
         return self.table(key, have, key)
 

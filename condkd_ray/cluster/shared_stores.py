@@ -8,24 +8,15 @@ import torch
 from torch import Tensor
 
 from condkd_ray.cluster.pool import Taken
-from condkd_ray.cluster.stores import MappedStore
+from condkd_ray.cluster.stores import AdoptingStore, MappedStore
 from condkd_ray.memory.chunks import to_arrays
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import Metrics
 from condkd_ray.samples import Codec, Encoded, Samples
 
 
-class SharedStore(MappedStore):
-    """One trial's view of rounds that several trials share. Ids are the pool's; they live once the trial has them.
-
-    What the trial drops stays in the pool for the others.
-    """
-
-    def __init__(
-        self, codec: Codec, num_classes: int, pool: Any, key: str, who: str, device: str | torch.device = "cpu"
-    ) -> None:
-        super().__init__(codec, num_classes, pool, key, device, who)
-        self._ask(lambda have: pool.table.remote(key, have, who))
+class SharedStore(AdoptingStore):
+    """One trial's view of rounds that several trials share: what it drops stays in the pool for the others."""
 
     def take(self, round: int) -> Taken:
         """Ask for a round; what the pool says of it. Where it is made, its chunk is mapped then."""
@@ -39,45 +30,13 @@ class SharedStore(MappedStore):
             lambda have: call.remote(self._key, round, self._who, arrays, metrics, have), lambda taken: taken.table
         )
 
-    def look(self, count: int) -> Samples:
-        """The `count` samples behind the last id given out."""
-        return self.codec.decode(self._table.gather(torch.arange(self.num_ids, self.num_ids + count))).to(self.device)
-
-    def append(self, samples: Samples) -> Tensor:
-        """Take over those at which `look` has looked: nothing is sent. Their ids."""
-        start = self.num_ids
-        self._ledger.cover(start, samples.logits.argmax(1))
-        return torch.arange(start, self.num_ids)
-
     def commit(self) -> None:
         """Unmap chunks of which nothing lives any more."""
         for start, _ in self._dead():
             self._table.remove(start)
 
-    def _append(self, start: int, encoded: Encoded) -> None:
-        raise AssertionError("a shared store is delivered to, round by round")
-
     def _truncate(self, num_ids: int) -> None:
         """Rounds that are made stay made."""
-
-    def restore(self, num_ids: int, live: Tensor) -> None:
-        """See `Store`."""
-        for start, chunk in self._table.items():
-            if start < num_ids:
-                self._ledger.cover(start, chunk[: num_ids - start].classes)
-        super().restore(num_ids, live)
-
-    def _dead(self) -> list[tuple[int, Encoded]]:
-        return [(start, chunk) for start, chunk in super()._dead() if start + len(chunk) <= self.num_ids]
-
-    def _mapped(self, start: int, chunk: Encoded) -> None:
-        if start + len(chunk) > self.num_ids or self._ledger.any_live(start, len(chunk)):
-            self._table.put(start, chunk)
-
-    def _unmap(self, start: int) -> None:
-        del self._placed[start]
-        if start in dict(self._table.items()):
-            self._table.remove(start)
 
 
 class SweepStore(MappedStore):

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 
 from condkd_ray.cluster.attempts import note, of_the_trial
-from condkd_ray.cluster.parcels import unpack
+from condkd_ray.cluster.parcels import own_device, unpack
+from condkd_ray.cluster.pipeline import Crew
 from condkd_ray.cluster.shared_stores import SharedStore, SweepStore
 from condkd_ray.cluster.sources import SharedSource, sweep_source
-from condkd_ray.cluster.stores import PoolStore
+from condkd_ray.cluster.stores import FilledStore, PoolStore
 from condkd_ray.cluster.trial_jobs import Jobs
 from condkd_ray.cluster.waiting import WATCH
 from condkd_ray.config import from_tree
 from condkd_ray.disk import no_room
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
+from condkd_ray.pipeline import Allowance
 from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
 from condkd_ray.storage import Location
@@ -45,6 +47,8 @@ class Work:
     checkpoint_seconds: float
     attempts: int
     deadline: float | None
+    per_producer: Allowance = Allowance()
+    """Of each producer of a trial with a pipeline."""
 
 
 def trial_folder(folder: Location, key: str) -> Location:
@@ -112,7 +116,7 @@ def _last_report(
 
 def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metrics], None]) -> Outcome:
     checkpoint = trial_folder(work.folder, key) / "state.safetensors"
-    prepared = unpack(config, work.jobs[key].parcel, _device())
+    prepared = unpack(config, work.jobs[key].parcel, own_device())
     rest = {
         "checkpoint": checkpoint,
         "product": product_path(trial_folder(work.folder, key)),
@@ -133,6 +137,10 @@ def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metric
 def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: dict[str, Any]) -> Outcome:
     teacher, scope, pool_key = prepared.teacher, work.jobs[key].scope, work.jobs[key].pool_key
     place = (codec(config, teacher), teacher.num_classes, work.pool, pool_key)
+    if config.pipeline is not None:
+        store = FilledStore(*place, teacher.device)
+        with Crew(work.jobs[key].parcel, work.pool, pool_key, work.per_producer) as source:
+            return run_trial(config, prepared, store, source=source, **rest)
     if scope == "trial":
         return run_trial(config, prepared, PoolStore(*place, teacher.device), **rest)
     if scope == "sweep":
@@ -142,13 +150,6 @@ def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: di
     store = SharedStore(*place, key, teacher.device)
     with SharedSource(work.pool, pool_key, key, path, work.checkpoint_seconds) as source:
         return run_trial(config, prepared, store, source=source, produces=False, **rest)
-
-
-def _device() -> str:
-    """The GPU Ray gave this trial, if it is a real one."""
-    import ray
-
-    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 def _clean_process(threads: int) -> None:

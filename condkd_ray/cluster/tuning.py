@@ -6,6 +6,7 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from condkd_ray.cluster.attempts import ATTEMPTS, last_reason, start_anew
 from condkd_ray.cluster.connect import NO_MORE, check_resources, handling, slots, spilled_by_ray
 from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
+from condkd_ray.cluster.pipeline import bundles, check_room, crew_size
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
 from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Work, chunks_folder, outcome_path, run, trial_folder
 from condkd_ray.cluster.trial_jobs import Job, Jobs
@@ -20,6 +22,7 @@ from condkd_ray.config import to_tree
 from condkd_ray.disk import StorageFullError
 from condkd_ray.identity import Scope, pool_key
 from condkd_ray.method import Metrics
+from condkd_ray.pipeline import Allowance
 from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome, passed
 from condkd_ray.shell import say
 from condkd_ray.storage import Location, remove
@@ -27,6 +30,8 @@ from condkd_ray.trial import Prepared, TrialConfig
 
 STATS_SECONDS = 10.0
 """How long the pool is waited for when a sweep is over; it may be on a node that is lost."""
+EVEN = Allowance()
+"""As much for a producer as for a trial."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def sweep(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     pool_limit: int | None = None,
     attempts: int = ATTEMPTS,
+    per_producer: Allowance = EVEN,
 ) -> bool:
     """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
 
@@ -86,6 +92,7 @@ def sweep(
         checkpoint_seconds: between two checkpoints of a trial, at least.
         pool_limit: bytes of samples in shared memory, `default_limit` if not given; the rest is read from disk.
         attempts: exceptions after which a trial is given up.
+        per_producer: what each producer of a trial with a pipeline gets, beside what the trial itself does.
 
     Returns:
         Whether all trials were heard of; False after Ctrl-C, or when the deadline came first.
@@ -101,6 +108,7 @@ def sweep(
         return True
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
     check_resources(cpus_per_trial, gpus_per_trial, resources)
+    check_room(cpus_per_trial, gpus_per_trial, per_producer, [trial.config for trial in trials])
     folder = folder.resolve()
     storage = storage.absolute() if isinstance(storage, Path) else storage or folder
     limit = default_limit() if pool_limit is None else pool_limit
@@ -109,14 +117,16 @@ def sweep(
     trials = producers_first(trials)
     try:
         jobs = Jobs({t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials})
-        work = Work(storage, pool, jobs, max(1, int(cpus_per_trial)), checkpoint_seconds, attempts, deadline)
+        threads = max(1, int(cpus_per_trial))
+        work = Work(storage, pool, jobs, threads, checkpoint_seconds, attempts, deadline, per_producer)
         for key in jobs:
             start_anew(trial_folder(storage, key))
         check_packing(jobs.values(), gpus_per_trial)
         progress = _Progress(trials, work, on_round, on_outcome)
         bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
         fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))
-        _fit(work, progress, folder / "tune", bundle, min(fitting, max_concurrent or fitting))
+        crews = {trial.key: crew_size(trial.config) for trial in trials}
+        _fit(work, progress, folder / "tune", bundle, crews, min(fitting, max_concurrent or fitting))
         if progress.error is not None:
             raise progress.error
         return not progress.open
@@ -242,14 +252,17 @@ class _Progress:
         self.open.discard(key)
 
 
-def _fit(work: Work, progress: _Progress, scratch: Path, bundle: dict[str, float], at_once: int) -> None:
+def _fit(
+    work: Work, progress: _Progress, scratch: Path, bundle: dict[str, float], crews: dict[str, int], at_once: int
+) -> None:
     from ray import tune
 
     from condkd_ray.cluster.events import UNLIMITED, listening
 
     # Its workers never look there, as nothing is reported with a checkpoint: no node but this one needs to see it.
     remove(scratch)
-    resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
+    learner = {name: amount for name, amount in bundle.items() if amount}
+    resources = partial(bundles, learner=learner, per_producer=work.per_producer, crews=crews)
     with listening(progress) as (events, stopper):
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, work=work), resources),

@@ -9,7 +9,7 @@ import torch
 import toy
 
 from condkd_ray.cluster.pool import SyntheticPool, make_pool
-from condkd_ray.cluster.stores import PoolStore
+from condkd_ray.cluster.stores import FilledStore, PoolStore
 from condkd_ray.memory import Growing
 from condkd_ray.memory.chunks import stored_chunks, to_arrays
 from condkd_ray.samples import Codec, Samples
@@ -192,3 +192,46 @@ def test_a_store_outlives_its_pool(pool, way):
     store.append(parts[2])
     assert torch.equal(store.gather(torch.arange(9)).labels, torch.cat([part.labels for part in parts]))
     assert open_store(pool, way).num_ids == 9
+
+
+def put_round(pool, key: str, number: int, seed: int) -> None:
+    import ray
+
+    ray.get(pool.fill.remote(key, 4 * number, to_arrays(CODEC.encode(toy.samples(4, seed=seed)))))
+
+
+def test_rounds_that_others_put_there_count_once_the_trial_takes_them(pool, folder):
+    store = FilledStore(CODEC, toy.NUM_CLASSES, pool, "filled")
+    put_round(pool, "filled", 1, seed=1)
+    put_round(pool, "filled", 0, seed=0)
+    put_round(pool, "filled", 0, seed=7)
+    store.refresh()
+    assert (store.num_ids, store.class_counts.sum(), store.num_bytes) == (0, 0, 0)
+    for number in range(2):
+        seen = store.look(4)
+        assert torch.equal(seen.labels, toy.samples(4, seed=number).labels)
+        assert store.append(seen).tolist() == list(range(4 * number, 4 * number + 4))
+    put_round(pool, "filled", 2, seed=2)
+    store.drop(torch.arange(4))
+    store.commit()
+    store.refresh()
+    assert store.num_ids == 8
+    assert files(folder, "filled") == ["0000000004-0000000008", "0000000008-0000000012"]
+    again = FilledStore(CODEC, toy.NUM_CLASSES, pool, "filled")
+    again.restore(8, torch.arange(4, 8))
+    assert files(folder, "filled") == ["0000000004-0000000008"]
+    assert torch.equal(again.gather(torch.arange(4, 8)).labels, toy.samples(4, seed=1).labels)
+    assert torch.equal(again.class_counts, store.class_counts)
+
+
+def test_what_a_trial_has_not_taken_can_be_cleared_to_be_made_again(pool, folder):
+    store = FilledStore(CODEC, toy.NUM_CLASSES, pool, "cleared")
+    for number in range(3):
+        put_round(pool, "cleared", number, seed=number)
+    store.refresh()
+    store.append(store.look(4))
+    store.clear_ahead()
+    assert files(folder, "cleared") == ["0000000000-0000000004"]
+    put_round(pool, "cleared", 1, seed=9)
+    store.refresh()
+    assert torch.equal(store.look(4).labels, toy.samples(4, seed=9).labels)
