@@ -21,6 +21,7 @@ from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.cluster.pipeline import check_room
 from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.shipping import in_job_folder
+from condkd_ray.cluster.trials import Trial, clear, empty
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.explain import explain
 from condkd_ray.flags import RunFlags, chosen
@@ -169,7 +170,7 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
         check_room(flags.cpus_per_trial, flags.gpus_per_trial, flags.per_producer, [plan.config for plan in planned])
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
         if flags.fresh:
-            tuning.empty(flags.place)
+            empty(flags.place)
         prepared = workshop.prepare_all([plan.config for plan in planned])
         trials = [make_trial(plan, made) for plan, made in zip(planned, prepared, strict=True)]
         keys = [trial.key for trial in trials]
@@ -193,14 +194,14 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
 def _sweep(
     experiment: str,
     plans: Mapping[str, Plan],
-    missing: list[tuning.Trial],
+    missing: list[Trial],
     flags: Flags,
     deadline: float,
     clock: CpuClock,
 ) -> tuple[bool, int]:
     """Whether all trials came to an end, and how many of them failed."""
 
-    def heard(trial: tuning.Trial, outcome: Outcome) -> None:
+    def heard(trial: Trial, outcome: Outcome) -> None:
         watch.outcome(trial.key, outcome)
         clock.look()
 
@@ -245,10 +246,10 @@ def _check_only(flags: Flags) -> None:
         chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, flags.only)
 
 
-def _missing(trials: list[tuning.Trial], flags: Flags) -> list[tuning.Trial]:
+def _missing(trials: list[Trial], flags: Flags) -> list[Trial]:
     """The trials to be run, and words on those that are not; what these may have left is cleared."""
     done = finished(flags.out)
-    tuning.clear(flags.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
+    clear(flags.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
     wanted = chosen({trial.key: trial.label for trial in trials}, flags.only)
     before = sum(trial.key in done for trial in trials)
     only = f", {len(wanted)} of them chosen" if flags.only else ""
@@ -256,7 +257,7 @@ def _missing(trials: list[tuning.Trial], flags: Flags) -> list[tuning.Trial]:
     return [trial for trial in trials if trial.key in wanted - done]
 
 
-def make_trial(plan: Plan, prepared: Prepared) -> tuning.Trial:
+def make_trial(plan: Plan, prepared: Prepared) -> Trial:
     """A planned trial with all it needs."""
     key = trial_hash(plan.config, prepared, plan.scope)
-    return tuning.Trial(key, plan.label, plan.config, prepared, plan.scope)
+    return Trial(key, plan.label, plan.config, prepared, plan.scope)

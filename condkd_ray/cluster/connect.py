@@ -89,13 +89,6 @@ def private() -> Iterator[None]:
         yield
 
 
-def spilled_by_ray() -> int:
-    """Bytes that the connected cluster has moved from its object stores to disk so far."""
-    from ray._private import internal_api, state
-
-    return internal_api.get_memory_info_reply(state.state).store_stats.spilled_bytes_total
-
-
 def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] = NO_MORE) -> None:
     """Raise `InputError` where no node of the connected cluster could ever run such a trial.
 

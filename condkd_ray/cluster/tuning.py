@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 import signal
-from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from condkd_ray.cluster.attempts import ATTEMPTS, last_reason, start_anew
-from condkd_ray.cluster.connect import NO_MORE, check_resources, handling, slots, spilled_by_ray
+from condkd_ray.cluster.attempts import ATTEMPTS, start_anew
+from condkd_ray.cluster.connect import NO_MORE, check_resources, handling, slots
 from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pipeline import bundles, check_room, crew_size
 from condkd_ray.cluster.pool import check_limit, chunk_bytes, default_limit, make_pool
-from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Work, chunks_folder, outcome_path, run, trial_folder
+from condkd_ray.cluster.progress import Progress
+from condkd_ray.cluster.spilling import tell_of_spilling
+from condkd_ray.cluster.trainable import Work, chunks_folder, run, trial_folder
 from condkd_ray.cluster.trial_jobs import Job, Jobs
+from condkd_ray.cluster.trials import Trial, producers_first
 from condkd_ray.config import to_tree
-from condkd_ray.disk import StorageFullError
-from condkd_ray.identity import Scope, pool_key
 from condkd_ray.method import Metrics
 from condkd_ray.pipeline import Allowance
-from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, load_outcome, passed
-from condkd_ray.shell import say
+from condkd_ray.run import CHECKPOINT_SECONDS, Outcome
 from condkd_ray.storage import Location, remove
-from condkd_ray.trial import Prepared, TrialConfig
 
-STATS_SECONDS = 10.0
-"""How long the pool is waited for when a sweep is over; it may be on a node that is lost."""
 EVEN = Allowance()
 """As much for a producer as for a trial."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial of a sweep. `key` names its files, and is its own; `label` is for people."""
-
-    key: str
-    label: str
-    config: TrialConfig
-    prepared: Prepared
-    scope: Scope = "trial"
-    """Which other trials of the sweep it shares its samples with."""
-
-    @property
-    def place(self) -> tuple[Scope, str]:
-        """The scope it really has, and the pool's key of its samples."""
-        return pool_key(self.scope, self.key, self.config, self.prepared)
 
 
 def sweep(
@@ -122,7 +99,7 @@ def sweep(
         for key in jobs:
             start_anew(trial_folder(storage, key))
         check_packing(jobs.values(), gpus_per_trial)
-        progress = _Progress(trials, work, on_round, on_outcome)
+        progress = Progress(trials, work, on_round, on_outcome)
         bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
         fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))
         crews = {trial.key: crew_size(trial.config) for trial in trials}
@@ -133,127 +110,12 @@ def sweep(
     except KeyboardInterrupt:
         return False
     finally:
-        _tell_of_spilling(pool, limit)
+        tell_of_spilling(pool, limit)
         ray.kill(pool)
 
 
-def _tell_of_spilling(pool: Any, limit: int) -> None:
-    """Samples that had to be read from disk slow a sweep down, which nobody could tell from outside."""
-    import ray
-
-    ready, _ = ray.wait([pool.stats.remote()], timeout=STATS_SECONDS)
-    shed = ray.get(ready[0])["shed"] if ready else 0
-    if shed:
-        say(f"{shed / 1e6:.0f} MB of samples were beyond the pool's limit of {limit / 1e6:.0f} MB: read from disk")
-    if spilled := spilled_by_ray():
-        say(f"Ray moved {spilled / 1e6:.0f} MB of its object store to disk: a lower --pool-limit leaves it more room")
-
-
-def producers_first(trials: Sequence[Trial]) -> list[Trial]:
-    """One trial of each pool key, then the next of each, and so on: those of a group wait less for one another."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for trial in trials:
-        turns.append(seen[trial.place[1]])
-        seen[trial.place[1]] += 1
-    return [trial for _, trial in sorted(zip(turns, trials, strict=True), key=lambda pair: pair[0])]
-
-
-def clear(storage: Location, done: Sequence[Trial], others: Sequence[Trial]) -> None:
-    """Delete what recorded trials have left in `storage`: a driver may have died just before it did.
-
-    Samples that one of `others` shares stay.
-    """
-    needed = {trial.place[1] for trial in others}
-    for trial in done:
-        remove(trial_folder(storage, trial.key))
-        if trial.place[1] not in needed:
-            remove(chunks_folder(storage) / trial.place[1])
-
-
-def empty(storage: Location) -> None:
-    """Delete all that trials have left in `storage`, so that none goes on from there."""
-    for name in ("trials", "chunks"):
-        remove(storage / name)
-
-
-class _Progress:
-    """The listener of a sweep; see `condkd_ray.cluster.events`."""
-
-    def __init__(
-        self,
-        trials: Sequence[Trial],
-        work: Work,
-        on_round: Callable[[Trial, Metrics], None],
-        on_outcome: Callable[[Trial, Outcome], None],
-    ) -> None:
-        self._trials = {trial.key: trial for trial in trials}
-        self._work = work
-        self._on_round, self._on_outcome = on_round, on_outcome
-        self._sharers: dict[str, set[str]] = defaultdict(set)
-        for key, job in work.jobs.items():
-            self._sharers[job.pool_key].add(key)
-        self._history: dict[str, list[Metrics]] = {trial.key: [] for trial in trials}
-        self.open = set(self._trials)
-        self._running: set[str] = set()
-        self._stopped: set[str] = set()
-        self.error: Exception | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether the deadline has come, and every trial that ran has stopped at it."""
-        return passed(self._work.deadline) and not self._running
-
-    def started(self, key: str) -> None:
-        """At its deadline it must be waited for."""
-        self._running.add(key)
-
-    def heard(self, key: str, result: dict[str, Any]) -> None:
-        """A trial that was killed tells its first rounds again."""
-        if FULL in result:
-            raise StorageFullError(result[FULL])
-        if OUT_OF_TIME in result:
-            self._stopped.add(key)
-        metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
-        if metrics.get("round", 0) > len(self._history[key]):
-            self._history[key].append(metrics)
-            self._on_round(self._trials[key], metrics)
-
-    def retried(self, key: str, reason: str) -> None:
-        """Nobody has to do anything, but should know why this takes longer."""
-        say(f"{self._trials[key].label}: {reason}; it goes on from its checkpoint")
-
-    def completed(self, key: str) -> None:
-        """Fetch the outcome, and once it is in good hands clear up behind the trial."""
-        started, path = key in self._running, outcome_path(self._work.folder, key)
-        self._running.discard(key)
-        # Those that never started are ended by Tune when the sweep is over.
-        if not started or key in self._stopped:
-            return
-        if not path.is_file():
-            return self.failed(key, last_reason(trial_folder(self._work.folder, key)))
-        self._over(key, load_outcome(path))
-        place = self._work.jobs[key].pool_key
-        self._sharers[place].discard(key)
-        if not self._sharers[place]:
-            self._work.pool.forget.remote(place)
-        remove(trial_folder(self._work.folder, key))
-
-    def failed(self, key: str, reason: str) -> None:
-        """Checkpoint and chunks stay, so that a later sweep can go on from them."""
-        self._running.discard(key)
-        history = self._history[key]
-        self._over(
-            key, Outcome(status="failed", reason=reason, metrics={}, history=history, predictions=[], images=None)
-        )
-
-    def _over(self, key: str, outcome: Outcome) -> None:
-        self._on_outcome(self._trials[key], outcome)
-        self.open.discard(key)
-
-
 def _fit(
-    work: Work, progress: _Progress, scratch: Path, bundle: dict[str, float], crews: dict[str, int], at_once: int
+    work: Work, progress: Progress, scratch: Path, bundle: dict[str, float], crews: dict[str, int], at_once: int
 ) -> None:
     from ray import tune
 

@@ -6,8 +6,8 @@ import torch
 import toy
 
 from condkd_ray.cluster.chunk_cache import ChunkCache
-from condkd_ray.cluster.connect import spilled_by_ray
 from condkd_ray.cluster.pool import SyntheticPool, check_limit, chunk_bytes, default_limit, make_pool
+from condkd_ray.cluster.spilling import spilled_by_ray
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.memory.chunks import to_arrays
 from condkd_ray.method import InputError

@@ -141,7 +141,7 @@ def test_a_forgotten_key_leaves_nothing(pool, folder):
     ray.get(pool.forget.remote("forgotten"))
     after = ray.get(pool.stats.remote())
     gone = {name: before[name] - after[name] for name in before}
-    assert gone == {"keys": 1, "chunks": 1, "samples": 2, "bytes": 2 * (64 + 8 + 8), "spilled_bytes": 0}
+    assert gone == {"keys": 1, "chunks": 1, "samples": 2, "bytes": 2 * (64 + 8 + 8), "spilled_bytes": 0, "shed": 0}
     assert not (folder / "forgotten").exists()
     assert open_store(pool, "forgotten").num_ids == 0
 

@@ -9,8 +9,9 @@ import toy
 from drivers import direct, timeless
 from test_tuning import Heard
 
-from condkd_ray.cluster import tuning
-from condkd_ray.cluster.tuning import Trial, producers_first
+from condkd_ray.cluster.progress import Progress
+from condkd_ray.cluster.trials import Trial, producers_first
+from condkd_ray.cluster.tuning import sweep
 from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import DeepInversion, Fast
 from condkd_ray.memory import Latest, Reservoir
@@ -50,8 +51,6 @@ class Sharing(Heard):
         self._disturb(trial, metrics)
 
     def run(self, configs: dict[str, TrialConfig], folder: Path, scope="inversion", **options) -> bool:
-        from condkd_ray.cluster.tuning import sweep
-
         prepared = toy.make_prepared()
         trials = [Trial(key, key, config, prepared, scope) for key, config in configs.items()]
         return sweep(trials, folder=folder, on_round=self.on_round, on_outcome=self.on_outcome, **options)
@@ -86,13 +85,13 @@ def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_onc
 def pids(monkeypatch) -> dict[str, int]:
     """Of the processes that trials were last heard from, by key."""
     found: dict[str, int] = {}
-    heard = tuning._Progress.heard
+    heard = Progress.heard
 
     def spy(self, key: str, result: dict) -> None:
         found[key] = result["pid"]
         heard(self, key, result)
 
-    monkeypatch.setattr(tuning._Progress, "heard", spy)
+    monkeypatch.setattr(Progress, "heard", spy)
     return found
 
 

@@ -14,7 +14,8 @@ from pyarrow.fs import FileSelector
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.cluster.trainable import outcome_path, trial_folder
-from condkd_ray.cluster.tuning import Trial, clear, empty, sweep
+from condkd_ray.cluster.trials import Trial, clear, empty
+from condkd_ray.cluster.tuning import sweep
 from condkd_ray.guidance import Discriminator
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError, Metrics
