@@ -2,22 +2,26 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
 import toy
-from drivers import direct, timeless
+from drivers import PATH, direct, timeless
 from test_tuning import Heard
 
+from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.progress import Progress
+from condkd_ray.cluster.shared_stores import SharedStore
+from condkd_ray.cluster.sources import SharedSource
 from condkd_ray.cluster.trials import Trial, producers_first
 from condkd_ray.cluster.tuning import sweep
 from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import DeepInversion, Fast
 from condkd_ray.memory import Latest, Reservoir
 from condkd_ray.networks import ResNet
-from condkd_ray.run import Outcome
-from condkd_ray.trial import TrialConfig
+from condkd_ray.run import Outcome, run_trial
+from condkd_ray.trial import TrialConfig, codec
 
 FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), rounds=4)
 GUIDED = replace(FREE, inversion=Fast(steps=2, batch=16, latent=16, width=8, adv_weight=0), guidance=Discriminator())
@@ -96,7 +100,8 @@ def pids(monkeypatch) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("saved", [0, 1000], ids=["its state saved each round", "its state never saved"])
-def test_a_killed_maker_is_replaced_by_the_one_that_waits(cluster, tmp_path, pids, saved):
+def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved):
+    """It comes back and goes on, or the one that waits takes over: whichever is first."""
     killed = []
 
     def disturb(trial: Trial, metrics: dict) -> None:
@@ -107,11 +112,36 @@ def test_a_killed_maker_is_replaced_by_the_one_that_waits(cluster, tmp_path, pid
     configs = {"a": replace(FREE, rounds=12), "b": replace(FREE, rounds=12, memory=Latest())}
     heard = Sharing(disturb)
     assert heard.run(configs, tmp_path, checkpoint_seconds=saved)
+    assert killed
     assert_as_alone(heard.outcomes, configs)
-    (other,) = set(configs) - set(killed)
-    made = [row["round"] for row in heard.outcomes[other].history if row["pool/made"]]
-    assert made == list(range(made[0], 13)), "the one that waited makes all that was missing"
-    assert rounds_made(heard.outcomes, set(killed)) <= made[0] - 1
+
+
+def share(config: TrialConfig, folder: Path, pool: Any, who: str) -> Outcome:
+    """A trial of the pool's key "k", in this process."""
+    prepared = toy.make_prepared()
+    store = SharedStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, "k", who)
+    with SharedSource(pool, "k", who, folder / "k" / "production.safetensors", 0) as source:
+        return run_trial(config, prepared, store, source=source, produces=False)
+
+
+def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path):
+    import ray
+
+    pool = make_pool(tmp_path, 2**30)
+    options = {"max_retries": 0, "runtime_env": {"env_vars": {"PYTHONPATH": PATH}}}
+    maker = ray.remote(**options)(share).remote(replace(FREE, rounds=10_000), tmp_path, pool, "maker")
+    while (found := ray.get(pool.describe.remote())) == [] or found[0]["rounds"] < 3:
+        assert not ray.wait([maker], timeout=0.05)[0], ray.get(maker)
+    (pid,) = processes.of_ray("share")
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(maker)
+    done = ray.get(pool.describe.remote())[0]["rounds"]
+    config = replace(FREE, rounds=done + 4)
+    outcome = share(config, tmp_path, pool, "waiter")
+    assert_as_alone({"waiter": outcome}, {"waiter": config})
+    assert [row["pool/made"] for row in outcome.history] == [0.0] * done + [1.0] * 4
+    ray.kill(pool)
 
 
 def test_a_killed_pool_leaves_sharers_their_numbers(cluster, tmp_path):
