@@ -27,12 +27,11 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     marker = f".marker-{secrets.token_hex(8)}"
     put_text(storage / marker, "")
     try:
-        answers = [(node["NodeManagerAddress"], _asked(node["NodeID"], storage, marker)) for node in nodes]
-        for node, answer in answers:
-            if wrong := _answered(answer):
-                raise InputError(
-                    f"{what} is {str(storage)!r}, which node {node} cannot use ({wrong}); accepted: {SHARED}"
-                )
+        answers = [_asked(node["NodeID"], storage, marker) for node in nodes]
+        for node, answer in zip(nodes, answers, strict=True):
+            if wrong := _answered(node["NodeID"], answer):
+                where = f"{what} is {str(storage)!r}, which node {node['NodeManagerAddress']} cannot use ({wrong})"
+                raise InputError(f"{where}; accepted: {SHARED}")
     finally:
         (storage / marker).unlink(missing_ok=True)
 
@@ -52,15 +51,18 @@ def _asked(node: str, storage: Location, marker: str) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": place}
     return ray.remote(**options)(look).remote(storage, marker)
 
 
-def _answered(answer: Any) -> str:
+def _answered(node: str, answer: Any) -> str:
+    """What the node says. One that was lost meanwhile has nothing to say: no trial will run on it."""
     import ray
     from ray.exceptions import RayError
 
     try:
         return ray.get(answer, timeout=PATIENCE_SECONDS)
     except RayError as error:
-        return f"it does not answer: {str(error).splitlines()[0]}"
+        lost = not any(other["Alive"] for other in ray.nodes() if other["NodeID"] == node)
+        return "" if lost else f"it does not answer: {str(error).splitlines()[0]}"
