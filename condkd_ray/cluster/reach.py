@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from typing import Any
 
 from condkd_ray.method import InputError
@@ -29,7 +30,7 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     try:
         answers = [_asked(node["NodeID"], storage, marker) for node in nodes]
         for node, answer in zip(nodes, answers, strict=True):
-            if wrong := _answered(node["NodeID"], answer):
+            if wrong := _answered(node["NodeID"], storage, marker, answer):
                 where = f"{what} is {str(storage)!r}, which node {node['NodeManagerAddress']} cannot use ({wrong})"
                 raise InputError(f"{where}; accepted: {SHARED}")
     finally:
@@ -56,13 +57,22 @@ def _asked(node: str, storage: Location, marker: str) -> Any:
     return ray.remote(**options)(look).remote(storage, marker)
 
 
-def _answered(node: str, answer: Any) -> str:
-    """What the node says. One that was lost meanwhile has nothing to say: no trial will run on it."""
-    import ray
-    from ray.exceptions import RayError
+def _answered(node: str, storage: Location, marker: str, answer: Any) -> str:
+    """What the node says, asked again should it not have come to it.
 
-    try:
-        return ray.get(answer, timeout=PATIENCE_SECONDS)
-    except RayError as error:
-        lost = not any(other["Alive"] for other in ray.nodes() if other["NodeID"] == node)
-        return "" if lost else f"it does not answer: {str(error).splitlines()[0]}"
+    One that is lost meanwhile has nothing to say: no trial will run on it. That takes Ray some seconds to notice.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ray.get(answer, timeout=PATIENCE_SECONDS)
+        except RayError as error:
+            if not any(other["Alive"] for other in ray.nodes() if other["NodeID"] == node):
+                return ""
+            if isinstance(error, RayTaskError) or time.monotonic() > deadline:
+                return f"it does not answer: {str(error).splitlines()[0]}"
+        time.sleep(1)
+        answer = _asked(node, storage, marker)
