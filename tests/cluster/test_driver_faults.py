@@ -36,7 +36,7 @@ def test_sigterm_ends_a_sweep_in_order_and_leaves_no_process(tmp_path):
     assert not (tmp_path / "trials" / "a").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize("group", [False, True], ids=["driver", "terminal"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_after_ctrl_c_nothing_runs_nothing_is_lost_and_the_same_command_continues(tmp_path, times, group):
@@ -57,7 +57,7 @@ def test_after_ctrl_c_nothing_runs_nothing_is_lost_and_the_same_command_continue
     finish(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
 def test_ctrl_c_while_the_cluster_comes_up_leaves_no_process(tmp_path, seconds):
     with driving(tmp_path) as driver:
@@ -70,7 +70,7 @@ def test_ctrl_c_while_the_cluster_comes_up_leaves_no_process(tmp_path, seconds):
     assert_gone(pids)
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 def test_a_driver_killed_at_once_takes_all_with_it_and_the_same_command_continues(tmp_path):
     with driving(tmp_path) as driver:
         driver.until(*SECOND)
@@ -86,7 +86,7 @@ def test_a_driver_killed_at_once_takes_all_with_it_and_the_same_command_continue
     finish(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize("with_pool", [False, True])
 def test_a_lost_node_costs_what_ran_there_since_its_checkpoint(tmp_path, with_pool):
     with machine() as made:
@@ -112,7 +112,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 def test_full_storage_ends_the_sweep_with_the_path_and_the_same_command_continues_once_there_is_room(tmp_path):
     with small_disk(tmp_path / "disk", "8m") as folder:
         filler = folder / "filler"
