@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from condkd_ray.bookkeeping import Plan
 from condkd_ray.condensation import AllReal
 from condkd_ray.guidance import NoGuidance
 from condkd_ray.inversion import NoInversion
 from condkd_ray.memory import Growing
+from condkd_ray.plans import Plan
 from condkd_ray.schedule import Schedule
 from condkd_ray.trial import TrialConfig
 

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +20,9 @@ from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation import Imported
 from condkd_ray.config import to_tree
 from condkd_ray.export import Shelf
-from condkd_ray.identity import Scope, pool_key
+from condkd_ray.identity import pool_key
 from condkd_ray.method import Metrics
+from condkd_ray.plans import Plan
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.progress import Progress
 from condkd_ray.report.records import MANIFEST, Manifest, Record, grid_path, read_manifest, write_record
@@ -31,23 +31,7 @@ from condkd_ray.report.tensorboard import Board, hparams, run_name, varying
 from condkd_ray.run import Outcome
 from condkd_ray.shell import say
 from condkd_ray.storage import Location
-from condkd_ray.trial import Prepared, TrialConfig
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One trial of an experiment: its arm, images per class (0 where it has none), seed, config and sharing scope."""
-
-    arm: str
-    ipc: int
-    seed: int
-    config: TrialConfig
-    scope: Scope = "trial"
-
-    @property
-    def label(self) -> str:
-        """As shown while it runs."""
-        return f"{self.arm}{f' ipc {self.ipc}' if self.ipc else ''} seed {self.seed}"
+from condkd_ray.trial import Prepared
 
 
 class Watch:

@@ -15,7 +15,7 @@ import tyro
 
 from condkd_ray import networks, report
 from condkd_ray.artifacts import Workshop
-from condkd_ray.bookkeeping import Plan, Watch, describe_experiment, teacher_line
+from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.cluster.pipeline import check_room
@@ -25,16 +25,16 @@ from condkd_ray.cluster.trials import Trial, clear, empty
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.explain import explain
 from condkd_ray.flags import RunFlags, chosen
-from condkd_ray.identity import Scope, trial_hash
+from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import AnyInversion, Inversion
 from condkd_ray.method import require
+from condkd_ray.plans import Plan, check_plans, scoped, scoped_baseline
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.run import Outcome
-from condkd_ray.scopes import scoped, scoped_baseline
 from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
 from condkd_ray.storage import check_writable
-from condkd_ray.trial import Prepared, TrialConfig
+from condkd_ray.trial import TrialConfig
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
 
@@ -151,7 +151,7 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
     given, deadline = list(plans), time.time() + flags.budget_seconds
     planned, baseline = [scoped(plan, flags.share) for plan in given], scoped_baseline(baseline, given, flags.share)
     flags.check()
-    _check_plans(planned)
+    check_plans(planned)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     workshop = Workshop(flags.cache, device=device, say=say)
     for plan in planned:
@@ -172,8 +172,11 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
         if flags.fresh:
             empty(flags.place)
         prepared = workshop.prepare_all([plan.config for plan in planned])
-        trials = [make_trial(plan, made) for plan, made in zip(planned, prepared, strict=True)]
-        keys = [trial.key for trial in trials]
+        keys = [trial_hash(plan.config, made, plan.scope) for plan, made in zip(planned, prepared, strict=True)]
+        whole = zip(keys, planned, prepared, strict=True)
+        trials = [Trial(key, plan.label, plan.config, made, plan.scope) for key, plan, made in whole]
+            Trial(k, p.label, p.config, made, p.scope) for k, p, made in zip(keys, planned, prepared, strict=True)
+        ]
         manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out, baseline=baseline)
         write_manifest(flags.out, manifest)
         say(teacher_line(manifest))
@@ -227,17 +230,6 @@ def _sweep(
     return complete, watch.failed
 
 
-def _check_plans(planned: list[Plan]) -> None:
-    require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
-    first: dict[tuple[TrialConfig, Scope], Plan] = {}
-    for plan in planned:
-        twin = first.setdefault((plan.config, plan.scope), plan)
-        same = f"{twin.label} and {plan.label}"
-        require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
-        alone = plan.scope == "trial" or plan.config.pipeline is None
-        require(alone, "--share with --producers", plan.scope, "trial: what a trial's own producers make ends with it")
-
-
 def _check_only(flags: Flags) -> None:
     """Hashes can only be known from an earlier run, so that what it planned is asked before anything is trained."""
     if flags.only:
@@ -255,9 +247,3 @@ def _missing(trials: list[Trial], flags: Flags) -> list[Trial]:
     only = f", {len(wanted)} of them chosen" if flags.only else ""
     say(f"{len(trials)} trials{only}, {before} of them finished before; results in {flags.out}")
     return [trial for trial in trials if trial.key in wanted - done]
-
-
-def make_trial(plan: Plan, prepared: Prepared) -> Trial:
-    """A planned trial with all it needs."""
-    key = trial_hash(plan.config, prepared, plan.scope)
-    return Trial(key, plan.label, plan.config, prepared, plan.scope)

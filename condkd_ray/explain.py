@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from condkd_ray.bookkeeping import Plan
 from condkd_ray.cluster.connect import check_resources, connect, slots
 from condkd_ray.config import content_hash, from_tree
 from condkd_ray.flags import RunFlags
 from condkd_ray.identity import can_share
 from condkd_ray.method import InputError, NonFiniteError
+from condkd_ray.plans import Plan
 from condkd_ray.probing import Cost, Span, join, probe_set, probe_teacher, probe_trial, recorded
 from condkd_ray.report.layout import Table
 from condkd_ray.report.progress import duration

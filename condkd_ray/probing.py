@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from condkd_ray.bookkeeping import Plan, make_record
+from condkd_ray.bookkeeping import make_record
 from condkd_ray.condensation import AnyCondensation
 from condkd_ray.export import kept_path
 from condkd_ray.method import Metrics, NonFiniteError
+from condkd_ray.plans import Plan
 from condkd_ray.product import product_path
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.records import Record, grid_path, record_path, write_record

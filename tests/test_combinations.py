@@ -13,12 +13,13 @@ from contracts.toy_methods import INVERTERS, sized, small
 from toy import IPC, MEAN, NUM_CLASSES, STD, blobs, make_prepared, toy_config
 
 from condkd_ray import report, state
-from condkd_ray.bookkeeping import Plan, make_record
+from condkd_ray.bookkeeping import make_record
 from condkd_ray.condensation import AllReal, AnyCondensation, Imported
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import AnyGuidance
 from condkd_ray.losses.kd import AnyKdLoss
 from condkd_ray.memory import AnyMemory
+from condkd_ray.plans import Plan
 from condkd_ray.report.records import Manifest, read_records, write_manifest, write_record
 from condkd_ray.run import local_store, run_trial
 from condkd_ray.streams import Streams

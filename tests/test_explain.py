@@ -11,7 +11,7 @@ import pytest
 from toy import make_prepared
 
 from condkd_ray.arms import arm
-from condkd_ray.bookkeeping import Plan, make_record
+from condkd_ray.bookkeeping import make_record
 from condkd_ray.condensation import DistributionMatching
 from condkd_ray.distiller import Distiller
 from condkd_ray.experiment import Flags
@@ -21,6 +21,7 @@ from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import Fast
 from condkd_ray.method import InputError
 from condkd_ray.networks import ResNet
+from condkd_ray.plans import Plan
 from condkd_ray.probing import Span
 from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
 from condkd_ray.run import local_store, run_trial

@@ -11,10 +11,11 @@ import pytest
 import torch
 from toy import MEAN, STD, make_prepared, toy_config
 
-from condkd_ray.bookkeeping import Plan, make_record
+from condkd_ray.bookkeeping import make_record
 from condkd_ray.export import Shelf, choose, export, kept_path, merit
 from condkd_ray.inversion import Dafl, NoInversion
 from condkd_ray.method import InputError
+from condkd_ray.plans import Plan
 from condkd_ray.product import product_path, read_product, write_product
 from condkd_ray.readers import read_parquet
 from condkd_ray.report.records import Manifest, write_manifest, write_record

@@ -4,9 +4,9 @@ import pytest
 from test_explain import plans
 from toy import make_prepared, toy_config
 
-from condkd_ray.bookkeeping import Plan
 from condkd_ray.condensation import GradientMatching, Herding, SqueezeRecover, TrajectoryMatching
 from condkd_ray.method import NonFiniteError
+from condkd_ray.plans import Plan
 from condkd_ray.probing import Span, hull, probe_set, probe_teacher, probe_trial
 from condkd_ray.sketch import Sketch
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from toy import make_prepared, toy_config
 
-from condkd_ray.bookkeeping import Plan, make_record
+from condkd_ray.bookkeeping import make_record
 from condkd_ray.method import InputError
+from condkd_ray.plans import Plan
 from condkd_ray.report.records import find_record, write_record
 from condkd_ray.run import local_store, run_trial
 from condkd_ray.train import compare

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -93,7 +93,24 @@ def _views(chunks: list[Placed]) -> list[Arrays]:
     return [read_chunk(c.source) if isinstance(c.source, Location) else next(copies) for c in chunks]
 
 
-class PoolStore(MappedStore):
+class OwnedStore(MappedStore):
+    """One whose key belongs to its trial alone: what this drops goes from the pool too."""
+
+    _sealed = 0
+    """Ids below it are in a checkpoint."""
+    _to_drop: Sequence[int] = ()
+    """First ids of chunks that the pool may remove."""
+
+    def commit(self) -> None:
+        """Unmap chunks of which nothing lives. The pool hears of it with the next call of a round."""
+        dead = [start for start, _ in self._dead()]
+        for start in dead:
+            self._unmap(start)
+        self._to_drop = [*self._to_drop, *dead]
+        self._sealed = self.num_ids
+
+
+class PoolStore(OwnedStore):
     """The store of one trial, which alone writes to its key. See `Store` for the verbs.
 
     A round costs one remote call, that of `append`, whose answer also shows what has changed in the pool.
@@ -101,21 +118,12 @@ class PoolStore(MappedStore):
 
     def __init__(self, codec: Codec, num_classes: int, pool: Any, key: str, device: str | torch.device = "cpu") -> None:
         super().__init__(codec, num_classes, pool, key, device)
-        self._sealed = 0
-        self._to_drop: list[int] = []
         self._ask(lambda have: pool.table.remote(key, have, key))
 
     def _append(self, start: int, encoded: Encoded) -> None:
         arrays, drop, sealed = to_arrays(encoded), self._to_drop, self._sealed
         self._ask(lambda have: self._pool.append.remote(self._key, start, arrays, have=have, drop=drop, sealed=sealed))
-        self._to_drop = []
-
-    def commit(self) -> None:
-        """Unmap chunks of which nothing lives. The pool hears of it with the next `append`."""
-        for start, _ in self._dead():
-            self._unmap(start)
-            self._to_drop.append(start)
-        self._sealed = self.num_ids
+        self._to_drop = ()
 
     def _truncate(self, num_ids: int) -> None:
         if any(start + len(chunk) > num_ids for start, chunk in self._table.items()):
@@ -169,30 +177,21 @@ class AdoptingStore(MappedStore):
             self._table.remove(start)
 
 
-class FilledStore(AdoptingStore):
+class FilledStore(OwnedStore, AdoptingStore):
     """The store of a trial whose producers fill its key, some rounds ahead of it. What it drops goes."""
 
     def __init__(self, codec: Codec, num_classes: int, pool: Any, key: str, device: str | torch.device = "cpu") -> None:
         super().__init__(codec, num_classes, pool, key, key, device)
-        self._sealed = 0
-        self._to_drop: list[int] = []
 
     def refresh(self) -> None:
         """See what has come. The one remote call of a round."""
         drop, sealed = self._to_drop, self._sealed
         self._ask(lambda have: self._pool.tend.remote(self._key, have, drop=drop, sealed=sealed))
-        self._to_drop = []
+        self._to_drop = ()
 
     def clear_ahead(self) -> None:
         """Remove what the trial has not taken yet: it will be made again."""
         self._truncate(self.num_ids)
-
-    def commit(self) -> None:
-        """Unmap chunks of which nothing lives. The pool hears of it with the next `refresh`."""
-        for start, _ in self._dead():
-            self._unmap(start)
-            self._to_drop.append(start)
-        self._sealed = self.num_ids
 
     def _truncate(self, num_ids: int) -> None:
         self._ask(lambda have: self._pool.truncate.remote(self._key, num_ids, have))

@@ -59,7 +59,7 @@ def test_a_long_folder_of_temporary_files_is_not_used_for_sockets(monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 60)
     assert module._private_environment()["RAY_TMPDIR"] == "/tmp"
-    monkeypatch.setenv("TMPDIR", "/tmp/short")
+    monkeypatch.setenv("TMPDIR", "/short")
     assert "RAY_TMPDIR" not in module._private_environment()
 
 

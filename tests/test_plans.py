@@ -1,10 +1,9 @@
-"""Scopes of sharing, as an experiment's flags and plans say them."""
+"""What experiments plan, and the scopes of sharing their flags ask for."""
 
 import toy
 
-from condkd_ray.bookkeeping import Plan
 from condkd_ray.identity import trial_hash
-from condkd_ray.scopes import scoped, scoped_baseline
+from condkd_ray.plans import Plan, scoped, scoped_baseline
 
 PLANS = [Plan(arm, 0, 0, toy.toy_config()) for arm in ("none", "mixed", "guided")]
 

@@ -1,0 +1,59 @@
+"""What an experiment plans: its trials, checked, in the scope of sharing that is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from condkd_ray.identity import Scope
+from condkd_ray.method import require
+from condkd_ray.report.statistics import Baseline
+from condkd_ray.trial import TrialConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trial of an experiment: its arm, images per class (0 where it has none), seed, config and sharing scope."""
+
+    arm: str
+    ipc: int
+    seed: int
+    config: TrialConfig
+    scope: Scope = "trial"
+
+    @property
+    def label(self) -> str:
+        """As shown while it runs."""
+        return f"{self.arm}{f' ipc {self.ipc}' if self.ipc else ''} seed {self.seed}"
+
+
+def check_plans(planned: Sequence[Plan]) -> None:
+    """Raise `InputError` where none is planned, one twice, or one that cannot share is to."""
+    require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
+    first: dict[tuple[TrialConfig, Scope], Plan] = {}
+    for plan in planned:
+        twin = first.setdefault((plan.config, plan.scope), plan)
+        same = f"{twin.label} and {plan.label}"
+        require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
+        alone = plan.scope == "trial" or plan.config.pipeline is None
+        require(alone, "--share with --producers", plan.scope, "trial: what a trial's own producers make ends with it")
+
+
+def scoped(plan: Plan, scope: Scope) -> Plan:
+    """The plan in the scope of the flags, if it has none of its own."""
+    if plan.scope != "trial" or scope == "trial":
+        return plan
+    return dataclasses.replace(plan, arm=_arm(plan.arm, scope), scope=scope)
+
+
+def _arm(arm: str, scope: Scope) -> str:
+    """Drawing from others' images makes another arm of it."""
+    return f"{arm} (sweep's pool)" if scope == "sweep" else arm
+
+
+def scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> Baseline:
+    """What each arm of the scope is compared with: the same as without it, in the same scope."""
+    own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
+    scoped = {_arm(arm, scope): _arm(base, scope) for arm, base in own.items()}
+    return baseline if scope != "sweep" else own | scoped
