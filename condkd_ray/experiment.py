@@ -175,8 +175,6 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
         keys = [trial_hash(plan.config, made, plan.scope) for plan, made in zip(planned, prepared, strict=True)]
         whole = zip(keys, planned, prepared, strict=True)
         trials = [Trial(key, plan.label, plan.config, made, plan.scope) for key, plan, made in whole]
-            Trial(k, p.label, p.config, made, p.scope) for k, p, made in zip(keys, planned, prepared, strict=True)
-        ]
         manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out, baseline=baseline)
         write_manifest(flags.out, manifest)
         say(teacher_line(manifest))
