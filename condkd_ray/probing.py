@@ -16,10 +16,11 @@ from condkd_ray.condensation import AnyCondensation
 from condkd_ray.export import kept_path
 from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.plans import Plan
+from condkd_ray.process import clean_process, peak_bytes
 from condkd_ray.product import product_path
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.records import Record, grid_path, record_path, write_record
-from condkd_ray.run import local_store, peak_bytes, run_trial
+from condkd_ray.run import local_store, run_trial
 from condkd_ray.sketch import Sketch
 from condkd_ray.streams import Streams
 from condkd_ray.supervised import bf16_pays
@@ -90,6 +91,7 @@ def join(costs: Sequence[Cost]) -> Cost:
 def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     """Run the first rounds of a trial with its files under `folder`. Raises `NonFiniteError` where it diverges."""
     config, whole = _short(plan.config), plan.config
+    clean_process(torch.get_num_threads())
     wall, cpu = time.perf_counter(), time.process_time()
     place = {"checkpoint": folder / "state", "product": product_path(folder), "checkpoint_seconds": 0.0}
     outcome = run_trial(config, prepared, local_store(config, prepared, folder), **place)

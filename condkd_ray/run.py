@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from condkd_ray.evaluation import predict
 from condkd_ray.memory import LocalStore, Store
 from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.networks import label
+from condkd_ray.process import peak_bytes
 from condkd_ray.product import Product, write_product
 from condkd_ray.samples import Samples, to_unit
 from condkd_ray.storage import Location
@@ -236,10 +236,3 @@ def pixels(samples: Samples, prepared: Prepared) -> Tensor:
     """Images as uint8 on the CPU."""
     unit = to_unit(samples.images, prepared.teacher.mean, prepared.teacher.std)
     return unit.mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most GPU memory allocated, or most resident memory of the process, so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

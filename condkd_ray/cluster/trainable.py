@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from condkd_ray.cluster.attempts import note, of_the_trial
 from condkd_ray.cluster.parcels import own_device, unpack
@@ -25,6 +19,7 @@ from condkd_ray.disk import no_room
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.pipeline import Allowance
+from condkd_ray.process import clean_process
 from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
 from condkd_ray.storage import Location
@@ -88,7 +83,7 @@ def run(setup: dict[str, str], *, work: Work) -> None:
         return
     if passed(work.deadline):
         return report({OUT_OF_TIME: 1})
-    _clean_process(work.threads)
+    clean_process(work.threads)
     last = _last_report(config, work, key, report)
     if last is not None:
         report(last)
@@ -150,19 +145,3 @@ def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: di
     store = SharedStore(*place, key, teacher.device)
     with SharedSource(work.pool, pool_key, key, path, work.checkpoint_seconds) as source:
         return run_trial(config, prepared, store, source=source, produces=False, **rest)
-
-
-def _clean_process(threads: int) -> None:
-    """Make a process that has run other trials like a fresh one, to the trial and to its record."""
-    gc.collect()
-    if sys.platform == "linux":
-        # What earlier trials have freed the allocator still holds; where it is not the GNU one there is no such call.
-        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
-    torch.set_num_threads(threads)
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    peak = Path("/proc/self/clear_refs")
-    if peak.exists():
-        # "5" sets the peak of resident memory back to what it is now (Linux).
-        peak.write_text("5")

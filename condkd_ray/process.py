@@ -1,0 +1,34 @@
+"""The process that computes: made like a fresh one before a trial, and what it took at its peak."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+def clean_process(threads: int) -> None:
+    """Make a process that has run other trials like a fresh one, to the trial and to its record."""
+    gc.collect()
+    if sys.platform == "linux":
+        # What earlier trials have freed the allocator still holds; where it is not the GNU one there is no such call.
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    torch.set_num_threads(threads)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    peak = Path("/proc/self/clear_refs")
+    if peak.exists():
+        # "5" sets the peak of resident memory back to what it is now (Linux).
+        peak.write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most GPU memory allocated, or most resident memory of the process, since it was made clean."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,33 @@
+"""What a reused process owes the next trial."""
+
+import sys
+import threading
+
+import psutil
+import pytest
+import torch
+
+from condkd_ray.process import clean_process, peak_bytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
+def test_peak_memory_is_that_of_one_trial():
+    block = torch.ones(100_000_000)
+    before = peak_bytes(torch.device("cpu"))
+    del block
+    clean_process(1)
+    assert peak_bytes(torch.device("cpu")) <= before - 300_000_000
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU allocator is asked")
+def test_what_the_thread_of_an_earlier_trial_has_freed_is_given_back():
+    blocks: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: blocks.extend(torch.ones(2000) for _ in range(40_000)))
+    thread.start()
+    thread.join()
+    # The last one stays, so that the allocator cannot just cut off the end of its memory.
+    del blocks[:-1]
+    held = psutil.Process().memory_info().rss
+    clean_process(1)
+    assert psutil.Process().memory_info().rss < held - 100_000_000
