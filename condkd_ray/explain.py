@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from condkd_ray.cluster.connect import check_resources, connect, slots
+from condkd_ray.cluster.pipeline import check_room, crew_size, teams
 from condkd_ray.config import content_hash, from_tree
 from condkd_ray.flags import RunFlags
 from condkd_ray.identity import can_share
@@ -87,8 +88,12 @@ def estimate(work: Work, flags: RunFlags, device: str) -> Estimate:
     """What is left of `work` will take, whose `costs` and `based_on` are filled in. Raises `InputError`."""
     begin = time.perf_counter()
     with connect(flags.address):
-        check_resources(flags.cpus_per_trial, flags.gpus_per_trial, flags.resources)
-        fitting = max(1, slots(flags.cpus_per_trial, flags.gpus_per_trial, flags.resources))
+        cpus, gpus = flags.cpus_per_trial, flags.gpus_per_trial
+        check_resources(cpus, gpus, flags.resources)
+        configs = [plan.config for plan in work.missing]
+        check_room(cpus, gpus, flags.per_producer, configs)
+        crew = max(map(crew_size, configs))
+        fitting = min(slots(cpus, gpus, flags.resources), teams(cpus, gpus, flags.per_producer, crew))
     connected = time.perf_counter() - begin
     torch.set_num_threads(max(1, int(flags.cpus_per_trial)))
     sketch = Sketch(flags.cache, device)

@@ -75,7 +75,7 @@ class Cost:
     working: Span
     """Checkpoint and chunks, while it runs."""
     memory: Span
-    """Its process, or the GPU's, at the peak."""
+    """Its processes, or the GPU's, at the peak."""
 
     @classmethod
     def nothing(cls) -> Cost:
@@ -111,13 +111,15 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     kept = _bytes(folder / "records") + _bytes(folder / "grids")
     product, state = _bytes(place["product"]), _bytes(place["checkpoint"])
     peak = peak_bytes(prepared.teacher.device)
+    crew, ahead = (0, 0) if whole.pipeline is None else (whole.pipeline.producers, whole.pipeline.staleness)
     return Cost(
-        wall=seconds,
+        # Here producers work in turn with the student, there beside it.
+        wall=seconds * Span(1 / (1 + min(crew, ahead)), 1),
         cpu=seconds * min(1.0, cpu / wall),
         kept=Span(kept, kept + max(0, left) * row / ROUNDS),
         product=Span(product, product + max(0, left) * chunks),
         working=Span(state, state + whole.total_rounds * chunks),
-        memory=Span(peak * 0.7, peak * 1.5 + whole.total_rounds * chunks),
+        memory=Span(peak * 0.7, (1 + crew) * peak * 1.5 + whole.total_rounds * chunks),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import itertools
 import os
 import sys
@@ -45,8 +46,12 @@ def exit_codes() -> Iterator[None]:
 
 
 def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
-    """Make `out` ready. Raises `InputError` for a file, a folder that cannot be written, another experiment's."""
+    """Make `out` ready, for this process alone until it ends.
+
+    Raises `InputError` for a file, a folder that cannot be written, another experiment's, one where a process runs.
+    """
     if fresh and out.is_dir():
+        _claim(out)
         _move_aside(out)
     check_same_experiment(out, experiment)
     try:
@@ -56,6 +61,30 @@ def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"--out is {str(out)!r}; accepted: a folder that can be written ({error.strerror})") from None
+    _claim(out)
+
+
+_claimed: dict[tuple[int, int], int] = {}
+"""Descriptors of folders that this process has locked, by device and inode. The system lets go of them at its end."""
+
+
+def _claim(out: Path) -> None:
+    status = out.stat()
+    if (status.st_dev, status.st_ino) in _claimed:
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise InputError(
+            f"--out is {str(out)!r}, where another process runs; accepted: a folder of its own, or the same once that "
+            "has ended"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(folder)
+        return
+    _claimed[status.st_dev, status.st_ino] = folder
 
 
 def _move_aside(out: Path) -> None:

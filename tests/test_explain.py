@@ -23,6 +23,7 @@ from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import Fast
 from condkd_ray.method import InputError
 from condkd_ray.networks import ResNet
+from condkd_ray.pipeline import Pipeline
 from condkd_ray.plans import Plan
 from condkd_ray.probing import Span
 from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
@@ -63,6 +64,18 @@ def test_an_account_of_what_was_never_run_leaves_no_trace(cluster, tmp_path):
     assert "share" not in said
     shared = [replace(plan, scope="inversion") for plan in plans(seeds=(0,), inversion=Fast(adv_weight=0, **SMALL))]
     assert "each trial making its own images: those that share them" in explain("ablate_ipc", shared, flags, "cpu")
+
+
+def test_producers_take_their_place_and_their_memory_and_spare_time(cluster, tmp_path):
+    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache", cpus_per_trial=0.5, cpus_per_producer=0.5)
+    alone, helped = Work(plans(seeds=(0,)), {}), Work(plans(seeds=(0,), pipeline=Pipeline()), {})
+    assert estimate(alone, flags, "cpu").at_once == 2
+    found = estimate(helped, replace(flags, cpus_per_producer=1.0), "cpu")
+    assert found.at_once == 1
+    assert found.trial_memory.high > 4 * found.trial_memory.low
+    assert helped.costs["none"].wall.high > 4 * helped.costs["none"].wall.low
+    with pytest.raises(InputError, match=r"resources per trial is '0\.5 CPUs and 1 producers of 9 CPUs'"):
+        estimate(helped, replace(flags, cpus_per_producer=9.0), "cpu")
 
 
 def test_more_rounds_are_told_to_take_longer(cluster, tmp_path):

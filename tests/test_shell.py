@@ -110,6 +110,21 @@ def test_results_of_another_format_are_refused(tmp_path):
         open_folder(tmp_path, "train", fresh=False)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_is_for_one_process_at_a_time(tmp_path, fresh):
+    hold = "import time; from pathlib import Path; from condkd_ray.shell import open_folder\n"
+    hold += f"open_folder(Path({str(tmp_path)!r}), 'train', fresh=False); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(InputError, match=r"--out is '.*', where another process runs; accepted: a folder of its"):
+            open_folder(tmp_path, "train", fresh=fresh)
+        other.kill()
+    assert tmp_path.is_dir()
+    open_folder(tmp_path, "train", fresh=fresh)
+    open_folder(tmp_path, "train", fresh=False)
+
+
 def test_cpu_seconds_grow_with_work():
     clock = CpuClock()
     before = clock.look()

@@ -159,23 +159,40 @@ def bundles(setup: dict[str, str], *, learner: dict[str, float], per_producer: A
 
 def check_room(cpus: float, gpus: float, each: Allowance, configs: Sequence[TrialConfig]) -> None:
     """Raise `InputError` where the machines of the connected cluster cannot hold one of these with its producers."""
-    import ray
-
     crew = max(map(crew_size, configs))
     require(each.cpus > 0, "CPUs per producer", each.cpus, "more than 0")
     whole = 0 <= each.gpus <= 1 or each.gpus == int(each.gpus) > 0
     require(whole, "GPUs per producer", each.gpus, "0 to 1, or a whole number")
-    nodes = [
-        (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in ray.nodes() if node["Alive"]
-    ]
-    free = list(nodes)
-    for wanted in [(cpus, gpus), *[(each.cpus, each.gpus)] * crew]:
-        fitting = [node for node in free if node[0] >= wanted[0] and node[1] >= wanted[1]]
-        asked = f"{_told(cpus, gpus)} and {crew} producers of {_told(each.cpus, each.gpus)}"
-        held = " + ".join(_told(*node) for node in nodes)
-        require(bool(fitting), "resources per trial", asked, f"at most what the machines have, {held}")
-        free.remove(fitting[0])
-        free.append((fitting[0][0] - wanted[0], fitting[0][1] - wanted[1]))
+    asked = f"{_told(cpus, gpus)} and {crew} producers of {_told(each.cpus, each.gpus)}"
+    held = " + ".join(_told(*node) for node in _nodes())
+    there = f"at most what the machines have, {held}"
+    require(teams(cpus, gpus, each, crew) > 0, "resources per trial", asked, there)
+
+
+def teams(cpus: float, gpus: float, each: Allowance, crew: int) -> int:
+    """How many trials with so many producers run at once on the connected cluster."""
+    free, count = _nodes(), 0
+    while _seat(free, [(cpus, gpus), *[(each.cpus, each.gpus)] * crew]):
+        count += 1
+    return count
+
+
+def _seat(free: list[tuple[float, float]], wanted: Sequence[tuple[float, float]]) -> bool:
+    """Take what is wanted, bundle by bundle, from what nodes have left."""
+    for cpus, gpus in wanted:
+        found = next((node for node in free if node[0] >= cpus and node[1] >= gpus), None)
+        if found is None:
+            return False
+        free[free.index(found)] = found[0] - cpus, found[1] - gpus
+    return True
+
+
+def _nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of each."""
+    import ray
+
+    there = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in there]
 
 
 def _told(cpus: float, gpus: float) -> str:

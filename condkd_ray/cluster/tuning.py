@@ -98,7 +98,7 @@ def sweep(
         work = Work(storage, pool, jobs, threads, checkpoint_seconds, attempts, deadline, per_producer)
         for key in jobs:
             start_anew(trial_folder(storage, key))
-        check_packing(jobs.values(), gpus_per_trial)
+        check_packing(jobs.values(), gpus_per_trial, per_producer.gpus)
         progress = Progress(trials, work, on_round, on_outcome)
         bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
         fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))

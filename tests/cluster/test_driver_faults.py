@@ -33,7 +33,7 @@ def test_sigterm_ends_a_sweep_in_order_and_leaves_no_process(tmp_path):
     assert set(driver.said[1].split()[1:]) <= processes.LOOPBACK
     assert driver.said[-1] == "interrupted"
     assert_gone(pids)
-    assert {"b", "c"} <= checkpoints(tmp_path)
+    assert {"b", "c"} <= checkpoints(tmp_path) | set(outcomes(tmp_path))
     assert not (tmp_path / "trials" / "a").exists()
 
 

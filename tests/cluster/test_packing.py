@@ -3,11 +3,16 @@ from dataclasses import fields, replace
 import pytest
 import toy
 
-from condkd_ray.cluster.packing import Need, _kinds, check_need, check_packing, one_step
+from condkd_ray.cluster.packing import Need, _kinds, _roles, check_need, check_packing, one_step, work
 from condkd_ray.cluster.trial_jobs import Job
 from condkd_ray.config import to_tree
+from condkd_ray.distiller import Distiller
 from condkd_ray.inversion import Fast
 from condkd_ray.method import InputError
+from condkd_ray.pipeline import Pipeline
+
+SYNTHESIZE, STEP = Fast.synthesize, Distiller.step
+BOTH = ("inversion", "distillation")
 
 
 def job(label: str, config, parcel=None) -> Job:
@@ -30,9 +35,24 @@ def test_a_step_of_everything_is_enough_to_be_measured():
 def test_trials_that_differ_in_seed_and_length_alone_are_measured_once():
     wide = toy.toy_config(inversion=Fast(steps=2, batch=32, latent=16, width=8))
     jobs = [job("a", toy.toy_config()), job("b", toy.toy_config(seed=1, rounds=9)), job("c", wide)]
-    assert list(_kinds(jobs)) == ["a", "c"]
+    assert [job.label for job in _kinds(jobs)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("role", ["trial", "learner", "producer"])
+def test_each_process_of_a_trial_does_a_round_of_its_own_work(role, monkeypatch):
+    done = []
+    monkeypatch.setattr(Fast, "synthesize", lambda *args, **rest: done.append("inversion") or SYNTHESIZE(*args, **rest))
+    monkeypatch.setattr(Distiller, "step", lambda *args, **rest: done.append("distillation") or STEP(*args, **rest))
+    config = one_step(toy.toy_config(pipeline=None if role == "trial" else Pipeline()))
+    work(config, toy.make_prepared(), role)
+    assert set(done) == {"trial": set(BOTH), "learner": {BOTH[1]}, "producer": {BOTH[0]}}[role]
+
+
+def test_a_trial_with_producers_has_two_kinds_of_process():
+    assert _roles(job("a", toy.toy_config())) == ("trial",)
+    assert _roles(job("a", toy.toy_config(pipeline=Pipeline()))) == ("learner", "producer")
 
 
 def test_gpus_on_paper_and_whole_ones_pass(cluster):
     for part in (0.0, 1.0, 0.5):
-        check_packing([job("a", toy.toy_config())], part)
+        check_packing([job("a", toy.toy_config())], part, part)
