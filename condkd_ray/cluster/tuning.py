@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from condkd_ray.cluster.attempts import ATTEMPTS, start_anew
-from condkd_ray.cluster.connect import NO_MORE, check_resources, handling, slots
+from condkd_ray.cluster.connect import NO_MORE, check_resources, handling
 from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pipeline import bundles, check_room, crew_size
@@ -61,7 +61,7 @@ def sweep(
         cpus_per_trial: CPUs held by a trial; also its number of threads, rounded down.
         gpus_per_trial: GPUs, or a part of one.
         resources: amounts of custom resources that a trial needs too.
-        max_concurrent: trials at once, at most; as many as fit by default.
+        max_concurrent: trials at once, at most; by default as many as fit, also into a cluster that grows.
         deadline: a `time.time()` from which no trial starts; each that runs stops after its round, with a checkpoint.
         on_round: hears the metrics of each round once, in order.
         on_outcome: hears of each trial once, as soon as it is over: finished, or failed with a reason of one line. A
@@ -101,9 +101,8 @@ def sweep(
         check_packing(jobs.values(), gpus_per_trial, per_producer.gpus)
         progress = Progress(trials, work, on_round, on_outcome)
         bundle = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **resources}
-        fitting = max(1, slots(cpus_per_trial, gpus_per_trial, resources))
         crews = {trial.key: crew_size(trial.config) for trial in trials}
-        _fit(work, progress, folder / "tune", bundle, crews, min(fitting, max_concurrent or fitting))
+        _fit(work, progress, folder / "tune", bundle, crews, max_concurrent)
         if progress.error is not None:
             raise progress.error
         return not progress.open
@@ -115,7 +114,7 @@ def sweep(
 
 
 def _fit(
-    work: Work, progress: Progress, scratch: Path, bundle: dict[str, float], crews: dict[str, int], at_once: int
+    work: Work, progress: Progress, scratch: Path, bundle: dict[str, float], crews: dict[str, int], at_once: int | None
 ) -> None:
     from ray import tune
 

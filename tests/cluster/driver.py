@@ -3,7 +3,7 @@
 It imports Ray before anything of ours, as a user's script may. Says `connecting`, `listening` and the addresses,
 `round KEY NUMBER`, `done KEY`, and how it ended; exit codes are those of an experiment.
 
-usage: driver.py FOLDER [ADDRESS]
+usage: driver.py FOLDER [ADDRESS [TIMES]], with so many times the rounds
 """
 
 import os
@@ -24,9 +24,9 @@ from condkd_ray.trial import TrialConfig
 ROUNDS = {"a": 3, "b": 30, "c": 30, "d": 3}
 
 
-def configs() -> dict[str, TrialConfig]:
+def configs(times: int = 1) -> dict[str, TrialConfig]:
     """By key; `a` is over soon, two others are not."""
-    return {key: toy.toy_config(rounds=rounds, seed=ord(key)) for key, rounds in ROUNDS.items()}
+    return {key: toy.toy_config(rounds=times * rounds, seed=ord(key)) for key, rounds in ROUNDS.items()}
 
 
 def done_path(folder: Path, key: str) -> Path:
@@ -34,9 +34,9 @@ def done_path(folder: Path, key: str) -> Path:
     return folder / "done" / f"{key}.safetensors"
 
 
-def main(folder: Path, address: str) -> int:
+def main(folder: Path, address: str = "local", times: str = "1") -> int:
     prepared = toy.make_prepared()
-    missing = {key: config for key, config in configs().items() if not done_path(folder, key).exists()}
+    missing = {key: config for key, config in configs(int(times)).items() if not done_path(folder, key).exists()}
 
     def on_round(trial: Trial, metrics: Metrics) -> None:
         print("round", trial.key, metrics["round"], flush=True)
@@ -57,4 +57,4 @@ def main(folder: Path, address: str) -> int:
 
 if __name__ == "__main__":
     with exit_codes():
-        sys.exit(main(Path(sys.argv[1]), *(sys.argv[2:] or ["local"])))
+        sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -76,9 +76,9 @@ class Driver:
 
 
 @contextmanager
-def driving(folder: Path, address: str = "local") -> Iterator[Driver]:
-    """A driver over `folder`; killed at the end of the block if it still runs."""
-    command = [sys.executable, str(HERE / "driver.py"), str(folder), address]
+def driving(folder: Path, address: str = "local", times: int = 1) -> Iterator[Driver]:
+    """A driver over `folder`, its rounds times `times`; killed at the end of the block if it still runs."""
+    command = [sys.executable, str(HERE / "driver.py"), str(folder), address, str(times)]
     environment = os.environ | {"PYTHONPATH": PATH}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:

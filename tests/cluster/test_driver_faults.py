@@ -112,6 +112,15 @@ def test_a_lost_node_costs_what_ran_there_since_its_checkpoint(tmp_path, with_po
         assert_undisturbed(tmp_path)
 
 
+@pytest.mark.fault
+def test_a_node_that_joins_takes_part(tmp_path):
+    with machine(nodes=1) as made, driving(tmp_path, made.address, times=20) as driver:
+        driver.until("done a")
+        made.grow()
+        driver.until("round c 1")
+        assert not any(line.startswith("done b") for line in driver.said)
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A file system of `size` in memory."""
