@@ -1,13 +1,15 @@
 """What a reused process owes the next trial."""
 
+import gc
 import sys
 import threading
+import weakref
 
 import psutil
 import pytest
 import torch
 
-from condkd_ray.process import clean_process, peak_bytes
+from condkd_ray.process import clean_process, keep_imports, peak_bytes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
@@ -31,3 +33,23 @@ def test_what_the_thread_of_an_earlier_trial_has_freed_is_given_back():
     held = psutil.Process().memory_info().rss
     clean_process(1)
     assert psutil.Process().memory_info().rss < held - 100_000_000
+
+
+def test_what_comes_after_the_imports_is_still_collected():
+    class Circle:
+        def __init__(self) -> None:
+            self.own = self
+
+    keep_imports()
+    try:
+        # What was loaded by then is left alone, once for all.
+        frozen = gc.get_freeze_count()
+        assert frozen > 10_000
+        circle = weakref.ref(Circle())
+        keep_imports()
+        assert gc.get_freeze_count() == frozen
+        clean_process(1)
+        assert circle() is None
+    finally:
+        gc.unfreeze()
+        keep_imports.cache_clear()

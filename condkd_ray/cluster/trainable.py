@@ -19,7 +19,7 @@ from condkd_ray.disk import no_room
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError, Metrics
 from condkd_ray.pipeline import Allowance
-from condkd_ray.process import clean_process
+from condkd_ray.process import clean_process, keep_imports
 from condkd_ray.product import product_path
 from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
 from condkd_ray.storage import Location
@@ -83,6 +83,8 @@ def run(setup: dict[str, str], *, work: Work) -> None:
         return
     if passed(work.deadline):
         return report({OUT_OF_TIME: 1})
+    # Nothing of a trial is there yet where this is the process's first.
+    keep_imports()
     clean_process(work.threads)
     last = _last_report(config, work, key, report)
     if last is not None:

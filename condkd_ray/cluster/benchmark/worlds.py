@@ -14,6 +14,7 @@ from condkd_ray.artifacts import Workshop
 from condkd_ray.cluster.trainable import outcome_path
 from condkd_ray.cluster.tuning import Trial, sweep
 from condkd_ray.config import from_tree
+from condkd_ray.method import Metrics
 from condkd_ray.run import Outcome, save_outcome
 from condkd_ray.shell import say
 from condkd_ray.trial import Prepared, TrialConfig
@@ -57,9 +58,14 @@ def idle(count: int, folder: Path, prepared: Prepared) -> list[Trial]:
     return trials
 
 
-def run_all(trials: Sequence[Trial], folder: Path, heard: Callable[[Trial, Outcome], None]) -> None:
+def run_all(
+    trials: Sequence[Trial],
+    folder: Path,
+    heard: Callable[[Trial, Outcome], None],
+    on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
+) -> None:
     """A sweep to its end. Raises `KeyboardInterrupt` where it was stopped, as what it has taken then says nothing."""
-    if not sweep(trials, folder=folder, on_outcome=heard):
+    if not sweep(trials, folder=folder, on_round=on_round, on_outcome=heard):
         raise KeyboardInterrupt
 
 
