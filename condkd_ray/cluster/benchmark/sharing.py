@@ -52,7 +52,7 @@ def sharing() -> Iterator[Measured]:
 
 
 def _spent(config: TrialConfig, prepared: Prepared, scope: Scope) -> tuple[float, float]:
-    """CPU seconds of all rounds and, from the first one on, of the pool; time of inversion over that of distillation."""
+    """CPU seconds of all rounds and, once there is one, of the pool; time of inversion over that of distillation."""
     outcomes, pool = list[Outcome](), list[float]()
     rates = [0.05 + 0.01 * number for number in range(STUDENTS)]
     distillers = [replace(config.distiller, lr=rate) for rate in rates]
