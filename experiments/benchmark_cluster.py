@@ -1,7 +1,7 @@
 """What does the cluster cost: a draw, a round, a reader, a sweep, a trial that does nothing?
 
 Each figure is measured several times side by side with what it is compared with, and its rows replace those of before
-in --rows. About 20 minutes on an idle machine of 2 cores; figure by figure with --figures.
+in --rows. About 25 minutes on an idle machine of 2 cores; figure by figure with --figures.
 
     python experiments/benchmark_cluster.py --figures draw blocked
     python experiments/benchmark_cluster.py --table

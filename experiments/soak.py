@@ -1,7 +1,8 @@
 """Does a sweep survive whatever its processes die of? Many seeded kills, and the table must be that of a calm run.
 
 Sweeps of the standard ablation on digits follow one another on a cluster of two nodes on this machine, until all kills
-are done: of trials, of the pool, of nodes and of the driver, after which the same command is given again.
+are done: of trials, of the pool, of nodes and of the driver, after which the same command is given again. The inversion
+asks no student, and trials whose images are equal share them: those that make images for others are killed as well.
 
     python experiments/soak.py --kills 100 --seed 0
 """
@@ -16,7 +17,8 @@ import tyro
 from condkd_ray.cluster.storm import machine, schedule, soak
 from condkd_ray.shell import exit_codes, open_folder, say
 
-SWEEP = "--ipcs 1 --seeds 0 1 --condensation random_real --teacher-epochs 5 --arms none condensed_only guided"
+SWEEP = "--ipcs 1 --seeds 0 1 --condensation random_real --teacher-epochs 5 --arms none mixed guided --share inversion"
+ASKS_NOBODY = "inversion: {adv_weight: 0}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +36,12 @@ class Args:
 def main(args: Args) -> int:
     """The exit code: 0 if every sweep ended with the numbers of the calm one."""
     open_folder(args.out, "soak", fresh=args.out.is_dir())
-    flags = [str(Path(__file__).with_name("ablate_ipc.py")), *SWEEP.split(), "--rounds", str(args.rounds)]
+    config = args.out / "config.yaml"
+    config.write_text(ASKS_NOBODY)
+    flags = [*SWEEP.split(), "--rounds", str(args.rounds), "--config", str(config), "--cache", str(args.out / "cache")]
     begin = time.monotonic()
     with machine() as made:
-        command = [sys.executable, *flags, "--cache", str(args.out / "cache"), "--address", made.address]
+        command = [sys.executable, str(Path(__file__).with_name("ablate_ipc.py")), *flags, "--address", made.address]
         verdict = soak(made, command, args.out, schedule(args.kills, args.seed), seed=args.seed, say=say)
     print(f"{verdict} In {time.monotonic() - begin:.0f} s.")
     return 0 if verdict.passed else 1

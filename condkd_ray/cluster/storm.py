@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -67,13 +67,22 @@ class Machine:
             _kill(pid)
         self._cluster.remove_node(self._nodes.pop(which), allow_graceful=False)
 
+    def lose_head(self) -> None:
+        """All of the head's own processes end at once, and with them what knows of the cluster."""
+        for pid in [self._pid(self._cluster.head_node, name) for name in ("gcs_server", "raylet")]:
+            _kill(pid)
+
     def grow(self) -> None:
         """Another node with one CPU."""
         self._nodes.append(self._cluster.add_node(num_cpus=1))
 
     def _raylet(self, which: int) -> int:
-        (raylet,) = self._nodes[which].all_processes["raylet"]
-        return raylet.process.pid
+        return self._pid(self._nodes[which], "raylet")
+
+    @staticmethod
+    def _pid(node: Any, name: str) -> int:
+        (found,) = node.all_processes[name]
+        return found.process.pid
 
     def close(self) -> None:
         """All nodes, and the head."""

@@ -9,7 +9,10 @@ from condkd_ray.report.records import Record, read_records
 
 
 def differences(out: Path, other: Path) -> list[str]:
-    """In what `out` differs from `other`, a line each: trials, any number in them, tables. Times may."""
+    """In what `out` differs from `other`, a line each: trials, any number in them, tables.
+
+    Times may differ, and which of the trials that share images has made them.
+    """
     found, expected = ({r.config_hash: _numbers(r) for r in read_records(folder)} for folder in (out, other))
     lines = [f"{key[:12]} is missing" for key in expected if key not in found]
     lines += [f"{key[:12]} is not in {other}" for key in found if key not in expected]
@@ -20,13 +23,17 @@ def differences(out: Path, other: Path) -> list[str]:
 def _numbers(record: Record) -> str:
     """Written out, so that NaN equals NaN; no two floats are written alike."""
 
-    def timeless(row: dict[str, float]) -> dict[str, float]:
-        return {name: value for name, value in row.items() if not name.startswith("time/")}
+    def lasting(row: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in row.items() if not name.startswith(("time/", "pool/"))}
 
-    rounds = [timeless(row) for row in record.history]
-    return repr((record.status, timeless(record.metrics), rounds, record.predictions, record.held))
+    rounds = [lasting(row) for row in record.history]
+    return repr((record.status, lasting(record.metrics), rounds, record.predictions, record.held))
 
 
 def _table(out: Path) -> list[list[str]]:
     with (out / "table.csv").open(newline="") as file:
-        return [row for row in csv.reader(file) if "time/" not in row[4] and not row[4].endswith("_seconds")]
+        return [
+            row
+            for row in csv.reader(file)
+            if not row[4].startswith(("time/", "pool/")) and not row[4].endswith("_seconds")
+        ]

@@ -113,6 +113,19 @@ def test_a_lost_node_costs_what_ran_there_since_its_checkpoint(tmp_path, with_po
 
 
 @pytest.mark.fault
+def test_with_its_head_lost_a_driver_ends_and_goes_on_on_another_cluster(tmp_path):
+    with machine() as made, driving(tmp_path, made.address) as driver:
+        driver.until(*SECOND)
+        made.lose_head()
+        lost = time.monotonic()
+        assert driver.end() not in (0, 130), driver.said
+        print(f"ended after {time.monotonic() - lost:.0f} s:", *driver.said[-5:], sep="\n")
+    assert "a" in outcomes(tmp_path)
+    with machine() as made:
+        finish(tmp_path, made.address)
+
+
+@pytest.mark.fault
 def test_a_node_that_joins_takes_part(tmp_path):
     with machine(nodes=1) as made, driving(tmp_path, made.address, times=20) as driver:
         driver.until("done a")

@@ -8,8 +8,12 @@ import yaml
 from condkd_ray.cluster.storm import SHARES, check_untouched, machine, schedule, soak
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_ipc.py"
-FLAGS = "--ipcs 1 --seeds 0 --arms none condensed_only guided --teacher-epochs 1 --rounds 12"
-SMALL = {"condensation": {"name": "random_real"}, "inversion": {"width": 16}, "distiller": {"steps": 20}}
+FLAGS = "--ipcs 1 --seeds 0 --arms none mixed guided --share inversion --teacher-epochs 1 --rounds 12"
+SMALL = {
+    "condensation": {"name": "random_real"},
+    "inversion": {"width": 16, "adv_weight": 0.0},
+    "distiller": {"steps": 20},
+}
 
 
 def test_every_kind_is_killed_and_the_seed_decides_when():

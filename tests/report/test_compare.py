@@ -15,15 +15,15 @@ def written(folder, records):
     return folder
 
 
-def test_times_do_not_matter(tmp_path):
+def test_times_and_who_made_what_do_not_matter(tmp_path):
     records = [dataclasses.replace(record, metrics=record.metrics | {"a/b": math.nan}) for record in sweep()]
     slower = [
         dataclasses.replace(
             record,
             wall_seconds=1e6,
             cpu_seconds=1e6,
-            metrics=record.metrics | {"time/wall_seconds": 1e6},
-            history=[row | {"time/wall_seconds": 1e6} for row in record.history],
+            metrics=record.metrics | {"time/wall_seconds": 1e6, "pool/made": 2.0},
+            history=[row | {"time/wall_seconds": 1e6, "pool/made": 1.0} for row in record.history],
         )
         for record in records
     ]
