@@ -7,7 +7,6 @@ import toy
 
 from condkd_ray.cluster.chunk_cache import ChunkCache
 from condkd_ray.cluster.pool import SyntheticPool, check_limit, chunk_bytes, default_limit, make_pool
-from condkd_ray.cluster.spilling import spilled_by_ray
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.memory.chunks import to_arrays
 from condkd_ray.method import InputError
@@ -74,7 +73,3 @@ def test_a_limit_under_a_rounds_images_is_refused(cluster):
     with pytest.raises(InputError, match=f"pool limit is '{size - 1} bytes'"):
         check_limit(size - 1, [size // 2, size])
     assert default_limit() > 10 * size
-
-
-def test_ray_is_asked_what_it_has_spilled(cluster):
-    assert spilled_by_ray() >= 0

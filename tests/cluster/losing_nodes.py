@@ -1,0 +1,25 @@
+"""Asks a cluster what went to disk, just after each of its nodes but the head was lost.
+
+usage: losing_nodes.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+from condkd_ray.cluster.connect import connect
+from condkd_ray.cluster.pool import make_pool
+from condkd_ray.cluster.spilling import tell_of_spilling
+from condkd_ray.cluster.storm import machine
+
+
+def main(folder: Path) -> None:
+    with machine() as made, connect(made.address):
+        pool = make_pool(folder, 10**6)
+        for _ in range(2):
+            made.lose(0)
+            tell_of_spilling(pool, 10**6)
+    print("told")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
