@@ -1,4 +1,4 @@
-"""The command line `condkd`: one trial, a condensed set, an export, a report, the pool, the methods."""
+"""The command line `condkd`: one trial, a search, a condensed set, an export, a report, the pool, the methods."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import tyro
 
 from condkd_ray import catalogue, report
 from condkd_ray.condense import Condense, condense
+from condkd_ray.dashboard import Dashboard, dashboard
 from condkd_ray.export import choose, export, merit
 from condkd_ray.method import require
 from condkd_ray.report.pool import pool_table
+from condkd_ray.search import Search, search
 from condkd_ray.shell import exit_codes, say
 from condkd_ray.storage import locate
 from condkd_ray.train import Repeat, Train, repeat, train
@@ -62,7 +64,9 @@ class Export:
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Condense, tyro.conf.subcommand("condense")]
+    | Annotated[Search, tyro.conf.subcommand("search")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Dashboard, tyro.conf.subcommand("dashboard")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Pool, tyro.conf.subcommand("pool")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
@@ -72,7 +76,14 @@ Command = (
 def main() -> None:
     """Entry point of `condkd`; exit codes as an experiment's."""
     with exit_codes():
-        verbs = {Export: export_best, Report: rebuild, Pool: show_pool, Methods: list_methods}
+        verbs = {
+            Search: search,
+            Dashboard: dashboard,
+            Export: export_best,
+            Report: rebuild,
+            Pool: show_pool,
+            Methods: list_methods,
+        }
         configured = {"train": _train, "condense": _condense}
         if sys.argv[1:] and sys.argv[1] in configured:
             sys.exit(configured[sys.argv[1]](sys.argv[2:]))

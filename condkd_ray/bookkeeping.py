@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import condkd_ray
@@ -23,6 +24,7 @@ from condkd_ray.export import Shelf
 from condkd_ray.identity import pool_key
 from condkd_ray.method import Metrics
 from condkd_ray.plans import Plan
+from condkd_ray.report.events import Scalar
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.progress import Progress
 from condkd_ray.report.records import MANIFEST, Manifest, Record, grid_path, read_manifest, write_record
@@ -33,25 +35,47 @@ from condkd_ray.shell import say
 from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared
 
+NONE: Mapping[str, Any] = MappingProxyType({})
+
 
 class Watch:
     """Hears of rounds and outcomes in the driver; alone writes records, grids and event files.
 
-    `storage`: where trials leave their products.
+    `work`: what there is to be done, by key; a search adds to it. `storage`: where trials leave their products.
+    `total`: how many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will
+    differ, by dotted name.
     """
 
     def __init__(
-        self, experiment: str, out: Path, work: Mapping[str, tuple[Plan, Prepared]], storage: Location | None = None
+        self,
+        experiment: str,
+        out: Path,
+        work: Mapping[str, tuple[Plan, Prepared]],
+        storage: Location | None = None,
+        *,
+        total: int | None = None,
+        choices: Mapping[str, Sequence[Scalar]] = NONE,
+        ranges: Mapping[str, tuple[float, float]] = NONE,
     ) -> None:
-        self._experiment, self._out, self._work = experiment, out, work
-        self._progress = Progress(len(work))
-        running = [self._record(key, None) for key in work]
-        names = varying([record.config for record in running])
-        self._hparams = {record.config_hash: hparams(record, names) for record in running}
-        self._runs = {record.config_hash: run_name(record) for record in running}
-        self._board = Board(out, list(self._hparams.values()))
+        self._experiment, self._out = experiment, out
+        self._work: dict[str, tuple[Plan, Prepared]] = {}
+        self._progress = Progress(len(work) if total is None else total)
+        running = [make_record(experiment, plan, key, prepared, None) for key, (plan, prepared) in work.items()]
+        self._names = [*varying([record.config for record in running]), *choices, *ranges]
+        examples = [{name: value} for name, found in choices.items() for value in found]
+        self._hparams: dict[str, dict[str, Scalar]] = {}
+        self._runs: dict[str, str] = {}
+        self._board = Board(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
         self._shelf = Shelf(out, storage)
         self.failed = 0
+        for key, (plan, prepared) in work.items():
+            self.add(key, plan, prepared)
+
+    def add(self, key: str, plan: Plan, prepared: Prepared) -> None:
+        """Trial `key` may be heard of from now on."""
+        self._work[key] = plan, prepared
+        record = self._record(key, None)
+        self._hparams[key], self._runs[key] = hparams(record, self._names), run_name(record)
 
     def round(self, key: str, metrics: Metrics) -> None:
         """Trial `key` has ended a round."""

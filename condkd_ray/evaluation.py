@@ -32,12 +32,16 @@ def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
 
 @torch.no_grad()
 def evaluate(
-    student: nn.Module, *, teacher: Teacher, proxy: Samples, val: RealImages | None, test: RealImages
+    student: nn.Module, *, teacher: Teacher, proxy: Samples, val: RealImages | None, test: RealImages | None
 ) -> Metrics:
-    """A round's report: agreement with the teacher on the proxy set, accuracy on validation and some test images."""
+    """A round's report: agreement with the teacher on the proxy set, accuracy on validation and some test images.
+
+    Those that are None are left out.
+    """
     student.eval()
     metrics = {f"proxy/{name}": value.item() for name, value in compare(student, proxy).items()}
     if val is not None:
         metrics["student/val_accuracy"] = accuracy(student, val[slice(ROUND_SUBSET)], teacher)
-    metrics["student/test_accuracy"] = accuracy(student, test[:ROUND_SUBSET], teacher)
+    if test is not None:
+        metrics["student/test_accuracy"] = accuracy(student, test[:ROUND_SUBSET], teacher)
     return metrics

@@ -21,6 +21,7 @@ from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.cluster.pipeline import check_room
 from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.shipping import in_job_folder
+from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trials import Trial, clear, empty
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.explain import explain
@@ -75,6 +76,10 @@ class Flags(RunFlags):
     teacher_epochs: int | None = None
     student: str = "resnet-8-8"
     rounds: int = 12
+    explain: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Tell how many trials there are and what they will take, and stop: nothing is trained or written."""
+    only: tuple[str, ...] = ()
+    """Run only these of the planned trials: (beginnings of) hashes as the tables and records name them."""
     producers: int = 0
     """Processes of each trial that make its images while its student learns; 0: they are made and learnt in turn."""
     staleness: int | None = None
@@ -211,15 +216,7 @@ def _sweep(
     try:
         complete = not missing or tuning.sweep(
             missing,
-            folder=flags.out,
-            storage=flags.place,
-            cpus_per_trial=flags.cpus_per_trial,
-            gpus_per_trial=flags.gpus_per_trial,
-            per_producer=flags.per_producer,
-            resources=flags.resources,
-            max_concurrent=flags.max_concurrent,
-            deadline=deadline,
-            pool_limit=flags.pool_bytes,
+            Terms.of(flags, deadline),
             on_round=lambda trial, metrics: watch.round(trial.key, metrics),
             on_outcome=heard,
         )

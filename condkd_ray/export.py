@@ -41,15 +41,20 @@ def merit(record: Record) -> tuple[str, float]:
     return "nothing", -math.inf
 
 
+def _group(record: Record) -> tuple[str, int]:
+    """Trials of which one is kept: those of an arm and IPC, or all of a search."""
+    return ("search", 0) if record.experiment == "search" else (record.arm, record.ipc)
+
+
 class Shelf:
-    """Keeps what the best trial of each arm and IPC has made, of those that ended under `out` so far.
+    """Keeps what the best trial of each arm and IPC, or of a search, has made, of those that ended under `out` so far.
 
     `storage`: where trials leave their products; `out` too if not given.
     """
 
     def __init__(self, out: Path, storage: Location | None = None) -> None:
         self._out, self._storage = Path(out), storage or Path(out)
-        self._best = {(r.arm, r.ipc): r for r in read_records(out) if kept_path(out, r.config_hash).is_file()}
+        self._best = {_group(r): r for r in read_records(out) if kept_path(out, r.config_hash).is_file()}
 
     def offer(self, record: Record) -> None:
         """Keep this trial's product in place of the former best, or delete it."""
@@ -58,13 +63,13 @@ class Shelf:
         # Kept without being known: a driver that died before it had made a record of it.
         if record.status != "finished" or not (fresh.is_file() or kept.is_file()):
             return
-        former = self._best.get((record.arm, record.ipc))
+        former = self._best.get(_group(record))
         if former is not None and merit(former)[1] >= merit(record)[1]:
             fresh.unlink(missing_ok=True)
             return
         if fresh.is_file():
             take(fresh, kept)
-        self._best[record.arm, record.ipc] = record
+        self._best[_group(record)] = record
         if former is not None and former.config_hash != record.config_hash:
             kept_path(self._out, former.config_hash).unlink(missing_ok=True)
 

@@ -51,10 +51,6 @@ class RunFlags:
     pool_limit: str | None = None
     """Such as 500MB or 4GB of shared memory a node for synthetic images; what is beyond it is read from disk, and told
     of. 60 % of the smallest node's object store if not given."""
-    only: tuple[str, ...] = ()
-    """Run only these of the planned trials: (beginnings of) hashes as the tables and records name them."""
-    explain: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Tell how many trials there are and what they will take, and stop: nothing is trained or written."""
     fresh: bool = False
     """Move what `--out` holds aside, delete what trials have left in a `--storage` apart, and begin anew."""
 

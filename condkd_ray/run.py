@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, pvariance
 from typing import Any
@@ -87,6 +87,7 @@ def run_trial(
     source: Source = own_images,
     produces: bool = True,
     on_round: Callable[[Metrics], None] = lambda metrics: None,
+    before_test: Callable[[Outcome], None] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     deadline: float | None = None,
 ) -> Outcome:
@@ -95,27 +96,19 @@ def run_trial(
     A NaN ends the trial as failed, naming round and loss term. `on_round` hears the metrics of each round, those
     before the checkpoint included, so that whoever shows them has all. Where a `product` is wanted, student and
     synthetic images are left there. `source`: of the images; the trial itself `produces` them or not.
+    `before_test` hears the outcome as it is without the test images, of which none is then looked at before it returns.
     From the `deadline`, a `time.time()`, no round is begun: raises `OutOfTimeError`.
     """
     state = resume(config, prepared, store, checkpoint, produces=produces)
     for metrics in state.history:
         on_round(metrics)
     saved, late = time.monotonic(), passed(deadline)
+    shown = prepared if before_test is None else replace(prepared, test=None)
     while state.round < config.total_rounds and not late:
         try:
-            metrics = run_round(config, prepared, state, store, source)
+            metrics = run_round(config, shown, state, store, source)
         except NonFiniteError as error:
-            reason = f"round {state.round + 1}: {error}"
-            return Outcome(
-                status="failed",
-                reason=reason,
-                metrics={},
-                history=state.history,
-                predictions=[],
-                images=None,
-                peak_bytes=peak_bytes(prepared.teacher.device),
-                threads=torch.get_num_threads(),
-            )
+            return broken(state, prepared, error)
         late = passed(deadline)
         due = late or time.monotonic() - saved >= checkpoint_seconds or state.round == config.total_rounds
         if checkpoint is not None and due:
@@ -128,7 +121,7 @@ def run_trial(
         raise OutOfTimeError
     if product is not None:
         write_product(make_product(config, prepared, state, store), product)
-    return finish(config, prepared, state, store)
+    return finish(config, prepared, state, store, before_test)
 
 
 def passed(deadline: float | None) -> bool:
@@ -147,22 +140,57 @@ def resume(
     return state
 
 
-def finish(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Outcome:
-    """The student on the whole test set, once, and the figures of the whole run."""
-    predictions = predict(state.distiller.student, prepared.test, prepared.teacher)
+def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outcome:
+    """The outcome of a trial whose next round came out as NaN."""
+    return Outcome(
+        status="failed",
+        reason=f"round {state.round + 1}: {error}",
+        metrics={},
+        history=state.history,
+        predictions=[],
+        images=None,
+        peak_bytes=peak_bytes(prepared.teacher.device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def finish(
+    config: TrialConfig,
+    prepared: Prepared,
+    state: TrialState,
+    store: Store,
+    before_test: Callable[[Outcome], None] | None,
+) -> Outcome:
+    """The outcome of a trial after its last round."""
+    untested = end(config, prepared, state, store)
+    if before_test is not None:
+        before_test(untested)
+    return tested(untested, state, prepared)
+
+
+def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Outcome:
+    """The figures of the whole run, as far as they need no test image beyond those of the rounds."""
     images, per_class = examples(config, prepared, state, store)
     return Outcome(
         status="finished",
-        metrics=summary(state.history)
-        | {"student/test_accuracy": (predictions == prepared.test.labels).double().mean().item()},
+        metrics=summary(state.history),
         history=state.history,
-        predictions=predictions.tolist(),
+        predictions=[],
         images=images,
         images_per_class=per_class,
         held=held(config, state, store),
         peak_bytes=peak_bytes(prepared.teacher.device),
         threads=torch.get_num_threads(),
     )
+
+
+def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:
+    """The student on the whole test set, once."""
+    assert prepared.test is not None
+    predictions = predict(state.distiller.student, prepared.test, prepared.teacher)
+    accuracy = (predictions == prepared.test.labels).double().mean().item()
+    metrics = untested.metrics | {"student/test_accuracy": accuracy}
+    return replace(untested, metrics=metrics, predictions=predictions.tolist())
 
 
 def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Product:
@@ -187,7 +215,7 @@ def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, sto
 
 
 def summary(history: list[Metrics]) -> Metrics:
-    """A run's figures from its rounds: last values, sums of times, mean, variance and best of the measured rounds.
+    """A run's figures from its rounds: last values, sums of times; mean, variance and best of those that were tested.
 
     Of `pool/`, what a trial made for others and took of them, sums too.
 
@@ -203,8 +231,10 @@ def summary(history: list[Metrics]) -> Metrics:
     }
     summed = {k for k in last if k.startswith(("time/", "pool/"))}
     measured = [m["student/test_accuracy"] for m in history if "student/test_accuracy" in m]
+    kept |= {name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(summed)}
+    if not measured:
+        return kept
     return kept | {
-        **{name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(summed)},
         "student/test_accuracy_mean": fmean(measured),
         "student/test_accuracy_variance": pvariance(measured),
         "student/test_accuracy_best": max(measured),

@@ -8,7 +8,7 @@ paths: `inversion/bn_weight`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ class Open:
 
     kind: str
     values: tuple[Any, ...]
+
+    @property
+    def examples(self) -> list[Any]:
+        """Its bounds, or all that can be chosen: methods by their names."""
+        return [value["name"] if isinstance(value, dict) else value for value in self.values]
 
 
 def _construct(kind: str) -> Callable[[yaml.SafeLoader, yaml.Node], Open]:
@@ -92,6 +97,67 @@ def parse(text: str) -> dict[str, Any]:
     return tree
 
 
+def leaves(tree: Any, path: str = "") -> dict[str, Open]:
+    """The open leaves of a space by the names of their parameters; those that a choice opens after it too.
+
+    A range that several methods have is told as the smallest that holds them. Raises `InputError` where one parameter
+    would be of two kinds.
+    """
+    if isinstance(tree, Open):
+        if not _among_methods(tree):
+            return {path: tree}
+        methods = [(path, value) for value in tree.values if isinstance(value, dict)]
+        return {f"{path}/name": tree} | _joined(leaves(value, at) for at, value in methods)
+    parts = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return _joined(leaves(value, f"{path}/{key}".strip("/")) for key, value in parts)
+
+
+def _joined(parts: Iterable[dict[str, Open]]) -> dict[str, Open]:
+    found: dict[str, Open] = {}
+    for part in parts:
+        for name, leaf in part.items():
+            other = found.setdefault(name, leaf)
+            same = other == leaf or (other.kind == leaf.kind != "choice")
+            told = f"!{other.kind} {list(other.values)} and !{leaf.kind} {list(leaf.values)}"
+            require(same, f"open leaf {name} of two methods", told, "the same choices, or ranges of one kind, for both")
+            if other != leaf:
+                bounds = [*other.values, *leaf.values]
+                found[name] = Open(leaf.kind, (min(bounds), max(bounds)))
+    return found
+
+
+def conditional(tree: Any) -> bool:
+    """Whether it depends on a choice which leaves are open."""
+    if isinstance(tree, Open):
+        return any(bool(leaves(value)) for value in tree.values)
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return any(map(conditional, parts))
+
+
+def default(tree: dict[str, Any]) -> TrialConfig:
+    """The config of a space whose open leaves keep their fields' defaults; of methods to choose from the first."""
+    return from_tree(_default(tree), "search space")
+
+
+def _default(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {
+            key: _default(value) for key, value in tree.items() if not isinstance(value, Open) or _among_methods(value)
+        }
+    if isinstance(tree, Open):
+        return _default(tree.values[0])
+    return [_default(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def to_plain(tree: Any) -> Any:
+    """The space in plain values, to be compared and written down."""
+    if isinstance(tree, Open):
+        return {f"!{tree.kind}": [to_plain(value) for value in tree.values]}
+    if isinstance(tree, dict):
+        return {key: to_plain(value) for key, value in tree.items()}
+    return [to_plain(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def close(tree: dict[str, Any], trial: optuna.trial.BaseTrial) -> TrialConfig:
     """The config that `trial`'s suggestions give. Raises `InputError` for keys that name no field."""
     return from_tree(_close(tree, trial, ""), "search space")
@@ -116,7 +182,12 @@ def _suggest(leaf: Open, trial: optuna.trial.BaseTrial, path: str) -> Any:
         return trial.suggest_float(path, *leaf.values, log=True)
     if leaf.kind == "int":
         return trial.suggest_int(path, *leaf.values)
-    if not any(isinstance(value, dict) for value in leaf.values):
+    if not _among_methods(leaf):
         return trial.suggest_categorical(path, leaf.values)
-    by_name = {value["name"] if isinstance(value, dict) else value: value for value in leaf.values}
+    by_name = dict(zip(leaf.examples, leaf.values, strict=True))
     return by_name[trial.suggest_categorical(f"{path}/name", list(by_name))]
+
+
+def _among_methods(leaf: Open) -> bool:
+    """Whether it is a choice by name."""
+    return any(isinstance(value, dict) for value in leaf.values)

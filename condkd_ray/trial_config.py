@@ -96,7 +96,8 @@ class Prepared:
     """What a trial needs and does not make: made once, cached, shared by all trials of a sweep."""
 
     teacher: Teacher
-    test: RealImages
+    test: RealImages | None
+    """None: not to be looked at."""
     val: RealImages | None
     condensed: Samples | None
     proxy: Samples

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import tyro
 
+from condkd_ray.experiment import Flags
 from condkd_ray.flags import RunFlags, parse_duration
 from condkd_ray.method import InputError
 
@@ -23,7 +24,7 @@ def test_other_texts_are_no_durations(text):
 
 def test_flags_as_typed():
     typed = ["--resource", "big=1", "--resource", "disk=0.5", "--only", "ab", "cd", "--max-concurrent", "3"]
-    flags = tyro.cli(RunFlags, args=typed)
+    flags = tyro.cli(Flags, args=typed)
     flags.check()
     assert flags.resources == {"big": 1.0, "disk": 0.5}
     assert (flags.only, flags.max_concurrent, flags.budget_seconds) == (("ab", "cd"), 3, math.inf)

@@ -74,13 +74,13 @@ class Events(Callback):
     """Passes on to the listener of `word`, and sees to it that no trial is tried for ever."""
 
     def __init__(self, word: str) -> None:
-        self._word = word
+        self.word = word
         self._rounds: Counter[str] = Counter()
         self._in_vain: Counter[str] = Counter()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Also once more after each failure."""
-        self._tell("started", trial)
+        told(self.word, "started", trial)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
         """A round; not a new one where a trial tells what it had told before its process died."""
@@ -88,7 +88,7 @@ class Events(Callback):
         if number > self._rounds[key]:
             self._rounds[key], self._in_vain[key] = number, 0
             trial.max_failures = UNLIMITED
-        self._tell("heard", trial, result)
+        told(self.word, "heard", trial, result)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Its process died, or it raised an exception; Tune will try again."""
@@ -96,23 +96,36 @@ class Events(Callback):
         self._in_vain[key] += 1
         if self._in_vain[key] >= IN_VAIN - 1:
             trial.max_failures = 0
-        self._tell("retried", trial, _reason(trial))
+        told(self.word, "retried", trial, _reason(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """An outcome."""
-        self._tell("completed", trial)
+        told(self.word, "completed", trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """No retry is left."""
-        self._tell("failed", trial, f"{IN_VAIN} attempts in a row without one more round; the last: {_reason(trial)}")
+        told(
+            self.word,
+            "failed",
+            trial,
+            f"{IN_VAIN} attempts in a row without one more round; the last: {_reason(trial)}",
+        )
 
-    def _tell(self, what: str, trial: Any, *rest: Any) -> None:
-        listener = _listeners[self._word]
-        if listener.error is None:
-            try:
-                getattr(listener, what)(trial.config["key"], *rest)
-            except Exception as error:
-                listener.error = error
+
+def told(word: str, what: str, trial: Any, *rest: Any) -> None:
+    """Have the listener of `word` hear of a Tune trial."""
+    asked(word, what, trial.config["key"], *rest)
+
+
+def asked(word: str, what: str, *rest: Any) -> Any:
+    """What the listener of `word` answers; None where it raises an error, or has raised one before."""
+    listener = _listeners[word]
+    if listener.error is None:
+        try:
+            return getattr(listener, what)(*rest)
+        except Exception as error:
+            listener.error = error
+    return None
 
 
 class StopOnError(Stopper):

@@ -56,11 +56,11 @@ class Depot:
         # The logits in condensed and proxy sets are the teacher's, and their own hashes do not cover these.
         contents = {
             "teacher": (hashes["teacher"], teacher.network.state_dict()),
-            "test": (hashes["data"], vars(prepared.test)),
             "proxy": (f"{hashes['proxy']}/{hashes['teacher']}", vars(prepared.proxy)),
         }
-        if prepared.val is not None:
-            contents["val"] = (hashes["data"], vars(prepared.val))
+        for name, images in (("test", prepared.test), ("val", prepared.val)):
+            if images is not None:
+                contents[name] = (hashes["data"], vars(images))
         if prepared.condensed is not None:
             contents["condensed"] = (f"{hashes['condensed']}/{hashes['teacher']}", vars(prepared.condensed))
         if prepared.landmarks is not None:
@@ -101,7 +101,7 @@ def unpack(config: TrialConfig, parcel: Parcel, device: str) -> Prepared:
         _unpacked[keys[kind]] = _build(kind, tensors, config, parcel, device)
     for key in set(_unpacked) - set(keys.values()):
         del _unpacked[key]
-    contents: dict[str, Any] = {"val": None, "condensed": None, "landmarks": None}
+    contents: dict[str, Any] = {"test": None, "val": None, "condensed": None, "landmarks": None}
     contents |= {kind: _unpacked[key] for kind, key in keys.items()}
     return Prepared(**contents, hashes=parcel.hashes)
 

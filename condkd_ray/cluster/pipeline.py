@@ -6,7 +6,7 @@ They lie in the trial's own placement group and belong to its process: they end 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -150,11 +150,17 @@ def crew_size(config: TrialConfig) -> int:
     return 0 if config.pipeline is None else config.pipeline.producers
 
 
-def bundles(setup: dict[str, str], *, learner: dict[str, float], per_producer: Allowance, crews: dict[str, int]) -> Any:
-    """The placement group of the trial `setup["key"]`: its own bundle, then one for each producer of its crew."""
+def bundles(
+    setup: dict[str, Any],
+    *,
+    learner: dict[str, float],
+    per_producer: Allowance,
+    crew_of: Callable[[dict[str, Any]], int],
+) -> Any:
+    """The placement group of a trial: its own bundle, then one for each producer of its crew."""
     from ray import tune
 
-    return tune.PlacementGroupFactory([learner, *[per_producer.bundle] * crews[setup["key"]]])
+    return tune.PlacementGroupFactory([learner, *[per_producer.bundle] * crew_of(setup)])
 
 
 def check_room(cpus: float, gpus: float, each: Allowance, configs: Sequence[TrialConfig]) -> None:

@@ -26,66 +26,80 @@ class Progress:
         on_round: Callable[[Trial, Metrics], None],
         on_outcome: Callable[[Trial, Outcome], None],
     ) -> None:
-        self._trials = {trial.key: trial for trial in trials}
-        self._work = work
+        self.work = work
         self._on_round, self._on_outcome = on_round, on_outcome
+        self.trials: dict[str, Trial] = {}
+        self._places: dict[str, str] = {}
         self._sharers: dict[str, set[str]] = defaultdict(set)
-        for key, job in work.jobs.items():
-            self._sharers[job.pool_key].add(key)
-        self._history: dict[str, list[Metrics]] = {trial.key: [] for trial in trials}
-        self.open = set(self._trials)
-        self._running: set[str] = set()
-        self._stopped: set[str] = set()
+        self._history: dict[str, list[Metrics]] = {}
+        self.open = set[str]()
+        self.running = set[str]()
+        self.stopped = set[str]()
         self.error: Exception | None = None
+        for trial in trials:
+            self.add(trial, work.jobs[trial.key].pool_key)
+
+    def add(self, trial: Trial, pool_key: str) -> None:
+        """One more trial, with its samples at this key of the pool."""
+        self.trials[trial.key], self._history[trial.key] = trial, []
+        self._places[trial.key] = pool_key
+        self._sharers[pool_key].add(trial.key)
+        self.open.add(trial.key)
 
     @property
     def over(self) -> bool:
         """Whether the deadline has come, and every trial that ran has stopped at it."""
-        return passed(self._work.deadline) and not self._running
+        return passed(self.work.deadline) and not self.running
 
     def started(self, key: str) -> None:
         """At its deadline it must be waited for."""
-        self._running.add(key)
+        self.running.add(key)
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A trial that was killed tells its first rounds again."""
         if FULL in result:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
-            self._stopped.add(key)
+            self.stopped.add(key)
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
-            self._on_round(self._trials[key], metrics)
+            self._on_round(self.trials[key], metrics)
 
     def retried(self, key: str, reason: str) -> None:
         """Nobody has to do anything, but should know why this takes longer."""
-        say(f"{self._trials[key].label}: {reason}; it goes on from its checkpoint")
+        say(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
 
     def completed(self, key: str) -> None:
-        """Fetch the outcome, and once it is in good hands clear up behind the trial."""
-        started, path = key in self._running, outcome_path(self._work.folder, key)
-        self._running.discard(key)
+        """Fetch the outcome."""
+        started, path = key in self.running, outcome_path(self.work.folder, key)
+        self.running.discard(key)
         # Those that never started are ended by Tune when the sweep is over.
-        if not started or key in self._stopped:
+        if not started or key in self.stopped:
             return
         if not path.is_file():
-            return self.failed(key, last_reason(trial_folder(self._work.folder, key)))
-        self._over(key, load_outcome(path))
-        place = self._work.jobs[key].pool_key
-        self._sharers[place].discard(key)
-        if not self._sharers[place]:
-            self._work.pool.forget.remote(place)
-        remove(trial_folder(self._work.folder, key))
+            return self.failed(key, last_reason(trial_folder(self.work.folder, key)))
+        self.over_with(key, load_outcome(path))
 
     def failed(self, key: str, reason: str) -> None:
         """Checkpoint and chunks stay, so that a later sweep can go on from them."""
-        self._running.discard(key)
+        self.running.discard(key)
+        self._over(key, self.outcome_so_far(key, "failed", reason))
+
+    def outcome_so_far(self, key: str, status: str, reason: str = "") -> Outcome:
+        """Of a trial that has left none."""
         history = self._history[key]
-        self._over(
-            key, Outcome(status="failed", reason=reason, metrics={}, history=history, predictions=[], images=None)
-        )
+        return Outcome(status=status, reason=reason, metrics={}, history=history, predictions=[], images=None)
+
+    def over_with(self, key: str, outcome: Outcome) -> None:
+        """Put the outcome into good hands, then clear up behind the trial."""
+        self._over(key, outcome)
+        place = self._places[key]
+        self._sharers[place].discard(key)
+        if not self._sharers[place]:
+            self.work.pool.forget.remote(place)
+        remove(trial_folder(self.work.folder, key))
 
     def _over(self, key: str, outcome: Outcome) -> None:
-        self._on_outcome(self._trials[key], outcome)
+        self._on_outcome(self.trials[key], outcome)
         self.open.discard(key)

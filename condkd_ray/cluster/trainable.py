@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from condkd_ray.cluster.attempts import note, of_the_trial
+from condkd_ray.cluster.board import Board
 from condkd_ray.cluster.parcels import own_device, unpack
 from condkd_ray.cluster.pipeline import Crew
 from condkd_ray.cluster.shared_stores import SharedStore, SweepStore
@@ -17,7 +19,7 @@ from condkd_ray.cluster.waiting import WATCH
 from condkd_ray.config import from_tree
 from condkd_ray.disk import no_room
 from condkd_ray.memory.store import MissingSamplesError
-from condkd_ray.method import InputError, Metrics
+from condkd_ray.method import InputError
 from condkd_ray.pipeline import Allowance
 from condkd_ray.process import clean_process, keep_imports
 from condkd_ray.product import product_path
@@ -27,6 +29,8 @@ from condkd_ray.trial import Prepared, TrialConfig, codec
 
 FULL = "storage_full"
 """What a trial reports, with the reason, when there is no room for its files."""
+UNTESTED = "untested"
+"""What a blind trial reports when its outcome is there but for the test images."""
 OUT_OF_TIME = "out_of_time"
 """What a trial reports that stopped, or did not start, because the deadline of the sweep had passed."""
 
@@ -37,13 +41,15 @@ class Work:
 
     folder: Location
     pool: Any
-    jobs: Jobs
+    jobs: Jobs | Board
     threads: int
     checkpoint_seconds: float
     attempts: int
     deadline: float | None
     per_producer: Allowance = Allowance()
     """Of each producer of a trial with a pipeline."""
+    blind: bool = False
+    """Whether no test image is looked at before the driver has heard of all else that came of a trial."""
 
 
 def trial_folder(folder: Location, key: str) -> Location:
@@ -59,6 +65,11 @@ def chunks_folder(folder: Location) -> Location:
 def outcome_path(folder: Location, key: str) -> Location:
     """Where the trial `key` leaves its outcome for the driver."""
     return trial_folder(folder, key) / "outcome.safetensors"
+
+
+def untested_path(folder: Location, key: str) -> Location:
+    """Where a blind trial leaves what the driver hears of before the test images are looked at."""
+    return trial_folder(folder, key) / "untested.safetensors"
 
 
 def run(setup: dict[str, str], *, work: Work) -> None:
@@ -111,7 +122,7 @@ def _last_report(
     return None if outcome.history else {}
 
 
-def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metrics], None]) -> Outcome:
+def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Mapping[str, Any]], None]) -> Outcome:
     checkpoint = trial_folder(work.folder, key) / "state.safetensors"
     prepared = unpack(config, work.jobs[key].parcel, own_device())
     rest = {
@@ -120,6 +131,7 @@ def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metric
         "on_round": report,
         "checkpoint_seconds": work.checkpoint_seconds,
         "deadline": work.deadline,
+        "before_test": partial(_show, work, key, report) if work.blind else None,
     }
     try:
         return _run(config, prepared, work, key, rest)
@@ -129,6 +141,12 @@ def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Metric
         return _run(config, prepared, work, key, rest)
     except InputError as error:
         return Outcome(status="failed", reason=str(error), metrics={}, history=[], predictions=[], images=None)
+
+
+def _show(work: Work, key: str, report: Callable[[Mapping[str, Any]], None], outcome: Outcome) -> None:
+    """Blocks until the driver has heard of it."""
+    save_outcome(outcome, untested_path(work.folder, key))
+    report({"round": len(outcome.history), UNTESTED: 1})
 
 
 def _run(config: TrialConfig, prepared: Prepared, work: Work, key: str, rest: dict[str, Any]) -> Outcome:

@@ -10,12 +10,12 @@ def build(out: Path, tensorboard: bool = True) -> str:
     """Rebuild everything from what is stored under `out`; the tables and what failed, as text for a terminal.
 
     Makes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`, `diagnosis.png`,
-    `histograms.png` and `tensorboard/`. Any part of the planned trials will do. Records of trials that the manifest
-    does not plan, as after a change of flags, go into the Parquet files alone. Raises `InputError` where `out` is not
-    the folder of an experiment.
+    `histograms.png` and `tensorboard/`; of a search `search.md`, `search.csv` and `tensorboard/`. Any part of the
+    planned trials will do. Records of trials that the manifest does not plan, as after a change of flags, go into the
+    Parquet files alone. Raises `InputError` where `out` is not the folder of an experiment.
     """
     # Workers import the records of this package; they shall not pay for matplotlib and the rest.
-    from condkd_ray.report import failures, figures, frames, records, tables
+    from condkd_ray.report import failures, figures, frames, records, searches, tables
     from condkd_ray.report import tensorboard as boards
 
     out = Path(out)
@@ -26,9 +26,11 @@ def build(out: Path, tensorboard: bool = True) -> str:
         note = f"{len(stored) - len(counted)} stored trials of other settings are left out of tables and figures."
         manifest = dataclasses.replace(manifest, notes=[*manifest.notes, note])
     frames.write_tables(out)
-    tables.write(out, counted, manifest)
-    figures.write(out, counted, manifest)
+    shown = searches if manifest.search else tables
+    shown.write(out, counted, manifest)
+    if not manifest.search:
+        figures.write(out, counted, manifest)
     if tensorboard:
         boards.rebuild(out, counted)
     wrong = failures.screen(counted, manifest, out)
-    return tables.terminal_table(counted, manifest) + (f"\n{wrong}" if wrong else "")
+    return shown.terminal_table(counted, manifest) + (f"\n{wrong}" if wrong else "")

@@ -38,6 +38,14 @@ def columns(planned: Sequence[Mapping[str, Scalar]], always: Sequence[str]) -> d
     return {name: _column(name, [trial[name] for trial in planned if name in trial]) for name in names}
 
 
+def intervals(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Columns of numbers between two bounds."""
+    infos = {name: _API.HParamInfo(name=name, type=_API.DATA_TYPE_FLOAT64) for name in ranges}
+    for name, (low, high) in ranges.items():
+        infos[name].domain_interval.min_value, infos[name].domain_interval.max_value = low, high
+    return infos
+
+
 def experiment(infos: Mapping[str, Any], metrics: Sequence[str]) -> Any:
     """The event that makes a folder an HParams experiment."""
     now = time.time()

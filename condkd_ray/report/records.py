@@ -99,6 +99,8 @@ class Manifest:
     test_labels: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What a reader of the tables has to know, one sentence each."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """Of a search: `objective`, `directions`, and the paths of its open leaves as `parameters`."""
     cpu_seconds: float | None = None
     """Of the last run as a whole, driver and trials; None until it has ended."""
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -71,12 +72,18 @@ class Board:
     """Event files of a running experiment under `out`/tensorboard. One process writes them, the driver.
 
     `planned`: the hyper-parameters of every trial to come, as `hparams` gives them. The columns of the HParams tab and
-    their types are made from these once, so that running trials stand there too. Times are seconds since 1970.
+    their types are made from these once, so that running trials stand there too; and from `ranges`, in which those that
+    nobody knows yet will lie. Times are seconds since 1970.
     """
 
-    def __init__(self, out: Path, planned: Sequence[Mapping[str, Scalar]] = ()) -> None:
+    def __init__(
+        self,
+        out: Path,
+        planned: Sequence[Mapping[str, Scalar]] = (),
+        ranges: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    ) -> None:
         self._folder = Path(out) / FOLDER
-        self._columns = events.columns(planned, BASE)
+        self._columns = events.columns(planned, BASE) | events.intervals(ranges)
         self._writers: dict[str, EventFileWriter] = {}
         self._latest: dict[str, tuple[int, Mapping[str, float]]] = {}
         # One experiment a tree: tensorboard keeps the first it finds.

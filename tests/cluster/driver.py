@@ -15,7 +15,9 @@ import processes
 import toy
 
 from condkd_ray.cluster.connect import connect
-from condkd_ray.cluster.tuning import Trial, sweep
+from condkd_ray.cluster.terms import Terms
+from condkd_ray.cluster.trials import Trial
+from condkd_ray.cluster.tuning import sweep
 from condkd_ray.method import Metrics
 from condkd_ray.run import Outcome, save_outcome
 from condkd_ray.shell import exit_codes
@@ -50,7 +52,8 @@ def main(folder: Path, address: str = "local", times: str = "1") -> int:
         assert ray.is_initialized()
         print("listening", *processes.listening({os.getpid(), *processes.descendants(os.getpid())}), flush=True)
         trials = [Trial(key, f"toy {key}", config, prepared) for key, config in missing.items()]
-        complete = sweep(trials, folder=folder, on_round=on_round, on_outcome=on_outcome, checkpoint_seconds=0)
+        terms = Terms(folder=folder, checkpoint_seconds=0)
+        complete = sweep(trials, terms, on_round=on_round, on_outcome=on_outcome)
     print("complete" if complete else "interrupted", flush=True)
     return 0 if complete else 130
 

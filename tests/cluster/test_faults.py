@@ -13,8 +13,10 @@ from test_tuning import Heard
 
 from condkd_ray.cluster.attempts import ATTEMPTS, attempts_path
 from condkd_ray.cluster.events import IN_VAIN
+from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trainable import trial_folder
-from condkd_ray.cluster.tuning import Trial, sweep
+from condkd_ray.cluster.trials import Trial
+from condkd_ray.cluster.tuning import sweep
 from condkd_ray.disk import StorageFullError
 from condkd_ray.method import Metrics
 from condkd_ray.run import Outcome
@@ -111,7 +113,7 @@ def test_a_straggler_holds_up_nobody_and_finishes_when_it_can(cluster, tmp_path)
             os.kill(stopped[0], signal.SIGCONT)
 
     trials = [Trial(key, key, config, toy.make_prepared()) for key, config in configs.items()]
-    assert sweep(trials, folder=tmp_path, on_round=on_round, on_outcome=on_outcome)
+    assert sweep(trials, Terms(folder=tmp_path), on_round=on_round, on_outcome=on_outcome)
     assert stopped
     for key, config in configs.items():
         assert_equal_numbers(heard.outcomes[key], direct(config))

@@ -8,7 +8,7 @@ from test_tuning import Heard
 
 from condkd_ray.cluster.connect import check_resources, slots
 from condkd_ray.cluster.trainable import trial_folder
-from condkd_ray.cluster.tuning import Trial
+from condkd_ray.cluster.trials import Trial
 from condkd_ray.method import InputError, Metrics
 
 HERE = "node:127.0.0.1"

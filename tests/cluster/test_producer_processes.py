@@ -17,7 +17,7 @@ from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pipeline import Crew
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import FilledStore
-from condkd_ray.cluster.tuning import Trial
+from condkd_ray.cluster.trials import Trial
 from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import DeepInversion
 from condkd_ray.memory import Latest

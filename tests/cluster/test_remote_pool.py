@@ -12,7 +12,7 @@ from test_sources import FREE, Sharing, assert_as_alone
 
 from condkd_ray.cluster.pool import SyntheticPool, make_pool
 from condkd_ray.cluster.stores import PoolStore
-from condkd_ray.cluster.tuning import Trial
+from condkd_ray.cluster.trials import Trial
 from condkd_ray.memory import Latest
 from condkd_ray.memory.chunks import chunk_path, stored_chunks, to_arrays, write_chunk
 from condkd_ray.samples import Codec

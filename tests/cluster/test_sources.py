@@ -14,6 +14,7 @@ from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.progress import Progress
 from condkd_ray.cluster.shared_stores import SharedStore
 from condkd_ray.cluster.sources import SharedSource
+from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trials import Trial, producers_first
 from condkd_ray.cluster.tuning import sweep
 from condkd_ray.guidance import Discriminator
@@ -57,7 +58,7 @@ class Sharing(Heard):
     def run(self, configs: dict[str, TrialConfig], folder: Path, scope="inversion", **options) -> bool:
         prepared = toy.make_prepared()
         trials = [Trial(key, key, config, prepared, scope) for key, config in configs.items()]
-        return sweep(trials, folder=folder, on_round=self.on_round, on_outcome=self.on_outcome, **options)
+        return sweep(trials, Terms(folder=folder, **options), on_round=self.on_round, on_outcome=self.on_outcome)
 
 
 def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_once(cluster, tmp_path):

@@ -13,6 +13,7 @@ from pyarrow.fs import FileSelector
 
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
+from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trainable import outcome_path, trial_folder
 from condkd_ray.cluster.trials import Trial, clear, empty
 from condkd_ray.cluster.tuning import sweep
@@ -51,8 +52,8 @@ class Heard:
     def sweep(self, configs: dict[str, TrialConfig], folder: Path, **options) -> bool:
         prepared = toy.make_prepared()
         trials = [Trial(key, f"toy {key}", config, prepared) for key, config in configs.items()]
-        options = {"on_round": self.on_round} | options
-        return sweep(trials, folder=folder, on_outcome=self.on_outcome, **options)
+        on_round = options.pop("on_round", self.on_round)
+        return sweep(trials, Terms(folder=folder, **options), on_round=on_round, on_outcome=self.on_outcome)
 
 
 def everything(folder: Location) -> list[str]:

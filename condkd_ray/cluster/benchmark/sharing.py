@@ -13,7 +13,7 @@ import psutil
 from condkd_ray.cluster.benchmark.rows import Measured
 from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, run_all, scratch
 from condkd_ray.cluster.connect import connect
-from condkd_ray.cluster.tuning import Trial
+from condkd_ray.cluster.trials import Trial
 from condkd_ray.identity import Scope
 from condkd_ray.method import Metrics
 from condkd_ray.run import Outcome

@@ -11,8 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from condkd_ray.artifacts import Workshop
+from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trainable import outcome_path
-from condkd_ray.cluster.tuning import Trial, sweep
+from condkd_ray.cluster.trials import Trial
+from condkd_ray.cluster.tuning import sweep
 from condkd_ray.config import from_tree
 from condkd_ray.method import Metrics
 from condkd_ray.run import Outcome, save_outcome
@@ -65,7 +67,7 @@ def run_all(
     on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
 ) -> None:
     """A sweep to its end. Raises `KeyboardInterrupt` where it was stopped, as what it has taken then says nothing."""
-    if not sweep(trials, folder=folder, on_round=on_round, on_outcome=heard):
+    if not sweep(trials, Terms(folder=folder), on_round=on_round, on_outcome=heard):
         raise KeyboardInterrupt
 
 

@@ -1,0 +1,125 @@
+"""A search: trials that are proposed one by one, run by Tune on the connected cluster, and stopped where poor."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from condkd_ray.cluster.attempts import last_reason, start_anew
+from condkd_ray.cluster.board import Board
+from condkd_ray.cluster.packing import check_packing
+from condkd_ray.cluster.parcels import Depot
+from condkd_ray.cluster.pipeline import crew_size
+from condkd_ray.cluster.progress import Progress
+from condkd_ray.cluster.terms import Terms
+from condkd_ray.cluster.trainable import UNTESTED, outcome_path, trial_folder, untested_path
+from condkd_ray.cluster.trial_jobs import Job
+from condkd_ray.cluster.trials import Trial
+from condkd_ray.cluster.tuning import fit
+from condkd_ray.config import to_tree
+from condkd_ray.method import Metrics
+from condkd_ray.run import Outcome, load_outcome, passed
+
+
+class Guide(Protocol):
+    """Who decides in a search. Nothing it is shown before `tested` has to do with a test image."""
+
+    def propose(self) -> Trial | None:
+        """The next trial, to be run from its checkpoint where it has one; None: there is no other."""
+        ...
+
+    def round(self, trial: Trial, metrics: Metrics) -> None:
+        """A trial has ended a round."""
+        ...
+
+    def goes_on(self, trial: Trial) -> bool:
+        """Whether a trial shall go on after the round that was heard of last."""
+        ...
+
+    def untested(self, trial: Trial, outcome: Outcome) -> None:
+        """A trial has ended all its rounds."""
+        ...
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        """A trial is over: finished and tested, stopped early (`pruned`), or failed."""
+        ...
+
+
+def search(guide: Guide, terms: Terms) -> bool:
+    """Run what `guide` proposes until it proposes nothing more; what becomes of a trial's files: as in a sweep.
+
+    Each trial is blind: it looks at test images once all else that came of it has been heard of. False after Ctrl-C, or
+    when the deadline came first; raises as `condkd_ray.cluster.tuning.sweep`.
+    """
+    board = Board()
+    try:
+        # How large chunks will be nobody knows yet; a limit below one is refused as soon as there is a trial.
+        with terms.pool([0]) as pool:
+            progress = Searching(guide, terms, pool, board)
+            fit(progress, terms, crew_of=_told, searches=True)
+            return progress.exhausted and not progress.open
+    except KeyboardInterrupt:
+        return False
+    finally:
+        board.close()
+
+
+def _told(setup: dict[str, Any]) -> int:
+    return setup["crew"]
+
+
+class Searching(Progress):
+    """The listener of a search; see `condkd_ray.cluster.events` and `condkd_ray.cluster.searcher`."""
+
+    def __init__(self, guide: Guide, terms: Terms, pool: Any, board: Board) -> None:
+        super().__init__([], terms.work(pool, board, blind=True), guide.round, guide.ended)
+        self._guide, self._terms, self._board, self._depot = guide, terms, board, Depot()
+        self._jobs: dict[str, Job] = {}
+        self.exhausted = False
+        """Whether there is no other trial."""
+
+    def propose(self) -> dict[str, Any] | None:
+        """The setup of the next trial, whose job has been put up."""
+        if passed(self._terms.deadline):
+            return None
+        trial = self._guide.propose()
+        if trial is None:
+            self.exhausted = True
+            return None
+        job = Job(trial.label, to_tree(trial.config), self._depot.pack(trial.prepared), *trial.place)
+        self._check(trial, job)
+        start_anew(trial_folder(self.work.folder, trial.key))
+        self._jobs[trial.key] = job
+        self.add(trial, job.pool_key)
+        self._board.put(trial.key, job)
+        return {"key": trial.key, "crew": crew_size(trial.config)}
+
+    def heard(self, key: str, result: dict[str, Any]) -> None:
+        """A round, or all of them."""
+        super().heard(key, result)
+        if UNTESTED in result:
+            self._guide.untested(self.trials[key], load_outcome(untested_path(self.work.folder, key)))
+
+    def goes_on(self, key: str) -> bool:
+        """Whether the trial shall go on."""
+        return self._guide.goes_on(self.trials[key])
+
+    def retried(self, key: str, reason: str) -> None:
+        """Its job is put up again: the board may have been lost with a node."""
+        super().retried(key, reason)
+        self._board.put(key, self._jobs[key])
+
+    def completed(self, key: str) -> None:
+        """It has left its outcome, was given up, or was stopped early."""
+        folder = trial_folder(self.work.folder, key)
+        left = outcome_path(self.work.folder, key).is_file() or last_reason(folder)
+        if key in self.running and not left and key not in self.stopped:
+            self.running.discard(key)
+            self.over_with(key, self.outcome_so_far(key, "pruned"))
+        else:
+            super().completed(key)
+        if key not in self.open:
+            self._board.remove(key)
+
+    def _check(self, trial: Trial, job: Job) -> None:
+        self._terms.check([trial.config])
+        check_packing([job], self._terms.gpus_per_trial, self._terms.per_producer.gpus)

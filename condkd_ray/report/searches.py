@@ -1,0 +1,98 @@
+"""A search as tables: its trials, the best first, with what the search looked at and, apart from it, test accuracy."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from condkd_ray.report.layout import Table
+from condkd_ray.report.records import Manifest, Record, atomic_write
+from condkd_ray.report.statistics import ACCURACY, rankings
+
+_LEGEND = (
+    "The best trial first, by {first}. The search saw nothing but {objective}; test accuracy was measured once, when "
+    "the study had been told, and decides nothing: of many trials the best by it is too good to be true."
+)
+
+
+def search_table(records: Sequence[Record], manifest: Manifest) -> Table:
+    """A row a trial that is over: objectives, test accuracy, seconds, and the values of its open leaves."""
+    objective, paths = manifest.search["objective"], manifest.search["parameters"]
+    header = ["trial", "status", "rounds", *objective, "test accuracy (%)", "CPU s", *paths]
+    ended = sorted((r for r in records if r.status != "running"), key=lambda record: _place(record, manifest))
+    rows = [
+        [
+            record.arm.removeprefix("trial "),
+            record.status,
+            str(record.rounds),
+            *(_number(value(record, name)) for name in objective),
+            _number(100 * record.metrics.get(ACCURACY, math.nan)),
+            _number(record.cpu_seconds),
+            *(_leaf(record.config, path) for path in paths),
+        ]
+        for record in ended
+    ]
+    return Table("Trials", header, rows, _LEGEND.format(first=objective[0], objective=", ".join(objective)), keys=2)
+
+
+def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
+    """Write `search.md` and `search.csv` under `out`."""
+    table = search_table(records, manifest)
+    lines = [f"# {manifest.experiment}: {manifest.question}", "", table.markdown(), *notes(records, manifest)]
+    atomic_write(Path(out) / "search.md", ("\n".join(lines) + "\n").encode())
+    text = io.StringIO()
+    csv.writer(text).writerows([table.header, *table.rows])
+    atomic_write(Path(out) / "search.csv", text.getvalue().encode())
+
+
+def terminal_table(records: Sequence[Record], manifest: Manifest) -> str:
+    """The same as plain text."""
+    head = f"{manifest.experiment}: {manifest.question}\n"
+    return "\n".join([head, search_table(records, manifest).text(), *notes(records, manifest)]) + "\n"
+
+
+def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
+    """How many trials came to what, and how well what was looked at ranks them by test accuracy."""
+    counts = {name: sum(record.status == name for record in records) for name in ("finished", "pruned", "failed")}
+    lines = [", ".join(f"{count} trials {name}" for name, count in counts.items() if count) + "."]
+    lines += [
+        f"Spearman's rho of {one.proxy} with test accuracy over {one.n} finished trials: {one.rho:+.2f}."
+        for one in rankings(records, manifest.search["objective"][0])
+    ]
+    spent = math.fsum(record.cpu_seconds for record in records if math.isfinite(record.cpu_seconds))
+    return [*lines, f"CPU time of all trials: {spent:.0f} s.", *manifest.notes]
+
+
+def value(record: Record, name: str) -> float:
+    """An objective at the trial's end, or where it was stopped."""
+    told = [row[name] for row in record.history if name in row]
+    last = (math.fsum(told) if name.startswith("time/") else told[-1]) if told else math.nan
+    return record.metrics.get(name, last)
+
+
+def _place(record: Record, manifest: Manifest) -> tuple[bool, float, str]:
+    """Sort key: finished ones by the first objective, then the others."""
+    first = value(record, manifest.search["objective"][0])
+    sign = 1 if manifest.search["directions"][0] == "minimize" else -1
+    return record.status != "finished", math.inf if math.isnan(first) else sign * first, record.arm
+
+
+def _leaf(config: Mapping[str, Any], path: str) -> str:
+    """The value of an open leaf in a trial's config; nothing where its method has no such leaf."""
+    found: Any = config
+    for key in path.split("/"):
+        if isinstance(found, list):
+            found = found[int(key)]
+        elif isinstance(found, Mapping) and key in found:
+            found = found[key]
+        else:
+            return ""
+    return _number(found) if isinstance(found, float) else str(found)
+
+
+def _number(number: float) -> str:
+    return "-" if math.isnan(number) else f"{number:.4g}"

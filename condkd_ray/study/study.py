@@ -1,0 +1,249 @@
+"""The study: every trial that was proposed, what is known of it, and how it ended. All of a search's state is here.
+
+One process writes it, the driver.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
+
+from condkd_ray.config import content_hash
+from condkd_ray.method import InputError
+from condkd_ray.space import close, to_plain
+from condkd_ray.study.objective import Objective
+from condkd_ray.study.quiet import quiet
+from condkd_ray.study.samplers import Sampler, check_sampler, make_sampler
+from condkd_ray.trial import TrialConfig
+
+REPEATS = 50
+"""Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""
+REPEAT, IMPOSSIBLE, KNOWN = "repeats", "impossible", "known_from"
+"""User attributes of trials that were not run: equal to an earlier one, no valid config, of an earlier study."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to be run, by its number in the study."""
+
+    number: int
+    config: TrialConfig
+    params: Mapping[str, Any]
+
+
+class Study:
+    """A study in `storage`, new or as an earlier driver has left it.
+
+    Raises `InputError` where a study of that name has another space or other objectives.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        tree: dict[str, Any],
+        objective: Objective,
+        *,
+        sampler: Sampler = "tpe",
+        seed: int = 0,
+        pruner: BasePruner | None = None,
+    ) -> None:
+        check_sampler(sampler, tree)
+        self._tree, self._objective, self._seed = tree, objective, seed
+        self._sampler: Sampler = sampler
+        self._study = _open(storage, name, {"space": to_plain(tree), "objective": list(objective.names)}, objective)
+        # Another view of it, which proposes nothing: to write down what is heard of trials that this process has not
+        # asked for itself.
+        self._ledger = optuna.load_study(
+            study_name=name, storage=storage, sampler=RandomSampler(), pruner=pruner or NopPruner()
+        )
+        self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self._own())}
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All of them, repeats and those of earlier studies too."""
+        return self._study.get_trials(deepcopy=False)
+
+    @property
+    def finished(self) -> list[FrozenTrial]:
+        """Those that were run to an end, each once: complete, pruned or failed."""
+        return [trial for trial in self._own() if trial.state.is_finished()]
+
+    @property
+    def ranked(self) -> list[FrozenTrial]:
+        """Complete trials, the best by the first objective first; of equal ones the earlier."""
+        complete = [trial for trial in self.finished if trial.state == TrialState.COMPLETE]
+        sign = 1 if self._objective.directions[0] == "minimize" else -1
+        return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+
+    @property
+    def front(self) -> list[FrozenTrial]:
+        """Complete trials that no other is better than in every objective; with one objective just one."""
+        if not self._objective.several:
+            return self.ranked[:1]
+        best = {trial.number for trial in self._study.best_trials}
+        return [trial for trial in self.ranked if trial.number in best]
+
+    def left_running(self) -> list[Proposal]:
+        """What an earlier driver had begun and not ended, first to last."""
+        return [self.proposal(trial) for trial in self._own() if trial.state == TrialState.RUNNING]
+
+    def proposal(self, trial: FrozenTrial) -> Proposal:
+        """A trial of this study as it was proposed."""
+        return Proposal(trial.number, self._close(trial), trial.params)
+
+    def propose(self, check: Callable[[TrialConfig], None] = lambda config: None) -> Proposal | None:
+        """A trial that no other equals and that `check` lets pass, which raises `InputError` where it cannot be run.
+
+        None where the space seems to hold none.
+        """
+        for _ in range(REPEATS):
+            number = len(self.trials)
+            self._study.sampler = make_sampler(self._sampler, self._tree, seed=self._seed, number=number)
+            trial = self._study.ask()
+            try:
+                config = close(self._tree, trial)
+                check(config)
+            except InputError as error:
+                self._pass_over(trial, IMPOSSIBLE, str(error))
+                continue
+            twin = self._numbers.setdefault(content_hash(config), trial.number)
+            if twin == trial.number:
+                return Proposal(trial.number, config, trial.params)
+            self._pass_over(trial, REPEAT, twin)
+        return None
+
+    def suggest_first(self, points: Iterable[Mapping[str, Any]]) -> None:
+        """Have these values of parameters tried before any others; those that were asked for before are not again."""
+        for point in points:
+            self._study.enqueue_trial(dict(point), skip_if_exists=True)
+
+    def learn_from(self, other: optuna.Study) -> int:
+        """Take over the complete trials of another study whose parameters are of this space; how many there were."""
+        known = {trial.user_attrs[KNOWN] for trial in self.trials if KNOWN in trial.user_attrs}
+        count = 0
+        for trial in other.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            name = f"{other.study_name} {trial.number}"
+            if name in known or len(trial.values) != len(self._objective.names) or not self._fits(trial):
+                continue
+            copy = optuna.trial.create_trial(
+                params=trial.params,
+                distributions=trial.distributions,
+                values=trial.values,
+                user_attrs={KNOWN: name},
+            )
+            self._study.add_trial(copy)
+            count += 1
+        return count
+
+    def report(self, number: int, step: int, value: float | None) -> None:
+        """The quality of a trial after `step` rounds. Told twice, as by a trial that was killed, it counts once."""
+        trial = self.trials[number]
+        new = not trial.state.is_finished() and step not in trial.intermediate_values
+        if value is not None and math.isfinite(value) and new and not self._objective.several:
+            self._open_trial(number).report(value, step)
+
+    def should_prune(self, number: int) -> bool:
+        """Whether the study's pruner would end this trial now."""
+        return not self._objective.several and self._open_trial(number).should_prune()
+
+    def note(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Write down user attributes of a trial that runs."""
+        if not self.trials[number].state.is_finished():
+            trial = self._open_trial(number)
+            for name, value in attributes.items():
+                trial.set_user_attr(name, value)
+
+    def attach(self, number: int, path: Path, store: Any) -> None:
+        """Put a file beside a trial that runs, into an artifact store."""
+        if not self.trials[number].state.is_finished():
+            optuna.artifacts.upload_artifact(
+                artifact_store=store, file_path=str(path), study_or_trial=self._open_trial(number)
+            )
+
+    def complete(self, number: int, values: Sequence[float]) -> None:
+        """The trial has come to its end. Where a value is not finite it has failed."""
+        broken = [name for name, value in zip(self._objective.names, values, strict=True) if not math.isfinite(value)]
+        if broken:
+            return self.fail(number, f"no finite {', '.join(broken)}")
+        self._study.tell(number, list(values), skip_if_finished=True)
+
+    def prune(self, number: int) -> None:
+        """The trial was stopped early."""
+        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def fail(self, number: int, reason: str) -> None:
+        """The trial came to nothing."""
+        self.note(number, {"reason": reason})
+        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _own(self) -> list[FrozenTrial]:
+        """Those that were to be run, each once."""
+        others = (REPEAT, IMPOSSIBLE, KNOWN)
+        begun = (trial for trial in self.trials if trial.state != TrialState.WAITING)
+        return [trial for trial in begun if not any(name in trial.user_attrs for name in others)]
+
+    def _close(self, trial: FrozenTrial) -> TrialConfig:
+        return close(self._tree, FixedTrial(trial.params))
+
+    def _fits(self, trial: FrozenTrial) -> bool:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # Optuna only warns of values outside the bounds.
+                self._close(trial)
+        except (InputError, ValueError, UserWarning):
+            return False
+        return True
+
+    def _open_trial(self, number: int) -> Trial:
+        return Trial(self._ledger, self.trials[number]._trial_id)
+
+    def _pass_over(self, trial: Trial, why: str, told: Any) -> None:
+        """End a trial that is not to be run; a repeat of a complete one with its values, which are just as true."""
+        trial.set_user_attr(why, told)
+        twin = self.trials[told] if why == REPEAT else None
+        if twin is not None and twin.state == TrialState.COMPLETE:
+            self._study.tell(trial, twin.values)
+        else:
+            self._study.tell(trial, state=TrialState.FAIL)
+
+
+def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Objective) -> optuna.Study:
+    """The study, told what it is for; one that was told otherwise before is refused and left as it was."""
+    there = {summary.study_name: summary for summary in storage_summaries(storage)}
+    if name in there:
+        told = there[name].user_attrs
+        for key, value in asked.items():
+            if told.get(key) != json.loads(json.dumps(value)):
+                raise InputError(
+                    f"study {name!r} was made for another {key}, {_short(told.get(key))}; accepted: the same {key}, or "
+                    "another --out or --study"
+                )
+        return optuna.load_study(study_name=name, storage=storage)
+    with quiet():
+        study = optuna.create_study(study_name=name, storage=storage, directions=objective.directions)
+        study.set_metric_names(list(objective.names))
+    for key, value in asked.items():
+        study.set_user_attr(key, value)
+    return study
+
+
+def storage_summaries(storage: BaseStorage) -> list[optuna.study.StudySummary]:
+    """Of all studies in a storage."""
+    return optuna.get_all_study_summaries(storage, include_best_trial=False)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

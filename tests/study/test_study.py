@@ -1,0 +1,220 @@
+"""The study as the truth of a search: what it proposes, remembers and hands out again."""
+
+import math
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from condkd_ray.method import InputError
+from condkd_ray.space import parse
+from condkd_ray.study import Objective, Study, open_storage
+from condkd_ray.study.pruners import make_pruner
+
+SPACE = """
+data: {name: digits}
+inversion: {name: fast, width: 64, bn_weight: !log_uniform [0.1, 100], steps: !int [2, 10]}
+"""
+SMALL = "{data: {name: digits}, rounds: !choice [1, 2, 3]}"
+CONDITIONAL = """
+data: {name: digits}
+condensation: {name: distribution_matching, ipc: 1}
+guidance: !choice
+  - {name: discriminator, weight: !log_uniform [1, 100]}
+  - {name: moments, covariance_weight: !uniform [0, 2]}
+"""
+
+
+def study(folder, space=SPACE, objective=("proxy/agreement",), place=None, **options) -> Study:
+    storage = open_storage(place, folder)
+    return Study(storage, "s", parse(space), Objective(objective), **options)
+
+
+def values(proposal) -> tuple[float, int]:
+    return proposal.config.inversion.bn_weight, proposal.config.inversion.steps
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
+def test_a_driver_that_goes_on_proposes_what_it_would_have_proposed(tmp_path, sampler):
+    alone = study(tmp_path / "a", sampler=sampler)
+    for number in range(14):
+        alone.complete(alone.propose().number, [number / 20])
+    for number in range(14):
+        other = study(tmp_path / "b", sampler=sampler)
+        other.complete(other.propose().number, [number / 20])
+    found = [[trial.params for trial in each.finished] for each in (alone, other)]
+    assert found[0] == found[1]
+    assert len({str(params) for params in found[0]}) == 14
+
+
+def test_another_seed_proposes_others(tmp_path):
+    found = [study(tmp_path / str(seed), sampler="random", seed=seed).propose().params for seed in (0, 1)]
+    assert found[0] != found[1]
+
+
+def test_what_was_running_is_handed_out_again_with_its_number(tmp_path):
+    first = study(tmp_path)
+    proposals = [first.propose() for _ in range(3)]
+    first.complete(1, [0.5])
+    first.report(2, 1, 0.25)
+    again = study(tmp_path)
+    assert again.left_running() == [proposals[0], proposals[2]]
+    # What was told before is not told twice, and may be told again.
+    again.report(2, 1, 0.75)
+    again.report(2, 2, 0.5)
+    assert again.trials[2].intermediate_values == {1: 0.25, 2: 0.5}
+    again.complete(2, [0.5])
+    again.complete(2, [0.9])
+    assert again.trials[2].value == 0.5
+
+
+def test_trials_are_proposed_once_until_there_is_no_other(tmp_path):
+    found = study(tmp_path, SMALL)
+    rounds = []
+    while (proposal := found.propose()) is not None:
+        rounds.append(proposal.config.rounds)
+        found.complete(proposal.number, [proposal.config.rounds / 10])
+    assert sorted(rounds) == [1, 2, 3]
+    assert len(found.finished) == 3
+    assert {trial.state for trial in found.trials} == {TrialState.COMPLETE}
+
+
+def test_a_repeat_of_one_that_runs_or_failed_is_no_knowledge(tmp_path):
+    found = study(tmp_path, "{data: {name: digits}, rounds: !choice [1, 2]}")
+    first, second = found.propose(), found.propose()
+    found.fail(first.number, "nan")
+    assert found.propose() is None
+    others = [trial for trial in found.trials if trial.number not in (first.number, second.number)]
+    assert {trial.state for trial in others} == {TrialState.FAIL}
+    assert found.finished[0].user_attrs["reason"] == "nan"
+
+
+def test_what_cannot_be_run_is_passed_over(tmp_path):
+    def check(config):
+        if config.rounds < 3:
+            raise InputError("rounds is too few")
+
+    found = study(tmp_path, SMALL, sampler="random")
+    assert found.propose(check).config.rounds == 3
+    assert found.propose(check) is None
+    assert len(found.left_running()) == 1
+    assert found.finished == []
+    assert "rounds is too few" in {trial.user_attrs.get("impossible") for trial in found.trials}
+    assert len(study(tmp_path, SMALL).left_running()) == 1
+
+
+def test_a_grid_is_run_whole(tmp_path):
+    found = study(
+        tmp_path, "{data: {name: digits}, rounds: !int [1, 3], evaluate_every: !choice [1, 2]}", sampler="grid"
+    )
+    seen = set()
+    while (proposal := found.propose()) is not None:
+        seen.add((proposal.config.rounds, proposal.config.evaluate_every))
+        found.complete(proposal.number, [0.5])
+    assert len(seen) == 6
+
+
+def test_a_value_that_is_not_finite_is_a_failure_with_its_name(tmp_path):
+    found = study(tmp_path)
+    found.complete(found.propose().number, [math.nan])
+    assert found.trials[0].state == TrialState.FAIL
+    assert found.trials[0].user_attrs["reason"] == "no finite proxy/agreement"
+    assert found.ranked == []
+
+
+def test_a_pruner_decides_by_what_stands_in_the_study(tmp_path):
+    first = study(tmp_path, pruner=make_pruner("median", least=1, most=4))
+    for _ in range(6):
+        number = first.propose().number
+        for step in range(1, 5):
+            first.report(number, step, 0.5)
+        first.complete(number, [0.5])
+    number = first.propose().number
+    again = study(tmp_path, pruner=make_pruner("median", least=2, most=4))
+    again.report(number, 1, 0.1)
+    assert not again.should_prune(number)
+    again.report(number, 2, 0.1)
+    assert again.should_prune(number)
+    again.prune(number)
+    assert again.trials[number].state == TrialState.PRUNED
+    assert len(again.finished) == 7
+
+
+def test_several_objectives_have_a_front(tmp_path):
+    found = study(tmp_path, objective=("proxy/agreement", "time/wall_seconds"))
+    for told in ([0.5, 10.0], [0.6, 20.0], [0.4, 30.0]):
+        number = found.propose().number
+        found.report(number, 1, 0.1)
+        assert not found.should_prune(number)
+        found.complete(number, told)
+    assert [trial.values for trial in found.front] == [[0.6, 20.0], [0.5, 10.0]]
+
+
+def test_given_points_come_first_and_once(tmp_path):
+    point = {"inversion/bn_weight": 7.0, "inversion/steps": 3}
+    for _ in range(2):
+        found = study(tmp_path)
+        found.suggest_first([point])
+        assert found.finished == []
+    assert values(found.propose()) == (7.0, 3)
+    assert values(found.propose()) != (7.0, 3)
+
+
+def test_an_earlier_study_of_the_space_is_known_once_and_counts_for_nothing(tmp_path):
+    earlier = study(tmp_path / "a")
+    for number in range(4):
+        earlier.complete(earlier.propose().number, [number / 10])
+    other = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "a"))
+    wide = optuna.create_study(study_name="wide", direction="maximize")
+    wide.enqueue_trial({"inversion/bn_weight": 1000.0, "inversion/steps": 3})
+    trial = wide.ask()
+    trial.suggest_float("inversion/bn_weight", 0.1, 1e4), trial.suggest_int("inversion/steps", 2, 10)
+    wide.tell(trial, 0.9)
+    found = study(tmp_path / "b")
+    assert [found.learn_from(other), found.learn_from(other), found.learn_from(wide)] == [4, 0, 0]
+    assert found.finished == [] == found.front
+    assert len(found.trials) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"space": SMALL}, "space"), ({"objective": ("proxy/kl",)}, "objective")],
+)
+def test_another_search_under_the_same_name_is_refused_and_the_study_left(tmp_path, change, what):
+    study(tmp_path).propose()
+    before = (tmp_path / "study.journal").read_bytes()
+    with pytest.raises(InputError, match=f"study 's' was made for another {what}, .*; accepted: the same {what}"):
+        study(tmp_path, **change)
+    assert (tmp_path / "study.journal").read_bytes() == before
+
+
+@pytest.mark.parametrize("sampler", ["gp", "qmc", "grid"])
+def test_samplers_are_not_asked_for_what_they_cannot_do(tmp_path, sampler):
+    with pytest.raises(InputError, match=f"--sampler is '{sampler} for a space in which a choice opens .* tpe, random"):
+        study(tmp_path, CONDITIONAL, sampler=sampler)
+    assert study(tmp_path, CONDITIONAL).propose() is not None
+
+
+def test_a_grid_of_real_numbers_is_refused(tmp_path):
+    with pytest.raises(InputError, match="grid for a space with a real number, inversion/bn_weight'"):
+        study(tmp_path, sampler="grid")
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/proc/none/study.journal", "sqlite:////proc/none/study.db", "nonsense://x", "postgresql://nobody@localhost:1/x"],
+)
+def test_a_storage_that_cannot_be_used_is_refused(tmp_path, place):
+    with pytest.raises(InputError, match=r"--study-storage is '.*', which cannot be used \(.*; accepted: a file for"):
+        study(tmp_path, place=place)
+
+
+def test_a_study_in_sqlite(tmp_path):
+    place = f"sqlite:///{tmp_path / 'study.db'}"
+    first = study(tmp_path, place=place)
+    proposal = first.propose()
+    first.report(0, 1, 0.5)
+    again = study(tmp_path, place=place)
+    assert again.left_running() == [proposal]
+    again.complete(0, [0.75])
+    assert again.front[0].value == 0.75

@@ -1,0 +1,161 @@
+"""`condkd search` as its users run it, on a budget of seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from condkd_ray.report.records import read_manifest, read_records
+from condkd_ray.study import open_storage
+
+SPACE = """
+data: {name: digits}
+teacher: {network: {name: resnet, depth: 8, width: 8}, training: {epochs: 4}}
+student: {name: resnet, depth: 8, width: 4}
+condensation: {name: random_real, ipc: 2}
+inversion: {name: fast, steps: 2, batch: 64, width: 16, bn_weight: !log_uniform [0.1, 100]}
+guidance: !choice
+  - {name: discriminator, weight: !log_uniform [1, 100]}
+  - none
+distiller: {steps: 8, batch: 64, condensed_share: 0.5}
+rounds: 4
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "small.yaml").write_text(SPACE)
+    return folder
+
+
+def command(home: Path, out: str, *flags: str) -> list[str]:
+    given = [str(home / "small.yaml"), "--out", str(home / out), "--cache", str(home / "cache")]
+    return [sys.executable, "-m", "condkd_ray", "search", *given, *flags]
+
+
+def search(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(home, out, *flags), capture_output=True, text=True, env=environment, timeout=240)
+
+
+def stored(out: Path) -> optuna.Study:
+    return optuna.load_study(study_name="search", storage=open_storage(None, out))
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    done = search(home, "whole", "--trials", "5")
+    assert done.returncode == 0, done.stderr
+    assert "Spearman's rho" in done.stdout
+    return home / "whole"
+
+
+def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
+    trials, records = stored(finished).trials, {record.arm: record for record in read_records(finished)}
+    assert len(trials) == len(records) == 5
+    for trial in trials:
+        record = records[f"trial {trial.number}"]
+        assert (trial.state, record.status) == (TrialState.COMPLETE, "finished")
+        assert trial.value == record.metrics["proxy/agreement"]
+        assert trial.intermediate_values == {row["round"]: row["proxy/agreement"] for row in record.history}
+        assert trial.user_attrs["config_hash"] == record.config_hash
+        assert trial.params["inversion/bn_weight"] == record.config["inversion"]["bn_weight"]
+        assert "student/test_accuracy" in record.metrics
+        assert not any("test" in name for row in record.history for name in row)
+        assert len(optuna.artifacts.get_all_artifact_meta(trial, storage=open_storage(None, finished))) == 2
+    assert {record.seed for record in records.values()} == {0}
+    best = max(records.values(), key=lambda record: record.metrics["proxy/agreement"])
+    table = (finished / "search.md").read_text().splitlines()
+    first = next(line for line in table if line.startswith("| ") and "finished" in line)
+    assert first.split("|")[1].strip() == best.arm.removeprefix("trial ")
+    assert len(list((finished / "products").glob("*"))) == 1
+    assert read_manifest(finished).search["parameters"] == ["inversion/bn_weight", "guidance/name", "guidance/weight"]
+
+
+def test_nothing_that_decides_knows_of_the_test(finished: Path):
+    journal = (finished / "study.journal").read_text()
+    assert "proxy/agreement" in journal
+    assert "test" not in journal
+
+
+def test_the_same_command_runs_nothing_anew_and_more_trials_are_added(home: Path, finished: Path):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
+    again = search(home, "whole", "--trials", "6")
+    assert again.returncode == 0, again.stderr
+    assert len(stored(finished).trials) == 6
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}.items()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_the_middle_and_continued_it_ends_with_the_planned_number(home: Path, finished: Path, number):
+    out = f"stopped{number}"
+    flags = ("--trials", "5")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command(home, out, *flags), env=environment, stderr=subprocess.PIPE) as driver:
+        while len(list((home / out / "records").glob("*.json"))) < 2:
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.send_signal(number)
+        driver.communicate()
+    assert search(home, out, *flags).returncode == 0
+    study = stored(home / out)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in study.trials}) == 5
+    assert len(read_records(home / out)) == 5
+    # The first ones, which nothing that ended before them can have shaped, are those of the undisturbed search.
+    assert study.trials[0].params == stored(finished).trials[0].params
+    assert study.trials[0].value == stored(finished).trials[0].value
+
+
+def test_both_dashboards_show_it_until_ctrl_c(finished: Path):
+    command = [sys.executable, "-m", "condkd_ray", "dashboard", str(finished)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        addresses = [served.stdout.readline().split()[1] for _ in range(2)]
+        assert all(address.startswith("http://127.0.0.1:") for address in addresses)
+        (study,) = fetched(f"{addresses[0]}api/studies")["study_summaries"]
+        shown = fetched(f"{addresses[0]}api/studies/{study['study_id']}")
+        assert [trial["number"] for trial in shown["trials"]] == [trial.number for trial in stored(finished).trials]
+        assert shown["best_trials"][0]["values"] == [stored(finished).best_value]
+        assert all(len(trial["artifacts"]) == 2 for trial in shown["trials"])
+        image = next(one for one in shown["trials"][0]["artifacts"] if one["filename"].endswith(".png"))
+        with urllib.request.urlopen(f"{addresses[0]}artifacts/{study['study_id']}/0/{image['artifact_id']}") as reply:
+            assert reply.read(8) == b"\x89PNG\r\n\x1a\n"
+        runs = fetched(f"{addresses[1]}data/runs")
+        assert len([run for run in runs if run.startswith("ipc2/trial ")]) == len(shown["trials"])
+        served.send_signal(signal.SIGINT)
+        assert served.wait() == 0
+    for address in addresses:
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(address)
+
+
+def fetched(address: str):
+    with urllib.request.urlopen(address) as reply:
+        return json.load(reply)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--objective", "student/test_accuracy"), "objective is 'student/test_accuracy'; accepted: proxy/agreement"),
+        (("--sampler", "gp"), "--sampler is 'gp for a space in which a choice opens leaves of its own'; accepted: tpe"),
+        (("--objective", "proxy/kl"), "study 'search' was made for another objective"),
+        (("--pruner", "asha", "--objective", "proxy/kl", "memory/bytes"), "--pruner is 'asha for the objectives"),
+    ],
+)
+def test_bad_input_is_refused_and_the_study_left(home: Path, finished: Path, flags, message):
+    before = (finished / "study.journal").read_bytes()
+    done = search(home, "whole", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert (finished / "study.journal").read_bytes() == before
