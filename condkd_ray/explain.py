@@ -11,8 +11,9 @@ import heapq
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,8 @@ from condkd_ray.report.layout import Table
 from condkd_ray.report.progress import duration
 from condkd_ray.report.records import Record, check_same_experiment, read_records
 from condkd_ray.sketch import Sketch
+from condkd_ray.space import corners
+from condkd_ray.trial import TrialConfig
 
 PROBING_SECONDS = 90.0
 """After which no further arm is tried; it is then taken to lie between the cheapest and the dearest."""
@@ -86,21 +89,53 @@ def explain(experiment: str, planned: Sequence[Plan], flags: RunFlags, device: s
 
 def estimate(work: Work, flags: RunFlags, device: str) -> Estimate:
     """What is left of `work` will take, whose `costs` and `based_on` are filled in. Raises `InputError`."""
+    at_once, connected = _fitting([plan.config for plan in work.missing], flags)
+    sketch, before = _prepared(work, flags, device)
+    with tempfile.TemporaryDirectory() as folder:
+        _measure(work, sketch, flags.out, Path(folder))
+    return _sum(work, connected + before, at_once)
+
+
+def explain_search(tree: dict[str, Any], flags: RunFlags, device: str, *, trials: int, shortest: float = 1) -> str:
+    """The account of a search of `trials` more trials, from probes of the space's default and of its corners.
+
+    `shortest`: part of its rounds after which a trial may be stopped. Raises `InputError` as the search itself would.
+    """
+    if trials < 1:
+        return "Nothing is left to run.\n"
+    tried = Work([Plan(name, 0, config.seed, config) for name, config in corners(tree).items()], {})
+    at_once, connected = _fitting([plan.config for plan in tried.planned], flags)
+    sketch, before = _prepared(tried, flags, device)
+    with tempfile.TemporaryDirectory() as folder:
+        _measure(tried, sketch, flags.out, Path(folder))
+    if not tried.costs:
+        return "No corner of the space could be measured.\n"
+    dearest = join(list(tried.costs.values()))
+    stopped = Span(shortest, 1)
+    cost = replace(dearest, wall=dearest.wall * stopped, cpu=dearest.cpu * stopped)
+    whole = Work([Plan("trial", 0, 0, tried.planned[0].config)] * trials, {}, {"trial": cost}, tried.based_on)
+    head = f"{trials} trials to run; results in {flags.out}\n"
+    return head + _told(whole, _sum(whole, connected + before, at_once), flags, _arms(tried, "Corners of the space"))
+
+
+def _prepared(work: Work, flags: RunFlags, device: str) -> tuple[Sketch, Span]:
+    """Stand-ins for what is not cached, and the seconds that making it will take."""
+    torch.set_num_threads(max(1, int(flags.cpus_per_trial)))
+    sketch = Sketch(flags.cache, device)
+    return sketch, _preparation(work, sketch)
+
+
+def _fitting(configs: Sequence[TrialConfig], flags: RunFlags) -> tuple[int, Span]:
+    """Trials at once, and seconds until the cluster is there."""
     begin = time.perf_counter()
     with connect(flags.address):
         cpus, gpus = flags.cpus_per_trial, flags.gpus_per_trial
         check_resources(cpus, gpus, flags.resources)
-        configs = [plan.config for plan in work.missing]
         check_room(cpus, gpus, flags.per_producer, configs)
         crew = max(map(crew_size, configs))
         fitting = min(slots(cpus, gpus, flags.resources), teams(cpus, gpus, flags.per_producer, crew))
     connected = time.perf_counter() - begin
-    torch.set_num_threads(max(1, int(flags.cpus_per_trial)))
-    sketch = Sketch(flags.cache, device)
-    before = Span(connected, 2 * connected) + _preparation(work, sketch)
-    with tempfile.TemporaryDirectory() as folder:
-        _measure(work, sketch, flags.out, Path(folder))
-    return _sum(work, before, min(fitting, flags.max_concurrent or fitting))
+    return min(fitting, flags.max_concurrent or fitting), Span(connected, 2 * connected)
 
 
 def _sum(work: Work, before: Span, at_once: int) -> Estimate:
@@ -180,13 +215,13 @@ def _shares(plans: Sequence[Plan]) -> bool:
     return any(plan.scope == "inversion" and can_share(plan.config) for plan in plans)
 
 
-def _told(work: Work, found: Estimate, flags: RunFlags) -> str:
+def _told(work: Work, found: Estimate, flags: RunFlags, tried: Table | None = None) -> str:
     if not work.costs:
         return "No arm could be measured.\n"
     whose = " of the GPU" if flags.gpus_per_trial else ""
     lines = [
         "",
-        _arms(work).text(),
+        (tried or _arms(work)).text(),
         f"at once      {found.at_once}, with {flags.cpus_per_trial:g} CPUs and {flags.gpus_per_trial:g} GPUs each",
         f"before them  {_seconds(found.before)}: Ray, and what is not cached of teachers and condensed sets",
         f"wall time    {_seconds(found.wall)}",
@@ -198,7 +233,7 @@ def _told(work: Work, found: Estimate, flags: RunFlags) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _arms(work: Work) -> Table:
+def _arms(work: Work, title: str = "Trials") -> Table:
     counts = {
         arm: [plan for plan in work.planned if plan.arm == arm] for arm in dict.fromkeys(p.arm for p in work.planned)
     }
@@ -211,7 +246,7 @@ def _arms(work: Work) -> Table:
         ]
         for arm, plans in counts.items()
     ]
-    return Table("Trials", ["arm", "trials", "finished", "CPU time of one"], rows, "", keys=1)
+    return Table(title, ["arm", "trials", "finished", "CPU time of one"], rows, "", keys=1)
 
 
 def _makespan(seconds: Sequence[float], at_once: int) -> float:

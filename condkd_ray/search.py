@@ -14,6 +14,7 @@ import torch
 import tyro
 import yaml
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from condkd_ray import experiment, report
@@ -26,6 +27,7 @@ from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trials import Trial
 from condkd_ray.config import dump
 from condkd_ray.experiment import Flags
+from condkd_ray.explain import explain_search
 from condkd_ray.flags import RunFlags
 from condkd_ray.identity import trial_hash
 from condkd_ray.method import InputError, Metrics, require
@@ -39,6 +41,7 @@ from condkd_ray.storage import check_writable
 from condkd_ray.study import Objective, Proposal, Pruner, Sampler, Study, open_storage, stored_study
 from condkd_ray.study.pruners import check_pruner, make_pruner
 from condkd_ray.study.samplers import check_sampler
+from condkd_ray.study.storages import JOURNAL
 
 ARTIFACTS = "artifacts"
 """Folder of the images and configs that the dashboard shows beside a trial."""
@@ -65,6 +68,8 @@ class SearchFlags(RunFlags):
     """A journal file, sqlite:///FILE or postgresql://USER@HOST/NAME; `study.journal` in `--out` if not given."""
     learn_from: tuple[str, ...] = ()
     """STORAGE#NAME of earlier studies, whose complete trials of this space are known from the start."""
+    explain: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Tell what the search will take, from probes of the space's corners, and stop: nothing is trained or written."""
     points: Path | None = None
     """A YAML list of mappings from parameters to values, that are tried first."""
 
@@ -88,7 +93,11 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     flags.check()
     objective, deadline = Objective(flags.objective), time.time() + flags.budget_seconds
     _check(tree, flags, objective)
-    workshop = Workshop(flags.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if flags.explain:
+        print(_explained(tree, flags, objective, device))
+        return 0
+    workshop = Workshop(flags.cache, device=device, say=say)
     open_folder(flags.out, "search", fresh=flags.fresh)
     if flags.storage is not None:
         check_writable(flags.place)
@@ -114,6 +123,14 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     spent = time.time() >= deadline
     say(f"{'the time budget is spent' if spent else 'interrupted'}; the same command continues")
     return 3 if spent else 130
+
+
+def _explained(tree: dict[str, Any], flags: SearchFlags, objective: Objective, device: str) -> str:
+    stored = flags.study_storage is not None or (flags.out / JOURNAL).is_file()
+    storage = open_storage(flags.study_storage, flags.out) if stored else InMemoryStorage()
+    ended = len(Study(storage, flags.study, tree, objective).finished)
+    shortest = 1.0 if flags.pruner == "none" else flags.least_rounds / _rounds(tree)
+    return explain_search(tree, flags, device, trials=flags.trials - ended, shortest=min(1.0, shortest))
 
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:

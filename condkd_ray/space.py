@@ -149,6 +149,29 @@ def _default(tree: Any) -> Any:
     return [_default(value) for value in tree] if isinstance(tree, list) else tree
 
 
+def corners(tree: dict[str, Any]) -> dict[str, TrialConfig]:
+    """The default config by that name, and the corners of the space: all ranges at one end, for each place in choices.
+
+    Of choices of different lengths the shorter ones begin again.
+    """
+    places = max((len(leaf.values) for leaf in leaves(tree).values() if leaf.kind == "choice"), default=1)
+    found = {"default": default(tree)}
+    for place in range(places):
+        which = f", choice {place + 1}" if places > 1 else ""
+        for end, name in ((0, "lowest"), (-1, "highest")):
+            found[f"{name}{which}"] = from_tree(_at(tree, place, end), "search space")
+    return found
+
+
+def _at(tree: Any, place: int, end: int) -> Any:
+    if isinstance(tree, Open):
+        chosen = tree.values[place % len(tree.values)] if tree.kind == "choice" else tree.values[end]
+        return _at(chosen, place, end)
+    if isinstance(tree, dict):
+        return {key: _at(value, place, end) for key, value in tree.items()}
+    return [_at(value, place, end) for value in tree] if isinstance(tree, list) else tree
+
+
 def to_plain(tree: Any) -> Any:
     """The space in plain values, to be compared and written down."""
     if isinstance(tree, Open):

@@ -17,7 +17,7 @@ from condkd_ray.bookkeeping import make_record
 from condkd_ray.condensation import DistributionMatching
 from condkd_ray.distiller import Distiller
 from condkd_ray.experiment import Flags
-from condkd_ray.explain import Estimate, Work, _makespan, estimate, explain, finished_before
+from condkd_ray.explain import Estimate, Work, _makespan, estimate, explain, explain_search, finished_before
 from condkd_ray.flags import RunFlags
 from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import Fast
@@ -28,6 +28,7 @@ from condkd_ray.plans import Plan
 from condkd_ray.probing import Span
 from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
 from condkd_ray.run import local_store, run_trial
+from condkd_ray.space import parse
 from condkd_ray.trial_config import TeacherConfig
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ablate_ipc.py"
@@ -109,6 +110,24 @@ def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster,
     assert 160 < found.wall.low < found.wall.high < 500
     assert "1 of them finished" in explain("ablate_ipc", planned, flags, "cpu")
     assert "0 of them finished" in explain("ablate_ipc", planned, replace(flags, fresh=True), "cpu")
+
+
+def test_a_search_is_told_from_its_corners(cluster, tmp_path):
+    tree = parse("""
+        data: {name: digits}
+        teacher: {network: {name: resnet, depth: 8, width: 4}}
+        student: {name: resnet, depth: 8, width: 4}
+        inversion: {name: fast, batch: 32, latent: 16, width: 8, steps: !int [1, 40]}
+        distiller: {steps: 2, batch: 32}
+        rounds: 6
+    """)
+    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
+    said = explain_search(tree, flags, "cpu", trials=10)
+    assert list(tmp_path.iterdir()) == []
+    assert "10 trials to run" in said
+    table = said[said.index("Corners of the space") : said.index("at once")].splitlines()
+    assert [line.split()[0] for line in table[3:6]] == ["default", "lowest", "highest"]
+    assert explain_search(tree, flags, "cpu", trials=0) == "Nothing is left to run.\n"
 
 
 def test_nothing_is_left_to_run(cluster, tmp_path, monkeypatch):

@@ -6,10 +6,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FixedTrial
 
 from condkd_ray.config import from_tree
-from condkd_ray.guidance import Discriminator, NoGuidance
+from condkd_ray.guidance import Discriminator, Mmd, NoGuidance
 from condkd_ray.inversion import Dafl, DeepInversion, Fast
 from condkd_ray.method import InputError
-from condkd_ray.space import close, parse, read
+from condkd_ray.space import Open, close, conditional, corners, default, leaves, parse, read
 
 SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
 METHODS = """
@@ -149,3 +149,47 @@ def test_a_file_that_holds_no_space_is_refused(tmp_path, content, message):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none.yaml', which cannot be read"):
         read(tmp_path / "none.yaml")
+
+
+CHOICES = """
+data: {name: digits}
+inversion: {name: fast, width: 64, steps: !int [2, 10], bn_weight: !log_uniform [0.5, 2]}
+condensation: {name: random_real, ipc: 1}
+guidance: !choice
+  - {name: discriminator, weight: !log_uniform [1, 10], augment: !choice [host, dsa]}
+  - {name: mmd, weight: !log_uniform [5, 100]}
+"""
+
+
+def test_leaves_are_told_with_those_that_a_choice_opens():
+    found = leaves(parse(CHOICES))
+    assert list(found) == [
+        "inversion/steps", "inversion/bn_weight", "guidance/name", "guidance/weight", "guidance/augment"
+    ]  # fmt: skip
+    assert found["guidance/weight"] == Open("log_uniform", (1.0, 100.0))
+    assert found["guidance/name"].examples == ["discriminator", "mmd"]
+    assert conditional(parse(CHOICES))
+    assert not conditional(parse("{data: {name: digits}, rounds: !int [1, 3], memory: !choice [latest, growing]}"))
+
+
+def test_a_parameter_of_two_kinds_is_refused():
+    text = CHOICES.replace("!log_uniform [5, 100]", "!choice [5, 100]")
+    with pytest.raises(InputError, match=r"open leaf guidance/weight of two methods is .*; accepted: the same choices"):
+        leaves(parse(text))
+
+
+def test_the_default_keeps_the_fields_own_and_the_first_of_methods():
+    config = default(parse(CHOICES))
+    assert config.inversion == Fast(width=64)
+    assert config.guidance == Discriminator()
+
+
+def test_corners_are_at_both_ends_for_each_choice():
+    found = corners(parse(CHOICES))
+    assert list(found) == [
+        "default", "lowest, choice 1", "highest, choice 1", "lowest, choice 2", "highest, choice 2"
+    ]  # fmt: skip
+    assert [config.inversion.steps for config in found.values()][1:] == [2, 10, 2, 10]
+    assert found["highest, choice 1"].guidance == Discriminator(weight=10.0, augment="host")
+    assert found["lowest, choice 2"].guidance == Mmd(weight=5.0)
+    assert list(corners(parse("{data: {name: digits}, rounds: !int [1, 3]}"))) == ["default", "lowest", "highest"]

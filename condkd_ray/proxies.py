@@ -1,0 +1,111 @@
+"""Proxies of test accuracy, compared: which of them ranks trials as the test set does?
+
+A candidate is a fixed set of images and how a student is compared with its teacher on them. All is our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from condkd_ray.artifacts import Workshop
+from condkd_ray.condensation.condensation import first_per_class
+from condkd_ray.export import kept_path
+from condkd_ray.guidance import NoGuidance
+from condkd_ray.inversion import DeepInversion
+from condkd_ray.method import require
+from condkd_ray.networks import parse
+from condkd_ray.product import read_product
+from condkd_ray.production import begin, produce
+from condkd_ray.proxy import compare, views
+from condkd_ray.report.layout import Table
+from condkd_ray.report.records import Record
+from condkd_ray.samples import Samples
+from condkd_ray.streams import derive_seed
+from condkd_ray.trial import TrialConfig
+
+INVERTED = 512
+"""Images of the reference inversion."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Spearman's rho of a candidate with test accuracy over n trials, and its 95 % bootstrap interval over these."""
+
+    candidate: str
+    rho: float
+    low: float
+    high: float
+    n: int
+
+
+def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
+    """The candidate sets by name, for trials of the config's data, teacher and condenser; none of these sees them.
+
+    `few_shot`: a held-out real image of each class, in views. `condensed`: a held-out condensed image of each class, in
+    views. `inverted`: a fixed inversion of the teacher, as it is; it needs no image at all.
+    """
+    method = config.condensation
+    require(method is not None, "condensation", None, "a condenser, of whose images one a class is held out")
+    assert method is not None
+    seed = derive_seed(config.data.seed, "held-out condensed") % 2**31
+    apart = replace(config, seed=seed)
+    prepared = workshop.prepare(apart)
+    assert prepared.condensed is not None
+    one = first_per_class(prepared.condensed, 1, prepared.teacher.num_classes)
+    seen = views(one, prepared.teacher, seed=derive_seed(config.data.seed, "proxy views"))
+    plain = replace(apart, inversion=DeepInversion(batch=INVERTED), guidance=NoGuidance())
+    inverted, _ = produce(plain, prepared, begin(plain, prepared), nn.Identity(), torch.zeros(0))
+    return {"few_shot": prepared.proxy, "condensed": seen, "inverted": inverted}
+
+
+@torch.no_grad()
+def scores(out: Path, record: Record, sets: dict[str, Samples]) -> dict[str, float]:
+    """A kept trial's student on each set: `few_shot/agreement`, `few_shot/kl` (minus it: more is better), and so on."""
+    product = read_product(kept_path(out, record.config_hash))
+    student = parse(product.network).build(product.image_shape, product.num_classes)
+    student.load_state_dict(product.student)
+    device = next(iter(sets.values())).images.device
+    student.to(device).eval()
+    found = {}
+    for name, samples in sets.items():
+        told = compare(student, samples)
+        found |= {f"{name}/agreement": told["agreement"].item(), f"{name}/kl": -told["kl"].item()}
+    return found
+
+
+def rank(told: Sequence[dict[str, float]], accuracies: Sequence[float]) -> list[Ranked]:
+    """How each candidate ranks trials with these scores and test accuracies; the best first."""
+    rng, found = np.random.default_rng(0), []
+    for name in told[0]:
+        pairs = np.array([[scored[name] for scored in told], accuracies])
+        draws = np.array([_rho(pairs[:, rng.integers(0, len(told), len(told))]) for _ in range(RESAMPLES)])
+        # Trials drawn again and again may all be one.
+        known = draws[np.isfinite(draws)]
+        low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+        found.append(Ranked(name, _rho(pairs), float(low), float(high), len(told)))
+    return sorted(found, key=lambda one: (np.isnan(one.rho), -one.rho))
+
+
+def ranking_table(ranked: Sequence[Ranked]) -> Table:
+    """A row a candidate."""
+    rows = [[one.candidate, f"{one.rho:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", str(one.n)] for one in ranked]
+    legend = (
+        "Spearman's rho with test accuracy over trials of different configs; 95 % percentile bootstrap over trials. "
+        "agreement: share of images on which student and teacher name one class; kl: minus KL(teacher || student)."
+    )
+    return Table("Proxies", ["proxy", "rho", "95 %", "n"], rows, legend, keys=1)
+
+
+def _rho(pairs: np.ndarray) -> float:
+    if any(len(set(row)) < 2 for row in pairs.tolist()):
+        return float("nan")
+    # Spearman's is Pearson's of the ranks.
+    return float(np.corrcoef(stats.rankdata(pairs, axis=1))[0, 1])

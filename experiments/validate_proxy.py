@@ -1,0 +1,60 @@
+"""Which proxy of test accuracy may a search look at, where nobody has validation data?
+
+Trials of very different configs are run; each student is then compared with its teacher on sets that no trial has seen:
+a few real images, a few condensed ones, images of a fixed inversion. What counts is Spearman's rho with test accuracy.
+
+    python experiments/validate_proxy.py --dataset fashion_mnist --data-root DIR --teacher-epochs 5
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from condkd_ray.artifacts import Workshop
+from condkd_ray.config import to_tree
+from condkd_ray.experiment import Flags, Plan, command_line, run
+from condkd_ray.proxies import candidates, rank, ranking_table, scores
+from condkd_ray.report.records import atomic_write, read_records
+from condkd_ray.report.statistics import ACCURACY
+from condkd_ray.shell import say
+from condkd_ray.space import close, read
+
+SPACE = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Flags):
+    """Flags of this experiment, and those common to all; data, teacher and student are theirs, the rest the space's."""
+
+    configs: int = 24
+    space: Path = SPACE
+    out: Path = Path("runs/validate_proxy")
+
+
+def plans(args: Args) -> Iterator[Plan]:
+    """Random configs of the space, all with one seed."""
+    base = to_tree(args.base())
+    tree = read(args.space) | {name: base[name] for name in ("data", "teacher", "student", "rounds")}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for number in range(args.configs):
+        config = close(tree, study.ask())
+        yield Plan(f"config {number}", getattr(config.condensation, "ipc", 0), config.seed, config)
+
+
+def main(args: Args) -> int:
+    """Run the trials, then rank the proxies."""
+    planned = list(plans(args))
+    code = run("validate_proxy", __doc__ or "", planned, args)
+    done = [record for record in read_records(args.out) if record.status == "finished"]
+    if code in (0, 1) and len(done) > 1:
+        sets = candidates(Workshop(args.cache, say=say), planned[0].config)
+        table = ranking_table(rank([scores(args.out, r, sets) for r in done], [r.metrics[ACCURACY] for r in done]))
+        atomic_write(args.out / "proxies.md", table.markdown().encode())
+        print(table.text())
+    return code
+
+
+if __name__ == "__main__":
+    command_line(Args, main)
