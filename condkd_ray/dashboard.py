@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -46,6 +47,9 @@ class Dashboard:
 def dashboard(command: Dashboard) -> int:
     """`condkd dashboard`."""
     read_manifest(command.out)
+    # Whoever starts us in the background may have had SIGINT ignored; and neither signal may leave the servers behind.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with servers(command) as processes:
         say("Ctrl-C ends both")
         try:

@@ -117,7 +117,8 @@ def test_stopped_in_the_middle_and_continued_it_ends_with_the_planned_number(hom
     assert study.trials[0].value == stored(finished).trials[0].value
 
 
-def test_both_dashboards_show_it_until_ctrl_c(finished: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_both_dashboards_show_it_until_they_are_ended(finished: Path, number):
     command = [sys.executable, "-m", "condkd_ray", "dashboard", str(finished)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
         addresses = [served.stdout.readline().split()[1] for _ in range(2)]
@@ -132,7 +133,7 @@ def test_both_dashboards_show_it_until_ctrl_c(finished: Path):
             assert reply.read(8) == b"\x89PNG\r\n\x1a\n"
         runs = fetched(f"{addresses[1]}data/runs")
         assert len([run for run in runs if run.startswith("ipc2/trial ")]) == len(shown["trials"])
-        served.send_signal(signal.SIGINT)
+        served.send_signal(number)
         assert served.wait() == 0
     for address in addresses:
         with pytest.raises(OSError, match="refused"):
