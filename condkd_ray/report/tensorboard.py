@@ -1,4 +1,4 @@
-"""TensorBoard: a run a trial, comparable in the HParams tab from its first second."""
+"""TensorBoard: a run a trial, comparable in the HParams tab from its first second; in the end also a run an arm."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from condkd_ray.report import charts, events, grids, projector
 from condkd_ray.report.events import Scalar
 from condkd_ray.report.records import Record, record_path
+from condkd_ray.report.spread import over_seeds
 
 FOLDER = "tensorboard"
 GRID = "samples/grid"
@@ -47,9 +48,13 @@ def run_name(trial: Trial) -> str:
     Of an arm's name what a regular expression would take for an operator is left out, and `-` stands for spaces:
     `trial 7` is `trial-7`, so that what is typed into TensorBoard's filter finds it.
     """
+    return f"{arm_name(trial)}/seed{trial.seed}-{trial.config_hash[:6]}"
+
+
+def arm_name(trial: Trial) -> str:
+    """What the run names of all seeds of an arm and IPC begin with: `ipc10/guided`."""
     arm = re.sub(r"[^\w.,=-]+", "-", re.sub(r"['\"()\[\]]", "", trial.arm)).strip("-") or "-"
-    place = f"ipc{trial.ipc}/{arm}" if trial.ipc else arm
-    return f"{place}/seed{trial.seed}-{trial.config_hash[:6]}"
+    return f"ipc{trial.ipc}/{arm}" if trial.ipc else arm
 
 
 def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -97,13 +102,15 @@ class Board:
         self._columns = events.columns([_flatten(trial) for trial in planned], BASE) | events.intervals(ranges)
         self._writers: dict[str, EventFileWriter] = {}
         self._latest: dict[str, tuple[int, Mapping[str, float]]] = {}
-        # One experiment a tree: tensorboard keeps the first it finds.
-        for stale in self._folder.glob("events.out.tfevents.*"):
-            stale.unlink()
+        # One experiment a tree: tensorboard keeps the first it finds. What is over seeds lacks those to come.
+        for stale in self._folder.rglob("events.out.tfevents.*"):
+            if not stale.parent.name.startswith("seed"):
+                stale.unlink()
         self._root = EventFileWriter(str(self._folder), flush_secs=2)
         self._root.add_event(events.experiment(self._columns, METRICS))
         self._root.flush()
         self._charts: set[str] = set()
+        self._spread: set[str] = set()
 
     def trial_started(
         self,
@@ -138,7 +145,15 @@ class Board:
         fresh = charts.telling(name for name, value in metrics.items() if math.isfinite(value)) - self._charts
         if fresh:
             self._charts |= fresh
-            self._root.add_event(events.charts(charts.layout(self._charts), len(self._charts)))
+            self._root.add_event(events.charts(charts.layout(self._charts, self._spread), len(self._charts)))
+
+    def arm(self, run: str, rows: Sequence[Mapping[str, float]], when: float | None = None) -> None:
+        """Write a run over the seeds of an arm; to be charted, before any scalar of a trial."""
+        writer = EventFileWriter(str(self._folder / run))
+        for row in rows:
+            writer.add_event(events.scalars(int(row["round"]), row, _now(when)))
+            self._spread |= {name.partition("/")[2] for name in row if name != "round"}
+        writer.close()
 
     def trial_finished(self, record: Record, when: float | None = None) -> None:
         """Add final metrics, what the memory held, what is there of images and embedding, and the status; close."""
@@ -170,6 +185,8 @@ def rebuild(out: Path, records: Sequence[Record]) -> None:
     shutil.rmtree(Path(out) / FOLDER, ignore_errors=True)
     names = varying([record.config for record in records])
     board = Board(out, [hparams(record, names) for record in records])
+    for record, rows in over_seeds(records):
+        board.arm(arm_name(record), rows)
     for row in (row for record in records for row in [*record.history, record.metrics]):
         board.chart(row)
     for record in records:

@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 
-from condkd_ray.report.charts import layout, telling
+from condkd_ray.report.charts import ARMS, layout, telling
+from condkd_ray.report.spread import over_seeds
 from condkd_ray.report.tensorboard import Board, hparams, rebuild, run_name
 
 with warnings.catch_warnings():
@@ -45,6 +47,7 @@ def shown(root: Path) -> dict[str, tuple[str, list[str]]]:
         chart["title"]: (category["title"], chart["multiline"]["tag"])
         for category in json.loads(found)["category"]
         for chart in category["chart"]
+        if "multiline" in chart
     }
 
 
@@ -94,3 +97,44 @@ def test_categories_are_in_order_and_expressions_literal():
     (expression,) = found.category[2].chart[0].multiline.tag
     assert re.match(expression, "diagnosis/a+b")
     assert not re.match(expression, "diagnosis/aab")
+
+
+def test_arms_come_first_with_mean_and_range_over_their_seeds(tmp_path):
+    records = [make_record(arm, 10, seed) for arm in ("mixed", "guided") for seed in (0, 1, 2)]
+    rebuild(tmp_path, [*records, make_record("none", 0, 0)])
+    reader = plugin(tmp_path / "tensorboard")
+    found: Any = reader.layout_impl(RequestContext(), "")
+    arms, *_ = json.loads(found)["category"]
+    assert arms["title"] == ARMS
+    (series,) = arms["chart"][0]["margin"]["series"]
+    assert list(series.values()) == [f"{part}/student/test_accuracy" for part in ("mean", "lowest", "highest")]
+    for name in ("mixed", "guided"):
+        members = [record.history for record in records if record.arm == name]
+        for tag, reduce in zip(series.values(), (fmean, min, max), strict=True):
+            drawn: Any = reader.scalars_impl(RequestContext(), f"ipc10/{name}", f"^{tag}$", "")
+            expected = [
+                (int(rows[0]["round"]), pytest.approx(reduce([row["student/test_accuracy"] for row in rows])))
+                for rows in zip(*members, strict=True)
+            ]
+            assert [(step, value) for _, step, value in drawn["tag_to_events"][tag]] == expected
+    assert not list((tmp_path / "tensorboard" / "none").glob("events*"))
+
+
+def test_a_round_that_one_seed_lacks_and_trials_that_failed_do_not_count():
+    first, second = (make_record("mixed", 10, seed) for seed in (0, 1))
+    shorter = dataclasses.replace(second, history=second.history[:2])
+    failed = make_record("mixed", 10, 2, status="failed")
+    ((_, rows),) = over_seeds([first, shorter, failed])
+    assert [row["round"] for row in rows] == [1, 2]
+    value = [row["student/test_accuracy"] for row in (first.history[1], second.history[1])]
+    assert rows[1]["mean/student/test_accuracy"] == pytest.approx(sum(value) / 2)
+    assert list(over_seeds([first, failed])) == []
+
+
+def test_whoever_goes_on_writing_removes_what_lacks_seeds(tmp_path):
+    records = [make_record("mixed", 10, seed) for seed in (0, 1)]
+    rebuild(tmp_path, records)
+    Board(tmp_path).close()
+    root = tmp_path / "tensorboard"
+    assert not list((root / "ipc10" / "mixed").glob("events*"))
+    assert len(list((root / "ipc10" / "mixed").rglob("events*"))) == 2

@@ -84,7 +84,8 @@ def test_rebuild_writes_every_trial_once(folder):
         rebuild(out, records)
     board = out / "tensorboard"
     runs = {str(path.parent.relative_to(board)) for path in board.rglob("events.out.tfevents.*")}
-    assert runs == {"."} | {run_name(record) for record in records}
+    arms = {"none", *(f"ipc{ipc}/{arm}" for ipc in (1, 10) for arm in ("mixed", "guided"))}
+    assert runs == {"."} | arms | {run_name(record) for record in records}
     assert not (board / "stale").exists()
     for record in records:
         run = board / run_name(record)
