@@ -20,11 +20,14 @@ from condkd_ray.method import InputError
 from condkd_ray.product import Product
 from condkd_ray.report.records import atomic_write
 from condkd_ray.samples import Codec
+from condkd_ray.teacher import Teacher
 from condkd_ray.trial_config import Prepared
 
 KINDS = ("real", "condensed", "synthetic")
 MOST = 200
 """Images of each kind, as many of each class as there are of another."""
+PER_POINT = 8
+"""Bytes of a value as it is kept and as text, twice, to those of it as it is kept."""
 _BATCH = 50
 
 
@@ -41,6 +44,11 @@ class Points:
 def points_path(out: Path, config_hash: str) -> Path:
     """Where the points of that trial are kept, if they are."""
     return Path(out) / "points" / f"{config_hash}.safetensors"
+
+
+def most_bytes(teacher: Teacher) -> int:
+    """What the points of one trial take at most, and the embeddings made of them."""
+    return PER_POINT * 2 * len(KINDS) * MOST * teacher.num_features
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def _clouds(out: Path, record: Record) -> dict[tuple[str, ...], Cloud]:
 
 def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
     features = np.concatenate([points.features.numpy() for points, _ in clouds])
-    rows = ["\t".join(f"{value:.4g}" for value in row) for row in features.tolist()]
+    rows = ["\t".join(f"{value:.3g}" for value in row) for row in features.tolist()]
     said = ["\t".join(COLUMNS)]
     for points, told in clouds:
         for label in points.classes.tolist():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from report_factory import make_record
 from toy import NUM_CLASSES, make_prepared, samples, toy_config
 
 from condkd_ray.bookkeeping import Watch
@@ -15,7 +16,8 @@ from condkd_ray.method import InputError
 from condkd_ray.plans import Plan
 from condkd_ray.product import Product, product_path, read_product
 from condkd_ray.report import points
-from condkd_ray.report.points import look, points_path, read_points, write_points
+from condkd_ray.report.points import look, most_bytes, points_path, read_points, write_points
+from condkd_ray.report.tensorboard import rebuild
 from condkd_ray.run import local_store, run_trial
 from condkd_ray.samples import Codec
 
@@ -48,6 +50,20 @@ def test_points_are_features_in_units_of_the_real_ones():
     for place, row in enumerate(order):
         alone = TEACHER.observe(shown.images[row : row + 1]).features[0] / marks.scale
         assert close(found["synthetic"].features[place], alone)
+
+
+def test_what_is_written_takes_no_more_bytes_than_was_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(points, "MOST", 20)
+    labels = torch.arange(40) % NUM_CLASSES
+    found = look(PREPARED, product(samples(40, labels=labels)))
+    # As many as there may be of a kind.
+    found["condensed"] = found["real"]
+    records = [make_record(arm, 2, 0, condensed_hash=arm) for arm in ("mixed", "guided")]
+    for record in records:
+        write_points(points_path(tmp_path, record.config_hash), found)
+    rebuild(tmp_path, records)
+    written = sum(path.stat().st_size for name in ("tensors.tsv", "*.safetensors") for path in tmp_path.rglob(name))
+    assert 0.3 < written / (2 * most_bytes(TEACHER)) <= 1
 
 
 def test_free_pixels_are_not_clipped():

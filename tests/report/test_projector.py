@@ -74,7 +74,7 @@ def test_each_kept_trial_has_its_embedding(tmp_path):
     reader = Reader(tmp_path / "tensorboard")
     assert reader.runs == {".", run_name(mixed), run_name(none)}
     vectors, said = reader.read(run_name(mixed))
-    assert np.allclose(vectors, torch.cat([one.features for one in found.values()]), atol=2e-3)
+    assert np.allclose(vectors, torch.cat([one.features for one in found.values()]), atol=5e-3, rtol=5e-3)
     assert [row["kind"] for row in said] == [kind for kind, count in COUNTS.items() for _ in range(count)]
     assert [row["class"] for row in said[:6]] == ["0", "1", "2", "0", "1", "2"]
     assert said[0] == {"what": "real", "kind": "real", "class": "0", "arm": "-", "ipc": "-", "seed": "-"}
@@ -100,7 +100,7 @@ def test_all_arms_lie_in_one_space_and_what_they_share_is_there_once(tmp_path):
     assert counted == {"real": 6, "condensed ipc 1": 3, "condensed ipc 10": 3} | synthetic
     for record, found in trials:
         rows = [i for i, row in enumerate(said) if (row["arm"], row["ipc"]) == (record.arm, str(record.ipc))]
-        assert np.allclose(vectors[rows], found["synthetic"].features, atol=2e-3)
+        assert np.allclose(vectors[rows], found["synthetic"].features, atol=5e-3, rtol=5e-3)
 
 
 def test_all_real_images_are_no_condensed_set(tmp_path):
