@@ -247,8 +247,11 @@ def examples(config: TrialConfig, prepared: Prepared, state: TrialState, store: 
     """Some of the newest images of each class, as uint8: synthetic ones, or condensed where none are made."""
     ids = config.memory.live(state.memory)[-64 * prepared.teacher.num_classes :]
     shown = store.gather(ids) if len(ids) else prepared.condensed
-    if shown is None:
-        return None, 0
+    return (None, 0) if shown is None else class_major(shown, prepared)
+
+
+def class_major(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int]:
+    """The last few images of each class, as uint8, equally many of each; none where a class has none."""
     rows = [(shown.labels == c).nonzero().squeeze(1)[-GRID_PER_CLASS:] for c in range(prepared.teacher.num_classes)]
     per_class = min(len(found) for found in rows)
     if per_class == 0:

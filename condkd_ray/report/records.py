@@ -4,7 +4,7 @@ The JSON files are the truth; whatever else lies in the folder can be rebuilt fr
 
     OUT/experiment.json        the manifest, written before the first trial
     OUT/records/<hash>.json    one finished, failed or pruned trial
-    OUT/grids/<hash>.png       its synthetic images, a row a class
+    OUT/grids/<hash>.png       its synthetic images, a row a class; `condensed-<hash>.png` the sets that guide
 """
 
 from __future__ import annotations
@@ -137,6 +137,11 @@ def record_path(out: Path, config_hash: str) -> Path:
 def grid_path(out: Path, config_hash: str) -> Path:
     """Where the image grid of that trial lies, if it made one."""
     return Path(out) / "grids" / f"{config_hash}.png"
+
+
+def condensed_path(out: Path, condensed_hash: str) -> Path:
+    """Where the image grid of the condensed set with this digest lies, of which several trials may be given some."""
+    return Path(out) / "grids" / f"condensed-{condensed_hash}.png"
 
 
 def write_record(out: Path, record: Record) -> None:
