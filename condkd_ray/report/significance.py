@@ -31,10 +31,16 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def corrected(differences: Sequence[Difference]) -> list[float | None]:
-    """P of each, corrected for all of them that have one."""
-    raw = [p_value(one) for one in differences]
-    after = iter(holm([p for p in raw if p is not None]))
-    return [None if p is None else next(after) for p in raw]
+    """The p of each, corrected for all arms that are compared with the same one at the same IPC: one question each."""
+    found: list[float | None] = [p_value(one) for one in differences]
+    families: dict[tuple[str, int], list[int]] = {}
+    for place, one in enumerate(differences):
+        if found[place] is not None:
+            families.setdefault((one.right, one.ipc), []).append(place)
+    for places in families.values():
+        for place, p in zip(places, holm([p for i in places if (p := found[i]) is not None]), strict=True):
+            found[place] = p
+    return found
 
 
 def told(p: float | None) -> str:

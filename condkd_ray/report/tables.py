@@ -40,8 +40,8 @@ _INTERVALS = (
     "second over test images at these seeds (another test set); both 95 %, not corrected for the number of comparisons."
 )
 _HOLM = (
-    "p is that of the paired t test over seeds, corrected by Holm for the {count} comparisons of this table: below "
-    "0.05 the difference is no chance find among them."
+    "p is that of the paired t test over seeds, corrected by Holm for all arms that are compared with the same one at "
+    "the same IPC: below 0.05 the difference is no chance find among them."
 )
 
 
@@ -85,8 +85,8 @@ def accuracy_table(records: Sequence[Record]) -> Table:
 def difference_table(differences: Sequence[Difference]) -> Table:
     """A row a comparison and IPC."""
     corrected = significance.corrected(differences)
-    count = sum(p is not None for p in corrected)
-    p_header = ["p (Holm)"] if count else []
+    told = any(p is not None for p in corrected)
+    p_header = ["p (Holm)"] if told else []
     header = ["difference", "IPC", "n", "points", "95 % over seeds", *p_header, "method", "95 % over test images"]
     rows = [
         [
@@ -95,14 +95,13 @@ def difference_table(differences: Sequence[Difference]) -> Table:
             str(one.n),
             _signed(one.mean) + ("" if one.std is None else f" ± {100 * one.std:.2f}"),
             _range(one.low, one.high),
-            *([significance.told(p)] if count else []),
+            *([significance.told(p)] if told else []),
             one.method,
             _range(one.image_low, one.image_high),
         ]
         for one, p in zip(differences, corrected, strict=True)
     ]
-    legend = " ".join([_INTERVALS, *([_HOLM.format(count=count)] if count else [])])
-    return Table("Paired differences in test accuracy", header, rows, legend)
+    return Table("Paired differences in test accuracy", header, rows, f"{_INTERVALS} {_HOLM}" if told else _INTERVALS)
 
 
 def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:

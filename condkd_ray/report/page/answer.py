@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from condkd_ray.report import significance
-from condkd_ray.report.drawing import name
 from condkd_ray.report.page.elements import Forest, Stretch
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, Difference
@@ -14,8 +13,7 @@ SURE = 0.05
 """Of a corrected p, below which a difference is taken to be no chance find."""
 MOST = 14
 """Rows of the first screen; all are in the table below."""
-NAMED = 4
-OPEN = "not told apart beyond chance"
+NAMED, SENTENCES = 4, 4
 Judged = tuple[Difference, float | None]
 """A difference and its p, corrected for all that were made."""
 
@@ -46,29 +44,26 @@ def verdict(found: Sequence[Judged]) -> list[str]:
     by_right: dict[str, list[Judged]] = {}
     for one, p in found:
         by_right.setdefault(one.right, []).append((one, p))
-    at = f"At {largest} condensed {'image' if largest == 1 else 'images'} per class: " if largest else ""
-    told = sorted(by_right.items(), key=lambda pair: -len(pair[1]))
-    lines = [f"{at if not place else ''}{_against(right, pairs)}" for place, (right, pairs) in enumerate(told)]
-    # A capital letter begins a sentence, and none follows the colon of the first.
-    return [lines[0][0].upper() + lines[0][1:], *lines[1:], *caution(found)]
+    at = f" with {largest} condensed {'image' if largest == 1 else 'images'} per class" if largest else ""
+    told = sorted(by_right.items(), key=lambda pair: -len(pair[1]))[:SENTENCES]
+    lines = [f"Against {right}{'' if place else at}, {judgement(pairs)}." for place, (right, pairs) in enumerate(told)]
+    return [*lines, *caution(found)]
 
 
-def _against(right: str, pairs: Sequence[Judged]) -> str:
+def judgement(pairs: Sequence[Judged]) -> str:
+    """What came out how, the largest difference first."""
     alone = all(one.n == 1 for one, _ in pairs)
-    words = {"better": "better is", "worse": "worse is", "open": "with one seed" if alone else OPEN}
-    return f"Against {name(right)}, {judgement(pairs, words)}."
-
-
-def judgement(pairs: Sequence[Judged], words: Mapping[str, str]) -> str:
-    """What came out how, the largest difference first; `words` go before those of one mood."""
+    words = {"better": "better", "worse": "worse", "open": "with one seed" if alone else "not told apart beyond chance"}
     groups: dict[str, list[Judged]] = {}
     for one, p in sorted(pairs, key=lambda pair: -pair[0].mean):
         groups.setdefault(mood(one, p), []).append((one, p))
-    return "; ".join(f"{words[kind]} {_listed(groups[kind])}" for kind in words if kind in groups)
+    return "; ".join(f"{told}: {_listed(groups[kind])}" for kind, told in words.items() if kind in groups)
 
 
 def _listed(pairs: Sequence[Judged]) -> str:
-    shown = [f"{name(one.left)} ({points(one.mean)})" for one, _ in pairs[:NAMED]]
+    several = len({one.ipc for one, _ in pairs} - {0}) > 1
+    ipcs = [f" IPC {one.ipc}" if several and one.ipc else "" for one, _ in pairs]
+    shown = [f"{one.left}{ipc} ({points(one.mean)})" for (one, _), ipc in zip(pairs[:NAMED], ipcs, strict=False)]
     more = [f"{len(pairs) - NAMED} more"] if len(pairs) > NAMED else []
     *first, last = [*shown, *more]
     return f"{', '.join(first)} and {last}" if first else last
@@ -101,7 +96,7 @@ def forest(found: Sequence[Judged]) -> Forest:
 
     rows = [
         Stretch(
-            label=f"{name(one.left)} \N{MINUS SIGN} {name(one.right)}",
+            label=f"{one.left} \N{MINUS SIGN} {one.right}",
             note=(f"IPC {one.ipc}, " if several and one.ipc else "") + f"n = {one.n}",
             mean=place(one.mean) or 0.0,
             low=place(left),
@@ -113,14 +108,14 @@ def forest(found: Sequence[Judged]) -> Forest:
         )
         for (one, p), (left, right) in zip(shown, ends, strict=True)
     ]
-    return Forest(rows, place(0.0) or 0.0, _legend(found))
+    return Forest(rows, place(0.0) or 0.0, _legend(found), any(p is not None for _, p in found))
 
 
 def _legend(found: Sequence[Judged]) -> str:
     over = "test images (one seed)" if all(one.n == 1 for one, _ in found) else "seeds"
     count = sum(p is not None for _, p in found)
     parts = ["Differences in test accuracy, percentage points, paired by seed.", f"Lines: 95 % over {over}."]
-    parts += ["p: paired t test, corrected by Holm for all comparisons."] * bool(count)
+    parts += ["p: paired t test, by Holm for the arms compared with the same one."] * bool(count)
     left = len(found) - MOST
     return " ".join([*parts, *([f"{left} more in the table."] if left > 0 else [])])
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from condkd_ray.report.layout import Table
 
-LONG = 16
+LONG = 24
 """Of longer tables the rest is folded away."""
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A08A00", "#999999")
 
@@ -95,11 +95,12 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Forest:
-    """Differences below one another, and where zero stands; `legend` says what the lines are."""
+    """Differences below one another, and where zero stands; `legend` says what the lines are, `p`: if any has one."""
 
     rows: Sequence[Stretch]
     zero: float
     legend: str
+    p: bool
     kind: str = "forest"
 
 

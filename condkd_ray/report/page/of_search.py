@@ -36,15 +36,16 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
     course = course_plot([searches.value(one, objective[0]) for one in by_number], directions[0], objective[0])
     by_status = {status: [one for one in records if one.status == status] for status in ("finished", "pruned")}
     lead = [*(again.elements[:1] if again else []), *vector(course, f"{objective[0]} of each trial")]
+    importance = _importance(out, manifest)
     return Page(
         name=manifest.experiment,
         question=manifest.question,
         verdict=[*best(records, manifest), *sentences],
         facts=[*facts(records, manifest), *_rho(records, objective[0])],
-        lead=[*lead, *_importance(out, manifest)],
+        lead=lead if again else [*lead, *importance],
         sections=[
             Section("Trials", [Rows(table)] if table.rows else []),
-            *([again] if again else []),
+            *([again, Section("Importance of parameters", importance)] if again else []),
             _front(ranked, manifest),
             parts.proxy(records, objective[0], None),
             Section("Images of the best trials", gallery(out, ranked[:BEST])),
@@ -92,7 +93,7 @@ def _confirmed(out: Path) -> tuple[Section | None, list[str]]:
     elements: list[Element] = [forest(judged(differences)), Rows(tables.accuracy_table(found))]
     elements += [Rows(tables.difference_table(differences))]
     return Section("The best again, with new seeds", elements), [
-        f"Again with new seeds: {line}" for line in verdict(judged(differences))[:1]
+        f"With new seeds: {line[0].lower()}{line[1:]}" for line in verdict(judged(differences))[:1]
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from condkd_ray.method import require
@@ -11,13 +11,15 @@ from condkd_ray.report import figures, planned, searches, tables
 from condkd_ray.report.drawing import name
 from condkd_ray.report.layout import Table, count, over, shown
 from condkd_ray.report.page import of_search, parts
-from condkd_ray.report.page.answer import OPEN, caution, facts, forest, judged, judgement
+from condkd_ray.report.page.answer import caution, facts, forest, judged, judgement
 from condkd_ray.report.page.elements import Code, Element, Page, Rows, Section, Text
 from condkd_ray.report.page.pairing import A, B, Pairing, differences, paired
 from condkd_ray.report.page.pictures import vector
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, Difference, groups, spread
 
+LEAVES = 10
+"""Of the configs, on the first screen."""
 _SIDES = (A, B)
 
 
@@ -38,13 +40,11 @@ def page(out: Path, other: Path) -> Page:
     found = differences(pairing, sides[0].manifest.test_labels)
     arms = [] if searching else _side_by_side(*sides)
     return Page(
-        name=f"{A}: {out}    {B}: {other}",
+        name=f"{A}: {out}   |   {B}: {other}",
         question=_question(*(side.manifest for side in sides)),
         verdict=_searched(sides) if searching else _verdict(found),
-        facts=[
-            (f"{side.letter}: {label}", value) for side in sides for label, value in facts(side.records, side.manifest)
-        ],
-        lead=[*([forest(judged(found))] if found else []), _differing(*sides)],
+        facts=_facts(*sides),
+        lead=[*([forest(judged(found))] if found else []), _differing(*sides, pairing)],
         sections=[
             Section("Arms side by side", arms),
             Section("Paired differences", _differences(found, pairing)),
@@ -67,9 +67,12 @@ def _check(first: _Side, second: _Side) -> None:
     require(kinds[0] == kinds[1], str(second.out), kinds[1], f"{kinds[0]}, as {first.out} is")
 
 
-def _facts(side: _Side) -> list[tuple[str, str]]:
-    """Less what both have in common."""
-    return [(label, told) for label, told in facts(side.records, side.manifest) if label != "data"]
+def _facts(first: _Side, second: _Side) -> list[tuple[str, str]]:
+    """Once where they are equal."""
+    ours, theirs = (dict(facts(side.records, side.manifest)) for side in (first, second))
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    both = [(key, ours.get(key, "none"), theirs.get(key, "none")) for key in keys]
+    return [(key, a if a == b else f"{A} {a}; {B} {b}") for key, a, b in both]
 
 
 def _question(first: Manifest, second: Manifest) -> str:
@@ -79,11 +82,10 @@ def _question(first: Manifest, second: Manifest) -> str:
 def _verdict(found: Sequence[Difference]) -> list[str]:
     if not found:
         return ["The two have no finished trial of equal arm, IPC and seed in common that may be compared."]
-    alone = all(one.n == 1 for one in found)
-    words = {"better": "better is", "worse": "worse is", "open": "with one seed" if alone else OPEN}
     if all(one.mean == 0 and one.std in (None, 0) for one in found):
         return ["Each trial has the same test accuracy in both."]
-    return [f"{B} against {A}: {judgement(judged(found), words)}.", *caution(judged(found))]
+    pairs = [(replace(one, left=one.left.removesuffix(f": {B}")), p) for one, p in judged(found)]
+    return [f"{B} against {A}, {judgement(pairs)}.", *caution(pairs)]
 
 
 def _searched(sides: Sequence[_Side]) -> list[str]:
@@ -123,13 +125,14 @@ def _configs(pairing: Pairing) -> list[Element]:
     return [Rows(Table("Configs", ["field", A, B, "pairs"], rows, legend, keys=1))]
 
 
-def _differing(first: _Side, second: _Side) -> Element:
-    """Versions, places and what was made beforehand: what differs."""
+def _differing(first: _Side, second: _Side, pairing: Pairing) -> Element:
+    """Versions, places, what was made beforehand, and the first leaves of the configs: what differs."""
     ours, theirs = (_about(side) for side in (first, second))
     keys = [*ours, *(key for key in theirs if key not in ours)]
     rows = [[key, ours.get(key, "-"), theirs.get(key, "-")] for key in keys if ours.get(key) != theirs.get(key)]
+    rows += [[path, *change] for path, (change, _) in list(pairing.changes.items())[:LEAVES]]
     if not rows:
-        return Text("Both ran the same experiment with the same versions in the same places, with an equal teacher.")
+        return Text("Both ran the same experiment with equal configs, versions and teachers in the same places.")
     return Rows(
         Table("What differs", ["differs", A, B], rows, "Of the environments; commands and configs below.", keys=1)
     )

@@ -59,7 +59,7 @@ def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
         for side, record in zip((A, B), pair, strict=True):
             groups.setdefault((record.arm, record.ipc), []).append(dataclasses.replace(record, arm=side))
     found = [(arm, difference(members, B, A, ipc, labels)) for (arm, ipc), members in groups.items()]
-    return [dataclasses.replace(one, left=f"{arm} in {B}", right=A) for arm, one in found if one is not None]
+    return [dataclasses.replace(one, left=f"{arm}: {B}", right=A) for arm, one in found if one is not None]
 
 
 def _key(record: Record) -> tuple[str, int, int]:

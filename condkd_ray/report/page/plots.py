@@ -63,8 +63,8 @@ def importance_plot(found: Sequence[Importance], trials: int) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         figure, axes = rows([one.name for one in found])
         places, shares = np.arange(len(found)), np.array([one.share for one in found])
-        axes.barh(places, shares, 0.55, color=_BLUE, alpha=0.75)
-        axes.hlines(places, [one.low for one in found], [one.high for one in found], color="#222222", lw=1.0)
+        axes.barh(places, shares, 0.55, color="#8FC1E3")
+        axes.hlines(places, [one.low for one in found], [one.high for one in found], color="#1C2430", lw=1.1)
         for place, one in enumerate(found):
             text = f"{one.share:.2f}"
             axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=GREY)
