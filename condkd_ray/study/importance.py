@@ -18,6 +18,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from condkd_ray.method import require
+from condkd_ray.study.objective import Direction
 from condkd_ray.study.quiet import quiet
 from condkd_ray.study.storages import JOURNAL, open_storage, stored_study
 from condkd_ray.study.study import REPEAT
@@ -40,7 +41,7 @@ class Importance:
     high: float
 
 
-def importances(trials: Sequence[FrozenTrial], directions: Sequence[str], *, seed: int = 0) -> list[Importance]:
+def importances(trials: Sequence[FrozenTrial], directions: Sequence[Direction], *, seed: int = 0) -> list[Importance]:
     """By falling share; empty with fewer than `LEAST` complete trials, or where none varies.
 
     With several objectives: importance for reaching the front. The spread is a bootstrap over trials, resampled with
@@ -69,7 +70,7 @@ def stored_trials(out: Path, name: str, storage: str | None) -> list[FrozenTrial
         return stored_study(open_storage(storage, out), name, f"{told}#{name}").get_trials(deepcopy=False)
 
 
-def _shares(trials: Sequence[FrozenTrial], directions: Sequence[str]) -> Mapping[str, float]:
+def _shares(trials: Sequence[FrozenTrial], directions: Sequence[Direction]) -> Mapping[str, float]:
     top = min(0.5, max(TOP, FEWEST / len(trials)))
     with quiet(), warnings.catch_warnings():
         # It warns where the best and all are the same trials, as in a resample of few: nothing is important then.

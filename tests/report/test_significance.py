@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from report_factory import make_record
@@ -49,12 +51,23 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
         assert {i for i, p in enumerate(holm(values.tolist())) if p <= level} == rejected
 
 
-def test_corrected_counts_only_those_with_a_p():
-    many = pairs([0.02, 0.05, -0.01, 0.04]) + pairs([0.3, 0.3, 0.3, 0.3], "guided")[4:]
+def test_corrected_for_the_arms_that_are_compared_with_the_same_one():
+    mixed, guided, even = [0.02, 0.05, -0.01, 0.04], [0.3, 0.28, 0.31, 0.33], [0.1, 0.1, 0.1, 0.1]
+    many = [*pairs(mixed), *pairs(guided, "guided")[4:], *pairs(even, "condensed_only")[4:]]
     compared = comparisons(many)
     found = {(one.left, one.right): p for one, p in zip(compared, corrected(compared), strict=True)}
-    # Two comparisons have a p, mixed - none, and guided - mixed, whose is the smaller and so doubled.
-    assert found["guided", "none"] is None
-    alone = stats.ttest_1samp([0.28, 0.25, 0.31, 0.26], 0).pvalue
-    assert found["guided", "mixed"] == pytest.approx(2 * alone, rel=1e-6)
-    assert found["mixed", "none"] == pytest.approx(stats.ttest_1samp([0.02, 0.05, -0.01, 0.04], 0).pvalue, rel=1e-6)
+    alone = [stats.ttest_1samp(gains, 0).pvalue for gains in (mixed, guided)]
+    # Of the three against none the even one has no p; guided - mixed is a question of its own.
+    assert found["condensed_only", "none"] is None
+    assert found["guided", "none"] == pytest.approx(2 * alone[1], rel=1e-6)
+    assert found["mixed", "none"] == pytest.approx(alone[0], rel=1e-6)
+    between = [a - b for a, b in zip(guided, mixed, strict=True)]
+    assert found["guided", "mixed"] == pytest.approx(stats.ttest_1samp(between, 0).pvalue, rel=1e-6)
+
+
+def test_each_ipc_is_a_question_of_its_own():
+    records = pairs([0.02, 0.05, -0.01, 0.04])
+    records += [replace(record, ipc=10) for record in records if record.ipc]
+    compared = comparisons(records)
+    assert [one.ipc for one in compared] == [5, 10]
+    assert corrected(compared) == [p_value(one) for one in compared]

@@ -65,6 +65,7 @@ def _listed(pairs: Sequence[Judged]) -> str:
     ipcs = [f" IPC {one.ipc}" if several and one.ipc else "" for one, _ in pairs]
     shown = [f"{one.left}{ipc} ({points(one.mean)})" for (one, _), ipc in zip(pairs[:NAMED], ipcs, strict=False)]
     more = [f"{len(pairs) - NAMED} more"] if len(pairs) > NAMED else []
+    shown[0] = f"{shown[0].removesuffix(')')} points)"
     *first, last = [*shown, *more]
     return f"{', '.join(first)} and {last}" if first else last
 

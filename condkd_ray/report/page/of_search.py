@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from condkd_ray.report.records import MANIFEST, Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, comparisons, rankings
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances, stored_trials
 
-CONFIRMED = "confirmed"
-"""Folder below a search's, of the best trials run again with new seeds."""
+IMPORTANCE, CONFIRMED = "Importance of parameters", "confirmed"
+"""A heading; and the folder below a search's, of the best trials run again with new seeds."""
+STUDY = "search"
+"""The name a study has where the command gives it none."""
 BEST = 6
 """So many of the best trials show their images."""
 
@@ -44,9 +47,9 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
         facts=[*facts(records, manifest), *_rho(records, objective[0])],
         lead=lead if again else [*lead, *importance],
         sections=[
-            Section("Trials", [Rows(table)] if table.rows else []),
-            *([again, Section("Importance of parameters", importance)] if again else []),
+            *([replace(again, elements=again.elements[1:]), Section(IMPORTANCE, importance)] if again else []),
             _front(ranked, manifest),
+            Section("Trials", [Rows(table, most=12)] if table.rows else []),
             parts.proxy(records, objective[0], None),
             Section("Images of the best trials", gallery(out, ranked[:BEST])),
             parts.cost(by_status),
@@ -116,7 +119,7 @@ def _importance(out: Path, manifest: Manifest) -> list[Element]:
 def _trials(out: Path, manifest: Manifest) -> list[FrozenTrial]:
     """Of the study, wherever the command has put it."""
     words = shlex.split(manifest.command)
-    return stored_trials(out, _flag(words, "--study") or "", _flag(words, "--study-storage"))
+    return stored_trials(out, _flag(words, "--study") or STUDY, _flag(words, "--study-storage"))
 
 
 def _flag(words: Sequence[str], flag: str) -> str | None:

@@ -44,7 +44,7 @@ def page(out: Path, other: Path) -> Page:
         question=_question(*(side.manifest for side in sides)),
         verdict=_searched(sides) if searching else _verdict(found),
         facts=_facts(*sides),
-        lead=[*([forest(judged(found))] if found else []), _differing(*sides, pairing)],
+        lead=[*([forest(judged(found))] if found else []), _differing(sides[0], sides[1], pairing)],
         sections=[
             Section("Arms side by side", arms),
             Section("Paired differences", _differences(found, pairing)),
@@ -134,7 +134,7 @@ def _differing(first: _Side, second: _Side, pairing: Pairing) -> Element:
     if not rows:
         return Text("Both ran the same experiment with equal configs, versions and teachers in the same places.")
     return Rows(
-        Table("What differs", ["differs", A, B], rows, "Of the environments; commands and configs below.", keys=1)
+        Table("What differs", ["differs", A, B], rows, "Of environments and configs; the commands stand below.", keys=1)
     )
 
 
