@@ -116,7 +116,7 @@ def _legend(found: Sequence[Judged]) -> str:
     over = "test images (one seed)" if all(one.n == 1 for one, _ in found) else "seeds"
     count = sum(p is not None for _, p in found)
     parts = ["Differences in test accuracy, percentage points, paired by seed.", f"Lines: 95 % over {over}."]
-    parts += ["p: paired t test, by Holm for the arms compared with the same one."] * bool(count)
+    parts += ["p: paired t test, corrected by Holm for the arms compared with the same one."] * bool(count)
     left = len(found) - MOST
     return " ".join([*parts, *([f"{left} more in the table."] if left > 0 else [])])
 

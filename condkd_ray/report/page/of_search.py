@@ -75,7 +75,9 @@ def best(records: Sequence[Record], manifest: Manifest) -> list[str]:
     first, objective = ranked[0], manifest.search["objective"][0]
     row = dict(zip(table.header, table.rows[0], strict=True))
     leaves = ", ".join(f"{path} {row[path]}" for path in manifest.search["parameters"] if row[path])
-    told = f"{first.arm.capitalize()} is the best of {len(ranked)} by {objective}, {row[objective]}: {leaves}."
+    equal = sum(searches.value(one, objective) == searches.value(first, objective) for one in ranked[1:])
+    tied = f", with {equal} as good," if equal else ""
+    told = f"{first.arm.capitalize()}{tied} is the best of {len(ranked)} by {objective}, {row[objective]}: {leaves}."
     test = first.metrics.get(ACCURACY)
     return [told, *([f"Its test accuracy, which decided nothing: {100 * test:.2f} %."] if test is not None else [])]
 
