@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from page_reader import Seen, searched
 from report_factory import LABELS, make_manifest, make_record, sweep
-from test_page import Seen, searched
 
+from condkd_ray.__main__ import Report, rebuild
 from condkd_ray.method import InputError
 from condkd_ray.report import page
 from condkd_ray.report.page.pairing import differences, paired
@@ -146,3 +147,12 @@ def test_trials_without_a_test_accuracy_are_passed_over(tmp_path):
     broken = [replace(one, metrics=one.metrics | {"student/test_accuracy": math.nan}) for one in records]
     a, b = store(tmp_path / "a", records), store(tmp_path / "b", broken)
     assert "no finished trial" in Seen(page.compare(a, b)).text
+
+
+def test_the_command_line(two, tmp_path, capsys):
+    assert rebuild(Report(two[0], two[1])) == 0
+    assert capsys.readouterr().out.strip() == str(two[0] / "comparison.html")
+    with pytest.raises(InputError, match=r"--to is .*accepted: with two folders"):
+        rebuild(Report(two[0], to=tmp_path / "page.html"))
+    assert rebuild(Report(two[0])) == 0
+    assert "report.html" in capsys.readouterr().err

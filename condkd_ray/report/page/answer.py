@@ -38,8 +38,6 @@ def at_largest(found: Sequence[Judged]) -> list[Judged]:
 
 def verdict(found: Sequence[Judged]) -> list[str]:
     """A sentence for each arm that others are compared with; that most are compared with first."""
-    if not found:
-        return ["No two arms can be compared yet."]
     largest = max(one.ipc for one, _ in found)
     by_right: dict[str, list[Judged]] = {}
     for one, p in found:
@@ -50,10 +48,25 @@ def verdict(found: Sequence[Judged]) -> list[str]:
     return [*lines, *caution(found)]
 
 
+def alone(records: Sequence[Record]) -> list[str]:
+    """Where no two arms have a seed in common: what there is."""
+    found = [
+        f"{one.arm}{f' IPC {one.ipc}' if one.ipc else ''} seed {one.seed} ({100 * one.metrics[ACCURACY]:.2f} %)"
+        for one in tested(records)
+    ]
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    said = f"Test accuracy: {', '.join(found[:NAMED])}{more}. " if found else ""
+    return [f"{said}No two arms can be compared yet."]
+
+
 def judgement(pairs: Sequence[Judged]) -> str:
     """What came out how, the largest difference first."""
-    alone = all(one.n == 1 for one, _ in pairs)
-    words = {"better": "better", "worse": "worse", "open": "with one seed" if alone else "not told apart beyond chance"}
+    single = all(one.n == 1 for one, _ in pairs)
+    words = {
+        "better": "better",
+        "worse": "worse",
+        "open": "with one seed" if single else "not told apart beyond chance",
+    }
     groups: dict[str, list[Judged]] = {}
     for one, p in sorted(pairs, key=lambda pair: -pair[0].mean):
         groups.setdefault(mood(one, p), []).append((one, p))
@@ -136,7 +149,7 @@ def facts(records: Sequence[Record], manifest: Manifest) -> list[tuple[str, str]
     found += [(f"trials {status}", str(counts[status])) for status in ("pruned", "failed") if counts[status]]
     found += [("seeds", str(len(seeds)))]
     found += [("data", f"{data['name']}, {len(manifest.test_labels)} test images")] if data.get("name") else []
-    found += [("teacher", f"{teacher['label']}, {100 * accuracy:.2f} %")] if accuracy is not None else []
+    found += [("teacher", f"{teacher.get('label', '')} {100 * accuracy:.2f} %")] if accuracy is not None else []
     return [*found, ("CPU time of the trials", seconds(_spent(records))), ("begun", manifest.created[:10])]
 
 

@@ -109,11 +109,10 @@ Element = Text | Code | Rows | Picture | Gallery | Bars | Forest
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; where `folded` a click away."""
+    """A heading and what stands below it; left out where that is nothing."""
 
     title: str
     elements: Sequence[Element]
-    folded: bool = False
 
     @property
     def anchor(self) -> str:

@@ -9,7 +9,7 @@ from condkd_ray.report import figures, tables
 from condkd_ray.report.details import places_table, rounds_table
 from condkd_ray.report.drawing import name
 from condkd_ray.report.page import parts
-from condkd_ray.report.page.answer import at_largest, facts, forest, judged, verdict
+from condkd_ray.report.page.answer import alone, at_largest, facts, forest, judged, verdict
 from condkd_ray.report.page.elements import Element, Page, Rows, Section
 from condkd_ray.report.page.pictures import grids, vector
 from condkd_ray.report.records import Manifest, Record
@@ -30,7 +30,7 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
     return Page(
         name=manifest.experiment,
         question=manifest.question,
-        verdict=verdict(shown),
+        verdict=verdict(shown) if shown else alone(finished),
         facts=facts(records, manifest),
         lead=[*lead, *vector(drawn["figure"], "test accuracy of each arm")],
         sections=[

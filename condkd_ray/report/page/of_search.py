@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,8 +36,7 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
     table = searches.search_table(records, manifest)
     ranked = searches.ranked(records, manifest)
     again, sentences = _confirmed(out)
-    by_number = sorted((one for one in records if one.status != "running"), key=_number)
-    course = course_plot([searches.value(one, objective[0]) for one in by_number], directions[0], objective[0])
+    course = course_plot(_course(records, manifest), directions[0], objective[0])
     by_status = {status: [one for one in records if one.status == status] for status in ("finished", "pruned")}
     lead = [*(again.elements[:1] if again else []), *vector(course, f"{objective[0]} of each trial")]
     importance = _importance(out, manifest)
@@ -82,6 +82,14 @@ def best(records: Sequence[Record], manifest: Manifest) -> list[str]:
     return [told, *([f"Its test accuracy, which decided nothing: {100 * test:.2f} %."] if test is not None else [])]
 
 
+def _course(records: Sequence[Record], manifest: Manifest) -> list[float]:
+    """The first objective of each trial as proposed; NaN for those that have not come to their end."""
+    done = {one.config_hash: one for one in records if one.status == "finished"}
+    proposed = [trial["config_hash"] for trial in manifest.planned]
+    first = manifest.search["objective"][0]
+    return [searches.value(done[key], first) if key in done else math.nan for key in proposed]
+
+
 def _rho(records: Sequence[Record], objective: str) -> list[tuple[str, str]]:
     found = rankings(tested(records), objective)
     return [("rho with test accuracy", f"{one.rho:+.2f} (n = {one.n})") for one in found[:1]]
@@ -91,10 +99,10 @@ def _confirmed(out: Path) -> tuple[Section | None, list[str]]:
     """The best and the default with new seeds, where that was done; else a word that it was not."""
     place = out / CONFIRMED
     manifest, found = planned(place) if (place / MANIFEST).is_file() else (None, [])
-    if manifest is None or not tested(found):
+    differences = comparisons(found, manifest.test_labels, baseline=manifest.baseline) if manifest else []
+    if not differences:
         caution = "All trials share one seed; whether it is better than another shows only with new ones."
         return None, [caution]
-    differences = comparisons(found, manifest.test_labels, baseline=manifest.baseline)
     elements: list[Element] = [forest(judged(differences)), Rows(tables.accuracy_table(found))]
     elements += [Rows(tables.difference_table(differences))]
     return Section("The best again, with new seeds", elements), [
@@ -145,7 +153,3 @@ def _front(ranked: Sequence[Record], manifest: Manifest) -> Section:
     drawn = front_plot(points, best, names, objective)
     told = "Trials that no other beats in one objective without losing in another."
     return Section("Pareto front", [*vector(drawn, "Pareto front"), Text(told), Rows(table)])
-
-
-def _number(record: Record) -> int:
-    return int(record.arm.removeprefix("trial "))

@@ -52,7 +52,7 @@ def course_plot(values: Sequence[float], direction: str, objective: str) -> Figu
         axes.step(numbers, better.accumulate(told), where="post", color=_BLUE, lw=1.4)
         _grid(axes, "trial, in the order of proposals", objective)
         place_labels(figure, [Label(axes, numbers[-1], better.accumulate(told)[-1], "best so far", _BLUE)])
-        caption(figure, f"n = {int(np.isfinite(told).sum())} trials, a point each.")
+        caption(figure, f"n = {int(np.isfinite(told).sum())} finished trials, a point each.")
         return figure
 
 
