@@ -68,7 +68,8 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
         ]
         for label, row in totals.items()
     ]
-    legend = "Means over the trials, all rounds together; wall-clock time of each phase. Cluster: waiting for Ray."
+    waiting = " Cluster: waiting for Ray." if "cluster" in phases else ""
+    legend = f"Means over the trials, all rounds together; wall-clock time of each phase.{waiting}"
     return Section("Cost by phase", [Bars(phases, bars), Rows(Table("Cost", header, rows, legend))])
 
 
@@ -88,7 +89,7 @@ def repeat(records: Sequence[Record], manifest: Manifest) -> Section:
     rows = [[key, told] for key, told in environment(records).items()]
     rows += [[f"{kind} hash", str(tree["hash"])] for kind, tree in _hashed(manifest) if tree.get("hash")]
     rows += [["begun", manifest.created]]
-    words = "The same command, with the same versions, gives the same numbers but for times."
+    words = "The same command with the same versions on the same kind of machine gives the same numbers, but for times."
     table = Table("Environment", ["", "of the trials"], rows, "", keys=1)
     return Section("Repeat it", [Code(manifest.command), Text(words, small=True), Rows(table, most=99)])
 
