@@ -39,6 +39,11 @@ def search_table(records: Sequence[Record], manifest: Manifest) -> Table:
     return Table("Trials", header, rows, _LEGEND.format(first=objective[0], objective=", ".join(objective)), keys=2)
 
 
+def ranked(records: Sequence[Record], manifest: Manifest) -> list[Record]:
+    """Finished trials, the best by the first objective first."""
+    return sorted((r for r in records if r.status == "finished"), key=lambda record: _place(record, manifest))
+
+
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
     """Write `search.md` and `search.csv` under `out`."""
     table = search_table(records, manifest)
