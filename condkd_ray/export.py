@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from condkd_ray import networks
 from condkd_ray.condensation import AllReal
 from condkd_ray.config import to_tree
+from condkd_ray.disk import atomic_write
 from condkd_ray.method import require
 from condkd_ray.product import Product, product_path, read_product
 from condkd_ray.report.points import look, points_path, write_points
-from condkd_ray.report.records import Record, atomic_write, read_manifest, read_records
+from condkd_ray.report.records import Record, read_manifest, read_records
 from condkd_ray.samples import to_unit
 from condkd_ray.storage import Location, take
 from condkd_ray.trial import Prepared

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from condkd_ray.condensation import AllReal
 from condkd_ray.inversion import NoInversion
+from condkd_ray.outcome import Outcome, class_major
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.records import Record, condensed_path, grid_path
-from condkd_ray.run import Outcome, class_major
 from condkd_ray.trial import Prepared
 
 _HEAD, _GAP, _MARGIN = 32, 24, 3

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from condkd_ray.disk import atomic_write
 from condkd_ray.method import InputError
 from condkd_ray.product import Product
-from condkd_ray.report.records import atomic_write
 from condkd_ray.samples import Codec
 from condkd_ray.teacher import Teacher
 from condkd_ray.trial_config import Prepared

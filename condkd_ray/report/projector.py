@@ -14,8 +14,9 @@ from google.protobuf import text_format
 from tensorboard.plugins.projector import metadata, projector_config_pb2
 
 from condkd_ray.condensation import AllReal
+from condkd_ray.disk import atomic_write
 from condkd_ray.report.points import Points, points_path, read_points
-from condkd_ray.report.records import Record, atomic_write
+from condkd_ray.report.records import Record
 
 # The classes of this module are made at import from a descriptor, which no type checker sees.
 _CONFIG: Any = projector_config_pb2

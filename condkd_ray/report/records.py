@@ -12,14 +12,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from condkd_ray.disk import naming
+from condkd_ray.disk import atomic_write
 from condkd_ray.method import InputError
 
 FORMAT = 1
@@ -109,24 +107,6 @@ def arm_rank(arm: str) -> tuple[int, str]:
     """Sort key of an arm: the place of its first word in `ARM_ORDER`, unknown arms last by name."""
     first = arm.partition(" ")[0]
     return (ARM_ORDER.index(first) if first in ARM_ORDER else len(ARM_ORDER), arm)
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write `content` so that a reader, also one after a crash, sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with naming(path), os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; results are meant to be shared.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def record_path(out: Path, config_hash: str) -> Path:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from condkd_ray.disk import atomic_write
 from condkd_ray.report.layout import Table
-from condkd_ray.report.records import Manifest, Record, atomic_write
+from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, rankings
 
 _LEGEND = (

@@ -12,10 +12,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from condkd_ray.disk import atomic_write
 from condkd_ray.report import failures, significance
 from condkd_ray.report.details import places_table, rounds_table
 from condkd_ray.report.layout import WIDTH, Table, count, over, shown
-from condkd_ray.report.records import Manifest, Record, atomic_write
+from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import (
     ACCURACY,
     IMAGE_RESAMPLES,

@@ -11,10 +11,10 @@ from PIL import Image
 from report_factory import make_record
 from toy import NUM_CLASSES, make_prepared
 
+from condkd_ray.outcome import Outcome, pixels
 from condkd_ray.report.grids import beside, captioned, keep
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.records import condensed_path, grid_path
-from condkd_ray.run import Outcome, pixels
 
 PREPARED = make_prepared()
 IMAGES = torch.arange(NUM_CLASSES, dtype=torch.uint8).repeat_interleave(3).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from condkd_ray.disk import atomic_write
 from condkd_ray.report.page import of_arms, of_search, of_two
 from condkd_ray.report.page.elements import rendered
-from condkd_ray.report.records import Manifest, Record, atomic_write
+from condkd_ray.report.records import Manifest, Record
 
 PAGE, COMPARISON = "report.html", "comparison.html"
 
