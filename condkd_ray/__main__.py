@@ -23,10 +23,17 @@ from condkd_ray.train import Repeat, Train, repeat, train
 
 @dataclass(frozen=True)
 class Report:
-    """Rebuild tables, figures, Parquet and TensorBoard files of a result folder from what is stored there."""
+    """Rebuild tables, figures, page, Parquet and TensorBoard files of a result folder from what is stored there.
+
+    Of two folders: one page that compares them, trials of equal arm, IPC and seed side by side; nothing else changes.
+    """
 
     out: tyro.conf.Positional[Path]
-    """The `--out` of an experiment."""
+    """The `--out` of an experiment or a search."""
+    other: tyro.conf.Positional[Path | None] = None
+    """Another's on the same data set, that is compared with the first."""
+    to: Path | None = None
+    """File of the comparison; `comparison.html` in the first folder if not given."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,15 @@ def _condense(arguments: list[str]) -> int:
 
 def rebuild(command: Report) -> int:
     """`condkd report`."""
+    # It draws, which the other commands need not wait for.
+    from condkd_ray.report import page
+
+    if command.other is not None:
+        print(page.compare(command.out, command.other, command.to))
+        return 0
+    require(command.to is None, "--to", str(command.to), "with two folders; that of one is report.html in it")
     print(report.build(command.out))
+    say(f"page: {command.out / page.PAGE}")
     return 0
 
 

@@ -6,16 +6,12 @@ import dataclasses
 import datetime
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import condkd_ray
 from condkd_ray import networks
 from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation import Imported
@@ -23,14 +19,15 @@ from condkd_ray.config import to_tree
 from condkd_ray.export import Shelf
 from condkd_ray.identity import pool_key
 from condkd_ray.method import Metrics
+from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
+from condkd_ray.provenance import git_state, versions
+from condkd_ray.report import grids
 from condkd_ray.report.events import Scalar
-from condkd_ray.report.images import write_grid
 from condkd_ray.report.progress import Progress
-from condkd_ray.report.records import MANIFEST, Manifest, Record, grid_path, read_manifest, write_record
+from condkd_ray.report.records import MANIFEST, Manifest, Record, read_manifest, write_record
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.report.tensorboard import Board, hparams, run_name, varying
-from condkd_ray.run import Outcome
+from condkd_ray.report.tensorboard import Board, beyond_base, hparams, run_name, varying
 from condkd_ray.shell import say
 from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared
@@ -61,6 +58,8 @@ class Watch:
         self._work: dict[str, tuple[Plan, Prepared]] = {}
         self._progress = Progress(len(work) if total is None else total)
         running = [make_record(experiment, plan, key, prepared, None) for key, (plan, prepared) in work.items()]
+        choices = {name: choices[name] for name in beyond_base(choices)}
+        ranges = {name: ranges[name] for name in beyond_base(ranges)}
         self._names = [*varying([record.config for record in running]), *choices, *ranges]
         examples = [{name: value} for name, found in choices.items() for value in found]
         self._hparams: dict[str, dict[str, Scalar]] = {}
@@ -86,14 +85,13 @@ class Watch:
 
     def outcome(self, key: str, outcome: Outcome) -> None:
         """Trial `key` has ended: its record is written, from then on it is finished."""
-        record, label = self._record(key, outcome), self._work[key][0].label
-        grid = grid_path(self._out, key)
-        if outcome.images is not None and outcome.images_per_class:
-            write_grid(grid, outcome.images, outcome.images_per_class)
+        record, (plan, prepared) = self._record(key, outcome), self._work[key]
+        label = plan.label
         # Whoever has a record is not run again, so what it has made must be kept before.
-        self._shelf.offer(record)
+        grids.keep(self._out, record, outcome, prepared)
+        self._shelf.offer(record, prepared)
         write_record(self._out, record)
-        self._board.trial_finished(record, grid)
+        self._board.trial_finished(record)
         self._progress.finished(key, label, record.metrics.get("student/test_accuracy"), record.status)
         if record.status == "failed":
             self.failed += 1
@@ -238,23 +236,3 @@ def _told(teacher: Mapping[str, Any]) -> str:
     named = {"test_accuracy": "test", "val_accuracy": "val"}
     parts = [f"{teacher[key]:.2%} {name}" for key, name in named.items() if key in teacher]
     return f"Teacher {teacher['label']}{': accuracy ' if parts else ''}{', '.join(parts)}"
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of what shapes numbers."""
-    # Of our own not that which is installed: shipped to a cluster, or in a checkout, it need not be.
-    ours = {"condkd-ray": condkd_ray.__version__, "python": platform.python_version()}
-    return ours | {name: version(name) for name in ("torch", "torchvision", "ray", "numpy")}
-
-
-@cache
-def git_state() -> str:
-    """Commit of the checkout this package runs from, with `+` if it was changed; empty outside one."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain", "."], capture_output=True, text=True)
-    except OSError:
-        return ""
-    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "") if commit.returncode == 0 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from urllib.error import URLError
 
 import tyro
 
+from condkd_ray.explorer import ARTIFACTS
 from condkd_ray.method import require
 from condkd_ray.report.records import read_manifest
 from condkd_ray.report.tensorboard import FOLDER
-from condkd_ray.search import ARTIFACTS
 from condkd_ray.shell import say
 from condkd_ray.study.storages import JOURNAL
 
@@ -46,6 +47,9 @@ class Dashboard:
 def dashboard(command: Dashboard) -> int:
     """`condkd dashboard`."""
     read_manifest(command.out)
+    # Whoever starts us in the background may have had SIGINT ignored; and neither signal may leave the servers behind.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with servers(command) as processes:
         say("Ctrl-C ends both")
         try:

@@ -1,10 +1,11 @@
-"""Storage that is full: an error that names the file, told from all other errors."""
+"""Files written whole or not at all; storage that is full: an error that names the file, told from all others."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,3 +49,21 @@ def no_room(error: BaseException) -> str | None:
         # An actor's error has what was raised there as an attribute.
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
     return None
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write `content` so that a reader, also one after a crash, sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with naming(path), os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner may read; results are meant to be shared.
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -29,10 +29,10 @@ from condkd_ray.flags import RunFlags, chosen
 from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import AnyInversion, Inversion
 from condkd_ray.method import require
+from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan, check_plans, scoped, scoped_baseline
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.run import Outcome
 from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
 from condkd_ray.storage import check_writable
 from condkd_ray.trial import TrialConfig

@@ -1,6 +1,7 @@
 """Out again: the best student and its synthetic images, in forms that need nothing of this package.
 
 OUT/products/<hash>.safetensors    the best trial of each arm and IPC, kept while an experiment runs
+OUT/points/<hash>.safetensors      of the same trials, for the report: see `condkd_ray.report.points`
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 from condkd_ray import networks
 from condkd_ray.condensation import AllReal
 from condkd_ray.config import to_tree
+from condkd_ray.disk import atomic_write
 from condkd_ray.method import require
 from condkd_ray.product import Product, product_path, read_product
-from condkd_ray.report.records import Record, atomic_write, read_manifest, read_records
+from condkd_ray.report.points import look, points_path, write_points
+from condkd_ray.report.records import Record, read_manifest, read_records
 from condkd_ray.samples import to_unit
 from condkd_ray.storage import Location, take
+from condkd_ray.trial import Prepared
 from condkd_ray.writers import write_images
 
 MERITS = ("student/val_accuracy", "proxy/agreement")
@@ -56,8 +60,11 @@ class Shelf:
         self._out, self._storage = Path(out), storage or Path(out)
         self._best = {_group(r): r for r in read_records(out) if kept_path(out, r.config_hash).is_file()}
 
-    def offer(self, record: Record) -> None:
-        """Keep this trial's product in place of the former best, or delete it."""
+    def offer(self, record: Record, prepared: Prepared | None = None) -> None:
+        """Keep this trial's product in place of the former best, or delete it.
+
+        With what it was `prepared` with, the points that the teacher makes of its images are kept beside it.
+        """
         fresh = product_path(self._storage / "trials" / record.config_hash)
         kept = kept_path(self._out, record.config_hash)
         # Kept without being known: a driver that died before it had made a record of it.
@@ -69,9 +76,12 @@ class Shelf:
             return
         if fresh.is_file():
             take(fresh, kept)
+        if prepared is not None:
+            write_points(points_path(self._out, record.config_hash), look(prepared, read_product(kept)))
         self._best[_group(record)] = record
         if former is not None and former.config_hash != record.config_hash:
-            kept_path(self._out, former.config_hash).unlink(missing_ok=True)
+            for path in (kept_path, points_path):
+                path(self._out, former.config_hash).unlink(missing_ok=True)
 
 
 def choose(out: Path, config_hash: str | None = None) -> Record:

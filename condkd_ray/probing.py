@@ -19,6 +19,7 @@ from condkd_ray.plans import Plan
 from condkd_ray.process import clean_process, peak_bytes
 from condkd_ray.product import product_path
 from condkd_ray.report.images import write_grid
+from condkd_ray.report.points import PER_POINT, most_bytes, points_path
 from condkd_ray.report.records import Record, grid_path, record_path, write_record
 from condkd_ray.run import local_store, run_trial
 from condkd_ray.sketch import Sketch
@@ -117,7 +118,7 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
         wall=seconds * Span(1 / (1 + min(crew, ahead)), 1),
         cpu=seconds * min(1.0, cpu / wall),
         kept=Span(kept, kept + max(0, left) * row / ROUNDS),
-        product=Span(product, product + max(0, left) * chunks),
+        product=Span(product, product + max(0, left) * chunks + most_bytes(prepared.teacher)),
         working=Span(state, state + whole.total_rounds * chunks),
         memory=Span(peak * 0.7, (1 + crew) * peak * 1.5 + whole.total_rounds * chunks),
     )
@@ -135,7 +136,7 @@ def _recorded(record: Record, out: Path) -> Cost:
         wall=Span(record.wall_seconds, record.wall_seconds) * RECORDED,
         cpu=Span(record.cpu_seconds, record.cpu_seconds) * RECORDED,
         kept=Span(kept, kept),
-        product=Span(product or held, product or held),
+        product=Span(product or held, (product or held) + PER_POINT * _bytes(points_path(out, key))),
         working=Span(held, 2 * held + 2 * product),
         memory=Span(record.peak_bytes, record.peak_bytes) * RECORDED,
     )

@@ -45,4 +45,10 @@ def peak_bytes(device: torch.device) -> int:
     """Most GPU memory allocated, or most resident memory of the process, since it was made clean."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not what `getrusage` says: there a process inherits the peak of the one that started it.
+        return 1024 * next(
+            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

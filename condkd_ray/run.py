@@ -4,70 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, pvariance
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from condkd_ray import state as states
-from condkd_ray.diagnosis import histograms
-from condkd_ray.evaluation import predict
 from condkd_ray.memory import LocalStore, Store
 from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.networks import label
-from condkd_ray.process import peak_bytes
+from condkd_ray.outcome import Outcome, broken, end, tested
 from condkd_ray.product import Product, write_product
-from condkd_ray.samples import Samples, to_unit
 from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, Source, TrialConfig, TrialState, codec, own_images, run_round, start
 
 CHECKPOINT_SECONDS = 15.0
 """A checkpoint after every round, but no more often than this."""
-GRID_PER_CLASS = 8
 
 
 class OutOfTimeError(Exception):
     """A trial was stopped at its deadline, after a checkpoint from which it can go on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of a trial. Accuracies are fractions, times seconds."""
-
-    status: str
-    """`finished` or `failed`."""
-    reason: str = ""
-    metrics: Metrics
-    history: list[Metrics]
-    predictions: list[int]
-    """The student's class for each test image."""
-    images: Tensor | None
-    """(n, C, H, W) uint8 examples, class-major."""
-    images_per_class: int = 0
-    held: dict[str, list[int]] = field(default_factory=dict)
-    """Of the synthetic samples that the memory holds at the end: see `diagnosis.histograms`."""
-    peak_bytes: int = 0
-    threads: int = 1
-
-
-@dataclass
-class _Stored:
-    """An outcome's fields, as `state` saves and loads them."""
-
-    fields: dict[str, Any]
-
-
-def save_outcome(outcome: Outcome, path: Location) -> None:
-    """Write `outcome` to `path`, atomically."""
-    states.save(_Stored(vars(outcome)), path)
-
-
-def load_outcome(path: Location) -> Outcome:
-    """The outcome in the file at `path`."""
-    return Outcome(**states.load(_Stored({}), path).fields)
 
 
 def local_store(config: TrialConfig, prepared: Prepared, folder: Path | None) -> LocalStore:
@@ -140,20 +96,6 @@ def resume(
     return state
 
 
-def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outcome:
-    """The outcome of a trial whose next round came out as NaN."""
-    return Outcome(
-        status="failed",
-        reason=f"round {state.round + 1}: {error}",
-        metrics={},
-        history=state.history,
-        predictions=[],
-        images=None,
-        peak_bytes=peak_bytes(prepared.teacher.device),
-        threads=torch.get_num_threads(),
-    )
-
-
 def finish(
     config: TrialConfig,
     prepared: Prepared,
@@ -166,31 +108,6 @@ def finish(
     if before_test is not None:
         before_test(untested)
     return tested(untested, state, prepared)
-
-
-def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Outcome:
-    """The figures of the whole run, as far as they need no test image beyond those of the rounds."""
-    images, per_class = examples(config, prepared, state, store)
-    return Outcome(
-        status="finished",
-        metrics=summary(state.history),
-        history=state.history,
-        predictions=[],
-        images=images,
-        images_per_class=per_class,
-        held=held(config, state, store),
-        peak_bytes=peak_bytes(prepared.teacher.device),
-        threads=torch.get_num_threads(),
-    )
-
-
-def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:
-    """The student on the whole test set, once."""
-    assert prepared.test is not None
-    predictions = predict(state.distiller.student, prepared.test, prepared.teacher)
-    accuracy = (predictions == prepared.test.labels).double().mean().item()
-    metrics = untested.metrics | {"student/test_accuracy": accuracy}
-    return replace(untested, metrics=metrics, predictions=predictions.tolist())
 
 
 def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Product:
@@ -212,57 +129,3 @@ def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, sto
         labels=labels,
         logits=logits,
     )
-
-
-def summary(history: list[Metrics]) -> Metrics:
-    """A run's figures from its rounds: last values, sums of times; mean, variance and best of those that were tested.
-
-    Of `pool/`, what a trial made for others and took of them, sums too.
-
-    `student/forgetting` is how far the last of these is below the best.
-    """
-    last: Metrics = {}
-    for metrics in history:
-        last |= metrics
-    kept = {
-        k: v
-        for k, v in last.items()
-        if k.startswith(("proxy/", "memory/", "diagnosis/")) or k == "student/val_accuracy"
-    }
-    summed = {k for k in last if k.startswith(("time/", "pool/"))}
-    measured = [m["student/test_accuracy"] for m in history if "student/test_accuracy" in m]
-    kept |= {name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(summed)}
-    if not measured:
-        return kept
-    return kept | {
-        "student/test_accuracy_mean": fmean(measured),
-        "student/test_accuracy_variance": pvariance(measured),
-        "student/test_accuracy_best": max(measured),
-        "student/forgetting": max(measured) - measured[-1],
-        "student/test_rounds": len(measured),
-    }
-
-
-def examples(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Tensor | None, int]:
-    """Some of the newest images of each class, as uint8: synthetic ones, or condensed where none are made."""
-    ids = config.memory.live(state.memory)[-64 * prepared.teacher.num_classes :]
-    shown = store.gather(ids) if len(ids) else prepared.condensed
-    if shown is None:
-        return None, 0
-    rows = [(shown.labels == c).nonzero().squeeze(1)[-GRID_PER_CLASS:] for c in range(prepared.teacher.num_classes)]
-    per_class = min(len(found) for found in rows)
-    if per_class == 0:
-        return None, 0
-    return pixels(shown[torch.cat([found[:per_class] for found in rows])], prepared), per_class
-
-
-def held(config: TrialConfig, state: TrialState, store: Store) -> dict[str, list[int]]:
-    """Counts of classes and confidences of what the memory may still draw from the store; none where that is none."""
-    ids = config.memory.live(state.memory)
-    return histograms(torch.cat([store.gather(part).logits for part in ids.split(4096)])) if len(ids) else {}
-
-
-def pixels(samples: Samples, prepared: Prepared) -> Tensor:
-    """Images as uint8 on the CPU."""
-    unit = to_unit(samples.images, prepared.teacher.mean, prepared.teacher.std)
-    return unit.mul(255).round().clamp(0, 255).to(torch.uint8).cpu()

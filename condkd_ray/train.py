@@ -17,10 +17,11 @@ from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
 from condkd_ray.identity import trial_hash
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import require
+from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
 from condkd_ray.product import product_path
 from condkd_ray.report.records import Record, find_record, finished, write_manifest
-from condkd_ray.run import Outcome, local_store, run_trial
+from condkd_ray.run import local_store, run_trial
 from condkd_ray.shell import CpuClock, open_folder, say
 from condkd_ray.trial import Prepared, TrialConfig
 

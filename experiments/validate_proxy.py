@@ -14,9 +14,10 @@ import optuna
 
 from condkd_ray.artifacts import Workshop
 from condkd_ray.config import to_tree
+from condkd_ray.disk import atomic_write
 from condkd_ray.experiment import Flags, Plan, command_line, run
 from condkd_ray.proxies import candidates, rank, ranking_table, scores
-from condkd_ray.report.records import atomic_write, read_records
+from condkd_ray.report.records import read_records
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.shell import say
 from condkd_ray.space import close, read

@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test shall ever use the keys of whoever runs it, nor ask a cloud's machine for some.
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # It has SIGINT ignored, and so would all programs have that a test starts to interrupt them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in every run, and no time limit on a busy machine.
 settings.register_profile("condkd_ray", deadline=None, derandomize=True, database=None)
 settings.load_profile("condkd_ray")

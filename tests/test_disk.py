@@ -1,13 +1,14 @@
-"""Full storage as the system really tells of it: by a limit on the size of files, in a process of its own."""
+"""Files that are whole or not there; full storage as the system really tells of it, by a limit on their size."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from condkd_ray.disk import StorageFullError, naming, no_room
+from condkd_ray.disk import StorageFullError, atomic_write, naming, no_room
 
 WRITE = """
 import resource, sys
@@ -17,7 +18,7 @@ from condkd_ray import state
 from condkd_ray.disk import no_room
 from condkd_ray.memory.chunks import write_chunk
 from condkd_ray.product import Product
-from condkd_ray.report.records import atomic_write
+from condkd_ray.disk import atomic_write
 
 folder = Path(sys.argv[1])
 arrays = (np.zeros((9, 1, 32, 32), np.uint8), np.zeros(9, np.int64), np.zeros((9, 4), np.float16))
@@ -71,3 +72,13 @@ def test_other_errors_pass_as_they_are():
         raise OSError("by us alone")
     with pytest.raises(PermissionError, match="'x'"), naming(Path("x")):
         raise PermissionError(errno.EACCES, "denied")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file"
+    atomic_write(path, b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]

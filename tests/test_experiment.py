@@ -72,7 +72,7 @@ def test_every_arm_leaves_a_record_a_row_and_an_event_file(finished: Path):
         events = EventAccumulator(str(run))
         events.Reload()
         assert len(events.Scalars("kd/loss")) == 2
-        assert len(events.Images("synthetic/grid")) == 1
+        assert len(events.Images("samples/grid")) == 1
     assert read_manifest(finished).cpu_seconds > 1
 
 

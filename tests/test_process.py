@@ -1,6 +1,7 @@
 """What a reused process owes the next trial."""
 
 import gc
+import subprocess
 import sys
 import threading
 import weakref
@@ -20,6 +21,14 @@ def test_peak_memory_is_that_of_one_trial():
     clean_process(1)
     assert peak_bytes(torch.device("cpu")) <= before - 300_000_000
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the two apart")
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
+    block = torch.ones(500_000_000)
+    code = "import torch; from condkd_ray.process import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert 50_000_000 < int(told) < block.nbytes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only the GNU allocator is asked")

@@ -10,9 +10,10 @@ from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import DeepInversion, Fast
 from condkd_ray.memory import Latest
 from condkd_ray.method import Metrics
+from condkd_ray.outcome import Outcome
 from condkd_ray.pipeline import Pipeline
 from condkd_ray.production import begin, produce
-from condkd_ray.run import Outcome, local_store, run_trial
+from condkd_ray.run import local_store, run_trial
 from condkd_ray.trial import Prepared, TrialConfig, run_round, start
 from condkd_ray.weighing import Modulating
 

@@ -13,10 +13,10 @@ from toy import NUM_CLASSES, make_prepared, toy_config
 from condkd_ray.config import to_tree
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import Discriminator
-from condkd_ray.inversion import NoInversion
 from condkd_ray.memory import Latest, Prioritized
 from condkd_ray.method import Metrics
-from condkd_ray.run import OutOfTimeError, load_outcome, local_store, run_trial, summary
+from condkd_ray.outcome import load_outcome
+from condkd_ray.run import OutOfTimeError, local_store, run_trial
 from condkd_ray.trial import Prepared, TrialConfig
 
 CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from condkd_ray.config import from_tree
-from condkd_ray.run import local_store, run_trial, save_outcome
+from condkd_ray.outcome import save_outcome
+from condkd_ray.run import local_store, run_trial
 from toy import make_prepared
 folder = Path(sys.argv[1])
 config, prepared = from_tree(json.loads((folder / "task").read_text())), make_prepared()
@@ -124,55 +125,6 @@ def test_at_its_deadline_it_leaves_a_checkpoint_and_later_goes_on_to_the_same_nu
     # Equal times, too: these rounds were not computed again.
     assert whole.history[: len(told)] == told
     assert numbers(whole.history) == numbers(run(config, prepared).history)
-
-
-def test_an_outcome_holds_what_a_record_needs(prepared):
-    heard: list[Metrics] = []
-    outcome = run(toy_config(), prepared, on_round=heard.append)
-    assert (outcome.status, outcome.reason) == ("finished", "")
-    assert heard == outcome.history
-    right = torch.tensor(outcome.predictions) == prepared.test.labels
-    assert outcome.metrics["student/test_accuracy"] == right.double().mean().item()
-    assert len(outcome.predictions) == len(prepared.test)
-    assert outcome.images is not None
-    assert outcome.images.dtype == torch.uint8
-    assert len(outcome.images) == NUM_CLASSES * outcome.images_per_class > 0
-    assert {name: sum(counts) for name, counts in outcome.held.items()} == {"class": 48, "confidence": 48}
-    assert outcome.peak_bytes > 10_000_000
-    assert outcome.threads == torch.get_num_threads()
-
-
-def test_a_run_without_synthetic_images_shows_the_condensed_ones(prepared):
-    alone = toy_config(inversion=NoInversion(), distiller=Distiller(steps=2, batch=16, condensed_share=1.0))
-    outcome = run(alone, prepared)
-    assert outcome.images_per_class == 2
-    assert outcome.metrics["memory/bytes"] == 0
-    assert outcome.held == {}
-
-
-def test_the_summary_of_a_history():
-    history: list[Metrics] = [
-        {"round": 1, "student/test_accuracy": 0.2, "proxy/kl": 3.0, "time/wall_seconds": 1.0, "kd/loss": 4.0},
-        {"round": 2, "time/wall_seconds": 2.0},
-        {"round": 3, "student/test_accuracy": 0.7, "proxy/kl": 1.0, "diagnosis/gap": 2.0, "memory/bytes": 7},
-        {"round": 4, "student/test_accuracy": 0.6, "time/wall_seconds": 3.0},
-    ]
-    assert summary(history) == {
-        "proxy/kl": 1.0,
-        "diagnosis/gap": 2.0,
-        "memory/bytes": 7,
-        "time/wall_seconds": 6.0,
-        "student/test_accuracy_mean": pytest.approx(0.5),
-        "student/test_accuracy_variance": pytest.approx(0.14 / 3),
-        "student/test_accuracy_best": 0.7,
-        "student/forgetting": pytest.approx(0.1),
-        "student/test_rounds": 3,
-    }
-
-
-def test_nothing_is_forgotten_where_the_last_round_is_the_best():
-    history: list[Metrics] = [{"round": k, "student/test_accuracy": 0.1 * k} for k in (1, 2, 3)]
-    assert summary(history)["student/forgetting"] == 0
 
 
 def test_a_nan_ends_the_trial_as_failed_naming_round_and_term(tmp_path, prepared):

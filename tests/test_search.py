@@ -117,30 +117,40 @@ def test_stopped_in_the_middle_and_continued_it_ends_with_the_planned_number(hom
     assert study.trials[0].value == stored(finished).trials[0].value
 
 
-def test_both_dashboards_show_it_until_ctrl_c(finished: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_both_dashboards_show_it_until_they_are_ended(finished: Path, number):
     command = [sys.executable, "-m", "condkd_ray", "dashboard", str(finished)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
-        addresses = [served.stdout.readline().split()[1] for _ in range(2)]
-        assert all(address.startswith("http://127.0.0.1:") for address in addresses)
-        (study,) = fetched(f"{addresses[0]}api/studies")["study_summaries"]
-        shown = fetched(f"{addresses[0]}api/studies/{study['study_id']}")
-        assert [trial["number"] for trial in shown["trials"]] == [trial.number for trial in stored(finished).trials]
-        assert shown["best_trials"][0]["values"] == [stored(finished).best_value]
-        assert all(len(trial["artifacts"]) == 2 for trial in shown["trials"])
-        image = next(one for one in shown["trials"][0]["artifacts"] if one["filename"].endswith(".png"))
-        with urllib.request.urlopen(f"{addresses[0]}artifacts/{study['study_id']}/0/{image['artifact_id']}") as reply:
-            assert reply.read(8) == b"\x89PNG\r\n\x1a\n"
-        runs = fetched(f"{addresses[1]}data/runs")
-        assert len([run for run in runs if run.startswith("ipc2/trial ")]) == len(shown["trials"])
-        served.send_signal(signal.SIGINT)
-        assert served.wait() == 0
+        try:
+            addresses = [served.stdout.readline().split()[1] for _ in range(2)]
+            check_shown(finished, *addresses)
+            served.send_signal(number)
+            assert served.wait(60) == 0
+        finally:
+            # Not to be waited for in vain where something above has failed.
+            served.kill()
     for address in addresses:
         with pytest.raises(OSError, match="refused"):
             urllib.request.urlopen(address)
 
 
+def check_shown(out: Path, optuna_address: str, tensorboard_address: str) -> None:
+    assert all(address.startswith("http://127.0.0.1:") for address in (optuna_address, tensorboard_address))
+    (study,) = fetched(f"{optuna_address}api/studies")["study_summaries"]
+    shown = fetched(f"{optuna_address}api/studies/{study['study_id']}")
+    assert [trial["number"] for trial in shown["trials"]] == [trial.number for trial in stored(out).trials]
+    assert shown["best_trials"][0]["values"] == [stored(out).best_value]
+    assert all(len(trial["artifacts"]) == 2 for trial in shown["trials"])
+    image = next(one for one in shown["trials"][0]["artifacts"] if one["filename"].endswith(".png"))
+    path = f"{optuna_address}artifacts/{study['study_id']}/0/{image['artifact_id']}"
+    with urllib.request.urlopen(path, timeout=60) as reply:
+        assert reply.read(8) == b"\x89PNG\r\n\x1a\n"
+    runs = fetched(f"{tensorboard_address}data/runs")
+    assert len([run for run in runs if run.startswith("ipc2/trial-")]) == len(shown["trials"])
+
+
 def fetched(address: str):
-    with urllib.request.urlopen(address) as reply:
+    with urllib.request.urlopen(address, timeout=60) as reply:
         return json.load(reply)
 
 

@@ -166,7 +166,11 @@ def test_any_tree_comes_back_as_it_was(tmp_path_factory, tree):
     assert same(states.load(Box(), path).value, tree)
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, Box([nn.Linear(1, 1)]), Box({"a": Inner(torch.ones(1))})], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [pytest.param(object(), id="object"), {1, 2}, Box([nn.Linear(1, 1)]), Box({"a": Inner(torch.ones(1))})],
+    ids=str,
+)
 def test_what_could_not_be_loaded_again_is_refused_and_the_old_file_stays(tmp_path, value):
     states.save(Box(1), tmp_path / "state")
     with pytest.raises(TypeError, match="cannot save"):

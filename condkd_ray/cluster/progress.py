@@ -11,7 +11,8 @@ from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, Work, outcome_path, 
 from condkd_ray.cluster.trials import Trial
 from condkd_ray.disk import StorageFullError
 from condkd_ray.method import Metrics
-from condkd_ray.run import Outcome, load_outcome, passed
+from condkd_ray.outcome import Outcome, load_outcome
+from condkd_ray.run import passed
 from condkd_ray.shell import say
 from condkd_ray.storage import remove
 

@@ -17,7 +17,8 @@ from condkd_ray.cluster.trials import Trial
 from condkd_ray.cluster.tuning import fit
 from condkd_ray.config import to_tree
 from condkd_ray.method import Metrics
-from condkd_ray.run import Outcome, load_outcome, passed
+from condkd_ray.outcome import Outcome, load_outcome
+from condkd_ray.run import passed
 
 
 class Guide(Protocol):

@@ -20,10 +20,11 @@ from condkd_ray.config import from_tree
 from condkd_ray.disk import no_room
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError
+from condkd_ray.outcome import Outcome, load_outcome, save_outcome
 from condkd_ray.pipeline import Allowance
 from condkd_ray.process import clean_process, keep_imports
 from condkd_ray.product import product_path
-from condkd_ray.run import Outcome, OutOfTimeError, load_outcome, passed, run_trial, save_outcome
+from condkd_ray.run import OutOfTimeError, passed, run_trial
 from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, TrialConfig, codec
 

@@ -20,7 +20,7 @@ from condkd_ray.cluster.trial_jobs import Job, Jobs
 from condkd_ray.cluster.trials import Trial, producers_first
 from condkd_ray.config import to_tree
 from condkd_ray.method import Metrics
-from condkd_ray.run import Outcome
+from condkd_ray.outcome import Outcome
 from condkd_ray.storage import remove
 
 

@@ -1,30 +1,30 @@
-"""Records of an experiment, and the tables, figures and event files made from them."""
+"""Records of an experiment, and the tables, figures, pages and event files made from them."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from condkd_ray.report.records import Manifest, Record
 
 
 def build(out: Path, tensorboard: bool = True) -> str:
     """Rebuild everything from what is stored under `out`; the tables and what failed, as text for a terminal.
 
     Makes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`, `diagnosis.png`,
-    `histograms.png` and `tensorboard/`; of a search `search.md`, `search.csv` and `tensorboard/`. Any part of the
-    planned trials will do. Records of trials that the manifest does not plan, as after a change of flags, go into the
-    Parquet files alone. Raises `InputError` where `out` is not the folder of an experiment.
+    `histograms.png`, `report.html` and `tensorboard/`; of a search `search.md`, `search.csv`, `report.html` and
+    `tensorboard/`. Any part of the planned trials will do. Records of trials that the manifest does not plan, as after
+    a change of flags, go into the Parquet files alone. Raises `InputError` where `out` is not the folder of an
+    experiment.
     """
     # Workers import the records of this package; they shall not pay for matplotlib and the rest.
-    from condkd_ray.report import failures, figures, frames, records, searches, tables
+    from condkd_ray.report import failures, figures, frames, page, searches, tables
     from condkd_ray.report import tensorboard as boards
 
     out = Path(out)
-    manifest, stored = records.read_manifest(out), records.read_records(out)
-    wanted = {trial["config_hash"] for trial in manifest.planned}
-    counted = [record for record in stored if not wanted or record.config_hash in wanted]
-    if len(counted) < len(stored):
-        note = f"{len(stored) - len(counted)} stored trials of other settings are left out of tables and figures."
-        manifest = dataclasses.replace(manifest, notes=[*manifest.notes, note])
+    manifest, counted = planned(out)
     frames.write_tables(out)
     shown = searches if manifest.search else tables
     shown.write(out, counted, manifest)
@@ -32,5 +32,19 @@ def build(out: Path, tensorboard: bool = True) -> str:
         figures.write(out, counted, manifest)
     if tensorboard:
         boards.rebuild(out, counted)
+    page.write(out, counted, manifest)
     wrong = failures.screen(counted, manifest, out)
     return shown.terminal_table(counted, manifest) + (f"\n{wrong}" if wrong else "")
+
+
+def planned(out: Path) -> tuple[Manifest, list[Record]]:
+    """The manifest of `out`, and the stored trials that it plans; of any others there a note in the manifest."""
+    from condkd_ray.report import records
+
+    manifest, stored = records.read_manifest(out), records.read_records(out)
+    wanted = {trial["config_hash"] for trial in manifest.planned}
+    counted = [record for record in stored if not wanted or record.config_hash in wanted]
+    if len(counted) < len(stored):
+        note = f"{len(stored) - len(counted)} stored trials of other settings are left out of tables and figures."
+        manifest = dataclasses.replace(manifest, notes=[*manifest.notes, note])
+    return manifest, counted

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
 
-from condkd_ray.report.records import Record, arm_rank, atomic_write
+from condkd_ray.disk import atomic_write
+from condkd_ray.report.records import Record, arm_rank
 from condkd_ray.report.statistics import ACCURACY
 
 STYLE: Any = {

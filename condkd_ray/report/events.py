@@ -1,4 +1,4 @@
-"""TensorBoard events as values: the HParams protos, scalars, histograms and images, put together by hand.
+"""TensorBoard events as values: the HParams protos, charts, scalars, histograms and images, put together by hand.
 
 `tensorboard.plugins.hparams.summary` would do, but imports TensorFlow; torch's `add_hparams` writes an experiment of
 its own for every trial, and they collide.
@@ -11,11 +11,11 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
 from condkd_ray.report.records import Status
@@ -25,6 +25,8 @@ _API: Any = api_pb2
 _DATA: Any = plugin_data_pb2
 _EVENT: Any = event_pb2
 _SUMMARY: Any = summary_pb2
+_TENSOR: Any = tensor_pb2
+_TYPES: Any = types_pb2
 
 Scalar = str | bool | int | float
 _MAX_CHOICES = 20
@@ -97,14 +99,26 @@ def histogram(tag: str, counts: Sequence[int], edges: Sequence[float], step: int
     return _EVENT.Event(wall_time=when, step=step, summary=summary)
 
 
-def image(tag: str, path: Path, step: int, when: float) -> Any:
-    """An event with the PNG file at `path`, as it is."""
-    content = path.read_bytes()
-    with Image.open(io.BytesIO(content)) as picture:
-        (width, height), channels = picture.size, len(picture.getbands())
-    shown = _SUMMARY.Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=content)
+def image(tag: str, picture: Image.Image, step: int, when: float) -> Any:
+    """An event with the picture."""
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    shown = _SUMMARY.Summary.Image(
+        height=picture.height,
+        width=picture.width,
+        colorspace=len(picture.getbands()),
+        encoded_image_string=content.getvalue(),
+    )
     summary = _SUMMARY.Summary(value=[_SUMMARY.Summary.Value(tag=tag, image=shown)])
     return _EVENT.Event(wall_time=when, step=step, summary=summary)
+
+
+def charts(layout: Any, step: int) -> Any:
+    """An event with the Layout of the custom scalars. Of several, TensorBoard takes the last."""
+    content = _TENSOR.TensorProto(dtype=_TYPES.DT_STRING, string_val=[layout.SerializeToString()])
+    about = custom_scalar.create_summary_metadata()
+    value = _SUMMARY.Summary.Value(tag=custom_scalar.CONFIG_SUMMARY_TAG, metadata=about, tensor=content)
+    return _EVENT.Event(wall_time=time.time(), step=step, summary=_SUMMARY.Summary(value=[value]))
 
 
 def _column(name: str, values: list[Scalar]) -> Any:

@@ -76,18 +76,31 @@ class _Curve:
 
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
     """Write `figure.*`, `curves.png`, `diagnosis.png` and `histograms.png` under `out`, as far as there is data."""
-    finished = [record for record in records if record.status == "finished"]
-    # By what is planned, so that nothing changes its look while an experiment runs.
-    styles = looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
-    ipcs = {trial["ipc"] for trial in manifest.planned} | {record.ipc for record in records}
-    draw = _accuracy_figure if len(ipcs - {0}) > 1 else dots_figure
+    drawn = draw(records, manifest)
     with matplotlib.rc_context(STYLE):
-        figure = draw(finished, manifest, styles)
-        save(Path(out) / "figure.png", figure)
-        save(Path(out) / "figure.svg", figure)
-        save(Path(out) / "curves.png", curves_figure(finished, styles))
-        save(Path(out) / "diagnosis.png", diagnosis_figure(finished, styles))
-        save(Path(out) / "histograms.png", held_figure(finished, styles))
+        save(Path(out) / "figure.svg", drawn["figure"])
+        for stem, figure in drawn.items():
+            save(Path(out) / f"{stem}.png", figure)
+
+
+def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
+    """The figures by the names of their files; None where there is no data."""
+    finished = [record for record in records if record.status == "finished"]
+    styles = arm_looks(records, manifest)
+    ipcs = {trial["ipc"] for trial in manifest.planned} | {record.ipc for record in records}
+    accuracy = _accuracy_figure if len(ipcs - {0}) > 1 else dots_figure
+    with matplotlib.rc_context(STYLE):
+        return {
+            "figure": accuracy(finished, manifest, styles),
+            "curves": curves_figure(finished, styles),
+            "diagnosis": diagnosis_figure(finished, styles),
+            "histograms": held_figure(finished, styles),
+        }
+
+
+def arm_looks(records: Sequence[Record], manifest: Manifest) -> Looks:
+    """By what is planned, so that nothing changes its look while an experiment runs."""
+    return looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
 
 
 def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: Looks) -> Figure | None:

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from condkd_ray.disk import atomic_write
 from condkd_ray.method import InputError
-from condkd_ray.report.records import Manifest, Record, atomic_write, read_manifest, read_records, record_path
+from condkd_ray.report.records import Manifest, Record, read_manifest, read_records, record_path
 
 _INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes")
 _SECONDS = ("wall_seconds", "cpu_seconds")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from condkd_ray.report.records import atomic_write
+from condkd_ray.disk import atomic_write
 
 _GUTTER = 2
 _VISIBLE = 48

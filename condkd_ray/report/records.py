@@ -4,7 +4,7 @@ The JSON files are the truth; whatever else lies in the folder can be rebuilt fr
 
     OUT/experiment.json        the manifest, written before the first trial
     OUT/records/<hash>.json    one finished, failed or pruned trial
-    OUT/grids/<hash>.png       its synthetic images, a row a class
+    OUT/grids/<hash>.png       its synthetic images, a row a class; `condensed-<hash>.png` the sets that guide
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from condkd_ray.disk import naming
+from condkd_ray.disk import atomic_write
 from condkd_ray.method import InputError
 
 FORMAT = 1
@@ -111,24 +109,6 @@ def arm_rank(arm: str) -> tuple[int, str]:
     return (ARM_ORDER.index(first) if first in ARM_ORDER else len(ARM_ORDER), arm)
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write `content` so that a reader, also one after a crash, sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with naming(path), os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; results are meant to be shared.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def record_path(out: Path, config_hash: str) -> Path:
     """Where the record of the trial with this configuration lies."""
     return Path(out) / "records" / f"{config_hash}.json"
@@ -137,6 +117,11 @@ def record_path(out: Path, config_hash: str) -> Path:
 def grid_path(out: Path, config_hash: str) -> Path:
     """Where the image grid of that trial lies, if it made one."""
     return Path(out) / "grids" / f"{config_hash}.png"
+
+
+def condensed_path(out: Path, condensed_hash: str) -> Path:
+    """Where the image grid of the condensed set with this digest lies, of which several trials may be given some."""
+    return Path(out) / "grids" / f"condensed-{condensed_hash}.png"
 
 
 def write_record(out: Path, record: Record) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from condkd_ray.disk import atomic_write
 from condkd_ray.report.layout import Table
-from condkd_ray.report.records import Manifest, Record, atomic_write
+from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, rankings
 
 _LEGEND = (
@@ -37,6 +38,11 @@ def search_table(records: Sequence[Record], manifest: Manifest) -> Table:
         for record in ended
     ]
     return Table("Trials", header, rows, _LEGEND.format(first=objective[0], objective=", ".join(objective)), keys=2)
+
+
+def ranked(records: Sequence[Record], manifest: Manifest) -> list[Record]:
+    """Finished trials, the best by the first objective first."""
+    return sorted((r for r in records if r.status == "finished"), key=lambda record: _place(record, manifest))
 
 
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:

@@ -12,10 +12,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from condkd_ray.report import failures
+from condkd_ray.disk import atomic_write
+from condkd_ray.report import failures, significance
 from condkd_ray.report.details import places_table, rounds_table
 from condkd_ray.report.layout import WIDTH, Table, count, over, shown
-from condkd_ray.report.records import Manifest, Record, atomic_write
+from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import (
     ACCURACY,
     IMAGE_RESAMPLES,
@@ -38,6 +39,10 @@ _LEGEND = (
 _INTERVALS = (
     "Differences are paired by seed, in percentage points. The first interval is over seeds (another seed), the "
     "second over test images at these seeds (another test set); both 95 %, not corrected for the number of comparisons."
+)
+_HOLM = (
+    "p is that of the paired t test over seeds, corrected by Holm for all arms that are compared with the same one at "
+    "the same IPC: below 0.05 the difference is no chance find among them."
 )
 
 
@@ -80,7 +85,10 @@ def accuracy_table(records: Sequence[Record]) -> Table:
 
 def difference_table(differences: Sequence[Difference]) -> Table:
     """A row a comparison and IPC."""
-    header = ["difference", "IPC", "n", "points", "95 % over seeds", "method", "95 % over test images"]
+    corrected = significance.corrected(differences)
+    told = any(p is not None for p in corrected)
+    p_header = ["p (Holm)"] if told else []
+    header = ["difference", "IPC", "n", "points", "95 % over seeds", *p_header, "method", "95 % over test images"]
     rows = [
         [
             f"{one.left} - {one.right}",
@@ -88,12 +96,13 @@ def difference_table(differences: Sequence[Difference]) -> Table:
             str(one.n),
             _signed(one.mean) + ("" if one.std is None else f" ± {100 * one.std:.2f}"),
             _range(one.low, one.high),
+            *([significance.told(p)] if told else []),
             one.method,
             _range(one.image_low, one.image_high),
         ]
-        for one in differences
+        for one, p in zip(differences, corrected, strict=True)
     ]
-    return Table("Paired differences in test accuracy", header, rows, _INTERVALS)
+    return Table("Paired differences in test accuracy", header, rows, f"{_INTERVALS} {_HOLM}" if told else _INTERVALS)
 
 
 def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:

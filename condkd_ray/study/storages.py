@@ -34,6 +34,14 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
         raise InputError(told) from None
 
 
+def holds(place: str | None, out: Path, name: str) -> bool:
+    """Whether there is a study of that name at `place`. No file is made for the question. Raises `InputError`."""
+    text = str(out / JOURNAL) if place is None else place
+    path = text.removeprefix("sqlite:///")
+    there = "://" in path or Path(path).is_file()
+    return there and name in optuna.get_all_study_names(open_storage(place, out))
+
+
 def _database_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -29,8 +29,9 @@ from condkd_ray.trial import TrialConfig
 
 REPEATS = 50
 """Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""
-REPEAT, IMPOSSIBLE, KNOWN = "repeats", "impossible", "known_from"
-"""User attributes of trials that were not run: equal to an earlier one, no valid config, of an earlier study."""
+TO_RUN, REPEAT, IMPOSSIBLE, KNOWN = "to_run", "repeats", "impossible", "known_from"
+"""User attributes: of trials that are to be run, and of those that are not, being equal to an earlier one, no valid
+config, or of an earlier study."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,7 @@ class Study:
         None where the space seems to hold none.
         """
         for _ in range(REPEATS):
-            number = len(self.trials)
-            self._study.sampler = make_sampler(self._sampler, self._tree, seed=self._seed, number=number)
-            trial = self._study.ask()
+            trial = self._next()
             try:
                 config = close(self._tree, trial)
                 check(config)
@@ -120,6 +119,7 @@ class Study:
                 continue
             twin = self._numbers.setdefault(content_hash(config), trial.number)
             if twin == trial.number:
+                trial.set_user_attr(TO_RUN, True)
                 return Proposal(trial.number, config, trial.params)
             self._pass_over(trial, REPEAT, twin)
         return None
@@ -188,11 +188,17 @@ class Study:
         self.note(number, {"reason": reason})
         self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
+    def _next(self) -> Trial:
+        """A new trial; first the one that an earlier driver was killed over, whose parameters may not all be chosen."""
+        begun = (trial for trial in self.trials if trial.state == TrialState.RUNNING)
+        undecided = next((trial for trial in begun if TO_RUN not in trial.user_attrs), None)
+        number = undecided.number if undecided else len(self.trials)
+        self._study.sampler = make_sampler(self._sampler, self._tree, seed=self._seed, number=number)
+        return Trial(self._study, undecided._trial_id) if undecided else self._study.ask()
+
     def _own(self) -> list[FrozenTrial]:
         """Those that were to be run, each once."""
-        others = (REPEAT, IMPOSSIBLE, KNOWN)
-        begun = (trial for trial in self.trials if trial.state != TrialState.WAITING)
-        return [trial for trial in begun if not any(name in trial.user_attrs for name in others)]
+        return [trial for trial in self.trials if TO_RUN in trial.user_attrs]
 
     def _close(self, trial: FrozenTrial) -> TrialConfig:
         return close(self._tree, FixedTrial(trial.params))

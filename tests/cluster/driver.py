@@ -19,7 +19,7 @@ from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trials import Trial
 from condkd_ray.cluster.tuning import sweep
 from condkd_ray.method import Metrics
-from condkd_ray.run import Outcome, save_outcome
+from condkd_ray.outcome import Outcome, save_outcome
 from condkd_ray.shell import exit_codes
 from condkd_ray.trial import TrialConfig
 

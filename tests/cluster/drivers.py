@@ -18,7 +18,8 @@ import torch
 import toy
 
 from condkd_ray.method import Metrics
-from condkd_ray.run import Outcome, load_outcome, local_store, run_trial
+from condkd_ray.outcome import Outcome, load_outcome
+from condkd_ray.run import local_store, run_trial
 from condkd_ray.trial import TrialConfig
 
 HERE = Path(__file__).parent

@@ -12,6 +12,10 @@ from condkd_ray.cluster.connect import connect
 from condkd_ray.study import open_storage
 
 
+def space(trial):
+    trial.suggest_float("x", 0.0, 1.0)
+
+
 def wait(config):
     from ray import tune
 
@@ -31,7 +35,7 @@ def main(folder: Path, restore: bool) -> None:
             tune.Tuner.restore(str(folder / "tune" / "stock"), trainable=wait).fit()
             return
         searcher = OptunaSearch(
-            lambda trial: trial.suggest_float("x", 0.0, 1.0) and None,
+            space,
             storage=open_storage(None, folder),
             study_name="stock",
             metric="score",

@@ -113,7 +113,9 @@ def test_a_lost_node_costs_what_ran_there_since_its_checkpoint(tmp_path, with_po
 
 
 @pytest.mark.fault
-def test_with_its_head_lost_a_driver_ends_and_goes_on_on_another_cluster(tmp_path):
+def test_with_its_head_lost_a_driver_ends_and_goes_on_on_another_cluster(tmp_path, monkeypatch):
+    # Ray looks for its head for a minute; here for ten seconds.
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     with machine() as made, driving(tmp_path, made.address) as driver:
         driver.until(*SECOND)
         made.lose_head()

@@ -19,7 +19,7 @@ from condkd_ray.cluster.trials import Trial
 from condkd_ray.cluster.tuning import sweep
 from condkd_ray.disk import StorageFullError
 from condkd_ray.method import Metrics
-from condkd_ray.run import Outcome
+from condkd_ray.outcome import Outcome
 
 TRIAL, POOL = "ImplicitFunc", "SyntheticPool"
 

@@ -14,7 +14,7 @@ from condkd_ray.cluster.searching import search
 from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trials import Trial
 from condkd_ray.method import Metrics
-from condkd_ray.run import Outcome
+from condkd_ray.outcome import Outcome
 from condkd_ray.trial import TrialConfig
 
 

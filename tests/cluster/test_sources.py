@@ -21,7 +21,8 @@ from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import DeepInversion, Fast
 from condkd_ray.memory import Latest, Reservoir
 from condkd_ray.networks import ResNet
-from condkd_ray.run import Outcome, run_trial
+from condkd_ray.outcome import Outcome
+from condkd_ray.run import run_trial
 from condkd_ray.trial import TrialConfig, codec
 
 FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), rounds=4)

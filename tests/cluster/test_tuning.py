@@ -6,7 +6,6 @@ from pathlib import Path
 
 import processes
 import pytest
-import torch
 import toy
 from drivers import assert_equal_numbers, direct
 from pyarrow.fs import FileSelector
@@ -20,7 +19,8 @@ from condkd_ray.cluster.tuning import sweep
 from condkd_ray.guidance import Discriminator
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError, Metrics
-from condkd_ray.run import Outcome, load_outcome, run_trial, save_outcome
+from condkd_ray.outcome import Outcome, save_outcome
+from condkd_ray.run import run_trial
 from condkd_ray.storage import Location, locate, put_text
 from condkd_ray.trial import TrialConfig, codec
 
@@ -155,14 +155,6 @@ def test_an_error_of_the_callers_ends_the_sweep(cluster, tmp_path):
 
     with pytest.raises(OSError, match="disk is full"):
         Heard().sweep({"a": toy.toy_config(rounds=1000)}, tmp_path, on_round=on_round)
-
-
-def test_an_outcome_survives_its_file(tmp_path):
-    outcome = direct(toy.toy_config(rounds=1))
-    save_outcome(outcome, tmp_path / "outcome.safetensors")
-    loaded = load_outcome(tmp_path / "outcome.safetensors")
-    assert torch.equal(loaded.images, outcome.images)
-    assert replace(loaded, images=None) == replace(outcome, images=None)
 
 
 def test_what_recorded_trials_left_is_cleared(tmp_path):

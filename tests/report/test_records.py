@@ -98,16 +98,6 @@ def test_an_unknown_status_or_field_is_named(tmp_path):
         records.read_records(tmp_path)
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "deep" / "file"
-    records.atomic_write(path, b"old")
-    monkeypatch.setattr(records.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        records.atomic_write(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_the_manifest_survives_the_disk(tmp_path):
     manifest = make_manifest(sweep(seeds=(0,)))
     records.write_manifest(tmp_path, manifest)

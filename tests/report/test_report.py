@@ -15,14 +15,14 @@ from condkd_ray.method import InputError
 from condkd_ray.report.records import record_path, write_manifest, write_record
 
 MADE = {"records.parquet", "rounds.parquet", "predictions.parquet", "table.md", "table.csv", "figure.png",
-        "figure.svg", "curves.png", "diagnosis.png", "histograms.png", "tensorboard"}  # fmt: skip
+        "figure.svg", "curves.png", "diagnosis.png", "histograms.png", "report.html", "tensorboard"}  # fmt: skip
 
 
 def test_everything_is_rebuilt_the_same(folder):
     out = folder([remembering(diagnosed(record)) for record in sweep(ipcs=(1, 10), seeds=(0, 1))])
     text = report.build(out)
     assert {path.name for path in out.iterdir()} == MADE | {"experiment.json", "records", "grids"}
-    stable = ("table.md", "table.csv", "figure.png", "figure.svg")
+    stable = ("table.md", "table.csv", "figure.png", "figure.svg", "report.html")
     before = [(out / name).read_bytes() for name in stable]
     assert report.build(out) == text
     assert before == [(out / name).read_bytes() for name in stable]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from report_factory import ROUNDS, diagnosed, make_record, remembering, sweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import api_pb2, metadata
 
-from condkd_ray.report.records import grid_path
+from condkd_ray.report.images import write_grid
+from condkd_ray.report.records import condensed_path, grid_path
 from condkd_ray.report.tensorboard import GRID, METRICS, Board, hparams, rebuild, run_name, varying
 
 API: Any = api_pb2
@@ -54,6 +59,23 @@ def test_run_names_compare():
     assert run_name(make_record("none", 0, 3, config_hash="1a2b3c4d")) == "none/seed3-1a2b3c"
 
 
+@pytest.mark.parametrize(
+    ("arm", "shown"),
+    [
+        ("trial 7", "trial-7"),
+        ("sweep's pool", "sweeps-pool"),
+        ("guided (sweep's pool)", "guided-sweeps-pool"),
+        ("bn 0.5 + cmi|fast", "bn-0.5-cmi-fast"),
+        ("a/b", "a-b"),
+        ("?", "-"),
+    ],
+)
+def test_run_names_are_found_by_typing_them_into_a_filter(arm, shown):
+    name = run_name(make_record(arm, 2, 0, config_hash="1a2b3c4d"))
+    assert name == f"ipc2/{shown}/seed0-1a2b3c"
+    assert re.search(name, f"before {name} after")
+
+
 def test_rebuild_writes_every_trial_once(folder):
     records = sweep(("none", "mixed", "guided"), (1, 10), (0, 1))
     out = folder(records)
@@ -62,7 +84,8 @@ def test_rebuild_writes_every_trial_once(folder):
         rebuild(out, records)
     board = out / "tensorboard"
     runs = {str(path.parent.relative_to(board)) for path in board.rglob("events.out.tfevents.*")}
-    assert runs == {"."} | {run_name(record) for record in records}
+    arms = {"none", *(f"ipc{ipc}/{arm}" for ipc in (1, 10) for arm in ("mixed", "guided"))}
+    assert runs == {"."} | arms | {run_name(record) for record in records}
     assert not (board / "stale").exists()
     for record in records:
         run = board / run_name(record)
@@ -102,13 +125,29 @@ def test_what_the_memory_held_is_there_as_histograms(tmp_path):
         assert (event.histogram_value.min, event.histogram_value.max, limits[-1]) == (first, last, last)
 
 
-def test_the_image_is_the_file(folder):
-    records = sweep(("guided",), (1,), (0,))
+def picture(run: Path) -> np.ndarray:
+    (image,) = read(run).Images(GRID)
+    with Image.open(io.BytesIO(image.encoded_image_string)) as shown:
+        assert (image.width, image.height) == shown.size
+        return np.asarray(shown)
+
+
+def test_condensed_images_stand_beside_synthetic_ones(folder):
+    (record,) = records = [make_record("guided", 1, 0, condensed_hash="c0ffee")]
     out = folder(records)
     rebuild(out, records)
-    (image,) = read(out / "tensorboard" / run_name(records[0])).Images(GRID)
-    assert image.encoded_image_string == grid_path(out, records[0].config_hash).read_bytes()
-    assert (image.width, image.height) == (2 * 50 + 2, 10 * 50 + 2)
+    alone = picture(out / "tensorboard" / run_name(record))
+    pixels = np.random.default_rng(1).integers(0, 256, (10, 1, 8, 8), dtype=np.uint8)
+    write_grid(condensed_path(out, "c0ffee"), pixels, per_class=1)
+    rebuild(out, records)
+    both = picture(out / "tensorboard" / run_name(record))
+    with Image.open(grid_path(out, record.config_hash)) as own, Image.open(condensed_path(out, "c0ffee")) as given:
+        own, given = np.asarray(own), np.asarray(given)
+    head = len(alone) - len(own)
+    assert np.array_equal(alone[head:, : own.shape[1]], own)
+    assert np.array_equal(both[head:, : given.shape[1]], given)
+    assert np.array_equal(both[head:, -alone.shape[1] :][:, : own.shape[1]], own)
+    assert (both[:head] < 128).any()
 
 
 def test_hparams_have_types_and_values(folder):
@@ -158,7 +197,7 @@ def test_a_live_board_equals_the_rebuilt_one(folder):
     board.trial_started(run_name(record), hparams(record, names))
     for row in record.history[1:]:
         board.round(run_name(record), int(row["round"]), row)
-    board.trial_finished(record, grid_path(out, record.config_hash))
+    board.trial_finished(record)
     board.close()
     live = {tag: points(run, tag) for tag in read(run).Tags()["scalars"]}
     images = len(read(run).Images(GRID))
@@ -190,12 +229,34 @@ def test_a_final_value_of_its_own_is_added(tmp_path):
     assert found[-1] == (ROUNDS, 0.5)
 
 
+def test_a_search_has_its_open_leaves_as_columns_before_any_trial_has_ended(tmp_path):
+    examples = [{"loss.name": "hinton"}, {"loss.name": "l1"}, {"resets": [1, 2]}, {"resets": None}]
+    board = Board(tmp_path, examples, {"inversion.bn_weight": (0.1, 100.0)})
+    record = make_record("trial 0", 2, 0, config={"loss": {"name": "l1"}, "inversion": {"bn_weight": 3.0}})
+    board.trial_started(run_name(record), hparams(record, ["loss.name", "inversion.bn_weight"]))
+    board.close()
+    root = tmp_path / "tensorboard"
+    infos = {
+        info.name: info
+        for info in metadata.parse_experiment_plugin_data(content(root, metadata.EXPERIMENT_TAG)).hparam_infos
+    }
+    interval = infos["inversion.bn_weight"].domain_interval
+    assert (interval.min_value, interval.max_value) == (0.1, 100.0)
+    assert [value.string_value for value in infos["loss.name"].domain_discrete.values] == ["hinton", "l1"]
+    session = start(root / "ipc2" / "trial-0" / f"seed0-{record.config_hash[:6]}")
+    assert session.hparams["inversion.bn_weight"].number_value == 3.0
+    assert session.hparams["loss.name"].string_value == "l1"
+    assert end(root / "ipc2" / "trial-0" / f"seed0-{record.config_hash[:6]}") is None
+
+
 def test_varying_names_only_what_tells_trials_apart():
     configs = [
         {"seed": 0, "rounds": 3, "inversion": {"name": "dafl", "steps": 10, "flat": None}, "layers": [1, 2]},
         {"seed": 1, "rounds": 3, "inversion": {"name": "cmi", "steps": 20, "mix": True}, "layers": [1, 3]},
     ]
     assert varying(configs) == ["inversion.steps", "layers"]
+    losses = [{"distiller": {"loss": {"name": name}}, "memory": {"name": name}} for name in ("hinton", "l1")]
+    assert varying(losses) == ["distiller.loss.name"]
     assert varying([]) == []
 
 

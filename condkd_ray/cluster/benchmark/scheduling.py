@@ -13,7 +13,7 @@ import psutil
 from condkd_ray.cluster.benchmark.rows import Measured
 from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, prepare, run_all, scratch
 from condkd_ray.cluster.connect import connect, private
-from condkd_ray.run import Outcome
+from condkd_ray.outcome import Outcome
 from condkd_ray.trial import Prepared
 
 MANY, FEW = 3000, 1000

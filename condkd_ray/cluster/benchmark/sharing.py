@@ -16,7 +16,7 @@ from condkd_ray.cluster.connect import connect
 from condkd_ray.cluster.trials import Trial
 from condkd_ray.identity import Scope
 from condkd_ray.method import Metrics
-from condkd_ray.run import Outcome
+from condkd_ray.outcome import Outcome
 from condkd_ray.trial import Prepared, TrialConfig
 
 STUDENTS = 12

@@ -17,7 +17,8 @@ from condkd_ray.cluster.benchmark.rows import Measured
 from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, of_seeds, prepare, run_all, scratch
 from condkd_ray.cluster.connect import connect
 from condkd_ray.config import to_tree
-from condkd_ray.run import CHECKPOINT_SECONDS, Outcome, local_store
+from condkd_ray.outcome import Outcome
+from condkd_ray.run import CHECKPOINT_SECONDS, local_store
 from condkd_ray.trial import Prepared, TrialConfig, run_round, start
 
 TRIAL_CPU_SECONDS, TRIALS = 42.0, 8

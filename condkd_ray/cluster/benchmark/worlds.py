@@ -17,7 +17,7 @@ from condkd_ray.cluster.trials import Trial
 from condkd_ray.cluster.tuning import sweep
 from condkd_ray.config import from_tree
 from condkd_ray.method import Metrics
-from condkd_ray.run import Outcome, save_outcome
+from condkd_ray.outcome import Outcome, save_outcome
 from condkd_ray.shell import say
 from condkd_ray.trial import Prepared, TrialConfig
 

@@ -1,0 +1,30 @@
+"""Where the pages lie, and which page a folder has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from condkd_ray.disk import atomic_write
+from condkd_ray.report.page import of_arms, of_search, of_two
+from condkd_ray.report.page.elements import rendered
+from condkd_ray.report.records import Manifest, Record
+
+PAGE, COMPARISON = "report.html", "comparison.html"
+
+
+def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
+    """Write `report.html` under `out`, of these records."""
+    kind = of_search if manifest.search else of_arms
+    atomic_write(out / PAGE, rendered(kind.page(out, records, manifest)))
+
+
+def compare(out: Path, other: Path, to: Path | None = None) -> Path:
+    """Write one page on two folders, `comparison.html` in the first if not told otherwise; where it lies.
+
+    Raises `InputError` where they cannot be compared, by their data sets, kinds or formats.
+    """
+    path = out / COMPARISON if to is None else to
+    content = rendered(of_two.page(out, other))
+    atomic_write(path, content)
+    return path
