@@ -148,10 +148,18 @@ def command_line(flags: type[T], main: Callable[[T], int]) -> None:
         sys.exit(main(tyro.cli(flags)))
 
 
-def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, baseline: Baseline = "none") -> int:
+def run(
+    experiment: str,
+    question: str,
+    plans: Iterable[Plan],
+    flags: Flags,
+    *,
+    baseline: Baseline = "none",
+    tell: Callable[[Path], str] = report.build,
+) -> int:
     """Run what is missing of `plans`, write records as trials end, report; each arm is compared with its `baseline`.
 
-    The exit code: see `command_line`.
+    `tell` makes the report of the output folder and gives what is printed of it. The exit code: see `command_line`.
     """
     given, deadline = list(plans), time.time() + flags.budget_seconds
     planned, baseline = [scoped(plan, flags.share) for plan in given], scoped_baseline(baseline, given, flags.share)
@@ -188,7 +196,7 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
         complete, failed = _sweep(experiment, dict(zip(keys, planned, strict=True)), missing, flags, deadline, clock)
         spent = clock.look()
     write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
-    print(report.build(flags.out))
+    print(tell(flags.out))
     say(f"tables, figure and records: {flags.out}; tensorboard --logdir {flags.out / 'tensorboard'}")
     if complete:
         return 1 if failed else 0
@@ -198,12 +206,7 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
 
 
 def _sweep(
-    experiment: str,
-    plans: Mapping[str, Plan],
-    missing: list[Trial],
-    flags: Flags,
-    deadline: float,
-    clock: CpuClock,
+    experiment: str, plans: Mapping[str, Plan], missing: list[Trial], flags: Flags, deadline: float, clock: CpuClock
 ) -> tuple[bool, int]:
     """Whether all trials came to an end, and how many of them failed."""
 
