@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from condkd_ray.condensation.imported import least_recognised
 from condkd_ray.data import Dataset, RealImages
 from condkd_ray.evaluation import accuracy, predict
-from condkd_ray.method import InputError, require
+from condkd_ray.method import require
 from condkd_ray.teacher import Teacher
 from condkd_ray.weights import read_weights
 
 MIRRORED = 0.9
 """Part of the accuracy that mirrored images must keep to count as of their class (our choice)."""
+
+MORE_IN_ORDER = 0.1
+"""Share of the images that another order of the folders must win to be held for the teacher's (our choice)."""
 
 
 def check_form(network: nn.Module, weights: Path, dataset: Dataset, images: Path) -> None:
@@ -49,31 +52,35 @@ def check_classes(known: int, dataset: Dataset, images: Path) -> None:
 def check_known(teacher: Teacher, dataset: Dataset, images: Path, *, force: bool) -> tuple[float, Tensor]:
     """The share of all images that the teacher names as their folder, and its answers (N,) for the held-out ones.
 
-    Raises `InputError` with the likely causes where that is hardly more than chance, unless `force`.
+    Raises `InputError` with the likely cause, unless `force`, where that is hardly more than chance, or where the
+    folders in another order would fit the teacher's classes better.
     """
     answers = [predict(teacher.network, part, teacher) for part in (dataset.train, dataset.test)]
     labels = torch.cat([dataset.train.labels, dataset.test.labels])
     found = torch.cat(answers)
     share, least = (found == labels).double().mean().item(), least_recognised(dataset.num_classes)
-    if not force and share <= least:
-        raise InputError(
-            f"teacher's accuracy on the images in {images} is {share:.1%}; accepted: more than {least:.1%} "
-            f"({dataset.num_classes} classes); {_cause(labels, found, dataset.class_names, least)}; or --force"
-        )
+    matched, names = _best_order(labels, found, dataset.class_names)
+    ordered = matched - share <= MORE_IN_ORDER
+    cause = (
+        "likely causes: another --mean and --std or --size than it was trained with, or images of other classes"
+        if ordered
+        else f"in the order {', '.join(names)} it would be {matched:.3f}: write that to its classes.txt, a name a line"
+    )
+    accepted = f"more than {least:.3f} of {dataset.num_classes} classes in the teacher's order; {cause}; or --force"
+    fits = force or (ordered and share > least)
+    require(fits, f"teacher's accuracy on the images in {images}", round(share, 3), accepted)
     return share, answers[1]
 
 
-def _cause(labels: Tensor, found: Tensor, names: Sequence[str], least: float) -> str:
-    from scipy.optimize import linear_sum_assignment  # not at the top: only who is refused waits for it
+def _best_order(labels: Tensor, found: Tensor, names: Sequence[str]) -> tuple[float, list[str]]:
+    """The folders in the order that fits the answers best, and the share that would then be right."""
+    from scipy.optimize import linear_sum_assignment  # not at the top, as every command would wait for it
 
     count = len(names)
     pairs = (found * count + labels).bincount(minlength=count * count).view(count, count)
     _, order = linear_sum_assignment(pairs.numpy(), maximize=True)
-    matched = pairs[torch.arange(count), torch.as_tensor(order)].sum().item() / len(labels)
-    if matched > max(least, 0.5):
-        told = ", ".join([names[int(place)] for place in order])
-        return f"in the order {told} it would be {matched:.1%}: write these names to classes.txt there, one a line"
-    return "likely causes: another --mean and --std or --size than it was trained with, or images of other classes"
+    right = pairs[torch.arange(count), torch.as_tensor(order)].sum().item()
+    return right / len(labels), [names[int(place)] for place in order]
 
 
 def mirrors(teacher: Teacher, images: RealImages) -> bool:
