@@ -5,6 +5,7 @@ Half of the images of each class are held out for the verdict and never guide. N
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from condkd_ray.data import DataConfig, Dataset
 from condkd_ray.disk import atomic_write
 from condkd_ray.experiment import Flags
 from condkd_ray.guidance import NoGuidance
+from condkd_ray.inversion import Fast
 from condkd_ray.method import require
 from condkd_ray.networks import AnyNetwork
 from condkd_ray.probing import round_seconds
@@ -36,6 +38,8 @@ CONFIG = "guided.yaml"
 """The guided trial of seed 0, in the output folder: for `condkd train`, and for the same command to know its rounds."""
 MOST_GUIDES = 10
 """A class, unless more are asked for."""
+WIDTH = 64
+"""Of the generator, half of what is the rule: more rounds in the same minutes."""
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
 """Of a trial, when they are chosen: fewer teach a student nothing, and more are no longer a try."""
 AROUND = 25.0
@@ -102,6 +106,7 @@ class Try:
 def try_out(command: Try) -> int:
     """`condkd try`. The exit code: as an experiment's."""
     torch.set_num_threads(1)
+    begin = time.monotonic()
     command.check()
     workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", say=say)
     base = configure(command, workshop)
@@ -112,7 +117,7 @@ def try_out(command: Try) -> int:
     open_folder(command.out, "try", fresh=command.fresh)
     with connect():
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
-        base = replace(base, rounds=_rounds(command, base, workshop))
+        base = replace(base, rounds=_rounds(command, base, workshop, begin))
         atomic_write(command.out / CONFIG, configs.dump(base).encode())
         plans = [arm(base, name, _guides(base), seed) for name in ARMS for seed in command.seeds]
         kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
@@ -142,7 +147,7 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
         ipcs=(_most_guides(command, dataset),),
         seeds=command.seeds,
     )
-    base = replace(flags.base(), data=data, teacher=teacher)
+    base = replace(flags.base(), data=data, teacher=teacher, inversion=Fast(width=WIDTH))
     if command.config is not None:
         tree = configs.merge(configs.to_tree(base), configs.read_tree(command.config))
         base = configs.from_tree(tree, str(command.config))
@@ -216,7 +221,7 @@ def _head(base: TrialConfig, dataset: Dataset, share: float) -> str:
     )
 
 
-def _rounds(command: Try, base: TrialConfig, workshop: Workshop) -> int:
+def _rounds(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
     """Those asked for, those chosen before for the same trials, or as many as fit."""
     asked = configs.read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
     if asked is not None:
@@ -228,15 +233,16 @@ def _rounds(command: Try, base: TrialConfig, workshop: Workshop) -> int:
             say(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
-    return _fitting(command, base, workshop, min(at_once, command.max_concurrent or at_once))
+    return _fitting(command, base, workshop, min(at_once, command.max_concurrent or at_once), begin)
 
 
-def _fitting(command: Try, base: TrialConfig, workshop: Workshop, at_once: int) -> int:
-    """As many rounds as the minutes allow; each synthetic arm is taken to be as dear as the guided one."""
+def _fitting(command: Try, base: TrialConfig, workshop: Workshop, at_once: int, begin: float) -> int:
+    """As many rounds as the minutes since `begin` allow; each synthetic arm is taken to be as dear as the guided."""
     tried = [arm(base, name, _guides(base), command.seeds[0]) for name in ("guided", "condensed_only")]
     guided, alone = (round_seconds(plan, workshop.prepare(plan.config)) for plan in tried)
     each, trials = len(command.seeds) * (3 * guided + alone), len(command.seeds) * len(ARMS)
-    fitting = int((60 * command.minutes - AROUND) * at_once / each) - base.inversion.warm_up
+    left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
+    fitting = int(left * at_once / each) - base.inversion.warm_up
     rounds = min(max(fitting, LEAST_ROUNDS), MOST_ROUNDS)
     say(f"a guided round takes {guided:.2g} s: {rounds} rounds a trial, {trials} trials, {at_once} at once")
     if fitting < LEAST_ROUNDS:
