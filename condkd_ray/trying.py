@@ -33,6 +33,7 @@ from condkd_ray.supervised import TeacherConfig
 from condkd_ray.trial_config import TrialConfig
 
 QUESTION = "Does guiding the inversion with these few images help here, and at what cost?"
+FEW_REAL = "'Real' in the diagnosis are the guides and what a class has beyond them; without more, it is 'condensed'."
 ARMS: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "guided")
 CONFIG = "guided.yaml"
 """The guided trial of seed 0, in the output folder: for `condkd train`, and for the same command to know its rounds."""
@@ -73,7 +74,7 @@ class Try:
     guides: int | None = None
     """Images that guide, a class; what is not held out, less one for the proxy set, and at most 10 if not given."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    minutes: float = 5.0
+    minutes: float = 10.0
     """That all may take; as many rounds are run as fit."""
     rounds: int | None = None
     """Rounds of each trial, instead."""
@@ -97,10 +98,11 @@ class Try:
         require(self.minutes > 0, "--minutes", self.minutes, "more than 0")
         require(self.rounds is None or self.rounds >= 1, "--rounds", self.rounds, "an integer >= 1")
         require((self.mean is None) == (self.std is None), "--mean, --std", (self.mean, self.std), "both or none")
-        weights = str(self.teacher_weights)
-        require(self.teacher_weights.is_file(), "--teacher-weights", weights, "a safetensors file, or a .pt")
+        weights = self.teacher_weights
+        require(weights.is_file(), "--teacher-weights", str(weights), "a safetensors file, or a .pt")
         require(self.images.is_dir(), "--images", str(self.images), "an existing folder with one sub-folder a class")
-        records.check_same_experiment(self.out, "try")
+        if not self.fresh:
+            records.check_same_experiment(self.out, "try")
 
 
 def try_out(command: Try) -> int:
@@ -112,8 +114,7 @@ def try_out(command: Try) -> int:
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)
     share, answers = check_known(teacher, dataset, command.images, force=command.force)
-    head = _head(base, dataset, share)
-    say(head)
+    say(head := _head(base, dataset, share))
     open_folder(command.out, "try", fresh=command.fresh)
     with connect():
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
@@ -128,7 +129,7 @@ def try_out(command: Try) -> int:
 def configure(command: Try, workshop: Workshop) -> TrialConfig:
     """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
     card = _card(command)
-    data, network = _data(command, card), _network(command, card)
+    network, data = _network(command, card), _data(command, card)
     dataset = workshop.data(TrialConfig(data=data))
     if card.num_classes is not None:
         check_classes(card.num_classes, dataset, command.images)
@@ -160,9 +161,8 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
 def tell(out: Path, head: str, answers: Sequence[int]) -> str:
     """Make the report of `out`, with the verdict; what is printed. `answers`: the teacher's, for held-out images."""
     manifest, (_, counted) = records.read_manifest(out), report.planned(out)
-    labels = manifest.test_labels
-    found = verdict.sentence(counted, labels)
-    records.write_manifest(out, replace(manifest, notes=[*manifest.notes, head, found]))
+    found = verdict.sentence(counted, labels := manifest.test_labels)
+    records.write_manifest(out, replace(manifest, notes=[*manifest.notes, head, FEW_REAL, found]))
     report.build(out)
     tables = [make(counted, labels, answers) for make in (verdict.arms_table, verdict.differences_table)]
     parts = [part for table in tables if table.rows for part in (table.text(), f"{table.legend}\n")]
