@@ -233,18 +233,18 @@ def _rounds(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -
             say(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
-    return _fitting(command, base, workshop, min(at_once, command.max_concurrent or at_once), begin)
+    return fitting(command, base, workshop, min(at_once, command.max_concurrent or at_once), begin)
 
 
-def _fitting(command: Try, base: TrialConfig, workshop: Workshop, at_once: int, begin: float) -> int:
+def fitting(command: Try, base: TrialConfig, workshop: Workshop, at_once: int, begin: float) -> int:
     """As many rounds as the minutes since `begin` allow; each synthetic arm is taken to be as dear as the guided."""
     tried = [arm(base, name, _guides(base), command.seeds[0]) for name in ("guided", "condensed_only")]
     guided, alone = (round_seconds(plan, workshop.prepare(plan.config)) for plan in tried)
     each, trials = len(command.seeds) * (3 * guided + alone), len(command.seeds) * len(ARMS)
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
-    fitting = int(left * at_once / each) - base.inversion.warm_up
-    rounds = min(max(fitting, LEAST_ROUNDS), MOST_ROUNDS)
+    most = int(left * at_once / each) - base.inversion.warm_up
+    rounds = min(max(most, LEAST_ROUNDS), MOST_ROUNDS)
     say(f"a guided round takes {guided:.2g} s: {rounds} rounds a trial, {trials} trials, {at_once} at once")
-    if fitting < LEAST_ROUNDS:
+    if most < LEAST_ROUNDS:
         say(f"that takes longer than {command.minutes:g} minutes, and is very little: give it more --minutes")
     return rounds

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from image_files import write_folder
 from safetensors.torch import save_file
 
 from condkd_ray import config as configs
+from condkd_ray import trying
 from condkd_ray.artifacts import Workshop
 from condkd_ray.data import CONSTANTS, DataConfig, load
 from condkd_ray.method import InputError
@@ -131,6 +133,17 @@ def test_what_a_teacher_reads_comes_from_flags_before_the_card(home: Path):
     assert by_card.data.flip_ok is False
     own = configure(flags(home, mean=(0.5,), std=(0.5,), flip_ok=True, guides=1), workshop)
     assert (own.data.mean, own.data.flip_ok, own.condensation.ipc) == ((0.5,), True, 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("minutes", "least", "most"), [(10.0, 140, 143), (100.0, 200, 200), (0.1, 3, 3)])
+def test_as_many_rounds_as_fit_into_the_minutes(
+    home: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, least: int, most: int
+):
+    monkeypatch.setattr(trying, "round_seconds", lambda plan, prepared: 1.0)
+    workshop, command = Workshop(home / "cache", say=lambda text: None), flags(home, minutes=minutes)
+    # 575 s of 10 minutes for 2 seeds of 4 arms, 2 trials at once.
+    rounds = trying.fitting(command, configure(command, workshop), workshop, 2, time.monotonic())
+    assert least <= rounds <= most
 
 
 @pytest.mark.parametrize(
