@@ -161,12 +161,12 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
 def tell(out: Path, head: str, answers: Sequence[int]) -> str:
     """Make the report of `out`, with the verdict; what is printed. `answers`: the teacher's, for held-out images."""
     manifest, (_, counted) = records.read_manifest(out), report.planned(out)
-    found = verdict.sentence(counted, labels := manifest.test_labels)
-    records.write_manifest(out, replace(manifest, notes=[*manifest.notes, head, FEW_REAL, found]))
+    found = verdict.told(counted, labels := manifest.test_labels, answers)
+    records.write_manifest(out, replace(manifest, notes=[*manifest.notes, head, FEW_REAL, *found]))
     report.build(out)
     tables = [make(counted, labels, answers) for make in (verdict.arms_table, verdict.differences_table)]
     parts = [part for table in tables if table.rows for part in (table.text(), f"{table.legend}\n")]
-    return "\n".join([head, "", *parts, found])
+    return "\n".join([head, "", *parts, *found])
 
 
 def _card(command: Try) -> Card:

@@ -23,6 +23,8 @@ TAUGHT_BY = {
 }
 """What the student learns from in each arm."""
 COMPARED = (("guided", "mixed"), ("guided", "none"), ("guided", "condensed_only"))
+BARELY = 0.6
+"""Agreement with the teacher below which students have hardly begun to learn (our choice)."""
 _LEGEND = (
     "Mean ± standard deviation over n seeds, in percent of the held-out images; agreement is with the teacher.\n"
     "Seconds are those of one trial."
@@ -98,6 +100,18 @@ def cost(records: Sequence[Record]) -> str:
     low, high, _ = interval(ratios)
     told = "" if low is None or high is None else f" (95 % {low:.2f} to {high:.2f})"
     return f"{ratios.mean():.2f} times the CPU time of mixing{told}"
+
+
+def told(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> list[str]:
+    """The verdict, and before it what speaks against relying on it."""
+    agreeing = groups(named(records, answers))
+    means = [over(members, ACCURACY) for (arm, _), members in agreeing.items() if arm in ("mixed", "guided")]
+    best = max((one.mean for one in means if one is not None), default=1.0)
+    young = (
+        f"The students agree with the teacher on at most {best:.0%} of the held-out images: they are barely taught, and "
+        "more --minutes may change the verdict."
+    )
+    return [*[young] * (best < BARELY), sentence(records, labels)]
 
 
 def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:

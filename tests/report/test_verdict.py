@@ -8,7 +8,7 @@ from report_factory import LABELS, make_record
 
 from condkd_ray.report.records import Record
 from condkd_ray.report.statistics import ACCURACY
-from condkd_ray.report.verdict import arms_table, cost, differences_table, named, sentence
+from condkd_ray.report.verdict import arms_table, cost, differences_table, named, sentence, told
 
 TRUTH = LABELS.tolist()
 
@@ -80,3 +80,12 @@ def test_agreement_is_with_the_teacher_and_accuracy_with_the_folders():
     assert differences["accuracy, guided - mixed"][1:3] == ["3", "+9.5"]
     assert differences["accuracy, guided - condensed_only"][2] == "+34.5"
     assert len(differences) == 4
+
+
+def test_students_that_are_barely_taught_are_told_of_before_the_verdict():
+    lines = told(trials((250, 251, 252), (255, 260, 265)), TRUTH, TRUTH)
+    assert len(lines) == 2
+    assert lines[0].startswith("The students agree with the teacher on at most 37% of the held-out images")
+    assert lines[1].startswith("Verdict: ")
+    assert told(trials((60, 62, 64)), TRUTH, TRUTH) == [sentence(trials((60, 62, 64)), TRUTH)]
+    assert len(told([], TRUTH, TRUTH)) == 1
