@@ -107,11 +107,11 @@ def told(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int
     agreeing = groups(named(records, answers))
     means = [over(members, ACCURACY) for (arm, _), members in agreeing.items() if arm in ("mixed", "guided")]
     best = max((one.mean for one in means if one is not None), default=1.0)
-    young = (
-        f"The students agree with the teacher on at most {best:.0%} of the held-out images: they are barely taught, and "
-        "more --minutes may change the verdict."
+    told_first = (
+        f"The students agree with the teacher on at most {best:.0%} of the held-out images: they are barely taught, "
+        "and more --minutes may change the verdict."
     )
-    return [*[young] * (best < BARELY), sentence(records, labels)]
+    return [*[told_first] * (best < BARELY), sentence(records, labels)]
 
 
 def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
