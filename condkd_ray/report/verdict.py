@@ -123,7 +123,7 @@ def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
         f"guided - mixed is {points(one.mean)} points (95 % over seeds {_range(one.low, one.high)}, over the "
         f"{len(labels)} held-out images {_range(one.image_low, one.image_high)}), at {cost(records)}"
     )
-    sides = {_side(one.low, one.high), _side(one.image_low, one.image_high)}
+    sides = _sides(one)
     if len(sides) == 1 and sides != {0}:
         shown_so = f"guidance {'helps' if sides == {1} else 'hurts'} here"
     else:
@@ -138,11 +138,18 @@ def points(fraction: float) -> str:
 
 
 def _alone(records: Sequence[Record], labels: Sequence[int]) -> str:
-    """What a user should know who could do without synthetic images."""
+    """What a user should know who could do without synthetic images; nothing where guided is shown to be better."""
     one = compared(records, "guided", "condensed_only", labels)
-    if one is None or one.mean > 0:
+    sides = _sides(one) if one is not None else {1}
+    if one is None or sides == {1}:
         return ""
-    return f"; your images alone teach {'as well' if one.mean == 0 else f'{points(-one.mean)} points better'}"
+    shown_so = "your images alone are better" if sides == {-1} else "that it beats your images alone is not shown"
+    return f"; {shown_so} ({points(one.mean)}, over seeds {_range(one.low, one.high)})"
+
+
+def _sides(one: Difference) -> set[int]:
+    """On which sides of 0 both intervals lie: one element where they agree."""
+    return {_side(one.low, one.high), _side(one.image_low, one.image_high)}
 
 
 def _side(low: float | None, high: float | None) -> int:

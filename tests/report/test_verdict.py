@@ -63,9 +63,19 @@ def test_without_a_pair_there_is_no_verdict():
     assert cost([]) == ""
 
 
-def test_who_could_do_without_synthetic_images_is_told():
-    assert "your images alone teach +5.0 points better" in sentence(trials((60, 62, 64), alone=42), TRUTH)
-    assert "alone" not in sentence(trials((60, 62, 64)), TRUTH)
+@pytest.mark.parametrize(
+    ("alone", "said"),
+    [
+        ((10, 12, 13), "; your images alone are better (-12.6, over seeds "),
+        ((20, 60, 120), "; that it beats your images alone is not shown (+1.2, over seeds "),
+        ((200, 201, 202), ""),
+    ],
+)
+def test_what_is_known_of_the_images_alone_is_told_as_far_as_it_is(alone: tuple[int, ...], said: str):
+    found = [one for one in trials((60, 62, 64)) if one.arm != "condensed_only"]
+    told_now = sentence(found + [trial("condensed_only", seed, wrong) for seed, wrong in enumerate(alone)], TRUTH)
+    assert said in told_now
+    assert bool(said) == ("images alone" in told_now)
 
 
 def test_agreement_is_with_the_teacher_and_accuracy_with_the_folders():
