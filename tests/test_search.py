@@ -1,7 +1,6 @@
 """`condkd search` as its users run it, on a budget of seconds."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,22 +11,10 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from small_search import SPACE, command, environment, search, stored
 
 from condkd_ray.report.records import read_manifest, read_records
 from condkd_ray.study import open_storage
-
-SPACE = """
-data: {name: digits}
-teacher: {network: {name: resnet, depth: 8, width: 8}, training: {epochs: 4}}
-student: {name: resnet, depth: 8, width: 4}
-condensation: {name: random_real, ipc: 2}
-inversion: {name: fast, steps: 2, batch: 64, width: 16, bn_weight: !log_uniform [0.1, 100]}
-guidance: !choice
-  - {name: discriminator, weight: !log_uniform [1, 100]}
-  - none
-distiller: {steps: 8, batch: 64, condensed_share: 0.5}
-rounds: 4
-"""
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +22,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
     (folder / "small.yaml").write_text(SPACE)
     return folder
-
-
-def command(home: Path, out: str, *flags: str) -> list[str]:
-    given = [str(home / "small.yaml"), "--out", str(home / out), "--cache", str(home / "cache")]
-    return [sys.executable, "-m", "condkd_ray", "search", *given, *flags]
-
-
-def search(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(home, out, *flags), capture_output=True, text=True, env=environment, timeout=240)
-
-
-def stored(out: Path) -> optuna.Study:
-    return optuna.load_study(study_name="search", storage=open_storage(None, out))
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +73,7 @@ def test_the_same_command_runs_nothing_anew_and_more_trials_are_added(home: Path
 def test_stopped_in_the_middle_and_continued_it_ends_with_the_planned_number(home: Path, finished: Path, number):
     out = f"stopped{number}"
     flags = ("--trials", "5")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command(home, out, *flags), env=environment, stderr=subprocess.PIPE) as driver:
+    with subprocess.Popen(command(home, out, *flags), env=environment(), stderr=subprocess.PIPE) as driver:
         while len(list((home / out / "records").glob("*.json"))) < 2:
             assert driver.poll() is None
             time.sleep(0.05)

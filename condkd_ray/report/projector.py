@@ -82,9 +82,7 @@ def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
     atomic_write(folder / SAID, "".join(f"{row}\n" for row in said).encode())
     views = [_view(label, column, features.shape) for label, column in COLOURS.items()]
     atomic_write(folder / VIEWS, json.dumps(views).encode())
-    embedding = _CONFIG.EmbeddingInfo(
-        tensor_name=name, tensor_path=TENSORS, metadata_path=SAID, bookmarks_path=VIEWS
-    )
+    embedding = _CONFIG.EmbeddingInfo(tensor_name=name, tensor_path=TENSORS, metadata_path=SAID, bookmarks_path=VIEWS)
     embedding.tensor_shape.extend(features.shape)
     # Last, for who reads it reads the others.
     config = _CONFIG.ProjectorConfig(embeddings=[embedding])
