@@ -89,9 +89,9 @@ def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
     atomic_write(folder / metadata.PROJECTOR_FILENAME, text_format.MessageToString(config).encode())
 
 
-def _view(label: str, column: str, shape: tuple[int, ...]) -> dict[str, object]:
+def _view(label: str, column: str, shape: Sequence[int]) -> Mapping[str, Any]:
     """A state of the projector: the two largest principal components, which it has computed by then, in colours."""
-    sides = {f"custom{side}{what}": empty for side in ("XLeft", "XRight", "YUp", "YDown")
+    sides: dict[str, Any] = {f"custom{side}{what}": empty for side in ("XLeft", "XRight", "YUp", "YDown")
              for what, empty in (("Text", ""), ("Regex", False))}  # fmt: skip
     tsne = {"tSNEIteration": 0, "tSNEPerplexity": 30, "tSNELearningRate": 10, "tSNEis3d": False}
     umap = {"umapIs3d": False, "umapNeighbors": 15, "umapMinDist": 0.1}

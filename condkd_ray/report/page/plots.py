@@ -42,7 +42,7 @@ def proxy_plot(records: Sequence[Record], proxy: str, looks: Looks | None) -> Fi
         if len(labels) <= 14:
             place_labels(figure, labels)
         caption(
-            figure, f"n = {len(shown)} trials, a point each." + (" Lines go to an arm's last point." if labels else "")
+            figure, f"n = {len(shown)} trials, a point each." + (" Lines go to an arm's rightmost point." if labels else "")
         )
         return figure
 
