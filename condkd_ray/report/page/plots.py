@@ -41,9 +41,8 @@ def proxy_plot(records: Sequence[Record], proxy: str, looks: Looks | None) -> Fi
         _grid(axes, proxy, "test accuracy (%)")
         if len(labels) <= 14:
             place_labels(figure, labels)
-        caption(
-            figure, f"n = {len(shown)} trials, a point each." + (" Lines go to an arm's rightmost point." if labels else "")
-        )
+        ties = " Lines go to an arm's rightmost point." if labels else ""
+        caption(figure, f"n = {len(shown)} trials, a point each.{ties}")
         return figure
 
 
