@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from small_search import SPACE, command, environment, stored
+from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
 
 from condkd_ray.report.records import read_records
 from condkd_ray.report.tensorboard import run_name
@@ -36,25 +37,21 @@ class Shown:
     optuna: str
     tensorboard: str
 
-    @property
-    def runs(self) -> set[str]:
-        """Names of the trials that TensorBoard has been told of."""
+    def runs(self, of: bytes = b"proxy/agreement") -> set[str]:
+        """Names of the trials of which TensorBoard has been told something."""
         found = self.out.glob("tensorboard/ipc2/*/seed*/events*")
-        return {str(one.parent.relative_to(self.out / "tensorboard")) for one in found if told(one)}
+        return {str(one.parent.relative_to(self.out / "tensorboard")) for one in found if of in one.read_bytes()}
 
     def half_way(self) -> bool:
-        """Whether some trials have ended and one that runs has written of its rounds."""
-        return len(read_records(self.out)) >= 2 and len(self.runs) > len(read_records(self.out))
+        """Whether some trials have ended, in TensorBoard too, and one that runs has written of its rounds."""
+        records = {run_name(record) for record in read_records(self.out)}
+        return len(records) >= 2 and self.runs(SESSION_END_INFO_TAG.encode()) == records < self.runs()
 
     def go_on(self) -> None:
         """To its end, if it is not there."""
         if self.driver.poll() is None:
             self.driver.send_signal(signal.SIGCONT)
             assert self.driver.wait(240) == 0
-
-
-def told(events: Path) -> bool:
-    return b"proxy/agreement" in events.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +121,7 @@ def test_the_optuna_dashboard_tells_the_study_while_it_runs(tab, running):
 def test_tensorboard_tells_the_records_while_it_runs(tab, running):
     records = {run_name(record): record for record in read_records(running.out)}
     rows = hparams(tab, running.tensorboard)
-    assert set(rows) == running.runs > set(records)
+    assert set(rows) == running.runs() > set(records)
     check_rows(rows, records)
     for name in set(rows) - set(records):
         assert rows[name]["student/test_accuracy"] == ""
