@@ -114,7 +114,7 @@ def test_the_optuna_dashboard_tells_the_study_while_it_runs(tab, running):
     for state in set(states):
         # The first trial's page, shown beside the list, tells its state once more.
         extra = state == states[0]
-        assert tab.get_by_text(state.name.capitalize(), exact=True).count() == states.count(state) + extra
+        assert settled(tab.get_by_text(state.name.capitalize(), exact=True), states.count(state) + extra)
     assert only_asked_for(tab, running.optuna)
 
 
@@ -135,12 +135,11 @@ def test_the_optuna_dashboard_tells_the_study_at_its_end(tab, ended):
     check_study(tab, ended.optuna, study)
     for row in study.best_params:
         assert row in tab.locator("#graph-hyperparameter-importances").inner_text()
-    assert drawn(tab, "graph-hyperparameter-importances") > 0
+    tab.locator("#graph-hyperparameter-importances .bars .point").first.wait_for(state="attached")
     # Of a line with many points Plotly draws some.
-    lines = tab.locator("#graph-intermediate-values .scatterlayer .trace")
-    assert until(lines.count, TRIALS.__eq__) == TRIALS
+    assert settled(tab.locator("#graph-intermediate-values .scatterlayer .trace"), TRIALS)
     tab.goto(f"{ended.optuna}dashboard/studies/0/analytics")
-    assert drawn(tab, "plot-slice") == TRIALS
+    assert settled(tab.locator("#plot-slice .point"), TRIALS)
     tab.goto(f"{ended.optuna}dashboard/studies/0/smartSelection")
     axes = tab.locator(".parcoords .axis-title")
     axes.first.wait_for()
@@ -163,7 +162,7 @@ def test_of_two_objectives_it_shows_the_front(tab, ended):
         study.complete(study.propose().number, values)
     tab.goto(f"{ended.optuna}dashboard/studies/1")
     tab.get_by_text("Pareto Front", exact=True).first.wait_for()
-    assert drawn(tab, "graph-pareto-front") == 3
+    assert settled(tab.locator("#graph-pareto-front .point"), 3)
     tab.get_by_text("Best Trials", exact=True).wait_for()
     assert tab.get_by_text("Objective Values =").all_inner_texts() == [
         "Objective Values = [0.9, 100]", "Objective Values = [0.8, 50]"
@@ -213,16 +212,15 @@ def check_study(tab: Any, address: str, study: Any) -> None:
     """The first page: the number and value of the best trial, and a point for each that is complete."""
     tab.goto(f"{address}dashboard/studies/0")
     tab.get_by_text(re.compile("Best Trial")).first.wait_for()
-    assert tab.get_by_text(f"Best Trial (number={study.best_trial.number})").count() == 1
-    assert tab.get_by_text(str(study.best_value), exact=True).count() == 1
+    assert settled(tab.get_by_text(f"Best Trial (number={study.best_trial.number})"), 1)
+    assert settled(tab.get_by_text(str(study.best_value), exact=True), 1)
     complete_ones = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    assert drawn(tab, "plot-history") == len(complete_ones)
+    assert settled(tab.locator("#plot-history .point"), len(complete_ones))
 
 
-def drawn(tab: Any, plot: str) -> int:
-    """How many points, or bars, a plot has."""
-    tab.locator(f"#{plot} .point").first.wait_for(state="attached")
-    return tab.locator(f"#{plot} .point").count()
+def settled(found: Any, count: int) -> bool:
+    """Whether there are in the end so many: parts of a page come after one another."""
+    return until(found.count, count.__eq__, 30.0) == count
 
 
 def hparams(tab: Any, address: str) -> dict[str, dict[str, str]]:
