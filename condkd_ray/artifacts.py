@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condkd_ray import data
 from condkd_ray.cache import cached, default_cache
@@ -24,23 +24,31 @@ from condkd_ray.evaluation import accuracy
 from condkd_ray.networks import label
 from condkd_ray.proxy import hold_out, views
 from condkd_ray.samples import Samples
+from condkd_ray.steps import Bar, no_bar
 from condkd_ray.streams import Streams, derive_seed
-from condkd_ray.supervised import as_teacher, bf16_pays
+from condkd_ray.supervised import TeacherConfig, as_teacher, bf16_pays
 from condkd_ray.teacher import Teacher
 from condkd_ray.trial import Prepared, TrialConfig
-from condkd_ray.weights import file_digest, load_into, read_weights, tensor_digest
+from condkd_ray.trial_config import digests
+from condkd_ray.weights import file_digest, load_into, read_weights
 
 RECIPE = "1"
 """Raised when the code that makes artifacts changes what it makes: older cached ones are then left alone."""
 
 
 class Workshop:
-    """Makes and remembers artifacts; `say` hears one sentence on each that a user should know of."""
+    """Makes and remembers artifacts; `say` hears one sentence on each that a user should know of, `bar` goes around."""
 
-    def __init__(self, cache: Path | None = None, device: str = "cpu", say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        cache: Path | None = None,
+        device: str = "cpu",
+        say: Callable[[str], None] = print,
+        bar: Bar = no_bar,
+    ) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
-        self.say = say
+        self.say, self.bar = say, bar
         self._made: dict[Any, Any] = {}
 
     def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
@@ -60,7 +68,7 @@ class Workshop:
         place = (self._data_key(config), self._teacher_key(config))
         proxy = self._once(("proxy", *place), lambda: self._proxy(config))
         key = ("hashes", *place, self._condensed_key(config, config.condensation))
-        hashes = self._once(key, lambda: _hashes(dataset, teacher, condensed, proxy))
+        hashes = self._once(key, lambda: digests(dataset, teacher, condensed, proxy))
         seen = self._once(("seen", *key), lambda: self._seen(config, condensed))
         landmarks = self._once(("landmarks", *key), lambda: self._landmarks(config, seen))
         return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes, landmarks)
@@ -140,10 +148,16 @@ class Workshop:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
         else:
             path = self.cache / "teachers" / f"{self._teacher_key(config)}.safetensors"
-            weights = cached(path, lambda: recipe.train(network, dataset, self.device, self.say), name)
+            weights = cached(path, lambda: self._train(recipe, network, dataset), name)
             load_into(network, weights, f"cached weights {path}")
         teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         return teacher.to(self.device)
+
+    def _train(self, recipe: TeacherConfig, network: nn.Module, dataset: Dataset) -> dict[str, Tensor]:
+        name, epochs = f"teacher {label(recipe.network)} on {dataset.name}", recipe.training.epochs
+        self.say(f"training {name}: {len(dataset.train)} images, {epochs} epochs")
+        with self.bar(name) as on_step:
+            return recipe.train(network, dataset, self.device, on_step)
 
     def condensed(self, config: TrialConfig) -> Samples | None:
         """The condensed set in the teacher's space, without logits; None where the config has none."""
@@ -166,15 +180,17 @@ class Workshop:
         dataset = self.data(config)
         _, rest = self._proxy_split(config)
         more = {"teacher": self.teacher(config)} if method.needs_teacher else {}
-        return method.condense(
-            rest.samples(dataset.mean, dataset.std).to(self.device),
-            num_classes=dataset.num_classes,
-            mean=dataset.mean,
-            std=dataset.std,
-            flip_ok=dataset.flip_ok,
-            rng=Streams(config.seed, self.device),
-            **more,
-        )
+        with self.bar(f"{method.label}, seed {config.seed}") as on_step:
+            return method.condense(
+                rest.samples(dataset.mean, dataset.std).to(self.device),
+                num_classes=dataset.num_classes,
+                mean=dataset.mean,
+                std=dataset.std,
+                flip_ok=dataset.flip_ok,
+                rng=Streams(config.seed, self.device),
+                on_step=on_step,
+                **more,
+            )
 
     def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
         path = self.cache / "condensed" / f"{self._condensed_key(config, method)}.safetensors"
@@ -232,16 +248,3 @@ class Workshop:
 
 def _needs_teacher(method: AnyCondensation | None) -> bool:
     return method is not None and method.needs_teacher
-
-
-def _hashes(dataset: Dataset, teacher: Teacher, condensed: Samples | None, proxy: Samples) -> dict[str, str]:
-    return {
-        "data": dataset.digest,
-        "teacher": tensor_digest(teacher.network.state_dict()),
-        "condensed": "" if condensed is None else _samples_digest(condensed),
-        "proxy": _samples_digest(proxy),
-    }
-
-
-def _samples_digest(samples: Samples) -> str:
-    return tensor_digest({"images": samples.images, "labels": samples.labels})

@@ -24,12 +24,13 @@ from condkd_ray.plans import Plan
 from condkd_ray.provenance import git_state, versions
 from condkd_ray.report import grids
 from condkd_ray.report.events import Scalar
-from condkd_ray.report.progress import Progress
+from condkd_ray.report.progress import AGREEMENT, Best, Goal, Progress
 from condkd_ray.report.records import MANIFEST, Manifest, Record, read_manifest, write_record
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.report.tensorboard import Board, beyond_base, hparams, run_name, varying
-from condkd_ray.shell import say
+from condkd_ray.shell import detail, details, say
 from condkd_ray.storage import Location
+from condkd_ray.terminal import Live, round_line
 from condkd_ray.trial import Prepared
 
 NONE: Mapping[str, Any] = MappingProxyType({})
@@ -40,7 +41,7 @@ class Watch:
 
     `work`: what there is to be done, by key; a search adds to it. `storage`: where trials leave their products.
     `total`: how many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will
-    differ, by dotted name.
+    differ, by dotted name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Watch:
         total: int | None = None,
         choices: Mapping[str, Sequence[Scalar]] = NONE,
         ranges: Mapping[str, tuple[float, float]] = NONE,
+        goal: Goal = AGREEMENT,
+        best: Best | None = None,
     ) -> None:
-        self._experiment, self._out = experiment, out
+        self._experiment, self._out, self._goal = experiment, out, goal
         self._work: dict[str, tuple[Plan, Prepared]] = {}
-        self._progress = Progress(len(work) if total is None else total)
         running = [make_record(experiment, plan, key, prepared, None) for key, (plan, prepared) in work.items()]
         choices = {name: choices[name] for name in beyond_base(choices)}
         ranges = {name: ranges[name] for name in beyond_base(ranges)}
@@ -64,15 +66,17 @@ class Watch:
         examples = [{name: value} for name, found in choices.items() for value in found]
         self._hparams: dict[str, dict[str, Scalar]] = {}
         self._runs: dict[str, str] = {}
+        self._leaves: dict[str, Mapping[str, Any]] = {}
         self._board = Board(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
         self._shelf = Shelf(out, storage)
         self.failed = 0
         for key, (plan, prepared) in work.items():
             self.add(key, plan, prepared)
+        self._live = Live(Progress(len(work) if total is None else total, goal, best=best))
 
-    def add(self, key: str, plan: Plan, prepared: Prepared) -> None:
-        """Trial `key` may be heard of from now on."""
-        self._work[key] = plan, prepared
+    def add(self, key: str, plan: Plan, prepared: Prepared, leaves: Mapping[str, Any] = NONE) -> None:
+        """Trial `key` may be heard of from now on; `leaves`: what was chosen for it, by name."""
+        self._work[key], self._leaves[key] = (plan, prepared), leaves
         record = self._record(key, None)
         self._hparams[key], self._runs[key] = hparams(record, self._names), run_name(record)
 
@@ -81,26 +85,33 @@ class Watch:
         plan, number = self._work[key][0], int(metrics["round"])
         self._board.trial_started(self._runs[key], self._hparams[key])
         self._board.round(self._runs[key], number, metrics)
-        self._progress.round(key, plan.label, number, plan.config.total_rounds)
+        self._live.round(key, self._label(plan), metrics, plan.config.total_rounds)
+        if details():
+            detail(round_line(self._label(plan), metrics, plan.config.total_rounds, self._goal.metric))
 
     def outcome(self, key: str, outcome: Outcome) -> None:
         """Trial `key` has ended: its record is written, from then on it is finished."""
         record, (plan, prepared) = self._record(key, outcome), self._work[key]
-        label = plan.label
+        label = self._label(plan)
         # Whoever has a record is not run again, so what it has made must be kept before.
         grids.keep(self._out, record, outcome, prepared)
         self._shelf.offer(record, prepared)
         write_record(self._out, record)
         self._board.trial_finished(record)
-        self._progress.finished(key, label, record.metrics.get("student/test_accuracy"), record.status)
+        accuracy, arm = record.metrics.get("student/test_accuracy"), plan.group
+        self._live.finished(key, label, record.status, accuracy, group=arm, leaves=self._leaves[key])
         if record.status == "failed":
             self.failed += 1
             say(f"{label} failed: {record.reason}")
 
     def close(self) -> None:
         """No more will be heard."""
-        self._progress.close()
+        self._live.close()
         self._board.close()
+
+    def _label(self, plan: Plan) -> str:
+        # All trials of a search have one seed.
+        return plan.arm if self._goal.decides else plan.label
 
     def _record(self, key: str, outcome: Outcome | None) -> Record:
         plan, prepared = self._work[key]

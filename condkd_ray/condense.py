@@ -17,6 +17,7 @@ from condkd_ray.data import Dataset
 from condkd_ray.method import require
 from condkd_ray.samples import Codec, Samples, to_unit
 from condkd_ray.shell import say
+from condkd_ray.terminal import bar
 from condkd_ray.trial import TrialConfig
 from condkd_ray.writers import write_dc, write_images
 
@@ -59,7 +60,7 @@ def condense(command: Condense, rest: list[str]) -> int:
         for path in paths:
             _require_writable(path, command.force)
     torch.set_num_threads(command.threads)
-    workshop = Workshop(command.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say)
+    workshop = Workshop(command.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say, bar=bar)
     if config.condensation is not None and config.condensation.needs_teacher:
         workshop.check(config)
     print(HEAD)

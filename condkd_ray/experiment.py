@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 import tyro
 
-from condkd_ray import networks, report
+from condkd_ray import networks
 from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
 from condkd_ray.cluster import tuning
@@ -33,8 +33,10 @@ from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan, check_plans, scoped, scoped_baseline
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
+from condkd_ray.results import tell_results
+from condkd_ray.shell import CpuClock, exit_codes, open_folder, say, say_details, show
 from condkd_ray.storage import check_writable
+from condkd_ray.terminal import bar
 from condkd_ray.trial import TrialConfig
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
@@ -155,22 +157,23 @@ def run(
     flags: Flags,
     *,
     baseline: Baseline = "none",
-    tell: Callable[[Path], str] = report.build,
+    tell: Callable[[Path], str] | None = None,
 ) -> int:
     """Run what is missing of `plans`, write records as trials end, report; each arm is compared with its `baseline`.
 
-    `tell` makes the report of the output folder and gives what is printed of it. The exit code: see `command_line`.
+    `tell` makes another report of the output folder and gives what is printed of it. The exit code: see `command_line`.
     """
     given, deadline = list(plans), time.time() + flags.budget_seconds
     planned, baseline = [scoped(plan, flags.share) for plan in given], scoped_baseline(baseline, given, flags.share)
     flags.check()
+    say_details(flags.verbose)
     check_plans(planned)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workshop = Workshop(flags.cache, device=device, say=say)
+    workshop = Workshop(flags.cache, device=device, say=say, bar=bar)
     for plan in planned:
         workshop.check(plan.config)
     if flags.explain:
-        print(explain(experiment, planned, flags, device))
+        show(explain(experiment, planned, flags, device))
         return 0
     _check_only(flags)
     where = "a folder that outlives the job, by its absolute path"
@@ -196,8 +199,7 @@ def run(
         complete, failed = _sweep(experiment, dict(zip(keys, planned, strict=True)), missing, flags, deadline, clock)
         spent = clock.look()
     write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
-    print(tell(flags.out))
-    say(f"tables, figure and records: {flags.out}; tensorboard --logdir {flags.out / 'tensorboard'}")
+    tell_results(flags.out, tell=tell)
     if complete:
         return 1 if failed else 0
     spent_time = time.time() >= deadline

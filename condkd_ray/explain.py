@@ -30,6 +30,8 @@ from condkd_ray.report.progress import duration
 from condkd_ray.report.records import Record, check_same_experiment, read_records
 from condkd_ray.sketch import Sketch
 from condkd_ray.space import corners
+from condkd_ray.steps import OnStep, unheard
+from condkd_ray.terminal import bar
 from condkd_ray.trial import TrialConfig
 
 PROBING_SECONDS = 90.0
@@ -90,9 +92,7 @@ def explain(experiment: str, planned: Sequence[Plan], flags: RunFlags, device: s
 def estimate(work: Work, flags: RunFlags, device: str) -> Estimate:
     """What is left of `work` will take, whose `costs` and `based_on` are filled in. Raises `InputError`."""
     at_once, connected = _fitting([plan.config for plan in work.missing], flags)
-    sketch, before = _prepared(work, flags, device)
-    with tempfile.TemporaryDirectory() as folder:
-        _measure(work, sketch, flags.out, Path(folder))
+    before = _probed(work, flags, device)
     return _sum(work, connected + before, at_once)
 
 
@@ -105,9 +105,7 @@ def explain_search(tree: dict[str, Any], flags: RunFlags, device: str, *, trials
         return "Nothing is left to run.\n"
     tried = Work([Plan(name, 0, config.seed, config) for name, config in corners(tree).items()], {})
     at_once, connected = _fitting([plan.config for plan in tried.planned], flags)
-    sketch, before = _prepared(tried, flags, device)
-    with tempfile.TemporaryDirectory() as folder:
-        _measure(tried, sketch, flags.out, Path(folder))
+    before = _probed(tried, flags, device)
     if not tried.costs:
         return "No corner of the space could be measured.\n"
     dearest = join(list(tried.costs.values()))
@@ -118,11 +116,14 @@ def explain_search(tree: dict[str, Any], flags: RunFlags, device: str, *, trials
     return head + _told(whole, _sum(whole, connected + before, at_once), flags, _arms(tried, "Corners of the space"))
 
 
-def _prepared(work: Work, flags: RunFlags, device: str) -> tuple[Sketch, Span]:
-    """Stand-ins for what is not cached, and the seconds that making it will take."""
+def _probed(work: Work, flags: RunFlags, device: str) -> Span:
+    """Fill in the costs, with stand-ins for what is not cached; the seconds that making it will take."""
     torch.set_num_threads(max(1, int(flags.cpus_per_trial)))
     sketch = Sketch(flags.cache, device)
-    return sketch, _preparation(work, sketch)
+    with bar("trying out what trials take") as on_step, tempfile.TemporaryDirectory() as folder:
+        before = _preparation(work, sketch)
+        _measure(work, sketch, flags.out, Path(folder), on_step)
+    return before
 
 
 def _fitting(configs: Sequence[TrialConfig], flags: RunFlags) -> tuple[int, Span]:
@@ -183,11 +184,12 @@ def _preparation(work: Work, sketch: Sketch) -> Span:
     return total
 
 
-def _measure(work: Work, sketch: Sketch, out: Path, folder: Path) -> None:
+def _measure(work: Work, sketch: Sketch, out: Path, folder: Path, on_step: OnStep = unheard) -> None:
     """The cost of a trial of each arm that is not done."""
     begin, tried, diverged = time.perf_counter(), 0, []
     arms = {plan.arm: plan for plan in sorted(work.missing, key=lambda plan: (plan.ipc, -plan.seed))}
-    for arm, plan in arms.items():
+    for number, (arm, plan) in enumerate(arms.items()):
+        on_step(number, len(arms))
         records = [record for other, record in work.done.items() if other.arm == arm]
         if records:
             work.costs[arm] = recorded(records, out)

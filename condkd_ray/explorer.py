@@ -20,6 +20,7 @@ from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
 from condkd_ray.report.images import write_grid
+from condkd_ray.report.progress import Best, Goal
 from condkd_ray.report.records import finished, grid_path, write_manifest
 from condkd_ray.shell import say
 from condkd_ray.space import leaves
@@ -54,7 +55,8 @@ class Explorer:
         named = {name.replace("/", "."): leaf for name, leaf in leaves(tree).items()}
         choices = {name: leaf.examples for name, leaf in named.items() if leaf.kind == "choice"}
         ranges = {name: leaf.values for name, leaf in named.items() if leaf.kind != "choice"}
-        shown = {"total": missing, "choices": choices, "ranges": ranges}
+        goal = Goal(objective.names[0], objective.directions[0] == "maximize", decides=True)
+        shown = {"total": missing, "choices": choices, "ranges": ranges, "goal": goal, "best": self._best()}
         self._watch = Watch("search", flags.out, {}, flags.place, **shown)
 
     @property
@@ -123,6 +125,11 @@ class Explorer:
         """No more will be heard."""
         self._watch.close()
 
+    def _best(self) -> Best | None:
+        """Of the trials that earlier drivers have run."""
+        found = [Best(f"trial {trial.number}", trial.values[0], trial.params) for trial in self._study.ranked[:1]]
+        return found[0] if found else None
+
     def _unrecorded(self) -> list[Proposal]:
         """Complete trials whose driver died before it had made their records: only the test is left."""
         done = finished(self._flags.out)
@@ -138,7 +145,7 @@ class Explorer:
             say(teacher_line(describe_experiment("search", "", [plan], [key], self._workshop, self._flags.out)))
         self._plans[key], self._numbers[key] = plan, proposal.number
         self._study.note(proposal.number, {"config_hash": key, "teacher_hash": prepared.hashes["teacher"]})
-        self._watch.add(key, plan, prepared)
+        self._watch.add(key, plan, prepared, proposal.params)
         self.describe()
         return Trial(key, plan.label, config, prepared, plan.scope)
 

@@ -25,7 +25,12 @@ class Plan:
     @property
     def label(self) -> str:
         """As shown while it runs."""
-        return f"{self.arm}{f' ipc {self.ipc}' if self.ipc else ''} seed {self.seed}"
+        return f"{self.group} seed {self.seed}"
+
+    @property
+    def group(self) -> str:
+        """Of its arm and IPC, which trials of other seeds share."""
+        return f"{self.arm}{f' ipc {self.ipc}' if self.ipc else ''}"
 
 
 def check_plans(planned: Sequence[Plan]) -> None:

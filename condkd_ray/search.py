@@ -25,13 +25,15 @@ from condkd_ray.explorer import Explorer
 from condkd_ray.flags import RunFlags
 from condkd_ray.method import InputError, require
 from condkd_ray.plans import Plan
-from condkd_ray.shell import CpuClock, open_folder, say
+from condkd_ray.results import tell_results
+from condkd_ray.shell import CpuClock, open_folder, say, say_details, show
 from condkd_ray.space import default, leaves, read
 from condkd_ray.storage import check_writable
 from condkd_ray.study import Objective, Pruner, Sampler, Study, open_storage, stored_study
 from condkd_ray.study.pruners import check_pruner, make_pruner
 from condkd_ray.study.samplers import check_sampler
 from condkd_ray.study.storages import holds
+from condkd_ray.terminal import bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +80,14 @@ def search(command: Search) -> int:
 def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     """Run what is missing of a search of the space `tree`, and report. The exit code: as an experiment's."""
     flags.check()
+    say_details(flags.verbose)
     objective, deadline = Objective(flags.objective), time.time() + flags.budget_seconds
     _check(tree, flags, objective)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if flags.explain:
-        print(_explained(tree, flags, objective, device))
+        show(_explained(tree, flags, objective, device))
         return 0
-    workshop = Workshop(flags.cache, device=device, say=say)
+    workshop = Workshop(flags.cache, device=device, say=say, bar=bar)
     open_folder(flags.out, "search", fresh=flags.fresh)
     if flags.storage is not None:
         check_writable(flags.place)
@@ -103,8 +106,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
         finally:
             guide.close()
         guide.describe(clock.look())
-    print(report.build(flags.out))
-    say(f"study, records and tables: {flags.out}; condkd dashboard {flags.out}")
+    tell_results(flags.out, study=flags.study_storage)
     if complete:
         return 1 if guide.failed else 0
     spent = time.time() >= deadline
@@ -142,7 +144,11 @@ def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Seque
     apart = {"out": flags.out / "confirmed", "storage": flags.storage and _below(flags.storage, "confirmed")}
     again = Flags(**kept | apart)
     question = f"Are the best {best} trials of the search better than the default with new seeds?"
-    return experiment.run("confirm", question, plans, again, baseline="default")
+    code = experiment.run("confirm", question, plans, again, baseline="default")
+    with bar("page of the search"):
+        report.build(flags.out, tensorboard=False)
+    say(f"the page of the search now shows what came of them: {flags.out / 'report.html'}")
+    return code
 
 
 def _below(storage: str, name: str) -> str:

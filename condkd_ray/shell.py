@@ -16,11 +16,41 @@ import psutil
 from condkd_ray.disk import no_room
 from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.report.records import check_same_experiment
+from condkd_ray.terminal import SCREEN
 
 
 def say(text: str) -> None:
-    """One line for the user, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the user, on standard error. If that is closed, to nobody."""
+    SCREEN.say(text)
+
+
+def show(text: str) -> None:
+    """What was asked for, on standard output. If that is closed, to nobody."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        # Python would try once more at its end, and then say that it failed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_details = False
+
+
+def say_details(wanted: bool) -> None:
+    """Whether `detail` is heard from now on."""
+    global _details
+    _details = wanted
+
+
+def details() -> bool:
+    """Whether the user wants to hear all of it (`--verbose`)."""
+    return _details
+
+
+def detail(text: str) -> None:
+    """One line for a user who wants to hear all of it."""
+    if _details:
+        say(text)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from condkd_ray.hooks import BatchNorms
 from condkd_ray.method import Meter, Method, Metrics, NonFiniteError, require
 from condkd_ray.networks import AnyNetwork, ResNet, label
 from condkd_ray.samples import to_model
+from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
 
@@ -71,7 +72,7 @@ class Supervised(Method):
         flip_ok: bool,
         rng: Streams,
         precision: Precision = "float32",
-        on_epoch: Callable[[int, float], None] | None = None,
+        on_step: OnStep = unheard,
     ) -> Metrics:
         """Train `network` in place and leave it in eval mode, its weights in channels-last format.
 
@@ -84,7 +85,7 @@ class Supervised(Method):
             flip_ok: whether a mirrored image keeps its class.
             rng: draws come from "shuffle/teacher" and "augment/teacher".
             precision: of the forward and backward passes.
-            on_epoch: called after each epoch with its number, from 1, and its mean loss.
+            on_step: hears of each step, of all epochs together.
 
         Returns:
             `teacher/loss` and `teacher/train_accuracy` (fraction, of augmented images) of the last epoch.
@@ -102,7 +103,8 @@ class Supervised(Method):
         metrics: Metrics = {}
         for epoch in range(1, self.epochs + 1):
             meter = Meter("teacher")
-            for batch, target in self._batches(images, labels, flip_ok=flip_ok, steps=steps, rng=rng):
+            batches = self._batches(images, labels, flip_ok=flip_ok, steps=steps, rng=rng)
+            for step, (batch, target) in enumerate(batches, start=(epoch - 1) * steps + 1):
                 with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                     logits = network(to_model(batch, mean, std))
                 loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
@@ -111,9 +113,8 @@ class Supervised(Method):
                 optimizer.step()
                 scheduler.step()
                 meter.add(loss=loss, train_accuracy=(logits.argmax(1) == target).float().mean())
+                on_step(step, self.epochs * steps)
             metrics = _read(meter, epoch)
-            if on_epoch is not None:
-                on_epoch(epoch, metrics["teacher/loss"])
         network.eval()
         return metrics
 
@@ -166,18 +167,11 @@ class TeacherConfig(Method):
         with Streams(self.seed).forked("init/teacher"):
             return self.network.build(dataset.image_shape, dataset.num_classes)
 
-    def train(self, network: nn.Module, dataset: Dataset, device: str, say: Callable[[str], None]) -> dict[str, Tensor]:
-        """The weights of `network` after training on the train images; in bfloat16 where that pays. Tells epochs.
+    def train(self, network: nn.Module, dataset: Dataset, device: str, on_step: OnStep) -> dict[str, Tensor]:
+        """The weights of `network` after training on the train images; in bfloat16 where that pays.
 
         Raises `InputError` where it learnt nothing, so that nothing is distilled from it or kept of it.
         """
-        epochs = self.training.epochs
-        say(f"training teacher {label(self.network)} on {dataset.name}: {len(dataset.train)} images, {epochs} epochs")
-
-        def tell(epoch: int, loss: float) -> None:
-            if epoch % max(1, epochs // 5) == 0:
-                say(f"  epoch {epoch} of {epochs}: loss {loss:.3f}")
-
         network = network.to(device)
         metrics = self.training.train(
             network,
@@ -188,7 +182,7 @@ class TeacherConfig(Method):
             flip_ok=dataset.flip_ok,
             rng=Streams(self.seed, device),
             precision="bfloat16" if bf16_pays(device) else "float32",
-            on_epoch=tell,
+            on_step=on_step,
         )
         self._require_learnt(metrics["teacher/train_accuracy"], dataset)
         return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}

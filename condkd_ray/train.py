@@ -11,7 +11,6 @@ import torch
 import tyro
 
 from condkd_ray import config as configs
-from condkd_ray import report
 from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
 from condkd_ray.identity import trial_hash
@@ -21,8 +20,10 @@ from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
 from condkd_ray.product import product_path
 from condkd_ray.report.records import Record, find_record, finished, write_manifest
+from condkd_ray.results import tell_results
 from condkd_ray.run import local_store, run_trial
-from condkd_ray.shell import CpuClock, open_folder, say
+from condkd_ray.shell import CpuClock, open_folder, say, show
+from condkd_ray.terminal import bar
 from condkd_ray.trial import Prepared, TrialConfig
 
 CHECKPOINT = "state.safetensors"
@@ -83,7 +84,7 @@ def repeat(command: Repeat) -> int:
     config = configs.from_tree(first.config, f"record {first.config_hash[:12]}")
     code, key = _train(config, first.arm, command)
     equal, told = compare(first, find_record(command.out, key))
-    print(told)
+    show(told)
     return code if equal else 1
 
 
@@ -92,7 +93,7 @@ def _train(config: TrialConfig, arm: str, command: _Here) -> tuple[int, str]:
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     torch.set_num_threads(command.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workshop = Workshop(command.cache, device=device, say=say)
+    workshop = Workshop(command.cache, device=device, say=say, bar=bar)
     workshop.check(config)
     open_folder(command.out, "train", fresh=command.fresh)
     plan = Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
@@ -105,8 +106,7 @@ def _train(config: TrialConfig, arm: str, command: _Here) -> tuple[int, str]:
     if key not in finished(command.out):
         code = _run(plan, key, prepared, command.out)
     write_manifest(command.out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
-    print(report.build(command.out))
-    say(f"records, checkpoint and tables: {command.out}")
+    tell_results(command.out)
     return code, key
 
 

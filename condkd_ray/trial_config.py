@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from condkd_ray.condensation import AnyCondensation
-from condkd_ray.data import DataConfig, RealImages
+from condkd_ray.data import DataConfig, Dataset, RealImages
 from condkd_ray.diagnosis import Landmarks
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import AnyGuidance, NoGuidance
@@ -20,6 +20,7 @@ from condkd_ray.supervised import TeacherConfig
 from condkd_ray.targets import AnyTargets, Balanced
 from condkd_ray.teacher import Teacher
 from condkd_ray.weighing import AnyWeighing, Equal
+from condkd_ray.weights import tensor_digest
 
 HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
@@ -105,3 +106,17 @@ class Prepared:
     """Content hashes: data, teacher, condensed, proxy."""
     landmarks: Landmarks | None = None
     """What synthetic images are compared with, for the report alone; without them nothing is."""
+
+
+def digests(dataset: Dataset, teacher: Teacher, condensed: Samples | None, proxy: Samples) -> dict[str, str]:
+    """The `hashes` of what is `Prepared`."""
+    return {
+        "data": dataset.digest,
+        "teacher": tensor_digest(teacher.network.state_dict()),
+        "condensed": "" if condensed is None else _digest(condensed),
+        "proxy": _digest(proxy),
+    }
+
+
+def _digest(samples: Samples) -> str:
+    return tensor_digest({"images": samples.images, "labels": samples.labels})

@@ -110,7 +110,7 @@ def try_out(command: Try) -> int:
     torch.set_num_threads(1)
     begin = time.monotonic()
     command.check()
-    workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", say=say)
+    workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", say=say, bar=bar)
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)
     share, answers = check_known(teacher, dataset, command.images, force=command.force)

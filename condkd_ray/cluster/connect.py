@@ -17,6 +17,8 @@ from condkd_ray.cluster.address import ADDRESS, check_versions, checked, on_loop
 from condkd_ray.cluster.interrupts import as_ctrl_c, handling, interrupts_kept
 from condkd_ray.cluster.shipping import runtime_env
 from condkd_ray.method import InputError, require
+from condkd_ray.shell import details
+from condkd_ray.terminal import bar
 
 NAMESPACE = "condkd"
 NO_MORE: Mapping[str, float] = MappingProxyType({})
@@ -63,14 +65,15 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
     """
     found = checked(address)
     environment = QUIET | ({} if found else _private_environment())
-    with _environment(environment):
+    # A terminal that is closed shall not end what runs, nor Ray's processes, which inherit this.
+    with _environment(environment), handling(signal.SIGHUP, signal.SIG_IGN):
         import ray
 
         if ray.is_initialized():
             yield
             return
         try:
-            with interrupts_kept():
+            with bar("starting Ray" if found is None else "connecting to Ray"), interrupts_kept():
                 _init(found, cpus, gpus)
             # Ray's core would end the process on SIGTERM at once, with a stack dump.
             with handling(signal.SIGTERM, as_ctrl_c):
@@ -173,7 +176,9 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "namespace": NAMESPACE}
+    told = details()
+    quiet: dict[str, Any] = {"logging_level": "INFO" if told else "ERROR", "log_to_driver": told}
+    quiet["namespace"] = NAMESPACE
     _read_environment(several_nodes=True)
     _read_environment(several_nodes=address is not None and not on_loopback_alone(address))
     if address is not None:
@@ -196,7 +201,7 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
             **quiet,
         )
     # Tune logs each failed trial with its trace, and that trials are missing after Ctrl-C; we report both ourselves.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune").setLevel(logging.INFO if told else logging.CRITICAL)
 
 
 def _read_environment(*, several_nodes: bool) -> None:

@@ -13,7 +13,7 @@ from condkd_ray.disk import StorageFullError
 from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome, load_outcome
 from condkd_ray.run import passed
-from condkd_ray.shell import say
+from condkd_ray.shell import detail, say
 from condkd_ray.storage import remove
 
 
@@ -33,6 +33,7 @@ class Progress:
         self._places: dict[str, str] = {}
         self._sharers: dict[str, set[str]] = defaultdict(set)
         self._history: dict[str, list[Metrics]] = {}
+        self._nodes: dict[str, str] = {}
         self.open = set[str]()
         self.running = set[str]()
         self.stopped = set[str]()
@@ -62,10 +63,16 @@ class Progress:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
             self.stopped.add(key)
+        self._where(key, f"{result.get('hostname')}, process {result.get('pid')}")
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
             self._on_round(self.trials[key], metrics)
+
+    def _where(self, key: str, node: str) -> None:
+        if self._nodes.get(key) != node:
+            self._nodes[key] = node
+            detail(f"{self.trials[key].label} runs on {node}")
 
     def retried(self, key: str, reason: str) -> None:
         """Nobody has to do anything, but should know why this takes longer."""

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from condkd_ray.condensation.condensation import Condensation
 from condkd_ray.method import require
 from condkd_ray.samples import Samples, unseen
+from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 
 
@@ -32,6 +33,7 @@ class AllReal(Condensation):
         std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
+        on_step: OnStep = unheard,
     ) -> Samples:
         """All rows, sorted by class."""
         rows = real.labels.argsort(stable=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from condkd_ray.method import Method, require
 from condkd_ray.samples import Samples
+from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
 
@@ -57,12 +58,13 @@ class Condensation(Method, ABC):
         std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
+        on_step: OnStep = unheard,
     ) -> Samples:
         """K x ipc images in the teacher's space, sorted by class: ipc of class 0, ipc of class 1, ...; no logits.
 
         `real` is in the teacher's space, which `mean` and `std` (a channel, in units of [0, 1] pixels) define; it is
-        not changed. `flip_ok`: a mirrored image keeps its class. `rng` is fresh, seeded by the trial. Raises
-        `InputError` where a class has too few images.
+        not changed. `flip_ok`: a mirrored image keeps its class. `rng` is fresh, seeded by the trial. What takes long
+        tells `on_step`. Raises `InputError` where a class has too few images.
         """
 
     @abstractmethod

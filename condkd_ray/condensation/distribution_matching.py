@@ -17,6 +17,7 @@ from condkd_ray.condensation.together import Together
 from condkd_ray.method import Meter, require
 from condkd_ray.networks.convnet import ConvNetModule
 from condkd_ray.samples import Samples
+from condkd_ray.steps import OnStep
 from condkd_ray.streams import Streams
 
 
@@ -63,7 +64,9 @@ class DistributionMatching(Together):
         super().__post_init__()
         require(self.real_batch >= 1, "condensation.real_batch", self.real_batch, "1 or more")
 
-    def optimise(self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams) -> Tensor:
+    def optimise(
+        self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep
+    ) -> Tensor:
         """Each step for a network of its own. Raises `NonFiniteError`."""
         images = start.images.clone().requires_grad_(True)
         optimizer = torch.optim.SGD([images], self.lr, momentum=self.momentum)
@@ -78,6 +81,7 @@ class DistributionMatching(Together):
             loss.backward()
             optimizer.step()
             meter.add(matching=loss)
+            on_step(iteration + 1, self.iterations)
         meter.read()  # raises where a loss was not finite, naming the iteration
         return images.detach()
 

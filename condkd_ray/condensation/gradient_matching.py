@@ -20,6 +20,7 @@ from condkd_ray.condensation.together import Together
 from condkd_ray.condensation.training import train
 from condkd_ray.method import Meter, require
 from condkd_ray.samples import Samples, unseen
+from condkd_ray.steps import OnStep
 from condkd_ray.streams import Streams
 
 
@@ -107,7 +108,9 @@ class GradientMatching(Together):
         require(self.inner >= 0, "condensation.inner", self.inner, "0 or more")
         require(self.net_lr > 0, "condensation.net_lr", self.net_lr, "more than 0")
 
-    def optimise(self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams) -> Tensor:
+    def optimise(
+        self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep
+    ) -> Tensor:
         """`outer` steps for each network. Raises `NonFiniteError`."""
         images = start.images.clone()
         if self.start == "noise":
@@ -129,6 +132,7 @@ class GradientMatching(Together):
                 loss.backward()
                 optimizer.step()
                 meter.add(matching=loss)
+            on_step(iteration + 1, self.iterations)
         meter.read()  # raises where a loss was not finite, naming the step
         return images.detach()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -17,6 +18,7 @@ from condkd_ray.condensation.training import convnet_for, train
 from condkd_ray.method import require
 from condkd_ray.networks.convnet import ConvNet, ConvNetModule
 from condkd_ray.samples import Samples, unseen
+from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 
 BATCH = 512
@@ -87,23 +89,25 @@ class Herding(Condensation):
         std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
+        on_step: OnStep = unheard,
     ) -> Samples:
         """Train the embedding, then choose. Raises `NonFiniteError` where the training diverges."""
         first_rows(real.labels, self.ipc, num_classes)  # refuses a class with too few images before the training
-        network = self._network(real, num_classes, rng)
+        network = self._network(real, num_classes, rng, on_step)
         with torch.no_grad():
             embedded = torch.cat([network.embed(part) for part in real.images.split(BATCH)])
         rows = herd(embedded, real.labels, self.ipc, num_classes)
         return unseen(real.images[rows], real.labels[rows])
 
-    def _network(self, real: Samples, num_classes: int, rng: Streams) -> ConvNetModule:
+    def _network(self, real: Samples, num_classes: int, rng: Streams, on_step: OnStep) -> ConvNetModule:
         channels, height, width = real.images.shape[1:]
         network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
         with rng.forked("init/condenser"):
             module = network.build((channels, height, width), num_classes).to(real.images.device)
         recipe = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "momentum": 0.9, "falls": True}
         if self.epochs:
-            train(module, real, **recipe, rng=rng["condensation"])
+            epochs = count(1)
+            train(module, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])
         assert isinstance(module, ConvNetModule)
         return module
 

@@ -19,6 +19,7 @@ from condkd_ray.condensation.condensation import Condensation, random_per_class,
 from condkd_ray.condensation.layouts import is_copy, read_pixels, resolve, unpack
 from condkd_ray.method import require
 from condkd_ray.samples import Samples, to_model, unseen
+from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 
 Space = Literal["unit", "normalised", "uint8"]
@@ -78,6 +79,7 @@ class Imported(Condensation):
         std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
+        on_step: OnStep = unheard,
     ) -> Samples:
         """A seeded choice from the file, nested over `ipc`. Raises `InputError` as `read` does, or for a larger ipc."""
         samples = self.read(num_classes=num_classes, image_shape=tuple(real.images.shape[1:]), mean=mean, std=std)

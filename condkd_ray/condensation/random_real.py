@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from condkd_ray.condensation.condensation import Condensation, random_per_class, require_ipc
 from condkd_ray.samples import Samples, unseen
+from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 
 
@@ -29,6 +30,7 @@ class RandomReal(Condensation):
         std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
+        on_step: OnStep = unheard,
     ) -> Samples:
         """Random rows of each class; nested over `ipc`."""
         rows = random_per_class(real.labels, self.ipc, num_classes, rng["condensation"])

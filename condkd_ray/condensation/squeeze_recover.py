@@ -23,6 +23,7 @@ from condkd_ray.losses.priors import BnStatistics, bn_distance, total_variation
 from condkd_ray.method import Meter, require
 from condkd_ray.networks.resnet import ResNet
 from condkd_ray.samples import Samples, unseen
+from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
 
@@ -129,6 +130,7 @@ class SqueezeRecover(Condensation):
         std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
+        on_step: OnStep = unheard,
         teacher: Teacher | None = None,
     ) -> Samples:
         """Train, then invert, `ipc` times one image a class. `teacher`: to be inverted, if it `needs_teacher`.
@@ -139,7 +141,8 @@ class SqueezeRecover(Condensation):
             teacher = self._squeeze(real, num_classes, mean=mean, std=std, flip_ok=flip_ok, rng=rng)
         assert teacher is not None, "needs_teacher"
         self.check_teacher(teacher)
-        images = torch.stack([self._recover(number, teacher, rng) for number in range(self.ipc)], dim=1)
+        made = [self._recover(number, teacher, rng, on_step) for number in range(self.ipc)]
+        images = torch.stack(made, dim=1)
         labels = torch.arange(num_classes, device=rng.device).repeat_interleave(self.ipc)
         return unseen(images.flatten(0, 1).contiguous(), labels)
 
@@ -180,7 +183,7 @@ class SqueezeRecover(Condensation):
             flip_ok=flip_ok,
         )
 
-    def _recover(self, number: int, teacher: Teacher, rng: Streams) -> Tensor:
+    def _recover(self, number: int, teacher: Teacher, rng: Streams, on_step: OnStep) -> Tensor:
         """Image `number` of each class (K, C, H, W), by streams of its own."""
         labels, draw = torch.arange(teacher.num_classes, device=rng.device), rng[f"recover/{number}"]
         images = torch.randn((len(labels), *teacher.image_shape), generator=draw, device=rng.device)
@@ -191,7 +194,7 @@ class SqueezeRecover(Condensation):
             optimizer, lambda n: (1 + math.cos(math.pi * n / self.iterations)) / 2
         )
         meter, shift = Meter("condensation"), round(self.shift * min(images.shape[2:]))
-        for _ in range(self.iterations):
+        for iteration in range(self.iterations):
             view = images
             if self.least_crop < 1:
                 view = resized_crop(view, rng=draw, scale=(self.least_crop, 1.0), flip=False)
@@ -205,5 +208,6 @@ class SqueezeRecover(Condensation):
             with torch.no_grad():
                 images.copy_(torch.minimum(torch.maximum(images, darkest), brightest))
             meter.add(ce=ce, bn=bn, tv=tv)
+            on_step(number * self.iterations + iteration + 1, self.ipc * self.iterations)
         meter.read()  # raises where a loss was not finite, naming the term
         return images.detach()

@@ -21,6 +21,7 @@ from condkd_ray.condensation.training import convnet_for
 from condkd_ray.method import require
 from condkd_ray.networks.convnet import ConvNet, ConvNetModule
 from condkd_ray.samples import Samples, unseen
+from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 
 
@@ -59,7 +60,9 @@ class Together(Condensation):
         return replace(self, ipc=self.condensed_together)
 
     @abstractmethod
-    def optimise(self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams) -> Tensor:
+    def optimise(
+        self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep
+    ) -> Tensor:
         """The images (K x M, C, H, W), class-major, from `start`, real ones of as many. May raise `NonFiniteError`."""
 
     @final
@@ -72,11 +75,12 @@ class Together(Condensation):
         std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
+        on_step: OnStep = unheard,
     ) -> Samples:
         """Optimise `condensed_together` images of each class; the first `ipc` of each. See `optimise` too."""
         rows = random_per_class(real.labels, self.condensed_together, num_classes, rng["condensation"])
         start = unseen(real.images[rows], real.labels[rows])
-        images = self.optimise(start, real, num_classes, flip_ok=flip_ok, rng=rng)
+        images = self.optimise(start, real, num_classes, flip_ok=flip_ok, rng=rng, on_step=on_step)
         return first_per_class(unseen(images, start.labels), self.ipc, num_classes)
 
     def network(self, images: Tensor, num_classes: int, name: str, rng: Streams) -> ConvNetModule:

@@ -20,6 +20,7 @@ from condkd_ray.condensation.training import convnet_for, train
 from condkd_ray.condensation.unrolling import free_bytes, require_memory, unroll, unrolled_bytes
 from condkd_ray.method import Meter, require
 from condkd_ray.samples import Samples
+from condkd_ray.steps import OnStep
 from condkd_ray.streams import Streams
 
 Augment = Callable[[Tensor, str], Tensor]
@@ -120,11 +121,18 @@ class TrajectoryMatching(Together):
         images = num_classes * self.condensed_together
         require_memory(needed, free, steps=self.steps, batch=min(self.batch or images, images), width=self.width)
 
-    def _expert(self, number: int, real: Samples, num_classes: int, augment: Augment, rng: Streams) -> Tensor:
+    def _expert(
+        self, number: int, real: Samples, num_classes: int, augment: Augment, rng: Streams, on_step: OnStep
+    ) -> Tensor:
         """A trajectory (E + 1, P): the parameters before training and after each epoch."""
         name = f"expert/{number}"
         network = self.network(real.images, num_classes, name, rng)
         trajectory = [parameters_to_vector(network.parameters()).detach()]
+
+        def on_epoch() -> None:
+            trajectory.append(parameters_to_vector(network.parameters()).detach())
+            on_step(number * self.expert_epochs + len(trajectory) - 1, self._steps_in_all)
+
         train(
             network,
             real,
@@ -132,12 +140,14 @@ class TrajectoryMatching(Together):
             batch=self.expert_batch,
             lr=self.expert_lr,
             augment=lambda images: augment(images, name),
-            on_epoch=lambda: trajectory.append(parameters_to_vector(network.parameters()).detach()),
+            on_epoch=on_epoch,
             rng=rng[name],
         )
         return torch.stack(trajectory)
 
-    def optimise(self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams) -> Tensor:
+    def optimise(
+        self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep
+    ) -> Tensor:
         """Experts first, then the images.
 
         Raises `InputError` where that needs more memory than is free, `NonFiniteError` on divergence.
@@ -148,14 +158,15 @@ class TrajectoryMatching(Together):
         def augment(images: Tensor, use: str) -> Tensor:
             return self.augmented(images, use, flip_ok=flip_ok, rng=rng)
 
-        experts = [self._expert(number, real, num_classes, augment, rng) for number in range(self.experts)]
+        every = range(self.experts)
+        experts = [self._expert(number, real, num_classes, augment, rng, on_step) for number in every]
         network = self.network(start.images, num_classes, "condenser", rng)
         images = start.images.clone().requires_grad_()
         step_size = torch.tensor(self.expert_lr, device=images.device, requires_grad=True)
         groups = [{"params": [images], "lr": self.lr}, {"params": [step_size], "lr": self.step_lr}]
         optimizer = torch.optim.SGD(groups, momentum=self.momentum)
         meter = Meter("condensation")
-        for _ in range(self.iterations):
+        for iteration in range(self.iterations):
             expert, begin, first = self._draw(rng.host("condensation"))
             before, after = experts[expert][begin], experts[expert][begin + self.ahead]
             rows = torch.arange(len(images), device=images.device).view(num_classes, -1)[:, :first].flatten()
@@ -165,8 +176,14 @@ class TrajectoryMatching(Together):
             images.grad, step_size.grad = torch.autograd.grad(loss, [images, step_size])
             optimizer.step()
             meter.add(trajectory=loss, step_size=step_size)
+            on_step(self.experts * self.expert_epochs + iteration + 1, self._steps_in_all)
         meter.read()  # raises where a loss was not finite, naming the iteration
         return images.detach()
+
+    @property
+    def _steps_in_all(self) -> int:
+        """Epochs of experts, and iterations."""
+        return self.experts * self.expert_epochs + self.iterations
 
     def _draw(self, rng: torch.Generator) -> tuple[int, int, int]:
         """An expert, the epoch it starts from, and how many images of each class are used."""

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from condkd_ray.report.records import Manifest, Record
 
 
-def build(out: Path, tensorboard: bool = True) -> str:
-    """Rebuild everything from what is stored under `out`; the tables and what failed, as text for a terminal.
+def build(out: Path, tensorboard: bool = True, width: int | None = None) -> str:
+    """Rebuild everything from what is stored under `out`; the tables and what failed, as text of so many columns.
 
     Makes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`, `diagnosis.png`,
     `histograms.png`, `report.html` and `tensorboard/`; of a search `search.md`, `search.csv`, `report.html` and
@@ -20,7 +20,7 @@ def build(out: Path, tensorboard: bool = True) -> str:
     experiment.
     """
     # Workers import the records of this package; they shall not pay for matplotlib and the rest.
-    from condkd_ray.report import failures, figures, frames, page, searches, tables
+    from condkd_ray.report import failures, figures, frames, layout, page, searches, tables
     from condkd_ray.report import tensorboard as boards
 
     out = Path(out)
@@ -34,7 +34,7 @@ def build(out: Path, tensorboard: bool = True) -> str:
         boards.rebuild(out, counted)
     page.write(out, counted, manifest)
     wrong = failures.screen(counted, manifest, out)
-    return shown.terminal_table(counted, manifest) + (f"\n{wrong}" if wrong else "")
+    return shown.terminal_table(counted, manifest, width or layout.WIDTH) + (f"\n{wrong}" if wrong else "")
 
 
 def planned(out: Path) -> tuple[Manifest, list[Record]]:

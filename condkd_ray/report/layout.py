@@ -10,7 +10,7 @@ from condkd_ray.report.records import Record
 from condkd_ray.report.statistics import ACCURACY, Spread, spread
 
 WIDTH = 120
-"""Columns of a terminal; wider tables go on below."""
+"""Columns of a table as text, where nothing else is asked for; wider tables go on below."""
 _GAP = "  "
 
 
@@ -32,21 +32,21 @@ class Table:
         body = "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
         return f"## {self.title}\n\n{body}\n\n{self.legend}\n"
 
-    def text(self) -> str:
-        """In aligned columns, those beyond `WIDTH` in a further block with the same rows."""
+    def text(self, width: int = WIDTH) -> str:
+        """In aligned columns, those beyond `width` in a further block with the same rows."""
         lines = (self.header, *self.rows)
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        blocks = ["\n".join(_aligned(lines, widths, columns)) for columns in _fold(widths, self.keys)]
+        blocks = ["\n".join(_aligned(lines, widths, columns)) for columns in _fold(widths, self.keys, width)]
         return f"{self.title}\n" + "\n\n".join(blocks) + "\n"
 
 
-def _fold(widths: Sequence[int], keys: int) -> list[list[int]]:
+def _fold(widths: Sequence[int], keys: int, width: int) -> list[list[int]]:
     """Numbers of the columns of each block: the keys, and as many others, at least one, as fit."""
     head = list(range(min(keys, len(widths))))
     blocks = [head]
     for column in range(len(head), len(widths)):
         together = [*blocks[-1], column]
-        if sum(widths[i] + len(_GAP) for i in together) - len(_GAP) > WIDTH and blocks[-1] != head:
+        if sum(widths[i] + len(_GAP) for i in together) - len(_GAP) > width and blocks[-1] != head:
             blocks.append([*head, column])
         else:
             blocks[-1] = together

@@ -6,14 +6,17 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from condkd_ray.disk import atomic_write
-from condkd_ray.report.layout import Table
+from condkd_ray.report.layout import WIDTH, Table
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, rankings
 
+SHOWN = 12
+"""As many of the best trials, at most, stand in the table for a terminal."""
 _LEGEND = (
     "The best trial first, by {first}. The search saw nothing but {objective}; test accuracy was measured once, when "
     "the study had been told, and decides nothing: of many trials the best by it is too good to be true."
@@ -55,10 +58,12 @@ def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
     atomic_write(Path(out) / "search.csv", text.getvalue().encode())
 
 
-def terminal_table(records: Sequence[Record], manifest: Manifest) -> str:
-    """The same as plain text."""
-    head = f"{manifest.experiment}: {manifest.question}\n"
-    return "\n".join([head, search_table(records, manifest).text(), *notes(records, manifest)]) + "\n"
+def terminal_table(records: Sequence[Record], manifest: Manifest, width: int = WIDTH) -> str:
+    """The best of the same as plain text."""
+    head, table = f"{manifest.experiment}: {manifest.question}\n", search_table(records, manifest)
+    best = replace(table, title=f"Trials, the best by {manifest.search['objective'][0]} first", rows=table.rows[:SHOWN])
+    more = [f"and {len(table.rows) - SHOWN} more, in search.md\n"] * (len(table.rows) > SHOWN)
+    return "\n".join([head, best.text(width), *more, *notes(records, manifest)]) + "\n"
 
 
 def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:

@@ -53,12 +53,13 @@ def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
     atomic_write(Path(out) / "table.csv", _csv(records, manifest, differences).encode())
 
 
-def terminal_table(records: Sequence[Record], manifest: Manifest) -> str:
+def terminal_table(records: Sequence[Record], manifest: Manifest, width: int = WIDTH) -> str:
     """What the Markdown shows, less the table of rounds, as plain text."""
     differences = comparisons(records, manifest.test_labels, baseline=manifest.baseline)
     places = places_table(records)
-    parts = [table.text() for table in (accuracy_table(records), difference_table(differences), places) if table.rows]
-    parts += [textwrap.fill(places.legend, WIDTH) + "\n"] if places.rows else []
+    tables = [accuracy_table(records), difference_table(differences), places]
+    parts = [table.text(width) for table in tables if table.rows]
+    parts += [textwrap.fill(places.legend, min(width, WIDTH)) + "\n"] if places.rows else []
     return "\n".join([f"{manifest.experiment}: {manifest.question}\n", *parts, *notes(records, manifest)]) + "\n"
 
 

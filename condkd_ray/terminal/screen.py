@@ -1,0 +1,228 @@
+"""The last lines of a terminal, drawn again twice a second, with all that is said meanwhile above them.
+
+Written here and not by `rich`, whose `Live` ends the process when a pipe is closed, raises where a character cannot be
+encoded, leaves rubbish behind when a window gets narrower, hides the cursor, which then stays hidden if the process is
+killed, and takes 7 ms for a table of 20 rows (0.1 ms here).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from threading import Event, RLock, Thread
+from typing import Any, TextIO
+
+REDRAW_SECONDS = 0.5
+NO_WRAP, WRAP, REST_OF_LINE, BELOW = "\x1b[?7l", "\x1b[?7h", "\x1b[K", "\x1b[J"
+
+Part = Callable[[int, int], list[str]]
+"""Lines of at most so many columns, and so many of them at most; called under the screen's lock."""
+
+
+class Screen:
+    """Parts below one another at the end of a terminal. Where there is no terminal they are not drawn.
+
+    A stream that cannot be written to any more is left alone. `stream`: what standard error then is, if None.
+    The cursor waits on the line below the parts, and is never hidden: whatever ends the process leaves a clean line.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._given = stream
+        self._stream: TextIO | None = None
+        self.lock = RLock()
+        """Held while parts are drawn: whoever changes what they tell of takes it too."""
+        self._parts: list[Part] = []
+        self._drawn: list[str] = []
+        self._columns = 0
+        self._ended = Event()
+        self._redirected = ExitStack()
+
+    @property
+    def live(self) -> bool:
+        """Whether parts would be drawn."""
+        stream = self._stream or self._now()
+        return _is_terminal(stream) and os.environ.get("TERM") != "dumb"
+
+    @property
+    def fine(self) -> bool:
+        """Whether the stream has characters beyond ASCII."""
+        return _encoded("━", self._stream or self._now()) == "━"
+
+    def say(self, text: str) -> None:
+        """Lines for the user, above the parts."""
+        with self.lock:
+            if self._parts:
+                self._paint(text.rstrip("\n").split("\n"))
+            else:
+                _write(self._now(), f"{text}\n")
+
+    def show(self, part: Part) -> None:
+        """Draw it from now on, below the others."""
+        with self.lock:
+            if not self.live:
+                return
+            if not self._parts:
+                self._begin()
+            self._parts.append(part)
+
+    def hide(self, part: Part) -> None:
+        """Draw it no more. The last one leaves nothing behind."""
+        with self.lock:
+            if part not in self._parts:
+                return
+            self._parts.remove(part)
+            if self._drawn:
+                self._paint()
+            if not self._parts:
+                self._end()
+
+    @contextmanager
+    def showing(self, part: Part) -> Iterator[None]:
+        """It is drawn while the block runs."""
+        self.show(part)
+        try:
+            yield
+        finally:
+            self.hide(part)
+
+    def draw(self) -> None:
+        """All parts as they are now, unless that is what can be seen already."""
+        with self.lock:
+            if self._parts:
+                self._paint()
+
+    def _now(self) -> TextIO | None:
+        return sys.stderr if self._given is None else self._given
+
+    def _begin(self) -> None:
+        self._stream, self._ended = self._now(), Event()
+        if self._given is None:
+            # What warns or prints meanwhile would tear the lines.
+            self._take(redirect_stderr, sys.stderr)
+            if _is_terminal(sys.stdout):
+                self._take(redirect_stdout, sys.stdout)
+        Thread(target=self._redraw, args=(self._ended,), daemon=True, name="screen").start()
+
+    def _take(self, redirect: Callable[[Any], Any], stream: TextIO) -> None:
+        above = _Above(self, stream)
+        self._redirected.callback(above.rest)
+        self._redirected.enter_context(redirect(above))
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._redirected.close()
+        self._stream = None
+
+    def _redraw(self, ended: Event) -> None:
+        while not ended.wait(REDRAW_SECONDS):
+            with self.lock:
+                if not ended.is_set():
+                    self.draw()
+
+    def _paint(self, above: list[str] | None = None) -> None:
+        if not _in_foreground(self._stream):
+            # The terminal is another program's just now; what we have drawn there is no longer ours.
+            self._drawn = []
+            return _write(self._stream, "".join(f"{line}\n" for line in above or []))
+        columns, rows = _size(self._stream)
+        lines = [line[: columns - 1] for line in self._lines(columns - 1, rows - 1)]
+        if lines == self._drawn and columns == self._columns and not above:
+            return
+        back, self._drawn, self._columns = self._back(columns, rows), lines, columns
+        said = "".join([BELOW, *(f"{line}\n" for line in above)]) if above else ""
+        drawn = "".join([NO_WRAP, *(f"{line}{REST_OF_LINE}\n" for line in lines), BELOW, WRAP])
+        _write(self._stream, back + said + drawn)
+
+    def _lines(self, columns: int, rows: int) -> list[str]:
+        lines: list[str] = []
+        for part in self._parts:
+            lines += part(columns, max(0, rows - len(lines)))
+        return lines[: max(0, rows)]
+
+    def _back(self, columns: int, rows: int) -> str:
+        """To the first line drawn. Most terminals have broken lines anew for which they have become too narrow."""
+        up = sum(max(1, -(-len(line) // columns)) for line in self._drawn)
+        return "\r" + (f"\x1b[{min(up, rows - 1)}A" if up else "")
+
+
+class _Above(io.TextIOBase):
+    """A standard stream while parts are drawn: whole lines go above them."""
+
+    def __init__(self, screen: Screen, stream: TextIO) -> None:
+        self._screen, self._stream, self._kept = screen, stream, ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Keeps a line until it is whole."""
+        *lines, self._kept = (self._kept + text).split("\n")
+        if lines:
+            self._screen.say("\n".join(lines))
+        return len(text)
+
+    def rest(self) -> None:
+        """A last line that was not ended."""
+        if self._kept:
+            self.write("\n")
+
+    def fileno(self) -> int:
+        """Of the stream itself."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """As the stream itself."""
+        return self._stream.isatty()
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """If it can be written: a closed pipe or terminal must not end a sweep of hours."""
+    with suppress(OSError, ValueError, AttributeError):
+        if stream is not None:
+            stream.write(_encoded(text, stream))
+            stream.flush()
+
+
+def _encoded(text: str, stream: TextIO | None) -> str:
+    """With a question mark for each character that the stream does not have."""
+    try:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        return text.encode(encoding, "replace").decode(encoding)
+    except LookupError:
+        return text.encode("ascii", "replace").decode("ascii")
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return bool(stream is not None and stream.isatty())
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
+def _in_foreground(stream: TextIO | None) -> bool:
+    try:
+        return stream is None or os.tcgetpgrp(stream.fileno()) == os.getpgrp()
+    except (AttributeError, ValueError, OSError):  # not the terminal that rules this process
+        return True
+
+
+def _size(stream: TextIO | None) -> tuple[int, int]:
+    """Columns and rows."""
+    try:
+        columns, rows = os.get_terminal_size(stream.fileno() if stream is not None else -1)
+    except (AttributeError, ValueError, OSError):
+        columns, rows = shutil.get_terminal_size()
+    return columns or 80, rows or 24
+
+
+def columns() -> int | None:
+    """Of the terminal that standard output is, if it is one."""
+    return _size(sys.stdout)[0] if _is_terminal(sys.stdout) else None
+
+
+SCREEN = Screen()
+"""Of standard error, for all of this process."""
