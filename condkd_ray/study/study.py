@@ -177,16 +177,20 @@ class Study:
         broken = [name for name, value in zip(self._objective.names, values, strict=True) if not math.isfinite(value)]
         if broken:
             return self.fail(number, f"no finite {', '.join(broken)}")
-        self._study.tell(number, list(values), skip_if_finished=True)
+        self._tell(number, values=list(values))
 
     def prune(self, number: int) -> None:
         """The trial was stopped early."""
-        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+        self._tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
         """The trial came to nothing."""
         self.note(number, {"reason": reason})
-        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        self._tell(number, state=TrialState.FAIL)
+
+    def _tell(self, number: int, **how: Any) -> None:
+        with quiet():
+            self._study.tell(number, **how, skip_if_finished=True)
 
     def _next(self) -> Trial:
         """A new trial; first the one that an earlier driver was killed over, whose parameters may not all be chosen."""

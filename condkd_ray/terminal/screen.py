@@ -8,6 +8,7 @@ killed, and takes 7 ms for a table of 20 rows (0.1 ms here).
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import sys
@@ -111,6 +112,10 @@ class Screen:
         above = _Above(self, stream)
         self._redirected.callback(above.rest)
         self._redirected.enter_context(redirect(above))
+        for handler in _handlers():
+            if handler.stream is stream:
+                handler.setStream(above)
+                self._redirected.callback(handler.setStream, stream)
 
     def _end(self) -> None:
         self._ended.set()
@@ -177,6 +182,15 @@ class _Above(io.TextIOBase):
     def isatty(self) -> bool:
         """As the stream itself."""
         return self._stream.isatty()
+
+
+def _handlers() -> Iterator[logging.StreamHandler[Any]]:
+    """Of all loggers, those that hold a stream of their own."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for logger in loggers:
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler):
+                yield handler
 
 
 def _write(stream: TextIO | None, text: str) -> None:

@@ -62,7 +62,7 @@ def _best(best: Best, metric: str, columns: int) -> list[str]:
 
 def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -> list[str]:
     if not running:
-        return ["no trial that runs has ended a round yet"[:columns]]
+        return ["waiting for the next round"[:columns]]
     fitting = running if len(running) < rows else running[: max(0, rows - 2)]
     body = [[one.label, f"{one.round}/{one.rounds}", _number(one.now), _number(one.best)] for one in fitting]
     told = _aligned([["running", "round", metric, "best"], *body], columns)
