@@ -75,6 +75,8 @@ class Progress:
         """The last values of the goal's metric of finished trials, by arm."""
         self._clock, self._start = clock, clock()
         self._rounds_seen = 0
+        self._counted_from: float | None = None
+        """When the first trials had shown a round each: how long these took to start says nothing of the rest."""
         self._lengths: list[int] = []
 
     @property
@@ -91,8 +93,11 @@ class Progress:
         """Trial `key`, shown as `label`, has ended round `number` of `rounds`. After a restart it may fall back."""
         known = self.running.setdefault(key, Running(label, number - 1, rounds))
         passed = max(0, number - known.round)
-        self._rounds_seen += passed
         known.seen += passed
+        if not self._rounds_seen and not self.done and known.seen < 2:
+            self._counted_from = self._clock()
+        else:
+            self._rounds_seen += passed
         known.round, known.rounds = number, rounds
         if value is not None and math.isfinite(value):
             known.now = value
@@ -119,15 +124,17 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """From the mean time a round so far; None until a trial has ended or every running one has shown two rounds."""
-        if not self._rounds_seen or self.total <= self.done:
-            return None if self.total > self.done else 0.0
+        if self.total <= self.done:
+            return 0.0
+        if not self._rounds_seen or self._counted_from is None:
+            return None
         running = list(self.running.values())
         if not self._lengths and any(trial.seen < 2 for trial in running):
             return None
         lengths = self._lengths + [trial.rounds for trial in running]
         waiting = max(0, self.total - self.done - len(running))
         rounds = waiting * sum(lengths) / len(lengths) + sum(trial.rounds - trial.round for trial in running)
-        return rounds * self.seconds / self._rounds_seen
+        return rounds * (self._clock() - self._counted_from) / self._rounds_seen
 
 
 def duration(seconds: float | None) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from condkd_ray.report.progress import Best, Progress, Running, duration
 
 GAP = "  "
-NARROWEST = 12
-"""Columns of a label; other columns give way to it."""
+NARROWEST = {4: 18, 3: 8}
+"""Columns that a label keeps beside three more columns, and beside two: else the last of these is left out."""
 BAR = 24
 """Columns of a bar."""
 
@@ -81,9 +81,11 @@ def _number(value: float | None) -> str:
 
 
 def _aligned(body: Sequence[Sequence[str]], columns: int) -> list[str]:
-    """The first column gives way to the others, down to `NARROWEST`; then those at the right are left out."""
+    """The first column gives way to the others as far as `NARROWEST` says."""
     widths = [max(len(row[place]) for row in body) for place in range(len(body[0]))]
-    while len(widths) > 2 and NARROWEST + sum(len(GAP) + width for width in widths[1:]) > columns:
+    while min(widths[0], NARROWEST.get(len(widths), 0)) + sum(len(GAP) + width for width in widths[1:]) > columns:
+        if len(widths) == 2:
+            break
         widths.pop()
     first = max(1, min(widths[0], columns - sum(len(GAP) + width for width in widths[1:])))
     rest = range(1, len(widths))
