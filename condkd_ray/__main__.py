@@ -9,12 +9,13 @@ from typing import Annotated
 
 import tyro
 
-from condkd_ray import catalogue, report
+from condkd_ray import catalogue
 from condkd_ray.condense import Condense, condense
 from condkd_ray.dashboard import Dashboard, dashboard
 from condkd_ray.export import choose, export, merit
 from condkd_ray.method import require
 from condkd_ray.report.pool import pool_table
+from condkd_ray.results import tell_results
 from condkd_ray.search import Search, search
 from condkd_ray.shell import exit_codes, say
 from condkd_ray.storage import locate
@@ -117,15 +118,14 @@ def _condense(arguments: list[str]) -> int:
 
 def rebuild(command: Report) -> int:
     """`condkd report`."""
-    # It draws, which the other commands need not wait for.
-    from condkd_ray.report import page
-
     if command.other is not None:
+        # It draws, which the other commands need not wait for.
+        from condkd_ray.report import page
+
         print(page.compare(command.out, command.other, command.to))
         return 0
     require(command.to is None, "--to", str(command.to), "with two folders; that of one is report.html in it")
-    print(report.build(command.out))
-    say(f"page: {command.out / page.PAGE}")
+    tell_results(command.out)
     return 0
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from condkd_ray.method import InputError, NonFiniteError
-from condkd_ray.shell import CpuClock, exit_codes, open_folder, say
+from condkd_ray.shell import CpuClock, detail, exit_codes, open_folder, say, say_details
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,34 @@ def test_our_own_mistakes_are_not_hidden():
 def test_words_go_to_standard_error(capsys):
     say("training")
     assert capsys.readouterr() == ("", "training\n")
+
+
+def test_details_are_heard_only_by_who_wants_them(capsys):
+    detail("one")
+    say_details(True)
+    try:
+        detail("two")
+    finally:
+        say_details(False)
+    detail("three")
+    assert capsys.readouterr().err == "two\n"
+
+
+@pytest.mark.parametrize(("stream", "speak"), [("stdout", "show"), ("stderr", "say")])
+def test_a_closed_pipe_ends_nothing(tmp_path, stream, speak):
+    code = f"""
+from pathlib import Path
+from condkd_ray.shell import {speak}
+for _ in range(3):
+    {speak}("x" * 70000)
+Path("heard").write_text("went on")
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **{stream: writer}) as process:
+        os.close(writer)
+    assert process.returncode == 0
+    assert (tmp_path / "heard").read_text() == "went on"
 
 
 def write_manifest(out, experiment="train", format=1):

@@ -201,7 +201,7 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
             **quiet,
         )
     # Tune logs each failed trial with its trace, and that trials are missing after Ctrl-C; we report both ourselves.
-    logging.getLogger("ray.tune").setLevel(logging.INFO if told else logging.CRITICAL)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def _read_environment(*, several_nodes: bool) -> None:

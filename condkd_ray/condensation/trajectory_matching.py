@@ -20,7 +20,7 @@ from condkd_ray.condensation.training import convnet_for, train
 from condkd_ray.condensation.unrolling import free_bytes, require_memory, unroll, unrolled_bytes
 from condkd_ray.method import Meter, require
 from condkd_ray.samples import Samples
-from condkd_ray.steps import OnStep
+from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 
 Augment = Callable[[Tensor, str], Tensor]
@@ -122,7 +122,7 @@ class TrajectoryMatching(Together):
         require_memory(needed, free, steps=self.steps, batch=min(self.batch or images, images), width=self.width)
 
     def _expert(
-        self, number: int, real: Samples, num_classes: int, augment: Augment, rng: Streams, on_step: OnStep
+        self, number: int, real: Samples, num_classes: int, augment: Augment, rng: Streams, on_step: OnStep = unheard
     ) -> Tensor:
         """A trajectory (E + 1, P): the parameters before training and after each epoch."""
         name = f"expert/{number}"

@@ -63,13 +63,15 @@ def terminal_table(records: Sequence[Record], manifest: Manifest, width: int = W
     head, table = f"{manifest.experiment}: {manifest.question}\n", search_table(records, manifest)
     best = replace(table, title=f"Trials, the best by {manifest.search['objective'][0]} first", rows=table.rows[:SHOWN])
     more = [f"and {len(table.rows) - SHOWN} more, in search.md\n"] * (len(table.rows) > SHOWN)
-    return "\n".join([head, best.text(width), *more, *notes(records, manifest)]) + "\n"
+    shown = [best.text(width)] if best.rows else []
+    return "\n".join([head, *shown, *more, *notes(records, manifest)]) + "\n"
 
 
 def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
     """How many trials came to what, and how well what was looked at ranks them by test accuracy."""
     counts = {name: sum(record.status == name for record in records) for name in ("finished", "pruned", "failed")}
-    lines = [", ".join(f"{count} trials {name}" for name, count in counts.items() if count) + "."]
+    told = ", ".join(f"{count} trials {name}" for name, count in counts.items() if count)
+    lines = [f"{told or 'No trial has ended yet'}."]
     lines += [
         f"Spearman's rho of {one.proxy} with test accuracy over {one.n} finished trials: {one.rho:+.2f}."
         for one in rankings(records, manifest.search["objective"][0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,8 +55,7 @@ def _head(progress: Progress, columns: int, *, fine: bool) -> list[str]:
 
 def _best(best: Best, metric: str, columns: int) -> list[str]:
     leaves = [f"{name} {written(value)}" for name, value in best.leaves.items()]
-    first = textwrap.shorten(f"best: {best.label}, {metric} {best.value:.4f}", columns, placeholder="...")
-    return [first, *_folded(leaves, columns, indent=GAP)]
+    return [f"best: {best.label}, {metric} {best.value:.4f}"[:columns], *_folded(leaves, columns, indent=GAP)]
 
 
 def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -> list[str]:
@@ -67,7 +65,7 @@ def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -
     body = [[one.label, f"{one.round}/{one.rounds}", _number(one.now), _number(one.best)] for one in fitting]
     told = _aligned([["running", "round", metric, "best"], *body], columns)
     more = len(running) - len(fitting)
-    return [*told, f"and {more} more"] if more else told
+    return [*told, f"and {more} more"[:columns]] if more else told
 
 
 def _arms(progress: Progress, columns: int) -> list[str]:

@@ -1,19 +1,12 @@
-"""The progress line, on a terminal, in a file and on streams that misbehave."""
+"""How far an experiment has come: counts, the best so far, the time left."""
 
 from __future__ import annotations
 
-import io
+import math
 
 import pytest
 
-from condkd_ray.report.progress import Progress, duration
-
-
-class Terminal(io.StringIO):
-    encoding = "ascii"
-
-    def isatty(self) -> bool:
-        return True
+from condkd_ray.report.progress import Best, Goal, Progress, duration
 
 
 class Clock:
@@ -24,78 +17,83 @@ class Clock:
         return self.now
 
 
-def test_a_file_gets_one_line_a_finished_trial():
-    stream, clock = io.StringIO(), Clock()
-    progress = Progress(12, stream, clock)
-    for number in (1, 2):
-        clock.now += 5
-        progress.round("a", "mixed seed 0", number, 2)
-    progress.finished("a", "mixed seed 0", 0.91234)
-    progress.finished("b", "guided seed 0", None, "failed")
-    progress.finished("c", "guided seed 1", float("nan"))
-    progress.close()
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "[ 1/12] mixed seed 0 91.23 %, left 1 min 50 s"
-    assert lines[1].startswith("[ 2/12] guided seed 0 failed, 1 failed")
-    assert lines[2].startswith("[ 3/12] guided seed 1 no accuracy")
-    assert len(lines) == 3
+def test_a_running_trial_shows_its_goal_as_last_measured_and_at_its_best():
+    progress = Progress(2)
+    for number, value in ((1, 0.5), (2, None), (3, 0.75), (4, math.nan), (5, 0.625)):
+        progress.round("a", "trial a", number, 12, value)
+    trial = progress.running["a"]
+    assert (trial.round, trial.rounds, trial.now, trial.best) == (5, 12, 0.625, 0.75)
 
 
-def test_a_terminal_gets_one_live_line(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    stream, clock = Terminal(), Clock()
-    progress = Progress(6, stream, clock)
-    for key in "abcde":
-        clock.now += 1
-        progress.round(key, f"trial {key}", 1, 4)
-    assert "\n" not in stream.getvalue()
-    assert stream.getvalue().endswith(
-        "\r\x1b[K0/6 trials | running trial a 1/4, trial b 1/4, trial c 1/4 and 2 more | left --"
-    )
-    progress.finished("a", "trial ä", 0.5)
-    progress.finished("b", "trial b", None, "failed")
-    progress.close()
-    assert "last trial ? 50.00 %" in stream.getvalue()
-    assert "2/6 trials | 1 failed |" in stream.getvalue().splitlines()[-1]
-    assert stream.getvalue().endswith("\n")
-    before = stream.getvalue()
-    progress.round("c", "late", 2, 4)
-    progress.finished("c", "late", 0.5)
-    progress.close()
-    assert stream.getvalue() == before
+@pytest.mark.parametrize(("larger", "best"), [(True, "b"), (False, "c")])
+def test_the_best_is_that_of_the_goal_among_finished_trials_of_all_drivers(larger, best):
+    progress = Progress(9, Goal("metric", larger), best=Best("earlier", 0.5))
+    ends = [("a", 0.4, "finished"), ("b", 0.6, "finished"), ("c", 0.3, "finished"), ("d", 0.9, "pruned")]
+    for key, value, status in [*ends, ("e", 0.1, "failed"), ("f", 0.6, "finished")]:
+        progress.round(key, key, 1, 1, value)
+        progress.finished(key, key, status, leaves={"leaf": key})
+    assert progress.best is not None
+    assert (progress.best.label, progress.best.leaves) == (best, {"leaf": best})
+    assert (progress.done, dict(progress.ended)) == (6, {"finished": 4, "pruned": 1, "failed": 1})
 
 
-def test_the_live_line_fits_and_is_not_redrawn_too_often(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "30")
-    stream, clock = Terminal(), Clock()
-    progress = Progress(6, stream, clock)
-    for number in range(50):
-        clock.now += 0.01
-        progress.round("a", "a rather long name of a trial", number + 1, 50)
-    drawn = stream.getvalue().split("\r\x1b[K")[1:]
-    assert len(drawn) == 5
-    assert all(len(line) <= 29 for line in drawn)
+def test_means_are_of_finished_trials_by_arm():
+    progress = Progress(9)
+    for key, arm, value, status in [
+        ("a", "mixed", 0.4, "finished"),
+        ("b", "mixed", 0.6, "finished"),
+        ("c", "mixed", 0.9, "failed"),
+        ("d", "none", 0.25, "finished"),
+    ]:
+        progress.round(key, key, 1, 2, value)
+        progress.finished(key, key, status, group=arm)
+    progress.finished("e", "e", "finished", group="none")
+    assert progress.means() == {"mixed": (2, 0.5), "none": (1, 0.25)}
 
 
 def test_time_left_is_unknown_at_first_and_then_right():
     clock = Clock()
-    progress = Progress(3, io.StringIO(), clock)
+    progress = Progress(3, clock=clock)
     assert progress.seconds_left() is None
     for number in range(1, 5):
         clock.now += 10
         progress.round("a", "a", number, 4)
         expected = None if number == 1 else (4 - number + 8) * 10
         assert progress.seconds_left() == expected
-    progress.finished("a", "a", 0.5)
+    progress.finished("a", "a", "finished")
     assert progress.seconds_left() == 80
-    progress.finished("b", "b", None, "failed")
-    progress.finished("c", "c", None, "failed")
+    progress.finished("b", "b", "failed")
+    progress.finished("c", "c", "failed")
     assert progress.seconds_left() == 0
+
+
+def test_how_long_the_first_trials_take_to_start_is_not_counted():
+    clock = Clock()
+    progress = Progress(4, clock=clock)
+    clock.now = 1000
+    for key in "ab":
+        progress.round(key, key, 1, 3)
+    for number in (2, 3):
+        clock.now += 10
+        for key in "ab":
+            progress.round(key, key, number, 3)
+    # Two at once: a round every 5 s, and two trials of 3 rounds are left.
+    assert progress.seconds_left() == pytest.approx(30)
+
+
+def test_trials_of_one_round_give_an_estimate_too():
+    clock = Clock()
+    progress = Progress(4, clock=clock)
+    for key in "ab":
+        clock.now += 10
+        progress.round(key, key, 1, 1)
+        progress.finished(key, key, "finished")
+    assert progress.seconds_left() == pytest.approx(20)
 
 
 def test_a_resumed_trial_counts_only_the_rounds_seen():
     clock = Clock()
-    progress = Progress(1, io.StringIO(), clock)
+    progress = Progress(1, clock=clock)
     for number in (7, 8):
         clock.now += 10
         progress.round("a", "a", number, 10)
@@ -105,52 +103,9 @@ def test_a_resumed_trial_counts_only_the_rounds_seen():
 
 
 def test_failures_alone_give_no_estimate():
-    progress = Progress(2, io.StringIO(), Clock())
-    progress.finished("a", "a", None, "failed")
+    progress = Progress(2, clock=Clock())
+    progress.finished("a", "a", "failed")
     assert progress.seconds_left() is None
-    assert progress.line() == "1/2 trials | 1 failed | last a failed | left --"
-
-
-class Odd:
-    def isatty(self) -> bool:
-        raise ValueError("closed")
-
-
-class Pipe(Terminal):
-    def write(self, s: str) -> int:
-        raise BrokenPipeError
-
-
-class Lost(Terminal):
-    encoding = "no such encoding"
-
-
-@pytest.mark.parametrize("stream", [Odd(), Pipe(), Lost(), object()])
-def test_odd_streams_are_left_alone(stream):
-    use(stream)
-
-
-def test_closed_streams_are_left_alone():
-    for stream in (io.StringIO(), Terminal()):
-        stream.close()
-        use(stream)
-
-
-def test_no_standard_error_at_all(monkeypatch):
-    monkeypatch.setattr("sys.stderr", None)
-    use(None)
-
-
-def test_standard_error_is_the_default(capsys):
-    use(None)
-    assert capsys.readouterr().err.startswith("[1/2] a 50.00 %")
-
-
-def use(stream) -> None:
-    progress = Progress(2, stream)
-    progress.round("a", "a", 1, 2)
-    progress.finished("a", "a", 0.5)
-    progress.close()
 
 
 @pytest.mark.parametrize(

@@ -214,3 +214,14 @@ def test_differences_are_to_the_baseline():
     text = terminal_table(records, make_manifest(records, baseline="guided"))
     assert "mixed - guided" in text
     assert "guided - mixed" not in text
+
+
+def test_a_narrow_terminal_gets_more_blocks_none_wider_than_it():
+    records = [make_record(arm, 1, seed) for arm in ("none", "mixed") for seed in (0, 1)]
+    blocks = []
+    for width in (120, 50):
+        lines = terminal_table(records, make_manifest(records), width).splitlines()
+        rules = [line for line in lines if line.startswith("---")]
+        assert all(len(line) <= width for line in rules)
+        blocks.append(len(rules))
+    assert blocks[0] < blocks[1]

@@ -1,0 +1,36 @@
+"""A terminal of any size whose every write is kept, and what then stands on it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+pyte = pytest.importorskip("pyte", reason="the terminal of the tests is not installed (pip install '.[test]')")
+
+
+class Terminal(io.StringIO):
+    """What is written, shown by a real terminal's rules. `writes`: each by itself."""
+
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def __init__(self, columns: int = 80, rows: int = 24) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+        self.screen = pyte.Screen(columns, rows)
+        # The line discipline of a terminal makes both of one.
+        self.screen.set_mode(pyte.modes.LNM)
+        self._stream = pyte.Stream(self.screen)
+
+    def write(self, s: str) -> int:
+        self.writes.append(s)
+        self._stream.feed(s)
+        return len(s)
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def lines(self) -> list[str]:
+        """What can be seen, less empty lines at the end."""
+        return "\n".join(line.rstrip() for line in self.screen.display).rstrip().split("\n")
