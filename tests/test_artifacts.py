@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -325,6 +326,22 @@ def test_an_inversion_that_needs_batch_normalisation_wants_a_teacher_with_it(tmp
 
 
 OF_TEACHER = SqueezeRecover(squeeze="teacher", ipc=2, iterations=2)
+
+
+def test_what_takes_long_has_a_bar_and_what_is_cached_has_none(tmp_path):
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def bar(name):
+        told[name] = []
+        yield lambda *step: told[name].append(step)
+
+    Workshop(tmp_path, say=print, bar=bar).prepare_all([using(LIVELY)])
+    assert told["distribution_matching, seed 0"] == [(1, 2), (2, 2)]
+    assert [done for done, total in told["teacher resnet-8-4 on digits"] if done == total] == [24]
+    told.clear()
+    Workshop(tmp_path, say=print, bar=bar).prepare_all([using(LIVELY)])
+    assert not told
 
 
 def test_a_set_made_of_the_teacher_is_another_for_another_teacher(tmp_path, workshop):

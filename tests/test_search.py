@@ -13,7 +13,10 @@ import pytest
 from optuna.trial import TrialState
 from small_search import SPACE, command, environment, search, stored
 
+from condkd_ray import experiment
 from condkd_ray.report.records import read_manifest, read_records
+from condkd_ray.search import SearchFlags, confirm
+from condkd_ray.space import read
 from condkd_ray.study import open_storage
 
 
@@ -52,6 +55,15 @@ def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
     assert first.split("|")[1].strip() == best.arm.removeprefix("trial ")
     assert len(list((finished / "products").glob("*"))) == 1
     assert read_manifest(finished).search["parameters"] == ["inversion/bn_weight", "guidance/name", "guidance/weight"]
+
+
+def test_the_page_of_the_search_is_made_again_once_its_best_are_confirmed(home: Path, finished: Path, monkeypatch):
+    ran: list[str] = []
+    monkeypatch.setattr(experiment, "run", lambda name, *rest, **more: ran.append(name) or 0)
+    (finished / "report.html").unlink()
+    assert confirm(read(home / "small.yaml"), SearchFlags(out=finished), best=1, seeds=[5]) == 0
+    assert ran == ["confirm"]
+    assert (finished / "report.html").is_file()
 
 
 def test_nothing_that_decides_knows_of_the_test(finished: Path):

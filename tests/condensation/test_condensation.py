@@ -7,7 +7,7 @@ from condensers import NUM_CLASSES, condense, nested_methods
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condkd_ray.condensation import AllReal, AnyCondensation
+from condkd_ray.condensation import AllReal, AnyCondensation, Imported, RandomReal
 from condkd_ray.condensation.condensation import (
     class_table,
     draw_per_class,
@@ -24,6 +24,16 @@ labels_of_classes = st.lists(st.integers(0, 4), min_size=1, max_size=40).map(tor
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def test_what_takes_long_tells_how_far_it_has_come(tmp_path: Path):
+    for method in nested_methods(2, tmp_path):
+        told: list[tuple[int, int]] = []
+        condense(method, on_step=lambda done, total, told=told: told.append((done, total)))
+        quick = isinstance(method, (RandomReal, Imported))
+        assert quick != bool(told), method.name
+        assert [done for done, _ in told] == list(range(1, len(told) + 1)), method.name
+        assert {total for _, total in told} <= {len(told)}, method.name
 
 
 def test_sets_are_nested_sorted_and_without_logits(tmp_path: Path):
