@@ -46,7 +46,8 @@ def written(value: Any) -> str:
 
 
 def _head(progress: Progress, columns: int, *, fine: bool) -> list[str]:
-    bar = drawn_bar(progress.done / max(1, progress.total), fine=fine, width=min(BAR, columns // 4))
+    come = progress.done + sum(one.round / one.rounds for one in progress.running.values())
+    bar = drawn_bar(come / max(1, progress.total), fine=fine, width=min(BAR, columns // 4))
     told = [f"{progress.done}/{progress.total} trials"]
     told += [f"{count} {status}" for status, count in sorted(progress.ended.items()) if status != "finished"]
     told += [duration(progress.seconds), f"left {duration(progress.seconds_left())}"]
