@@ -30,6 +30,7 @@ from condkd_ray.probing import round_seconds
 from condkd_ray.report import records, verdict
 from condkd_ray.shell import open_folder, say
 from condkd_ray.supervised import TeacherConfig
+from condkd_ray.terminal import bar
 from condkd_ray.trial_config import TrialConfig
 
 QUESTION = "Does guiding the inversion with these few images help here, and at what cost?"
