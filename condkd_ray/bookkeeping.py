@@ -141,6 +141,7 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         base,
         status=outcome.status,
         reason=outcome.reason,
+        node=outcome.node,
         threads=outcome.threads,
         wall_seconds=outcome.metrics.get("time/wall_seconds", float("nan")),
         cpu_seconds=outcome.metrics.get("time/cpu_seconds", float("nan")),

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
 from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
 from condkd_ray.cluster.trials import Trial
-from condkd_ray.config import dump
+from condkd_ray.config import to_tree
 from condkd_ray.flags import RunFlags
 from condkd_ray.identity import trial_hash
 from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
-from condkd_ray.report.images import write_grid
-from condkd_ray.report.records import finished, grid_path, write_manifest
+from condkd_ray.report.records import finished, write_manifest
+from condkd_ray.scribe import Scribe
 from condkd_ray.shell import say
 from condkd_ray.space import leaves
 from condkd_ray.study import Objective, Proposal, Study
-
-ARTIFACTS = "artifacts"
-"""Folder of the images and configs that the dashboard shows beside a trial."""
 
 
 class Explorer:
@@ -47,7 +41,7 @@ class Explorer:
         self._plans: dict[str, Plan] = {}
         self._numbers: dict[str, int] = {}
         self._last: dict[str, int] = {}
-        self._store = FileSystemArtifactStore(_made(flags.out / ARTIFACTS))
+        self._scribe = Scribe(study, objective, flags.out)
         self._again = [*study.left_running(), *self._unrecorded()]
         self._begun = len(study.finished) + len(study.left_running())
         missing = trials - self._begun + len(self._again)
@@ -79,7 +73,7 @@ class Explorer:
         """Shown, and told the study."""
         self._watch.round(trial.key, metrics)
         self._last[trial.key] = int(metrics["round"])
-        self._study.report(self._numbers[trial.key], int(metrics["round"]), self._objective.now(metrics))
+        self._scribe.round(self._numbers[trial.key], metrics)
 
     def goes_on(self, trial: Trial) -> bool:
         """Unless the study's pruner would end it; after its last round a trial is complete."""
@@ -88,21 +82,11 @@ class Explorer:
 
     def untested(self, trial: Trial, outcome: Outcome) -> None:
         """The study is told how it ended. From here on nothing that decides hears of the trial."""
-        number, metrics = self._numbers[trial.key], outcome.metrics
-        told = ("time/wall_seconds", "time/cpu_seconds", "memory/bytes")
-        self._study.note(number, {name: metrics[name] for name in told if name in metrics})
-        self._attach(number, trial, outcome)
-        self._study.complete(number, self._objective.values(outcome.history))
+        self._scribe.ended(self._numbers[trial.key], trial.key, to_tree(trial.config), outcome)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         """It has its record."""
-        number = self._numbers[trial.key]
-        if outcome.status == "finished":
-            self._study.complete(number, self._objective.values(outcome.history))
-        elif outcome.status == "pruned":
-            self._study.prune(number)
-        else:
-            self._study.fail(number, outcome.reason)
+        self._scribe.ended(self._numbers[trial.key], trial.key, to_tree(trial.config), outcome)
         self._watch.outcome(trial.key, outcome)
 
     def describe(self, cpu_seconds: float | None = None) -> None:
@@ -141,19 +125,3 @@ class Explorer:
         self._watch.add(key, plan, prepared)
         self.describe()
         return Trial(key, plan.label, config, prepared, plan.scope)
-
-    def _attach(self, number: int, trial: Trial, outcome: Outcome) -> None:
-        """Image grid and whole config, for the dashboard."""
-        grid = grid_path(self._flags.out, trial.key)
-        if outcome.images is not None and outcome.images_per_class:
-            write_grid(grid, outcome.images, outcome.images_per_class)
-            self._study.attach(number, grid, self._store)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{trial.key}.yaml"
-            path.write_text(dump(trial.config))
-            self._study.attach(number, path, self._store)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -33,6 +33,7 @@ class Progress:
         self._places: dict[str, str] = {}
         self._sharers: dict[str, set[str]] = defaultdict(set)
         self._history: dict[str, list[Metrics]] = {}
+        self._nodes: dict[str, str] = {}
         self.open = set[str]()
         self.running = set[str]()
         self.stopped = set[str]()
@@ -62,6 +63,7 @@ class Progress:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
             self.stopped.add(key)
+        self._nodes[key] = result.get("hostname", "")
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
@@ -89,8 +91,10 @@ class Progress:
 
     def outcome_so_far(self, key: str, status: str, reason: str = "") -> Outcome:
         """Of a trial that has left none."""
-        history = self._history[key]
-        return Outcome(status=status, reason=reason, metrics={}, history=history, predictions=[], images=None)
+        history, node = self._history[key], self._nodes.get(key, "")
+        return Outcome(
+            status=status, reason=reason, metrics={}, history=history, predictions=[], images=None, node=node
+        )
 
     def over_with(self, key: str, outcome: Outcome) -> None:
         """Put the outcome into good hands, then clear up behind the trial."""

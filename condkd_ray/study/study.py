@@ -6,22 +6,20 @@ One process writes it, the driver.
 from __future__ import annotations
 
 import json
-import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import RandomSampler
+from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from condkd_ray.config import content_hash
 from condkd_ray.method import InputError
 from condkd_ray.space import close, to_plain
+from condkd_ray.study.ledger import Ledger
 from condkd_ray.study.objective import Objective
 from condkd_ray.study.quiet import quiet
 from condkd_ray.study.samplers import Sampler, check_sampler, make_sampler
@@ -43,7 +41,7 @@ class Proposal:
     params: Mapping[str, Any]
 
 
-class Study:
+class Study(Ledger):
     """A study in `storage`, new or as an earlier driver has left it.
 
     Raises `InputError` where a study of that name has another space or other objectives.
@@ -61,20 +59,11 @@ class Study:
         pruner: BasePruner | None = None,
     ) -> None:
         check_sampler(sampler, tree)
-        self._tree, self._objective, self._seed = tree, objective, seed
+        self._tree, self._seed = tree, seed
         self._sampler: Sampler = sampler
         self._study = _open(storage, name, {"space": to_plain(tree), "objective": list(objective.names)}, objective)
-        # Another view of it, which proposes nothing: to write down what is heard of trials that this process has not
-        # asked for itself.
-        self._ledger = optuna.load_study(
-            study_name=name, storage=storage, sampler=RandomSampler(), pruner=pruner or NopPruner()
-        )
+        super().__init__(storage, name, objective, pruner=pruner)
         self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self._own())}
-
-    @property
-    def trials(self) -> list[FrozenTrial]:
-        """All of them, repeats and those of earlier studies too."""
-        return self._study.get_trials(deepcopy=False)
 
     @property
     def finished(self) -> list[FrozenTrial]:
@@ -147,47 +136,6 @@ class Study:
             count += 1
         return count
 
-    def report(self, number: int, step: int, value: float | None) -> None:
-        """The quality of a trial after `step` rounds. Told twice, as by a trial that was killed, it counts once."""
-        trial = self.trials[number]
-        new = not trial.state.is_finished() and step not in trial.intermediate_values
-        if value is not None and math.isfinite(value) and new and not self._objective.several:
-            self._open_trial(number).report(value, step)
-
-    def should_prune(self, number: int) -> bool:
-        """Whether the study's pruner would end this trial now."""
-        return not self._objective.several and self._open_trial(number).should_prune()
-
-    def note(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Write down user attributes of a trial that runs."""
-        if not self.trials[number].state.is_finished():
-            trial = self._open_trial(number)
-            for name, value in attributes.items():
-                trial.set_user_attr(name, value)
-
-    def attach(self, number: int, path: Path, store: Any) -> None:
-        """Put a file beside a trial that runs, into an artifact store."""
-        if not self.trials[number].state.is_finished():
-            optuna.artifacts.upload_artifact(
-                artifact_store=store, file_path=str(path), study_or_trial=self._open_trial(number)
-            )
-
-    def complete(self, number: int, values: Sequence[float]) -> None:
-        """The trial has come to its end. Where a value is not finite it has failed."""
-        broken = [name for name, value in zip(self._objective.names, values, strict=True) if not math.isfinite(value)]
-        if broken:
-            return self.fail(number, f"no finite {', '.join(broken)}")
-        self._study.tell(number, list(values), skip_if_finished=True)
-
-    def prune(self, number: int) -> None:
-        """The trial was stopped early."""
-        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
-
-    def fail(self, number: int, reason: str) -> None:
-        """The trial came to nothing."""
-        self.note(number, {"reason": reason})
-        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-
     def _next(self) -> Trial:
         """A new trial; first the one that an earlier driver was killed over, whose parameters may not all be chosen."""
         begun = (trial for trial in self.trials if trial.state == TrialState.RUNNING)
@@ -211,9 +159,6 @@ class Study:
         except (InputError, ValueError, UserWarning):
             return False
         return True
-
-    def _open_trial(self, number: int) -> Trial:
-        return Trial(self._ledger, self.trials[number]._trial_id)
 
     def _pass_over(self, trial: Trial, why: str, told: Any) -> None:
         """End a trial that is not to be run; a repeat of a complete one with its values, which are just as true."""
