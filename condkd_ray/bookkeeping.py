@@ -83,13 +83,17 @@ class Watch:
         self._board.round(self._runs[key], number, metrics)
         self._progress.round(key, plan.label, number, plan.config.total_rounds)
 
-    def outcome(self, key: str, outcome: Outcome) -> None:
-        """Trial `key` has ended: its record is written, from then on it is finished."""
+    def outcome(self, key: str, outcome: Outcome, *, candidate: bool = True) -> None:
+        """Trial `key` has ended: its record is written, from then on it is finished.
+
+        `candidate`: whether what it has made may be kept as the best.
+        """
         record, (plan, prepared) = self._record(key, outcome), self._work[key]
         label = plan.label
         # Whoever has a record is not run again, so what it has made must be kept before.
         grids.keep(self._out, record, outcome, prepared)
-        self._shelf.offer(record, prepared)
+        if candidate:
+            self._shelf.offer(record, prepared)
         write_record(self._out, record)
         self._board.trial_finished(record)
         self._progress.finished(key, label, record.metrics.get("student/test_accuracy"), record.status)

@@ -18,7 +18,7 @@ from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
 from condkd_ray.report.records import Record, read_records
-from condkd_ray.scribe import ARTIFACTS, Scribe
+from condkd_ray.scribe import ARTIFACTS, Scribe, recorded_outcome
 from condkd_ray.storage import remove
 from condkd_ray.study import Ledger, Objective, open_storage
 from condkd_ray.study.quiet import quiet
@@ -100,19 +100,7 @@ class Chronicle:
             return
         for metrics in record.history:
             self.round(record.config_hash, metrics)
-        self.ended(
-            record.config_hash,
-            Outcome(
-                status=record.status,
-                reason=record.reason,
-                metrics=record.metrics,
-                history=record.history,
-                predictions=[],
-                images=None,
-                peak_bytes=record.peak_bytes,
-                node=record.node,
-            ),
-        )
+        self.ended(record.config_hash, recorded_outcome(record))
 
     def _number(self, key: str) -> int:
         """Its number in the study, which it gets when it is first heard of."""

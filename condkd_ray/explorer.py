@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.trial import TrialState
@@ -16,11 +17,12 @@ from condkd_ray.identity import trial_hash
 from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
-from condkd_ray.report.records import finished, write_manifest
-from condkd_ray.scribe import Scribe
+from condkd_ray.report.records import Record, read_records, write_manifest
+from condkd_ray.scribe import Scribe, recorded_outcome
 from condkd_ray.shell import say
 from condkd_ray.space import leaves
-from condkd_ray.study import Objective, Proposal, Study
+from condkd_ray.study import Constraint, Objective, Proposal, Study
+from condkd_ray.study.constraints import feasible
 
 
 class Explorer:
@@ -35,14 +37,19 @@ class Explorer:
         workshop: Workshop,
         flags: RunFlags,
         trials: int,
+        constraints: Sequence[Constraint] = (),
     ) -> None:
         self._question, self._study, self._objective = question, study, objective
         self._tree, self._workshop, self._flags, self._wanted = tree, workshop, flags, trials
-        self._plans: dict[str, Plan] = {}
+        self._constraints = constraints
+        self._kinds: dict[Any, tuple[Plan, str]] = {}
+        self._newest: dict[str, Plan] = {}
         self._numbers: dict[str, int] = {}
         self._last: dict[str, int] = {}
-        self._scribe = Scribe(study, objective, flags.out)
-        self._again = [*study.left_running(), *self._unrecorded()]
+        self._scribe = Scribe(study, objective, flags.out, constraints)
+        records = {record.config_hash: record for record in read_records(flags.out)}
+        self._settle(records)
+        self._again = [*study.left_running(), *self._unrecorded(records)]
         self._begun = len(study.finished) + len(study.left_running())
         missing = trials - self._begun + len(self._again)
         named = {name.replace("/", "."): leaf for name, leaf in leaves(tree).items()}
@@ -85,42 +92,61 @@ class Explorer:
         self._scribe.ended(self._numbers[trial.key], trial.key, to_tree(trial.config), outcome)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
-        """It has its record."""
+        """It has its record, and one that was stopped or failed before the study hears of it; see `_settle`."""
+        candidate = feasible(self._constraints, outcome.history)
+        self._watch.outcome(trial.key, outcome, candidate=candidate)
         self._scribe.ended(self._numbers[trial.key], trial.key, to_tree(trial.config), outcome)
-        self._watch.outcome(trial.key, outcome)
 
     def describe(self, cpu_seconds: float | None = None) -> None:
-        """Write the manifest of what has been proposed so far."""
-        if not self._plans:
+        """Write the manifest of what has been proposed so far: what it had before, and what has come since."""
+        if not self._kinds:
             return
+        # Of each kind one, for the teachers and the notes.
+        told = {key: plan for plan, key in self._kinds.values()} | self._newest
         manifest = describe_experiment(
-            "search", self._question, list(self._plans.values()), list(self._plans), self._workshop, self._flags.out
+            "search", self._question, list(told.values()), list(told), self._workshop, self._flags.out
         )
         about = {
             "objective": list(self._objective.names),
             "directions": self._objective.directions,
+            "constraints": [one.text for one in self._constraints],
             "parameters": list(leaves(self._tree)),
         }
         write_manifest(self._flags.out, dataclasses.replace(manifest, search=about, cpu_seconds=cpu_seconds))
+        self._newest.clear()
 
     def close(self) -> None:
         """No more will be heard."""
         self._watch.close()
 
-    def _unrecorded(self) -> list[Proposal]:
-        """Complete trials whose driver died before it had made their records: only the test is left."""
-        done = finished(self._flags.out)
-        complete = (trial for trial in self._study.finished if trial.state == TrialState.COMPLETE)
-        return [self._study.proposal(trial) for trial in complete if trial.user_attrs["config_hash"] not in done]
+    def _settle(self, records: Mapping[str, Record]) -> None:
+        """Tell the study of trials that were stopped or failed, whose driver died when they had just their records."""
+        for proposal in self._study.left_running():
+            record = records.get(self._study.trial(proposal.number).user_attrs.get("config_hash", ""))
+            if record is not None and record.status in ("pruned", "failed"):
+                self._scribe.ended(proposal.number, record.config_hash, record.config, recorded_outcome(record))
+
+    def _unrecorded(self, records: Mapping[str, Record]) -> list[Proposal]:
+        """Trials of which the study knows the end, whose driver died before it had made their records: tests are left.
+
+        One that has failed may be among them, for a value that is not finite.
+        """
+        found = []
+        for trial in self._study.finished:
+            record = records.get(trial.user_attrs["config_hash"])
+            if record is None or (trial.state == TrialState.COMPLETE and record.status != "finished"):
+                found.append(self._study.proposal(trial))
+        return found
 
     def _trial(self, proposal: Proposal) -> Trial:
         config = proposal.config
         prepared = self._workshop.prepare(config)
         key, ipc = trial_hash(config, prepared, self._flags.share), getattr(config.condensation, "ipc", 0)
         plan = Plan(f"trial {proposal.number}", ipc, config.seed, config, self._flags.share)
-        if not self._plans:
+        if not self._kinds:
             say(teacher_line(describe_experiment("search", "", [plan], [key], self._workshop, self._flags.out)))
-        self._plans[key], self._numbers[key] = plan, proposal.number
+        self._newest[key], self._numbers[key] = plan, proposal.number
+        self._kinds.setdefault((config.teacher, type(config.condensation)), (plan, key))
         self._study.note(proposal.number, {"config_hash": key, "teacher_hash": prepared.hashes["teacher"]})
         self._watch.add(key, plan, prepared)
         self.describe()

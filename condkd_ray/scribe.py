@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from condkd_ray.config import Tree
 from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome
 from condkd_ray.report.images import write_grid
-from condkd_ray.report.records import grid_path
+from condkd_ray.report.records import Record, grid_path
 from condkd_ray.study import Ledger, Objective
+from condkd_ray.study.constraints import Constraint, excesses
 from condkd_ray.study.objective import COST, at_end
 
 ARTIFACTS = "artifacts"
@@ -25,8 +27,8 @@ ARTIFACTS = "artifacts"
 class Scribe:
     """Writes into the study of `ledger` what its `objective` sees of trials; files lie in the result folder `out`."""
 
-    def __init__(self, ledger: Ledger, objective: Objective, out: Path) -> None:
-        self._ledger, self._objective, self._out = ledger, objective, out
+    def __init__(self, ledger: Ledger, objective: Objective, out: Path, constraints: Sequence[Constraint] = ()) -> None:
+        self._ledger, self._objective, self._out, self._constraints = ledger, objective, out, constraints
         (out / ARTIFACTS).mkdir(parents=True, exist_ok=True)
         self._store = FileSystemArtifactStore(out / ARTIFACTS)
 
@@ -38,9 +40,14 @@ class Scribe:
         """A trial of this config is over: what it took, its images and whole config, and how it has ended."""
         if self._ledger.over(number):
             return
-        self._ledger.note(number, attributes(outcome))
+        self._ledger.note(number, attributes(outcome, [one.name for one in self._constraints]))
         self._attach(number, key, tree, outcome)
-        if outcome.status == "finished":
+        beyond = excesses(self._constraints, outcome.history)
+        self._ledger.constrain(number, beyond)
+        unknown = [one.name for one in self._constraints if math.isnan(beyond[one.text])]
+        if outcome.status == "finished" and unknown:
+            self._ledger.fail(number, f"no finite {', '.join(unknown)}")
+        elif outcome.status == "finished":
             self._ledger.complete(number, self._objective.values(outcome.history))
         elif outcome.status == "pruned":
             self._ledger.prune(number)
@@ -59,8 +66,22 @@ class Scribe:
             self._ledger.attach(number, path, self._store)
 
 
-def attributes(outcome: Outcome) -> dict[str, Any]:
-    """What a trial took, as far as it came: seconds, bytes, and the node that it ran on last."""
-    found = {name: at_end(name, outcome.history) for name in COST}
+def attributes(outcome: Outcome, also: Sequence[str] = ()) -> dict[str, Any]:
+    """What a trial took, as far as it came: seconds, bytes, and the node that it ran on last; and metrics by name."""
+    found = {name: at_end(name, outcome.history) for name in (*COST, *also)}
     told = {name: value for name, value in found.items() if math.isfinite(value)}
     return told | ({"peak_bytes": outcome.peak_bytes} if outcome.peak_bytes else {}) | {"node": outcome.node}
+
+
+def recorded_outcome(record: Record) -> Outcome:
+    """What came of a trial that has its record, but for its predictions."""
+    return Outcome(
+        status=record.status,
+        reason=record.reason,
+        metrics=record.metrics,
+        history=record.history,
+        predictions=[],
+        images=None,
+        peak_bytes=record.peak_bytes,
+        node=record.node,
+    )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -28,7 +28,7 @@ from condkd_ray.plans import Plan
 from condkd_ray.shell import CpuClock, open_folder, say
 from condkd_ray.space import default, leaves, read
 from condkd_ray.storage import check_writable
-from condkd_ray.study import Objective, Pruner, Sampler, Study, open_storage, stored_study
+from condkd_ray.study import Objective, Pruner, Sampler, Study, constraints, open_storage, stored_study
 from condkd_ray.study.pruners import check_pruner, make_pruner
 from condkd_ray.study.samplers import check_sampler
 from condkd_ray.study.storages import holds
@@ -43,6 +43,9 @@ class SearchFlags(RunFlags):
     objective: tuple[str, ...] = ("proxy/agreement",)
     """What is looked at, the first for stopping early too: proxy/agreement, proxy/kl or student/val_accuracy; then
     also time/wall_seconds, time/cpu_seconds, memory/bytes, for a Pareto front. Never test accuracy."""
+    constraint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Such as memory/bytes<=2000000 or time/wall_seconds<=30: what breaks it is never the best, and its sampler, tpe or
+    gp, learns to keep to it. Of any name that can be an objective; repeatable."""
     sampler: Sampler = "tpe"
     sampler_seed: int = 0
     pruner: Pruner = "none"
@@ -88,16 +91,12 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     open_folder(flags.out, "search", fresh=flags.fresh)
     if flags.storage is not None:
         check_writable(flags.place)
-    study = Study(
-        *(open_storage(flags.study_storage, flags.out), flags.study, tree, objective),
-        sampler=flags.sampler,
-        seed=flags.sampler_seed,
-        pruner=make_pruner(flags.pruner, least=flags.least_rounds, most=_rounds(tree)),
-    )
+    study = _study(tree, flags, objective)
     _teach(study, flags)
     with connect(flags.address):
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
-        clock, guide = CpuClock(), Explorer(question, study, objective, tree, workshop, flags, flags.trials)
+        clock, limits = CpuClock(), constraints.parse(flags.constraint)
+        guide = Explorer(question, study, objective, tree, workshop, flags, flags.trials, limits)
         try:
             complete = run_search(guide, Terms.of(flags, deadline))
         finally:
@@ -112,11 +111,21 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     return 3 if spent else 130
 
 
+def _study(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> Study:
+    return Study(
+        *(open_storage(flags.study_storage, flags.out), flags.study, tree, objective),
+        sampler=flags.sampler,
+        seed=flags.sampler_seed,
+        pruner=make_pruner(flags.pruner, least=flags.least_rounds, most=_rounds(tree)),
+        constraints=constraints.parse(flags.constraint),
+    )
+
+
 def _explained(tree: dict[str, Any], flags: SearchFlags, objective: Objective, device: str) -> str:
     # A fresh folder has a fresh study, unless that lies elsewhere.
     anew, ended = flags.fresh and flags.study_storage is None, 0
     if not anew and holds(flags.study_storage, flags.out, flags.study):
-        ended = len(Study(open_storage(flags.study_storage, flags.out), flags.study, tree, objective).finished)
+        ended = len(_study(tree, flags, objective).finished)
     shortest = 1.0 if flags.pruner == "none" else flags.least_rounds / _rounds(tree)
     return explain_search(tree, flags, device, trials=flags.trials - ended, shortest=min(1.0, shortest))
 
@@ -129,7 +138,7 @@ def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Seque
     seen = default(tree).seed
     require(best >= 1, "--best", best, "an integer >= 1")
     require(seen not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {seen}")
-    study = Study(open_storage(flags.study_storage, flags.out), flags.study, tree, Objective(flags.objective))
+    study = _study(tree, flags, Objective(flags.objective))
     arms = {"default": default(tree)}
     arms |= {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}
     twins = {config: arm for arm, config in reversed(arms.items())}
@@ -155,7 +164,7 @@ def _check(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> No
     require(flags.trials >= 1, "--trials", flags.trials, "an integer >= 1")
     require(flags.least_rounds >= 1, "--least-rounds", flags.least_rounds, "an integer >= 1")
     require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
-    check_sampler(flags.sampler, tree)
+    check_sampler(flags.sampler, tree, constrained=bool(constraints.parse(flags.constraint)))
     check_pruner(flags.pruner, objective)
 
 

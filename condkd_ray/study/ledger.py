@@ -60,6 +60,16 @@ class Ledger:
             if trial is not None and trial.user_attrs.get(name) != value:
                 self._storage.set_trial_user_attr(trial._trial_id, name, value)
 
+    def constrain(self, number: int, excesses: Mapping[str, float]) -> None:
+        """Write down how far a trial is beyond each limit: for samplers, and, as user attributes, to be read."""
+        trial = self._running(number)
+        told = {name: value for name, value in excesses.items() if math.isfinite(value)}
+        for name, value in told.items() if trial is not None else ():
+            if trial is not None and name not in trial.constraints:
+                Trial(self._view, trial._trial_id).set_constraint(name, value)
+        if told:
+            self.note(number, {"feasible": all(value <= 0 for value in told.values()), "beyond": told})
+
     def attach(self, number: int, path: Path, store: Any) -> None:
         """Put a file beside a trial, into an artifact store."""
         trial = self._running(number)

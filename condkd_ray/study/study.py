@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from condkd_ray.config import content_hash
 from condkd_ray.method import InputError
 from condkd_ray.space import close, to_plain
+from condkd_ray.study.constraints import Constraint, known
 from condkd_ray.study.ledger import Ledger
 from condkd_ray.study.objective import Objective
 from condkd_ray.study.quiet import quiet
@@ -57,11 +58,14 @@ class Study(Ledger):
         sampler: Sampler = "tpe",
         seed: int = 0,
         pruner: BasePruner | None = None,
+        constraints: Sequence[Constraint] = (),
     ) -> None:
-        check_sampler(sampler, tree)
-        self._tree, self._seed = tree, seed
+        check_sampler(sampler, tree, constrained=bool(constraints))
+        self._tree, self._seed, self._constraints = tree, seed, constraints
         self._sampler: Sampler = sampler
-        self._study = _open(storage, name, {"space": to_plain(tree), "objective": list(objective.names)}, objective)
+        asked = {"space": to_plain(tree), "objective": list(objective.names)}
+        limits = [one.text for one in constraints]
+        self._study = _open(storage, name, asked | {"constraints": limits}, objective)
         super().__init__(storage, name, objective, pruner=pruner)
         self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self._own())}
 
@@ -72,8 +76,8 @@ class Study(Ledger):
 
     @property
     def ranked(self) -> list[FrozenTrial]:
-        """Complete trials, the best by the first objective first; of equal ones the earlier."""
-        complete = [trial for trial in self.finished if trial.state == TrialState.COMPLETE]
+        """Complete trials that keep to all limits, the best by the first objective first; of equal ones the earlier."""
+        complete = [trial for trial in self.finished if trial.state == TrialState.COMPLETE and _feasible(trial)]
         sign = 1 if self._objective.directions[0] == "minimize" else -1
         return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
 
@@ -120,17 +124,21 @@ class Study(Ledger):
 
     def learn_from(self, other: optuna.Study) -> int:
         """Take over the complete trials of another study whose parameters are of this space; how many there were."""
-        known = {trial.user_attrs[KNOWN] for trial in self.trials if KNOWN in trial.user_attrs}
+        before = {trial.user_attrs[KNOWN] for trial in self.trials if KNOWN in trial.user_attrs}
         count = 0
         for trial in other.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             name = f"{other.study_name} {trial.number}"
-            if name in known or len(trial.values) != len(self._objective.names) or not self._fits(trial):
+            if name in before or len(trial.values) != len(self._objective.names) or not self._fits(trial):
+                continue
+            beyond = known(self._constraints, trial, self._objective.names)
+            if beyond is None:
                 continue
             copy = optuna.trial.create_trial(
                 params=trial.params,
                 distributions=trial.distributions,
                 values=trial.values,
                 user_attrs={KNOWN: name},
+                constraints=beyond,
             )
             self._study.add_trial(copy)
             count += 1
@@ -165,6 +173,8 @@ class Study(Ledger):
         trial.set_user_attr(why, told)
         twin = self.trials[told] if why == REPEAT else None
         if twin is not None and twin.state == TrialState.COMPLETE:
+            for name, value in twin.constraints.items():
+                trial.set_constraint(name, value)
             self._study.tell(trial, twin.values)
         else:
             self._study.tell(trial, state=TrialState.FAIL)
@@ -176,9 +186,9 @@ def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Obj
     if name in there:
         told = there[name].user_attrs
         for key, value in asked.items():
-            if told.get(key) != json.loads(json.dumps(value)):
+            if told.get(key, []) != json.loads(json.dumps(value)):
                 raise InputError(
-                    f"study {name!r} was made for another {key}, {_short(told.get(key))}; accepted: the same {key}, or "
+                    f"study {name!r} was made for another {key}, {_short(told.get(key, []))}; accepted: the same {key}, or "
                     "another --out or --study"
                 )
         return optuna.load_study(study_name=name, storage=storage)
@@ -186,8 +196,13 @@ def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Obj
         study = optuna.create_study(study_name=name, storage=storage, directions=objective.directions)
         study.set_metric_names(list(objective.names))
     for key, value in asked.items():
-        study.set_user_attr(key, value)
+        if value:
+            study.set_user_attr(key, value)
     return study
+
+
+def _feasible(trial: FrozenTrial) -> bool:
+    return all(value <= 0 for value in trial.constraints.values())
 
 
 def storage_summaries(storage: BaseStorage) -> list[optuna.study.StudySummary]:
