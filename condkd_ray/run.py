@@ -46,6 +46,7 @@ def run_trial(
     before_test: Callable[[Outcome], None] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     deadline: float | None = None,
+    halted: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """All rounds of a trial; with a `checkpoint` file there, from where that stands.
 
@@ -53,19 +54,19 @@ def run_trial(
     before the checkpoint included, so that whoever shows them has all. Where a `product` is wanted, student and
     synthetic images are left there. `source`: of the images; the trial itself `produces` them or not.
     `before_test` hears the outcome as it is without the test images, of which none is then looked at before it returns.
-    From the `deadline`, a `time.time()`, no round is begun: raises `OutOfTimeError`.
+    From the `deadline`, a `time.time()`, or once it is `halted`, no round is begun: raises `OutOfTimeError`.
     """
     state = resume(config, prepared, store, checkpoint, produces=produces)
     for metrics in state.history:
         on_round(metrics)
-    saved, late = time.monotonic(), passed(deadline)
+    saved, late = time.monotonic(), passed(deadline) or halted()
     shown = prepared if before_test is None else replace(prepared, test=None)
     while state.round < config.total_rounds and not late:
         try:
             metrics = run_round(config, shown, state, store, source)
         except NonFiniteError as error:
             return broken(state, prepared, error)
-        late = passed(deadline)
+        late = passed(deadline) or halted()
         due = late or time.monotonic() - saved >= checkpoint_seconds or state.round == config.total_rounds
         if checkpoint is not None and due:
             states.save(state, checkpoint)

@@ -15,6 +15,7 @@ import yaml
 
 from condkd_ray import experiment, report
 from condkd_ray.artifacts import Workshop
+from condkd_ray.cluster.budget import GpuBudget
 from condkd_ray.cluster.connect import connect
 from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.searching import search as run_search
@@ -52,6 +53,9 @@ class SearchFlags(RunFlags):
     """Who stops poor trials early."""
     least_rounds: int = 3
     """Rounds before which no trial is stopped."""
+    gpu_hours: float | None = None
+    """GPUs times hours that trials may hold, in all runs of this search. When they are spent, no trial starts, and each
+    one that runs stops after its round, with a checkpoint."""
     study: str = "search"
     """The study's name in its storage."""
     study_storage: str | None = None
@@ -95,10 +99,11 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     _teach(study, flags)
     with connect(flags.address):
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
+        budget = _gpu_budget(study, flags)
         clock, limits = CpuClock(), constraints.parse(flags.constraint)
         guide = Explorer(question, study, objective, tree, workshop, flags, flags.trials, limits)
         try:
-            complete = run_search(guide, Terms.of(flags, deadline))
+            complete = run_search(guide, Terms.of(flags, deadline, budget))
         finally:
             guide.close()
         guide.describe(clock.look())
@@ -106,9 +111,16 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     say(f"study, records and tables: {flags.out}; condkd dashboard {flags.out}")
     if complete:
         return 1 if guide.failed else 0
-    spent = time.time() >= deadline
-    say(f"{'the time budget is spent' if spent else 'interrupted'}; the same command continues")
+    names = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
+    spent = [name for name, over in names.items() if over]
+    say(f"{f'the {spent[0]} budget is spent' if spent else 'interrupted'}; the same command continues")
     return 3 if spent else 130
+
+
+def _gpu_budget(study: Study, flags: SearchFlags) -> GpuBudget | None:
+    if flags.gpu_hours is None:
+        return None
+    return GpuBudget(3600 * flags.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
 
 
 def _study(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> Study:
@@ -162,6 +174,9 @@ def _below(storage: str, name: str) -> str:
 
 def _check(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> None:
     require(flags.trials >= 1, "--trials", flags.trials, "an integer >= 1")
+    hours, gpus = flags.gpu_hours, flags.gpus_per_trial
+    require(hours is None or hours > 0, "--gpu-hours", hours, "a number > 0")
+    require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, "a number > 0: they would never end")
     require(flags.least_rounds >= 1, "--least-rounds", flags.least_rounds, "an integer >= 1")
     require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
     check_sampler(flags.sampler, tree, constrained=bool(constraints.parse(flags.constraint)))

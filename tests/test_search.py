@@ -68,6 +68,7 @@ def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
         assert trial.value == record.metrics["proxy/agreement"]
         assert trial.intermediate_values == {row["round"]: row["proxy/agreement"] for row in record.history}
         assert trial.user_attrs["config_hash"] == record.config_hash
+        assert (trial.user_attrs["node"], trial.user_attrs["peak_bytes"]) == (record.node, record.peak_bytes)
         assert trial.params["inversion/bn_weight"] == record.config["inversion"]["bn_weight"]
         assert "student/test_accuracy" in record.metrics
         assert not any("test" in name for row in record.history for name in row)
@@ -160,6 +161,16 @@ def fetched(address: str):
         (("--objective", "student/test_accuracy"), "objective is 'student/test_accuracy'; accepted: proxy/agreement"),
         (("--sampler", "gp"), "--sampler is 'gp for a space in which a choice opens leaves of its own'; accepted: tpe"),
         (("--objective", "proxy/kl"), "study 'search' was made for another objective"),
+        (
+            ("--constraint", "student/test_accuracy>=0.9"),
+            "--constraint is 'student/test_accuracy>=0.9'; accepted: NAME<=",
+        ),
+        (
+            ("--constraint", "memory/bytes<=9", "--sampler", "random"),
+            "--sampler is 'random with --constraint'; accepted",
+        ),
+        (("--constraint", "memory/bytes<=9"), "study 'search' was made for another constraints, []; accepted"),
+        (("--gpu-hours", "4"), "--gpus-per-trial with --gpu-hours is 0.0; accepted: a number > 0"),
         (("--pruner", "asha", "--objective", "proxy/kl", "memory/bytes"), "--pruner is 'asha for the objectives"),
     ],
 )

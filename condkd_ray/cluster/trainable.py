@@ -33,7 +33,7 @@ FULL = "storage_full"
 UNTESTED = "untested"
 """What a blind trial reports when its outcome is there but for the test images."""
 OUT_OF_TIME = "out_of_time"
-"""What a trial reports that stopped, or did not start, because the deadline of the sweep had passed."""
+"""What a trial reports that stopped, or did not start: the deadline of the sweep had passed, or it was halted."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,23 @@ class Work:
     """Of each producer of a trial with a pipeline."""
     blind: bool = False
     """Whether no test image is looked at before the driver has heard of all else that came of a trial."""
+    budgeted: bool = False
+    """Whether the driver may put up a sign, `halt_path`, that all trials shall stop after their round."""
+
+    @property
+    def halted(self) -> bool:
+        """Whether it has."""
+        return self.budgeted and halt_path(self.folder).is_file()
 
 
 def trial_folder(folder: Location, key: str) -> Location:
     """Where the trial `key` keeps its checkpoint, `state.safetensors`, and leaves its outcome."""
     return folder / "trials" / key
+
+
+def halt_path(folder: Location) -> Location:
+    """The sign that all trials shall stop after their round."""
+    return folder / "trials" / "halt"
 
 
 def chunks_folder(folder: Location) -> Location:
@@ -93,7 +105,7 @@ def run(setup: dict[str, str], *, work: Work) -> None:
         for metrics in outcome.history:
             report(metrics)
         return
-    if passed(work.deadline):
+    if passed(work.deadline) or work.halted:
         return report({OUT_OF_TIME: 1})
     # Nothing of a trial is there yet where this is the process's first.
     keep_imports()
@@ -132,6 +144,7 @@ def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Mappin
         "on_round": report,
         "checkpoint_seconds": work.checkpoint_seconds,
         "deadline": work.deadline,
+        "halted": lambda: work.halted,
         "before_test": partial(_show, work, key, report) if work.blind else None,
     }
     try:

@@ -28,6 +28,7 @@ from condkd_ray.trial import TrialConfig
 
 REPEATS = 50
 """Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""
+GPU_SECONDS = "gpu_seconds"
 TO_RUN, REPEAT, IMPOSSIBLE, KNOWN = "to_run", "repeats", "impossible", "known_from"
 """User attributes: of trials that are to be run, and of those that are not, being equal to an earlier one, no valid
 config, or of an earlier study."""
@@ -88,6 +89,15 @@ class Study(Ledger):
             return self.ranked[:1]
         best = {trial.number for trial in self._study.best_trials}
         return [trial for trial in self.ranked if trial.number in best]
+
+    @property
+    def gpu_seconds(self) -> float:
+        """What its trials have held of GPUs, in all runs."""
+        return self._study.user_attrs.get(GPU_SECONDS, 0.0)
+
+    def keep_gpu_seconds(self, used: float) -> None:
+        """Write down what its trials have held of GPUs by now."""
+        self._study.set_user_attr(GPU_SECONDS, used)
 
     def left_running(self) -> list[Proposal]:
         """What an earlier driver had begun and not ended, first to last."""
@@ -187,10 +197,8 @@ def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Obj
         told = there[name].user_attrs
         for key, value in asked.items():
             if told.get(key, []) != json.loads(json.dumps(value)):
-                raise InputError(
-                    f"study {name!r} was made for another {key}, {_short(told.get(key, []))}; accepted: the same {key}, or "
-                    "another --out or --study"
-                )
+                made = f"study {name!r} was made for another {key}, {_short(told.get(key, []))}"
+                raise InputError(f"{made}; accepted: the same {key}, or another --out or --study")
         return optuna.load_study(study_name=name, storage=storage)
     with quiet():
         study = optuna.create_study(study_name=name, storage=storage, directions=objective.directions)
