@@ -113,8 +113,7 @@ class Chronicle:
                 distributions={name: CategoricalDistribution(self._choices[name]) for name in params},
                 user_attrs={KEY: key, "teacher_hash": entry.teacher},
             )
-            identity = self._storage.create_new_trial(self._study._study_id, begun)
-            self._numbers[key] = self._storage.get_trial(identity).number
+            self._numbers[key] = self._ledger.begin(begun)
         return self._numbers[key]
 
 

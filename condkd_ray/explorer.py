@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from optuna.trial import TrialState
 
@@ -23,6 +23,7 @@ from condkd_ray.shell import say
 from condkd_ray.space import leaves
 from condkd_ray.study import Constraint, Objective, Proposal, Study
 from condkd_ray.study.constraints import feasible
+from condkd_ray.trial import Prepared
 
 
 class Explorer:
@@ -63,7 +64,7 @@ class Explorer:
         """Trials that came to nothing, of those that this driver heard of."""
         return self._watch.failed
 
-    def propose(self) -> Trial | None:
+    def propose(self) -> Trial | Literal["later"] | None:
         """What an earlier driver had begun, then what the study proposes, until there are enough."""
         if self._again:
             return self._trial(self._again.pop(0))
@@ -90,6 +91,10 @@ class Explorer:
     def untested(self, trial: Trial, outcome: Outcome) -> None:
         """The study is told how it ended. From here on nothing that decides hears of the trial."""
         self._scribe.ended(self._numbers[trial.key], trial.key, to_tree(trial.config), outcome)
+
+    def rested(self, trial: Trial) -> None:
+        """None ever rests."""
+        raise AssertionError("a trial of a search goes on to its end")
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         """It has its record, and one that was stopped or failed before the study hears of it; see `_settle`."""
@@ -143,11 +148,17 @@ class Explorer:
         prepared = self._workshop.prepare(config)
         key, ipc = trial_hash(config, prepared, self._flags.share), getattr(config.condensation, "ipc", 0)
         plan = Plan(f"trial {proposal.number}", ipc, config.seed, config, self._flags.share)
+        self._numbers[key] = proposal.number
+        self._register(proposal.number, key, plan, prepared)
+        return Trial(key, plan.label, config, prepared, plan.scope)
+
+    def _register(self, number: int, key: str, plan: Plan, prepared: Prepared) -> None:
+        """From now on there is a trial of that number and key: in the study, on all screens and in the manifest."""
+        config = plan.config
         if not self._kinds:
             say(teacher_line(describe_experiment("search", "", [plan], [key], self._workshop, self._flags.out)))
-        self._newest[key], self._numbers[key] = plan, proposal.number
+        self._newest[key] = plan
         self._kinds.setdefault((config.teacher, type(config.condensation)), (plan, key))
-        self._study.note(proposal.number, {"config_hash": key, "teacher_hash": prepared.hashes["teacher"]})
+        self._study.note(number, {"config_hash": key, "teacher_hash": prepared.hashes["teacher"]})
         self._watch.add(key, plan, prepared)
         self.describe()
-        return Trial(key, plan.label, config, prepared, plan.scope)

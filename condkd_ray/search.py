@@ -15,11 +15,13 @@ import yaml
 
 from condkd_ray import experiment, report
 from condkd_ray.artifacts import Workshop
+from condkd_ray.breeder import Breeder
 from condkd_ray.cluster.budget import GpuBudget
 from condkd_ray.cluster.connect import connect
 from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.searching import search as run_search
 from condkd_ray.cluster.terms import Terms
+from condkd_ray.cluster.trials import bury, empty
 from condkd_ray.experiment import Flags
 from condkd_ray.explain import explain_search
 from condkd_ray.explorer import Explorer
@@ -30,6 +32,7 @@ from condkd_ray.shell import CpuClock, open_folder, say
 from condkd_ray.space import default, leaves, read
 from condkd_ray.storage import check_writable
 from condkd_ray.study import Objective, Pruner, Sampler, Study, constraints, open_storage, stored_study
+from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.pruners import check_pruner, make_pruner
 from condkd_ray.study.samplers import check_sampler
 from condkd_ray.study.storages import holds
@@ -47,10 +50,15 @@ class SearchFlags(RunFlags):
     constraint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Such as memory/bytes<=2000000 or time/wall_seconds<=30: what breaks it is never the best, and its sampler, tpe or
     gp, learns to keep to it. Of any name that can be an objective; repeatable."""
-    sampler: Sampler = "tpe"
+    sampler: Sampler | None = None
+    """tpe if not given; of a population random, and nothing else."""
     sampler_seed: int = 0
     pruner: Pruner = "none"
     """Who stops poor trials early."""
+    population: int = 0
+    """So many trials at once in place of `--trials`: after every `--generation-rounds` the worst quarter takes over the
+    state of some of the best and goes on with other values of the open leaves. 0: none."""
+    generation_rounds: int = 2
     least_rounds: int = 3
     """Rounds before which no trial is stopped."""
     gpu_hours: float | None = None
@@ -66,6 +74,16 @@ class SearchFlags(RunFlags):
     """Tell what the search will take, from probes of the space's corners, and stop: nothing is trained or written."""
     points: Path | None = None
     """A YAML list of mappings from parameters to values, that are tried first."""
+
+    @property
+    def chosen_sampler(self) -> Sampler:
+        """Who proposes."""
+        return self.sampler or ("random" if self.population else "tpe")
+
+    @property
+    def wanted(self) -> int:
+        """Trials in all."""
+        return self.population or self.trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +113,25 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     open_folder(flags.out, "search", fresh=flags.fresh)
     if flags.storage is not None:
         check_writable(flags.place)
+    if flags.fresh:
+        empty(flags.place)
     study = _study(tree, flags, objective)
     _teach(study, flags)
     with connect(flags.address):
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
         budget = _gpu_budget(study, flags)
         clock, limits = CpuClock(), constraints.parse(flags.constraint)
-        guide = Explorer(question, study, objective, tree, workshop, flags, flags.trials, limits)
+        if flags.population:
+            guide = Breeder(question, study, objective, tree, workshop, flags, _population(study, tree, flags))
+        else:
+            guide = Explorer(question, study, objective, tree, workshop, flags, flags.trials, limits)
         try:
             complete = run_search(guide, Terms.of(flags, deadline, budget))
         finally:
             guide.close()
         guide.describe(clock.look())
+        if complete and isinstance(guide, Breeder):
+            bury(flags.place, guide.leftovers())
     print(report.build(flags.out))
     say(f"study, records and tables: {flags.out}; condkd dashboard {flags.out}")
     if complete:
@@ -115,6 +140,20 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     spent = [name for name, over in names.items() if over]
     say(f"{f'the {spent[0]} budget is spent' if spent else 'interrupted'}; the same command continues")
     return 3 if spent else 130
+
+
+def _check_population(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> None:
+    check_population(flags.population, flags.generation_rounds, _rounds(tree), tree, objective)
+    require(flags.chosen_sampler == "random", "--sampler with --population", flags.sampler, "random")
+    others = {"pruner": "none", "constraint": (), "points": None, "learn_from": (), "share": "trial"}
+    for name, accepted in others.items():
+        given, flag = getattr(flags, name), name.replace("_", "-")
+        require(given == accepted, f"--{flag} with --population", given, accepted or "none")
+
+
+def _population(study: Study, tree: dict[str, Any], flags: SearchFlags) -> Population:
+    sizes = {"size": flags.population, "rounds": flags.generation_rounds, "total": default(tree).total_rounds}
+    return Population(study, tree, **sizes, seed=flags.sampler_seed)
 
 
 def _gpu_budget(study: Study, flags: SearchFlags) -> GpuBudget | None:
@@ -126,10 +165,11 @@ def _gpu_budget(study: Study, flags: SearchFlags) -> GpuBudget | None:
 def _study(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> Study:
     return Study(
         *(open_storage(flags.study_storage, flags.out), flags.study, tree, objective),
-        sampler=flags.sampler,
+        sampler=flags.chosen_sampler,
         seed=flags.sampler_seed,
         pruner=make_pruner(flags.pruner, least=flags.least_rounds, most=_rounds(tree)),
         constraints=constraints.parse(flags.constraint),
+        population=(flags.population, flags.generation_rounds) if flags.population else (),
     )
 
 
@@ -139,7 +179,7 @@ def _explained(tree: dict[str, Any], flags: SearchFlags, objective: Objective, d
     if not anew and holds(flags.study_storage, flags.out, flags.study):
         ended = len(_study(tree, flags, objective).finished)
     shortest = 1.0 if flags.pruner == "none" else flags.least_rounds / _rounds(tree)
-    return explain_search(tree, flags, device, trials=flags.trials - ended, shortest=min(1.0, shortest))
+    return explain_search(tree, flags, device, trials=flags.wanted - ended, shortest=min(1.0, shortest))
 
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
@@ -179,8 +219,10 @@ def _check(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> No
     require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, "a number > 0: they would never end")
     require(flags.least_rounds >= 1, "--least-rounds", flags.least_rounds, "an integer >= 1")
     require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
-    check_sampler(flags.sampler, tree, constrained=bool(constraints.parse(flags.constraint)))
+    check_sampler(flags.chosen_sampler, tree, constrained=bool(constraints.parse(flags.constraint)))
     check_pruner(flags.pruner, objective)
+    if flags.population:
+        _check_population(tree, flags, objective)
 
 
 def _rounds(tree: dict[str, Any]) -> int:

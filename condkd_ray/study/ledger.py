@@ -13,12 +13,13 @@ from typing import Any
 
 import optuna
 from optuna.artifacts import upload_artifact
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from condkd_ray.study.objective import Objective
+from condkd_ray.study.objective import Direction, Objective
 
 
 class Ledger:
@@ -40,6 +41,24 @@ class Ledger:
     def trials(self) -> list[FrozenTrial]:
         """All of them, repeats and those of earlier studies too."""
         return self._view.get_trials(deepcopy=False)
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Of its values."""
+        return self._objective.directions
+
+    def begin(self, trial: FrozenTrial) -> int:
+        """Add a trial that runs; its number."""
+        identity = self._storage.create_new_trial(self._view._study_id, trial)
+        return self._storage.get_trial(identity).number
+
+    def set_params(self, number: int, params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> None:
+        """Give a trial parameters that were not known when it began."""
+        trial = self._running(number)
+        for name, value in params.items() if trial is not None else ():
+            if trial is not None and name not in trial.params:
+                internal = space[name].to_internal_repr(value)
+                self._storage.set_trial_param(trial._trial_id, name, internal, space[name])
 
     def report(self, number: int, step: int, value: float | None) -> None:
         """The quality of a trial after `step` rounds."""

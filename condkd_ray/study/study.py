@@ -29,6 +29,8 @@ from condkd_ray.trial import TrialConfig
 REPEATS = 50
 """Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""
 GPU_SECONDS = "gpu_seconds"
+LIFE = "life"
+"""User attribute: of a member of a population, its parameters so far, see `population`."""
 TO_RUN, REPEAT, IMPOSSIBLE, KNOWN = "to_run", "repeats", "impossible", "known_from"
 """User attributes: of trials that are to be run, and of those that are not, being equal to an earlier one, no valid
 config, or of an earlier study."""
@@ -60,20 +62,21 @@ class Study(Ledger):
         seed: int = 0,
         pruner: BasePruner | None = None,
         constraints: Sequence[Constraint] = (),
+        population: Sequence[int] = (),
     ) -> None:
         check_sampler(sampler, tree, constrained=bool(constraints))
         self._tree, self._seed, self._constraints = tree, seed, constraints
         self._sampler: Sampler = sampler
         asked = {"space": to_plain(tree), "objective": list(objective.names)}
         limits = [one.text for one in constraints]
-        self._study = _open(storage, name, asked | {"constraints": limits}, objective)
+        self._study = _open(storage, name, asked | {"constraints": limits, "population": list(population)}, objective)
         super().__init__(storage, name, objective, pruner=pruner)
-        self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self._own())}
+        self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self.own)}
 
     @property
     def finished(self) -> list[FrozenTrial]:
         """Those that were run to an end, each once: complete, pruned or failed."""
-        return [trial for trial in self._own() if trial.state.is_finished()]
+        return [trial for trial in self.own if trial.state.is_finished()]
 
     @property
     def ranked(self) -> list[FrozenTrial]:
@@ -101,11 +104,15 @@ class Study(Ledger):
 
     def left_running(self) -> list[Proposal]:
         """What an earlier driver had begun and not ended, first to last."""
-        return [self.proposal(trial) for trial in self._own() if trial.state == TrialState.RUNNING]
+        return [self.proposal(trial) for trial in self.own if trial.state == TrialState.RUNNING]
 
     def proposal(self, trial: FrozenTrial) -> Proposal:
         """A trial of this study as it was proposed."""
         return Proposal(trial.number, self._close(trial), trial.params)
+
+    def config(self, params: Mapping[str, Any]) -> TrialConfig:
+        """What these values of its open leaves make of the space."""
+        return close(self._tree, FixedTrial(dict(params)))
 
     def propose(self, check: Callable[[TrialConfig], None] = lambda config: None) -> Proposal | None:
         """A trial that no other equals and that `check` lets pass, which raises `InputError` where it cannot be run.
@@ -162,12 +169,14 @@ class Study(Ledger):
         self._study.sampler = make_sampler(self._sampler, self._tree, seed=self._seed, number=number)
         return Trial(self._study, undecided._trial_id) if undecided else self._study.ask()
 
-    def _own(self) -> list[FrozenTrial]:
+    @property
+    def own(self) -> list[FrozenTrial]:
         """Those that were to be run, each once."""
         return [trial for trial in self.trials if TO_RUN in trial.user_attrs]
 
     def _close(self, trial: FrozenTrial) -> TrialConfig:
-        return close(self._tree, FixedTrial(trial.params))
+        life = trial.user_attrs.get(LIFE)
+        return self.config(life[-1]["params"] if life else trial.params)
 
     def _fits(self, trial: FrozenTrial) -> bool:
         try:
