@@ -51,6 +51,18 @@ def stored(out: Path) -> optuna.Study:
     return optuna.load_study(study_name="search", storage=open_storage(None, out))
 
 
+POPULATION = """
+data: {name: digits}
+teacher: {network: {name: resnet, depth: 8, width: 8}, training: {epochs: 4}}
+student: {name: resnet, depth: 8, width: 4}
+condensation: {name: random_real, ipc: 2}
+inversion: {name: fast, steps: 2, batch: 64, width: 16, bn_weight: !log_uniform [0.1, 100]}
+guidance: {name: discriminator, weight: !log_uniform [1, 100]}
+distiller: {steps: 8, batch: 64, condensed_share: 0.5, lr: !log_uniform [0.003, 0.3]}
+rounds: 5
+"""
+
+
 @pytest.fixture(scope="module")
 def finished(home: Path) -> Path:
     done = search(home, "whole", "--trials", "5")
@@ -80,6 +92,84 @@ def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
     assert first.split("|")[1].strip() == best.arm.removeprefix("trial ")
     assert len(list((finished / "products").glob("*"))) == 1
     assert read_manifest(finished).search["parameters"] == ["inversion/bn_weight", "guidance/name", "guidance/weight"]
+
+
+def evolve(home: Path, out: str, *flags: str) -> list[str]:
+    (home / "population.yaml").write_text(POPULATION)
+    given = [str(home / "population.yaml"), "--out", str(home / out), "--cache", str(home / "cache")]
+    return [sys.executable, "-m", "condkd_ray", "search", *given, "--population", "4", *flags]
+
+
+def told(out: Path) -> list:
+    """Of each member: its state, its life, its curve and its last parameters."""
+    return [(t.state, t.user_attrs["life"], t.intermediate_values, t.params) for t in stored(out).trials]
+
+
+@pytest.fixture(scope="module")
+def evolved(home: Path) -> Path:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(evolve(home, "evolved"), capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return home / "evolved"
+
+
+def test_a_population_is_a_trial_and_a_record_for_each_member(evolved: Path):
+    trials, records = stored(evolved).trials, {record.arm: record for record in read_records(evolved)}
+    assert len(trials) == len(records) == 4
+    for trial in trials:
+        record, life = records[f"trial {trial.number}"], trial.user_attrs["life"]
+        assert (trial.state, len(life), list(trial.intermediate_values)) == (TrialState.COMPLETE, 3, [1, 2, 3, 4, 5])
+        assert trial.params == life[-1]["params"]
+        assert trial.params["distiller/lr"] == record.config["distiller"]["lr"]
+        assert trial.user_attrs["config_hash"] == record.config_hash
+        assert trial.value == record.metrics["proxy/agreement"]
+        assert "student/test_accuracy" in record.metrics
+    taken = [(life["from"], trial.number) for trial in trials for life in trial.user_attrs["life"][1:]]
+    assert any(parent != number for parent, number in taken)
+    assert "test" not in (evolved / "study.journal").read_text()
+    assert len(list((evolved / "products").glob("*"))) == 1
+    assert [path for name in ("trials", "chunks") for path in (evolved / name).glob("*/")] == []
+
+
+@pytest.mark.fault
+def test_a_population_that_was_killed_and_continued_ends_as_the_undisturbed_one(home: Path, evolved: Path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for rounds in (3, 14):
+        with subprocess.Popen(evolve(home, "hit"), env=environment, stderr=subprocess.PIPE) as driver:
+            while rounds_told(home / "hit") < rounds:
+                assert driver.poll() is None
+                time.sleep(0.05)
+            driver.kill()
+            driver.communicate()
+    done = subprocess.run(evolve(home, "hit"), capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert told(home / "hit") == told(evolved)
+    assert len(read_records(home / "hit")) == 4
+
+
+def rounds_told(out: Path) -> int:
+    return (
+        sum(len(trial.intermediate_values) for trial in stored(out).trials) if (out / "study.journal").exists() else 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--sampler", "tpe"), "--sampler with --population is 'tpe'; accepted: random"),
+        (("--pruner", "asha"), "--pruner with --population is 'asha'; accepted: none"),
+        (("--objective", "proxy/kl", "memory/bytes"), "--objective with --population is 'proxy/kl memory/bytes'"),
+        (("--share", "inversion"), "--share with --population is 'inversion'; accepted: trial"),
+        (("--generation-rounds", "3"), "study 'search' was made for another population, [4, 2]; accepted"),
+    ],
+)
+def test_what_a_population_cannot_do_is_refused(home: Path, evolved: Path, flags, message):
+    before = (evolved / "study.journal").read_bytes()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(evolve(home, "evolved", *flags), capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert (evolved / "study.journal").read_bytes() == before
 
 
 def test_nothing_that_decides_knows_of_the_test(finished: Path):
