@@ -1,11 +1,13 @@
 """The study of planned trials: each once, whenever its driver was killed, and never with a test image in it."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from toy import make_prepared, toy_config
 
@@ -15,7 +17,7 @@ from condkd_ray.distiller import Distiller
 from condkd_ray.inversion import Fast
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
-from condkd_ray.report.records import write_record
+from condkd_ray.report.records import finished, write_record
 from condkd_ray.study import open_storage
 
 PREPARED = dataclasses.replace(make_prepared(), hashes={"teacher": "t", "data": "d", "condensed": "c", "proxy": "p"})
@@ -110,6 +112,32 @@ def test_a_killed_one_continued_ends_complete(tmp_path, recorded):
     assert [trial.user_attrs["config_hash"] for trial in trials] == ["a", "b", "c"]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert [trial.intermediate_values for trial in trials] == [{1: 0.25, 2: 0.5}] * 3
+
+
+def test_killed_over_any_write_it_ends_complete(tmp_path, monkeypatch):
+    write, killed = JournalFileBackend.append_logs, 0
+    for writes in range(0, 60, 3):
+        out, left = tmp_path / str(writes), iter(range(writes))
+
+        def append_logs(self, logs, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write(self, logs)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(JournalFileBackend, "append_logs", append_logs)
+            first = chronicle(out)
+            for key in PLANS:
+                heard(first, out, key)
+            killed -= 1
+        killed += 1
+        again = chronicle(out)
+        for key in set(PLANS) - finished(out):
+            heard(again, out, key)
+        trials = stored(out).trials
+        assert sorted(trial.user_attrs["config_hash"] for trial in trials) == ["a", "b", "c"]
+        assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert 8 < killed < 20
 
 
 def test_a_failure_has_its_reason_and_a_second_try_is_another_trial(tmp_path):
