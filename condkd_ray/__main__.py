@@ -1,4 +1,4 @@
-"""The command line `condkd`: one trial, a search, a condensed set, an export, a report, the pool, the methods."""
+"""The command line `condkd`: a try, a trial, a search, a condensed set, an export, a report, the pool, the methods."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from condkd_ray.search import Search, search
 from condkd_ray.shell import exit_codes, say
 from condkd_ray.storage import locate
 from condkd_ray.train import Repeat, Train, repeat, train
+from condkd_ray.trying import Try, try_out
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Export:
 
 
 Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
+    Annotated[Try, tyro.conf.subcommand("try")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Condense, tyro.conf.subcommand("condense")]
     | Annotated[Search, tyro.conf.subcommand("search")]
     | Annotated[Export, tyro.conf.subcommand("export")]
@@ -84,6 +86,7 @@ def main() -> None:
     """Entry point of `condkd`; exit codes as an experiment's."""
     with exit_codes():
         verbs = {
+            Try: try_out,
             Search: search,
             Dashboard: dashboard,
             Export: export_best,

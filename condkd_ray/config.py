@@ -37,11 +37,11 @@ def from_tree(tree: Tree, source: str = "config") -> TrialConfig:
 
     Raises `InputError` with the first bad key, its value and what is accepted; `source` names the file.
     """
-    return _build(TrialConfig, tree, source)
+    return build(TrialConfig, tree, source)
 
 
-def _build(kind: type[T], tree: Any, path: str) -> T:
-    """A frozen dataclass from its tree."""
+def build(kind: type[T], tree: Any, path: str) -> T:
+    """A frozen dataclass from its tree. Raises `InputError` as `from_tree` does; messages begin with `path`."""
     if not isinstance(tree, dict):
         raise InputError(f"{path} is {tree!r}; accepted: a mapping with {', '.join(_hints(kind))}")
     for key in tree:
@@ -65,7 +65,7 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     if not members or (value is None and type(None) in get_args(hint)):
         return _leaf(hint, value, path)
     if len(members) == 1 and "name" not in _hints(members[0]):
-        return _build(members[0], value, path)
+        return build(members[0], value, path)
     by_name = {name: member for member in members for name in get_args(_hints(member)["name"])}
     tree = {"name": value} if isinstance(value, str) else value
     if not isinstance(tree, dict):
@@ -74,7 +74,7 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     if not isinstance(name, str) or name not in by_name:
         what = f"{path}: name is not given" if name is None else f"{path} is {name!r}"
         raise InputError(f"{what}; accepted: {', '.join(by_name)}")
-    return _build(by_name[name], tree, path)
+    return build(by_name[name], tree, path)
 
 
 def _leaf(hint: Any, value: Any, path: str) -> Any:

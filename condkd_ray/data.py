@@ -22,7 +22,8 @@ from condkd_ray.readers.known import IDX_SETS, TORCHVISION_SETS
 from condkd_ray.samples import Samples, to_model, unseen
 from condkd_ray.streams import derive_seed
 
-DataName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "parquet", "image_folder"]
+Known = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
+DataName = Literal[Known, "parquet", "image_folder", "class_folders"]
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
 CONSTANTS: dict[str, Constants] = {
@@ -153,6 +154,8 @@ def _find(config: DataConfig) -> _Found:
         return _Found(*readers.idx_set(config.name, root, download=config.download))
     if config.name == "image_folder":
         return _image_folder(config, root)
+    if config.name == "class_folders":
+        return _Found(*readers.read_halves(root, config.size, config.seed))
     files = readers.find_parquet(root, config.train_file, config.test_file)
     if config.name != "parquet" and files is None:
         return _Found(*readers.torchvision_set(config.name, root, download=config.download))
@@ -182,8 +185,7 @@ def _image_folder(config: DataConfig, root: Path) -> _Found:
 def _held_out(config: DataConfig, train: Raw, why: str, remedy: str = "") -> _Found:
     """No test set is ever guessed: one is taken out of train, and the user is told."""
     count = HELD_OUT if len(train) >= HELD_OUT_FROM else len(train) // 5
-    number = f"{count:,}".replace(",", " ")
-    note = f"{why}: {number} images held out of train by data seed {config.seed}{remedy}"
+    note = f"{why}: {f'{count:,}'.replace(',', ' ')} images held out of train by data seed {config.seed}{remedy}"
     return _Found(train, None, held_out=count, notes=(note,))
 
 
@@ -198,9 +200,8 @@ def _split(config: DataConfig, found: _Found) -> tuple[RealImages, RealImages | 
     parts = torch.randperm(len(train), generator=generator).split([found.held_out, val_count, left])
     held_out, val, kept = (train[rows.sort().values] for rows in parts)
     test = held_out if found.test is None else _test(config, found.train, found.test)
-    accepted = f"{tuple(kept.pixels.shape[1:])}, train's"
-    shape = tuple(test.pixels.shape[1:])
-    require(shape == tuple(kept.pixels.shape[1:]), "shape of the test images", shape, accepted)
+    shape, fitting = (tuple(part.pixels.shape[1:]) for part in (test, kept))
+    require(shape == fitting, "shape of the test images", shape, f"{fitting}, train's")
     return kept, val if val_count else None, test
 
 
@@ -215,8 +216,7 @@ def _test(config: DataConfig, train: Raw, test: Raw) -> RealImages:
 
 
 def _real(config: DataConfig, raw: Raw) -> RealImages:
-    pixels = raw.pixels if config.size is None else readers.resize(raw.pixels, config.size)
-    return RealImages(pixels, raw.labels)
+    return RealImages(raw.pixels if config.size is None else readers.resize(raw.pixels, config.size), raw.labels)
 
 
 def _constants(config: DataConfig, train: RealImages) -> Constants:

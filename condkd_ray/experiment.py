@@ -43,6 +43,8 @@ __all__ = ["Flags", "Plan", "command_line", "run"]
 TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
 """Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
 T = TypeVar("T")
+Whole = Mapping[str, tuple[Plan, Prepared]]
+"""Planned trials by key, with what they were prepared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +151,18 @@ def command_line(flags: type[T], main: Callable[[T], int]) -> None:
         sys.exit(main(tyro.cli(flags)))
 
 
-def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, baseline: Baseline = "none") -> int:
+def run(
+    experiment: str,
+    question: str,
+    plans: Iterable[Plan],
+    flags: Flags,
+    *,
+    baseline: Baseline = "none",
+    tell: Callable[[Path], str] = report.build,
+) -> int:
     """Run what is missing of `plans`, write records as trials end, report; each arm is compared with its `baseline`.
 
-    The exit code: see `command_line`.
+    `tell` makes the report of the output folder and gives what is printed of it. The exit code: see `command_line`.
     """
     given, deadline = list(plans), time.time() + flags.budget_seconds
     planned, baseline = [scoped(plan, flags.share) for plan in given], scoped_baseline(baseline, given, flags.share)
@@ -189,7 +199,7 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
         complete, failed = _sweep(experiment, whole, missing, flags, deadline, clock)
         spent = clock.look()
     write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
-    print(report.build(flags.out))
+    print(tell(flags.out))
     say(f"tables, figure and records: {flags.out}; tensorboard --logdir {flags.out / 'tensorboard'}")
     if complete:
         return 1 if failed else 0
@@ -199,12 +209,7 @@ def run(experiment: str, question: str, plans: Iterable[Plan], flags: Flags, *, 
 
 
 def _sweep(
-    experiment: str,
-    whole: Mapping[str, tuple[Plan, Prepared]],
-    missing: list[Trial],
-    flags: Flags,
-    deadline: float,
-    clock: CpuClock,
+    experiment: str, whole: Whole, missing: list[Trial], flags: Flags, deadline: float, clock: CpuClock
 ) -> tuple[bool, int]:
     """Whether all trials came to an end, and how many of them failed."""
 
@@ -220,12 +225,8 @@ def _sweep(
     chronicle = Chronicle(flags.out, experiment, whole)
     watch = Watch(experiment, flags.out, {trial.key: whole[trial.key] for trial in missing}, flags.place)
     try:
-        complete = not missing or tuning.sweep(
-            missing,
-            Terms.of(flags, deadline),
-            on_round=told,
-            on_outcome=heard,
-        )
+        terms = Terms.of(flags, deadline)
+        complete = not missing or tuning.sweep(missing, terms, on_round=told, on_outcome=heard)
     finally:
         watch.close()
     return complete, watch.failed

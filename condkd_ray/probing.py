@@ -124,6 +124,16 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     )
 
 
+def round_seconds(plan: Plan, prepared: Prepared) -> float:
+    """Wall time of one round of a trial, measured on its first ones. Raises `NonFiniteError` where it diverges."""
+    config = _short(plan.config)
+    clean_process(torch.get_num_threads())
+    outcome = run_trial(config, prepared, local_store(config, prepared, None))
+    if outcome.status != "finished":
+        raise NonFiniteError(f"{plan.label}, tried for {ROUNDS} rounds: {outcome.reason}")
+    return max(row["time/wall_seconds"] for row in outcome.history[1:])
+
+
 def recorded(records: Sequence[Record], out: Path) -> Cost:
     """What finished trials say of others like them."""
     return join([_recorded(record, out) for record in records])

@@ -21,6 +21,7 @@ from condkd_ray.report.records import read_records
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.shell import say
 from condkd_ray.space import close, read
+from condkd_ray.study.quiet import quiet
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"
 
@@ -38,7 +39,8 @@ def plans(args: Args) -> Iterator[Plan]:
     """Random configs of the space, all with one seed."""
     base = to_tree(args.base())
     tree = read(args.space) | {name: base[name] for name in ("data", "teacher", "student", "rounds")}
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    with quiet():
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for number in range(args.configs):
         config = close(tree, study.ask())
         yield Plan(f"config {number}", getattr(config.condensation, "ipc", 0), config.seed, config)

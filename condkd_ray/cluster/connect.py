@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -15,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from condkd_ray.cluster.address import ADDRESS, check_versions, checked, on_loopback_alone
+from condkd_ray.cluster.interrupts import as_ctrl_c, handling, interrupts_kept
 from condkd_ray.cluster.shipping import runtime_env
 from condkd_ray.method import InputError, require
 
@@ -70,10 +70,10 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
             yield
             return
         try:
-            with _interrupts_kept():
+            with interrupts_kept():
                 _init(found, cpus, gpus)
             # Ray's core would end the process on SIGTERM at once, with a stack dump.
-            with handling(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT)):
+            with handling(signal.SIGTERM, as_ctrl_c):
                 yield
         finally:
             # A second Ctrl-C shall not leave half a cluster behind; this takes a second or two.
@@ -215,31 +215,3 @@ def _store_bytes() -> int:
     free = shared.f_bavail * shared.f_frsize * 9 // 10 if shared else STORE_BYTES
     # Ray refuses less than 75 MiB.
     return max(min(STORE_BYTES, memory // 4, free), 80 * 2**20)
-
-
-@contextmanager
-def handling(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """`handler` in charge of a signal, and afterwards whoever was before. Only the main thread can; others pass."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
-@contextmanager
-def _interrupts_kept() -> Iterator[None]:
-    """Ctrl-C takes effect at the end of the block, and a second one at once: Ray, while it comes up, forgets it."""
-    came: list[int] = []
-
-    def keep(number: int, frame: Any) -> None:
-        came.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    with handling(signal.SIGINT, keep):
-        yield
-    if came:
-        raise KeyboardInterrupt

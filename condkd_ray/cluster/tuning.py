@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from condkd_ray.cluster.attempts import start_anew
-from condkd_ray.cluster.connect import handling
+from condkd_ray.cluster.interrupts import handling
 from condkd_ray.cluster.packing import check_packing
 from condkd_ray.cluster.parcels import Depot
 from condkd_ray.cluster.pipeline import bundles, crew_size

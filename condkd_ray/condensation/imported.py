@@ -143,13 +143,15 @@ def check_statistics(samples: Samples, force: bool, what: str = "condensed set")
     require(False, f"standard deviation of {what}", round(spread, 4), f"{LEAST_STD} to {MOST_STD}; {cause}; or force")
 
 
-def check_recognised(accuracy: float, num_classes: int, what: str, force: bool) -> None:
-    """Raise `InputError` where the teacher hardly knows the images: `accuracy`, a fraction of them all.
-
-    The least that passes is 2.5 times chance, or half way from chance to 1 where that is less (few classes).
-    """
+def least_recognised(num_classes: int) -> float:
+    """With less a teacher hardly knows images: 2.5 times chance, or half way from chance to 1 if less (few classes)."""
     chance = 1 / num_classes
-    least = min(TIMES_CHANCE * chance, (1 + chance) / 2)
+    return min(TIMES_CHANCE * chance, (1 + chance) / 2)
+
+
+def check_recognised(accuracy: float, num_classes: int, what: str, force: bool) -> None:
+    """Raise `InputError` where the teacher hardly knows the images: `accuracy`, a fraction of them all."""
+    least = least_recognised(num_classes)
     accepted = (
         f"more than {least:.3f} ({num_classes} classes); likely causes: normalised twice (check space), ZCA-whitened, "
         "labels in another order, or another data set than the teacher's; or force"

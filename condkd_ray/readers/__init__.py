@@ -3,6 +3,7 @@
 The one exception to the last is `known.torchvision_set`: torchvision checks the md5 of its files first.
 """
 
+from condkd_ray.readers.halves import read_halves as read_halves
 from condkd_ray.readers.idx import find_idx as find_idx
 from condkd_ray.readers.idx import read_idx as read_idx
 from condkd_ray.readers.idx import read_idx_pair as read_idx_pair

@@ -51,18 +51,32 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 
 
 def read_folder(root: Path, size: int | None = None) -> Raw:
-    """Images of one sub-folder a class. Classes and images in the order of their names; numbers count as numbers."""
+    """Images of one sub-folder a class. Classes and images in the order of their names; numbers count as numbers.
+
+    A file `classes.txt` beside the sub-folders, one name a line, gives another order of the classes.
+    """
     require(root.is_dir(), "image folder", str(root), "an existing folder with one sub-folder a class")
-    folders = sorted((child for child in root.iterdir() if child.is_dir()), key=lambda child: child.name)
-    if all(folder.name.isdecimal() for folder in folders):
-        folders.sort(key=lambda folder: int(folder.name))  # else class "10" would come before "2"
+    folders = _ordered(root, sorted((child for child in root.iterdir() if child.is_dir()), key=lambda one: one.name))
     groups = [sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES) for folder in folders]
     empty = [folder.name for folder, files in zip(folders, groups, strict=True) if not files]
     accepted = f"one sub-folder a class, each with {', '.join(IMAGE_SUFFIXES)} images"
-    require(bool(folders) and not empty, f"classes without images in {root}", empty, accepted)
+    require(bool(folders), f"number of class folders in {root}", 0, accepted)
+    require(not empty, f"classes without images in {root}", empty, accepted)
     labels = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(files) for files in groups]))
     pixels = decode_all(((str(file), file) for files in groups for file in files), size)
     return checked(pixels, labels, tuple(folder.name for folder in folders), str(root))
+
+
+def _ordered(root: Path, folders: list[Path]) -> list[Path]:
+    order = root / "classes.txt"
+    if order.is_file():
+        names = [line.strip() for line in order.read_text().splitlines() if line.strip()]
+        there = [folder.name for folder in folders]
+        require(sorted(names) == there, f"names in {order}", names, f"each of {', '.join(there)} once")
+        return [root / name for name in names]
+    if all(folder.name.isdecimal() for folder in folders):
+        folders.sort(key=lambda folder: int(folder.name))  # else class "10" would come before "2"
+    return folders
 
 
 def checked(pixels: Tensor, labels: Tensor, names: tuple[str, ...] | None, what: str) -> Raw:

@@ -44,7 +44,8 @@ def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Any:
     `spread`: metrics of which there are means and ranges over the seeds of an arm; their charts come first.
     """
     shown = sorted(telling(tags))
-    charts = {ARMS: [_over_seeds(name) for name in METRICS if name in set(spread)]}
+    # TensorBoard shows charts with bands from the last to the first, those with lines as they come.
+    charts = {ARMS: [_over_seeds(name) for name in reversed(METRICS) if name in set(spread)]}
     for family in FAMILIES:
         charts[family] = [_over_trials(tag) for tag in shown if tag.startswith(f"{family}/")]
     return _LAYOUT.Layout(

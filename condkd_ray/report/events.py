@@ -35,14 +35,20 @@ _STATUS: dict[Status, int] = {"finished": _API.STATUS_SUCCESS, "failed": _API.ST
 
 
 def columns(planned: Sequence[Mapping[str, Scalar]], always: Sequence[str]) -> dict[str, Any]:
-    """The columns of the HParams tab, HParamInfo by name: `always`, then what the planned trials have beside."""
+    """The columns of the HParams tab, HParamInfo by name: `always`, then what the planned trials have beside.
+
+    TensorBoard shows those that differ, or belong to some trials alone, before the others, and only five at first.
+    """
     names = dict.fromkeys([*always, *(name for trial in planned for name in trial)])
-    return {name: _column(name, [trial[name] for trial in planned if name in trial]) for name in names}
+    infos = {name: _column(name, [trial[name] for trial in planned if name in trial]) for name in names}
+    for name, info in infos.items():
+        info.differs = len({trial.get(name) for trial in planned}) > 1
+    return infos
 
 
 def intervals(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     """Columns of numbers between two bounds."""
-    infos = {name: _API.HParamInfo(name=name, type=_API.DATA_TYPE_FLOAT64) for name in ranges}
+    infos = {name: _API.HParamInfo(name=name, type=_API.DATA_TYPE_FLOAT64, differs=True) for name in ranges}
     for name, (low, high) in ranges.items():
         infos[name].domain_interval.min_value, infos[name].domain_interval.max_value = low, high
     return infos

@@ -5,6 +5,7 @@ In its own run each trial has one; in the run of the whole experiment all of the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ _CONFIG: Any = projector_config_pb2
 
 COLUMNS = ("what", "kind", "class", "arm", "ipc", "seed")
 """What is said of each point. `what` is all but class and seed in one, for colours."""
-TENSORS, SAID = "tensors.tsv", "metadata.tsv"
+TENSORS, SAID, VIEWS = "tensors.tsv", "metadata.tsv", "bookmarks.json"
+COLOURS = {"by what it is": "what", "by class": "class"}
+"""Bookmarks, one click each, and the column that each colours the points by: at first they have one colour."""
 Cloud = tuple[Points, Mapping[str, str]]
 """Points of one kind, and what is said of all of them by column."""
 
@@ -77,8 +80,22 @@ def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
             said.append("\t".join({**told, "class": str(label)}.get(column, "-") for column in COLUMNS))
     atomic_write(folder / TENSORS, "".join(f"{row}\n" for row in rows).encode())
     atomic_write(folder / SAID, "".join(f"{row}\n" for row in said).encode())
-    embedding = _CONFIG.EmbeddingInfo(tensor_name=name, tensor_path=TENSORS, metadata_path=SAID)
+    views = [_view(label, column, features.shape) for label, column in COLOURS.items()]
+    atomic_write(folder / VIEWS, json.dumps(views).encode())
+    embedding = _CONFIG.EmbeddingInfo(tensor_name=name, tensor_path=TENSORS, metadata_path=SAID, bookmarks_path=VIEWS)
     embedding.tensor_shape.extend(features.shape)
     # Last, for who reads it reads the others.
     config = _CONFIG.ProjectorConfig(embeddings=[embedding])
     atomic_write(folder / metadata.PROJECTOR_FILENAME, text_format.MessageToString(config).encode())
+
+
+def _view(label: str, column: str, shape: Sequence[int]) -> Mapping[str, Any]:
+    """A state of the projector: the two largest principal components, which it has computed by then, in colours."""
+    sides: dict[str, Any] = {f"custom{side}{what}": empty for side in ("XLeft", "XRight", "YUp", "YDown")
+             for what, empty in (("Text", ""), ("Regex", False))}  # fmt: skip
+    tsne = {"tSNEIteration": 0, "tSNEPerplexity": 30, "tSNELearningRate": 10, "tSNEis3d": False}
+    umap = {"umapIs3d": False, "umapNeighbors": 15, "umapMinDist": 0.1}
+    shown = {"selectedProjection": "pca", "pcaComponentDimensions": [0, 1], "projections": [], "selectedPoints": []}
+    coloured = {"selectedColorOptionName": column, "forceCategoricalColoring": True, "selectedLabelOption": column}
+    named = {"label": label, "isSelected": False, "dataSetDimensions": list(shape)}
+    return named | shown | coloured | tsne | umap | sides | {"customSelectedSearchByMetadataOption": column}

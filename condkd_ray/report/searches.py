@@ -33,9 +33,9 @@ def search_table(records: Sequence[Record], manifest: Manifest) -> Table:
             record.arm.removeprefix("trial "),
             record.status if keeps(record, manifest) else f"{record.status}, infeasible",
             str(record.rounds),
-            *(_number(value(record, name)) for name in objective),
-            _number(100 * record.metrics.get(ACCURACY, math.nan)),
-            _number(record.cpu_seconds),
+            *(_objective(name, value(record, name)) for name in objective),
+            _fixed(100 * record.metrics.get(ACCURACY, math.nan), 2),
+            _fixed(record.cpu_seconds, 1),
             *(_leaf(record.config, path) for path in paths),
         ]
         for record in ended
@@ -111,6 +111,15 @@ def _leaf(config: Mapping[str, Any], path: str) -> str:
         else:
             return ""
     return _number(found) if isinstance(found, float) else str(found)
+
+
+def _objective(name: str, number: float) -> str:
+    """Times and bytes in as many digits as they need, others so that a column's points stand below one another."""
+    return _number(number) if name.startswith(("time/", "memory/")) else _fixed(number, 4)
+
+
+def _fixed(number: float, digits: int) -> str:
+    return "-" if math.isnan(number) else f"{number:.{digits}f}"
 
 
 def _number(number: float) -> str:

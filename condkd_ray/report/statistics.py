@@ -39,10 +39,10 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Test accuracy of `left` minus `right` at one IPC, as fractions, paired by seed.
+    """Test accuracy, or another metric, of `left` minus `right` at one IPC, paired by seed; accuracies are fractions.
 
     `low`, `high`: 95 % interval over seeds by `method`, None where there is none. `image_low`, `image_high`: 95 %
-    percentile bootstrap over test images of the difference averaged over the common seeds.
+    percentile bootstrap over test images of the difference averaged over the common seeds, of test accuracy alone.
     """
 
     left: str
@@ -131,16 +131,16 @@ def image_interval(left: np.ndarray, right: np.ndarray, seed: int = 0) -> tuple[
 
 
 def difference(
-    records: Sequence[Record], left: str, right: str, ipc: int, labels: Sequence[int] = ()
+    records: Sequence[Record], left: str, right: str, ipc: int, labels: Sequence[int] = (), metric: str = ACCURACY
 ) -> Difference | None:
     """`left` minus `right` at `ipc` over the seeds that both have finished; None without a common seed."""
-    ours, theirs = _by_seed(records, left, ipc), _by_seed(records, right, ipc)
+    ours, theirs = _by_seed(records, left, ipc, metric), _by_seed(records, right, ipc, metric)
     common = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     if not common:
         return None
-    values = np.array([a.metrics[ACCURACY] - b.metrics[ACCURACY] for a, b in common])
+    values = np.array([a.metrics[metric] - b.metrics[metric] for a, b in common])
     low, high, method = interval(values)
-    image_low, image_high = _over_images(common, labels)
+    image_low, image_high = _over_images(common, labels if metric == ACCURACY else ())
     std = float(values.std(ddof=1)) if len(values) > 1 else None
     return Difference(
         left=left,
@@ -158,7 +158,7 @@ def difference(
 
 
 def comparisons(
-    records: Sequence[Record], labels: Sequence[int] = (), *, baseline: Baseline = "none"
+    records: Sequence[Record], labels: Sequence[int] = (), *, baseline: Baseline = "none", metric: str = ACCURACY
 ) -> list[Difference]:
     """Each arm minus its baseline and minus `none`, and `PAIRS`; no two arms twice.
 
@@ -172,9 +172,9 @@ def comparisons(
         if left != right:
             pairs.setdefault(frozenset((left, right)), (left, right))
     found = [
-        difference(records, left, right, ipc, labels)
+        difference(records, left, right, ipc, labels, metric)
         for left, right in pairs.values()
-        for ipc in _common_ipcs(_ipcs(records, left), _ipcs(records, right))
+        for ipc in _common_ipcs(_ipcs(records, left, metric), _ipcs(records, right, metric))
     ]
     return [one for one in found if one is not None]
 
@@ -201,8 +201,8 @@ def _value(record: Record, metric: str) -> float | None:
     return value if record.status == "finished" and np.isfinite(value) else None
 
 
-def _ipcs(records: Iterable[Record], arm: str) -> set[int]:
-    return {record.ipc for record in records if record.arm == arm and _value(record, ACCURACY) is not None}
+def _ipcs(records: Iterable[Record], arm: str, metric: str) -> set[int]:
+    return {record.ipc for record in records if record.arm == arm and _value(record, metric) is not None}
 
 
 def _common_ipcs(left: set[int], right: set[int]) -> list[int]:
@@ -214,12 +214,12 @@ def _common_ipcs(left: set[int], right: set[int]) -> list[int]:
     return sorted(left) if right == {0} else sorted(left & right)
 
 
-def _by_seed(records: Sequence[Record], arm: str, ipc: int) -> dict[int, Record]:
-    used = 0 if _ipcs(records, arm) == {0} else ipc
+def _by_seed(records: Sequence[Record], arm: str, ipc: int, metric: str) -> dict[int, Record]:
+    used = 0 if _ipcs(records, arm, metric) == {0} else ipc
     return {
         record.seed: record
         for record in records
-        if record.arm == arm and record.ipc == used and _value(record, ACCURACY) is not None
+        if record.arm == arm and record.ipc == used and _value(record, metric) is not None
     }
 
 

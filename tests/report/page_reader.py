@@ -59,7 +59,9 @@ def searched(out: Path, *, several: bool = False) -> tuple[list, dict]:
         metrics = {"proxy/agreement": values[0], "student/test_accuracy": values[0] - 0.1 + 0.001 * number,
                    "time/wall_seconds": values[1], "time/inversion_seconds": weight}  # fmt: skip
         tree = {"guidance": {"weight": weight}}
+        history = [{"round": 1.0, "proxy/agreement": 0.5}, {"round": 2.0, "proxy/agreement": values[0] + 0.002},
+                   {"round": 3.0, "proxy/agreement": values[0]}]  # fmt: skip
         records.append(make_record(f"trial {number}", 5, 0, config_hash=f"{number:016x}", proxy_hash="p", config=tree,
-                                   metrics=metrics, history=[], predictions=[]))  # fmt: skip
+                                   metrics=metrics, history=history, predictions=[]))  # fmt: skip
     about = SEARCH | {"objective": ["proxy/agreement", "time/wall_seconds"][: 1 + several], "directions": directions}
     return records, about

@@ -99,6 +99,11 @@ def test_categories_are_in_order_and_expressions_literal():
     assert not re.match(expression, "diagnosis/aab")
 
 
+def test_charts_with_bands_are_given_in_the_order_that_tensorboard_turns_round():
+    (arms,) = layout([], ["student/test_accuracy", "proxy/kl"]).category
+    assert [chart.title.partition(",")[0] for chart in arms.chart] == ["proxy/kl", "student/test_accuracy"]
+
+
 def test_arms_come_first_with_mean_and_range_over_their_seeds(tmp_path):
     records = [make_record(arm, 10, seed) for arm in ("mixed", "guided") for seed in (0, 1, 2)]
     rebuild(tmp_path, [*records, make_record("none", 0, 0)])

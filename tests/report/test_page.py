@@ -128,7 +128,7 @@ def test_a_single_trial(tmp_path):
 def test_a_search(tmp_path):
     records, about = searched(tmp_path)
     seen = Seen(written(tmp_path, records, search=about))
-    assert "Trial 2 is the best of 12 by proxy/agreement, 1: guidance/weight 3." in seen.text
+    assert "Trial 2 is the best of 12 by proxy/agreement, 1.0000: guidance/weight 3." in seen.text
     assert "All trials share one seed" in seen.text
     assert "importance of each parameter" in [value for _, name, value in seen.attributes if name == "alt"]
     assert re.search(r"Spearman's rho of proxy/agreement with test accuracy: \+0\.9\d over 12 trials", seen.text)

@@ -90,6 +90,16 @@ def test_each_kept_trial_has_its_embedding(tmp_path):
     assert {row["what"] for row in reader.read(run_name(none))[1]} == {"real", "synthetic none no ipc"}
 
 
+def test_it_offers_colours_by_columns_that_are_there(tmp_path):
+    record, _ = kept(tmp_path, "mixed", 10)
+    rebuild(tmp_path, [record])
+    run = run_name(record)
+    views = json.loads(Reader(tmp_path / "tensorboard").get("/bookmarks", run=run, name="teacher features"))
+    assert [view["selectedColorOptionName"] for view in views] == ["what", "class"]
+    assert all(view["selectedColorOptionName"] in COLUMNS for view in views)
+    assert all(view["dataSetDimensions"] == [sum(COUNTS.values()), 5] for view in views)
+
+
 def test_all_arms_lie_in_one_space_and_what_they_share_is_there_once(tmp_path):
     trials = [kept(tmp_path, arm, ipc) for arm in ("mixed", "guided") for ipc in (1, 10)]
     stranger, _ = kept(tmp_path, "none", 0, teacher_hash="another")

@@ -162,6 +162,8 @@ def test_hparams_have_types_and_values(folder):
     assert infos["ipc"].type == infos["guidance.weight"].type == API.DATA_TYPE_FLOAT64
     assert [value.number_value for value in infos["ipc"].domain_discrete.values] == [0, 1, 10]
     assert [info.name.tag for info in found.metric_infos] == list(METRICS)
+    # TensorBoard shows these first.
+    assert {name for name, info in infos.items() if info.differs} == set(infos) - {"inversion", "memory"}
     session = start(out / "tensorboard" / run_name(make_record("guided", 10, 1)))
     assert session.group_name == run_name(make_record("guided", 10, 1))
     assert session.hparams["arm"].string_value == "guided"

@@ -12,18 +12,17 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from condkd_ray.method import InputError
-from condkd_ray.report import planned, searches, tables
-from condkd_ray.report.page import parts
-from condkd_ray.report.page.answer import facts, forest, judged, tested, verdict
+from condkd_ray.report import searches
+from condkd_ray.report.page import confirmed, parts, rounds
+from condkd_ray.report.page.answer import facts, tested
 from condkd_ray.report.page.elements import Element, Page, Rows, Section, Text
 from condkd_ray.report.page.pictures import gallery, vector
 from condkd_ray.report.page.plots import course_plot, front_plot, importance_plot
-from condkd_ray.report.records import MANIFEST, Manifest, Record
-from condkd_ray.report.statistics import ACCURACY, comparisons, rankings
+from condkd_ray.report.records import Manifest, Record
+from condkd_ray.report.statistics import ACCURACY, rankings
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances, stored_trials
 
-IMPORTANCE, CONFIRMED = "Importance of parameters", "confirmed"
-"""A heading; and the folder below a search's, of the best trials run again with new seeds."""
+IMPORTANCE = "Importance of parameters"
 STUDY = "search"
 """The name a study has where the command gives it none."""
 BEST = 6
@@ -35,7 +34,7 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
     objective, directions = manifest.search["objective"], manifest.search["directions"]
     table = searches.search_table(records, manifest)
     ranked = searches.ranked(records, manifest)
-    again, sentences = _confirmed(out)
+    again, sentences = confirmed.section(out, objective[0])
     course = course_plot(_course(records, manifest), directions[0], objective[0])
     by_status = {status: [one for one in records if one.status == status] for status in ("finished", "pruned")}
     lead = [*(again.elements[:1] if again else []), *vector(course, f"{objective[0]} of each trial")]
@@ -50,6 +49,7 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
             *([replace(again, elements=again.elements[1:]), Section(IMPORTANCE, importance)] if again else []),
             _front(ranked, manifest),
             Section("Trials", [Rows(table, most=12)] if table.rows else []),
+            rounds.section(ranked, records, objective[0], directions[0]),
             parts.proxy(records, objective[0], None),
             Section("Images of the best trials", gallery(out, ranked[:BEST])),
             parts.cost(by_status),
@@ -96,21 +96,6 @@ def _rho(records: Sequence[Record], objective: str) -> list[tuple[str, str]]:
     return [("rho with test accuracy", f"{one.rho:+.2f} (n = {one.n})") for one in found[:1]]
 
 
-def _confirmed(out: Path) -> tuple[Section | None, list[str]]:
-    """The best and the default with new seeds, where that was done; else a word that it was not."""
-    place = out / CONFIRMED
-    manifest, found = planned(place) if (place / MANIFEST).is_file() else (None, [])
-    differences = comparisons(found, manifest.test_labels, baseline=manifest.baseline) if manifest else []
-    if not differences:
-        caution = "All trials share one seed; whether it is better than another shows only with new ones."
-        return None, [caution]
-    elements: list[Element] = [forest(judged(differences)), Rows(tables.accuracy_table(found))]
-    elements += [Rows(tables.difference_table(differences))]
-    return Section("The best again, with new seeds", elements), [
-        f"With new seeds: {line[0].lower()}{line[1:]}" for line in verdict(judged(differences))[:1]
-    ]
-
-
 def _importance(out: Path, manifest: Manifest) -> list[Element]:
     try:
         trials = _trials(out, manifest)
@@ -122,7 +107,8 @@ def _importance(out: Path, manifest: Manifest) -> list[Element]:
         return [Text(f"Importance of parameters is told from {LEAST} complete trials on; there are {complete}.")]
     caption = (
         f"Importance by PED-ANOVA: how much the best trials' values of a parameter differ from all. Lines: {RESAMPLES} "
-        "bootstrap resamples of the trials; where they overlap, the order is not known."
+        "bootstrap resamples of the trials; where they overlap, the order is not known. The Optuna dashboard counts "
+        "fewer trials as the best and may tell another order."
     )
     return vector(importance_plot(found, complete), "importance of each parameter", caption)
 

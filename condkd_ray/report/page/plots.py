@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from condkd_ray.report.drawing import GREY, STYLE, Label, Looks, canvas, caption, name, place_labels, rows
 from condkd_ray.report.records import Record
@@ -15,6 +16,8 @@ from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.study.importance import Importance
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
+COLOURS = (_BLUE, _ORANGE, "#009E73", "#CC79A7")
+"""Of the lines that are named."""
 
 
 def proxy_plot(records: Sequence[Record], proxy: str, looks: Looks | None) -> Figure | None:
@@ -30,12 +33,16 @@ def proxy_plot(records: Sequence[Record], proxy: str, looks: Looks | None) -> Fi
             members = [one for one in shown if not looks or one.arm == arm]
             color, marker = looks[arm] if looks else (_BLUE, "o")
             x, y = (np.array([one.metrics[key] for one in members]) for key in (proxy, ACCURACY))
-            axes.plot(x, 100 * y, ls="", marker=marker, ms=4.5, mec="white", mew=0.5, color=color, alpha=0.85)
-            labels += [Label(axes, float(x.mean()), float(100 * y.mean()), name(arm), color)] if looks else []
+            # A star's arms are thin.
+            size = 8.5 if marker == "*" else 4.5
+            axes.plot(x, 100 * y, ls="", marker=marker, ms=size, mec="white", mew=0.5, color=color, alpha=0.85)
+            last = int(x.argmax())
+            labels += [Label(axes, float(x[last]), float(100 * y[last]), name(arm), color)] if looks else []
         _grid(axes, proxy, "test accuracy (%)")
         if len(labels) <= 14:
             place_labels(figure, labels)
-        caption(figure, f"n = {len(shown)} trials, a point each." + (" Lines go from an arm's mean." if labels else ""))
+        ties = " Lines go to an arm's rightmost point." if labels else ""
+        caption(figure, f"n = {len(shown)} trials, a point each.{ties}")
         return figure
 
 
@@ -53,6 +60,23 @@ def course_plot(values: Sequence[float], direction: str, objective: str) -> Figu
         _grid(axes, "trial, in the order of proposals", objective)
         place_labels(figure, [Label(axes, numbers[-1], better.accumulate(told)[-1], "best so far", _BLUE)])
         caption(figure, f"n = {int(np.isfinite(told).sum())} finished trials, a point each.")
+        return figure
+
+
+def rounds_plot(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], objective: str, named: int) -> Figure:
+    """The objective over the rounds, a line a trial by its name: the first `named` in colours, the others grey."""
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = canvas(3.1)
+        labels = []
+        for place, (trial, (rounds, values)) in enumerate(curves.items()):
+            color = COLOURS[place] if place < named else "#BBBBBB"
+            axes.plot(rounds, values, color=color, lw=1.4 if place < named else 0.7, zorder=2 + (place < named),
+                      marker="o", markevery=[-1], ms=2.5)  # fmt: skip
+            labels += [Label(axes, rounds[-1], values[-1], trial, color)] if place < named else []
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        _grid(axes, "round", objective)
+        place_labels(figure, labels)
+        caption(figure, f"n = {len(curves)} trials, a line each; the best in colours, dots where a trial ended.")
         return figure
 
 

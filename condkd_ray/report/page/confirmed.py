@@ -1,0 +1,58 @@
+"""The best trials of a search and its default, run again with new seeds: the only claim that a search makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from condkd_ray.report import planned, significance, tables
+from condkd_ray.report.details import rounds_table
+from condkd_ray.report.layout import Table
+from condkd_ray.report.page.answer import forest, judged, verdict
+from condkd_ray.report.page.elements import Element, Rows, Section
+from condkd_ray.report.records import MANIFEST
+from condkd_ray.report.statistics import ACCURACY, Difference, comparisons
+
+FOLDER = "confirmed"
+"""Below the search's."""
+TITLE = "The best again, with new seeds"
+_CAUTION = "All trials share one seed; whether it is better than another shows only with new ones."
+_LEGEND = (
+    "The same difference in what the search looked at, in its own unit; intervals and p as above. A gain here that "
+    "test accuracy does not show is one of the proxy alone."
+)
+
+
+def section(out: Path, objective: str) -> tuple[Section | None, list[str]]:
+    """The section, its first element for the first screen, and the claim; where nothing was run again, a caution."""
+    place = out / FOLDER
+    manifest, found = planned(place) if (place / MANIFEST).is_file() else (None, [])
+    differences = comparisons(found, manifest.test_labels, baseline=manifest.baseline) if manifest else []
+    if manifest is None or not differences:
+        return None, [_CAUTION]
+    finished = [record for record in found if record.status == "finished"]
+    told = [tables.accuracy_table(found), tables.difference_table(differences)]
+    if objective != ACCURACY:
+        told.append(objective_table(comparisons(finished, baseline=manifest.baseline, metric=objective), objective))
+    told.append(rounds_table(finished))
+    elements: list[Element] = [forest(judged(differences)), *(Rows(table) for table in told if table.rows)]
+    claim = verdict(judged(differences))[0]
+    return Section(TITLE, elements), [f"With new seeds: {claim[0].lower()}{claim[1:]}"]
+
+
+def objective_table(differences: Sequence[Difference], objective: str) -> Table:
+    """A row a comparison."""
+    rows = [
+        [
+            f"{one.left} - {one.right}",
+            str(one.ipc or "-"),
+            str(one.n),
+            f"{one.mean:+.4f}" + ("" if one.std is None else f" ± {one.std:.4f}"),
+            "-" if one.low is None or one.high is None else f"{one.low:+.4f} to {one.high:+.4f}",
+            significance.told(p),
+            one.method,
+        ]
+        for one, p in zip(differences, significance.corrected(differences), strict=True)
+    ]
+    header = ["difference", "IPC", "n", objective, "95 % over seeds", "p (Holm)", "method"]
+    return Table(f"Paired differences in {objective}", header, rows, _LEGEND)

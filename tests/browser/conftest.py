@@ -1,0 +1,49 @@
+"""The system's own Chromium, driven by Playwright, which brings none and fetches none."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The factory of records that the tests of pages share.
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+SECONDS = 90
+"""For whatever is waited for in a page: a busy machine draws slowly."""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for the tests of a file."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip(f"no browser is installed: none of {', '.join(NAMES)} is on the PATH (apt-get install chromium)")
+    if find_spec("playwright") is None:
+        pytest.skip("Playwright is not installed (pip install '.[test]')")
+    from playwright.sync_api import sync_playwright
+
+    # As root Chromium refuses to start with its sandbox; without a GPU the projector draws by software.
+    options = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*options, "--enable-unsafe-swiftshader"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium) -> Iterator[Any]:
+    """A page in it, empty. `tab.asked`: what it has asked for; `tab.complaints`: errors on its console."""
+    page = chromium.new_page(viewport={"width": 1500, "height": 1100})
+    page.set_default_timeout(1000 * SECONDS)
+    page.asked, page.complaints = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda said: page.complaints.append(said.text) if said.type == "error" else None)
+    yield page
+    page.close()

@@ -1,0 +1,44 @@
+"""A search of seconds, as its users start it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+
+from condkd_ray.study import open_storage
+
+SPACE = """
+data: {name: digits}
+teacher: {network: {name: resnet, depth: 8, width: 8}, training: {epochs: 4}}
+student: {name: resnet, depth: 8, width: 4}
+condensation: {name: random_real, ipc: 2}
+inversion: {name: fast, steps: 2, batch: 64, width: 16, bn_weight: !log_uniform [0.1, 100]}
+guidance: !choice
+  - {name: discriminator, weight: !log_uniform [1, 100]}
+  - none
+distiller: {steps: 8, batch: 64, condensed_share: 0.5}
+rounds: 4
+"""
+
+
+def command(home: Path, out: str, *flags: str) -> list[str]:
+    """A search of `small.yaml` in the folder `home`, into `out` there."""
+    given = [str(home / "small.yaml"), "--out", str(home / out), "--cache", str(home / "cache")]
+    return [sys.executable, "-m", "condkd_ray", "search", *given, *flags]
+
+
+def environment() -> dict[str, str]:
+    """One thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def search(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """To its end."""
+    return subprocess.run(command(home, out, *flags), capture_output=True, text=True, env=environment(), timeout=240)
+
+
+def stored(out: Path) -> optuna.Study:
+    """Its study, as anybody may open it."""
+    return optuna.load_study(study_name="search", storage=open_storage(None, out))
