@@ -225,8 +225,7 @@ def _sweep(
     chronicle = Chronicle(flags.out, experiment, whole)
     watch = Watch(experiment, flags.out, {trial.key: whole[trial.key] for trial in missing}, flags.place)
     try:
-        terms = Terms.of(flags, deadline)
-        complete = not missing or tuning.sweep(missing, terms, on_round=told, on_outcome=heard)
+        complete = not missing or tuning.sweep(missing, Terms.of(flags, deadline), on_round=told, on_outcome=heard)
     finally:
         watch.close()
     return complete, watch.failed
