@@ -89,13 +89,17 @@ class Watch:
         if details():
             detail(round_line(self._label(plan), metrics, plan.config.total_rounds, self._goal.metric))
 
-    def outcome(self, key: str, outcome: Outcome) -> None:
-        """Trial `key` has ended: its record is written, from then on it is finished."""
+    def outcome(self, key: str, outcome: Outcome, *, candidate: bool = True) -> None:
+        """Trial `key` has ended: its record is written, from then on it is finished.
+
+        `candidate`: whether what it has made may be kept as the best.
+        """
         record, (plan, prepared) = self._record(key, outcome), self._work[key]
         label = self._label(plan)
         # Whoever has a record is not run again, so what it has made must be kept before.
         grids.keep(self._out, record, outcome, prepared)
-        self._shelf.offer(record, prepared)
+        if candidate:
+            self._shelf.offer(record, prepared)
         write_record(self._out, record)
         self._board.trial_finished(record)
         accuracy, arm = record.metrics.get("student/test_accuracy"), plan.group
@@ -152,6 +156,7 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         base,
         status=outcome.status,
         reason=outcome.reason,
+        node=outcome.node,
         threads=outcome.threads,
         wall_seconds=outcome.metrics.get("time/wall_seconds", float("nan")),
         cpu_seconds=outcome.metrics.get("time/cpu_seconds", float("nan")),

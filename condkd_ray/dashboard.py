@@ -18,10 +18,10 @@ from urllib.error import URLError
 
 import tyro
 
-from condkd_ray.explorer import ARTIFACTS
 from condkd_ray.method import require
 from condkd_ray.report.records import read_manifest
 from condkd_ray.report.tensorboard import FOLDER
+from condkd_ray.scribe import ARTIFACTS
 from condkd_ray.shell import say
 from condkd_ray.study.storages import JOURNAL
 

@@ -16,6 +16,7 @@ import tyro
 from condkd_ray import networks
 from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
+from condkd_ray.chronicle import Chronicle
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
 from condkd_ray.cluster.pipeline import check_room
@@ -28,7 +29,7 @@ from condkd_ray.explain import explain
 from condkd_ray.flags import RunFlags, chosen
 from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import AnyInversion, Inversion
-from condkd_ray.method import require
+from condkd_ray.method import Metrics, require
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan, check_plans, scoped, scoped_baseline
 from condkd_ray.report.records import finished, read_manifest, write_manifest
@@ -37,13 +38,15 @@ from condkd_ray.results import tell_results
 from condkd_ray.shell import CpuClock, exit_codes, open_folder, say, say_details, show
 from condkd_ray.storage import check_writable
 from condkd_ray.terminal import bar
-from condkd_ray.trial import TrialConfig
+from condkd_ray.trial import Prepared, TrialConfig
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
 
 TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
 """Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
 T = TypeVar("T")
+Whole = Mapping[str, tuple[Plan, Prepared]]
+"""Planned trials by key, with what they were prepared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,14 +192,14 @@ def run(
             empty(flags.place)
         prepared = workshop.prepare_all([plan.config for plan in planned])
         keys = [trial_hash(plan.config, made, plan.scope) for plan, made in zip(planned, prepared, strict=True)]
-        whole = zip(keys, planned, prepared, strict=True)
-        trials = [Trial(key, plan.label, plan.config, made, plan.scope) for key, plan, made in whole]
+        whole = {key: (plan, made) for key, plan, made in zip(keys, planned, prepared, strict=True)}
+        trials = [Trial(key, plan.label, plan.config, made, plan.scope) for key, (plan, made) in whole.items()]
         manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out, baseline=baseline)
         write_manifest(flags.out, manifest)
         say(teacher_line(manifest))
         missing = _missing(trials, flags)
         clock = CpuClock()
-        complete, failed = _sweep(experiment, dict(zip(keys, planned, strict=True)), missing, flags, deadline, clock)
+        complete, failed = _sweep(experiment, whole, missing, flags, deadline, clock)
         spent = clock.look()
     write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
     tell_results(flags.out, tell=tell)
@@ -208,23 +211,23 @@ def run(
 
 
 def _sweep(
-    experiment: str, plans: Mapping[str, Plan], missing: list[Trial], flags: Flags, deadline: float, clock: CpuClock
+    experiment: str, whole: Whole, missing: list[Trial], flags: Flags, deadline: float, clock: CpuClock
 ) -> tuple[bool, int]:
     """Whether all trials came to an end, and how many of them failed."""
 
+    def told(trial: Trial, metrics: Metrics) -> None:
+        watch.round(trial.key, metrics)
+        chronicle.round(trial.key, metrics)
+
     def heard(trial: Trial, outcome: Outcome) -> None:
+        chronicle.ended(trial.key, outcome)
         watch.outcome(trial.key, outcome)
         clock.look()
 
-    work = {trial.key: (plans[trial.key], trial.prepared) for trial in missing}
-    watch = Watch(experiment, flags.out, work, flags.place)
+    chronicle = Chronicle(flags.out, experiment, whole)
+    watch = Watch(experiment, flags.out, {trial.key: whole[trial.key] for trial in missing}, flags.place)
     try:
-        complete = not missing or tuning.sweep(
-            missing,
-            Terms.of(flags, deadline),
-            on_round=lambda trial, metrics: watch.round(trial.key, metrics),
-            on_outcome=heard,
-        )
+        complete = not missing or tuning.sweep(missing, Terms.of(flags, deadline), on_round=told, on_outcome=heard)
     finally:
         watch.close()
     return complete, watch.failed

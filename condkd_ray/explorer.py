@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
 from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
 from condkd_ray.cluster.trials import Trial
-from condkd_ray.config import dump
+from condkd_ray.config import to_tree
 from condkd_ray.flags import RunFlags
 from condkd_ray.identity import trial_hash
 from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
-from condkd_ray.report.images import write_grid
 from condkd_ray.report.progress import Best, Goal
-from condkd_ray.report.records import finished, grid_path, write_manifest
+from condkd_ray.report.records import Record, read_records, write_manifest
+from condkd_ray.scribe import Scribe, recorded_outcome
 from condkd_ray.shell import say
 from condkd_ray.space import leaves
-from condkd_ray.study import Objective, Proposal, Study
-
-ARTIFACTS = "artifacts"
-"""Folder of the images and configs that the dashboard shows beside a trial."""
+from condkd_ray.study import Constraint, Objective, Proposal, Study
+from condkd_ray.study.constraints import feasible
+from condkd_ray.trial import Prepared
 
 
 class Explorer:
@@ -42,14 +39,19 @@ class Explorer:
         workshop: Workshop,
         flags: RunFlags,
         trials: int,
+        constraints: Sequence[Constraint] = (),
     ) -> None:
         self._question, self._study, self._objective = question, study, objective
         self._tree, self._workshop, self._flags, self._wanted = tree, workshop, flags, trials
-        self._plans: dict[str, Plan] = {}
+        self._constraints = constraints
+        self._kinds: dict[Any, tuple[Plan, str]] = {}
+        self._newest: dict[str, Plan] = {}
         self._numbers: dict[str, int] = {}
         self._last: dict[str, int] = {}
-        self._store = FileSystemArtifactStore(_made(flags.out / ARTIFACTS))
-        self._again = [*study.left_running(), *self._unrecorded()]
+        self._scribe = Scribe(study, objective, flags.out, constraints)
+        records = {record.config_hash: record for record in read_records(flags.out)}
+        self._settle(records)
+        self._again = [*study.left_running(), *self._unrecorded(records)]
         self._begun = len(study.finished) + len(study.left_running())
         missing = trials - self._begun + len(self._again)
         named = {name.replace("/", "."): leaf for name, leaf in leaves(tree).items()}
@@ -64,7 +66,7 @@ class Explorer:
         """Trials that came to nothing, of those that this driver heard of."""
         return self._watch.failed
 
-    def propose(self) -> Trial | None:
+    def propose(self) -> Trial | Literal["later"] | None:
         """What an earlier driver had begun, then what the study proposes, until there are enough."""
         if self._again:
             return self._trial(self._again.pop(0))
@@ -81,7 +83,7 @@ class Explorer:
         """Shown, and told the study."""
         self._watch.round(trial.key, metrics)
         self._last[trial.key] = int(metrics["round"])
-        self._study.report(self._numbers[trial.key], int(metrics["round"]), self._objective.now(metrics))
+        self._scribe.round(self._numbers[trial.key], metrics)
 
     def goes_on(self, trial: Trial) -> bool:
         """Unless the study's pruner would end it; after its last round a trial is complete."""
@@ -90,36 +92,35 @@ class Explorer:
 
     def untested(self, trial: Trial, outcome: Outcome) -> None:
         """The study is told how it ended. From here on nothing that decides hears of the trial."""
-        number, metrics = self._numbers[trial.key], outcome.metrics
-        told = ("time/wall_seconds", "time/cpu_seconds", "memory/bytes")
-        self._study.note(number, {name: metrics[name] for name in told if name in metrics})
-        self._attach(number, trial, outcome)
-        self._study.complete(number, self._objective.values(outcome.history))
+        self._scribe.ended(self._numbers[trial.key], trial.key, to_tree(trial.config), outcome)
+
+    def rested(self, trial: Trial) -> None:
+        """None ever rests."""
+        raise AssertionError("a trial of a search goes on to its end")
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
-        """It has its record."""
-        number = self._numbers[trial.key]
-        if outcome.status == "finished":
-            self._study.complete(number, self._objective.values(outcome.history))
-        elif outcome.status == "pruned":
-            self._study.prune(number)
-        else:
-            self._study.fail(number, outcome.reason)
-        self._watch.outcome(trial.key, outcome)
+        """It has its record, and one that was stopped or failed before the study hears of it; see `_settle`."""
+        candidate = feasible(self._constraints, outcome.history)
+        self._watch.outcome(trial.key, outcome, candidate=candidate)
+        self._scribe.ended(self._numbers[trial.key], trial.key, to_tree(trial.config), outcome)
 
     def describe(self, cpu_seconds: float | None = None) -> None:
-        """Write the manifest of what has been proposed so far."""
-        if not self._plans:
+        """Write the manifest of what has been proposed so far: what it had before, and what has come since."""
+        if not self._kinds:
             return
+        # Of each kind one, for the teachers and the notes.
+        told = {key: plan for plan, key in self._kinds.values()} | self._newest
         manifest = describe_experiment(
-            "search", self._question, list(self._plans.values()), list(self._plans), self._workshop, self._flags.out
+            "search", self._question, list(told.values()), list(told), self._workshop, self._flags.out
         )
         about = {
             "objective": list(self._objective.names),
             "directions": self._objective.directions,
+            "constraints": [one.text for one in self._constraints],
             "parameters": list(leaves(self._tree)),
         }
         write_manifest(self._flags.out, dataclasses.replace(manifest, search=about, cpu_seconds=cpu_seconds))
+        self._newest.clear()
 
     def close(self) -> None:
         """No more will be heard."""
@@ -130,37 +131,41 @@ class Explorer:
         found = [Best(f"trial {trial.number}", trial.values[0], trial.params) for trial in self._study.ranked[:1]]
         return found[0] if found else None
 
-    def _unrecorded(self) -> list[Proposal]:
-        """Complete trials whose driver died before it had made their records: only the test is left."""
-        done = finished(self._flags.out)
-        complete = (trial for trial in self._study.finished if trial.state == TrialState.COMPLETE)
-        return [self._study.proposal(trial) for trial in complete if trial.user_attrs["config_hash"] not in done]
+    def _settle(self, records: Mapping[str, Record]) -> None:
+        """Tell the study of trials that were stopped or failed, whose driver died when they had just their records."""
+        for proposal in self._study.left_running():
+            record = records.get(self._study.trial(proposal.number).user_attrs.get("config_hash", ""))
+            if record is not None and record.status in ("pruned", "failed"):
+                self._scribe.ended(proposal.number, record.config_hash, record.config, recorded_outcome(record))
+
+    def _unrecorded(self, records: Mapping[str, Record]) -> list[Proposal]:
+        """Trials of which the study knows the end, whose driver died before it had made their records: tests are left.
+
+        One that has failed may be among them, for a value that is not finite.
+        """
+        found = []
+        for trial in self._study.finished:
+            record = records.get(trial.user_attrs["config_hash"])
+            if record is None or (trial.state == TrialState.COMPLETE and record.status != "finished"):
+                found.append(self._study.proposal(trial))
+        return found
 
     def _trial(self, proposal: Proposal) -> Trial:
         config = proposal.config
         prepared = self._workshop.prepare(config)
         key, ipc = trial_hash(config, prepared, self._flags.share), getattr(config.condensation, "ipc", 0)
         plan = Plan(f"trial {proposal.number}", ipc, config.seed, config, self._flags.share)
-        if not self._plans:
-            say(teacher_line(describe_experiment("search", "", [plan], [key], self._workshop, self._flags.out)))
-        self._plans[key], self._numbers[key] = plan, proposal.number
-        self._study.note(proposal.number, {"config_hash": key, "teacher_hash": prepared.hashes["teacher"]})
-        self._watch.add(key, plan, prepared, proposal.params)
-        self.describe()
+        self._numbers[key] = proposal.number
+        self._register(proposal.number, key, plan, prepared, proposal.params)
         return Trial(key, plan.label, config, prepared, plan.scope)
 
-    def _attach(self, number: int, trial: Trial, outcome: Outcome) -> None:
-        """Image grid and whole config, for the dashboard."""
-        grid = grid_path(self._flags.out, trial.key)
-        if outcome.images is not None and outcome.images_per_class:
-            write_grid(grid, outcome.images, outcome.images_per_class)
-            self._study.attach(number, grid, self._store)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{trial.key}.yaml"
-            path.write_text(dump(trial.config))
-            self._study.attach(number, path, self._store)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    def _register(self, number: int, key: str, plan: Plan, prepared: Prepared, params: Mapping[str, Any]) -> None:
+        """From now on there is a trial of that number and key: in the study, on all screens and in the manifest."""
+        config = plan.config
+        if not self._kinds:
+            say(teacher_line(describe_experiment("search", "", [plan], [key], self._workshop, self._flags.out)))
+        self._newest[key] = plan
+        self._kinds.setdefault((config.teacher, type(config.condensation)), (plan, key))
+        self._study.note(number, {"config_hash": key, "teacher_hash": prepared.hashes["teacher"]})
+        self._watch.add(key, plan, prepared, params)
+        self.describe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field, replace
 from statistics import fmean, pvariance
 from typing import Any
@@ -40,6 +41,8 @@ class Outcome:
     """Of the synthetic samples that the memory holds at the end: see `diagnosis.histograms`."""
     peak_bytes: int = 0
     threads: int = 1
+    node: str = field(default_factory=platform.node)
+    """Where it ran."""
 
 
 @dataclass

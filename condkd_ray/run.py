@@ -26,6 +26,10 @@ class OutOfTimeError(Exception):
     """A trial was stopped at its deadline, after a checkpoint from which it can go on."""
 
 
+class RestsError(Exception):
+    """A trial has come to the round after which it rests, with a checkpoint there."""
+
+
 def local_store(config: TrialConfig, prepared: Prepared, folder: Path | None) -> LocalStore:
     """A store in this process; with a `folder`, its chunks lie there too, for resuming."""
     teacher = prepared.teacher
@@ -46,6 +50,8 @@ def run_trial(
     before_test: Callable[[Outcome], None] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     deadline: float | None = None,
+    halted: Callable[[], bool] = lambda: False,
+    rests: int | None = None,
 ) -> Outcome:
     """All rounds of a trial; with a `checkpoint` file there, from where that stands.
 
@@ -53,31 +59,39 @@ def run_trial(
     before the checkpoint included, so that whoever shows them has all. Where a `product` is wanted, student and
     synthetic images are left there. `source`: of the images; the trial itself `produces` them or not.
     `before_test` hears the outcome as it is without the test images, of which none is then looked at before it returns.
-    From the `deadline`, a `time.time()`, no round is begun: raises `OutOfTimeError`.
+    From the `deadline`, a `time.time()`, or once it is `halted`, no round is begun: raises `OutOfTimeError`.
+    After the round `rests`, if that is not the last: raises `RestsError`.
     """
     state = resume(config, prepared, store, checkpoint, produces=produces)
     for metrics in state.history:
         on_round(metrics)
-    saved, late = time.monotonic(), passed(deadline)
+    saved, late = time.monotonic(), passed(deadline) or halted()
+    last = config.total_rounds if rests is None else min(rests, config.total_rounds)
     shown = prepared if before_test is None else replace(prepared, test=None)
-    while state.round < config.total_rounds and not late:
+    while state.round < last and not late:
         try:
             metrics = run_round(config, shown, state, store, source)
         except NonFiniteError as error:
             return broken(state, prepared, error)
-        late = passed(deadline)
-        due = late or time.monotonic() - saved >= checkpoint_seconds or state.round == config.total_rounds
+        late = passed(deadline) or halted()
+        due = late or time.monotonic() - saved >= checkpoint_seconds or state.round == last
         if checkpoint is not None and due:
             states.save(state, checkpoint)
             saved = time.monotonic()
         if checkpoint is None or due:
             store.commit()
         on_round(metrics)
-    if state.round < config.total_rounds:
-        raise OutOfTimeError
+    _check_through(state.round, last, config.total_rounds)
     if product is not None:
         write_product(make_product(config, prepared, state, store), product)
     return finish(config, prepared, state, store, before_test)
+
+
+def _check_through(round: int, last: int, total: int) -> None:
+    if round < last:
+        raise OutOfTimeError
+    if round < total:
+        raise RestsError
 
 
 def passed(deadline: float | None) -> bool:

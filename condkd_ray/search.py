@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -15,10 +15,13 @@ import yaml
 
 from condkd_ray import experiment, report
 from condkd_ray.artifacts import Workshop
+from condkd_ray.breeder import Breeder
+from condkd_ray.cluster.budget import GpuBudget
 from condkd_ray.cluster.connect import connect
 from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.searching import search as run_search
 from condkd_ray.cluster.terms import Terms
+from condkd_ray.cluster.trials import bury, empty
 from condkd_ray.experiment import Flags
 from condkd_ray.explain import explain_search
 from condkd_ray.explorer import Explorer
@@ -29,7 +32,8 @@ from condkd_ray.results import tell_results
 from condkd_ray.shell import CpuClock, open_folder, say, say_details, show
 from condkd_ray.space import default, leaves, read
 from condkd_ray.storage import check_writable
-from condkd_ray.study import Objective, Pruner, Sampler, Study, open_storage, stored_study
+from condkd_ray.study import Objective, Pruner, Sampler, Study, constraints, open_storage, stored_study
+from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.pruners import check_pruner, make_pruner
 from condkd_ray.study.samplers import check_sampler
 from condkd_ray.study.storages import holds
@@ -45,12 +49,23 @@ class SearchFlags(RunFlags):
     objective: tuple[str, ...] = ("proxy/agreement",)
     """What is looked at, the first for stopping early too: proxy/agreement, proxy/kl or student/val_accuracy; then
     also time/wall_seconds, time/cpu_seconds, memory/bytes, for a Pareto front. Never test accuracy."""
-    sampler: Sampler = "tpe"
+    constraint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Such as memory/bytes<=2000000 or time/wall_seconds<=30: what breaks it is never the best, and its sampler, tpe or
+    gp, learns to keep to it. Of any name that can be an objective; repeatable."""
+    sampler: Sampler | None = None
+    """tpe if not given; of a population random, and nothing else."""
     sampler_seed: int = 0
     pruner: Pruner = "none"
     """Who stops poor trials early."""
+    population: int = 0
+    """So many trials at once in place of `--trials`: after every `--generation-rounds` the worst quarter takes over the
+    state of some of the best and goes on with other values of the open leaves. 0: none."""
+    generation_rounds: int = 2
     least_rounds: int = 3
     """Rounds before which no trial is stopped."""
+    gpu_hours: float | None = None
+    """GPUs times hours that trials may hold, in all runs of this search. When they are spent, no trial starts, and each
+    one that runs stops after its round, with a checkpoint."""
     study: str = "search"
     """The study's name in its storage."""
     study_storage: str | None = None
@@ -61,6 +76,16 @@ class SearchFlags(RunFlags):
     """Tell what the search will take, from probes of the space's corners, and stop: nothing is trained or written."""
     points: Path | None = None
     """A YAML list of mappings from parameters to values, that are tried first."""
+
+    @property
+    def chosen_sampler(self) -> Sampler:
+        """Who proposes."""
+        return self.sampler or ("random" if self.population else "tpe")
+
+    @property
+    def wanted(self) -> int:
+        """Trials in all."""
+        return self.population or self.trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,36 +116,72 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     open_folder(flags.out, "search", fresh=flags.fresh)
     if flags.storage is not None:
         check_writable(flags.place)
-    study = Study(
-        *(open_storage(flags.study_storage, flags.out), flags.study, tree, objective),
-        sampler=flags.sampler,
-        seed=flags.sampler_seed,
-        pruner=make_pruner(flags.pruner, least=flags.least_rounds, most=_rounds(tree)),
-    )
+    if flags.fresh:
+        empty(flags.place)
+    study = _study(tree, flags, objective)
     _teach(study, flags)
     with connect(flags.address):
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
-        clock, guide = CpuClock(), Explorer(question, study, objective, tree, workshop, flags, flags.trials)
+        budget = _gpu_budget(study, flags)
+        clock, limits = CpuClock(), constraints.parse(flags.constraint)
+        if flags.population:
+            guide = Breeder(question, study, objective, tree, workshop, flags, _population(study, tree, flags))
+        else:
+            guide = Explorer(question, study, objective, tree, workshop, flags, flags.trials, limits)
         try:
-            complete = run_search(guide, Terms.of(flags, deadline))
+            complete = run_search(guide, Terms.of(flags, deadline, budget))
         finally:
             guide.close()
         guide.describe(clock.look())
+        if complete and isinstance(guide, Breeder):
+            bury(flags.place, guide.leftovers())
     tell_results(flags.out, study=flags.study_storage)
     if complete:
         return 1 if guide.failed else 0
-    spent = time.time() >= deadline
-    say(f"{'the time budget is spent' if spent else 'interrupted'}; the same command continues")
+    names = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
+    spent = [name for name, over in names.items() if over]
+    say(f"{f'the {spent[0]} budget is spent' if spent else 'interrupted'}; the same command continues")
     return 3 if spent else 130
+
+
+def _check_population(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> None:
+    check_population(flags.population, flags.generation_rounds, _rounds(tree), tree, objective)
+    require(flags.chosen_sampler == "random", "--sampler with --population", flags.sampler, "random")
+    others = {"pruner": "none", "constraint": (), "points": None, "learn_from": (), "share": "trial"}
+    for name, accepted in others.items():
+        given, flag = getattr(flags, name), name.replace("_", "-")
+        require(given == accepted, f"--{flag} with --population", given, accepted or "none")
+
+
+def _population(study: Study, tree: dict[str, Any], flags: SearchFlags) -> Population:
+    sizes = {"size": flags.population, "rounds": flags.generation_rounds, "total": default(tree).total_rounds}
+    return Population(study, tree, **sizes, seed=flags.sampler_seed)
+
+
+def _gpu_budget(study: Study, flags: SearchFlags) -> GpuBudget | None:
+    if flags.gpu_hours is None:
+        return None
+    return GpuBudget(3600 * flags.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
+
+
+def _study(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> Study:
+    return Study(
+        *(open_storage(flags.study_storage, flags.out), flags.study, tree, objective),
+        sampler=flags.chosen_sampler,
+        seed=flags.sampler_seed,
+        pruner=make_pruner(flags.pruner, least=flags.least_rounds, most=_rounds(tree)),
+        constraints=constraints.parse(flags.constraint),
+        population=(flags.population, flags.generation_rounds) if flags.population else (),
+    )
 
 
 def _explained(tree: dict[str, Any], flags: SearchFlags, objective: Objective, device: str) -> str:
     # A fresh folder has a fresh study, unless that lies elsewhere.
     anew, ended = flags.fresh and flags.study_storage is None, 0
     if not anew and holds(flags.study_storage, flags.out, flags.study):
-        ended = len(Study(open_storage(flags.study_storage, flags.out), flags.study, tree, objective).finished)
+        ended = len(_study(tree, flags, objective).finished)
     shortest = 1.0 if flags.pruner == "none" else flags.least_rounds / _rounds(tree)
-    return explain_search(tree, flags, device, trials=flags.trials - ended, shortest=min(1.0, shortest))
+    return explain_search(tree, flags, device, trials=flags.wanted - ended, shortest=min(1.0, shortest))
 
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
@@ -131,7 +192,7 @@ def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Seque
     seen = default(tree).seed
     require(best >= 1, "--best", best, "an integer >= 1")
     require(seen not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {seen}")
-    study = Study(open_storage(flags.study_storage, flags.out), flags.study, tree, Objective(flags.objective))
+    study = _study(tree, flags, Objective(flags.objective))
     arms = {"default": default(tree)}
     arms |= {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}
     twins = {config: arm for arm, config in reversed(arms.items())}
@@ -159,10 +220,15 @@ def _below(storage: str, name: str) -> str:
 
 def _check(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> None:
     require(flags.trials >= 1, "--trials", flags.trials, "an integer >= 1")
+    hours, gpus = flags.gpu_hours, flags.gpus_per_trial
+    require(hours is None or hours > 0, "--gpu-hours", hours, "a number > 0")
+    require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, "a number > 0: they would never end")
     require(flags.least_rounds >= 1, "--least-rounds", flags.least_rounds, "an integer >= 1")
     require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
-    check_sampler(flags.sampler, tree)
+    check_sampler(flags.chosen_sampler, tree, constrained=bool(constraints.parse(flags.constraint)))
     check_pruner(flags.pruner, objective)
+    if flags.population:
+        _check_population(tree, flags, objective)
 
 
 def _rounds(tree: dict[str, Any]) -> int:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,6 +19,7 @@ from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
 from condkd_ray.pipeline import Pipeline
 from condkd_ray.report.records import Record, read_manifest, read_records
+from condkd_ray.study import open_storage
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ablate_ipc.py"
 SMALL = {
@@ -50,6 +52,14 @@ def numbers(record: Record) -> tuple[object, ...]:
     return record.config_hash, history, record.predictions, record.metrics["student/test_accuracy"]
 
 
+def told(out: Path) -> dict[str, float]:
+    """What each trial came to, as its study has it."""
+    trials = optuna.load_study(study_name="ablate_ipc", storage=open_storage(None, out)).trials
+    found = {trial.user_attrs["config_hash"]: trial.value for trial in trials}
+    assert len(found) == len(trials)
+    return found
+
+
 @pytest.fixture(scope="module")
 def finished(home: Path) -> Path:
     done = ablate(home, "whole", "--rounds", "2")
@@ -74,6 +84,7 @@ def test_every_arm_leaves_a_record_a_row_and_an_event_file(finished: Path):
         assert len(events.Scalars("kd/loss")) == 2
         assert len(events.Images("samples/grid")) == 1
     assert read_manifest(finished).cpu_seconds > 1
+    assert told(finished) == {record.config_hash: record.metrics["proxy/agreement"] for record in records}
 
 
 @pytest.mark.ray
@@ -117,6 +128,7 @@ def test_interrupted_it_reports_and_goes_on_to_the_same_rows(home: Path, finishe
     assert (home / "cut" / "table.md").is_file()
     assert ablate(home, "cut", "--rounds", "2").returncode == 0
     assert [numbers(r) for r in read_records(home / "cut")] == [numbers(r) for r in read_records(finished)]
+    assert told(home / "cut") == told(finished)
 
 
 @pytest.mark.ray

@@ -11,6 +11,7 @@ from condkd_ray.memory.chunks import (
     Arrays,
     chunk_path,
     chunk_range,
+    duplicate,
     joinable,
     read_chunk,
     stored_chunks,
@@ -100,6 +101,13 @@ class ChunkCache:
             self.place(key, run[0], (images, labels, logits))
             for start in run[1:]:
                 self.remove(key, start)
+
+    def copy(self, key: str, source: str) -> None:
+        """Give `key` the chunks of `source`, in place of any it has."""
+        self.forget(key)
+        for path in stored_chunks(self.folder / source):
+            duplicate(path, self.folder / key / path.name)
+        self.open(key)
 
     def forget(self, key: str) -> None:
         """Free all copies of `key` and delete its files."""

@@ -147,6 +147,10 @@ class SyntheticPool:
         """`who` makes no more rounds of `key`."""
         self._leases.release(key, who)
 
+    def inherit(self, key: str, source: str) -> None:
+        """Give `key` what `source` holds, in place of any it has."""
+        self._chunks.copy(key, source)
+
     def forget(self, key: str) -> None:
         """Free all objects of `key` and delete its files."""
         self._chunks.forget(key)

@@ -64,6 +64,7 @@ class Progress:
         if OUT_OF_TIME in result:
             self.stopped.add(key)
         self._where(key, f"{result.get('hostname')}, process {result.get('pid')}")
+        self._nodes[key] = result.get("hostname", "")
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
@@ -96,8 +97,10 @@ class Progress:
 
     def outcome_so_far(self, key: str, status: str, reason: str = "") -> Outcome:
         """Of a trial that has left none."""
-        history = self._history[key]
-        return Outcome(status=status, reason=reason, metrics={}, history=history, predictions=[], images=None)
+        history, node = self._history[key], self._nodes.get(key, "")
+        return Outcome(
+            status=status, reason=reason, metrics={}, history=history, predictions=[], images=None, node=node
+        )
 
     def over_with(self, key: str, outcome: Outcome) -> None:
         """Put the outcome into good hands, then clear up behind the trial."""

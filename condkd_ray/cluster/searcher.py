@@ -14,6 +14,9 @@ from ray.tune.search import Searcher
 
 from condkd_ray.cluster.events import asked, told
 
+LATER = "later"
+"""The answer of a listener whose next proposal depends on trials that run."""
+
 
 class Proposing(Searcher):
     """Asks the listener of `word` for trials until it has none left."""
@@ -23,8 +26,10 @@ class Proposing(Searcher):
         self._word = word
 
     def suggest(self, trial_id: str) -> Any:
-        """The setup of the next trial."""
+        """The setup of the next trial; None where it depends on those that run."""
         setup = asked(self._word, "propose")
+        if setup == LATER:
+            return None
         return Searcher.FINISHED if setup is None else setup
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from condkd_ray.cluster.attempts import ATTEMPTS
+from condkd_ray.cluster.budget import GpuBudget
 from condkd_ray.cluster.connect import check_resources
-from condkd_ray.cluster.pipeline import check_room
+from condkd_ray.cluster.pipeline import check_room, crew_size
 from condkd_ray.cluster.pool import check_limit, default_limit, make_pool
 from condkd_ray.cluster.spilling import tell_of_spilling
 from condkd_ray.cluster.trainable import Work, chunks_folder
@@ -41,6 +42,8 @@ class Terms:
     """Trials at once, at most; by default as many as fit, also into a cluster that grows."""
     deadline: float | None = None
     """A `time.time()` from which no trial starts; each that runs stops after its round, with a checkpoint."""
+    gpu_budget: GpuBudget | None = None
+    """Of a search: once it is spent, as from the deadline on."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Between two checkpoints of a trial, at least."""
     pool_limit: int | None = None
@@ -49,7 +52,7 @@ class Terms:
     """Exceptions after which a trial is given up."""
 
     @classmethod
-    def of(cls, flags: RunFlags, deadline: float) -> Terms:
+    def of(cls, flags: RunFlags, deadline: float, gpu_budget: GpuBudget | None = None) -> Terms:
         """Those that a user has asked for. Raises `InputError`."""
         return cls(
             folder=flags.out,
@@ -60,6 +63,7 @@ class Terms:
             per_producer=flags.per_producer,
             max_concurrent=flags.max_concurrent,
             deadline=deadline,
+            gpu_budget=gpu_budget,
             pool_limit=flags.pool_bytes,
         )
 
@@ -74,6 +78,10 @@ class Terms:
     def threads(self) -> int:
         """Of a trial."""
         return max(1, int(self.cpus_per_trial))
+
+    def gpus(self, config: TrialConfig) -> float:
+        """GPUs that a trial holds with its producers."""
+        return self.gpus_per_trial + crew_size(config) * self.per_producer.gpus
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -104,5 +112,5 @@ class Terms:
         """What is sent to every trial."""
         return Work(
             *(self.place, pool, jobs, self.threads, self.checkpoint_seconds, self.attempts),
-            *(self.deadline, self.per_producer, blind),
+            *(self.deadline, self.per_producer, blind, self.gpu_budget is not None),
         )

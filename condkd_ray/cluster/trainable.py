@@ -13,18 +13,19 @@ from condkd_ray.cluster.parcels import own_device, unpack
 from condkd_ray.cluster.pipeline import Crew
 from condkd_ray.cluster.shared_stores import SharedStore, SweepStore
 from condkd_ray.cluster.sources import SharedSource, sweep_source
-from condkd_ray.cluster.stores import FilledStore, PoolStore
-from condkd_ray.cluster.trial_jobs import Jobs
+from condkd_ray.cluster.stores import FilledStore, PoolStore, patiently
+from condkd_ray.cluster.trial_jobs import Job, Jobs
 from condkd_ray.cluster.waiting import WATCH
 from condkd_ray.config import from_tree
 from condkd_ray.disk import no_room
+from condkd_ray.heirs import inherit
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import InputError
 from condkd_ray.outcome import Outcome, load_outcome, save_outcome
 from condkd_ray.pipeline import Allowance
 from condkd_ray.process import clean_process, keep_imports
 from condkd_ray.product import product_path
-from condkd_ray.run import OutOfTimeError, passed, run_trial
+from condkd_ray.run import OutOfTimeError, RestsError, passed, run_trial
 from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, TrialConfig, codec
 
@@ -33,7 +34,11 @@ FULL = "storage_full"
 UNTESTED = "untested"
 """What a blind trial reports when its outcome is there but for the test images."""
 OUT_OF_TIME = "out_of_time"
-"""What a trial reports that stopped, or did not start, because the deadline of the sweep had passed."""
+"""What a trial reports that stopped, or did not start: the deadline of the sweep had passed, or it was halted."""
+
+
+RESTS = "rests"
+"""What a trial reports that has come to the round after which it rests."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,23 @@ class Work:
     """Of each producer of a trial with a pipeline."""
     blind: bool = False
     """Whether no test image is looked at before the driver has heard of all else that came of a trial."""
+    budgeted: bool = False
+    """Whether the driver may put up a sign, `halt_path`, that all trials shall stop after their round."""
+
+    @property
+    def halted(self) -> bool:
+        """Whether it has."""
+        return self.budgeted and halt_path(self.folder).is_file()
 
 
 def trial_folder(folder: Location, key: str) -> Location:
     """Where the trial `key` keeps its checkpoint, `state.safetensors`, and leaves its outcome."""
     return folder / "trials" / key
+
+
+def halt_path(folder: Location) -> Location:
+    """The sign that all trials shall stop after their round."""
+    return folder / "trials" / "halt"
 
 
 def chunks_folder(folder: Location) -> Location:
@@ -93,7 +110,7 @@ def run(setup: dict[str, str], *, work: Work) -> None:
         for metrics in outcome.history:
             report(metrics)
         return
-    if passed(work.deadline):
+    if passed(work.deadline) or work.halted:
         return report({OUT_OF_TIME: 1})
     # Nothing of a trial is there yet where this is the process's first.
     keep_imports()
@@ -114,6 +131,8 @@ def _last_report(
             save_outcome(replace(outcome, metrics=outcome.metrics | times), outcome_path(work.folder, key))
     except OutOfTimeError:
         return {OUT_OF_TIME: 1}
+    except RestsError:
+        return {RESTS: 1}
     except Exception as error:
         full = no_room(error)
         if full is None and not (of_the_trial(error) and note(trial_folder(work.folder, key), error) >= work.attempts):
@@ -125,23 +144,38 @@ def _last_report(
 
 def _attempt(config: TrialConfig, work: Work, key: str, report: Callable[[Mapping[str, Any]], None]) -> Outcome:
     checkpoint = trial_folder(work.folder, key) / "state.safetensors"
-    prepared = unpack(config, work.jobs[key].parcel, own_device())
+    job = work.jobs[key]
+    prepared = unpack(config, job.parcel, own_device())
+    if job.heir_of and not checkpoint.is_file():
+        _inherit(config, prepared, work, job, checkpoint)
     rest = {
         "checkpoint": checkpoint,
         "product": product_path(trial_folder(work.folder, key)),
         "on_round": report,
         "checkpoint_seconds": work.checkpoint_seconds,
         "deadline": work.deadline,
+        "halted": lambda: work.halted,
+        "rests": job.rests,
         "before_test": partial(_show, work, key, report) if work.blind else None,
     }
     try:
         return _run(config, prepared, work, key, rest)
     except MissingSamplesError:
+        if job.heir_of:
+            raise
         # Somebody has deleted chunks. From its start the trial comes to the same numbers, only later.
         checkpoint.unlink()
         return _run(config, prepared, work, key, rest)
     except InputError as error:
         return Outcome(status="failed", reason=str(error), metrics={}, history=[], predictions=[], images=None)
+
+
+def _inherit(config: TrialConfig, prepared: Prepared, work: Work, job: Job, checkpoint: Location) -> None:
+    """Samples first: with its checkpoint there, a trial has all."""
+    import ray
+
+    patiently(lambda: ray.get(work.pool.inherit.remote(job.pool_key, job.heir_of)))
+    inherit(config, prepared, trial_folder(work.folder, job.heir_of) / checkpoint.name, checkpoint)
 
 
 def _show(work: Work, key: str, report: Callable[[Mapping[str, Any]], None], outcome: Outcome) -> None:

@@ -24,6 +24,10 @@ class Job:
     parcel: Parcel
     scope: Scope
     pool_key: str
+    heir_of: str = ""
+    """Key of the trial whose state and samples it takes over at its start; see `condkd_ray.heirs`."""
+    rests: int | None = None
+    """The round after which it rests, leaving all it has for its heirs."""
 
 
 class Jobs(Mapping[str, Job]):

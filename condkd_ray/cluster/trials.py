@@ -22,6 +22,12 @@ class Trial:
     prepared: Prepared
     scope: Scope = "trial"
     """Which other trials of the sweep it shares its samples with."""
+    heir_of: str = ""
+    """Of a search: key of the trial whose state and samples it takes over at its start."""
+    rests: int | None = None
+    """Of a search: the round after which it rests, for its heirs."""
+    buries: tuple[str, ...] = ()
+    """Of a search: keys of trials at rest that have no heirs left, whose files go as it starts."""
 
     @property
     def place(self) -> tuple[Scope, str]:
@@ -49,6 +55,13 @@ def clear(storage: Location, done: Sequence[Trial], others: Sequence[Trial]) -> 
         remove(trial_folder(storage, trial.key))
         if trial.place[1] not in needed:
             remove(chunks_folder(storage) / trial.place[1])
+
+
+def bury(storage: Location, keys: Sequence[str]) -> None:
+    """Delete what trials at rest have left in `storage`, and their own samples."""
+    for key in keys:
+        remove(trial_folder(storage, key))
+        remove(chunks_folder(storage) / key)
 
 
 def empty(storage: Location) -> None:

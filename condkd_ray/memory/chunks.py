@@ -6,10 +6,14 @@ Letters: N samples, C channels, H W height and width, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -126,3 +130,13 @@ def joinable(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
         if count <= COMPACT // 2:
             run.append((start, count))
     return [[start for start, _ in run] for run in runs if len(run) >= JOIN_FROM or (len(run) > 1 and run in full)]
+
+
+def duplicate(source: Location, target: Location) -> None:
+    """Let `target` be another name of a file that nobody will write to, or a copy where that cannot be."""
+    if isinstance(source, Path) and isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            return os.link(source, target)
+    with reading(source) as local, writing(target) as partial:
+        shutil.copyfile(local, partial)

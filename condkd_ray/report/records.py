@@ -98,7 +98,7 @@ class Manifest:
     notes: list[str] = field(default_factory=list)
     """What a reader of the tables has to know, one sentence each."""
     search: dict[str, Any] = field(default_factory=dict)
-    """Of a search: `objective`, `directions`, and the paths of its open leaves as `parameters`."""
+    """Of a search: `objective`, `directions`, its `constraints`, and the paths of its open leaves as `parameters`."""
     cpu_seconds: float | None = None
     """Of the last run as a whole, driver and trials; None until it has ended."""
 

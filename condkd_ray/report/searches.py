@@ -14,6 +14,7 @@ from condkd_ray.disk import atomic_write
 from condkd_ray.report.layout import WIDTH, Table
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, rankings
+from condkd_ray.study import constraints
 
 SHOWN = 12
 """As many of the best trials, at most, stand in the table for a terminal."""
@@ -21,6 +22,8 @@ _LEGEND = (
     "The best trial first, by {first}. The search saw nothing but {objective}; test accuracy was measured once, when "
     "the study had been told, and decides nothing: of many trials the best by it is too good to be true."
 )
+LIMITS = "constraints"
+_LIMITED = " Infeasible are those that break one of {}: they are never the best."
 
 
 def search_table(records: Sequence[Record], manifest: Manifest) -> Table:
@@ -31,7 +34,7 @@ def search_table(records: Sequence[Record], manifest: Manifest) -> Table:
     rows = [
         [
             record.arm.removeprefix("trial "),
-            record.status,
+            record.status if keeps(record, manifest) else f"{record.status}, infeasible",
             str(record.rounds),
             *(_objective(name, value(record, name)) for name in objective),
             _fixed(100 * record.metrics.get(ACCURACY, math.nan), 2),
@@ -40,12 +43,21 @@ def search_table(records: Sequence[Record], manifest: Manifest) -> Table:
         ]
         for record in ended
     ]
-    return Table("Trials", header, rows, _LEGEND.format(first=objective[0], objective=", ".join(objective)), keys=2)
+    legend, limits = _LEGEND.format(first=objective[0], objective=", ".join(objective)), manifest.search.get(LIMITS, [])
+    return Table("Trials", header, rows, legend + (_LIMITED.format(", ".join(limits)) if limits else ""), keys=2)
 
 
 def ranked(records: Sequence[Record], manifest: Manifest) -> list[Record]:
-    """Finished trials, the best by the first objective first."""
-    return sorted((r for r in records if r.status == "finished"), key=lambda record: _place(record, manifest))
+    """Finished trials that keep to all limits, the best by the first objective first."""
+    found = (record for record in records if record.status == "finished" and keeps(record, manifest))
+    return sorted(found, key=lambda record: _place(record, manifest))
+
+
+def keeps(record: Record, manifest: Manifest) -> bool:
+    """Whether a trial has kept to all limits of its search, as far as it came."""
+    return all(
+        not one.excess(value(record, one.name)) > 0 for one in constraints.parse(manifest.search.get(LIMITS, []))
+    )
 
 
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
@@ -87,11 +99,12 @@ def value(record: Record, name: str) -> float:
     return record.metrics.get(name, last)
 
 
-def _place(record: Record, manifest: Manifest) -> tuple[bool, float, str]:
-    """Sort key: finished ones by the first objective, then the others."""
+def _place(record: Record, manifest: Manifest) -> tuple[bool, bool, float, str]:
+    """Sort key: finished ones by the first objective, those that keep to all limits first, then the others."""
     first = value(record, manifest.search["objective"][0])
     sign = 1 if manifest.search["directions"][0] == "minimize" else -1
-    return record.status != "finished", math.inf if math.isnan(first) else sign * first, record.arm
+    order = math.inf if math.isnan(first) else sign * first
+    return record.status != "finished", not keeps(record, manifest), order, record.arm
 
 
 def _leaf(config: Mapping[str, Any], path: str) -> str:

@@ -1,9 +1,21 @@
 """What a search may look at, who proposes and who stops, and the study in which all of it is written down."""
 
+from condkd_ray.study.constraints import Constraint
+from condkd_ray.study.ledger import Ledger
 from condkd_ray.study.objective import Objective
 from condkd_ray.study.pruners import Pruner
 from condkd_ray.study.samplers import Sampler
 from condkd_ray.study.storages import open_storage, stored_study
 from condkd_ray.study.study import Proposal, Study
 
-__all__ = ["Objective", "Proposal", "Pruner", "Sampler", "Study", "open_storage", "stored_study"]
+__all__ = [
+    "Constraint",
+    "Ledger",
+    "Objective",
+    "Proposal",
+    "Pruner",
+    "Sampler",
+    "Study",
+    "open_storage",
+    "stored_study",
+]

@@ -56,10 +56,11 @@ class Objective:
 
     def values(self, history: Sequence[Metrics]) -> list[float]:
         """Of a trial with these rounds; NaN for what none of them tells."""
-        return [_value(name, history) for name in self.names]
+        return [at_end(name, history) for name in self.names]
 
 
-def _value(name: str, history: Sequence[Metrics]) -> float:
+def at_end(name: str, history: Sequence[Metrics]) -> float:
+    """What a trial of these rounds has come to: seconds are summed, of all else the last counts; NaN if never told."""
     told = [metrics[name] for metrics in history if name in metrics]
     if not told:
         return math.nan

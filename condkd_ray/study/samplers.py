@@ -21,8 +21,14 @@ FIXED = ("gp", "qmc", "grid")
 """Those that need the same open leaves in every trial."""
 
 
-def check_sampler(name: Sampler, tree: dict[str, Any]) -> None:
-    """Raise `InputError` where a sampler cannot do what the space asks for."""
+CONSTRAINED = ("tpe", "gp")
+"""Those that learn from what is beyond a limit."""
+
+
+def check_sampler(name: Sampler, tree: dict[str, Any], *, constrained: bool = False) -> None:
+    """Raise `InputError` where a sampler cannot do what the space, or a constraint, asks for."""
+    accepted = f"{', '.join(CONSTRAINED)}; the others take no notice of it"
+    require(not constrained or name in CONSTRAINED, "--sampler", f"{name} with --constraint", accepted)
     asked = f"{name} for a space in which a choice opens leaves of its own"
     require(name not in FIXED or not conditional(tree), "--sampler", asked, "tpe, random")
     if name == "grid":

@@ -6,22 +6,21 @@ One process writes it, the driver.
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import RandomSampler
+from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from condkd_ray.config import content_hash
 from condkd_ray.method import InputError
 from condkd_ray.space import close, to_plain
+from condkd_ray.study.constraints import Constraint, known
+from condkd_ray.study.ledger import Ledger
 from condkd_ray.study.objective import Objective
 from condkd_ray.study.quiet import quiet
 from condkd_ray.study.samplers import Sampler, check_sampler, make_sampler
@@ -29,6 +28,9 @@ from condkd_ray.trial import TrialConfig
 
 REPEATS = 50
 """Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""
+GPU_SECONDS = "gpu_seconds"
+LIFE = "life"
+"""User attribute: of a member of a population, its parameters so far, see `population`."""
 TO_RUN, REPEAT, IMPOSSIBLE, KNOWN = "to_run", "repeats", "impossible", "known_from"
 """User attributes: of trials that are to be run, and of those that are not, being equal to an earlier one, no valid
 config, or of an earlier study."""
@@ -43,7 +45,7 @@ class Proposal:
     params: Mapping[str, Any]
 
 
-class Study:
+class Study(Ledger):
     """A study in `storage`, new or as an earlier driver has left it.
 
     Raises `InputError` where a study of that name has another space or other objectives.
@@ -59,32 +61,27 @@ class Study:
         sampler: Sampler = "tpe",
         seed: int = 0,
         pruner: BasePruner | None = None,
+        constraints: Sequence[Constraint] = (),
+        population: Sequence[int] = (),
     ) -> None:
-        check_sampler(sampler, tree)
-        self._tree, self._objective, self._seed = tree, objective, seed
+        check_sampler(sampler, tree, constrained=bool(constraints))
+        self._tree, self._seed, self._constraints = tree, seed, constraints
         self._sampler: Sampler = sampler
-        self._study = _open(storage, name, {"space": to_plain(tree), "objective": list(objective.names)}, objective)
-        # Another view of it, which proposes nothing: to write down what is heard of trials that this process has not
-        # asked for itself.
-        self._ledger = optuna.load_study(
-            study_name=name, storage=storage, sampler=RandomSampler(), pruner=pruner or NopPruner()
-        )
-        self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self._own())}
-
-    @property
-    def trials(self) -> list[FrozenTrial]:
-        """All of them, repeats and those of earlier studies too."""
-        return self._study.get_trials(deepcopy=False)
+        asked = {"space": to_plain(tree), "objective": list(objective.names)}
+        limits = [one.text for one in constraints]
+        self._study = _open(storage, name, asked | {"constraints": limits, "population": list(population)}, objective)
+        super().__init__(storage, name, objective, pruner=pruner)
+        self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self.own)}
 
     @property
     def finished(self) -> list[FrozenTrial]:
         """Those that were run to an end, each once: complete, pruned or failed."""
-        return [trial for trial in self._own() if trial.state.is_finished()]
+        return [trial for trial in self.own if trial.state.is_finished()]
 
     @property
     def ranked(self) -> list[FrozenTrial]:
-        """Complete trials, the best by the first objective first; of equal ones the earlier."""
-        complete = [trial for trial in self.finished if trial.state == TrialState.COMPLETE]
+        """Complete trials that keep to all limits, the best by the first objective first; of equal ones the earlier."""
+        complete = [trial for trial in self.finished if trial.state == TrialState.COMPLETE and _feasible(trial)]
         sign = 1 if self._objective.directions[0] == "minimize" else -1
         return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
 
@@ -96,13 +93,26 @@ class Study:
         best = {trial.number for trial in self._study.best_trials}
         return [trial for trial in self.ranked if trial.number in best]
 
+    @property
+    def gpu_seconds(self) -> float:
+        """What its trials have held of GPUs, in all runs."""
+        return self._study.user_attrs.get(GPU_SECONDS, 0.0)
+
+    def keep_gpu_seconds(self, used: float) -> None:
+        """Write down what its trials have held of GPUs by now."""
+        self._study.set_user_attr(GPU_SECONDS, used)
+
     def left_running(self) -> list[Proposal]:
         """What an earlier driver had begun and not ended, first to last."""
-        return [self.proposal(trial) for trial in self._own() if trial.state == TrialState.RUNNING]
+        return [self.proposal(trial) for trial in self.own if trial.state == TrialState.RUNNING]
 
     def proposal(self, trial: FrozenTrial) -> Proposal:
         """A trial of this study as it was proposed."""
         return Proposal(trial.number, self._close(trial), trial.params)
+
+    def config(self, params: Mapping[str, Any]) -> TrialConfig:
+        """What these values of its open leaves make of the space."""
+        return close(self._tree, FixedTrial(dict(params)))
 
     def propose(self, check: Callable[[TrialConfig], None] = lambda config: None) -> Proposal | None:
         """A trial that no other equals and that `check` lets pass, which raises `InputError` where it cannot be run.
@@ -131,66 +141,25 @@ class Study:
 
     def learn_from(self, other: optuna.Study) -> int:
         """Take over the complete trials of another study whose parameters are of this space; how many there were."""
-        known = {trial.user_attrs[KNOWN] for trial in self.trials if KNOWN in trial.user_attrs}
+        before = {trial.user_attrs[KNOWN] for trial in self.trials if KNOWN in trial.user_attrs}
         count = 0
         for trial in other.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             name = f"{other.study_name} {trial.number}"
-            if name in known or len(trial.values) != len(self._objective.names) or not self._fits(trial):
+            if name in before or len(trial.values) != len(self._objective.names) or not self._fits(trial):
+                continue
+            beyond = known(self._constraints, trial, self._objective.names)
+            if beyond is None:
                 continue
             copy = optuna.trial.create_trial(
                 params=trial.params,
                 distributions=trial.distributions,
                 values=trial.values,
                 user_attrs={KNOWN: name},
+                constraints=beyond,
             )
             self._study.add_trial(copy)
             count += 1
         return count
-
-    def report(self, number: int, step: int, value: float | None) -> None:
-        """The quality of a trial after `step` rounds. Told twice, as by a trial that was killed, it counts once."""
-        trial = self.trials[number]
-        new = not trial.state.is_finished() and step not in trial.intermediate_values
-        if value is not None and math.isfinite(value) and new and not self._objective.several:
-            self._open_trial(number).report(value, step)
-
-    def should_prune(self, number: int) -> bool:
-        """Whether the study's pruner would end this trial now."""
-        return not self._objective.several and self._open_trial(number).should_prune()
-
-    def note(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Write down user attributes of a trial that runs."""
-        if not self.trials[number].state.is_finished():
-            trial = self._open_trial(number)
-            for name, value in attributes.items():
-                trial.set_user_attr(name, value)
-
-    def attach(self, number: int, path: Path, store: Any) -> None:
-        """Put a file beside a trial that runs, into an artifact store."""
-        if not self.trials[number].state.is_finished():
-            optuna.artifacts.upload_artifact(
-                artifact_store=store, file_path=str(path), study_or_trial=self._open_trial(number)
-            )
-
-    def complete(self, number: int, values: Sequence[float]) -> None:
-        """The trial has come to its end. Where a value is not finite it has failed."""
-        broken = [name for name, value in zip(self._objective.names, values, strict=True) if not math.isfinite(value)]
-        if broken:
-            return self.fail(number, f"no finite {', '.join(broken)}")
-        self._tell(number, values=list(values))
-
-    def prune(self, number: int) -> None:
-        """The trial was stopped early."""
-        self._tell(number, state=TrialState.PRUNED)
-
-    def fail(self, number: int, reason: str) -> None:
-        """The trial came to nothing."""
-        self.note(number, {"reason": reason})
-        self._tell(number, state=TrialState.FAIL)
-
-    def _tell(self, number: int, **how: Any) -> None:
-        with quiet():
-            self._study.tell(number, **how, skip_if_finished=True)
 
     def _next(self) -> Trial:
         """A new trial; first the one that an earlier driver was killed over, whose parameters may not all be chosen."""
@@ -200,12 +169,14 @@ class Study:
         self._study.sampler = make_sampler(self._sampler, self._tree, seed=self._seed, number=number)
         return Trial(self._study, undecided._trial_id) if undecided else self._study.ask()
 
-    def _own(self) -> list[FrozenTrial]:
+    @property
+    def own(self) -> list[FrozenTrial]:
         """Those that were to be run, each once."""
         return [trial for trial in self.trials if TO_RUN in trial.user_attrs]
 
     def _close(self, trial: FrozenTrial) -> TrialConfig:
-        return close(self._tree, FixedTrial(trial.params))
+        life = trial.user_attrs.get(LIFE)
+        return self.config(life[-1]["params"] if life else trial.params)
 
     def _fits(self, trial: FrozenTrial) -> bool:
         try:
@@ -216,14 +187,13 @@ class Study:
             return False
         return True
 
-    def _open_trial(self, number: int) -> Trial:
-        return Trial(self._ledger, self.trials[number]._trial_id)
-
     def _pass_over(self, trial: Trial, why: str, told: Any) -> None:
         """End a trial that is not to be run; a repeat of a complete one with its values, which are just as true."""
         trial.set_user_attr(why, told)
         twin = self.trials[told] if why == REPEAT else None
         if twin is not None and twin.state == TrialState.COMPLETE:
+            for name, value in twin.constraints.items():
+                trial.set_constraint(name, value)
             self._study.tell(trial, twin.values)
         else:
             self._study.tell(trial, state=TrialState.FAIL)
@@ -235,18 +205,21 @@ def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Obj
     if name in there:
         told = there[name].user_attrs
         for key, value in asked.items():
-            if told.get(key) != json.loads(json.dumps(value)):
-                raise InputError(
-                    f"study {name!r} was made for another {key}, {_short(told.get(key))}; accepted: the same {key}, or "
-                    "another --out or --study"
-                )
+            if told.get(key, []) != json.loads(json.dumps(value)):
+                made = f"study {name!r} was made for another {key}, {_short(told.get(key, []))}"
+                raise InputError(f"{made}; accepted: the same {key}, or another --out or --study")
         return optuna.load_study(study_name=name, storage=storage)
     with quiet():
         study = optuna.create_study(study_name=name, storage=storage, directions=objective.directions)
         study.set_metric_names(list(objective.names))
     for key, value in asked.items():
-        study.set_user_attr(key, value)
+        if value:
+            study.set_user_attr(key, value)
     return study
+
+
+def _feasible(trial: FrozenTrial) -> bool:
+    return all(value <= 0 for value in trial.constraints.values())
 
 
 def storage_summaries(storage: BaseStorage) -> list[optuna.study.StudySummary]:

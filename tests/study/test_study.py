@@ -237,6 +237,12 @@ def test_a_storage_that_cannot_be_used_is_refused(tmp_path, place):
         study(tmp_path, place=place)
 
 
+def test_what_trials_held_of_gpus_is_known_to_the_next_driver(tmp_path):
+    study(tmp_path).keep_gpu_seconds(7.5)
+    assert study(tmp_path).gpu_seconds == 7.5
+    assert study(tmp_path / "new").gpu_seconds == 0
+
+
 def test_a_study_in_sqlite(tmp_path):
     place = f"sqlite:///{tmp_path / 'study.db'}"
     first = study(tmp_path, place=place)

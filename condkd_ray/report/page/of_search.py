@@ -71,7 +71,8 @@ def best(records: Sequence[Record], manifest: Manifest) -> list[str]:
     """Which trial, with which values, and what it is worth."""
     ranked, table = searches.ranked(records, manifest), searches.search_table(records, manifest)
     if not ranked:
-        return ["No trial has finished yet."]
+        limited = any(one.status == "finished" for one in records)
+        return ["No trial that has finished keeps to all limits." if limited else "No trial has finished yet."]
     first, objective = ranked[0], manifest.search["objective"][0]
     row = dict(zip(table.header, table.rows[0], strict=True))
     leaves = ", ".join(f"{path} {row[path]}" for path in manifest.search["parameters"] if row[path])
@@ -84,7 +85,7 @@ def best(records: Sequence[Record], manifest: Manifest) -> list[str]:
 
 def _course(records: Sequence[Record], manifest: Manifest) -> list[float]:
     """The first objective of each trial as proposed; NaN for those that have not come to their end."""
-    done = {one.config_hash: one for one in records if one.status == "finished"}
+    done = {one.config_hash: one for one in searches.ranked(records, manifest)}
     proposed = [trial["config_hash"] for trial in manifest.planned]
     first = manifest.search["objective"][0]
     return [searches.value(done[key], first) if key in done else math.nan for key in proposed]
