@@ -85,6 +85,7 @@ class Breeder(Explorer):
             say(f"{trial.label}: {outcome.reason}; it goes on from another's state")
             return self._population.rested(number, outcome.reason)
         self._watch.outcome(self._keys[number], outcome)
+        self._clock.look()
         self.untested(trial, outcome)
 
     def _segment(self, number: int) -> Trial:

@@ -20,7 +20,7 @@ from condkd_ray.plans import Plan
 from condkd_ray.report.progress import Best, Goal
 from condkd_ray.report.records import Record, read_records, write_manifest
 from condkd_ray.scribe import Scribe, recorded_outcome
-from condkd_ray.shell import say
+from condkd_ray.shell import CpuClock, say
 from condkd_ray.space import leaves
 from condkd_ray.study import Constraint, Objective, Proposal, Study
 from condkd_ray.study.constraints import feasible
@@ -48,6 +48,7 @@ class Explorer:
         self._newest: dict[str, Plan] = {}
         self._numbers: dict[str, int] = {}
         self._last: dict[str, int] = {}
+        self._clock = CpuClock()
         self._scribe = Scribe(study, objective, flags.out, constraints)
         records = {record.config_hash: record for record in read_records(flags.out)}
         self._settle(records)
@@ -102,10 +103,11 @@ class Explorer:
         """It has its record, and one that was stopped or failed before the study hears of it; see `_settle`."""
         candidate = feasible(self._constraints, outcome.history)
         self._watch.outcome(trial.key, outcome, candidate=candidate)
+        self._clock.look()
         self._scribe.ended(self._numbers[trial.key], trial.key, to_tree(trial.config), outcome)
 
-    def describe(self, cpu_seconds: float | None = None) -> None:
-        """Write the manifest of what has been proposed so far: what it had before, and what has come since."""
+    def describe(self, *, over: bool = False) -> None:
+        """Write the manifest of what has been proposed so far; when all is `over` with the CPU seconds that it took."""
         if not self._kinds:
             return
         # Of each kind one, for the teachers and the notes.
@@ -119,7 +121,8 @@ class Explorer:
             "constraints": [one.text for one in self._constraints],
             "parameters": list(leaves(self._tree)),
         }
-        write_manifest(self._flags.out, dataclasses.replace(manifest, search=about, cpu_seconds=cpu_seconds))
+        spent = self._clock.look() if over else None
+        write_manifest(self._flags.out, dataclasses.replace(manifest, search=about, cpu_seconds=spent))
         self._newest.clear()
 
     def close(self) -> None:

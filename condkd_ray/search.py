@@ -29,7 +29,7 @@ from condkd_ray.flags import RunFlags
 from condkd_ray.method import InputError, require
 from condkd_ray.plans import Plan
 from condkd_ray.results import tell_results
-from condkd_ray.shell import CpuClock, open_folder, say, say_details, show
+from condkd_ray.shell import open_folder, say, say_details, show
 from condkd_ray.space import default, leaves, read
 from condkd_ray.storage import check_writable
 from condkd_ray.study import Objective, Pruner, Sampler, Study, constraints, open_storage, stored_study
@@ -123,7 +123,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     with connect(flags.address):
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
         budget = _gpu_budget(study, flags)
-        clock, limits = CpuClock(), constraints.parse(flags.constraint)
+        limits = constraints.parse(flags.constraint)
         if flags.population:
             guide = Breeder(question, study, objective, tree, workshop, flags, _population(study, tree, flags))
         else:
@@ -132,7 +132,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
             complete = run_search(guide, Terms.of(flags, deadline, budget))
         finally:
             guide.close()
-        guide.describe(clock.look())
+        guide.describe(over=True)
         if complete and isinstance(guide, Breeder):
             bury(flags.place, guide.leftovers())
     tell_results(flags.out, study=flags.study_storage)

@@ -136,7 +136,7 @@ def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):
     guide = explorer(tmp_path, limits=("time/wall_seconds<=3", "proxy/kl<=2"))
     hear(guide, guide.propose(), "finished")
     hear(guide, guide.propose(), "pruned")
-    guide.describe(1.0)
+    guide.describe(over=True)
     guide.close()
     records, manifest = read_records(tmp_path), read_manifest(tmp_path)
     assert manifest.search["constraints"] == ["time/wall_seconds<=3", "proxy/kl<=2"]
@@ -164,11 +164,11 @@ def test_the_manifest_is_told_of_each_trial_once(tmp_path, monkeypatch):
     )
     guide = explorer(tmp_path, trials=6)
     keys = [guide.propose().key for _ in range(6)]
-    guide.describe(1.0)
+    guide.describe(over=True)
     guide.close()
     # One of a kind, and the newest.
     assert max(told) == 2
     manifest = read_manifest(tmp_path)
     assert [trial["config_hash"] for trial in manifest.planned] == keys
     assert manifest.teacher["test_accuracy"] == 0.9
-    assert manifest.cpu_seconds == 1.0
+    assert manifest.cpu_seconds

@@ -69,6 +69,7 @@ def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
     first = next(line for line in table if line.startswith("| ") and "finished" in line)
     assert first.split("|")[1].strip() == best.arm.removeprefix("trial ")
     assert len(list((finished / "products").glob("*"))) == 1
+    assert read_manifest(finished).cpu_seconds > sum(record.cpu_seconds for record in records.values())
     assert read_manifest(finished).search["parameters"] == ["inversion/bn_weight", "guidance/name", "guidance/weight"]
 
 
