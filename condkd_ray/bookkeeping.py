@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from condkd_ray import networks
-from condkd_ray.artifacts import Workshop
-from condkd_ray.condensation import Imported
 from condkd_ray.config import to_tree
 from condkd_ray.export import Shelf
 from condkd_ray.identity import pool_key
@@ -25,8 +20,7 @@ from condkd_ray.provenance import git_state, versions
 from condkd_ray.report import grids
 from condkd_ray.report.events import Scalar
 from condkd_ray.report.progress import AGREEMENT, Best, Goal, Progress
-from condkd_ray.report.records import MANIFEST, Manifest, Record, read_manifest, write_record
-from condkd_ray.report.statistics import Baseline
+from condkd_ray.report.records import Record, write_record
 from condkd_ray.report.tensorboard import Board, beyond_base, hparams, run_name, varying
 from condkd_ray.shell import detail, details, say
 from condkd_ray.storage import Location
@@ -167,88 +161,3 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         predictions=outcome.predictions,
         held=outcome.held,
     )
-
-
-def describe_experiment(
-    experiment: str,
-    question: str,
-    plans: Sequence[Plan],
-    keys: Sequence[str],
-    workshop: Workshop,
-    out: Path,
-    *,
-    baseline: Baseline = "none",
-) -> Manifest:
-    """What the experiment sets out to do. Trials planned in the same folder before stay, unless asked for anew.
-
-    `baseline` names the arm that every other is compared with, or for each arm its own.
-    """
-    config = plans[0].config
-    dataset, teachers = workshop.data(config), _teachers(plans, workshop)
-    trials = _planned_before(out)
-    for plan, key in zip(plans, keys, strict=True):
-        place = {"arm": plan.arm, "ipc": plan.ipc, "seed": plan.seed}
-        trials[tuple(place.values())] = place | {"config_hash": key}
-    return Manifest(
-        experiment=experiment,
-        question=question.strip().split("\n")[0],
-        command=shlex.join([Path(sys.executable).name, *sys.argv]),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        baseline=baseline,
-        planned=list(trials.values()),
-        teacher=teachers[0] if len(teachers) == 1 else {"label": f"{len(teachers)} networks"},
-        dataset={
-            "name": dataset.name,
-            "hash": dataset.digest,
-            "num_classes": dataset.num_classes,
-            "image_shape": list(dataset.image_shape),
-            "test_size": len(dataset.test),
-            "notes": list(dataset.notes),
-        },
-        test_labels=dataset.test.labels.tolist(),
-        notes=_notes(plans, dataset.val is not None) + [_told(teacher) for teacher in teachers if len(teachers) > 1],
-    )
-
-
-def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]:
-    """Label, hash and accuracies of each teacher of the plans, once."""
-    configs = {plan.config.teacher: plan.config for plan in reversed(plans)}
-    return [
-        {
-            "label": networks.label(config.teacher.network),
-            "hash": workshop.prepare(config).hashes["teacher"],
-            **workshop.teacher_accuracy(config),
-        }
-        for config in reversed(configs.values())
-    ]
-
-
-def _planned_before(out: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    if not (out / MANIFEST).is_file():
-        return {}
-    return {(trial["arm"], trial["ipc"], trial["seed"]): trial for trial in read_manifest(out).planned}
-
-
-def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
-    used = {plan.config.condensation for plan in plans if plan.config.condensation is not None}
-    held_out = "the proxy images" + (" and the validation images" if has_val else "")
-    notes = []
-    if any(isinstance(method, Imported) for method in used):
-        notes.append(
-            "The condensed set was made elsewhere, from train images we do not know: it may have seen "
-            f"{held_out}, and the test images too where these were held out of train here."
-        )
-    if any(method.needs_teacher for method in used):
-        notes.append("The condensed set was made of the teacher: it adds nothing that the teacher does not know.")
-    return notes
-
-
-def teacher_line(manifest: Manifest) -> str:
-    """The teacher and its accuracy, for the terminal."""
-    return _told(manifest.teacher).lower()
-
-
-def _told(teacher: Mapping[str, Any]) -> str:
-    named = {"test_accuracy": "test", "val_accuracy": "val"}
-    parts = [f"{teacher[key]:.2%} {name}" for key, name in named.items() if key in teacher]
-    return f"Teacher {teacher['label']}{': accuracy ' if parts else ''}{', '.join(parts)}"

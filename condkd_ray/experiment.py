@@ -15,7 +15,7 @@ import tyro
 
 from condkd_ray import networks
 from condkd_ray.artifacts import Workshop
-from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
+from condkd_ray.bookkeeping import Watch
 from condkd_ray.chronicle import Chronicle
 from condkd_ray.cluster import tuning
 from condkd_ray.cluster.connect import check_resources, connect
@@ -29,6 +29,7 @@ from condkd_ray.explain import explain
 from condkd_ray.flags import RunFlags, chosen
 from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import AnyInversion, Inversion
+from condkd_ray.manifests import describe_experiment, teacher_line
 from condkd_ray.method import Metrics, require
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan, check_plans, scoped, scoped_baseline

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from optuna.trial import TrialState
 
 from condkd_ray.artifacts import Workshop
-from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
+from condkd_ray.bookkeeping import Watch
 from condkd_ray.cluster.trials import Trial
 from condkd_ray.config import to_tree
 from condkd_ray.flags import RunFlags
 from condkd_ray.identity import trial_hash
+from condkd_ray.manifests import describe_experiment, teacher_line
 from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,6 @@ import torch
 import tyro
 import yaml
 
-from condkd_ray import experiment, report
 from condkd_ray.artifacts import Workshop
 from condkd_ray.breeder import Breeder
 from condkd_ray.cluster.budget import GpuBudget
@@ -22,12 +20,10 @@ from condkd_ray.cluster.reach import check_reach
 from condkd_ray.cluster.searching import search as run_search
 from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trials import bury, empty
-from condkd_ray.experiment import Flags
 from condkd_ray.explain import explain_search
 from condkd_ray.explorer import Explorer
 from condkd_ray.flags import RunFlags
 from condkd_ray.method import InputError, require
-from condkd_ray.plans import Plan
 from condkd_ray.results import tell_results
 from condkd_ray.shell import open_folder, say, say_details, show
 from condkd_ray.space import default, leaves, read
@@ -118,7 +114,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
         check_writable(flags.place)
     if flags.fresh:
         empty(flags.place)
-    study = _study(tree, flags, objective)
+    study = study_of(tree, flags, objective)
     _teach(study, flags)
     with connect(flags.address):
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
@@ -164,7 +160,8 @@ def _gpu_budget(study: Study, flags: SearchFlags) -> GpuBudget | None:
     return GpuBudget(3600 * flags.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
 
 
-def _study(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> Study:
+def study_of(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> Study:
+    """The study that a search with these flags writes, new or as it was left."""
     return Study(
         *(open_storage(flags.study_storage, flags.out), flags.study, tree, objective),
         sampler=flags.chosen_sampler,
@@ -179,43 +176,9 @@ def _explained(tree: dict[str, Any], flags: SearchFlags, objective: Objective, d
     # A fresh folder has a fresh study, unless that lies elsewhere.
     anew, ended = flags.fresh and flags.study_storage is None, 0
     if not anew and holds(flags.study_storage, flags.out, flags.study):
-        ended = len(_study(tree, flags, objective).finished)
+        ended = len(study_of(tree, flags, objective).finished)
     shortest = 1.0 if flags.pruner == "none" else flags.least_rounds / _rounds(tree)
     return explain_search(tree, flags, device, trials=flags.wanted - ended, shortest=min(1.0, shortest))
-
-
-def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
-    """Run the best trials of a finished search again with other seeds, beside the space's default, and compare these.
-
-    Results lie in `confirmed` below the search's. The exit code: as an experiment's.
-    """
-    seen = default(tree).seed
-    require(best >= 1, "--best", best, "an integer >= 1")
-    require(seen not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {seen}")
-    study = _study(tree, flags, Objective(flags.objective))
-    arms = {"default": default(tree)}
-    arms |= {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}
-    twins = {config: arm for arm, config in reversed(arms.items())}
-    plans = [
-        Plan(arm, getattr(config.condensation, "ipc", 0), seed, dataclasses.replace(config, seed=seed), flags.share)
-        for config, arm in reversed(twins.items())
-        for seed in seeds
-    ]
-    kept = {field.name: getattr(flags, field.name) for field in dataclasses.fields(RunFlags)}
-    apart = {"out": flags.out / "confirmed", "storage": flags.storage and _below(flags.storage, "confirmed")}
-    again = Flags(**kept | apart)
-    question = f"Are the best {best} trials of the search better than the default with new seeds?"
-    code = experiment.run("confirm", question, plans, again, baseline="default")
-    with bar("page of the search"):
-        report.build(flags.out, tensorboard=False)
-    say(f"the page of the search now shows what came of them: {flags.out / 'report.html'}")
-    return code
-
-
-def _below(storage: str, name: str) -> str:
-    """A folder in a storage, whose address may have options behind a question mark."""
-    path, mark, options = storage.partition("?")
-    return f"{path}/{name}{mark}{options}"
 
 
 def _check(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> None:

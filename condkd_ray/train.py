@@ -12,8 +12,9 @@ import tyro
 
 from condkd_ray import config as configs
 from condkd_ray.artifacts import Workshop
-from condkd_ray.bookkeeping import Watch, describe_experiment, teacher_line
+from condkd_ray.bookkeeping import Watch
 from condkd_ray.identity import trial_hash
+from condkd_ray.manifests import describe_experiment, teacher_line
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import require
 from condkd_ray.outcome import Outcome

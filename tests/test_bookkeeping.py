@@ -7,13 +7,14 @@ from toy import make_prepared, toy_config
 
 from condkd_ray import report
 from condkd_ray.artifacts import Workshop
-from condkd_ray.bookkeeping import Plan, Watch, _notes, describe_experiment, make_record, teacher_line
+from condkd_ray.bookkeeping import Plan, Watch, make_record
 from condkd_ray.condensation import Imported, RandomReal, SqueezeRecover
 from condkd_ray.config import from_tree
 from condkd_ray.data import DataConfig
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import Discriminator
 from condkd_ray.identity import trial_hash
+from condkd_ray.manifests import _notes, describe_experiment, teacher_line
 from condkd_ray.networks import ResNet
 from condkd_ray.outcome import Outcome
 from condkd_ray.report.records import Manifest, grid_path, read_manifest, read_records, record_path, write_manifest

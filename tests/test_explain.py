@@ -16,8 +16,9 @@ from condkd_ray.arms import arm
 from condkd_ray.bookkeeping import make_record
 from condkd_ray.condensation import DistributionMatching
 from condkd_ray.distiller import Distiller
+from condkd_ray.estimate import Estimate, Work, estimate, finished_before, makespan
 from condkd_ray.experiment import Flags
-from condkd_ray.explain import Estimate, Work, _makespan, estimate, explain, explain_search, finished_before
+from condkd_ray.explain import explain, explain_search
 from condkd_ray.flags import RunFlags
 from condkd_ray.identity import trial_hash
 from condkd_ray.inversion import Fast
@@ -50,9 +51,9 @@ def plans(seeds=(0, 1), **changes) -> list[Plan]:
 
 
 def test_trials_are_scheduled_in_their_order():
-    assert _makespan([4, 1, 1, 1, 1], 2) == 4
-    assert _makespan([1, 1, 1, 1, 4], 2) == 6
-    assert _makespan([3, 2], 1) == 5
+    assert makespan([4, 1, 1, 1, 1], 2) == 4
+    assert makespan([1, 1, 1, 1, 4], 2) == 6
+    assert makespan([3, 2], 1) == 5
 
 
 def test_an_account_of_what_was_never_run_leaves_no_trace(cluster, tmp_path):

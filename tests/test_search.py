@@ -15,9 +15,10 @@ from optuna.trial import TrialState
 from small_search import SPACE, command, environment, search, stored
 
 from condkd_ray import experiment
+from condkd_ray.confirm import confirm
 from condkd_ray.method import InputError
 from condkd_ray.report.records import read_manifest, read_records
-from condkd_ray.search import SearchFlags, confirm
+from condkd_ray.search import SearchFlags
 from condkd_ray.space import read
 from condkd_ray.study import open_storage
 
