@@ -11,8 +11,9 @@ import heapq
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from condkd_ray.plans import Plan
 from condkd_ray.probing import Cost, Span, join, probe_set, probe_teacher, probe_trial, recorded
 from condkd_ray.report.records import Record, read_records
 from condkd_ray.sketch import Sketch
+from condkd_ray.space import corners, default
 from condkd_ray.steps import OnStep, unheard
 from condkd_ray.terminal import bar
 from condkd_ray.trial import TrialConfig
@@ -53,6 +55,16 @@ class Work:
     costs: dict[str, Cost] = field(default_factory=dict)
     """By arm."""
     based_on: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_corners(cls, tree: dict[str, Any]) -> Work:
+        """A trial of each corner of a space, and of its default."""
+        return cls([Plan(name, 0, config.seed, config) for name, config in corners(tree).items()], {})
+
+    @classmethod
+    def of_search(cls, tree: dict[str, Any], trials: int) -> Work:
+        """So many trials of a space that nobody has chosen yet."""
+        return cls([Plan("trial", 0, 0, default(tree))] * trials, {})
 
     @property
     def missing(self) -> list[Plan]:
@@ -82,6 +94,20 @@ def estimate(work: Work, flags: RunFlags, device: str) -> Estimate:
     at_once, connected = fitting_at_once([plan.config for plan in work.missing], flags)
     before = probe(work, flags, device)
     return total(work, connected + before, at_once)
+
+
+def estimate_search(at_corners: Work, whole: Work, flags: RunFlags, device: str, shortest: float = 1) -> Estimate:
+    """What `whole` will take, a search, whose trials lie somewhere between the corners of its space.
+
+    `shortest`: part of its rounds after which a trial may be stopped. The rest as `estimate`.
+    """
+    at_once, connected = fitting_at_once([plan.config for plan in at_corners.planned], flags)
+    before = probe(at_corners, flags, device)
+    if at_corners.costs:
+        found, stopped = join(list(at_corners.costs.values())), Span(shortest, 1)
+        whole.costs["trial"] = replace(found, wall=found.wall * stopped, cpu=found.cpu * stopped)
+    whole.based_on = at_corners.based_on
+    return total(whole, connected + before, at_once)
 
 
 def probe(work: Work, flags: RunFlags, device: str) -> Span:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from condkd_ray.estimate import Estimate, Work, estimate, finished_before, fitting_at_once, probe, total
+from condkd_ray.estimate import Estimate, Work, estimate, estimate_search, finished_before
 from condkd_ray.flags import RunFlags
 from condkd_ray.plans import Plan
-from condkd_ray.probing import Span, join
+from condkd_ray.probing import Span
 from condkd_ray.report.layout import Table
 from condkd_ray.report.progress import duration
 from condkd_ray.report.records import check_same_experiment
-from condkd_ray.space import corners
 
 
 def explain(experiment: str, planned: Sequence[Plan], flags: RunFlags, device: str) -> str:
@@ -31,22 +29,15 @@ def explain_search(tree: dict[str, Any], flags: RunFlags, device: str, *, trials
     """
     if trials < 1:
         return "Nothing is left to run.\n"
-    tried = Work([Plan(name, 0, config.seed, config) for name, config in corners(tree).items()], {})
-    at_once, connected = fitting_at_once([plan.config for plan in tried.planned], flags)
-    before = probe(tried, flags, device)
-    if not tried.costs:
-        return "No corner of the space could be measured.\n"
-    dearest = join(list(tried.costs.values()))
-    stopped = Span(shortest, 1)
-    cost = replace(dearest, wall=dearest.wall * stopped, cpu=dearest.cpu * stopped)
-    whole = Work([Plan("trial", 0, 0, tried.planned[0].config)] * trials, {}, {"trial": cost}, tried.based_on)
+    corners, whole = Work.of_corners(tree), Work.of_search(tree, trials)
+    found = estimate_search(corners, whole, flags, device, shortest)
     head = f"{trials} trials to run; results in {flags.out}\n"
-    return head + _told(whole, total(whole, connected + before, at_once), flags, _arms(tried, "Corners of the space"))
+    return head + _told(whole, found, flags, _arms(corners, "Corners of the space"))
 
 
 def _told(work: Work, found: Estimate, flags: RunFlags, tried: Table | None = None) -> str:
     if not work.costs:
-        return "No arm could be measured.\n"
+        return "No trial could be measured.\n"
     whose = " of the GPU" if flags.gpus_per_trial else ""
     lines = [
         "",

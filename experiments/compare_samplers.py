@@ -57,7 +57,7 @@ def compared(args: Args) -> str:
     name, direction = objective.names[0], objective.directions[0]
     curves, tested = {}, {}
     for sampler in args.samplers:
-        folders = [(args.out / f"seed-{seed}" / part for part in ("first", sampler)) for seed in args.sampler_seeds]
+        folders = [[args.out / f"seed-{seed}" / part for part in ("first", sampler)] for seed in args.sampler_seeds]
         lives = [[record for out in both for record in in_order(read_records(out))] for both in folders]
         curves[sampler] = np.stack([curve(life, name, direction) for life in lives])
         tested[sampler] = np.array([chosen(life, name, direction) for life in lives])

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from toy import make_prepared
@@ -16,7 +18,7 @@ from condkd_ray.arms import arm
 from condkd_ray.bookkeeping import make_record
 from condkd_ray.condensation import DistributionMatching
 from condkd_ray.distiller import Distiller
-from condkd_ray.estimate import Estimate, Work, estimate, finished_before, makespan
+from condkd_ray.estimate import Estimate, Work, estimate, estimate_search, finished_before, makespan
 from condkd_ray.experiment import Flags
 from condkd_ray.explain import explain, explain_search
 from condkd_ray.flags import RunFlags
@@ -29,10 +31,12 @@ from condkd_ray.plans import Plan
 from condkd_ray.probing import Span
 from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
 from condkd_ray.run import local_store, run_trial
-from condkd_ray.space import parse
+from condkd_ray.space import parse, read
 from condkd_ray.trial_config import TeacherConfig
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "ablate_ipc.py"
+ROOT = Path(__file__).parents[1]
+SCRIPT, SPACE = ROOT / "experiments" / "ablate_ipc.py", ROOT / "search_spaces" / "guidance.yaml"
+T = TypeVar("T")
 
 
 SMALL = {"steps": 1, "batch": 32, "latent": 16, "width": 8}
@@ -157,16 +161,42 @@ def test_it_comes_true(tmp_path):
     """Digits at their default budget, of all arms one trial, nothing cached."""
     flags = ["--ipcs", "1", "--seeds", "0", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     args = Flags(ipcs=(1,), seeds=(0,), out=tmp_path / "out", cache=tmp_path / "cache")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-        found = alone.submit(one_of_each, args).result()
+    found = alone(one_of_each, args)
     assert not any(tmp_path.iterdir())
+    check(found, [str(SCRIPT), *flags], tmp_path / "out")
+
+
+def a_search(args: RunFlags) -> Estimate:
+    """As `one_of_each`."""
+    tree = read(SPACE)
+    return estimate_search(Work.of_corners(tree), Work.of_search(tree, 4), args, "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_of_a_search_it_comes_true(tmp_path):
+    """Digits at their default budget; the trials are proposed, so that only a range can be told."""
+    flags = ["--trials", "4", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    found = alone(a_search, RunFlags(out=tmp_path / "out", cache=tmp_path / "cache"))
+    assert not any(tmp_path.iterdir())
+    check(found, ["-m", "condkd_ray", "search", str(SPACE), *flags], tmp_path / "out")
+
+
+def alone(measure: Callable[[T], Estimate], args: T) -> Estimate:
+    """In a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, args).result()
+
+
+def check(found: Estimate, command: list[str], out: Path) -> None:
+    """Run it, and compare."""
     begin = time.perf_counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(SCRIPT), *flags], check=True, capture_output=True, env=environment)
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
     wall = time.perf_counter() - begin
     assert found.wall.low < wall < found.wall.high
-    assert found.cpu.low < (read_manifest(tmp_path / "out").cpu_seconds or 0) < found.cpu.high
-    size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert found.cpu.low < (read_manifest(out).cpu_seconds or 0) < found.cpu.high
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     assert found.kept.low < size < found.kept.high
-    peak = max(record.peak_bytes for record in read_records(tmp_path / "out"))
+    peak = max(record.peak_bytes for record in read_records(out))
     assert found.trial_memory.low < peak < found.trial_memory.high

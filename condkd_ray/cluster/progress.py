@@ -33,7 +33,7 @@ class Progress:
         self._places: dict[str, str] = {}
         self._sharers: dict[str, set[str]] = defaultdict(set)
         self._history: dict[str, list[Metrics]] = {}
-        self._nodes: dict[str, str] = {}
+        self._workers: dict[str, tuple[str, int]] = {}
         self.open = set[str]()
         self.running = set[str]()
         self.stopped = set[str]()
@@ -63,17 +63,16 @@ class Progress:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
             self.stopped.add(key)
-        self._where(key, f"{result.get('hostname')}, process {result.get('pid')}")
-        self._nodes[key] = result.get("hostname", "")
+        self._runs_on(key, result.get("hostname", ""), result.get("pid", 0))
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
             self._on_round(self.trials[key], metrics)
 
-    def _where(self, key: str, node: str) -> None:
-        if self._nodes.get(key) != node:
-            self._nodes[key] = node
-            detail(f"{self.trials[key].label} runs on {node}")
+    def _runs_on(self, key: str, node: str, process: int) -> None:
+        if self._workers.get(key) != (node, process):
+            self._workers[key] = node, process
+            detail(f"{self.trials[key].label} runs on {node}, process {process}")
 
     def retried(self, key: str, reason: str) -> None:
         """Nobody has to do anything, but should know why this takes longer."""
@@ -97,7 +96,7 @@ class Progress:
 
     def outcome_so_far(self, key: str, status: str, reason: str = "") -> Outcome:
         """Of a trial that has left none."""
-        history, node = self._history[key], self._nodes.get(key, "")
+        history, (node, _) = self._history[key], self._workers.get(key, ("", 0))
         return Outcome(
             status=status, reason=reason, metrics={}, history=history, predictions=[], images=None, node=node
         )
