@@ -16,6 +16,7 @@ from torch import nn
 
 from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation.condensation import first_per_class
+from condkd_ray.disk import atomic_write
 from condkd_ray.export import kept_path
 from condkd_ray.guidance import NoGuidance
 from condkd_ray.inversion import DeepInversion
@@ -25,7 +26,8 @@ from condkd_ray.product import read_product
 from condkd_ray.production import begin, produce
 from condkd_ray.proxy import compare, views
 from condkd_ray.report.layout import Table
-from condkd_ray.report.records import Record
+from condkd_ray.report.records import Record, read_records
+from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.samples import Samples
 from condkd_ray.streams import derive_seed
 from condkd_ray.trial import TrialConfig
@@ -79,6 +81,19 @@ def scores(out: Path, record: Record, sets: dict[str, Samples]) -> dict[str, flo
         told = compare(student, samples)
         found |= {f"{name}/agreement": told["agreement"].item(), f"{name}/kl": -told["kl"].item()}
     return found
+
+
+def validate(out: Path, workshop: Workshop, config: TrialConfig) -> str:
+    """Rank the candidates, made for trials like `config`, over the finished trials of `out`, whose products are kept.
+
+    Writes `proxies.md` there; the table as plain text.
+    """
+    done = [record for record in read_records(out) if record.status == "finished"]
+    require(len(done) > 1, "number of finished trials", len(done), "2 or more")
+    sets = candidates(workshop, config)
+    table = ranking_table(rank([scores(out, one, sets) for one in done], [one.metrics[ACCURACY] for one in done]))
+    atomic_write(out / "proxies.md", table.markdown().encode())
+    return table.text()
 
 
 def rank(told: Sequence[dict[str, float]], accuracies: Sequence[float]) -> list[Ranked]:

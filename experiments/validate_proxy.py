@@ -14,11 +14,8 @@ import optuna
 
 from condkd_ray.artifacts import Workshop
 from condkd_ray.config import to_tree
-from condkd_ray.disk import atomic_write
 from condkd_ray.experiment import Flags, Plan, command_line, run
-from condkd_ray.proxies import candidates, rank, ranking_table, scores
-from condkd_ray.report.records import read_records
-from condkd_ray.report.statistics import ACCURACY
+from condkd_ray.proxies import validate
 from condkd_ray.shell import say
 from condkd_ray.space import close, read
 from condkd_ray.study.quiet import quiet
@@ -50,12 +47,8 @@ def main(args: Args) -> int:
     """Run the trials, then rank the proxies."""
     planned = list(plans(args))
     code = run("validate_proxy", __doc__ or "", planned, args)
-    done = [record for record in read_records(args.out) if record.status == "finished"]
-    if code in (0, 1) and len(done) > 1:
-        sets = candidates(Workshop(args.cache, say=say), planned[0].config)
-        table = ranking_table(rank([scores(args.out, r, sets) for r in done], [r.metrics[ACCURACY] for r in done]))
-        atomic_write(args.out / "proxies.md", table.markdown().encode())
-        print(table.text())
+    if code <= 1 and not args.explain:
+        print(validate(args.out, Workshop(args.cache, say=say), planned[0].config))
     return code
 
 

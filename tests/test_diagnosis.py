@@ -208,7 +208,7 @@ def test_nothing_that_decides_reads_landmarks_or_diagnosis():
         for path in package.rglob("*.py")
         if any(word in path.read_text() for word in (".landmarks", "diagnosis/"))
     }
-    made_and_sent = {"diagnosis.py", "artifacts.py", "trial.py", "run.py", "cluster/parcels.py"}
+    made_and_sent = {"diagnosis.py", "artifacts.py", "trial.py", "outcome.py", "cluster/parcels.py"}
     told = {"report/details.py", "report/by_round.py", "report/tensorboard.py", "report/points.py"}
     assert readers - made_and_sent <= told
     seen = {path.name for path in package.rglob("*.py") if "read_points" in path.read_text()}

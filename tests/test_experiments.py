@@ -55,7 +55,8 @@ def test_defaults_stay_below_ten_minutes_on_two_cores(name):
     twice = [place for place, count in Counter((p.arm, p.ipc, p.seed) for p in plans).items() if count > 1]
     assert not twice
     assert len({(plan.config, plan.scope) for plan in plans}) == len(plans)
-    assert {(p.config.rounds, p.config.distiller.steps, p.config.distiller.batch) for p in plans} == {(12, 20, 128)}
+    work = {(plan.config.rounds, plan.config.distiller.steps, plan.config.distiller.batch) for plan in plans}
+    assert work <= {(12, 20, 128), (12, 5, 128)}
 
 
 def test_guidance_names_what_differs_and_each_share_has_its_mixed():

@@ -9,13 +9,32 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from condkd_ray.disk import atomic_write
 from condkd_ray.report import drawing
 from condkd_ray.report.layout import Table
-from condkd_ray.report.records import Record
+from condkd_ray.report.records import Record, read_records
 from condkd_ray.report.statistics import ACCURACY, interval
+from condkd_ray.study import Objective
 
 Curves = Mapping[str, np.ndarray]
 """By sampler: the best value until each trial, (seeds, trials)."""
+
+
+def compare(out: Path, searches: Mapping[str, Sequence[Sequence[Path]]], first: int, objective: Objective) -> str:
+    """Write `samplers.png` and `samplers.md` into `out`; the table as plain text.
+
+    `searches`: by sampler, for each seed the folders of the search that all share, of `first` trials, and of its own.
+    """
+    name, direction = objective.names[0], objective.directions[0]
+    curves, tested = {}, {}
+    for sampler, folders in searches.items():
+        lives = [[record for part in parts for record in in_order(read_records(part))] for parts in folders]
+        curves[sampler] = np.stack([curve(life, name, direction) for life in lives])
+        tested[sampler] = np.array([chosen(life, name, direction) for life in lives])
+    table = samplers_table(curves, tested, next(iter(searches)), first, name)
+    draw(out / "samplers.png", curves, first, name)
+    atomic_write(out / "samplers.md", table.markdown().encode())
+    return table.text()
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:

@@ -5,10 +5,11 @@ from condkd_ray.study.ledger import Ledger
 from condkd_ray.study.objective import Objective
 from condkd_ray.study.pruners import Pruner
 from condkd_ray.study.samplers import Sampler
-from condkd_ray.study.storages import open_storage, stored_study
+from condkd_ray.study.storages import JOURNAL, open_storage, stored_study
 from condkd_ray.study.study import Proposal, Study
 
 __all__ = [
+    "JOURNAL",
     "Constraint",
     "Ledger",
     "Objective",

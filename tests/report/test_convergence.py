@@ -6,6 +6,8 @@ from report_factory import make_record
 
 from condkd_ray.report import convergence
 from condkd_ray.report.convergence import area, chosen, curve, in_order, samplers_table
+from condkd_ray.report.records import write_record
+from condkd_ray.study import Objective
 
 NAME = "proxy/agreement"
 
@@ -59,3 +61,15 @@ def test_one_seed_has_no_interval():
     rows = samplers_table(curves, {name: np.array([0.5]) for name in curves}, "random", 1, NAME).rows
     assert rows[1][3] == "+0.2 (no interval, n = 1)"
     assert pytest.approx(0.2) == area(curves["tpe"], curves["random"], 1)[0]
+
+
+def test_each_seed_has_its_own_curve(tmp_path):
+    seeds = [tmp_path / "0", tmp_path / "1"]
+    folders = {name: [[out / "first", out / name] for out in seeds] for name in ("a", "b")}
+    for seed in (0, 1):
+        for place, value in (("first", 0.1), ("a", 0.2), ("b", 0.3 + 0.2 * seed)):
+            told = {NAME: value, "student/test_accuracy": value}
+            write_record(seeds[seed] / place, make_record(arm="trial 0", metrics=told, config_hash=place))
+    convergence.compare(tmp_path, folders, 1, Objective((NAME,)))
+    *_, row = (line for line in (tmp_path / "samplers.md").read_text().splitlines() if line.startswith("| b"))
+    assert row.split(" | ")[2:4] == ["0.4 ± 0.14", "+0.2 (-1.07 to +1.47, paired t, df 1)"]
