@@ -1,6 +1,7 @@
 """Population based training: trials that run side by side, of which the poor take over the state of the good.
 
-Source: Jaderberg et al., arXiv 1711.09846 (2017): truncation selection, then exploration by perturbing or drawing anew.
+Source: Jaderberg et al., arXiv 1711.09846 (2017), recalled, not read: truncation selection, then exploration by
+perturbing or drawing anew.
 There members are compared whenever one is ready. Here all rest after as many rounds, so that what is decided hangs on
 the study and the seed alone, not on which trial was faster: killed and continued, a search decides the same again.
 Ray has a scheduler for it, whose members, ranks and perturbations are in Tune's files: these are up to ten seconds
