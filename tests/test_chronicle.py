@@ -1,13 +1,12 @@
 """The study of planned trials: each once, whenever its driver was killed, and never with a test image in it."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
-from optuna.storages.journal import JournalFileBackend
+from killing import killed_after
 from optuna.trial import TrialState
 from toy import make_prepared, toy_config
 
@@ -115,29 +114,21 @@ def test_a_killed_one_continued_ends_complete(tmp_path, recorded):
 
 
 def test_killed_over_any_write_it_ends_complete(tmp_path, monkeypatch):
-    write, killed = JournalFileBackend.append_logs, 0
+    count = 0
     for writes in range(0, 60, 3):
-        out, left = tmp_path / str(writes), iter(range(writes))
-
-        def append_logs(self, logs, left=left):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            write(self, logs)
-
-        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            patch.setattr(JournalFileBackend, "append_logs", append_logs)
+        out = tmp_path / str(writes)
+        with killed_after(writes, monkeypatch) as killed:
             first = chronicle(out)
             for key in PLANS:
                 heard(first, out, key)
-            killed -= 1
-        killed += 1
+        count += len(killed)
         again = chronicle(out)
         for key in set(PLANS) - finished(out):
             heard(again, out, key)
         trials = stored(out).trials
         assert sorted(trial.user_attrs["config_hash"] for trial in trials) == ["a", "b", "c"]
         assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert 8 < killed < 20
+    assert 8 < count < 20
 
 
 def test_a_failure_has_its_reason_and_a_second_try_is_another_trial(tmp_path):

@@ -19,6 +19,8 @@ from condkd_ray.systems import SYSTEMS
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("benchmark"))
 NAMES = [path.stem for path in SCRIPTS if "def plans(" in path.read_text()]
+CHEAPER = {"validate_proxy": {(12, 5, 128)}}
+"""Rounds, student steps a round and batch, where a question is about poor trials too."""
 TINY = {
     "inversion": {"steps": 1, "batch": 128, "width": 8, "latent": 16},
     "distiller": {"steps": 2, "batch": 32},
@@ -56,7 +58,7 @@ def test_defaults_stay_below_ten_minutes_on_two_cores(name):
     assert not twice
     assert len({(plan.config, plan.scope) for plan in plans}) == len(plans)
     work = {(plan.config.rounds, plan.config.distiller.steps, plan.config.distiller.batch) for plan in plans}
-    assert work <= {(12, 20, 128), (12, 5, 128)}
+    assert work == {(12, 20, 128)} | CHEAPER.get(name, set())
 
 
 def test_guidance_names_what_differs_and_each_share_has_its_mixed():

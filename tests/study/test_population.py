@@ -1,10 +1,9 @@
 """Population based training: who takes over whose state, with what, and that a killed driver changes none of it."""
 
-import contextlib
 import math
 
 import pytest
-from optuna.storages.journal import JournalFileBackend
+from killing import killed_after
 from optuna.trial import TrialState
 
 from condkd_ray.method import InputError
@@ -110,26 +109,17 @@ def test_a_driver_killed_over_any_write_decides_the_same_again(tmp_path, monkeyp
     study, found = population(tmp_path / "whole")
     live(study, found, 2)
     found.open()
-    write, killed = JournalFileBackend.append_logs, 0
+    count = 0
     for writes in range(9):
         study, found = population(tmp_path / str(writes))
         live(study, found, 2)
-        left = iter(range(writes))
-
-        def append_logs(self, logs, left=left):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            write(self, logs)
-
-        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            patch.setattr(JournalFileBackend, "append_logs", append_logs)
+        with killed_after(writes, monkeypatch) as killed:
             found.open()
-            killed -= 1
-        killed += 1
+        count += len(killed)
         again, found = population(tmp_path / str(writes))
         assert len(found.open()) == 8
         assert lives(again) == lives(population(tmp_path / "whole")[0])
-    assert killed == 8
+    assert count == 8
 
 
 def test_a_member_that_comes_to_nothing_goes_on_from_a_good_one(tmp_path):

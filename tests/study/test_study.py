@@ -1,11 +1,10 @@
 """The study as the truth of a search: what it proposes, remembers and hands out again."""
 
-import contextlib
 import math
 
 import optuna
 import pytest
-from optuna.storages.journal import JournalFileBackend
+from killing import killed_after
 from optuna.trial import TrialState
 
 from condkd_ray.method import InputError
@@ -72,20 +71,12 @@ def test_what_was_running_is_handed_out_again_with_its_number(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_a_driver_killed_over_a_proposal_leaves_one_that_is_finished_first(tmp_path, sampler, monkeypatch):
-    write, killed = JournalFileBackend.append_logs, 0
+    count = 0
     for writes in range(12):
-        left = iter(range(writes))
-
-        def append_logs(self, logs, left=left):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            write(self, logs)
-
         driver = study(tmp_path / str(writes), sampler=sampler)
-        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            patch.setattr(JournalFileBackend, "append_logs", append_logs)
-            killed -= driver.propose() is not None
-        killed += 1
+        with killed_after(writes, monkeypatch) as killed:
+            driver.propose()
+        count += len(killed)
         again = study(tmp_path / str(writes), sampler=sampler)
         proposals = again.left_running() or [again.propose()]
         proposals.append(again.propose())
@@ -93,7 +84,7 @@ def test_a_driver_killed_over_a_proposal_leaves_one_that_is_finished_first(tmp_p
         assert all(set(proposal.params) == {"inversion/bn_weight", "inversion/steps"} for proposal in proposals)
         assert study(tmp_path / str(writes)).left_running() == proposals
     # Before it was there, with none, one and both of its parameters, and after all was written.
-    assert killed >= 4
+    assert count >= 4
 
 
 def test_trials_are_proposed_once_until_there_is_no_other(tmp_path):
