@@ -36,7 +36,7 @@ from condkd_ray.plans import Plan, check_plans, scoped, scoped_baseline
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.results import tell_results
-from condkd_ray.shell import CpuClock, exit_codes, open_folder, say, say_details, show
+from condkd_ray.shell import CpuClock, ended, exit_codes, open_folder, say, say_details, show
 from condkd_ray.storage import check_writable
 from condkd_ray.terminal import bar
 from condkd_ray.trial import Prepared, TrialConfig
@@ -204,11 +204,7 @@ def run(
         spent = clock.look()
     write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
     tell_results(flags.out, tell=tell)
-    if complete:
-        return 1 if failed else 0
-    spent_time = time.time() >= deadline
-    say(f"{'the time budget is spent' if spent_time else 'interrupted'}; the same command continues")
-    return 3 if spent_time else 130
+    return ended(complete, failed, ["time"] if time.time() >= deadline else [])
 
 
 def _sweep(

@@ -25,7 +25,7 @@ from condkd_ray.explorer import Explorer
 from condkd_ray.flags import RunFlags
 from condkd_ray.method import InputError, require
 from condkd_ray.results import tell_results
-from condkd_ray.shell import open_folder, say, say_details, show
+from condkd_ray.shell import ended, open_folder, say, say_details, show
 from condkd_ray.space import default, leaves, read
 from condkd_ray.storage import check_writable
 from condkd_ray.study import Objective, Pruner, Sampler, Study, constraints, open_storage, stored_study
@@ -132,12 +132,8 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
         if complete and isinstance(guide, Breeder):
             bury(flags.place, guide.leftovers())
     tell_results(flags.out, study=flags.study_storage)
-    if complete:
-        return 1 if guide.failed else 0
-    names = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
-    spent = [name for name, over in names.items() if over]
-    say(f"{f'the {spent[0]} budget is spent' if spent else 'interrupted'}; the same command continues")
-    return 3 if spent else 130
+    budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
+    return ended(complete, guide.failed, [name for name, over in budgets.items() if over])
 
 
 def _check_population(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> None:

@@ -7,7 +7,7 @@ import fcntl
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,6 +73,14 @@ def exit_codes() -> Iterator[None]:
             raise
         say(f"failed: {full}; the same command continues once there is room")
         sys.exit(1)
+
+
+def ended(complete: bool, failed: int, spent: Sequence[str]) -> int:
+    """The exit code of a run, and words where it is not complete. `spent`: the names of budgets that are."""
+    if complete:
+        return 1 if failed else 0
+    say(f"{f'the {spent[0]} budget is spent' if spent else 'interrupted'}; the same command continues")
+    return 3 if spent else 130
 
 
 def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:

@@ -137,8 +137,7 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
     teacher = TeacherConfig(network=network, weights=command.teacher_weights)
     check_form(teacher.build(dataset), command.teacher_weights, dataset, command.images)
     if data.flip_ok is None:
-        alone = TrialConfig(data=data, teacher=teacher)
-        workshop.check(alone)
+        workshop.check(alone := TrialConfig(data=data, teacher=teacher))
         data = replace(data, flip_ok=mirrors(workshop.teacher(alone), dataset.train))
         say(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
     flags = Flags(

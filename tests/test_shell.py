@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from condkd_ray.method import InputError, NonFiniteError
-from condkd_ray.shell import CpuClock, detail, exit_codes, open_folder, say, say_details
+from condkd_ray.shell import CpuClock, detail, ended, exit_codes, open_folder, say, say_details
 
 
 @pytest.mark.parametrize(
@@ -174,3 +174,17 @@ def test_cpu_seconds_of_a_process_that_was_killed_stay():
     # The kernel counts in hundredths of a second.
     assert seen >= 0.28
     assert clock.look() - before >= seen
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "told"),
+    [
+        ((True, 0, ["time"]), 0, ""),
+        ((True, 2, []), 1, ""),
+        ((False, 0, []), 130, "interrupted; the same command continues\n"),
+        ((False, 1, ["GPU"]), 3, "the GPU budget is spent; the same command continues\n"),
+    ],
+)
+def test_how_a_run_has_ended(run, code, told, capsys):
+    assert ended(*run) == code
+    assert capsys.readouterr().err == told
