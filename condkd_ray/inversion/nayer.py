@@ -72,14 +72,18 @@ class Nayer(Inversion[NayerState]):
     class goes through the first noisy layer, the second through the second, and so on; they learn with the generator.
     The images of lowest loss are kept.
 
+    A round is `loops` inner loops, each with noisy layers and an Adam of its own; it matches one epoch of the official
+    code. Each loop keeps its images of lowest loss.
+
     Departures. The official embeddings are a language model's of "a image of <class>"; give such by file, or have
-    fixed orthogonal vectors drawn, which say that classes differ and not how. A round is one inner loop (official: 2
-    an epoch, 10 in the warm-up). BN sees each class's embedding once (official: as often as the batch has it). The
-    official code keeps a loop's first images where an earlier loop of its epoch had a lower loss.
+    fixed orthogonal vectors drawn, which say that classes differ and not how. The official warm-up has 10 loops an
+    epoch, and 2 later; here every round has `loops`, so that its 20 epochs are 100 rounds of 2 loops. BN sees each
+    class's embedding once (official: as often as the batch has it). The official code keeps a loop's first images
+    where an earlier loop of its epoch had a lower loss.
     """
 
     paper: ClassVar[str] = "Tran et al., CVPR 2024"
-    ours: ClassVar[tuple[str, ...]] = ("embedding", "batch", "warm_up")
+    ours: ClassVar[tuple[str, ...]] = ("embedding", "batch", "loops", "warm_up", "warm_up_life")
     name: Literal["nayer"] = "nayer"
     pixel_space: ClassVar[PixelSpace] = "unit"
     hears = "labels"
@@ -89,9 +93,11 @@ class Nayer(Inversion[NayerState]):
     embedding: int = 512
     """E of the drawn vectors (CLIP's has 512)."""
     steps: int = 30
-    """Adam steps a round (30 for CIFAR-10, 40 for CIFAR-100)."""
+    """Adam steps of a loop (30 for CIFAR-10, 40 for CIFAR-100)."""
+    loops: int = 1
+    """Inner loops a round (2 in the official scripts)."""
     batch: int = 128
-    """Images a round (400 in the official scripts)."""
+    """Images of a loop (400 in the official scripts)."""
     latent: int = 1000
     width: int = 128
     """Channels of the generator's first stage."""
@@ -102,21 +108,27 @@ class Nayer(Inversion[NayerState]):
     bn_momentum: float = 0.9
     """Share of remembered BN statistics in the matched ones."""
     life: int = 10
-    """Rounds after which a new generator is drawn (10 epochs in the official scripts)."""
+    """Rounds after which a new generator is drawn, counted from the end of the warm-up (10 epochs in the official
+    scripts)."""
+    warm_up_life: int | None = None
+    """The same for the rounds of the warm-up; `life` if null. 10 official epochs of 10 loops are 50 rounds of 2."""
     shift: float = 0.125
     """Largest random shift before the teacher, as a share of the side; with a flip where it keeps the class."""
     warm_up: int = 0  # type: ignore[assignment]
-    """Rounds at the beginning that only synthesise, without A (20 epochs in the official scripts)."""
+    """Rounds at the beginning that only synthesise, without A (20 epochs of 10 loops in the official scripts)."""
 
     def __post_init__(self) -> None:
-        for what, least in (("embedding", 1), ("steps", 1), ("batch", 2), ("life", 1), ("warm_up", 0)):
-            require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")
+        least = {"embedding": 1, "steps": 1, "loops": 1, "batch": 2, "life": 1, "warm_up": 0}
+        for what, bound in least.items():
+            require(getattr(self, what) >= bound, f"inversion {what}", getattr(self, what), f"an integer >= {bound}")
+        lives = self.warm_up_life is None or self.warm_up_life >= 1
+        require(lives, "inversion warm_up_life", self.warm_up_life, "null, or an integer >= 1")
         require(0 <= self.bn_momentum < 1, "bn_momentum", self.bn_momentum, "0 <= momentum < 1")
 
     @property
     def images_per_round(self) -> int:
-        """One batch."""
-        return self.batch
+        """One batch a loop."""
+        return self.loops * self.batch
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
         """Shift and flip."""
@@ -152,41 +164,66 @@ class Nayer(Inversion[NayerState]):
         weigh: Weigh,
         rng: Streams,
     ) -> tuple[Samples, Metrics]:
-        """`steps` steps of the generator and of noisy layers from stream `latents`; another optimiser each round."""
-        if state.round and state.round % self.life == 0:
+        """`loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""
+        if self._ends(state.round):
             stream = f"init/generator/{state.round + 1}"
             state.generator = self._generator(state.embeddings, teacher, rng, stream)
         state.round += 1
-        places, count = occurrences(targets.labels, teacher.num_classes)
+        meter = Meter("inversion")
+        made = [
+            self._loop(state, part, meter, teacher=teacher, student=student, guide=guide, weigh=weigh, rng=rng)
+            for part in targets.labels.chunk(self.loops)
+        ]
+        return unseen(torch.cat(made), targets.labels), meter.read()
+
+    def _ends(self, round: int) -> bool:
+        """Whether a generator's life ends before the round after `round` others."""
+        if 0 < round < self.warm_up:
+            return round % (self.warm_up_life or self.life) == 0
+        return round > 0 and (round - self.warm_up) % self.life == 0
+
+    def _loop(
+        self,
+        state: NayerState,
+        labels: Tensor,
+        meter: Meter,
+        *,
+        teacher: Teacher,
+        student: nn.Module,
+        guide: Guide,
+        weigh: Weigh,
+        rng: Streams,
+    ) -> Tensor:
+        """Normalised images (B, C, H, W) of `labels` (B,), those of the step of lowest loss."""
+        places, count = occurrences(labels, teacher.num_classes)
         shape = (count, self.latent, state.embeddings.shape[1])
         weight = torch.randn(shape, generator=rng["latents"], device=rng.device).requires_grad_()
         noisy = NoisyLayers(weight, torch.zeros(shape[:2], device=rng.device).requires_grad_())
         leaves = [*state.generator.parameters(), *noisy]
         optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999))
-        meter, lowest = Meter("inversion"), Lowest()
+        lowest = Lowest()
         bn_seen: BnStatistics = ()
         for _ in range(self.steps):
-            images = teacher.normalise(state.generator(state.embeddings, noisy, targets.labels, places))
+            images = teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
             augmented = self.augment(images, teacher=teacher, rng=rng["augment/inversion"])
             seen = teacher.observe(augmented, guide.layers)
-            each = weigh(seen, targets.labels)
+            each = weigh(seen, labels)
             bn = bn_distance(mix_bn(seen.bn, state.bn_memory, self.bn_momentum), teacher.running_bn)
-            oh = (each * class_prior(seen.logits, targets.labels)).mean()
+            oh = (each * class_prior(seen.logits, labels)).mean()
             adv = torch.zeros_like(oh)
             if self.asks_student and state.round > self.warm_up:
                 adv = (each * disagreement(student(augmented), seen.logits)).mean()
-            pull = guide.penalty(images, seen, targets.labels)
+            pull = guide.penalty(images, seen, labels)
             loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + pull
             for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
                 leaf.grad = gradient
             optimizer.step()
-            guide.update(images.detach(), seen.detach(), targets.labels)
+            guide.update(images.detach(), seen.detach(), labels)
             meter.add(bn=bn, oh=oh, adv=adv, guide=pull, loss=loss)
             lowest.offer(loss, images)
             bn_seen = seen.detach().bn
-        metrics = meter.read()
         state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
-        return unseen(lowest.kept[0], targets.labels), metrics
+        return lowest.kept[0]
 
 
 def occurrences(labels: Tensor, num_classes: int) -> tuple[Tensor, int]:

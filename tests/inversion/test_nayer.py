@@ -10,11 +10,14 @@ from safetensors.torch import save_file
 from toy import MEAN, NUM_CLASSES, STD, make_teacher, toy_config
 
 from condkd_ray.config import content_hash, dump, from_tree
+from condkd_ray.guidance.no_guidance import Unguided
+from condkd_ray.guide import Targets, equal_weights
 from condkd_ray.inversion import Nayer
 from condkd_ray.inversion.nayer import NamedGenerator, NoisyLayers, occurrences, read_embeddings
 from condkd_ray.method import InputError
 from condkd_ray.networks import LeNet5
 from condkd_ray.streams import Streams
+from condkd_ray.targets import Balanced
 from condkd_ray.teacher import Teacher
 
 
@@ -134,6 +137,41 @@ def test_a_generator_lives_as_many_rounds_as_told():
     assert len({generator.body.linear.weight[0, 0].item() for generator in lived}) == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "lives"),
+    [
+        ({"warm_up": 4, "warm_up_life": 3, "life": 2}, [0, 0, 0, 3, 4, 4, 6, 6]),
+        ({"warm_up": 3, "life": 2}, [0, 0, 2, 3, 3, 5, 5, 7]),
+    ],
+)
+def test_the_warm_up_has_a_life_of_its_own_and_its_end_draws_a_new_generator(change, lives):
+    method, teacher, rng = small(Nayer, steps=1, **change), make_teacher(), Streams(0)
+    state, lived = method.init(teacher, rng), []
+    for _ in lives:
+        synthesize(method, state, rng=rng, teacher=teacher)
+        lived.append(state.generator)
+    assert [lived.index(generator) for generator in lived] == lives
+
+
+def test_a_round_of_two_loops_is_two_rounds_of_one():
+    teacher, student, targets = make_teacher(), make_student(), Balanced().sample(32, make_teacher(), rng=Streams(1))
+    found = []
+    for loops, parts in ((2, [targets]), (1, [Targets(part) for part in targets.labels.chunk(2)])):
+        method, rng = small(Nayer, loops=loops), Streams(0)
+        state = method.init(teacher, rng)
+        with_all = {"teacher": teacher, "student": student, "guide": Unguided(), "weigh": equal_weights, "rng": rng}
+        made = [method.synthesize(state, part, **with_all)[0] for part in parts]
+        found.append((torch.cat([one.images for one in made]), torch.cat([one.labels for one in made]), state))
+    (images, labels, state), (images_, labels_, state_) = found
+    assert torch.equal(images, images_)
+    assert torch.equal(labels, labels_)
+    assert torch.equal(labels, targets.labels)
+    assert small(Nayer, loops=2).images_per_round == len(images) == 32
+    assert (state.round, state_.round) == (1, 2)
+    for mine, theirs in zip(state.bn_memory, state_.bn_memory, strict=True):
+        assert all(map(torch.equal, mine, theirs))
+
+
 @pytest.mark.parametrize("warm_up", [0, 2])
 def test_the_student_is_asked_after_the_warm_up_alone(warm_up):
     method, teacher, rng = small(Nayer, warm_up=warm_up), make_teacher(), Streams(0)
@@ -222,7 +260,17 @@ def test_fewer_images_than_classes_will_do():
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"batch": 1}, {"life": 0}, {"warm_up": -1}, {"embedding": 0}, {"bn_momentum": 1.0}]
+    "change",
+    [
+        {"steps": 0},
+        {"batch": 1},
+        {"life": 0},
+        {"warm_up": -1},
+        {"embedding": 0},
+        {"bn_momentum": 1.0},
+        {"loops": 0},
+        {"warm_up_life": 0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
