@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from condkd_ray import catalogue
+from condkd_ray import catalogue, systems
 from condkd_ray.condense import Condense, condense
 from condkd_ray.dashboard import Dashboard, dashboard
 from condkd_ray.export import choose, export, merit
@@ -52,6 +52,8 @@ class Methods:
 
     networks: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the architectures instead, with their parameters and multiply-adds."""
+    published: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the published systems instead, which `--host` takes, with images made, images taught and multiply-adds."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ def show_pool(command: Pool) -> int:
 
 def list_methods(command: Methods) -> int:
     """`condkd methods`."""
-    print(catalogue.networks_table() if command.networks else catalogue.table(), end="")
+    require(not (command.networks and command.published), "--networks beside --published", "both", "one of them")
+    tables = {(True, False): catalogue.networks_table, (False, True): systems.table, (False, False): catalogue.table}
+    print(tables[command.networks, command.published](), end="")
     return 0
 
 

@@ -16,7 +16,7 @@ from condkd_ray.losses.kd import AnyKdLoss
 from condkd_ray.memory import AnyMemory
 from condkd_ray.method import Method
 from condkd_ray.networks import Network, label, parse
-from condkd_ray.networks.cost import cost_of
+from condkd_ray.networks.cost import cost_of, short
 from condkd_ray.networks.torchvision import SMALLEST
 from condkd_ray.targets import AnyTargets
 from condkd_ray.weighing import AnyWeighing
@@ -91,15 +91,7 @@ def networks_table() -> str:
 def _network_row(network: Network) -> str:
     counted = cost_of(network, SHAPE, CLASSES)
     told = [
-        *(f"`{label(network)}`", network.paper or "-", _short(counted.parameters), _short(counted.multiply_adds)),
+        *(f"`{label(network)}`", network.paper or "-", short(counted.parameters), short(counted.multiply_adds)),
         *(str(counted.features), "yes" if counted.normalised else "no", str(network.min_size)),
     ]
     return f"| {' | '.join(told)} |"
-
-
-def _short(count: int) -> str:
-    """Three digits: 652 k, 11.2 M, 1.16 G."""
-    for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * unit:  # 999 999 is 1.00 M
-            return f"{count / unit:#.3g}".rstrip(".") + f" {sign}"
-    return str(count)

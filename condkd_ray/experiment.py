@@ -38,6 +38,7 @@ from condkd_ray.report.statistics import Baseline
 from condkd_ray.results import tell_results
 from condkd_ray.shell import CpuClock, ended, exit_codes, open_folder, say, say_details, show
 from condkd_ray.storage import check_writable
+from condkd_ray.systems import PARTS, check_parts, published, scaled, with_rounds
 from condkd_ray.terminal import bar
 from condkd_ray.trial import Prepared, TrialConfig
 
@@ -58,7 +59,13 @@ class Flags(RunFlags):
     """Condensed images per class."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of the trials; a condensed set has its trial's seed."""
-    inversion: str = "fast"
+    host: str | None = None
+    """A published system to build all arms on: its inversion, memory, loss, student recipe and length. Those there are:
+    `condkd methods --published`. With --inversion instead, that inversion stands beside this project's own recipe."""
+    scale: float | None = None
+    """With --host: share of the published optimiser steps that a trial takes; all of them if not given."""
+    inversion: str | None = None
+    """`fast` if neither this nor --host is given."""
     guidance: str = "discriminator"
     guidance_weight: float | None = None
     """Weight of the guidance in the inversion's loss; the method's default if not given."""
@@ -81,7 +88,8 @@ class Flags(RunFlags):
     teacher_weights: Path | None = None
     teacher_epochs: int | None = None
     student: str = "resnet-8-8"
-    rounds: int = 12
+    rounds: int | None = None
+    """Of the student; 12 if not given. With --host the recipe's; or these, with all that it counts in rounds scaled."""
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
     """Tell how many trials there are and what they will take, and stop: nothing is trained or written."""
     only: tuple[str, ...] = ()
@@ -116,16 +124,11 @@ class Flags(RunFlags):
             },
             "student": to_tree(networks.parse(self.student)),
             "condensation": self._condensation(max_ipc),
-            "inversion": {"name": self.inversion},
             "guidance": {"name": self.guidance},
-            "distiller": {"condensed_share": self.condensed_share},
-            "rounds": self.rounds,
         }
-        # A name that is none of theirs is refused below, with all that are.
-        inversion = {kind.name: kind for kind in get_args(AnyInversion)}.get(self.inversion, Inversion)
-        if inversion.fresh:
-            tree["memory"] = {"name": "latest"}
-        if self.dataset == "digits" and hasattr(inversion, "width"):
+        tree |= self._own_parts() if self.host is None else self._host_parts(self.host)
+        tree["distiller"] |= {"condensed_share": self.condensed_share}
+        if self.dataset == "digits" and "width" in tree["inversion"]:
             tree["inversion"]["width"] = 64
         if self.guidance_weight is not None:
             tree["guidance"]["weight"] = self.guidance_weight
@@ -133,8 +136,34 @@ class Flags(RunFlags):
             staleness = 1 if self.staleness is None else self.staleness
             tree["pipeline"] = {"producers": self.producers, "staleness": staleness}
         if self.config is not None:
-            tree = merge(tree, read_tree(self.config))
+            given = read_tree(self.config)
+            if self.host is not None:
+                check_parts(self.host, given, str(self.config))
+            tree = merge(tree, given)
         return from_tree(tree, "flags")
+
+    def _own_parts(self) -> dict[str, Any]:
+        """Inversion, memory and length without a host."""
+        require(self.scale is None, "--scale without --host", self.scale, "a published system to scale, --host NAME")
+        name = self.inversion or "fast"
+        # A name that is none of theirs is refused later, with all that are.
+        inversion = {kind.name: kind for kind in get_args(AnyInversion)}.get(name, Inversion)
+        rounds = 12 if self.rounds is None else self.rounds
+        parts: dict[str, Any] = {"inversion": {"name": name}, "distiller": {}, "rounds": rounds}
+        if hasattr(inversion, "width"):
+            parts["inversion"]["width"] = inversion.width
+        return parts | ({"memory": {"name": "latest"}} if inversion.fresh else {})
+
+    def _host_parts(self, host: str) -> dict[str, Any]:
+        """What the published system sets, scaled."""
+        accepted = f"either: --host {host} brings {published(host).inversion.name}; without --host parts are mixed"
+        require(self.inversion is None, "--inversion beside --host", self.inversion, accepted)
+        both = self.scale is not None and self.rounds is not None
+        require(not both, "--rounds beside --scale", self.rounds, "either: a scale has a number of rounds")
+        recipe = scaled(published(host), 1.0 if self.scale is None else self.scale)
+        if self.rounds is not None:
+            recipe = with_rounds(recipe, self.rounds)
+        return {part: to_tree(getattr(recipe, part)) for part in PARTS}
 
     def _condensation(self, max_ipc: int) -> dict[str, Any]:
         if self.condensed_path is not None or self.condensation == "imported":

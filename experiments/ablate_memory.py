@@ -3,7 +3,7 @@
 `latest` remembers nothing, `growing` everything, `reservoir` a fair sample of everything, `bank` (MB-DFKD) a few past
 rounds, `generative` (PRE-DFKD) a network of the past. Data-free unless --condensed. Same student steps in all.
 
-    python experiments/ablate_memory.py --inversion pre_dfkd --dataset cifar10 --data-root DIR --out runs/memory_cifar10
+    python experiments/ablate_memory.py --host pre_dfkd --scale 0.01 --dataset cifar10 --data-root DIR --out runs/memory
 """
 
 from collections.abc import Iterator

@@ -25,20 +25,24 @@ class Args(Flags):
     """Flags of this experiment, and those common to all. All arms mix condensed images in; none is guided."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    inversion: str = "deep_inversion"
+    inversion: str | None = None
+    """`deep_inversion` if neither this nor --host is given."""
     guidance: str = "none"
     steps: int = 20
-    """Of the inversion, a round."""
+    """Of the inversion, a round; a host has its own."""
     out: Path = Path("runs/ablate_sharing")
 
 
 def plans(args: Args) -> Iterator[Plan]:
     """Every scope at every IPC for every seed."""
-    base = args.base()
+    default = args.inversion is None and args.host is None
+    base = (replace(args, inversion="deep_inversion") if default else args).base()
     require(args.share == "trial", "--share", args.share, "trial: here each arm has its own")
     accepted = "one that does not ask the student, as deep_inversion or dafl"
-    require(can_share(base), "--inversion", args.inversion, accepted)
-    base = replace(base, inversion=replace(base.inversion, steps=args.steps))  # type: ignore[call-arg]
+    flag = "--inversion" if args.host is None else "--host"
+    require(can_share(base), flag, args.host or base.inversion.name, accepted)
+    if args.host is None:
+        base = replace(base, inversion=replace(base.inversion, steps=args.steps))  # type: ignore[call-arg]
     for (name, scope), ipc, seed in product(SCOPES.items(), args.ipcs, args.seeds):
         yield replace(arm(base, "mixed", ipc, seed, name), scope=scope)
 

@@ -15,6 +15,7 @@ import optuna
 from condkd_ray.artifacts import Workshop
 from condkd_ray.config import to_tree
 from condkd_ray.experiment import Flags, Plan, command_line, run
+from condkd_ray.method import require
 from condkd_ray.proxies import validate
 from condkd_ray.shell import say
 from condkd_ray.space import close, read
@@ -34,6 +35,7 @@ class Args(Flags):
 
 def plans(args: Args) -> Iterator[Plan]:
     """Random configs of the space, all with one seed."""
+    require(args.host is None, "--host", args.host, "none: what a trial is made of is the space's")
     base = to_tree(args.base())
     tree = read(args.space) | {name: base[name] for name in ("data", "teacher", "student", "rounds")}
     with quiet():

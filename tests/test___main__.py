@@ -182,7 +182,13 @@ def test_a_record_is_repeated_as_it_is_and_a_trial_needs_a_file(trained, monkeyp
     assert "accepted: the beginning of just one of" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "first"), [([], "| family | name |"), (["--networks"], "| network | published ")])
-def test_methods_prints_methods_or_networks(flags, first, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [
+        *(([], "| family | name |"), (["--networks"], "| network | published ")),
+        (["--published"], "| system | published in | rounds | images made |"),
+    ],
+)
+def test_methods_prints_methods_networks_or_published_systems(flags, first, monkeypatch, capsys):
     assert run(monkeypatch, "methods", *flags) == 0
     assert capsys.readouterr().out.startswith(first)

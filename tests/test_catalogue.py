@@ -9,6 +9,7 @@ import pytest
 from condkd_ray import catalogue
 from condkd_ray.inversion import AnyInversion
 from condkd_ray.networks import AnyNetwork, label, parse
+from condkd_ray.networks.cost import short
 
 KINDS = [kind for union in catalogue.FAMILIES.values() for kind in catalogue.methods(union)]
 README = Path(__file__).parents[1] / "README.md"
@@ -60,8 +61,8 @@ def test_a_row_of_the_table_of_networks():
     ("count", "told"),
     [
         *((7, "7"), (999, "999"), (1000, "1.00 k"), (15_888, "15.9 k"), (651_720, "652 k"), (999_999, "1.00 M")),
-        (1_159_402_496, "1.16 G"),
+        *((1_159_402_496, "1.16 G"), (1.27e17, "127 P")),
     ],
 )
 def test_counts_have_three_digits(count, told):
-    assert catalogue._short(count) == told
+    assert short(count) == told

@@ -6,6 +6,7 @@ Letters: B batch, C channels, H W height and width, K classes, D features.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class Cost:
     """Whether it has BN layers."""
 
 
-def cost(module: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
+def cost(module: nn.Module, image_shape: tuple[int, ...]) -> Cost:
     """Of `module`, (B, C, H, W) to (B, K), on an image of `image_shape` (C, H, W); its mode is put back afterwards.
 
     Only shapes matter: the module may lie on the "meta" device, which has nothing else.
@@ -63,3 +64,17 @@ def cost_of(network: Network, image_shape: tuple[int, int, int], num_classes: in
     """
     with torch.device("meta"):
         return cost(network.build(image_shape, num_classes), image_shape)
+
+
+def meta_cost(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> int:
+    """Multiply-adds of any module for one input of `shape`, latents or an image; nothing is computed but shapes."""
+    with torch.device("meta"):
+        return cost(build(), shape).multiply_adds
+
+
+def short(count: float) -> str:
+    """Three digits: 652 k, 11.2 M, 1.16 G, 127 P."""
+    for unit, sign in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * unit:  # 999 999 is 1.00 M
+            return f"{count / unit:#.3g}".rstrip(".") + f" {sign}"
+    return str(count)

@@ -1,0 +1,56 @@
+"""How many rounds of each published system take as many CPU seconds as those of `fast` in the same proportion?
+
+Runs each once, whole, in this process, at --scale of its published length, and writes its rounds times the seconds of
+`fast` over its own, for compare_methods.py. Measure on an idle machine; what is written stays, so that a run repeats.
+
+    python experiments/equal_seconds.py --teacher wrn-40-2 --student wrn-16-1 --to rounds.yaml
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from condkd_ray.arms import arm
+from condkd_ray.artifacts import Workshop
+from condkd_ray.disk import atomic_write
+from condkd_ray.experiment import Flags, command_line
+from condkd_ray.process import clean_process
+from condkd_ray.run import local_store, run_trial
+from condkd_ray.shell import say
+from condkd_ray.systems import NAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Flags):
+    """Flags of this measurement, and those common to all experiments."""
+
+    seeds: tuple[int, ...] = (0,)
+    scale: float | None = 0.003
+    to: Path = Path(__file__).parent / "results" / "equal_seconds.yaml"
+
+
+def main(args: Args) -> int:
+    """Measure, and write the file."""
+    workshop = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say)
+    configs = {name: arm(replace(args, host=name).base(), "none", 0, args.seeds[0]).config for name in NAMES}
+    for config in configs.values():
+        workshop.check(config)
+    seconds = {}
+    for name, config in configs.items():
+        prepared = workshop.prepare(config)
+        clean_process(torch.get_num_threads())
+        history = run_trial(config, replace(prepared, landmarks=None), local_store(config, prepared, None)).history
+        seconds[name] = sum(row["time/cpu_seconds"] - row.get("time/evaluation_seconds", 0.0) for row in history)
+        say(f"{name}: {config.total_rounds} rounds, {seconds[name]:.1f} CPU s without evaluation")
+    rounds = {name: max(1, round(configs[name].rounds * seconds["fast"] / took)) for name, took in seconds.items()}
+    told = {name: round(took, 2) for name, took in seconds.items()}
+    what = {"dataset": args.dataset, "teacher": args.teacher, "student": args.student, "scale": args.scale}
+    atomic_write(args.to, yaml.safe_dump(what | {"rounds": rounds, "cpu_seconds": told}, sort_keys=False).encode())
+    print(args.to)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(Args, main)
