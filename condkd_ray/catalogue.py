@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from condkd_ray.condensation import AnyCondensation
+from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import AnyGuidance
 from condkd_ray.inversion import AnyInversion
 from condkd_ray.losses.kd import AnyKdLoss
@@ -28,6 +29,7 @@ FAMILIES = {
     "inversion": AnyInversion,
     "guidance": AnyGuidance,
     "memory": AnyMemory,
+    "distiller": Distiller,
     "distiller.loss": AnyKdLoss,
 }
 """By the field of a trial's config."""
@@ -60,9 +62,9 @@ def table() -> str:
 
 def _row(family: str, kind: type[Method]) -> str:
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    name = fields.pop("name").default
+    name = f"`{fields.pop('name').default}`" if "name" in fields else "-"
     told = [_told(field, field.name in kind.ours) for field in fields.values()]
-    return f"| {family} | `{name}` | {kind.paper or '-'} | {', '.join(told) or '-'} |"
+    return f"| {family} | {name} | {kind.paper or '-'} | {', '.join(told) or '-'} |"
 
 
 def _told(field: dataclasses.Field[Any], ours: bool) -> str:

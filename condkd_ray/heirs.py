@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from condkd_ray import state as states
 from condkd_ray.storage import Location
@@ -44,7 +44,17 @@ def _impose(state: TrialState, fresh: list[list[dict[str, Any]]]) -> None:
             group.update(own | {"lr": rate})
     for scheduler in _parts(state, LRScheduler):
         scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
-        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+        scheduler._last_lr = _rates(scheduler)
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def _rates(scheduler: LRScheduler) -> list[float]:
+    """The rate of each group at the schedule's step: exact where a function gives it, otherwise as it stands."""
+    if isinstance(scheduler, LambdaLR):
+        own = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        return [float(base) * factor(scheduler.last_epoch) for base, factor in own]
+    return [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
 def _parts(value: Any, kind: type) -> Iterator[Any]:

@@ -155,7 +155,8 @@ def _recorded(record: Record, out: Path) -> Cost:
 def _short(config: TrialConfig) -> TrialConfig:
     names = {field.name for field in fields(config.inversion)}
     inversion = replace(config.inversion, **({"warm_up": 0} if "warm_up" in names else {}))
-    return replace(config, rounds=ROUNDS, evaluate_every=1, inversion=inversion)
+    distiller = config.distiller.within(ROUNDS)
+    return replace(config, rounds=ROUNDS, evaluate_every=1, inversion=inversion, distiller=distiller)
 
 
 def _seconds(row: Metrics, config: TrialConfig) -> float:

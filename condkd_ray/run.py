@@ -102,10 +102,14 @@ def passed(deadline: float | None) -> bool:
 def resume(
     config: TrialConfig, prepared: Prepared, store: Store, checkpoint: Location | None, *, produces: bool = True
 ) -> TrialState:
-    """The state in `checkpoint`, or a fresh one; the store is brought to the same point."""
+    """The state in `checkpoint`, or a fresh one; the store is brought to the same point.
+
+    Raises `InputError` for a checkpoint whose student was trained by another optimiser than the config's.
+    """
     state = start(config, prepared, produces=produces)
     if checkpoint is not None and checkpoint.is_file():
         states.load(state, checkpoint, prepared.teacher.device)
+        config.distiller.check_loaded(state.distiller, checkpoint)
     store.restore(state.num_ids, config.memory.live(state.memory))
     return state
 

@@ -55,6 +55,7 @@ class TrialConfig(Method):
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
         require(self.rounds >= 1, "rounds", self.rounds, "an integer >= 1")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "an integer >= 1")
+        self.distiller.check_rounds(self.rounds)
         share, condensed = self.distiller.condensed_share, self.condensation is not None
         require(condensed or share == 0, "condensed_share without a condensation", share, "0, or a condensation")
         guided = not isinstance(self.guidance, NoGuidance)

@@ -190,6 +190,11 @@ METHODS = [
     ("guidance: {name: mmd, schedule: {start: -1}}", "schedule start or end is -1.0; accepted: a factor >= 0"),
     ("memory: {name: bank, entry_size: 1000}", "memory entry_size is 1000; accepted: at most "),
     ("distiller: {share_schedule: {start: 9}, condensed_share: 0.5}", "share_schedule is 4.5; accepted: at most 1"),
+    (
+        "distiller: {optimizer: adam, nesterov: true}",
+        "nesterov with optimizer adam is True; accepted: off, or optimizer",
+    ),
+    ("distiller: {lr_schedule: multi_step, milestones: [1, 40]}", "milestone is 40; accepted: less than "),
 ]
 
 

@@ -59,7 +59,7 @@ def test_weights_are_the_others_and_rates_its_own_where_the_schedule_stands(prep
     for ours, theirs in zip(after.distiller.student.parameters(), before.distiller.student.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     (group,), (old,) = after.distiller.optimizer.param_groups, before.distiller.optimizer.param_groups
-    assert (group["initial_lr"], group["momentum"], group["nesterov"]) == (0.02, 0.5, True)
+    assert (group["initial_lr"], group["momentum"], group["nesterov"]) == (0.02, 0.5, False)
     assert group["lr"] == pytest.approx(old["lr"] * 0.2)
     assert after.distiller.schedule.last_epoch == before.distiller.schedule.last_epoch == 4
     assert after.distiller.schedule.base_lrs == [0.02]

@@ -89,6 +89,7 @@ def one_step(config: TrialConfig) -> TrialConfig:
         part = getattr(config, name)
         if any(field.name == "steps" for field in fields(part)):
             parts[name] = replace(part, steps=1)
+    parts["distiller"] = parts["distiller"].within(1)
     return replace(config, seed=0, rounds=1, evaluate_every=1, **parts)
 
 
