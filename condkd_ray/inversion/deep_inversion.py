@@ -37,6 +37,7 @@ class DeepInversion(Pixelwise):
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch")
     name: Literal["deep_inversion"] = "deep_inversion"
     betas = (0.5, 0.9)
+    reads_bn = True
     steps: int = 100
     """Adam steps a round (2000 in the official code)."""
     bn_weight: float = 10.0

@@ -35,6 +35,7 @@ class Dfq(Unconditional):
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "images_per_round")
     name: Literal["dfq"] = "dfq"
     betas = (0.5, 0.999)
+    reads_bn = True
     steps: int = 4
     """Adam steps of the generator a round: one to five of the distiller's 20, as in the re-run."""
     batch: int = 128

@@ -1,7 +1,7 @@
 """What every inversion keeps to. Read `condkd_ray.inversion.inversion`."""
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import chain, combinations
 from typing import get_args
 
 import pytest
@@ -11,7 +11,7 @@ from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config, wrap
 
 from condkd_ray import config, state
 from condkd_ray.distiller import Distiller
-from condkd_ray.inversion import AnyInversion, NoInversion, PreDfkd
+from condkd_ray.inversion import AnyInversion, Cmi, DeepInversion, Dfq, Fast, Nayer, NoInversion, PreDfkd
 from condkd_ray.method import NonFiniteError
 from condkd_ray.samples import Codec, to_unit
 from condkd_ray.streams import Streams
@@ -117,10 +117,18 @@ def test_the_guide_learns_after_each_step_from_the_values_it_judged(kind):
     synthesize(small(kind), guide=guide)
     assert guide.calls == ["penalty", "update"] * 3
     for (images, seen, labels), (learnt, looked, named) in zip(guide.shown, guide.learnt, strict=True):
-        assert not any(t.requires_grad for t in (learnt, looked.logits, looked.features, *looked.bn[0]))
+        assert not any(t.requires_grad for t in (learnt, looked.logits, looked.features, *chain(*looked.bn)))
         assert torch.equal(looked.features, seen.features)
         assert torch.equal(named, labels)
         assert learnt.shape == images.shape
+
+
+@each_inverter
+def test_bn_statistics_are_computed_for_the_hosts_that_read_them_alone(kind):
+    guide, reads = Puller(), kind in {Cmi, DeepInversion, Dfq, Fast, Nayer}
+    synthesize(small(kind), guide=guide)
+    assert kind.reads_bn == reads
+    assert [bool(seen.bn) for _, seen, _ in guide.shown] == [reads] * len(guide.shown)
 
 
 @each_inverter
