@@ -22,6 +22,7 @@ from condkd_ray.data import Dataset, RealImages
 from condkd_ray.diagnosis import Landmarks, choose, make_landmarks
 from condkd_ray.evaluation import accuracy
 from condkd_ray.networks import label
+from condkd_ray.process import free_bytes
 from condkd_ray.proxy import hold_out, views
 from condkd_ray.samples import Samples
 from condkd_ray.steps import Bar, no_bar
@@ -86,7 +87,7 @@ class Workshop:
     def check(self, config: TrialConfig) -> None:
         """Build, untrained, what the trial will run. Raises `InputError` for networks and methods that do not fit."""
         parts = (config.teacher, config.student, config.targets, config.inversion, config.guidance, config.memory)
-        more = (config.condensation, config.distiller.loss)
+        more = (config.condensation, config.distiller.loss, config.total_rounds)
         self._once(("check", self._data_key(config), *more, *parts), lambda: self._check(config) or True)
 
     def _check(self, config: TrialConfig) -> None:
@@ -106,6 +107,9 @@ class Workshop:
         config.targets.check(teacher)
         config.distiller.loss.check(student, teacher)
         config.inversion.init(teacher, streams)
+        # What was free before the first trial: those that run must not decide whether others are accepted.
+        free = self._once("free memory", lambda: free_bytes(torch.device(self.device)))
+        config.inversion.check_memory(teacher, free, config.total_rounds)
         config.memory.init(teacher, streams)
 
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:

@@ -102,7 +102,7 @@ def diagnose(fresh: Samples, landmarks: Landmarks, *, teacher: Teacher, student:
     """
     with torch.autocast(teacher.device.type, enabled=False):
         shown, classes = fresh[:NUM_IMAGES], teacher.num_classes
-        seen = teacher.observe(shown.images)
+        seen = teacher.observe(shown.images, bn=False)
         if not seen.features.isfinite().all():
             raise NonFiniteError("the teacher's features of the synthetic images are not finite")
         features = seen.features / landmarks.scale
@@ -162,7 +162,7 @@ def _mmd(x: Tensor, y: Tensor, median: Tensor) -> Tensor:
 
 
 def _features(teacher: Teacher, images: Tensor) -> Tensor:
-    return torch.cat([teacher.observe(part).features for part in images.split(512)])
+    return torch.cat([teacher.observe(part, bn=False).features for part in images.split(512)])
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

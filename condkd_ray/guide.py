@@ -40,6 +40,7 @@ class Guide(Protocol):
 
     A host observes its augmented images once with `layers`, adds `penalty` to its loss, and after its step calls
     `update`. `images` are (B, C, H, W) before augmentation, `seen` the teacher's look at them after, `labels` (B,).
+    `seen.bn` is empty where the host reads no BN statistics.
     """
 
     @property

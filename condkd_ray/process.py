@@ -1,4 +1,4 @@
-"""The process that computes: made like a fresh one before a trial, and what it took at its peak."""
+"""The process that computes: made like a fresh one before a trial, what it took at its peak, and what is free."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -52,3 +53,11 @@ def peak_bytes(device: torch.device) -> int:
             int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")
         )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that is free, in bytes; of a GPU also what PyTorch holds and does not use."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + idle

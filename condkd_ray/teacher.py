@@ -6,14 +6,14 @@ Letters: B batch, C channels, H W height and width, K classes, D features.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.hooks import hooked, over_space, tapped, trace
+from condkd_ray.hooks import hooked, over_space, tapped, trace, watched
 from condkd_ray.method import require
 
 PENULTIMATE = "penultimate"
@@ -25,15 +25,16 @@ class Observation:
     """What the teacher showed of one batch. A value: nothing is kept in the teacher between calls.
 
     `logits` (B, K); `features` (B, D), what enters the last linear layer; `bn`, for each BN layer in the order of
-    execution the (mean, biased variance) of its input in this batch, each (C,); `taps`, outputs of the named layers;
-    `bn_means` (B, sum of C), where asked for, each image's own means over space of the same inputs, side by side.
+    execution the (mean, biased variance) of its input in this batch, each (C,), and empty where not asked for; `taps`,
+    outputs of the named layers; `input_means` (B, sum of C), where asked for, each image's own means over space of
+    the inputs of the named layers, side by side.
     """
 
     logits: Tensor
     features: Tensor
     bn: tuple[tuple[Tensor, Tensor], ...]
     taps: dict[str, Tensor] = field(default_factory=dict)
-    bn_means: Tensor | None = None
+    input_means: Tensor | None = None
 
     def detach(self) -> Observation:
         """The same values outside the graph."""
@@ -42,7 +43,7 @@ class Observation:
             self.features.detach(),
             tuple((mean.detach(), var.detach()) for mean, var in self.bn),
             {name: tap.detach() for name, tap in self.taps.items()},
-            None if self.bn_means is None else self.bn_means.detach(),
+            None if self.input_means is None else self.input_means.detach(),
         )
 
     def pooled(self, layer: str) -> Tensor:
@@ -124,6 +125,16 @@ class Teacher:
         return [(layer.running_mean, layer.running_var) for layer in layers]  # type: ignore[misc]
 
     @property
+    def bn_inputs(self) -> dict[str, int]:
+        """Names of the BN layers and the channels of what enters each, in the order of `Observation.bn`."""
+        return {name: len(mean) for name, (mean, _) in zip(self._traced.bn, self.running_bn, strict=True)}
+
+    @property
+    def stage_inputs(self) -> dict[str, int]:
+        """Names of the stages and the channels of what enters each: see `condkd_ray.hooks.stage_inputs`."""
+        return self._traced.stages
+
+    @property
     def num_features(self) -> int:
         """D: how many values enter the last linear layer."""
         return self._traced.classifier.in_features
@@ -147,34 +158,38 @@ class Teacher:
         """(B, K) logits, differentiable in `images`; no hook runs."""
         return self.network(images).float()
 
-    def observe(self, images: Tensor, layers: Sequence[str] = (), *, bn_means: bool = False) -> Observation:
-        """One forward pass with all it shows. Raises `InputError` for a layer that does not exist."""
-        self.check_layers(layers)
+    def observe(
+        self, images: Tensor, layers: Sequence[str] = (), *, bn: bool = True, input_means: Sequence[str] = ()
+    ) -> Observation:
+        """One forward pass over `images` (B, C, H, W): outputs of `layers`, means of what enters `input_means`.
+
+        Without `bn` no BN statistics are computed. Raises `InputError` for a layer that does not exist.
+        """
+        self.check_layers([*layers, *input_means])
         features: dict[str, Tensor] = {}
-        bn: dict[str, tuple[Tensor, Tensor]] = {}
+        statistics: dict[str, tuple[Tensor, Tensor]] = {}
         means: dict[str, Tensor] = {}
 
-        def see_features(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            features["last"] = inputs[0].float()
+        def see_features(_: str, x: Tensor) -> None:
+            features["last"] = x
 
-        def see_bn(name: str) -> Callable[..., None]:
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                x = inputs[0].float()
-                var, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
-                bn[name] = (mean, var)
-                if bn_means:
-                    means[name] = over_space(x)
+        def see_bn(name: str, x: Tensor) -> None:
+            var, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
+            statistics[name] = (mean, var)
 
-            return hook
+        def see_mean(name: str, x: Tensor) -> None:
+            means[name] = over_space(x)
 
-        handles = [self._traced.classifier.register_forward_pre_hook(see_features)]
-        handles += [self._layers[name].register_forward_pre_hook(see_bn(name)) for name in self._traced.bn]
+        asked = self._traced.bn if bn else ()
         with tapped(self.network, layers) as taps, ExitStack() as hooks:
-            for handle in handles:
-                hooks.enter_context(hooked(handle))
+            hooks.enter_context(watched("", self._traced.classifier, see_features))
+            for name in asked:
+                hooks.enter_context(watched(name, self._layers[name], see_bn))
+            for name in input_means:
+                hooks.enter_context(watched(name, self._layers[name], see_mean))
             logits = self.network(images).float()
-        own = torch.cat([means[name] for name in self._traced.bn], 1) if means else None
-        return Observation(logits, features["last"], tuple(bn[name] for name in self._traced.bn), taps, own)
+        own = torch.cat([means[name] for name in input_means], 1) if input_means else None
+        return Observation(logits, features["last"], tuple(statistics[name] for name in asked), taps, own)
 
     def answer_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:
         """(B, K) logits where `layer` gives `values` (B, ...) for its own output.

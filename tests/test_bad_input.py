@@ -188,6 +188,11 @@ METHODS = [
     ("guidance: {name: discriminator, condition: lable}", "guidance: condition is 'lable'; accepted: 'auxiliary', "),
     ("guidance: {name: moments, covariance_weight: -1}", "covariance_weight is -1.0; accepted: >= 0"),
     ("guidance: {name: mmd, schedule: {start: -1}}", "schedule start or end is -1.0; accepted: a factor >= 0"),
+    ("inversion: {name: cmi, layers: stage3}", "inversion: layers is 'stage3'; accepted: 'stages' or 'all'"),
+    (
+        "inversion: {name: cmi, bank: 1000000000, batch: 1000000000}",
+        "memory of inversion bank, 1000000000 rows of 2 x ",
+    ),
     ("memory: {name: bank, entry_size: 1000}", "memory entry_size is 1000; accepted: at most "),
     ("distiller: {share_schedule: {start: 9}, condensed_share: 0.5}", "share_schedule is 4.5; accepted: at most 1"),
     (

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from condkd_ray.process import clean_process, keep_imports, peak_bytes
+from condkd_ray.process import clean_process, free_bytes, keep_imports, peak_bytes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
@@ -62,3 +63,11 @@ def test_what_comes_after_the_imports_is_still_collected():
     finally:
         gc.unfreeze()
         keep_imports.cache_clear()
+
+
+def test_free_memory_is_that_of_the_machine():
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        pytest.skip("no /proc/meminfo here to compare with")
+    (available,) = [int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line]
+    assert free_bytes(torch.device("cpu")) == pytest.approx(1024 * available, rel=0.2)

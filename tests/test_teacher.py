@@ -71,6 +71,37 @@ def test_bn_statistics_are_those_of_the_layers_inputs(teacher):
         assert torch.allclose(found[1], flat.var(1, correction=0), atol=1e-6)
 
 
+def test_input_means_are_each_images_channel_means_of_what_enters_the_named_layers(teacher):
+    images, module = samples(6).images, teacher.network
+    stem = F.relu(module.bn(module.conv(images)))
+    wanted = [maps.mean((2, 3)) for maps in (module.stages[0](stem), stem, module.conv(images))]
+    seen = teacher.observe(images, input_means=("stages.1", "stages.0", "bn"))
+    torch.testing.assert_close(seen.input_means, torch.cat(wanted, 1))
+    assert teacher.observe(images).input_means is None
+
+
+def test_an_input_of_a_layer_that_does_not_exist_is_refused(teacher):
+    with pytest.raises(InputError, match=r"teacher layer is 'stages.7'; accepted: penultimate, conv"):
+        teacher.observe(samples(2).images, input_means=("stages.7",))
+
+
+@pytest.mark.parametrize("bn", [True, False])
+def test_a_look_without_bn_statistics_has_no_hook_on_any_bn_layer(teacher, bn):
+    images, layers = samples(6).images, [part for part in teacher.network.modules() if isinstance(part, nn.BatchNorm2d)]
+    found = []
+    watch = teacher.network.register_forward_pre_hook(
+        lambda *_: found.append(sum(len(layer._forward_pre_hooks) for layer in layers))
+    )
+    seen = teacher.observe(images, ("stages.1",), bn=bn)
+    watch.remove()
+    assert found == [len(layers) if bn else 0]
+    assert len(seen.bn) == (len(layers) if bn else 0)
+    whole = teacher.observe(images, ("stages.1",))
+    assert torch.equal(seen.logits, whole.logits)
+    assert torch.equal(seen.features, whole.features)
+    assert torch.equal(seen.taps["stages.1"], whole.taps["stages.1"])
+
+
 def test_running_statistics_stand_in_the_order_of_the_seen_ones(teacher):
     seen = teacher.observe(samples(6).images).bn
     layers = [part for part in teacher.network.modules() if isinstance(part, nn.BatchNorm2d)]

@@ -17,8 +17,9 @@ from torch.nn.utils import parameters_to_vector
 
 from condkd_ray.condensation.together import Together
 from condkd_ray.condensation.training import convnet_for, train
-from condkd_ray.condensation.unrolling import free_bytes, require_memory, unroll, unrolled_bytes
+from condkd_ray.condensation.unrolling import require_memory, unroll, unrolled_bytes
 from condkd_ray.method import Meter, require
+from condkd_ray.process import free_bytes
 from condkd_ray.samples import Samples
 from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams

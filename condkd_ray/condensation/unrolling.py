@@ -9,7 +9,6 @@ import math
 from bisect import bisect
 from collections.abc import Callable, Iterable
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,11 +84,3 @@ def require_memory(needed: Callable[..., int], free: int, **sizes: int) -> None:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.3g} GiB"
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of the device that is free, in bytes; of a GPU also what PyTorch holds and does not use."""
-    if device.type != "cuda":
-        return psutil.virtual_memory().available
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + idle

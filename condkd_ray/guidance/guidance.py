@@ -83,8 +83,8 @@ class Guidance(Method, ABC, Generic[State]):
         shown, _ = self._split(condensed, teacher.num_classes)
         shown = shown[:: -(-len(shown) // MOST_AT_START)]
         with torch.no_grad():
-            parts = [teacher.observe(part, self.layers).pooled(self.layer) for part in shown.images.split(512)]
-        return self.init(teacher, torch.cat(parts), shown.labels, rng)
+            looks = [teacher.observe(part, self.layers, bn=False) for part in shown.images.split(512)]
+        return self.init(teacher, torch.cat([look.pooled(self.layer) for look in looks]), shown.labels, rng)
 
     def bind(
         self,
@@ -168,7 +168,7 @@ class BoundGuide:
     def _fake(self, images: Tensor, seen: Observation) -> Tensor:
         """Features of fakes, augmented as the guidance wants them."""
         if self.guidance.augment == "dsa":
-            seen = self.teacher.observe(self._dsa(images), self.layers)
+            seen = self.teacher.observe(self._dsa(images), self.layers, bn=False)
         return seen.pooled(self.guidance.layer)
 
     @torch.no_grad()

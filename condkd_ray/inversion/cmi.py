@@ -44,15 +44,22 @@ class Cmi(Inversion[CmiState]):
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + cr C + guide(x, y) over the
     shifted and flipped images x, the global view. A is minus the KL where teacher and student agree. C is InfoNCE
-    between this view and a random resized crop, the local one, in a head over each image's channel means at all BN
-    inputs; images of earlier rounds stand by as negatives. The images of lowest loss are kept, and their features.
+    between this view and a random resized crop, the local one, in a head over each image's channel means at the inputs
+    of the teacher's `layers`; images of earlier rounds stand by as negatives. The images of lowest loss are kept, and
+    their features.
     """
 
     paper: ClassVar[str] = "Fang et al., IJCAI 2021"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch")
+    ours: ClassVar[tuple[str, ...]] = ("layers", "steps", "batch")
     name: Literal["cmi"] = "cmi"
     pixel_space: ClassVar[PixelSpace] = "unit"
     hears = "answers"
+    reads_bn = True
+    layers: Literal["stages", "all"] = "stages"
+    """Whose inputs C compares. `stages`: the stages' alone, as the official code does for a ResNet-34 (4 stages, 512
+    values an image). Our choice for other teachers, see `condkd_ray.hooks.stage_inputs`: a stage that reads the image
+    itself is left out; networks without stages have the first BN layer at each size of map. `all`: every BN layer's,
+    as the official code does for all others; 2704 values an image for a WRN-40-2, 8512 for a ResNet-34."""
     steps: int = 100
     """Adam steps a round (200 to 500 in the official scripts); each looks at two views and compares all with all."""
     batch: int = 128
@@ -72,12 +79,14 @@ class Cmi(Inversion[CmiState]):
     negatives: int = 4096
     """Rows of the bank that join each step's comparison, drawn without replacement; all there are, if fewer."""
     bank: int = 40_960
-    """Rows kept, the latest. On the device they take rows x 2 D x 4 bytes, D the channels of the teacher's BN layers
-    together: 886 MB for D = 2704 of a WRN-40-2. Checkpoints hold them too."""
+    """Rows kept, the latest. On the device they take rows x 2 D x 4 bytes, D the values an image of `layers`: 168 MB
+    for the stages of a ResNet-34, 886 MB for all BN layers of a WRN-40-2; twice that while rows are added, by copying.
+    Checkpoints hold them too."""
     shift: float = 0.125
     """Largest random shift of the global view, as a share of the side; with a flip where it keeps the class."""
 
     def __post_init__(self) -> None:
+        require(self.layers in ("stages", "all"), "inversion layers", self.layers, "stages, all")
         for what, least in (("steps", 1), ("batch", 2), ("head", 1), ("negatives", 1)):
             require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")
         require(self.cr_temperature > 0, "cr_temperature", self.cr_temperature, "> 0")
@@ -94,13 +103,30 @@ class Cmi(Inversion[CmiState]):
         return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
 
     def init(self, teacher: Teacher, rng: Streams) -> CmiState:
-        """A head from stream `init/head`. Raises `InputError` for a teacher without BN."""
+        """A head from stream `init/head`. Raises `InputError` for a teacher without BN or stages to compare."""
         require_bn(teacher)
-        channels = sum(len(mean) for mean, _ in teacher.running_bn)
+        inputs = self._inputs(teacher)
+        accepted = "1 or more, as in resnet-8-16; or inversion layers all"
+        require(bool(inputs), "number of the teacher's stages that read a feature map", len(inputs), accepted)
+        channels = sum(inputs.values())
         with rng.forked("init/head"):
             head = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.head))
         head = head.to(teacher.device)
         return CmiState(head, torch.optim.Adam(head.parameters(), self.lr))
+
+    def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
+        """Raise `InputError` where the bank that `rounds` rounds fill needs more than `free` bytes."""
+        channels, rows = sum(self._inputs(teacher).values()), min(self.bank, rounds * self.batch)
+        a_row = 2 * channels * 4
+        fitting = free // (2 * a_row)
+        smaller = f"bank {fitting}" + (" or layers stages" if self.layers == "all" else "")
+        accepted = f"at most {_gb(free // 2)}, half of the free memory, as adding rows copies the bank: {smaller}"
+        what = f"memory of inversion bank, {rows} rows of 2 x {channels} values"
+        require(rows <= fitting, what, _gb(rows * a_row), accepted)
+
+    def _inputs(self, teacher: Teacher) -> dict[str, int]:
+        """Names of the layers whose inputs are compared, and the channels of each."""
+        return teacher.stage_inputs if self.layers == "stages" else teacher.bn_inputs
 
     def synthesize(
         self,
@@ -121,13 +147,13 @@ class Cmi(Inversion[CmiState]):
         latents = torch.randn(len(targets), self.latent, generator=rng["latents"], device=rng.device).requires_grad_()
         optimizer = torch.optim.Adam([*generator.parameters(), latents], self.lr, betas=(0.5, 0.999))
         leaves = [*generator.parameters(), latents, *state.head.parameters()]
-        meter, lowest = Meter("inversion"), Lowest()
+        meter, lowest, inputs = Meter("inversion"), Lowest(), tuple(self._inputs(teacher))
         for _ in range(self.steps):
             images = teacher.normalise(generator(latents))
             shifted = self.augment(images, teacher=teacher, rng=rng["augment/inversion"])
             part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)
-            seen = teacher.observe(shifted, guide.layers, bn_means=True)
-            pair = _features(teacher.observe(part, bn_means=True)), _features(seen)
+            seen = teacher.observe(shifted, guide.layers, input_means=inputs)
+            pair = _features(teacher.observe(part, bn=False, input_means=inputs)), _features(seen)
             weight = weigh(seen, targets.labels)
             bn = bn_distance(seen.bn, teacher.running_bn)
             oh = (weight * class_prior(seen.logits, targets.answers, targets.temperature)).mean()
@@ -162,5 +188,9 @@ class Cmi(Inversion[CmiState]):
 
 
 def _features(seen: Observation) -> Tensor:
-    assert seen.bn_means is not None
-    return seen.bn_means
+    assert seen.input_means is not None
+    return seen.input_means
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -26,16 +26,18 @@ class DeepInversion(Pixelwise):
     r"""Pixel-space inversion; with an `adv_weight` it is Adaptive DeepInversion (ADI), which competes with the student.
 
     Minimises over images x, for labels y: oh CE(f_T(x), y) + bn \sum_l ||BN_l(x) - BN_l|| + tv TV(x) + l2 ||x||
-    + adv (1 - clamp(JS(f_S(x), f_T(x)), 0, 1)) + guide(x, y). Pixels are kept in the valid range at the start and
-    after each step (the DataFree port: after each step), and the images of lowest loss are really kept (the released
-    codes keep the last ones). Departure: jitter and flip are drawn per image, zeros coming in, where the official code
-    rolls the whole batch.
+    + adv (1 - clamp(JS(f_S(x), f_T(x)), 0, 1)) + guide(x, y). The gradient of JS reaches x through both networks, as in
+    both released scripts (that of ImageNet can detach the student, and does not by default) and in the DataFree port.
+    Pixels are kept in the valid range at the start and after each step (the port: after each step), and the images of
+    lowest loss are really kept (the released codes keep the last ones). Departure: jitter and flip are drawn per image,
+    zeros coming in, where the official code rolls the whole batch.
     """
 
     paper: ClassVar[str] = "Yin et al., CVPR 2020"
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch")
     name: Literal["deep_inversion"] = "deep_inversion"
     betas = (0.5, 0.9)
+    reads_bn = True
     steps: int = 100
     """Adam steps a round (2000 in the official code)."""
     bn_weight: float = 10.0

@@ -21,10 +21,10 @@ class Dfad(Unconditional):
     """A generator that looks for images on which the student's logits are far from the teacher's, and nothing else.
 
     Minimises -adv mean|f_S(x) - f_T(x)| + guide(x, argmax f_T(x)); its student is to be taught by the same distance,
-    loss `l1`. Departures: the released code alternates five student steps, each on images of its own, and one of the
-    generator; here a round is `steps` generator steps and then `images_per_round` fresh images. Its rates may be
-    divided by 10 twice, and it asks the student in training mode; here the rate stays, and the student's BN
-    statistics come from what it is taught alone.
+    loss `l1`. The gradient reaches x through both networks, as in the released code. Departures: the released code
+    alternates five student steps, each on images of its own, and one of the generator; here a round is `steps`
+    generator steps and then `images_per_round` fresh images. Its rates may be divided by 10 twice, and it asks the
+    student in training mode; here the rate stays, and the student's BN statistics come from what it is taught alone.
     """
 
     paper: ClassVar[str] = "Fang et al., arXiv 1912.11006"

@@ -24,16 +24,18 @@ class Dfq(Unconditional):
 
     Minimises -adv KL(f_T(x) || f_S(x)) + bn \sum_l ||BN_l(x) - BN_l|| + ice mean_i H(p_i) - bce H(mean_i p_i)
     + guide(x, argmax f_T(x)), H the entropy to base 10 of p_i = softmax f_T(x_i): each image certain (ICE), the batch
-    spread over the classes (BCE). The re-run has the signs of both entropies the other way round, against that
-    purpose; the DataFree port has them as here. Departures: the re-run alternates five student steps and one of the
-    generator, cools both rates along cosines and asks the student in training mode; here a round is `steps` generator
-    steps and then `images_per_round` fresh images, the rate stays, and the student is asked in eval mode.
+    spread over the classes (BCE). The gradient of the KL reaches x through both networks, as in the re-run and in the
+    DataFree port. The re-run has the signs of both entropies the other way round, against that purpose; the port has
+    them as here. Departures: the re-run alternates five student steps and one of the generator, cools both rates along
+    cosines and asks the student in training mode; here a round is `steps` generator steps and then `images_per_round`
+    fresh images, the rate stays, and the student is asked in eval mode.
     """
 
     paper: ClassVar[str] = "Choi et al., CVPRW 2020"
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "images_per_round")
     name: Literal["dfq"] = "dfq"
     betas = (0.5, 0.999)
+    reads_bn = True
     steps: int = 4
     """Adam steps of the generator a round: one to five of the distiller's 20, as in the re-run."""
     batch: int = 128

@@ -50,6 +50,7 @@ class Fast(Inversion[FastState]):
     name: Literal["fast"] = "fast"
     pixel_space: ClassVar[PixelSpace] = "unit"
     hears = "answers"
+    reads_bn = True
     steps: int = 10
     """Adam steps a round (k; the paper has 2, 5 and 10)."""
     batch: int = 128

@@ -26,7 +26,7 @@ State = TypeVar("State")
 class Inversion(Method, ABC, Generic[State]):
     """Contract of the family.
 
-    A host asks the teacher once a step (`teacher.observe(self.augment(images), guide.layers)`), adds
+    A host asks the teacher once a step (`teacher.observe(self.augment(images), guide.layers, bn=self.reads_bn)`), adds
     `guide.penalty(images, seen, labels)` to its loss, takes gradients of its own leaves only
     (`torch.autograd.grad`: teacher, student and guide collect none) and then calls `guide.update` on detached values.
     """
@@ -37,6 +37,9 @@ class Inversion(Method, ABC, Generic[State]):
     """What of the targets it uses: none, the labels alone, or soft targets too. Unconditional methods hear nothing."""
     fresh: ClassVar[bool] = False
     """Whether it makes its images by the thousand for the student of the day, so that the latest round's are enough."""
+
+    reads_bn: ClassVar[bool] = False
+    """Whether its loss reads the BN statistics of a batch; for a host that does not, none are computed."""
 
     @property
     @abstractmethod
@@ -60,6 +63,9 @@ class Inversion(Method, ABC, Generic[State]):
     @abstractmethod
     def init(self, teacher: Teacher, rng: Streams) -> State:
         """A fresh state, on the teacher's device."""
+
+    def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
+        """Raise `InputError` where what the state comes to hold in `rounds` rounds needs more than `free` bytes."""
 
     @abstractmethod
     def synthesize(

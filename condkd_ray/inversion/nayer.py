@@ -87,6 +87,7 @@ class Nayer(Inversion[NayerState]):
     name: Literal["nayer"] = "nayer"
     pixel_space: ClassVar[PixelSpace] = "unit"
     hears = "labels"
+    reads_bn = True
     embeddings: Path | None = field(default=None, metadata={"identity": "content"})
     """A safetensors file whose tensor `embeddings` (K, E) has a row a class, in the order of the labels; a worker must
     be able to read it. Where it lies does not count; its content does. None: orthogonal vectors are drawn."""

@@ -99,7 +99,7 @@ class Pixelwise(Inversion[None]):
         for _ in range(self.steps):
             # Under a name of its own: the leaf Adam moves must stay the one the guide is shown.
             augmented = self.augment(images, teacher=teacher, rng=rng["augment/inversion"])
-            seen = teacher.observe(augmented, guide.layers)
+            seen = teacher.observe(augmented, guide.layers, bn=self.reads_bn)
             weight = weigh(seen, targets.labels)
             terms = self.terms(images, augmented, seen, targets, weight, teacher=teacher, student=student)
             pull = guide.penalty(images, seen, targets.labels)

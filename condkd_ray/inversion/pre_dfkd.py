@@ -24,7 +24,9 @@ class PreDfkd(Unconditional):
     r"""A generator whose images the teacher finds certain, evenly spread and exciting, and the student surprising.
 
     Minimises oh CE(f_T(x), argmax f_T(x)) + ie \sum_c p_c log10 p_c - act mean|features|
-    + adv (1 - clamp(JS(f_S(x), f_T(x)), 0, 1)) + guide(x, argmax f_T(x)), p the batch's mean class distribution.
+    + adv (1 - clamp(JS(f_S(x), f_T(x)), 0, 1)) + guide(x, argmax f_T(x)), p the batch's mean class distribution. JS
+    takes the teacher's answer as a constant, so that its gradient reaches x through the student alone (the released
+    code, and LRA's re-runs of it and of MB-DFKD).
     Departures: the released code alternates one generator step and ten of the student; here a round is `steps`
     generator steps and then `images_per_round` fresh images. It leaves the student in training mode while the
     generator learns; here it is asked in eval mode, and its BN statistics come from what it is taught alone.
@@ -64,7 +66,9 @@ class PreDfkd(Unconditional):
         self, images: Tensor, seen: Observation, labels: Tensor, weight: Tensor, *, teacher: Teacher, student: nn.Module
     ) -> dict[str, Tensor]:
         """`oh`, `ie`, `act` and `adv`."""
-        js = jensen_shannon(student(images), seen.logits, temperature=self.temperature, reduction=self.js_reduction)
+        # Constant, as released: through the teacher's answer this term would push far harder, and another way.
+        constant = seen.logits.detach()
+        js = jensen_shannon(student(images), constant, temperature=self.temperature, reduction=self.js_reduction)
         return {
             "oh": (weight * class_prior(seen.logits, labels)).mean(),
             "ie": negative_entropy(seen.logits),

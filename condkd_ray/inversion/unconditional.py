@@ -109,7 +109,7 @@ class Unconditional(Inversion[GeneratorState]):
         weights = list(state.generator.parameters())
         for _ in range(self.steps):
             images = state.generator(self._latents(self.batch, rng))
-            seen = teacher.observe(images, guide.layers)
+            seen = teacher.observe(images, guide.layers, bn=self.reads_bn)
             labels = seen.logits.argmax(1)
             terms = self.terms(images, seen, labels, weigh(seen, labels), teacher=teacher, student=student)
             pull = guide.penalty(images, seen, labels)

@@ -22,11 +22,12 @@ from condkd_ray.teacher import Observation, Teacher
 class Zskt(Unconditional):
     """A generator that looks for images on which the student does not believe what the teacher does, and nothing else.
 
-    Minimises -adv KL(f_T(x) || f_S(x)) + guide(x, argmax f_T(x)), the norm of its gradient clipped. Departures: the
-    released code alternates one generator step and ten of the student on the same latents; here a round is `steps`
-    generator steps and then `images_per_round` fresh images. It divides the KL by the number of classes, which under
-    Adam matters for the clipping alone, lets the rate fall along a cosine, and asks the student in training mode;
-    here the rate stays, and the student's BN statistics come from what it is taught alone.
+    Minimises -adv KL(f_T(x) || f_S(x)) + guide(x, argmax f_T(x)), the norm of its gradient clipped. The gradient
+    reaches x through both networks, as in the released code. Departures: the released code alternates one generator
+    step and ten of the student on the same latents; here a round is `steps` generator steps and then
+    `images_per_round` fresh images. It divides the KL by the number of classes, which under Adam matters for the
+    clipping alone, lets the rate fall along a cosine, and asks the student in training mode; here the rate stays, and
+    the student's BN statistics come from what it is taught alone.
     """
 
     paper: ClassVar[str] = "Micaelli and Storkey, NeurIPS 2019"

@@ -21,7 +21,8 @@ JsReduction = Literal["mean", "batchmean"]
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
     """Minus KL(teacher || student) where both still name the same class, else 0; (B, K) logits to (B,).
 
-    It pushes an image away from what the student knows, but only while its class holds (CMI, Fast: `adv`).
+    It pushes an image away from what the student knows, but only while its class holds (CMI, Fast, NAYER: `adv`).
+    Differentiable in both answers: the released codes of all three detach neither.
     """
     agree = student.argmax(1) == teacher.argmax(1)
     return -(divergence(student, teacher) * agree)
@@ -33,7 +34,8 @@ def jensen_shannon(
     """Jensen-Shannon divergence of softened answers as PRE-DFKD computes it; (B, K) logits to (B,).
 
     Half the sum of KL(M || P) and KL(M || Q), P and Q the probabilities of teacher and student, M their mean, all
-    clamped to [0.01, 0.99]. `batchmean` sums over the classes; `mean`, as released, divides that by K.
+    clamped to [0.01, 0.99]. `batchmean` sums over the classes; `mean`, as released, divides that by K. Differentiable
+    in both answers: DeepInversion's released codes detach neither, PRE-DFKD's the teacher's.
     """
     p, q = (F.softmax(logits.float() / temperature, dim=1) for logits in (teacher, student))
     p, q, middle = (x.clamp(0.01, 0.99) for x in (p, q, (p + q) / 2))

@@ -24,9 +24,10 @@ def divergence(mean: Tensor, log_var: Tensor) -> Tensor:
 def off_normal(latents: Tensor) -> Tensor:
     """How far the (B, Z) latents' moments are from 0 and 1: MSE of the batch's variances plus MSE of its means.
 
-    The variance is the biased one, which a single latent has too. Which of the two the paper means is not known.
+    The variance is the unbiased one, as in the released code. Of a single latent, which has none, it is the biased one,
+    0 (our choice).
     """
-    return (latents.var(0, correction=0) - 1).square().mean() + latents.mean(0).square().mean()
+    return (latents.var(0, correction=min(1, len(latents) - 1)) - 1).square().mean() + latents.mean(0).square().mean()
 
 
 def recall_loss(logits: Tensor, latents: Tensor, *, ie_weight: float, oh_weight: float) -> Tensor:

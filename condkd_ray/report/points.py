@@ -64,7 +64,7 @@ def look(prepared: Prepared, product: Product) -> dict[str, Points]:
         chosen = samples[_rows(samples.labels)]
         teacher = prepared.teacher
         images = Codec(product.space, product.mean, product.std).decode(chosen).images.to(teacher.device)
-        seen = torch.cat([teacher.observe(part).features for part in images.split(_BATCH)])
+        seen = torch.cat([teacher.observe(part, bn=False).features for part in images.split(_BATCH)])
         found["synthetic"] = Points(seen / marks.scale, chosen.labels)
     return found
 

@@ -1,12 +1,11 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.condensation.unrolling import free_bytes, logits_with, require_memory, unroll, unrolled_bytes
+from condkd_ray.condensation.unrolling import logits_with, require_memory, unroll, unrolled_bytes
 from condkd_ray.method import InputError
 from condkd_ray.networks import ConvNet
 from condkd_ray.streams import Streams
@@ -109,11 +108,3 @@ def test_what_needs_too_much_memory_is_refused_with_what_would_fit():
         require_memory(needed, 2**20 * 8, steps=5, batch=10)
     with pytest.raises(InputError, match=r"which no smaller steps or batch alone would fit$"):
         require_memory(needed, 2**20 * 7, steps=5, batch=10)
-
-
-def test_free_memory_is_that_of_the_machine():
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        pytest.skip("no /proc/meminfo here to compare with")
-    (available,) = [int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line]
-    assert free_bytes(torch.device("cpu")) == pytest.approx(1024 * available, rel=0.2)

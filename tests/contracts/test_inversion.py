@@ -1,7 +1,7 @@
 """What every inversion keeps to. Read `condkd_ray.inversion.inversion`."""
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import chain, combinations
 from typing import get_args
 
 import pytest
@@ -11,7 +11,7 @@ from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config, wrap
 
 from condkd_ray import config, state
 from condkd_ray.distiller import Distiller
-from condkd_ray.inversion import AnyInversion, NoInversion
+from condkd_ray.inversion import AnyInversion, Cmi, DeepInversion, Dfq, Fast, Nayer, NoInversion, PreDfkd
 from condkd_ray.method import NonFiniteError
 from condkd_ray.samples import Codec, to_unit
 from condkd_ray.streams import Streams
@@ -35,6 +35,9 @@ each_term = pytest.mark.parametrize(
     ("kind", "term"),
     [pytest.param(kind, term, id=f"{kind.__name__}-{term}") for kind in INVERTERS for term in weights_of(kind)],
 )
+
+TEACHER_DETACHED = {PreDfkd}
+"""Hosts in whose adversarial term the released code takes the teacher's answer as a constant."""
 
 
 @each_inverter
@@ -114,10 +117,18 @@ def test_the_guide_learns_after_each_step_from_the_values_it_judged(kind):
     synthesize(small(kind), guide=guide)
     assert guide.calls == ["penalty", "update"] * 3
     for (images, seen, labels), (learnt, looked, named) in zip(guide.shown, guide.learnt, strict=True):
-        assert not any(t.requires_grad for t in (learnt, looked.logits, looked.features, *looked.bn[0]))
+        assert not any(t.requires_grad for t in (learnt, looked.logits, looked.features, *chain(*looked.bn)))
         assert torch.equal(looked.features, seen.features)
         assert torch.equal(named, labels)
         assert learnt.shape == images.shape
+
+
+@each_inverter
+def test_bn_statistics_are_computed_for_the_hosts_that_read_them_alone(kind):
+    guide, reads = Puller(), kind in {Cmi, DeepInversion, Dfq, Fast, Nayer}
+    synthesize(small(kind), guide=guide)
+    assert kind.reads_bn == reads
+    assert [bool(seen.bn) for _, seen, _ in guide.shown] == [reads] * len(guide.shown)
 
 
 @each_inverter
@@ -134,6 +145,31 @@ def test_teacher_and_student_are_left_as_they_were(kind):
     before = frozen(teacher.network), frozen(student)
     synthesize(small(kind), teacher=teacher, student=student, guide=Puller())
     assert same(before, (frozen(teacher.network), frozen(student)))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INVERTERS if "adv" in weights_of(kind)], ids=lambda k: k.__name__)
+def test_the_adversarial_gradient_goes_through_the_teacher_where_the_released_code_lets_it(kind):
+    """The student's answers depend on no image, so that nothing but the teacher's can move the images."""
+    off = small(kind, steps=6, **{f"{name}_weight": 0.0 for name in weights_of(kind)})
+    second = []
+    for weight in (0.0, 1.0):
+        inversion, rng, teacher = replace(off, adv_weight=weight), Streams(0), make_teacher()
+        carried = inversion.init(teacher, rng)
+        for _ in range(2):
+            made, _ = synthesize(inversion, carried, rng=rng, teacher=teacher, student=Echo(teacher))
+        second.append(made.images)
+    assert torch.equal(*second) == (kind in TEACHER_DETACHED)
+
+
+class Echo(torch.nn.Module):
+    """A student that answers as the teacher does, half as surely, and with no gradient."""
+
+    def __init__(self, teacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images):
+        return 0.5 * self.teacher.logits(images).detach()
 
 
 @each_inverter

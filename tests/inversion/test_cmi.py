@@ -2,14 +2,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contracts.toy_methods import Verdict, make_student, small, synthesize
-from toy import make_teacher
+from toy import NUM_CLASSES, make_teacher, wrap
 
 from condkd_ray.augment import resized_crop, shift_flip
 from condkd_ray.inversion import Cmi
 from condkd_ray.method import InputError
+from condkd_ray.networks import ResNet34
 from condkd_ray.networks.generator import Generator
 from condkd_ray.streams import Streams
 from condkd_ray.targets import Balanced
+from condkd_ray.teacher import Teacher
 
 
 def project(head, features):
@@ -26,6 +28,17 @@ def contrast(cmi, head, local, whole, cached):
     return losses[:count].mean() + (losses[count:].mean() if len(losses) > count else 0)
 
 
+def means(cmi, teacher, images):
+    """What is compared: channel means of what enters the three stages of the toy teacher, or all its BN layers."""
+    if cmi.layers == "all":
+        return teacher.observe(images, input_means=tuple(teacher.bn_inputs)).input_means
+    network = teacher.network
+    entering = [network.bn(network.conv(images)).relu()]
+    for stage in network.stages[:-1]:
+        entering.append(stage(entering[-1]))
+    return torch.cat([maps.mean((2, 3)) for maps in entering], 1)
+
+
 def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
     """One round of CMI written out; its losses, and (images, features) of the lowest."""
     targets = Balanced().sample(cmi.batch, teacher, rng=rng)
@@ -39,7 +52,7 @@ def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
         images = (generator(latents) - teacher.mean[0]) / teacher.std[0]
         shifted = shift_flip(images, rng=rng["augment/inversion"], shift=1, flip=False)
         part = resized_crop(images, rng=rng["augment/inversion"], flip=False)
-        seen, local = teacher.observe(shifted, bn_means=True), teacher.observe(part, bn_means=True).bn_means
+        seen, whole, local = teacher.observe(shifted), means(cmi, teacher, shifted), means(cmi, teacher, part)
         loss = cmi.oh_weight * F.cross_entropy(seen.logits, targets.labels)
         for (mean, var), (running_mean, running_var) in zip(seen.bn, teacher.running_bn, strict=True):
             loss = loss + cmi.bn_weight * ((running_mean - mean).norm() + (running_var - var).norm())
@@ -50,18 +63,19 @@ def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
         if bank is not None:
             rows = torch.randperm(len(bank), generator=rng["negatives"])[: cmi.negatives]
             cached = tuple([half] for half in bank[rows].chunk(2, 1))
-        loss = loss + cmi.cr_weight * contrast(cmi, head, local, seen.bn_means, cached)
+        loss = loss + cmi.cr_weight * contrast(cmi, head, local, whole, cached)
         own.zero_grad()
         optimizer.zero_grad()
         loss.backward()
         own.step()
         optimizer.step()
-        rounds.append((loss.item(), images.detach(), torch.cat([local, seen.bn_means], 1).detach()))
+        rounds.append((loss.item(), images.detach(), torch.cat([local, whole], 1).detach()))
     return rounds
 
 
-def test_two_rounds_as_written_out_by_hand():
-    cmi, teacher, student = small(Cmi, steps=3), make_teacher(), make_student()
+@pytest.mark.parametrize("layers", ["stages", "all"])
+def test_two_rounds_as_written_out_by_hand(layers):
+    cmi, teacher, student = small(Cmi, steps=3, layers=layers), make_teacher(), make_student()
     rng, own = Streams(0), Streams(0)
     state, other = cmi.init(teacher, rng), cmi.init(teacher, own)
     bank = None
@@ -79,10 +93,10 @@ def test_two_rounds_as_written_out_by_hand():
             assert torch.isclose(found, wanted, rtol=1e-3, atol=1e-4).double().mean() > 0.99
 
 
-def test_the_bank_keeps_the_latest_rows():
-    cmi, teacher, rng = small(Cmi, steps=1, batch=8, bank=12), make_teacher(), Streams(0)
+@pytest.mark.parametrize(("layers", "channels"), [("stages", 4 + 4 + 8), ("all", 3 * 4 + 3 * 8 + 3 * 16)])
+def test_the_bank_keeps_the_latest_rows(layers, channels):
+    cmi, teacher, rng = small(Cmi, steps=1, batch=8, bank=12, layers=layers), make_teacher(), Streams(0)
     state, seen = cmi.init(teacher, rng), []
-    channels = sum(len(mean) for mean, _ in teacher.running_bn)
     for rows in (8, 12, 12):
         synthesize(cmi, state, rng=rng, teacher=teacher)
         assert state.bank.shape == (rows, 2 * channels)
@@ -98,7 +112,7 @@ def test_images_and_features_of_the_lowest_loss_are_kept(best):
     state = cmi.init(teacher, rng)
     made, _ = synthesize(cmi, state, rng=rng, teacher=teacher, guide=guide)
     assert torch.equal(made.images, guide.shown[best])
-    whole = teacher.observe(made.images, bn_means=True).bn_means
+    whole = means(cmi, teacher, made.images)
     torch.testing.assert_close(state.bank.chunk(2, 1)[1], whole, rtol=1e-4, atol=1e-4)
 
 
@@ -134,3 +148,41 @@ def test_settings_that_make_no_sense_are_refused(change):
 def test_more_negatives_than_the_bank_holds_are_refused():
     with pytest.raises(InputError, match="negatives is 9; accepted: at most 8, the rows of the bank"):
         Cmi(negatives=9, bank=8)
+
+
+def test_layers_that_do_not_exist_are_refused():
+    with pytest.raises(InputError, match="inversion layers is 'blocks'; accepted: stages, all"):
+        Cmi(layers="blocks")
+
+
+def test_a_teacher_without_a_stage_that_reads_a_feature_map_is_refused():
+    """Its one BN layer reads the image itself."""
+    flat = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(64, NUM_CLASSES))
+    with pytest.raises(InputError, match=r"stages that read a feature map is 0; accepted: 1 or more.* layers all"):
+        Cmi().init(wrap(flat), Streams(0))
+
+
+@pytest.fixture(scope="module")
+def resnet34():
+    module = ResNet34().build((3, 32, 32), 10)
+    return Teacher.from_module(module, num_classes=10, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.2] * 3)
+
+
+def test_a_bank_that_does_not_fit_is_refused_with_its_size(resnet34):
+    """Of 1e9 bytes that are free, half are left for the bank: adding rows copies it."""
+    with pytest.raises(InputError) as caught:
+        Cmi(layers="all").check_memory(resnet34, 10**9, 1000)
+    assert str(caught.value) == (
+        "memory of inversion bank, 40960 rows of 2 x 8512 values is '2.79 GB'; accepted: at most 0.5 GB, half of the "
+        "free memory, as adding rows copies the bank: bank 7342 or layers stages"
+    )
+    Cmi(layers="all", bank=7342).check_memory(resnet34, 10**9, 1000)
+    with pytest.raises(InputError, match="7343 rows"):
+        Cmi(layers="all", bank=7343).check_memory(resnet34, 10**9, 1000)
+    Cmi().check_memory(resnet34, 10**9, 1000)
+
+
+def test_only_the_rows_that_a_trial_makes_count(resnet34):
+    Cmi(layers="all").check_memory(resnet34, 10**9, 57)
+    with pytest.raises(InputError, match="7424 rows"):
+        Cmi(layers="all").check_memory(resnet34, 10**9, 58)

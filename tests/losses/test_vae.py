@@ -36,13 +36,15 @@ def test_divergence_equals_pytorchs_and_is_nothing_at_the_prior():
     close(divergence(torch.zeros(4, 6).double(), torch.zeros(4, 6).double()), 0.0)
 
 
-def test_off_normal_equals_the_plain_loop():
-    latents = 2 * normal(6, 4) + 1
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_off_normal_equals_the_plain_loop(rows):
+    latents = 2 * normal(rows, 4) + 1
     close(off_normal(latents), reference.off_normal(latents.tolist()))
 
 
-def test_off_normal_is_nothing_for_moments_0_and_1_and_is_there_for_a_single_latent():
-    close(off_normal(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double()), 0.0)
+def test_off_normal_is_nothing_for_mean_0_and_unbiased_variance_1_and_is_there_for_a_single_latent():
+    side = 0.5**0.5
+    close(off_normal(torch.tensor([[side, -side], [-side, side]], dtype=torch.float64)), 0.0)
     close(off_normal(torch.tensor([[2.0, 0.0]]).double()), 1.0 + (4.0 + 0.0) / 2)
 
 

@@ -173,6 +173,38 @@ def test_stages_can_be_tapped_by_name(network, shapes):
     assert {name: tuple(tap.shape[1:]) for name, tap in taps.items()} == shapes
 
 
+RGB = {"image_shape": (3, 32, 32), "mean": [0.5] * 3, "std": [0.2] * 3}
+SHUFFLENET = ("conv1.1", *(f"stage{i}.0.branch1.1" for i in (2, 3, 4)))
+STAGES = [
+    (AlexNetHalf(), {"blocks.0.4": 24, "blocks.1.4": 64, "blocks.4.3": 64, "bn1": 256}),
+    (ResNet(width=4), {"stages.0": 4, "stages.1": 4, "stages.2": 8}),
+    (ResNet18(width=2), {"stages.0": 2, "stages.1": 2, "stages.2": 4, "stages.3": 8}),
+    (Wrn(depth=10, width=2), {"stages.0": 16, "stages.1": 32, "stages.2": 64}),
+    (Vgg11(width=2), {"stages.1": 2, "stages.2": 4, "stages.3": 8, "stages.4": 16}),
+    (MobileNetV2(width=10), {f"stages.{i}": 8 if i < 5 else 16 for i in range(7)}),
+    (SqueezeNet(width=1), {"stages.0": 6, "stages.1": 16, "stages.2": 32}),
+    (Torchvision(model="resnet18"), {"layer1": 64, "layer2": 64, "layer3": 128, "layer4": 256}),
+    (Torchvision(model="shufflenet_v2_x0_5"), dict(zip(SHUFFLENET, (24, 24, 48, 96), strict=True))),
+    (ConvNet(width=4), {}),
+]
+
+
+@pytest.mark.parametrize(("network", "stages"), STAGES, ids=[label(network) for network, _ in STAGES])
+def test_what_enters_each_stage_is_known(network, stages):
+    teacher = Teacher.from_module(network.build((3, 32, 32), 4), num_classes=4, **RGB)
+    assert teacher.stage_inputs == stages
+    seen = teacher.observe(torch.randn(2, 3, 32, 32), input_means=tuple(stages))
+    assert stages == {} or seen.input_means.shape == (2, sum(stages.values()))
+
+
+def test_what_cmi_compares_has_the_official_sizes():
+    """Inputs of a ResNet-34's stages, and of all BN layers of the two teachers of the official scripts."""
+    for network, stages, bn in ((ResNet34(), [64, 64, 128, 256], 8512), (Wrn(depth=40, width=2), [16, 32, 64], 2704)):
+        teacher = Teacher.from_module(network.build((3, 32, 32), 10), num_classes=10, **RGB)
+        assert list(teacher.stage_inputs.values()) == stages
+        assert sum(teacher.bn_inputs.values()) == bn
+
+
 @given(any_network)
 def test_parse_undoes_label(network):
     assert parse(label(network)) == network

@@ -28,12 +28,16 @@ def divergence(means, log_vars):
 
 
 def off_normal(latents):
-    """Squared deviations of each coordinate's moments over the rows from 0 and 1, their means over coordinates."""
+    """Squared deviations of each coordinate's moments over the rows from 0 and 1, their means over coordinates.
+
+    The variance divides by one less than there are rows, unless there is only one.
+    """
     means, variances = [], []
     for column in zip(*latents, strict=True):
         centre = mean(column)
         means.append(centre**2)
-        variances.append((mean([(value - centre) ** 2 for value in column]) - 1) ** 2)
+        variance = sum((value - centre) ** 2 for value in column) / max(1, len(column) - 1)
+        variances.append((variance - 1) ** 2)
     return mean(variances) + mean(means)
 
 
