@@ -31,7 +31,7 @@ class Args(Flags):
     ipcs: tuple[int, ...] = (10,)
     forms: tuple[Form, ...] = ("auxiliary", "projection", "per_class", "unconditional", "mmd", "moments")
     layers: tuple[str, ...] = ("penultimate",)
-    augments: tuple[Augmentation, ...] = ("condensed",)
+    augments: tuple[Augmentation, ...] = ("host",)
     weights: tuple[float, ...] = (0.1, 1.0)
     """Times each form's own default weight."""
     shares: tuple[float, ...] = (0.5,)

@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from toy import blobs
 
+from condkd_ray import artifacts
 from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation import AllReal, AnyCondensation, DistributionMatching, Imported, RandomReal, SqueezeRecover
 from condkd_ray.config import dump
 from condkd_ray.data import DataConfig
 from condkd_ray.distiller import Distiller
 from condkd_ray.identity import trial_hash
-from condkd_ray.inversion import Dafl, Fast
+from condkd_ray.inversion import Cmi, Dafl, Fast
 from condkd_ray.losses.kd import Attention
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
@@ -382,6 +383,20 @@ def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tm
     heard = []
     with pytest.raises(InputError, match=message):
         Workshop(tmp_path, say=heard.append).prepare(replace(CONFIG, distiller=replace(CONFIG.distiller, loss=loss)))
+    assert not heard
+
+
+def test_what_trials_hold_is_compared_with_what_was_free_at_first_and_for_their_own_rounds(tmp_path, monkeypatch):
+    """A row of the bank takes 128 bytes here, and twice that while it is added."""
+    heard, asked = Heard(), []
+    free = [2 * 128 * 20, 0]
+    monkeypatch.setattr(artifacts, "free_bytes", lambda device: asked.append(device) or free.pop(0))
+    workshop, config = Workshop(tmp_path, say=heard.append), replace(CONFIG, inversion=Cmi(batch=10))
+    for rounds in (1, 2):
+        workshop.check(replace(config, rounds=rounds))
+    with pytest.raises(InputError, match="memory of inversion bank, 30 rows of 2 x 16 values"):
+        workshop.prepare_all([replace(config, rounds=rounds) for rounds in (1, 3)])
+    assert asked == [torch.device("cpu")]
     assert not heard
 
 

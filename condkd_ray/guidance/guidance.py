@@ -6,7 +6,7 @@ Letters: B batch, D features, K classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -26,6 +26,8 @@ Augmentation = Literal["host", "condensed", "dsa"]
 HostAugment = Callable[[Tensor, torch.Generator], Tensor]
 MOST_AT_START = 4096
 """Condensed images a state is made from: some compare all pairs, and all real images can be the condensed set."""
+VIEWS, VIEWED = 16, 256
+"""Views, at most, of each image held out that a guidance is examined on, and about how many are enough in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,9 @@ class Guidance(Method, ABC, Generic[State]):
     weight: float = 1.0
     """Factor of the penalty in the host's loss (lambda_FA); 0 equals no guidance bit for bit."""
     augment: Augmentation = "host"
-    """`host`: fakes as the host saw them, condensed under the host's own augmentation. `condensed`: DSA on the
-    condensed batch besides. `dsa`: the guide looks at DSA-augmented fakes and condensed; the host never sees DSA."""
+    """`host`: fakes as the host saw them, condensed under the host's own augmentation. `dsa`: the guide looks at
+    DSA-augmented fakes and condensed; the host never sees DSA. `condensed`: as `host`, with DSA on the condensed batch
+    alone, so that the two sides differ even where their images do not."""
     layer: str = PENULTIMATE
     """Whose features are compared: `penultimate` (the paper's), or a module of the teacher, its mean over space."""
     schedule: Schedule = Schedule()
@@ -72,8 +75,15 @@ class Guidance(Method, ABC, Generic[State]):
     ) -> dict[str, Tensor]:
         """Learn from fakes and as many condensed images of the same `labels` (B,); terms to be logged."""
 
-    def examine(self, state: State, held_out: Tensor, labels: Tensor, *, rng: torch.Generator) -> dict[str, Tensor]:
-        """Terms to be logged once a round of condensed images it never learnt from."""
+    def examine(
+        self, state: State, shown: Tensor, held_out: Tensor, fakes: Tensor, labels: Tensor, *, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Terms to be logged once a round of condensed images it never learnt from; the state stays as it is.
+
+        `held_out` (M, D): features of these under views of the condensed side; `fakes` (M, D): under views of the
+        fakes' side, as a perfect generator would make them; `shown` (M, D): of images it learns from; all of the
+        classes `labels` (M,).
+        """
         return {}
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> State:
@@ -157,13 +167,22 @@ class BoundGuide:
         self.meter.add(**terms)
 
     def read(self) -> dict[str, float]:
-        """What was logged, with a look at the images held out."""
+        """What was logged, with how the guidance judges the images held out."""
         if len(self.held_out):
-            features = self._look(self.held_out.images)
-            with torch.no_grad():
-                labels, rng = self.held_out.labels, self.rng["augment/guide"]
-                self.meter.add(**self.guidance.examine(self.state, features, labels, rng=rng))
+            self.meter.add(**self._examine())
         return self.meter.read()
+
+    @torch.no_grad()
+    def _examine(self) -> dict[str, Tensor]:
+        """What the guidance says of several views of the images held out, and of as many it learns from."""
+        images, labels, rng = self.held_out.images, self.held_out.labels, self.rng["augment/guide"]
+        views = range(min(VIEWS, -(-VIEWED // len(images))))
+        rows = [same_class_rows(self.condensed.labels, labels, rng) for _ in views]
+        shown = self._features([self._view(self.condensed.images[drawn]) for drawn in rows])
+        held_out = fakes = self._features([self._view(images) for _ in views])
+        if self.guidance.augment == "condensed":
+            fakes = self._features([self.host_augment(images, rng) for _ in views])
+        return self.guidance.examine(self.state, shown, held_out, fakes, labels.repeat(len(views)), rng=rng)
 
     def _fake(self, images: Tensor, seen: Observation) -> Tensor:
         """Features of fakes, augmented as the guidance wants them."""
@@ -174,11 +193,19 @@ class BoundGuide:
     @torch.no_grad()
     def _look(self, images: Tensor) -> Tensor:
         """Features of condensed images, augmented as the guidance wants them."""
+        return self._features([self._view(images)])
+
+    def _view(self, images: Tensor) -> Tensor:
+        """Condensed images, augmented as the guidance wants them."""
         if self.guidance.augment != "dsa":
             images = self.host_augment(images, self.rng["augment/guide"])
-        if self.guidance.augment != "host":
-            images = self._dsa(images)
-        return self.teacher.observe(images, self.layers).pooled(self.guidance.layer)
+        return images if self.guidance.augment == "host" else self._dsa(images)
+
+    def _features(self, batches: Sequence[Tensor]) -> Tensor:
+        """(M, D): of all images of the batches, as they are."""
+        parts = torch.cat(tuple(batches)).split(512)
+        looks = [self.teacher.observe(part, self.layers, bn=False) for part in parts]
+        return torch.cat([look.pooled(self.guidance.layer) for look in looks])
 
     def _dsa(self, images: Tensor) -> Tensor:
         return dsa(

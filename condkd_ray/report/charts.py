@@ -7,7 +7,7 @@ trial, families as categories. The Scalars tab shows the same figures among all 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +31,8 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """In this order; of each family the named terms, or all there are: losses, and where the synthetic images lie."""
+BESIDE: Mapping[str, str] = MappingProxyType({"guidance/perfect_accuracy": "guidance/accuracy"})
+"""Scalars that stand in the chart of another, where there is that one: they are what it is to be compared with."""
 
 
 def telling(tags: Iterable[str]) -> set[str]:
@@ -39,7 +41,7 @@ def telling(tags: Iterable[str]) -> set[str]:
 
 
 def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Any:
-    """The Layout of the charts of `tags`: each chart's one expression is met by one of them, and by no other.
+    """The Layout of the charts of `tags`: each expression is met by one of them, and a chart has one but for `BESIDE`.
 
     `spread`: metrics of which there are means and ranges over the seeds of an arm; their charts come first.
     """
@@ -47,14 +49,16 @@ def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Any:
     # TensorBoard shows charts with bands from the last to the first, those with lines as they come.
     charts = {ARMS: [_over_seeds(name) for name in reversed(METRICS) if name in set(spread)]}
     for family in FAMILIES:
-        charts[family] = [_over_trials(tag) for tag in shown if tag.startswith(f"{family}/")]
+        own = [tag for tag in shown if tag.startswith(f"{family}/") and BESIDE.get(tag) not in shown]
+        charts[family] = [_over_trials([tag, *(t for t in shown if BESIDE.get(t) == tag)]) for tag in own]
     return _LAYOUT.Layout(
         category=[_LAYOUT.Category(title=title, chart=members) for title, members in charts.items() if members]
     )
 
 
-def _over_trials(tag: str) -> Any:
-    return _LAYOUT.Chart(title=tag, multiline=_LAYOUT.MultilineChartContent(tag=[f"^{re.escape(tag)}$"]))
+def _over_trials(tags: Sequence[str]) -> Any:
+    expressions = [f"^{re.escape(tag)}$" for tag in tags]
+    return _LAYOUT.Chart(title=tags[0], multiline=_LAYOUT.MultilineChartContent(tag=expressions))
 
 
 def _over_seeds(name: str) -> Any:

@@ -24,6 +24,8 @@ _ROUNDS = (
     _Column("best (%)", "student/test_accuracy_best", 100, 2),
     _Column("forgetting (points)", "student/forgetting", 100, 2),
     _Column("memory (MB)", "memory/bytes", 1e-6, 2),
+    _Column("D (%)", "guidance/accuracy", 100, 1),
+    _Column("D, perfect fakes (%)", "guidance/perfect_accuracy", 100, 1),
     _Column("inversion (s)", "time/inversion_seconds", 1, 1),
     _Column("distillation (s)", "time/distillation_seconds", 1, 1),
 )
@@ -41,7 +43,8 @@ _PLACES = (
 _ROUNDS_LEGEND = (
     "Mean, variance and best of the test accuracy over the measured rounds, on a fixed subset of the test images; the "
     "best is for comparison with papers only, nothing may be chosen by it. Forgetting is the best minus the last. "
-    "Memory at the end, times of the whole trial."
+    "Memory at the end, times of the whole trial. D: what the discriminator tells right in the last round (50 is "
+    "chance); with perfect fakes: what it would where the generator's images were condensed images held out."
 )
 _PLACES_LEGEND = (
     "Synthetic images of the last round in the teacher's features; distances class by class, diversity and distance to "

@@ -50,6 +50,15 @@ def test_weight_0_is_the_mixed_run_bit_for_bit(kind, inverter, augment):
     assert same(guided, outcome(NoGuidance(), inverter, prepared))
 
 
+@pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
+def test_weight_0_is_the_mixed_run_also_where_images_are_held_out_and_looked_at(augment):
+    prepared = make_prepared()
+    never = small(Discriminator, weight=0.0, augment=augment, held_out=0.5)
+    live, _ = trial(toy_config(inversion=small(Fast), guidance=never, rounds=2), prepared)
+    assert all("guidance/perfect_accuracy" in row for row in live.history)
+    assert same(outcome(never, Fast, prepared), outcome(NoGuidance(), Fast, prepared))
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
 def test_a_schedule_at_0_and_a_tapped_layer_are_the_mixed_run_bit_for_bit(form):
     prepared = make_prepared()

@@ -158,7 +158,9 @@ def test_what_is_held_out_is_logged_where_there_is_any(ipc, held_out):
     assert len(guide.held_out) == held_out * NUM_CLASSES
     assert len(guide.condensed) == (ipc - held_out) * NUM_CLASSES
     step(guide, fakes(), teacher)
-    assert ("guidance/held_out_accuracy" in guidance.read(guide)) == (held_out > 0)
+    told = guidance.read(guide)
+    for name in ("held_out_accuracy", "perfect_accuracy"):
+        assert (f"guidance/{name}" in told) == (held_out > 0)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -175,6 +177,80 @@ def test_poison_among_the_images_held_out_changes_no_bit_of_what_is_learnt(condi
         guidance.read(guide)
         found.append([steps, [t.clone() for t in tensors(carried)]])
     assert same(*found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examiner(Witness):
+    """A guidance that writes down what it is examined on."""
+
+    held_out: float = 0.5
+
+    def examine(self, state, shown, held_out, fakes, labels, *, rng):
+        state.pairs.append((shown, held_out, fakes, labels))
+        return {}
+
+
+def examined(augment, host_augment, condensed):
+    """(features of images it learns from, of those held out, of these as fakes, labels), and the images held out."""
+    teacher = make_teacher()
+    guidance = Examiner(augment=augment)
+    guide, carried = bound(guidance, teacher=teacher, condensed=condensed, host_augment=host_augment)
+    guidance.read(guide)
+    return carried.pairs[-1], guide.held_out
+
+
+@pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
+def test_images_held_out_play_the_fakes_under_the_views_of_fakes(augment):
+    def darker(images, stream):
+        return images * 0.5 - 0.2
+
+    (shown, held_out, fakes, labels), kept = examined(augment, darker, condensed_set(2))
+    views = len(labels) // len(kept)
+    assert torch.equal(labels, kept.labels.repeat(views))
+    as_host = expected(darker(kept.images, None)).repeat(views, 1)
+    assert torch.equal(held_out, fakes) == (augment != "condensed")
+    if augment == "dsa":
+        assert not torch.allclose(fakes, as_host)
+    else:
+        torch.testing.assert_close(fakes, as_host)
+    if augment == "host":
+        # One image of each class is held out here, and one is not.
+        others = condensed_set(2).images[:NUM_CLASSES]
+        torch.testing.assert_close(shown, expected(darker(others, None)).repeat(views, 1))
+    else:
+        assert not torch.allclose(held_out, as_host)
+
+
+@pytest.mark.parametrize(("classes", "views"), [(NUM_CLASSES, 16), (1, 16)])
+def test_few_images_held_out_are_looked_at_in_several_views_that_differ(classes, views):
+    rng = torch.Generator().manual_seed(0)
+    few = condensed_set(2)
+    few = few[few.labels < classes]
+    (_, held_out, _, labels), kept = examined("host", lambda x, _: x + torch.randn(x.shape, generator=rng), few)
+    assert len(labels) == views * len(kept)
+    assert len(held_out.unique(dim=0)) == len(held_out)
+
+
+@pytest.mark.parametrize(("ipc", "views"), [(128, 1), (32, 4)])
+def test_many_images_held_out_need_few_views(ipc, views):
+    (_, held_out, _, labels), kept = examined("host", identity, condensed_set(ipc))
+    assert len(kept) == ipc * NUM_CLASSES // 2
+    assert len(held_out) == len(labels) == views * len(kept)
+
+
+@pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
+def test_no_look_of_a_guide_computes_bn_statistics(augment):
+    teacher, hooks = make_teacher(), []
+    layers = [part for part in teacher.network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    guide, _ = bound(Examiner(augment=augment), teacher=teacher)
+    seen = teacher.observe(fakes())
+    teacher.network.register_forward_pre_hook(lambda *_: hooks.append(sum(len(x._forward_pre_hooks) for x in layers)))
+    guide.guidance.start(teacher, guide.condensed, Streams(0))
+    guide.penalty(fakes(), seen, LABELS)
+    guide.update(fakes(), seen, LABELS)
+    guide.read()
+    assert len(hooks) >= 4
+    assert set(hooks) == {0}
 
 
 # Whether the two sides are augmented alike.
@@ -199,6 +275,14 @@ def accuracies(augment, condition, shift=0.0, steps=60):
         guide.update(images, teacher.observe(noisy(images, rng["fakes"])), LABELS)
         found.append(guidance.read(guide)["guidance/accuracy"])
     return torch.tensor(found, dtype=torch.float64)
+
+
+def test_by_default_dsa_is_on_neither_side(monkeypatch):
+    monkeypatch.setattr(guidance_module, "dsa", None)
+    teacher = make_teacher()
+    guide, _ = bound(Discriminator(hidden=8), teacher=teacher, condensed=condensed_set(10), host_augment=noisy)
+    step(guide, fakes(), teacher)
+    assert "guidance/perfect_accuracy" in guide.read()
 
 
 @pytest.mark.parametrize("augment", ["host", "dsa"])

@@ -99,6 +99,17 @@ def test_categories_are_in_order_and_expressions_literal():
     assert not re.match(expression, "diagnosis/aab")
 
 
+def test_what_a_perfect_generator_would_get_stands_in_the_chart_of_the_accuracy():
+    tags = ["guidance/accuracy", "guidance/adversarial", "guidance/perfect_accuracy"]
+    (category,) = layout(tags).category
+    assert [(chart.title, list(chart.multiline.tag)) for chart in category.chart] == [
+        ("guidance/accuracy", ["^guidance/accuracy$", "^guidance/perfect_accuracy$"]),
+        ("guidance/adversarial", ["^guidance/adversarial$"]),
+    ]
+    (alone,) = layout(tags[2:]).category[0].chart
+    assert (alone.title, list(alone.multiline.tag)) == (tags[2], ["^guidance/perfect_accuracy$"])
+
+
 def test_charts_with_bands_are_given_in_the_order_that_tensorboard_turns_round():
     (arms,) = layout([], ["student/test_accuracy", "proxy/kl"]).category
     assert [chart.title.partition(",")[0] for chart in arms.chart] == ["proxy/kl", "student/test_accuracy"]

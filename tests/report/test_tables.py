@@ -154,6 +154,8 @@ def test_the_rounds_by_hand():
         "student/test_accuracy_variance": 0.0004,
         "student/forgetting": 0.0375,
         "memory/bytes": 2.5e6,
+        "guidance/accuracy": 0.75,
+        "guidance/perfect_accuracy": 0.625,
         "time/inversion_seconds": 12.34,
     }
     others = metrics | {"student/forgetting": 0.0125}
@@ -166,6 +168,8 @@ def test_the_rounds_by_hand():
         "variance (points²)": "4.00 ± 0.00",
         "forgetting (points)": "2.50 ± 1.77",
         "memory (MB)": "2.50 ± 0.00",
+        "D (%)": "75.0 ± 0.0",
+        "D, perfect fakes (%)": "62.5 ± 0.0",
         "inversion (s)": "12.3 ± 0.0",
     }
 
