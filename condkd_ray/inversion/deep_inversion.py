@@ -28,8 +28,8 @@ class DeepInversion(Pixelwise):
     Minimises over images x, for labels y: oh CE(f_T(x), y) + bn \sum_l ||BN_l(x) - BN_l|| + tv TV(x) + l2 ||x||
     + adv (1 - clamp(JS(f_S(x), f_T(x)), 0, 1)) + guide(x, y). Pixels are kept in the valid range at the start and
     after each step (the DataFree port: after each step), and the images of lowest loss are really kept (the released
-    codes keep the last ones). Departure: jitter and flip are drawn per image, zeros coming in, where the official code
-    rolls the whole batch.
+    codes keep the last ones). Jitter: one roll of the whole batch a step, by up to 2 of 32 pixels (the official CIFAR
+    code; the DataFree port: 4). One coin mirrors the whole batch, as in the official ImageNet code and the port.
     """
 
     paper: ClassVar[str] = "Yin et al., CVPR 2020"
