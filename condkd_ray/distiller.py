@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.augment import shift_flip
+from condkd_ray.augment import require_shift, view
 from condkd_ray.hooks import tapped
 from condkd_ray.losses.kd import Answer, AnyKdLoss, Hinton, divergence
 from condkd_ray.memory import AnyMemory, Store
@@ -113,7 +113,7 @@ class Distiller(Method):
     """Shift and flip the batch; the teacher then looks at it again, otherwise its stored logits serve (a loss that
     compares layers has it look in any case)."""
     shift: float = 0.125
-    """Largest shift as a share of the side."""
+    """Largest shift as a share of the side; black moves in, as in the published crops of [0, 1] pixels."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "student steps", self.steps, "an integer >= 1")
@@ -123,6 +123,7 @@ class Distiller(Method):
         require(most <= 1, "condensed_share times the largest factor of its share_schedule", most, "at most 1")
         fixed = self.mix == "share" or self.share_schedule == Schedule()
         require(fixed, "share_schedule under mix concat", self.share_schedule, "none: all condensed images are there")
+        require_shift(self.shift, "student shift")
         self._check_optimizer()
         self._check_schedule()
 
@@ -249,12 +250,10 @@ class Distiller(Method):
         return Step({"loss": loss, "agreement": agree}, divergence(given.logits.detach(), taught.logits))
 
     def _augmented(self, images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
-        shift = round(self.shift * images.shape[-1])
-        parts = [shift_flip(images[: self.batch], rng=rng["augment/student"], shift=shift, flip=teacher.flip_ok)]
+        parts = [view(images[: self.batch], teacher, rng["augment/student"], self.shift)]
         if len(images) > self.batch:
             # From a stream of their own, so that synthetic images move alike with or without condensed ones behind.
-            added = rng["augment/condensed"]
-            parts.append(shift_flip(images[self.batch :], rng=added, shift=shift, flip=teacher.flip_ok))
+            parts.append(view(images[self.batch :], teacher, rng["augment/condensed"], self.shift))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

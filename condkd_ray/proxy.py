@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.augment import shift_flip
+from condkd_ray.augment import view
 from condkd_ray.samples import Samples
 from condkd_ray.teacher import Teacher
 
 VIEWS = 32
 SHIFT = 0.125
-"""By which an image is moved at most, of its side."""
+"""By which an image is moved at most, of its side; black moves in, as in the teacher's training."""
 NOISE = 0.05
 """Standard deviation of the views' Gaussian noise, in the teacher's space.
 
@@ -41,7 +41,7 @@ def views(images: Samples, teacher: Teacher, *, seed: int) -> Samples:
     rng = torch.Generator().manual_seed(seed)
     repeated = images.images.cpu().repeat(VIEWS, 1, 1, 1)
     labels = images.labels.cpu().repeat(VIEWS)
-    moved = shift_flip(repeated, rng=rng, shift=round(SHIFT * repeated.shape[-1]), flip=teacher.flip_ok)
+    moved = view(repeated, teacher, rng, SHIFT)
     pixels = (moved + NOISE * torch.randn(moved.shape, generator=rng)).to(teacher.device)
     logits = torch.cat([teacher.logits(part) for part in pixels.split(512)])
     return Samples(pixels, labels.to(teacher.device), logits)

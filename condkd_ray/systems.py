@@ -124,10 +124,7 @@ def with_rounds(recipe: TrialConfig, rounds: int) -> TrialConfig:
         return replace(part, **{name: stretched(getattr(part, name)) for name in names if name in there})
 
     parts = {family: longer(getattr(recipe, family), names) for family, names in IN_ROUNDS.items()}
-    ended = tuple(one for one in parts["distiller"].milestones if one < rounds)
-    if parts["distiller"].milestones != ended:
-        gone = {"milestones": ended} if ended else {"milestones": (), "lr_schedule": "constant"}
-        parts["distiller"] = replace(parts["distiller"], **gone)
+    parts["distiller"] = parts["distiller"].within(rounds)
     return replace(recipe, rounds=rounds, evaluate_every=stretched(recipe.evaluate_every), **parts)
 
 

@@ -119,6 +119,11 @@ class Teacher:
         return next(self.network.parameters()).device
 
     @property
+    def black(self) -> Tensor:
+        """(1, C, 1, 1): pixels of 0 in [0, 1], in the space the teacher reads."""
+        return -self._mean / self._std
+
+    @property
     def running_bn(self) -> list[tuple[Tensor, Tensor]]:
         """(running mean, running variance) of each BN layer, in the order of `Observation.bn`."""
         layers = [self._layers[name] for name in self._traced.bn]

@@ -7,9 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import augment as reference
 
-from condkd_ray.augment import dsa, resized_crop, shift_flip
+from condkd_ray.augment import dsa, pixels, resized_crop, roll_flip, shift_flip, view
+from condkd_ray.samples import to_model
+from condkd_ray.teacher import Teacher
 
 GROUPS = list(reference.GROUPS)
+
+
+CHANNEL = (
+    st.floats(0.05, 0.95),
+    st.floats(0.05, 0.5),
+)
+NORMALISATIONS = st.lists(st.tuples(*CHANNEL), min_size=3, max_size=3).map(
+    lambda pairs: tuple(zip(*pairs, strict=True))
+)
+"""(means, standard deviations) of three channels."""
 
 
 def generator(seed=0):
@@ -93,39 +105,128 @@ def test_cutout_hides_the_square_evenly():
     torch.testing.assert_close(hidden, hidden.flip(1), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("shift", [0, 2])
+def drawn(count, share, height, width, rng):
+    """(down, right) of each, and whether it is mirrored, as both moves draw them."""
+    moves = [
+        torch.randint(-reach, reach + 1, (count,), generator=rng).tolist()
+        for reach in (reference.reach(share, height), reference.reach(share, width))
+    ]
+    return list(zip(*moves, strict=True)), (torch.rand(count, generator=rng) < 0.5).tolist()
+
+
+@pytest.mark.parametrize("share", [0, 0.05, 0.25])
 @pytest.mark.parametrize("flip", [False, True])
-def test_shift_flip_equals_the_plain_loop(shift, flip):
-    images, rng = pictures(12), generator()
-    moves = torch.randint(-shift, shift + 1, (2, 12), generator=rng).T.tolist()
-    mirror = (torch.rand(12, generator=rng) < 0.5).tolist()
+def test_shift_flip_equals_the_plain_loop(share, flip):
+    images, black = pictures(12), [-2.0, -1.5, 0.25]
+    moves, mirror = drawn(12, share, 8, 10, generator())
     wanted = []
     for image, (down, right), turned in zip(images.tolist(), moves, mirror, strict=True):
-        image = reference.moved(image, down, right)
+        image = reference.moved(image, down, right, black)
         wanted.append(reference.mirrored(image) if turned and flip else image)
-    found = shift_flip(images, rng=generator(), shift=shift, flip=flip)
+    dark = torch.tensor(black, dtype=images.dtype).view(1, 3, 1, 1)
+    found = shift_flip(images, rng=generator(), share=share, flip=flip, black=dark)
     assert torch.equal(found, torch.tensor(wanted, dtype=images.dtype))
     assert 2 < sum(mirror) < 10
 
 
-@given(height=st.integers(1, 9), width=st.integers(1, 9), shift=st.integers(0, 12), flip=st.booleans())
-def test_shift_flip_invents_no_pixel_and_draws_the_same_either_way(height, width, shift, flip):
+@pytest.mark.parametrize("share", [0, 0.05, 0.25])
+@pytest.mark.parametrize("flip", [False, True])
+def test_roll_flip_equals_the_plain_loop_with_one_draw_for_the_batch(share, flip):
+    images, turns = pictures(3), []
+    for seed in range(12):
+        [(down, right)], [turned] = drawn(1, share, 8, 10, generator(seed))
+        wanted = [reference.rolled(image, down, right) for image in images.tolist()]
+        wanted = [reference.mirrored(image) for image in wanted] if turned and flip else wanted
+        found = roll_flip(images, rng=generator(seed), share=share, flip=flip)
+        assert torch.equal(found, torch.tensor(wanted, dtype=images.dtype))
+        turns.append(turned)
+    assert 2 < sum(turns) < 10
+
+
+@given(height=st.integers(1, 9), width=st.integers(1, 9), share=st.floats(0, 1), flip=st.booleans())
+def test_shift_flip_invents_no_pixel_and_draws_the_same_either_way(height, width, share, flip):
     images = torch.arange(1, 1 + 3 * height * width, dtype=torch.float64).view(3, 1, height, width)
     rng = generator()
-    moved = shift_flip(images, rng=rng, shift=shift, flip=flip)
+    moved = shift_flip(images, rng=rng, share=share, flip=flip, black=0.0)
     for image, out in zip(images, moved, strict=True):
         kept = out[out != 0]
         assert torch.isin(kept, image).all()
         assert len(kept.unique()) == len(kept)
     other = generator()
-    shift_flip(images, rng=other, shift=shift, flip=not flip)
+    shift_flip(images, rng=other, share=share, flip=not flip, black=0.0)
     assert torch.equal(rng.get_state(), other.get_state())
+
+
+@given(height=st.integers(1, 9), width=st.integers(1, 9), share=st.floats(0, 1), flip=st.booleans())
+def test_roll_flip_keeps_every_pixel_and_draws_the_same_either_way(height, width, share, flip):
+    images = torch.arange(3 * height * width, dtype=torch.float64).view(3, 1, height, width)
+    rng, other = generator(), generator()
+    rolled = roll_flip(images, rng=rng, share=share, flip=flip)
+    assert torch.equal(rolled.flatten(1).sort().values, images.flatten(1))
+    # One offset for the batch: all images moved alike.
+    assert torch.equal(rolled - rolled[:1], images - images[:1])
+    roll_flip(images, rng=other, share=share, flip=not flip)
+    assert torch.equal(rng.get_state(), other.get_state())
+
+
+@given(side=st.integers(1, 40), share=st.floats(0, 1))
+def test_a_share_above_0_is_at_least_one_pixel_and_otherwise_rounded(side, share):
+    assert pixels(share, side) == reference.reach(share, side)
+    assert pixels(share, side) == (0 if share == 0 else max(1, round(share * side)))
+
+
+@pytest.mark.parametrize("move", [partial(shift_flip, black=0.0), roll_flip], ids=["shift", "roll"])
+@pytest.mark.parametrize(("share", "rows", "columns"), [(0.01, 1, 1), (0.125, 1, 3), (0.25, 2, 6)])
+def test_moves_reach_as_far_as_the_share_of_each_side(move, share, rows, columns):
+    # One bright pixel in the middle of 9 x 25: where it goes is the move.
+    images = torch.zeros(1, 1, 9, 25)
+    images[..., 4, 12] = 1.0
+    rng = generator()
+    found = torch.cat([move(images, rng=rng, share=share, flip=False) for _ in range(400)]).nonzero()[:, 2:]
+    assert sorted({row - 4 for row in found[:, 0].tolist()}) == list(range(-rows, rows + 1))
+    assert sorted({column - 12 for column in found[:, 1].tolist()}) == list(range(-columns, columns + 1))
+
+
+def teacher_of(mean, std, side=8):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * side * side, 4))
+    return Teacher.from_module(
+        network, num_classes=4, image_shape=(3, side, side), mean=mean, std=std, flip_ok=True, train_size=1
+    )
+
+
+@given(constants=NORMALISATIONS, seed=st.integers(0, 999), share=st.floats(0, 0.5))
+def test_a_view_after_normalising_is_the_normalised_view(constants, seed, share):
+    plain = torch.rand(5, 3, 8, 8, generator=generator())
+    teacher = teacher_of(*constants)
+    assert torch.equal(teacher.black, teacher.normalise(torch.zeros(1, 3, 1, 1)))
+    moved = shift_flip(plain, rng=generator(seed), share=share, flip=True, black=0.0)
+    assert torch.equal(view(teacher.normalise(plain), teacher, generator(seed), share), teacher.normalise(moved))
+    # And in float64, with loops.
+    [(down, right), *_], [turned, *_] = drawn(5, share, 8, 8, generator(seed))
+    image = reference.moved(plain[0].double().tolist(), down, right)
+    image = reference.normalised(reference.mirrored(image) if turned else image, *constants)
+    torch.testing.assert_close(to_model(moved[:1].double(), *constants)[0], torch.tensor(image, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("move", [partial(shift_flip, black=0), roll_flip], ids=["shift", "roll"])
+def test_moved_images_keep_their_type_and_layout(move):
+    for images in (torch.ones(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 3, 8, 8)):
+        found = move(images.contiguous(memory_format=torch.channels_last), rng=generator(), share=0.25, flip=True)
+        assert found.dtype == images.dtype
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradients_reach_the_moved_images():
+    images = pictures(2, 2, 5, 5).requires_grad_()
+    for move in (partial(shift_flip, black=1.0), roll_flip):
+        assert torch.autograd.gradcheck(lambda x, f=move: f(x, rng=generator(), share=0.3, flip=True), (images,))
 
 
 def test_neither_touches_its_input_nor_the_global_generator():
     images, before = pictures(), torch.random.get_rng_state()
     kept = images.clone()
-    shift_flip(images, rng=generator(), shift=2, flip=True)
+    shift_flip(images, rng=generator(), share=0.25, flip=True, black=1.0)
+    roll_flip(images, rng=generator(), share=0.25, flip=True)
     for group in GROUPS:
         augmented(images, group)
     assert torch.equal(images, kept)

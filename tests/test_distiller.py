@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from student_steps import begin, contained, drawn, gradients, ones
 from torch import Tensor
 from toy import MEAN, STD, answered, blobs, make_prepared, make_teacher, samples, toy_config
@@ -13,6 +15,7 @@ from condkd_ray.losses.kd import LogitL1
 from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
 from condkd_ray.run import local_store
+from condkd_ray.samples import Samples
 from condkd_ray.schedule import Schedule
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
@@ -113,6 +116,48 @@ def test_with_augmentation_the_teacher_looks_again_at_what_the_student_sees(teac
     batch = replace(samples(8), logits=torch.full((8, 4), 1e6))
     terms, _ = distiller.step(state, batch, ones(batch), teacher=teacher, rng=Streams(0))
     assert terms["loss"].item() == pytest.approx(0, abs=1e-5)
+
+
+class Shown(torch.nn.Module):
+    """A network that keeps what it was shown."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.linear, self.seen = torch.nn.Linear(side * side, 4), []
+
+    def forward(self, images):
+        self.seen.append(images.detach())
+        return self.linear(images.flatten(1))
+
+
+def shown_to_the_student(pixels, mean, std, seed=0):
+    """What a step shows the student of [0, 1] pixels (16, 1, H, H): 12 synthetic and, beyond the batch, 4 condensed."""
+    side = pixels.shape[-1]
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(side * side, 4))
+    options = {"num_classes": 4, "image_shape": (1, side, side), "train_size": 1, "flip_ok": True}
+    teacher = Teacher(network, mean=(mean,), std=(std,), **options)
+    distiller, student = Distiller(batch=12), Shown(side)
+    batch = Samples(teacher.normalise(pixels), torch.zeros(16, dtype=torch.int64), torch.zeros(16, 4))
+    distiller.step(distiller.init(student, 1), batch, torch.ones(16), teacher=teacher, rng=Streams(seed))
+    (seen,) = student.seen
+    return seen, teacher
+
+
+@given(mean=st.floats(0.05, 0.95), std=st.floats(0.05, 0.5), seed=st.integers(0, 999))
+def test_the_student_sees_what_it_would_if_pixels_moved_before_they_are_normalised(mean, std, seed):
+    pixels = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    before, _ = shown_to_the_student(pixels, 0.0, 1.0, seed)
+    after, teacher = shown_to_the_student(pixels, mean, std, seed)
+    assert torch.equal(after, teacher.normalise(before))
+
+
+@pytest.mark.parametrize("side", [4, 8, 28])
+def test_the_student_sees_moved_images_at_every_size(side):
+    # Two flat columns apart from each other: no mirror moves them up or down.
+    pixels = torch.zeros(16, 1, side, side)
+    pixels[:, :, side // 2] = 1.0
+    seen, _ = shown_to_the_student(pixels, 0.0, 1.0)
+    assert (seen != pixels).any()
 
 
 def test_weights_scale_the_samples_losses(teacher):

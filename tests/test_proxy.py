@@ -1,10 +1,15 @@
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from reference import losses as reference
 from torch import nn
 from toy import NUM_CLASSES, blobs, make_teacher, samples
 
+from condkd_ray import proxy
 from condkd_ray.proxy import VIEWS, compare, views
-from condkd_ray.samples import Samples
+from condkd_ray.samples import Samples, unseen
+from condkd_ray.teacher import Teacher
 
 
 class Fixed(nn.Module):
@@ -37,6 +42,20 @@ def test_views_are_fixed_by_the_seed_and_all_differ():
     assert torch.equal(found.images, again.images)
     assert not torch.equal(found.images, other.images)
     assert len(found.images.flatten(1).unique(dim=0)) == 6 * VIEWS
+
+
+@given(mean=st.floats(0.05, 0.95), std=st.floats(0.05, 0.5), seed=st.integers(0, 999))
+def test_views_less_their_noise_are_moved_pixels_normalised(mean, std, seed):
+    pixels, found = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(seed)), []
+    labels, network = torch.zeros(3, dtype=torch.int64), nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    options = {"num_classes": 4, "image_shape": (1, 8, 8), "train_size": 1, "flip_ok": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proxy, "NOISE", 0.0)
+        for constants in ((0.0, 1.0), (mean, std)):
+            teacher = Teacher(network, mean=constants[:1], std=constants[1:], **options)
+            found.append(views(unseen(teacher.normalise(pixels), labels), teacher, seed=seed).images)
+    assert torch.equal(teacher.normalise(found[0]), found[1])
+    assert (found[0] == 0).any()
 
 
 def test_most_views_still_look_like_their_label():

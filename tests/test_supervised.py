@@ -2,6 +2,8 @@ import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from condkd_ray.method import InputError, NonFiniteError
@@ -55,10 +57,10 @@ def test_training_lifts_accuracy():
 @pytest.mark.parametrize(("spelling", "lr"), [("resnet-8-4", 0.2), ("convnet-2-8", 0.05)])
 def test_networks_without_batch_norm_get_a_smaller_rate(spelling, lr):
     weights = []
-    for given in (None, lr, 0.1):
+    for told in (None, lr, 0.1):
         with Streams(0).forked("init/teacher"):
             network = parse(spelling).build((1, 8, 8), 2)
-        method = Supervised(epochs=1, batch=64, lr=given)
+        method = Supervised(epochs=1, batch=64, lr=told)
         method.train(network, *striped(128), **NORM, flip_ok=True, rng=Streams(0))
         weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert torch.equal(weights[0], weights[1])
@@ -142,6 +144,30 @@ def test_shift_is_a_share_of_the_side():
     seen = torch.cat(shown(False, images, torch.zeros(200, dtype=torch.int64), shift=0.25).seen)
     places = (seen[:, 0] > 0).nonzero()[:, 1:]
     assert places.unique().tolist() == [2, 3, 4, 5, 6]
+
+
+@given(mean=st.floats(0.05, 0.95), std=st.floats(0.05, 0.5), seed=st.integers(0, 999))
+def test_images_move_before_they_are_normalised(mean, std, seed):
+    images = torch.randint(0, 256, (16, 1, 8, 8), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    found = []
+    for constants in ({"mean": (0.0,), "std": (1.0,)}, {"mean": (mean,), "std": (std,)}):
+        spy, labels = Spy(), torch.zeros(16, dtype=torch.int64)
+        Supervised(epochs=1).train(spy, images, labels, **constants, flip_ok=True, rng=Streams(seed))  # type: ignore[arg-type]
+        found.append(spy.seen[0])
+    assert torch.equal(to_model(found[0], (mean,), (std,)), found[1])
+    assert (found[0] == 0).any()
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_the_default_shift_moves_small_images_too(side):
+    images = torch.zeros(64, 1, side, side, dtype=torch.uint8)
+    images[:, :, side // 2] = 255
+    with Streams(0).forked("spy"):
+        spy = nn.Sequential(nn.Flatten(), nn.Linear(side * side, 10))
+    seen: list[Tensor] = []
+    spy.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    Supervised(epochs=1).train(spy, images, torch.zeros(64, dtype=torch.int64), **NORM, flip_ok=False, rng=Streams(0))
+    assert (torch.cat(seen) != to_model(images / 255, **NORM)).any()
 
 
 def test_without_momentum_two_steps_follow_the_triangle_of_the_learning_rate():

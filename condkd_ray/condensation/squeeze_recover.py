@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condkd_ray.augment import resized_crop, shift_flip
+from condkd_ray.augment import require_shift, resized_crop, roll_flip, shift_flip
 from condkd_ray.condensation.condensation import Condensation, require_ipc
 from condkd_ray.condensation.training import train
 from condkd_ray.losses.priors import BnStatistics, bn_distance, total_variation
 from condkd_ray.method import Meter, require
 from condkd_ray.networks.resnet import ResNet
-from condkd_ray.samples import Samples, unseen
+from condkd_ray.samples import Samples, to_model, unseen
 from condkd_ray.steps import OnStep, unheard
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
@@ -41,8 +41,10 @@ class SqueezeRecover(Condensation):
     r"""Images that a trained network takes for its classes and whose BN statistics it knows.
 
     Image n of all classes is one batch, optimised by itself, from noise: CE(f(x), y) + bn (10 ||BN_1(x) - BN_1|| +
-    \sum_{l>1} ||BN_l(x) - BN_l||) + tv TV(x), x seen through a crop, a mirror and jitter of its own in every step. So
-    sets are nested over `ipc` as they are made. Pixels are kept in the valid range.
+    \sum_{l>1} ||BN_l(x) - BN_l||) + tv TV(x), x seen in every step through a crop of its own, and a roll and a mirror
+    of the whole batch. So sets are nested over `ipc` as they are made. Pixels are kept in the valid range.
+    The official code rolls the batch likewise; it crops and mirrors the batch as a whole, and not at all for CIFAR. It
+    trains on crops of [0, 1] pixels, so black moves in there. A crop for each image, and the mirror, are our choice.
     Digits, test accuracy of a ConvNet trained on hard labels of 10 images a class alone: 0.869, less than the 0.949 of
     random real ones (3 seeds, standard deviations 0.04 and 0.02); the paper's soft labels are not in this.
 
@@ -87,7 +89,8 @@ class SqueezeRecover(Condensation):
     """Smallest share of an image's area that a crop shows (0.5 in the official code); 1: no crops, which our network
     was not trained on and in which digits of 8x8 are no digits: 0.490 with 0.5, measured as `bn_weight` was."""
     shift: float = 0.0625
-    """Largest jitter as a share of the shorter side (32 pixels in the official code): 2 of 32, none of 8."""
+    """Largest jitter as a share of the side, in training and in the inversion: 2 of 32, 1 of 8. The inversion's in the
+    official code: 0 to 4 of 32 (CIFAR), -4 to 4 of 64 (Tiny-ImageNet), 0 to 32 of 224 (ImageNet)."""
 
     def __post_init__(self) -> None:
         require_ipc(self.ipc)
@@ -99,7 +102,7 @@ class SqueezeRecover(Condensation):
         for field in ("bn_weight", "tv_weight"):
             require(getattr(self, field) >= 0, f"condensation.{field}", getattr(self, field), "0 or more")
         require(0 < self.least_crop <= 1, "condensation.least_crop", self.least_crop, "0 < share <= 1")
-        require(0 <= self.shift <= 1, "condensation.shift", self.shift, "0 to 1, a share of the shorter side")
+        require_shift(self.shift, "condensation.shift")
 
     @property
     def needs_teacher(self) -> bool:
@@ -160,7 +163,11 @@ class SqueezeRecover(Condensation):
         channels, height, width = real.images.shape[1:]
         with rng.forked("init/squeezed"):
             network = self.network.build((channels, height, width), num_classes).to(real.images.device)
-        shift = round(self.shift * min(height, width))
+        black = to_model(real.images.new_zeros(1, channels, 1, 1), mean, std)
+
+        def moved(images: Tensor) -> Tensor:
+            return shift_flip(images, rng=rng["augment/squeeze"], share=self.shift, flip=flip_ok, black=black)
+
         train(
             network,
             real,
@@ -170,7 +177,7 @@ class SqueezeRecover(Condensation):
             momentum=0.9,
             weight_decay=5e-4,
             falls=True,
-            augment=lambda images: shift_flip(images, rng=rng["augment/squeeze"], shift=shift, flip=flip_ok),
+            augment=moved,
             rng=rng["squeeze"],
         )
         return Teacher(
@@ -193,12 +200,12 @@ class SqueezeRecover(Condensation):
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda n: (1 + math.cos(math.pi * n / self.iterations)) / 2
         )
-        meter, shift = Meter("condensation"), round(self.shift * min(images.shape[2:]))
+        meter = Meter("condensation")
         for iteration in range(self.iterations):
             view = images
             if self.least_crop < 1:
                 view = resized_crop(view, rng=draw, scale=(self.least_crop, 1.0), flip=False)
-            seen = teacher.observe(shift_flip(view, rng=draw, shift=shift, flip=teacher.flip_ok))
+            seen = teacher.observe(roll_flip(view, rng=draw, share=self.shift, flip=teacher.flip_ok))
             ce = F.cross_entropy(seen.logits, labels)
             bn, tv = first_heavy_bn(seen.bn, teacher.running_bn), total_variation(images)
             loss = ce + self.bn_weight * bn + self.tv_weight * tv

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.augment import resized_crop, shift_flip
+from condkd_ray.augment import require_shift, resized_crop, view
 from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, Lowest, require_bn
 from condkd_ray.losses.adversarial import disagreement
@@ -92,6 +92,7 @@ class Cmi(Inversion[CmiState]):
         require(self.cr_temperature > 0, "cr_temperature", self.cr_temperature, "> 0")
         accepted = f"at most {self.bank}, the rows of the bank"
         require(self.negatives <= self.bank, "inversion negatives", self.negatives, accepted)
+        require_shift(self.shift, "inversion shift")
 
     @property
     def images_per_round(self) -> int:
@@ -99,8 +100,8 @@ class Cmi(Inversion[CmiState]):
         return self.batch
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Shift and flip: the global view."""
-        return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
+        """The global view. Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
+        return view(images, teacher, rng, self.shift)
 
     def init(self, teacher: Teacher, rng: Streams) -> CmiState:
         """A head from stream `init/head`. Raises `InputError` for a teacher without BN or stages to compare."""

@@ -29,8 +29,9 @@ class DeepInversion(Pixelwise):
     + adv (1 - clamp(JS(f_S(x), f_T(x)), 0, 1)) + guide(x, y). The gradient of JS reaches x through both networks, as in
     both released scripts (that of ImageNet can detach the student, and does not by default) and in the DataFree port.
     Pixels are kept in the valid range at the start and after each step (the port: after each step), and the images of
-    lowest loss are really kept (the released codes keep the last ones). Departure: jitter and flip are drawn per image,
-    zeros coming in, where the official code rolls the whole batch.
+    lowest loss are really kept (the released codes keep the last ones). Jitter: one roll of the whole batch a step, by
+    up to 2 of 32 pixels (the official CIFAR code; the port: 4). One coin mirrors the whole batch, as in the official
+    ImageNet code and the port.
     """
 
     paper: ClassVar[str] = "Yin et al., CVPR 2020"

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.augment import shift_flip
+from condkd_ray.augment import require_shift, view
 from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, Lowest, require_bn
 from condkd_ray.losses.adversarial import disagreement
@@ -85,6 +85,7 @@ class Fast(Inversion[FastState]):
         require(self.reptile_scale > 0, "reptile_scale", self.reptile_scale, "> 0")
         require(self.warm_up >= 0, "inversion warm_up", self.warm_up, "an integer >= 0")
         require(all(number >= 1 for number in self.resets), "inversion resets", self.resets, "integers >= 1")
+        require_shift(self.shift, "inversion shift")
 
     @property
     def images_per_round(self) -> int:
@@ -92,8 +93,8 @@ class Fast(Inversion[FastState]):
         return self.batch
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Shift and flip."""
-        return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
+        """Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
+        return view(images, teacher, rng, self.shift)
 
     def init(self, teacher: Teacher, rng: Streams) -> FastState:
         """A generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.augment import shift_flip
+from condkd_ray.augment import require_shift, view
 from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, Lowest, require_bn
 from condkd_ray.losses.adversarial import disagreement
@@ -125,6 +125,7 @@ class Nayer(Inversion[NayerState]):
         lives = self.warm_up_life is None or self.warm_up_life >= 1
         require(lives, "inversion warm_up_life", self.warm_up_life, "null, or an integer >= 1")
         require(0 <= self.bn_momentum < 1, "bn_momentum", self.bn_momentum, "0 <= momentum < 1")
+        require_shift(self.shift, "inversion shift")
 
     @property
     def images_per_round(self) -> int:
@@ -132,8 +133,8 @@ class Nayer(Inversion[NayerState]):
         return self.loops * self.batch
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Shift and flip."""
-        return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
+        """Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
+        return view(images, teacher, rng, self.shift)
 
     def init(self, teacher: Teacher, rng: Streams) -> NayerState:
         """A generator from stream `init/generator`, embeddings from the file or stream `init/embeddings`.

@@ -14,7 +14,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.augment import shift_flip
+from condkd_ray.augment import require_shift, roll_flip
 from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, Lowest
 from condkd_ray.method import Meter, Metrics, require
@@ -40,12 +40,13 @@ class Pixelwise(Inversion[None]):
     lr: float = 0.1
     """In units of normalised pixels; Adam moves a pixel by no more a step."""
     shift: float = 0.0625
-    """Largest jitter as a share of the side (2 of 32 pixels); with a flip where it keeps the class."""
+    """Largest jitter as a share of the side (2 of 32 pixels, 1 of 8); with a flip where it keeps the class."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "inversion steps", self.steps, "an integer >= 1")
         require(self.batch >= 2, "inversion batch", self.batch, "an integer >= 2")
         require(self.lr > 0, "inversion lr", self.lr, "> 0")
+        require_shift(self.shift, "inversion shift")
 
     @abstractmethod
     def terms(
@@ -71,8 +72,8 @@ class Pixelwise(Inversion[None]):
         return self.batch
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Jitter and flip."""
-        return shift_flip(images, rng=rng, shift=round(self.shift * images.shape[-1]), flip=teacher.flip_ok)
+        """Jitter and flip of the whole batch at once; see the host for its source."""
+        return roll_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok)
 
     def init(self, teacher: Teacher, rng: Streams) -> None:
         """Nothing is carried from round to round."""

@@ -24,8 +24,8 @@ class SoftTarget(Pixelwise):
 
     Minimises over images x, for targets y: oh H(y, softmax(f_T(x) / tau)) - act mean|features| + guide(x, y). The
     targets of a round stay the same in all its steps; tau is theirs, 1 for labels. As DeepInversion here, our choice:
-    Gaussian noise to begin with, pixels kept in the valid range, jitter and flip drawn per image, the images of
-    lowest loss kept.
+    Gaussian noise to begin with, pixels kept in the valid range, the images of lowest loss kept, and the whole batch
+    rolled by up to 2 of 32 pixels and mirrored by one coin (the re-implementation: likewise, by up to 4).
     """
 
     paper: ClassVar[str] = "Z. Wang, AAAI 2021"

@@ -3,7 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 import toy
-from condensers import MEAN, NUM_CLASSES, STD, condense, real_samples
+from condensers import MEAN, NUM_CLASSES, STD, condense, real_pixels, real_samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from condkd_ray.condensation import RandomReal, SqueezeRecover
@@ -11,7 +13,7 @@ from condkd_ray.condensation.squeeze_recover import first_heavy_bn
 from condkd_ray.condensation.training import convnet_for, train
 from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.networks import ConvNet, ResNet
-from condkd_ray.samples import to_unit
+from condkd_ray.samples import to_model, to_unit, unseen
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
 
@@ -49,7 +51,8 @@ def test_an_independent_network_knows_the_images():
 
 def test_the_inverted_network_knows_them_and_its_statistics_are_matched():
     network = as_teacher(trained(ResNet(width=4)))
-    method = replace(SMALL, squeeze="teacher", ipc=3)
+    # Its classes are patterns of single pixels: moved by one they are no classes.
+    method = replace(SMALL, squeeze="teacher", ipc=3, shift=0.0)
     made = condense(method, teacher=network)
     assert accuracy(network.network, made.images, made.labels) > 0.9
 
@@ -107,6 +110,55 @@ def test_crops_and_jitter_change_the_images():
     made = [condense(replace(SMALL, iterations=3, **c)).images for c in ({}, {"least_crop": 0.5}, {"shift": 0.25})]
     assert not torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
+
+
+class Watched(ResNet):
+    """A network that keeps what it is shown in training, and what after it."""
+
+    def build(self, image_shape, num_classes):
+        module = super().build(image_shape, num_classes)
+        module.register_forward_pre_hook(
+            lambda network, shown: (TRAINED if network.training else INVERTED).append(shown[0].detach().clone())
+        )
+        return module
+
+
+TRAINED: list[Tensor] = []
+INVERTED: list[Tensor] = []
+
+
+def watched(mean: tuple[float, ...], std: tuple[float, ...], **fields: float) -> tuple[list[Tensor], list[Tensor]]:
+    """What its own network sees of one set of pixels, in this normalisation: in training, in inversion."""
+    TRAINED.clear()
+    INVERTED.clear()
+    pixels, labels = real_pixels()
+    options = {"num_classes": NUM_CLASSES, "mean": mean, "std": std, "flip_ok": True, "rng": Streams(0)}
+    method = SqueezeRecover(ipc=1, network=Watched(width=2), epochs=1, **{"iterations": 1, **fields})  # type: ignore[arg-type]
+    method.condense(unseen(to_model(pixels / 255, mean, std), labels), **options)  # type: ignore[arg-type]
+    # The first look after training is the teacher's own, of one blank image.
+    return list(TRAINED), [shown for shown in INVERTED if len(shown) == NUM_CLASSES]
+
+
+@settings(max_examples=10)
+@given(mean=st.floats(0.05, 0.95), std=st.floats(0.05, 0.5))
+def test_its_network_is_trained_on_pixels_moved_before_they_are_normalised(mean, std):
+    plain, _ = watched((0.0,) * 3, (1.0,) * 3)
+    found, _ = watched((mean,) * 3, (std,) * 3)
+    assert all((batch == 0).any() for batch in plain)
+    for before, after in zip(plain, found, strict=True):
+        assert torch.equal(to_model(before, (mean,) * 3, (std,) * 3), after)
+
+
+def test_images_are_inverted_under_rolls_of_one_offset_for_the_batch():
+    """At 8x8 too: the share of the side is at least one pixel."""
+    _, [start] = watched(MEAN, STD, shift=0.0)
+    _, shown = watched(MEAN, STD, iterations=12, lr=1e-12)
+    start = min((start, start.flip(3)), key=lambda images: (images - shown[0]).abs().sum().item())
+    offsets = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    rolls = {(o, m): images.roll(o, (2, 3)) for m, images in enumerate((start, start.flip(3))) for o in offsets}
+    found = [[key for key, images in rolls.items() if torch.allclose(images, batch)] for batch in shown]
+    assert all(len(keys) == 1 for keys in found)
+    assert len({key for [key] in found}) > 4
 
 
 def test_divergence_is_named():

@@ -7,14 +7,17 @@ from typing import get_args
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config, wrap
 
 from condkd_ray import config, state
 from condkd_ray.distiller import Distiller
 from condkd_ray.inversion import AnyInversion, Cmi, DeepInversion, Dfq, Fast, Nayer, NoInversion, PreDfkd
-from condkd_ray.method import NonFiniteError
+from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.samples import Codec, to_unit
 from condkd_ray.streams import Streams
+from condkd_ray.teacher import Teacher
 from contracts.toy_methods import (
     INVERTERS,
     Breaking,
@@ -234,6 +237,48 @@ def test_file_class_and_name_are_one(kind):
     assert snake(kind.__name__) == stem
     assert kind().name in (stem, "none")
     assert (kind().name == "none") == (kind is NoInversion)
+
+
+def reading(mean, std, side=8):
+    """A teacher whose normalisation and size alone count."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(side * side, 2))
+    options = {"num_classes": 2, "image_shape": (1, side, side), "train_size": 1, "flip_ok": True}
+    return Teacher(network, mean=(mean,), std=(std,), **options)
+
+
+@each_inverter
+@given(mean=st.floats(0.05, 0.95), std=st.floats(0.05, 0.5), seed=st.integers(0, 999))
+def test_images_are_augmented_alike_before_and_after_normalising(kind, mean, std, seed):
+    """Black moves in, or what has left: nothing whose brightness hangs on the normalisation."""
+    pixels = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+    def augmented(images, teacher):
+        return small(kind).augment(images, teacher=teacher, rng=torch.Generator().manual_seed(seed))
+
+    teacher = reading(mean, std)
+    before, after = augmented(pixels, reading(0.0, 1.0)), augmented(teacher.normalise(pixels), teacher)
+    assert torch.equal(teacher.normalise(before), after)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INVERTERS if hasattr(kind, "shift")], ids=lambda kind: kind.__name__)
+@given(side=st.integers(4, 40), share=st.none() | st.floats(1e-3, 0.2))
+def test_a_shift_moves_by_at_least_one_pixel_at_every_size(kind, side, share):
+    inversion, teacher = small(kind, **{} if share is None else {"shift": share}), reading(0.5, 0.5, side)
+    images = teacher.normalise(torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0)))
+    rng = torch.Generator().manual_seed(0)
+    # Of 20 moves each is drawn anew, and at most a ninth of them, with flips a little less, stay where they are.
+    assert any(not same_up_to_a_mirror(inversion.augment(images, teacher=teacher, rng=rng), images) for _ in range(20))
+
+
+def same_up_to_a_mirror(left, right):
+    return torch.equal(left, right) or torch.equal(left, right.flip(3))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INVERTERS if hasattr(kind, "shift")], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_shift_that_is_no_share_of_the_side_is_refused(kind, share):
+    with pytest.raises(InputError, match=f"inversion shift is {share}; accepted: 0 to 1, a share of the side"):
+        small(kind, shift=share)
 
 
 @each_inverter

@@ -50,7 +50,7 @@ def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
     rounds = []
     for _ in range(cmi.steps):
         images = (generator(latents) - teacher.mean[0]) / teacher.std[0]
-        shifted = shift_flip(images, rng=rng["augment/inversion"], shift=1, flip=False)
+        shifted = shift_flip(images, rng=rng["augment/inversion"], share=1 / 8, flip=False, black=-1.0)
         part = resized_crop(images, rng=rng["augment/inversion"], flip=False)
         seen, whole, local = teacher.observe(shifted), means(cmi, teacher, shifted), means(cmi, teacher, part)
         loss = cmi.oh_weight * F.cross_entropy(seen.logits, targets.labels)
@@ -129,14 +129,16 @@ def test_each_round_has_a_generator_of_its_own_and_one_head():
     assert all(torch.equal(p, q) for p, q in zip(state.head.parameters(), head, strict=True))
 
 
-def test_the_head_learns_over_rounds():
-    cmi, teacher, rng, found = small(Cmi, steps=20, cr_weight=1.0, head=32), make_teacher(), Streams(0), []
-    state = cmi.init(teacher, rng)
-    for _ in range(4):
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_head_tells_views_apart_better_than_one_that_does_not_learn(seed):
+    cmi, teacher, found = small(Cmi, steps=20, cr_weight=1.0, head=32), make_teacher(), []
+    for rate in (cmi.lr, 0.0):
+        rng = Streams(seed)
+        state = cmi.init(teacher, rng)
+        state.optimizer.param_groups[0]["lr"] = rate
         _, metrics = synthesize(cmi, state, rng=rng, teacher=teacher)
         found.append(metrics["inversion/cr"])
-    # From the second round on there are as many negatives each time.
-    assert found[3] < found[1]
+    assert found[0] < found[1]
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"head": 0}, {"negatives": 0}, {"cr_temperature": 0.0}])

@@ -5,7 +5,7 @@ from contracts.toy_methods import Puller, Verdict, make_student, small, synthesi
 from reference import adversaries as reference
 from toy import make_teacher
 
-from condkd_ray.augment import shift_flip
+from condkd_ray.augment import roll_flip
 from condkd_ray.inversion import DeepInversion
 from condkd_ray.losses.priors import bn_distance, total_variation
 from condkd_ray.method import InputError
@@ -108,7 +108,7 @@ def test_without_competition_it_is_deep_inversion_bit_for_bit():
     images = images.maximum(low).minimum(high).to(memory_format=torch.channels_last).requires_grad_()
     optimizer, lowest, best = torch.optim.Adam([images], method.lr, betas=(0.5, 0.9)), float("inf"), images
     for _ in range(4):
-        seen = teacher.observe(shift_flip(images, rng=rng["augment/inversion"], shift=0, flip=False))
+        seen = teacher.observe(roll_flip(images, rng=rng["augment/inversion"], share=1 / 8, flip=False))
         bn, oh = bn_distance(seen.bn, teacher.running_bn), F.cross_entropy(seen.logits, labels, reduction="none")
         loss = method.bn_weight * bn + method.oh_weight * oh.mean() + method.tv_weight * total_variation(images)
         if loss < lowest:

@@ -24,7 +24,7 @@ def by_hand(fast, generator, optimizer, memory, rng, teacher, student):
     summed = [torch.zeros_like(p) for p in generator.parameters()]
     for _ in range(fast.steps):
         images = (clone(latents) - teacher.mean[0]) / teacher.std[0]
-        images = shift_flip(images, rng=rng["augment/inversion"], shift=1, flip=False)
+        images = shift_flip(images, rng=rng["augment/inversion"], share=1 / 8, flip=False, black=-1.0)
         seen = teacher.observe(images)
         loss = torch.zeros(())
         for layer, ((mean, var), (running_mean, running_var)) in enumerate(

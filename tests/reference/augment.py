@@ -3,17 +3,35 @@
 from math import cos, floor, pi, sin, sqrt
 
 
-def moved(image, down, right):
-    """Content goes up by `down` and left by `right`; zeros come in."""
+def reach(share, side):
+    """Pixels of the largest move: a share above 0 moves by one at least."""
+    return 0 if share == 0 else max(1, round(share * side))
+
+
+def normalised(image, mean, std):
+    """Pixels in [0, 1] to the teacher's space, a mean and a standard deviation for each channel."""
+    return [[[(pixel - m) / s for pixel in row] for row in ch] for ch, m, s in zip(image, mean, std, strict=True)]
+
+
+def rolled(image, down, right):
+    """Content goes down by `down` and right by `right`; what leaves comes in at the other edge."""
+    height, width = len(image[0]), len(image[0][0])
+    return [
+        [[ch[(i - down) % height][(j - right) % width] for j in range(width)] for i in range(height)] for ch in image
+    ]
+
+
+def moved(image, down, right, black=None):
+    """Content goes up by `down` and left by `right`; `black`, a value for each channel, comes in, or zeros."""
     height, width = len(image[0]), len(image[0][0])
     out = []
-    for channel in image:
+    for channel, dark in zip(image, black or [0.0] * len(image), strict=True):
         rows = []
         for i in range(height):
             row = []
             for j in range(width):
                 y, x = i + down, j + right
-                row.append(channel[y][x] if 0 <= y < height and 0 <= x < width else 0.0)
+                row.append(channel[y][x] if 0 <= y < height and 0 <= x < width else dark)
             rows.append(row)
         out.append(rows)
     return out
