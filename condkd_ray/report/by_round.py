@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from condkd_ray.report.details import test_images
 from condkd_ray.report.drawing import GREY, Label, Looks, canvas, caption, name, over_seeds, place_labels, tiles
 from condkd_ray.report.records import Record
 from condkd_ray.report.statistics import ACCURACY, groups
@@ -40,7 +41,7 @@ def curves_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     place_labels(figure, labels)
     told = _over_seeds({len(values) for _, values in shown.values()}, len(shown))
-    caption(figure, f"As measured while training{_at(records)}. {told}")
+    caption(figure, f"As measured while training{_at(records)}, on test images: {test_images(records)}.\n{told}")
     return figure
 
 

@@ -93,10 +93,10 @@ def test_markdown_has_every_row_and_note(tmp_path):
     tables.write(tmp_path, records, make_manifest(records))
     text = (tmp_path / "table.md").read_text()
     body = [line for line in text.splitlines() if line.startswith("|")]
-    # Three tables of a header and a rule each: 4 arms x 3 IPCs + 2 arms; 13 differences to none and 3 pairs x 3;
+    # Three tables of a header and a rule each: 4 arms x 3 IPCs + 2 arms; 13 differences to none and 4 pairs x 3;
     # the arms' rounds.
-    assert len(body) == 6 + 14 + 22 + 14
-    for part in (body[:16], body[16:40], body[40:]):
+    assert len(body) == 6 + 14 + 25 + 14
+    for part in (body[:16], body[16:43], body[43:]):
         assert len({line.count("|") for line in part}) == 1
     assert "- Synthetic numbers." in text
     assert "df 4" in text
@@ -116,7 +116,7 @@ def test_csv_is_tidy_and_in_fractions(tmp_path):
     pairs = [r for r in rows if (r["table"], r["arm"], r["minus"], r["ipc"]) == ("difference", "guided", "mixed", "10")]
     assert [r["method"] for r in pairs] == [
         "paired t, df 2",
-        f"percentile, 2000 resamples of {len(LABELS)} test images",
+        f"adjusted Wald, {len(LABELS)} test images",
     ]
     assert all(float(r["low"]) <= float(r["mean"]) <= float(r["high"]) for r in pairs)
     assert all(r["n"] for r in rows)
@@ -162,6 +162,7 @@ def test_the_rounds_by_hand():
         "arm": "mixed",
         "IPC": "5",
         "n": "2",
+        "test images": "all 400",
         "mean (%)": "50.00 ± 0.00",
         "variance (points²)": "4.00 ± 0.00",
         "forgetting (points)": "2.50 ± 1.77",
