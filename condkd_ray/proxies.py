@@ -108,7 +108,7 @@ def rank(told: Sequence[dict[str, float]], accuracies: Sequence[float]) -> list[
     rng, found = np.random.default_rng(0), []
     for name in told[0]:
         pairs = np.array([[scored[name] for scored in told], accuracies])
-        found.append(Ranked(name, _rho(pairs), *_interval(pairs, rng), len(told)))
+        found.append(Ranked(name, float(_rho(*pairs)), *_interval(pairs, rng), len(told)))
     return sorted(found, key=lambda one: (np.isnan(one.rho), -one.rho))
 
 
@@ -117,7 +117,7 @@ def _interval(pairs: np.ndarray, rng: np.random.Generator) -> tuple[float, float
     trials = pairs.shape[1]
     if trials < RANKED_FROM:
         return float("nan"), float("nan")
-    draws = np.array([_rho(pairs[:, rng.integers(0, trials, trials)]) for _ in range(RESAMPLES)])
+    draws = _rho(*pairs[:, rng.integers(0, trials, (RESAMPLES, trials))])
     # Trials drawn again and again may all be one.
     known = draws[np.isfinite(draws)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
@@ -143,8 +143,10 @@ def ranking_table(ranked: Sequence[Ranked]) -> Table:
     return Table("Proxies", ["proxy", "rho", "95 %", "n"], rows, legend, keys=1)
 
 
-def _rho(pairs: np.ndarray) -> float:
-    if any(len(set(row)) < 2 for row in pairs.tolist()):
-        return float("nan")
+def _rho(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Spearman's rho (...,) of each two rows (..., trials); NaN where one of them never differs."""
     # Spearman's is Pearson's of the ranks.
-    return float(np.corrcoef(stats.rankdata(pairs, axis=1))[0, 1])
+    ranks = [stats.rankdata(side, axis=-1) for side in (left, right)]
+    one, other = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
+    with np.errstate(invalid="ignore"):
+        return (one * other).sum(-1) / np.sqrt((one**2).sum(-1) * (other**2).sum(-1))

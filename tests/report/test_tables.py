@@ -171,6 +171,34 @@ def test_the_rounds_by_hand():
     }
 
 
+MEAN, IMAGES = "student/test_accuracy_mean", "student/test_images"
+
+
+@pytest.mark.parametrize(
+    ("images", "tested", "said"),
+    [(1000.0, 10_000, "1 000 of 10 000"), (10_000.0, 10_000, "all 10 000"), (360.0, 360, "all 360"),
+     (None, 10_000, "1 000 of 10 000"), (None, 360, "all 360"), (None, 0, "at most 1000"), (1000.0, 0, "1 000")],
+)  # fmt: skip
+def test_the_mean_over_the_rounds_says_on_how_many_images_it_is(images, tested, said):
+    """Records of before there was a choice do not say it: they measured a subset of at most 1 000."""
+    metrics = {ACCURACY: 0.6, MEAN: 0.5} | ({} if images is None else {IMAGES: images})
+    table = rounds_table([make_record("mixed", 5, s, metrics=metrics, predictions=[0] * tested) for s in (0, 1)])
+    assert cells(table)["test images"] == said
+    assert "--test-rounds full" in table.legend
+
+
+def test_arms_measured_on_different_images_are_told_apart():
+    made = [
+        make_record(arm, 5, 0, metrics={ACCURACY: 0.6, MEAN: 0.5, IMAGES: images}, predictions=[0] * 2000)
+        for arm, images in (("mixed", 1000.0), ("guided", 2000.0))
+    ]
+    unmeasured = make_record("none", 0, 0, metrics={ACCURACY: 0.6, "memory/bytes": 1.0})
+    table = rounds_table([*made, unmeasured])
+    assert [row[3] for row in table.rows] == ["-", "1 000 of 2 000", "all 2 000"]
+    both = [dataclasses.replace(made[0], seed=1), dataclasses.replace(made[1], arm="mixed")]
+    assert cells(rounds_table(both))["test images"] == "1 000 of 2 000 and all 2 000"
+
+
 def test_where_synthetic_images_lie_has_a_row_for_each_arm_that_made_some():
     made = [diagnosed(make_record(arm, ipc, 0)) for arm, ipc in (("none", 0), ("mixed", 5), ("guided", 5))]
     table = places_table([*made, make_record("condensed_only", 5, 0), failed("guided_only", 5, 0)])
