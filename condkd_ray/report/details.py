@@ -59,7 +59,7 @@ _PLACES_LEGEND = (
 
 def rounds_table(records: Sequence[Record]) -> Table:
     """A row an arm and IPC: over the rounds, memory and times."""
-    return _table("Over the rounds", _ROUNDS, _ROUNDS_LEGEND, records, {"test images": test_images})
+    return _table("Over the rounds", _ROUNDS, _ROUNDS_LEGEND, records, {"test images": _on})
 
 
 def places_table(records: Sequence[Record]) -> Table:
@@ -69,8 +69,12 @@ def places_table(records: Sequence[Record]) -> Table:
 
 def test_images(records: Sequence[Record]) -> str:
     """Of how many test images the rounds of these trials were measured, of how many there are: `1 000 of 10 000`."""
-    found = {_measured(record) for record in records if over([record], _MEAN)}
-    return " and ".join(_told(*pair) for pair in sorted(found)) or "-"
+    return " and ".join(_told(*pair) for pair in sorted({_measured(record) for record in records}))
+
+
+def _on(records: Sequence[Record]) -> str:
+    """The same of those whose rounds were measured; a dash without any."""
+    return test_images([record for record in records if over([record], _MEAN)]) or "-"
 
 
 def _measured(record: Record) -> tuple[int, int]:

@@ -19,7 +19,9 @@ from condkd_ray.report.statistics import ACCURACY, Difference, difference, group
 
 _LISTED = 12
 """Seeds of a teacher that are listed one by one; of more their number is given."""
-_ACCURACIES = "Mean ± standard deviation over the n seeds of each teacher, in percent."
+_FEW = 4
+"""Accuracies of teachers that are listed one by one."""
+_ACCURACIES = "Test accuracy: mean ± standard deviation over the n seeds of each teacher, in percent."
 _DIFFERENCES = (
     "Paired by seed, in percentage points, over the n seeds of each teacher; the interval is the paired t interval of "
     "the teachers' means (another teacher)."
@@ -125,9 +127,18 @@ def accuracy(manifest: Manifest) -> tuple[str, float] | None:
 
 def fact(manifest: Manifest) -> list[tuple[str, str]]:
     """Network and test accuracies for the first screen; nothing where none is known."""
-    known = listed(manifest)
-    told = [f"{one.get('label', '')} {100 * one[_TEST]:.2f} %" for one in known if one.get(_TEST) is not None]
-    return [("teacher" if len(told) == 1 else f"{len(told)} teachers", ", ".join(told))] if told else []
+    found: dict[str, list[str]] = {}
+    for one in listed(manifest):
+        if one.get(_TEST) is not None:
+            found.setdefault(str(one.get("label", "")), []).append(f"{100 * one[_TEST]:.2f}")
+    count = sum(map(len, found.values()))
+    told = ", ".join(f"{label} {_range(values)} %" for label, values in found.items())
+    return [("teacher" if count == 1 else f"{count} teachers", told)] if found else []
+
+
+def _range(values: Sequence[str]) -> str:
+    """All of a few, or the smallest and the largest."""
+    return " / ".join(values) if len(values) <= _FEW else f"{min(values, key=float)} to {max(values, key=float)}"
 
 
 def _accuracies(teacher: Mapping[str, Any], name: str) -> str:

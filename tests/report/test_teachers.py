@@ -136,7 +136,7 @@ def test_every_teacher_is_in_tables_page_and_notes(tmp_path):
         assert SHARED not in told
     assert ["arm", "IPC", "teacher 0", "teacher 1"] in seen.rows
     assert ["difference", "IPC", "teacher 0", "teacher 1", "95 % over teachers"] in seen.rows
-    assert ("2 teachers", "lenet 90.00 %, lenet 92.00 %") in facts(records, manifest)
+    assert ("2 teachers", "lenet 90.00 / 92.00 %") in facts(records, manifest)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     (row,) = [row for row in rows if (row["table"], row["arm"], row["ipc"]) == ("accuracy, teacher 1", "guided", "10")]
     values = [r.metrics[ACCURACY] for r in records if (r.arm, r.ipc, r.seed % 2) == ("guided", 10, 1)]
@@ -146,6 +146,13 @@ def test_every_teacher_is_in_tables_page_and_notes(tmp_path):
 def test_teachers_of_equal_seed_are_told_apart_by_their_hash():
     records = [taught(make_record("mixed", 5, seed), f"{seed % 2}abcdef0123") for seed in range(4)]
     assert list(teachers.by_teacher(records)) == ["teacher lenet 0abcdef0", "teacher lenet 1abcdef0"]
+
+
+def test_many_teachers_fit_the_first_screen():
+    assert teachers.fact(manifest_of([], 5)) == [("5 teachers", "lenet 90.00 to 98.00 %")]
+    others = [{"label": name, "test_accuracy": 0.9} for name in ("lenet", "resnet8")]
+    assert teachers.fact(make_manifest(teachers=others)) == [("2 teachers", "lenet 90.00 %, resnet8 90.00 %")]
+    assert teachers.fact(make_manifest(teacher={"label": "2 networks"})) == []
 
 
 def test_figures_show_the_mean_of_teachers_of_one_network():

@@ -37,7 +37,7 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
             Section(ACCURACY, _rows(tables.accuracy_table(records))),
             Section(PAIRED, _rows(tables.difference_table(differences))),
             Section(
-                "Teacher by teacher",
+                "Each teacher's students",
                 [
                     *_rows(teachers.accuracy_table(records)),
                     *_rows(teachers.difference_table(records, differences)),
