@@ -28,7 +28,7 @@ from condkd_ray.terminal import bar
 from condkd_ray.trial import Prepared, TrialConfig
 
 CHECKPOINT = "state.safetensors"
-SHAPING = ("teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "threads", "git", "node")
+SHAPING = ("numbers", "teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "threads", "git", "node")
 """Fields of a record, beside config and versions, that can make a repeated number differ."""
 
 

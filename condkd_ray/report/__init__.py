@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +39,34 @@ def build(out: Path, tensorboard: bool = True, width: int | None = None) -> str:
 
 
 def planned(out: Path) -> tuple[Manifest, list[Record]]:
-    """The manifest of `out`, and the stored trials that it plans; of any others there a note in the manifest."""
+    """The manifest of `out`, and the stored trials that it plans, of the newest `numbers` among these.
+
+    Of any others there a note in the manifest.
+    """
     from condkd_ray.report import records
 
-    manifest, stored = records.read_manifest(out), records.read_records(out)
+    manifest, stored = records.read_manifest(out), records.read_all_records(out)
     wanted = {trial["config_hash"] for trial in manifest.planned}
-    counted = [record for record in stored if not wanted or record.config_hash in wanted]
-    if len(counted) < len(stored):
-        note = f"{len(stored) - len(counted)} stored trials of other settings are left out of tables and figures."
-        manifest = dataclasses.replace(manifest, notes=[*manifest.notes, note])
-    return manifest, counted
+    counted, _ = records.newest([record for record in stored if not wanted or record.config_hash in wanted])
+    kept = {record.config_hash for record in counted}
+    left_out = [record for record in stored if record.config_hash not in kept]
+    return dataclasses.replace(manifest, notes=[*manifest.notes, *_left_out(left_out, counted)]), counted
+
+
+def _left_out(records: Sequence[Record], counted: Sequence[Record]) -> list[str]:
+    """How many stored trials are in no table and figure, and why."""
+    shown = counted[0].numbers if counted else 0
+    older = sum(record.numbers < shown for record in records)
+    others = len(records) - older
+    told = [
+        f"{_trials(older)} left out of tables and figures: made by an earlier version whose numbers differ; shown are "
+        f"those of version {shown} of the numbers."
+    ]
+    return [
+        *told * bool(older),
+        *[f"{_trials(others)} of other settings and left out of tables and figures."] * bool(others),
+    ]
+
+
+def _trials(count: int) -> str:
+    return "1 stored trial is" if count == 1 else f"{count} stored trials are"

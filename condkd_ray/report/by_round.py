@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from condkd_ray.report.details import test_images
 from condkd_ray.report.drawing import GREY, Label, Looks, canvas, caption, name, over_seeds, place_labels, tiles
 from condkd_ray.report.records import Record
 from condkd_ray.report.statistics import ACCURACY, groups
@@ -36,7 +37,8 @@ def curves_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
         return None
     figure, (axes,) = canvas(max(3.0, 0.6 + 0.17 * len(shown)))
     labels = [_draw(axes, arm, rounds, 100 * values, looks, len(shown)) for arm, (rounds, values) in shown.items()]
-    axes.set(xlabel="round", ylabel="test accuracy (%)")
+    images = test_images([record for members in _arms(records).values() for record in members])
+    axes.set(xlabel=f"round (measured on {images} test images)", ylabel="test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     place_labels(figure, labels)
     told = _over_seeds({len(values) for _, values in shown.values()}, len(shown))

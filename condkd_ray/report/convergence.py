@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from condkd_ray.disk import atomic_write
 from condkd_ray.report import drawing
 from condkd_ray.report.layout import Table
-from condkd_ray.report.records import Record, read_records
+from condkd_ray.report.records import Record, check_same_numbers, read_records
 from condkd_ray.report.statistics import ACCURACY, interval
 from condkd_ray.study import Objective
 
@@ -24,11 +24,14 @@ def compare(out: Path, searches: Mapping[str, Sequence[Sequence[Path]]], first: 
     """Write `samplers.png` and `samplers.md` into `out`; the table as plain text.
 
     `searches`: by sampler, for each seed the folders of the search that all share, of `first` trials, and of its own.
+    Raises `InputError` where their trials are of different `numbers`.
     """
     name, direction = objective.names[0], objective.directions[0]
+    found = {part: read_records(part) for folders in searches.values() for parts in folders for part in parts}
+    check_same_numbers(found)
     curves, tested = {}, {}
     for sampler, folders in searches.items():
-        lives = [[record for part in parts for record in in_order(read_records(part))] for parts in folders]
+        lives = [[record for part in parts for record in in_order(found[part])] for parts in folders]
         curves[sampler] = np.stack([curve(life, name, direction) for life in lives])
         tested[sampler] = np.array([chosen(life, name, direction) for life in lives])
     table = samplers_table(curves, tested, next(iter(searches)), first, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from condkd_ray.report.layout import Table, count, over, shown
@@ -18,8 +19,11 @@ class _Column:
     digits: int = 3
 
 
+_SUBSET = 1000
+"""Test images measured in a round, at most, by trials whose record does not say how many they were."""
+_MEAN, _IMAGES = "student/test_accuracy_mean", "student/test_images"
 _ROUNDS = (
-    _Column("mean (%)", "student/test_accuracy_mean", 100, 2),
+    _Column("mean (%)", _MEAN, 100, 2),
     _Column("variance (points²)", "student/test_accuracy_variance", 1e4, 2),
     _Column("best (%)", "student/test_accuracy_best", 100, 2),
     _Column("forgetting (points)", "student/forgetting", 100, 2),
@@ -41,7 +45,8 @@ _PLACES = (
     _Column("gap", "diagnosis/gap"),
 )
 _ROUNDS_LEGEND = (
-    "Mean, variance and best of the test accuracy over the measured rounds, on a fixed subset of the test images; the "
+    "Mean, variance and best of the test accuracy over the measured rounds. The column test images says on how many "
+    "they were measured: a fixed subset, or all (--test-rounds full), as papers do that report a mean over rounds. The "
     "best is for comparison with papers only, nothing may be chosen by it. Forgetting is the best minus the last. "
     "Memory at the end, times of the whole trial. D: what the discriminator tells right in the last round (50 is "
     "chance); with perfect fakes: what it would where the generator's images were condensed images held out."
@@ -57,24 +62,62 @@ _PLACES_LEGEND = (
 
 def rounds_table(records: Sequence[Record]) -> Table:
     """A row an arm and IPC: over the rounds, memory and times."""
-    return _table("Over the rounds", _ROUNDS, _ROUNDS_LEGEND, records)
+    return _table("Over the rounds", _ROUNDS, _ROUNDS_LEGEND, records, {"test images": _on})
 
 
 def places_table(records: Sequence[Record]) -> Table:
     """A row an arm and IPC that made synthetic images: what a diagnosis of the last measured round found."""
-    return _table("Where the synthetic images lie", _PLACES, _PLACES_LEGEND, records)
+    return _table("Where the synthetic images lie", _PLACES, _PLACES_LEGEND, records, {})
 
 
-def _table(title: str, columns: Sequence[_Column], legend: str, records: Sequence[Record]) -> Table:
-    """Without the columns, and the rows, of which nothing was measured."""
+def test_images(records: Sequence[Record]) -> str:
+    """Of how many test images the rounds of these trials were measured, of how many there are: `1 000 of 10 000`."""
+    return " and ".join(_told(*pair) for pair in sorted({_measured(record) for record in records}))
+
+
+def _on(records: Sequence[Record]) -> str:
+    """The same of those whose rounds were measured; a dash without any."""
+    return test_images([record for record in records if over([record], _MEAN)]) or "-"
+
+
+def _measured(record: Record) -> tuple[int, int]:
+    """Test images measured in a round, and all of them; 0 where that is not known."""
+    number, total = record.metrics.get(_IMAGES, math.nan), len(record.predictions)
+    return (min(_SUBSET, total) if math.isnan(number) else int(number)), total
+
+
+def _told(number: int, total: int) -> str:
+    if not number:
+        return f"at most {_SUBSET}"
+    part, whole = (f"{value:,}".replace(",", " ") for value in (number, total))
+    if not total:
+        return part
+    return f"all {whole}" if number == total else f"{part} of {whole}"
+
+
+def _table(
+    title: str,
+    columns: Sequence[_Column],
+    legend: str,
+    records: Sequence[Record],
+    words: Mapping[str, Callable[[Sequence[Record]], str]],
+) -> Table:
+    """Without the columns, and the rows, of which nothing was measured; `words`: columns of text, by their headers."""
     found = groups(record for record in records if record.status == "finished")
     kept = [one for one in columns if any(over(members, one.metric) for members in found.values())]
+    spoken = {header: tell for header, tell in words.items() if any(tell(one) != "-" for one in found.values())}
     rows = [
-        [arm, str(ipc or "-"), str(count(members)), *(_cell(members, column) for column in kept)]
+        [
+            arm,
+            str(ipc or "-"),
+            str(count(members)),
+            *(tell(members) for tell in spoken.values()),
+            *(_cell(members, column) for column in kept),
+        ]
         for (arm, ipc), members in found.items()
         if any(over(members, column.metric) for column in kept)
     ]
-    return Table(title, ["arm", "IPC", "n", *(column.header for column in kept)], rows, legend)
+    return Table(title, ["arm", "IPC", "n", *spoken, *(column.header for column in kept)], rows, legend)
 
 
 def _cell(members: Sequence[Record], column: _Column) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from condkd_ray.report import teachers
 from condkd_ray.report.drawing import Looks, caption, dark, deviation, name, over_seeds, percents, rows
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import groups
@@ -69,9 +70,9 @@ def _limits(found: dict[tuple[str, int], np.ndarray]) -> tuple[float, float]:
 def _caption(found: dict[tuple[str, int], np.ndarray], arms: list[str], manifest: Manifest) -> str:
     counts = {len(values) for values in found.values()}
     points = " (small points: single seeds)" if counts != {1} else ""
-    teacher = manifest.teacher.get("test_accuracy")
+    teacher = teachers.accuracy(manifest)
     line = manifest.baseline
     told = [f"Dashed: {name(line)}." if isinstance(line, str) and line in arms else ""]
-    told += [f"Teacher: {100 * teacher:.1f} %." if teacher is not None else ""]
+    told += [f"{teacher[0].capitalize()}: {100 * teacher[1]:.1f} %." if teacher else ""]
     second = " ".join(filter(None, told))
     return over_seeds(counts, points, "bars") + (f"\n{second}" if second else "")

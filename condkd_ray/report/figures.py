@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
+from condkd_ray.report import teachers
 from condkd_ray.report.by_round import curves_figure, diagnosis_figure
 from condkd_ray.report.dots import dots_figure
 from condkd_ray.report.drawing import (
@@ -133,9 +134,9 @@ def _levels(records: Sequence[Record], manifest: Manifest, styles: Looks) -> lis
             style, mean = "-" if arm == "none" else "-.", float(values.mean())
             label = name(arm) if arm == "none" else f"{name(arm)}, {mean:.1f}"
             found.append(_Level(label, styles[arm][0], style, mean, deviation(values), len(values), arm != "none"))
-    teacher = manifest.teacher.get("test_accuracy")
-    if teacher is not None:
-        found.append(_Level(f"teacher, {100 * teacher:.1f}", "#000000", "--", 100 * teacher, 0.0, 0, True))
+    if teacher := teachers.accuracy(manifest):
+        word, mean = teacher[0], 100 * teacher[1]
+        found.append(_Level(f"{word}, {mean:.1f}", "#000000", "--", mean, 0.0, 0, True))
     return found
 
 

@@ -14,21 +14,24 @@ import pyarrow.parquet as pq
 
 from condkd_ray.disk import atomic_write
 from condkd_ray.method import InputError
-from condkd_ray.report.records import Manifest, Record, read_manifest, read_records, record_path
+from condkd_ray.report.records import Manifest, Record, read_all_records, read_manifest, record_path
 
-_INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes")
+_INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes", "numbers")
 _SECONDS = ("wall_seconds", "cpu_seconds")
 _TREES = ("config", "versions")
 _KINDS = ("dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
 _HASHES = ("config_hash", "teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "pool_key")
 _COSTS = ("wall_seconds", "cpu_seconds", "peak_bytes", "threads", "node", "rounds")
 _ORDER = ("experiment", "arm", "ipc", "seed", *_KINDS, "status", "reason", "config")
-_COLUMNS = (*_ORDER, *_HASHES, "versions", "git", *_COSTS)
+_COLUMNS = (*_ORDER, *_HASHES, "numbers", "versions", "git", *_COSTS)
 
 
 def write_tables(out: Path) -> None:
-    """Build `records.parquet`, `rounds.parquet` and `predictions.parquet` from what is stored under `out`."""
-    out, records, manifest = Path(out), read_records(out), read_manifest(out)
+    """Build `records.parquet`, `rounds.parquet` and `predictions.parquet` from all that is stored under `out`.
+
+    Trials of all versions of the numbers are in them: the column `numbers` says which may be compared.
+    """
+    out, records, manifest = Path(out), read_all_records(out), read_manifest(out)
     _write(out / "records.parquet", records_table(records))
     _write(out / "rounds.parquet", rounds_table(records))
     _write(out / "predictions.parquet", predictions_table(out, records, manifest))

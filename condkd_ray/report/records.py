@@ -12,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from condkd_ray.disk import atomic_write
-from condkd_ray.method import InputError
+from condkd_ray.method import InputError, require
 
 FORMAT = 1
 MANIFEST = "experiment.json"
@@ -74,6 +74,8 @@ class Record:
     """The student's class for each test image, in the order of the test set."""
     held: dict[str, list[int]] = field(default_factory=dict)
     """The memory's samples at the end, counted by the teacher's `class` and in equal bins of its `confidence`."""
+    numbers: int = 1
+    """Version of the numbers: those of different versions are never compared. Records without one are of version 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,8 @@ class Manifest:
     """Of a search: `objective`, `directions`, its `constraints`, and the paths of its open leaves as `parameters`."""
     cpu_seconds: float | None = None
     """Of the last run as a whole, driver and trials; None until it has ended."""
+    teachers: list[dict[str, Any]] = field(default_factory=list)
+    """Where trials have several: one dict like `teacher` for each."""
 
 
 def arm_rank(arm: str) -> tuple[int, str]:
@@ -130,14 +134,41 @@ def write_record(out: Path, record: Record) -> None:
 
 
 def read_records(out: Path) -> list[Record]:
-    """All stored trials by arm, IPC and seed. Raises `InputError` naming the first file that cannot be read."""
+    """The stored trials that may be compared, those of the newest `numbers`, by arm, IPC and seed.
+
+    Raises `InputError` naming the first file that cannot be read.
+    """
+    return newest(read_all_records(out))[0]
+
+
+def read_all_records(out: Path) -> list[Record]:
+    """All stored trials, of whatever `numbers`, in the same order. Not to be compared as they are."""
     records = [_decode(path) for path in sorted((Path(out) / "records").glob("*.json"))]
     return sorted(records, key=lambda r: (arm_rank(r.arm), r.ipc, r.seed, r.config_hash))
 
 
+def newest(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """The records of the newest `numbers` among them, and those of older ones."""
+    last = max((record.numbers for record in records), default=0)
+    return [one for one in records if one.numbers == last], [one for one in records if one.numbers < last]
+
+
+def check_same_numbers(folders: Mapping[Path, Sequence[Record]]) -> None:
+    """Raise `InputError` where the records of one folder were made by another version of the numbers than another's."""
+    found = {folder: records[0].numbers for folder, records in folders.items() if records}
+    for folder, numbers in found.items():
+        first = next(iter(found))
+        require(
+            numbers == found[first],
+            f"version of the numbers of {folder}",
+            numbers,
+            f"{found[first]}, that of {first}: run the older of them again with this program",
+        )
+
+
 def find_record(out: Path, beginning: str) -> Record:
     """The one trial whose hash begins so, finished or failed. Raises `InputError` where there is none, or several."""
-    records = [record for record in read_records(out) if record.status in ("finished", "failed")]
+    records = [record for record in read_all_records(out) if record.status in ("finished", "failed")]
     found = [record for record in records if record.config_hash.startswith(beginning)]
     there = ", ".join(f"{r.config_hash[:8]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in records[:20])
     accepted = f"the beginning of just one of {there or 'none, it holds no trial that has ended'}"

@@ -11,8 +11,11 @@ from condkd_ray.report.statistics import Difference
 
 
 def p_value(one: Difference) -> float | None:
-    """Two-sided p of the paired t test that the mean difference is 0; None where it has no spread over seeds."""
-    if one.std is None or one.std <= 1e-12:
+    """Two-sided p of the paired t test that the mean difference is 0; None where there is no interval over seeds.
+
+    It is below 0.05 just if the 95 % interval does not contain 0.
+    """
+    if one.low is None or one.std is None:
         return None
     return float(2 * stats.t.sf(abs(one.mean) * math.sqrt(one.n) / one.std, one.n - 1))
 

@@ -2,12 +2,29 @@
 
 Arms are compared within a seed, since all arms of a seed share their random draws. The interval over seeds says what
 another seed would do to the difference; the interval over test images says what another test set would do. Neither
-is corrected for the number of comparisons.
+is corrected for the number of comparisons, and neither says what another teacher would do unless the seeds have
+several: see `condkd_ray.report.teachers`.
+
+Over seeds: the paired t interval at every n. Its coverage at nominal 95 %, simulated with 200 000 samples each
+(standard error 0.0005); exact for normal differences, too low for skewed ones, as for a difference whose seeds
+sometimes fail badly:
+
+| differences  | n = 3 | n = 5 | n = 10 | n = 20 |
+|--------------|-------|-------|--------|--------|
+| normal       | 0.950 | 0.950 | 0.951  | 0.950  |
+| t3           | 0.963 | 0.963 | 0.960  | 0.957  |
+| exponential  | 0.885 | 0.882 | 0.900  | 0.918  |
+| lognormal    | 0.839 | 0.822 | 0.840  | 0.867  |
+
+A BCa bootstrap covers less: 0.89 at n = 10 and 0.91 at n = 20 for normal differences.
+
+Over test images: an adjusted Wald interval, see `image_interval`. Its simulated coverage is at least 0.94 from 20 test
+images and for 1 to 5 seeds on, where a percentile bootstrap over images covers 0.56 to 0.80 (20 images that seldom
+differ), 0.84 (50) and 0.93 (100).
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,12 +37,11 @@ from condkd_ray.report.records import Record, arm_rank
 ACCURACY = "student/test_accuracy"
 Baseline = str | dict[str, str]
 """The arm that all are compared with, or for each arm its own."""
-PAIRS = (("guided", "mixed"), ("mixed", "condensed_only"), ("guided_only", "guided"))
+PAIRS = (("guided", "mixed"), ("mixed", "condensed_only"), ("guided", "condensed_only"), ("guided_only", "guided"))
 """Compared beside each arm minus the baseline and minus `none`."""
 LEVEL = 0.95
-BCA_FROM = 10
-"""From this many seeds on the interval is a BCa bootstrap; with fewer, resampling knows too little of the tails."""
-SEED_RESAMPLES, IMAGE_RESAMPLES = 10_000, 2_000
+EQUAL = 1e-12
+"""Differences that lie no further apart than this share of the largest, or of 1, are equal: they differ by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +58,7 @@ class Difference:
     """Test accuracy, or another metric, of `left` minus `right` at one IPC, paired by seed; accuracies are fractions.
 
     `low`, `high`: 95 % interval over seeds by `method`, None where there is none. `image_low`, `image_high`: 95 %
-    percentile bootstrap over test images of the difference averaged over the common seeds, of test accuracy alone.
+    interval over test images of the difference averaged over the common seeds, of test accuracy alone.
     """
 
     left: str
@@ -84,50 +100,46 @@ def groups(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
     return {key: found[key] for key in sorted(found, key=lambda key: (arm_rank(key[0]), key[1]))}
 
 
-def interval(differences: np.ndarray, seed: int = 0) -> tuple[float | None, float | None, str]:
-    """95 % interval of the mean of paired differences, and the name of the method that gave it."""
+def interval(differences: np.ndarray) -> tuple[float | None, float | None, str]:
+    """95 % interval of the mean of paired differences (n,), and the name of the method that gave it."""
     n = len(differences)
     if n < 2:
         return None, None, f"no interval, n = {n}"
-    if np.ptp(differences) <= 1e-12:
+    if np.ptp(differences) <= EQUAL * max(1.0, float(np.abs(differences).max())):
         return None, None, "no interval, all differences equal"
-    if n >= BCA_FROM:
-        low, high = _bca(differences, seed)
-        if np.isfinite([low, high]).all():
-            return low, high, "BCa"
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n))
-    mean = float(differences.mean())
-    return mean - half, mean + half, f"paired t, df {n - 1}"
+    low, high = t_interval(differences)
+    return float(low), float(high), f"paired t, df {n - 1}"
 
 
-def _bca(differences: np.ndarray, seed: int) -> tuple[float, float]:
-    with warnings.catch_warnings():
-        # Undefined for some odd samples; scipy then warns and gives NaN, and the t interval stands in.
-        warnings.simplefilter("ignore")
-        found = stats.bootstrap(
-            (differences,),
-            np.mean,
-            n_resamples=SEED_RESAMPLES,
-            confidence_level=LEVEL,
-            method="BCa",
-            rng=np.random.default_rng(seed),
-        )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends (...,) of the 95 % t interval of the mean of each sample of `differences` (..., n), n >= 2."""
+    n = differences.shape[-1]
+    mean = differences.mean(-1)
+    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * differences.std(-1, ddof=1) / np.sqrt(n)
+    return mean - half, mean + half
 
 
-def image_interval(left: np.ndarray, right: np.ndarray, seed: int = 0) -> tuple[float | None, float | None]:
-    """95 % percentile bootstrap over images. `left`, `right`: (seeds, images), whether each answer was right."""
+def image_interval(left: np.ndarray, right: np.ndarray) -> tuple[float | None, float | None]:
+    """95 % interval over images. `left`, `right`: (seeds, images), whether each answer was right.
+
+    Source: Bonett & Price 2012, an adjusted Wald interval for paired proportions: one image that only `left` gets right
+    and one that only `right` does are added, so that a few images that seldom differ do not look certain. For several
+    seeds an image counts with its mean over the seeds (our choice; conservative where seeds disagree on few images).
+    """
     seeds, images = left.shape
     if not seeds or not images:
         return None, None
-    totals = left.astype(np.int64).sum(0) - right.astype(np.int64).sum(0)
-    # An image's total is one of at most 2 * seeds + 1 integers, so drawing images is drawing multinomial counts of
-    # these: the same distribution as an index a draw, without 2 000 x 10 000 of them.
-    values, counts = np.unique(totals, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(images, counts / images, size=IMAGE_RESAMPLES)
-    means = draws @ values / (images * seeds)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = _adjusted(left.mean(0) - right.mean(0))
     return float(low), float(high)
+
+
+def _adjusted(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends (...,) of the interval of the mean over images of each sample of `differences` (..., images) in [-1, 1]."""
+    n = differences.shape[-1] + 2
+    mean = differences.sum(-1) / n
+    variance = ((differences**2).sum(-1) + 2) / n - mean**2
+    half = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance / n)
+    return mean - half, mean + half
 
 
 def difference(

@@ -9,17 +9,16 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from condkd_ray.disk import atomic_write
-from condkd_ray.report import failures, significance
+from condkd_ray.report import failures, significance, teachers
 from condkd_ray.report.details import places_table, rounds_table
 from condkd_ray.report.layout import WIDTH, Table, count, over, shown
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import (
     ACCURACY,
-    IMAGE_RESAMPLES,
     Difference,
     comparisons,
     groups,
@@ -37,8 +36,10 @@ _LEGEND = (
     "as measured while training."
 )
 _INTERVALS = (
-    "Differences are paired by seed, in percentage points. The first interval is over seeds (another seed), the "
-    "second over test images at these seeds (another test set); both 95 %, not corrected for the number of comparisons."
+    "Differences are paired by seed, in percentage points. The first interval is over seeds (another seed, with the "
+    "same teachers), the second over test images at these seeds (another test set); both 95 %, not corrected for the "
+    "number of comparisons. Over seeds: paired t with n - 1 degrees of freedom (df); where differences are skewed it "
+    "covers less than 95 %. Over test images: adjusted Wald of Bonett and Price."
 )
 _HOLM = (
     "p is that of the paired t test over seeds, corrected by Holm for all arms that are compared with the same one at "
@@ -57,7 +58,7 @@ def terminal_table(records: Sequence[Record], manifest: Manifest, width: int = W
     """What the Markdown shows, less the table of rounds, as plain text."""
     differences = comparisons(records, manifest.test_labels, baseline=manifest.baseline)
     places = places_table(records)
-    tables = [accuracy_table(records), difference_table(differences), places]
+    tables = [accuracy_table(records), difference_table(differences), *_by_teacher(records, differences), places]
     parts = [table.text(width) for table in tables if table.rows]
     parts += [textwrap.fill(places.legend, min(width, WIDTH)) + "\n"] if places.rows else []
     return "\n".join([f"{manifest.experiment}: {manifest.question}\n", *parts, *notes(records, manifest)]) + "\n"
@@ -107,10 +108,11 @@ def difference_table(differences: Sequence[Difference]) -> Table:
 
 
 def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
-    """Teacher, progress, pruned trials, cost, how the proxy ranked, and what the manifest says; a sentence each."""
+    """Teachers, progress, pruned trials, cost, how the proxy ranked, and what the manifest says; a sentence each."""
     finished = sum(record.status == "finished" for record in records)
     planned = len(manifest.planned) or len(records)
-    lines = [_data(manifest), _teacher(manifest), f"{finished} of {planned} planned trials have finished."]
+    lines = [_data(manifest), *teachers.lines(records, manifest)]
+    lines += [f"{finished} of {planned} planned trials have finished."]
     lines += [
         f"Trial {one.arm}, IPC {one.ipc or '-'}, seed {one.seed} pruned: {one.reason or 'no reason stored'}"
         for one in records
@@ -130,8 +132,14 @@ def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
     return [" ".join(line.split()) for line in told if line]
 
 
+def _by_teacher(records: Sequence[Record], differences: Sequence[Difference]) -> list[Table]:
+    """Without rows where no arm has several teachers."""
+    return [teachers.accuracy_table(records), teachers.difference_table(records, differences)]
+
+
 def _markdown(records: Sequence[Record], manifest: Manifest, differences: Sequence[Difference], out: Path) -> str:
-    tables = [accuracy_table(records), difference_table(differences), rounds_table(records), places_table(records)]
+    tables = [accuracy_table(records), difference_table(differences), *_by_teacher(records, differences)]
+    tables += [rounds_table(records), places_table(records)]
     body = "\n".join(table.markdown() for table in tables if table.rows)
     listed = "\n".join(f"- {line}" for line in notes(records, manifest))
     head = f"# {manifest.experiment}\n\n{manifest.question}\n\n`{manifest.command}`\n\n"
@@ -144,6 +152,18 @@ def _csv(records: Sequence[Record], manifest: Manifest, differences: Sequence[Di
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_CSV_HEADER)
+    writer.writerows(_accuracy_rows(records))
+    for one in differences:
+        row = ("difference", one.left, one.right, one.ipc, ACCURACY, one.mean, one.std, one.n)
+        writer.writerow((*row, one.low, one.high, one.method))
+        method = f"adjusted Wald, {len(manifest.test_labels)} test images"
+        if one.image_low is not None:
+            writer.writerow((*row, one.image_low, one.image_high, method))
+    return buffer.getvalue()
+
+
+def _accuracy_rows(records: Sequence[Record]) -> Iterator[tuple[object, ...]]:
+    """Of each arm and IPC every metric, and of each teacher's students test accuracy where there are several."""
     for (arm, ipc), members in groups(record for record in records if record.status == "finished").items():
         measured = {metric for record in members for metric in record.metrics}
         found = {metric: over(members, metric) for metric in sorted(measured)}
@@ -151,29 +171,16 @@ def _csv(records: Sequence[Record], manifest: Manifest, differences: Sequence[Di
         found["wall_seconds"] = spread(record.wall_seconds for record in members)
         for metric, one in found.items():
             if one is not None:
-                writer.writerow(("accuracy", arm, "", ipc, metric, one.mean, one.std, one.n, "", "", ""))
-    for one in differences:
-        row = ("difference", one.left, one.right, one.ipc, ACCURACY, one.mean, one.std, one.n)
-        writer.writerow((*row, one.low, one.high, one.method))
-        method = f"percentile, {IMAGE_RESAMPLES} resamples of {len(manifest.test_labels)} test images"
-        if one.image_low is not None:
-            writer.writerow((*row, one.image_low, one.image_high, method))
-    return buffer.getvalue()
+                yield "accuracy", arm, "", ipc, metric, one.mean, one.std, one.n, "", "", ""
+    for name, apart in teachers.by_teacher(records).items():
+        for (arm, ipc), members in groups(apart).items():
+            if (one := over(members, ACCURACY)) is not None:
+                yield f"accuracy, {name}", arm, "", ipc, ACCURACY, one.mean, one.std, one.n, "", "", ""
 
 
 def _data(manifest: Manifest) -> str:
     name = manifest.dataset.get("name")
     return f"Data {name}: {len(manifest.test_labels)} test images." if name else ""
-
-
-def _teacher(manifest: Manifest) -> str:
-    found = [
-        f"{name} {100 * manifest.teacher[key]:.2f} %"
-        for key, name in (("test_accuracy", "test"), ("val_accuracy", "validation"))
-        if manifest.teacher.get(key) is not None
-    ]
-    label = manifest.teacher.get("label", "")
-    return f"Teacher {label}: accuracy {', '.join(found)}." if found else ""
 
 
 def _percent(records: Sequence[Record], metric: str) -> str:

@@ -64,7 +64,7 @@ def test_trials_of_other_settings_are_kept_but_not_averaged_in(folder):
     before = report.build(out)
     write_record(out, make_record("mixed", 5, 0, config_hash="older", metrics={"student/test_accuracy": 0.01}))
     after = report.build(out)
-    assert "1 stored trials of other settings are left out" in after
+    assert "1 stored trial is of other settings and left out" in after
     assert before.split("Data digits")[0] == after.split("Data digits")[0]
     assert pq.read_table(out / "records.parquet").num_rows == len(records) + 1
     assert not list((out / "tensorboard").rglob("seed0-older"))

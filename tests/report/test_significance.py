@@ -33,6 +33,33 @@ def test_no_p_without_a_spread(gains):
     assert told(None) == "-"
 
 
+def test_p_is_below_a_twentieth_just_where_the_interval_leaves_0_out():
+    rng, sides = np.random.default_rng(0), set()
+    for n in (2, 3, 5, 10, 20):
+        for _ in range(40):
+            found = difference(pairs(rng.normal(0.01, 0.02, n).tolist()), "mixed", "none", 5)
+            assert found is not None
+            assert found.low is not None
+            assert found.high is not None
+            p = p_value(found)
+            assert p is not None
+            sides.add(p < 0.05)
+            assert (p < 0.05) == (not found.low <= 0 <= found.high)
+    assert sides == {True, False}
+
+
+def test_no_p_where_there_is_no_interval():
+    # They differ by rounding alone, in the last bit; the deviation is not quite 0.
+    found = difference(pairs([0.3 - 0.1, 0.2, 0.2, 0.1 + 0.1]), "mixed", "none", 5)
+    assert found is not None
+    assert found.low is None
+    assert p_value(found) is None
+    # A hair more than rounding: both or neither.
+    found = difference(pairs([0.2, 0.2, 0.2, 0.2 + 1.5e-12]), "mixed", "none", 5)
+    assert found is not None
+    assert (found.low is None) == (p_value(found) is None)
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]

@@ -93,10 +93,10 @@ def test_markdown_has_every_row_and_note(tmp_path):
     tables.write(tmp_path, records, make_manifest(records))
     text = (tmp_path / "table.md").read_text()
     body = [line for line in text.splitlines() if line.startswith("|")]
-    # Three tables of a header and a rule each: 4 arms x 3 IPCs + 2 arms; 13 differences to none and 3 pairs x 3;
+    # Three tables of a header and a rule each: 4 arms x 3 IPCs + 2 arms; 13 differences to none and 4 pairs x 3;
     # the arms' rounds.
-    assert len(body) == 6 + 14 + 22 + 14
-    for part in (body[:16], body[16:40], body[40:]):
+    assert len(body) == 6 + 14 + 25 + 14
+    for part in (body[:16], body[16:43], body[43:]):
         assert len({line.count("|") for line in part}) == 1
     assert "- Synthetic numbers." in text
     assert "df 4" in text
@@ -116,7 +116,7 @@ def test_csv_is_tidy_and_in_fractions(tmp_path):
     pairs = [r for r in rows if (r["table"], r["arm"], r["minus"], r["ipc"]) == ("difference", "guided", "mixed", "10")]
     assert [r["method"] for r in pairs] == [
         "paired t, df 2",
-        f"percentile, 2000 resamples of {len(LABELS)} test images",
+        f"adjusted Wald, {len(LABELS)} test images",
     ]
     assert all(float(r["low"]) <= float(r["mean"]) <= float(r["high"]) for r in pairs)
     assert all(r["n"] for r in rows)
@@ -164,6 +164,7 @@ def test_the_rounds_by_hand():
         "arm": "mixed",
         "IPC": "5",
         "n": "2",
+        "test images": "all 400",
         "mean (%)": "50.00 ± 0.00",
         "variance (points²)": "4.00 ± 0.00",
         "forgetting (points)": "2.50 ± 1.77",
@@ -172,6 +173,34 @@ def test_the_rounds_by_hand():
         "D, perfect fakes (%)": "62.5 ± 0.0",
         "inversion (s)": "12.3 ± 0.0",
     }
+
+
+MEAN, IMAGES = "student/test_accuracy_mean", "student/test_images"
+
+
+@pytest.mark.parametrize(
+    ("images", "tested", "said"),
+    [(1000.0, 10_000, "1 000 of 10 000"), (10_000.0, 10_000, "all 10 000"), (360.0, 360, "all 360"),
+     (None, 10_000, "1 000 of 10 000"), (None, 360, "all 360"), (None, 0, "at most 1000"), (1000.0, 0, "1 000")],
+)  # fmt: skip
+def test_the_mean_over_the_rounds_says_on_how_many_images_it_is(images, tested, said):
+    """Records of before there was a choice do not say it: they measured a subset of at most 1 000."""
+    metrics = {ACCURACY: 0.6, MEAN: 0.5} | ({} if images is None else {IMAGES: images})
+    table = rounds_table([make_record("mixed", 5, s, metrics=metrics, predictions=[0] * tested) for s in (0, 1)])
+    assert cells(table)["test images"] == said
+    assert "--test-rounds full" in table.legend
+
+
+def test_arms_measured_on_different_images_are_told_apart():
+    made = [
+        make_record(arm, 5, 0, metrics={ACCURACY: 0.6, MEAN: 0.5, IMAGES: images}, predictions=[0] * 2000)
+        for arm, images in (("mixed", 1000.0), ("guided", 2000.0))
+    ]
+    unmeasured = make_record("none", 0, 0, metrics={ACCURACY: 0.6, "memory/bytes": 1.0})
+    table = rounds_table([*made, unmeasured])
+    assert [row[3] for row in table.rows] == ["-", "1 000 of 2 000", "all 2 000"]
+    both = [dataclasses.replace(made[0], seed=1), dataclasses.replace(made[1], arm="mixed")]
+    assert cells(rounds_table(both))["test images"] == "1 000 of 2 000 and all 2 000"
 
 
 def test_where_synthetic_images_lie_has_a_row_for_each_arm_that_made_some():

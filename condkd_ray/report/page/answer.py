@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from condkd_ray.report import significance
+from condkd_ray.report import significance, teachers
 from condkd_ray.report.page.elements import Forest, Stretch
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, Difference
@@ -95,8 +95,11 @@ def points(fraction: float) -> str:
     return f"{100 * fraction:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def forest(found: Sequence[Judged]) -> Forest:
-    """The differences on one scale; the interval is that over seeds, with one seed that over test images."""
+def forest(found: Sequence[Judged], remark: str = "") -> Forest:
+    """The differences on one scale; the interval is that over seeds, with one seed that over test images.
+
+    `remark`: a last sentence of the legend.
+    """
     several = len({one.ipc for one, _ in found} - {0}) > 1
     shown = found[:MOST]
     ends = [_interval(one) for one, _ in shown]
@@ -122,7 +125,7 @@ def forest(found: Sequence[Judged]) -> Forest:
         )
         for (one, p), (left, right) in zip(shown, ends, strict=True)
     ]
-    return Forest(rows, place(0.0) or 0.0, _legend(found), any(p is not None for _, p in found))
+    return Forest(rows, place(0.0) or 0.0, f"{_legend(found)} {remark}".rstrip(), any(p is not None for _, p in found))
 
 
 def _legend(found: Sequence[Judged]) -> str:
@@ -143,14 +146,17 @@ def facts(records: Sequence[Record], manifest: Manifest) -> list[tuple[str, str]
     counts = {status: sum(record.status == status for record in records) for status in ("finished", "pruned", "failed")}
     planned = len(manifest.planned) or len(records)
     seeds = {record.seed for record in records if record.status == "finished"}
-    data, teacher = manifest.dataset, manifest.teacher
-    accuracy = teacher.get("test_accuracy")
+    data = manifest.dataset
     found = [("trials finished", f"{counts['finished']} of {planned}")]
     found += [(f"trials {status}", str(counts[status])) for status in ("pruned", "failed") if counts[status]]
     found += [("seeds", str(len(seeds)))]
     found += [("data", f"{data['name']}, {len(manifest.test_labels)} test images")] if data.get("name") else []
-    found += [("teacher", f"{teacher.get('label', '')} {100 * accuracy:.2f} %")] if accuracy is not None else []
-    return [*found, ("CPU time of the trials", seconds(_spent(records))), ("begun", manifest.created[:10])]
+    return [
+        *found,
+        *teachers.fact(manifest),
+        ("CPU time of the trials", seconds(_spent(records))),
+        ("begun", manifest.created[:10]),
+    ]
 
 
 def seconds(value: float) -> str:

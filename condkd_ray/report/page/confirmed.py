@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from condkd_ray.report import planned, significance, tables
+from condkd_ray.report import planned, significance, tables, teachers
 from condkd_ray.report.details import rounds_table
 from condkd_ray.report.layout import Table
 from condkd_ray.report.page.answer import forest, judged, verdict
@@ -17,16 +17,24 @@ FOLDER = "confirmed"
 """Below the search's."""
 TITLE = "The best again, with new seeds"
 _CAUTION = "All trials share one seed; whether it is better than another shows only with new ones."
+_OTHER = (
+    "The trials with new seeds are not shown: they were made by version {} of the numbers, the search's by another."
+)
 _LEGEND = (
     "The same difference in what the search looked at, in its own unit; intervals and p as above. A gain here that "
     "test accuracy does not show is one of the proxy alone."
 )
 
 
-def section(out: Path, objective: str) -> tuple[Section | None, list[str]]:
-    """The section, its first element for the first screen, and the claim; where nothing was run again, a caution."""
+def section(out: Path, objective: str, numbers: set[int]) -> tuple[Section | None, list[str]]:
+    """The section, its first element for the first screen, and the claim; where nothing was run again, a caution.
+
+    `numbers`: the versions of the numbers of the search's trials. Trials of another version are not shown beside them.
+    """
     place = out / FOLDER
     manifest, found = planned(place) if (place / MANIFEST).is_file() else (None, [])
+    if numbers and found and found[0].numbers not in numbers:
+        return None, [_CAUTION, _OTHER.format(found[0].numbers)]
     differences = comparisons(found, manifest.test_labels, baseline=manifest.baseline) if manifest else []
     if manifest is None or not differences:
         return None, [_CAUTION]
@@ -35,7 +43,10 @@ def section(out: Path, objective: str) -> tuple[Section | None, list[str]]:
     if objective != ACCURACY:
         told.append(objective_table(comparisons(finished, baseline=manifest.baseline, metric=objective), objective))
     told.append(rounds_table(finished))
-    elements: list[Element] = [forest(judged(differences)), *(Rows(table) for table in told if table.rows)]
+    elements: list[Element] = [
+        forest(judged(differences), teachers.sentence(found)),
+        *(Rows(table) for table in told if table.rows),
+    ]
     claim = verdict(judged(differences))[0]
     return Section(TITLE, elements), [f"With new seeds: {claim[0].lower()}{claim[1:]}"]
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from condkd_ray.report.layout import Table
 
-LONG = 24
+LONG = 30
 """Of longer tables the rest is folded away."""
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A08A00", "#999999")
 

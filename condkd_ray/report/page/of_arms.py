@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from condkd_ray.report import figures, tables
+from condkd_ray.report import figures, tables, teachers
 from condkd_ray.report.details import places_table, rounds_table
 from condkd_ray.report.drawing import name
 from condkd_ray.report.page import parts
@@ -26,7 +26,7 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
     looks = figures.arm_looks(records, manifest)
     finished = [record for record in records if record.status == "finished"]
     by_arm = {f"{name(arm)}{f', IPC {ipc}' if ipc else ''}": one for (arm, ipc), one in groups(finished).items()}
-    lead: list[Element] = [forest(shown)] if shown else []
+    lead: list[Element] = [forest(shown, teachers.sentence(records))] if shown else []
     return Page(
         name=manifest.experiment,
         question=manifest.question,
@@ -36,6 +36,13 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
         sections=[
             Section(ACCURACY, _rows(tables.accuracy_table(records))),
             Section(PAIRED, _rows(tables.difference_table(differences))),
+            Section(
+                "Each teacher's students",
+                [
+                    *_rows(teachers.accuracy_table(records)),
+                    *_rows(teachers.difference_table(records, differences)),
+                ],
+            ),
             Section(
                 "Over the rounds",
                 [*vector(drawn["curves"], "test accuracy over the rounds"), *_rows(rounds_table(records))],

@@ -34,7 +34,7 @@ def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
     objective, directions = manifest.search["objective"], manifest.search["directions"]
     table = searches.search_table(records, manifest)
     ranked = searches.ranked(records, manifest)
-    again, sentences = confirmed.section(out, objective[0])
+    again, sentences = confirmed.section(out, objective[0], {one.numbers for one in records})
     course = course_plot(_course(records, manifest), directions[0], objective[0])
     by_status = {status: [one for one in records if one.status == status] for status in ("finished", "pruned")}
     lead = [*(again.elements[:1] if again else []), *vector(course, f"{objective[0]} of each trial")]

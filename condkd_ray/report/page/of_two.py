@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from condkd_ray.method import require
-from condkd_ray.report import figures, planned, searches, tables
+from condkd_ray.report import figures, planned, searches, tables, teachers
 from condkd_ray.report.drawing import name
 from condkd_ray.report.layout import Table, count, over, shown
 from condkd_ray.report.page import of_search, parts
@@ -15,7 +15,7 @@ from condkd_ray.report.page.answer import caution, facts, forest, judged, judgem
 from condkd_ray.report.page.elements import Code, Element, Page, Rows, Section, Text
 from condkd_ray.report.page.pairing import A, B, Pairing, differences, paired
 from condkd_ray.report.page.pictures import vector
-from condkd_ray.report.records import Manifest, Record
+from condkd_ray.report.records import Manifest, Record, check_same_numbers
 from condkd_ray.report.statistics import ACCURACY, Difference, groups, spread
 
 LEAVES = 10
@@ -32,7 +32,10 @@ class _Side:
 
 
 def page(out: Path, other: Path) -> Page:
-    """B minus A. Raises `InputError` where the data sets, or what was done with them, are of two kinds."""
+    """B minus A.
+
+    Raises `InputError` where the data sets, what was done with them, or the versions of the numbers differ.
+    """
     sides = [_read(letter, folder) for letter, folder in zip(_SIDES, (out, other), strict=True)]
     _check(*sides)
     searching = bool(sides[0].manifest.search)
@@ -44,7 +47,7 @@ def page(out: Path, other: Path) -> Page:
         question=_question(*(side.manifest for side in sides)),
         verdict=_searched(sides) if searching else _verdict(found),
         facts=_facts(*sides),
-        lead=[*([forest(judged(found))] if found else []), _differing(sides[0], sides[1], pairing)],
+        lead=[*([forest(judged(found), _teachers(sides))] if found else []), _differing(sides[0], sides[1], pairing)],
         sections=[
             Section("Arms side by side", arms),
             Section("Paired differences", _differences(found, pairing)),
@@ -65,6 +68,7 @@ def _check(first: _Side, second: _Side) -> None:
     require(ours == theirs, f"the data set of {second.out}", theirs, same)
     kinds = ["a search" if one.manifest.search else "an experiment" for one in (first, second)]
     require(kinds[0] == kinds[1], str(second.out), kinds[1], f"{kinds[0]}, as {first.out} is")
+    check_same_numbers({one.out: one.records for one in (first, second)})
 
 
 def _facts(first: _Side, second: _Side) -> list[tuple[str, str]]:
@@ -73,6 +77,14 @@ def _facts(first: _Side, second: _Side) -> list[tuple[str, str]]:
     keys = [*ours, *(key for key in theirs if key not in ours)]
     both = [(key, ours.get(key, "none"), theirs.get(key, "none")) for key in keys]
     return [(key, a if a == b else f"{A} {a}; {B} {b}") for key, a, b in both]
+
+
+def _teachers(sides: Sequence[_Side]) -> str:
+    """What the seeds' teachers mean for the intervals; once where both runs say the same."""
+    told = {side.letter: sentence for side in sides if (sentence := teachers.sentence(side.records))}
+    if len(told) == len(sides) and len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return " ".join(f"{letter}: {sentence}" for letter, sentence in told.items())
 
 
 def _question(first: Manifest, second: Manifest) -> str:
@@ -139,11 +151,12 @@ def _differing(first: _Side, second: _Side, pairing: Pairing) -> Element:
 
 
 def _about(side: _Side) -> dict[str, str]:
-    manifest, teacher = side.manifest, side.manifest.teacher
-    told = {"experiment": manifest.experiment, "begun": manifest.created, "teacher": str(teacher.get("label", ""))}
-    accuracy = teacher.get("test_accuracy")
-    told |= {"teacher hash": str(teacher.get("hash", ""))}
-    told |= {} if accuracy is None else {"teacher's test accuracy (%)": f"{100 * accuracy:.2f}"}
+    manifest, known = side.manifest, teachers.listed(side.manifest)
+    told = {"experiment": manifest.experiment, "begun": manifest.created}
+    told |= {"teacher": ", ".join(str(one.get("label", "")) for one in known)}
+    told |= {"teacher hash": ", ".join(str(one.get("hash", "")) for one in known)}
+    accuracies = [f"{100 * one['test_accuracy']:.2f}" for one in known if one.get("test_accuracy") is not None]
+    told |= {"teacher's test accuracy (%)": ", ".join(accuracies)} if accuracies else {}
     return told | parts.environment(side.records)
 
 

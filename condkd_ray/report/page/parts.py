@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from condkd_ray.report import failures
+from condkd_ray.report import failures, teachers
 from condkd_ray.report.drawing import Looks
 from condkd_ray.report.layout import Table, over
 from condkd_ray.report.page.answer import seconds, tested
@@ -98,7 +98,13 @@ def environment(records: Sequence[Record]) -> dict[str, str]:
     """Versions and places; where trials differ, each with how many trials it is of."""
     seen: dict[str, Counter[str]] = {}
     for record in records:
-        about = {**record.versions, "git": record.git, "node": record.node, "threads": str(record.threads)}
+        about = {
+            **record.versions,
+            "git": record.git,
+            "numbers": str(record.numbers),
+            "node": record.node,
+            "threads": str(record.threads),
+        }
         for key, value in about.items():
             if value:
                 seen.setdefault(key, Counter())[value] += 1
@@ -112,7 +118,7 @@ def _values(counts: Counter[str]) -> str:
 
 
 def _hashed(manifest: Manifest) -> list[tuple[str, Mapping[str, object]]]:
-    return [("data", manifest.dataset), ("teacher", manifest.teacher)]
+    return [("data", manifest.dataset), *(("teacher", teacher) for teacher in teachers.listed(manifest))]
 
 
 def _phase(metric: str) -> str:
