@@ -74,6 +74,8 @@ class Record:
     """The student's class for each test image, in the order of the test set."""
     held: dict[str, list[int]] = field(default_factory=dict)
     """The memory's samples at the end, counted by the teacher's `class` and in equal bins of its `confidence`."""
+    numbers: int = 1
+    """Version of the numbers: those of different versions are never compared. Records without one are of version 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,8 @@ class Manifest:
     """Of a search: `objective`, `directions`, its `constraints`, and the paths of its open leaves as `parameters`."""
     cpu_seconds: float | None = None
     """Of the last run as a whole, driver and trials; None until it has ended."""
+    teachers: list[dict[str, Any]] = field(default_factory=list)
+    """Where trials have several: one dict like `teacher` for each."""
 
 
 def arm_rank(arm: str) -> tuple[int, str]:
