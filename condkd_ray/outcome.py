@@ -12,7 +12,7 @@ from torch import Tensor
 
 from condkd_ray import state as states
 from condkd_ray.diagnosis import histograms
-from condkd_ray.evaluation import predict
+from condkd_ray.evaluation import in_round, predict
 from condkd_ray.memory import Store
 from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.process import peak_bytes
@@ -79,9 +79,10 @@ def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outc
 def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Outcome:
     """The figures of the whole run, as far as they need no test image beyond those of the rounds."""
     images, per_class = examples(config, prepared, state, store)
+    test_images = 0 if prepared.test is None else len(in_round(prepared.test, config.test_rounds))
     return Outcome(
         status="finished",
-        metrics=summary(state.history),
+        metrics=summary(state.history, test_images),
         history=state.history,
         predictions=[],
         images=images,
@@ -101,10 +102,11 @@ def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:
     return replace(untested, metrics=metrics, predictions=predictions.tolist())
 
 
-def summary(history: list[Metrics]) -> Metrics:
+def summary(history: list[Metrics], test_images: int) -> Metrics:
     """A run's figures from its rounds: last values, sums of times; mean, variance and best of those that were tested.
 
-    Of `pool/`, what a trial made for others and took of them, sums too.
+    `test_images`: how many test images were measured in each of those. Of `pool/`, what a trial made for others and
+    took of them, sums too.
 
     `student/forgetting` is how far the last of these is below the best.
     """
@@ -127,6 +129,7 @@ def summary(history: list[Metrics]) -> Metrics:
         "student/test_accuracy_best": max(measured),
         "student/forgetting": max(measured) - measured[-1],
         "student/test_rounds": len(measured),
+        "student/test_images": float(test_images),
     }
 
 
