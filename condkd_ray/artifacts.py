@@ -33,11 +33,8 @@ from condkd_ray.trial import Prepared, TrialConfig
 from condkd_ray.trial_config import digests
 from condkd_ray.weights import file_digest, load_into, read_weights
 
-RECIPE = "2"
-"""Raised when the code that makes artifacts changes what it makes: older cached ones are then left alone.
-
-2: `squeeze_recover` rolls, and black moves in; a teacher's images of height 4, or not square, move by their own sides.
-"""
+RECIPE = "1"
+"""Raised when artifacts are made otherwise, by other code or by another default, so that older ones are not used."""
 
 
 class Workshop:
@@ -154,7 +151,7 @@ class Workshop:
         if recipe.weights is not None:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
         else:
-            path = self.cache / "teachers" / f"{self._teacher_key(config)}.safetensors"
+            path = self._teacher_path(config)
             weights = cached(path, lambda: self._train(recipe, network, dataset), name)
             load_into(network, weights, f"cached weights {path}")
         teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
@@ -200,7 +197,7 @@ class Workshop:
             )
 
     def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
-        path = self.cache / "condensed" / f"{self._condensed_key(config, method)}.safetensors"
+        path = self._condensed_path(config, method)
 
         def make() -> dict[str, Tensor]:
             self.say(f"condensing {self.data(config).name} by {method.label}, seed {config.seed}")
@@ -229,23 +226,39 @@ class Workshop:
         # Of what is read, in this process: two roots are two data sets until their digests tell.
         return content_hash([config.data, str(config.data.root)])
 
-    def _teacher_key(self, config: TrialConfig) -> str:
+    def _teacher_path(self, config: TrialConfig) -> Path:
+        return self._stored("teachers", lambda complete: self._teacher_key(config, complete=complete))
+
+    def _condensed_path(self, config: TrialConfig, method: AnyCondensation) -> Path:
+        return self._stored("condensed", lambda complete: self._condensed_key(config, method, complete=complete))
+
+    def _stored(self, kind: str, key: Callable[[bool], str]) -> Path:
+        """Where an artifact is or will be stored.
+
+        Before numbers version 2, keys contained fields at their defaults (`complete`). Such a key holds every value, so
+        that a file under it is valid.
+        """
+        path, older = (self.cache / kind / f"{key(complete)}.safetensors" for complete in (False, True))
+        return older if older.is_file() and not path.is_file() else path
+
+    def _teacher_key(self, config: TrialConfig, *, complete: bool = False) -> str:
         recipe = config.teacher
         digests = {} if recipe.weights is None else {"weights": file_digest(recipe.weights)}
         precision = "bfloat16" if bf16_pays(self.device) else "float32"
-        return content_hash([RECIPE, recipe, precision, self._read_as(config)], digests)
+        return content_hash([RECIPE, recipe, precision, self._read_as(config)], digests, complete=complete)
 
     def _read_as(self, config: TrialConfig) -> list[object]:
         """What of the data shapes an artifact: pixels, labels and splits by digest, normalisation, flips."""
         dataset = self.data(config)
         return [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, config.data.seed]
 
-    def _condensed_key(self, config: TrialConfig, method: AnyCondensation | None) -> str:
+    def _condensed_key(self, config: TrialConfig, method: AnyCondensation | None, *, complete: bool = False) -> str:
         path = str(method.path) if isinstance(method, Imported) else ""
         # All real images are the same ones for every seed.
         seed = 0 if isinstance(method, AllReal) else config.seed
-        teacher = [self._teacher_key(config)] if _needs_teacher(method) else []
-        return content_hash([RECIPE, method, path, seed, self._read_as(config), *teacher])
+        teacher = [self._teacher_key(config, complete=complete)] if _needs_teacher(method) else []
+        recipe = RECIPE if method is None or method.recipe == 1 else f"{RECIPE}.{method.recipe}"
+        return content_hash([recipe, method, path, seed, self._read_as(config), *teacher], complete=complete)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:

@@ -12,7 +12,7 @@ from typing import Any
 from condkd_ray import networks
 from condkd_ray.config import to_tree
 from condkd_ray.export import Shelf
-from condkd_ray.identity import pool_key
+from condkd_ray.identity import NUMBERS, pool_key
 from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
@@ -143,6 +143,7 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         versions=versions(),
         git=git_state(),
         node=platform.node(),
+        numbers=NUMBERS,
     )
     if outcome is None:
         return base

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from condkd_ray.config import Tree, to_tree
+from condkd_ray.identity import NUMBERS
 from condkd_ray.method import Metrics
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
@@ -22,6 +23,7 @@ from condkd_ray.scribe import ARTIFACTS, Scribe, recorded_outcome
 from condkd_ray.storage import remove
 from condkd_ray.study import Ledger, Objective, open_storage
 from condkd_ray.study.quiet import quiet
+from condkd_ray.study.study import VERSION
 from condkd_ray.trial import Prepared
 
 PARAMETERS, KEY = "parameters", "config_hash"
@@ -68,7 +70,7 @@ class Chronicle:
     """
 
     def __init__(self, out: Path, experiment: str, planned: Mapping[str, tuple[Plan, Prepared]]) -> None:
-        records = read_records(out)
+        records = [record for record in read_records(out) if record.numbers == NUMBERS]
         self._entries = {record.config_hash: Entry.recorded(record) for record in records}
         self._entries |= {key: Entry.planned(*plan) for key, plan in planned.items()}
         objective, self._storage = Objective(), open_storage(None, out)
@@ -120,11 +122,15 @@ class Chronicle:
 def _opened(
     storage: BaseStorage, name: str, objective: Objective, choices: Mapping[str, list[Scalar]], out: Path
 ) -> optuna.Study:
-    """The study of that name, with all these values of its parameters, and those that it had before."""
+    """The study of that name, with all these values of its parameters, and those that it had before.
+
+    One of another version of the numbers begins anew.
+    """
     if name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
         before: dict[str, list[Scalar]] = study.user_attrs.get(PARAMETERS, {})
-        if all(value in before.get(key, []) for key, values in choices.items() for value in values):
+        current = study.user_attrs.get(VERSION, 1) == NUMBERS
+        if current and all(value in before.get(key, []) for key, values in choices.items() for value in values):
             return study
         choices = {key: _each([*before.get(key, []), *choices.get(key, [])]) for key in {**before, **choices}}
         optuna.delete_study(study_name=name, storage=storage)
@@ -132,6 +138,7 @@ def _opened(
     study = optuna.create_study(study_name=name, storage=storage, directions=objective.directions)
     study.set_metric_names(list(objective.names))
     study.set_user_attr(PARAMETERS, choices)
+    study.set_user_attr(VERSION, NUMBERS)
     return study
 
 

@@ -21,7 +21,7 @@ from condkd_ray.cluster.connect import check_resources, connect, slots
 from condkd_ray.cluster.pipeline import check_room, crew_size, teams
 from condkd_ray.config import content_hash, from_tree
 from condkd_ray.flags import RunFlags
-from condkd_ray.identity import can_share
+from condkd_ray.identity import NUMBERS, can_share
 from condkd_ray.method import InputError, NonFiniteError
 from condkd_ray.plans import Plan
 from condkd_ray.probing import Cost, Span, join, probe_set, probe_teacher, probe_trial, recorded
@@ -155,7 +155,7 @@ def total(work: Work, before: Span, at_once: int) -> Estimate:
 
 def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
     """By config: what a trial is prepared with, which its hash counts too, may not have been made."""
-    records = [record for record in read_records(out) if record.status == "finished"]
+    records = [record for record in read_records(out) if (record.status, record.numbers) == ("finished", NUMBERS)]
     found: dict[tuple[str, str], Record] = {}
     for record in records:
         # A record of another version, that planned trials cannot be equal to.

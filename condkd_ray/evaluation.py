@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,9 @@ from condkd_ray.samples import Samples
 from condkd_ray.teacher import Teacher
 
 ROUND_SUBSET = 1000
-"""Test and validation images measured in a round; the whole test set only once, at the end."""
+"""Validation images measured in a round, at most; test images too, unless a config asks for all in each round."""
+TestRounds = Literal["subset", "full"]
+"""Test images measured in a round: at most `ROUND_SUBSET` (our choice), or all (PRE-DFKD's mean and variance)."""
 BATCH = 500
 
 
@@ -30,18 +34,29 @@ def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
     return (predict(network, images, teacher) == images.labels).double().mean().item()
 
 
+def in_round(test: RealImages, rounds: TestRounds) -> RealImages:
+    """The test images that are measured in a round."""
+    return test if rounds == "full" else test[:ROUND_SUBSET]
+
+
 @torch.no_grad()
 def evaluate(
-    student: nn.Module, *, teacher: Teacher, proxy: Samples, val: RealImages | None, test: RealImages | None
+    student: nn.Module,
+    *,
+    teacher: Teacher,
+    proxy: Samples,
+    val: RealImages | None,
+    test: RealImages | None,
+    test_rounds: TestRounds = "subset",
 ) -> Metrics:
-    """A round's report: agreement with the teacher on the proxy set, accuracy on validation and some test images.
+    """A round's report: agreement with the teacher on the proxy set, accuracy on validation and test images.
 
-    Those that are None are left out.
+    Of the latter two at most `ROUND_SUBSET` are measured, or all test images. Those that are None are left out.
     """
     student.eval()
     metrics = {f"proxy/{name}": value.item() for name, value in compare(student, proxy).items()}
     if val is not None:
         metrics["student/val_accuracy"] = accuracy(student, val[slice(ROUND_SUBSET)], teacher)
     if test is not None:
-        metrics["student/test_accuracy"] = accuracy(student, test[:ROUND_SUBSET], teacher)
+        metrics["student/test_accuracy"] = accuracy(student, in_round(test, test_rounds), teacher)
     return metrics

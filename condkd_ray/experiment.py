@@ -25,6 +25,7 @@ from condkd_ray.cluster.shipping import in_job_folder
 from condkd_ray.cluster.terms import Terms
 from condkd_ray.cluster.trials import Trial, clear, empty
 from condkd_ray.config import from_tree, merge, read_tree, to_tree
+from condkd_ray.evaluation import TestRounds
 from condkd_ray.explain import explain
 from condkd_ray.flags import RunFlags, chosen
 from condkd_ray.identity import trial_hash
@@ -32,7 +33,7 @@ from condkd_ray.inversion import AnyInversion, Inversion
 from condkd_ray.manifests import describe_experiment, teacher_line
 from condkd_ray.method import Metrics, require
 from condkd_ray.outcome import Outcome
-from condkd_ray.plans import Plan, check_plans, scoped, scoped_baseline
+from condkd_ray.plans import Plan, check_plans, scoped, scoped_baseline, spread
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.results import tell_results
@@ -87,9 +88,15 @@ class Flags(RunFlags):
     teacher: str = "resnet-8-16"
     teacher_weights: Path | None = None
     teacher_epochs: int | None = None
+    teachers: int = 1
+    """The seeds are spread over so many teachers, each trained with another seed: the i-th of --seeds has teacher i mod
+    N. With one teacher a difference between arms says nothing about other teachers."""
     student: str = "resnet-8-8"
     rounds: int | None = None
     """Of the student; 12 if not given. With --host the recipe's; or these, with all that it counts in rounds scaled."""
+    test_rounds: TestRounds = "subset"
+    """Test images measured in each round: `subset`, at most 1000; `full`, all of them (slower), as the published mean
+    and variance over rounds need. The final test accuracy is of all in any case."""
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
     """Tell how many trials there are and what they will take, and stop: nothing is trained or written."""
     only: tuple[str, ...] = ()
@@ -125,6 +132,7 @@ class Flags(RunFlags):
             "student": to_tree(networks.parse(self.student)),
             "condensation": self._condensation(max_ipc),
             "guidance": {"name": self.guidance},
+            "test_rounds": self.test_rounds,
         }
         tree |= self._own_parts() if self.host is None else self._host_parts(self.host)
         tree["distiller"] |= {"condensed_share": self.condensed_share}
@@ -196,7 +204,7 @@ def run(
 
     `tell` makes another report of the output folder and gives what is printed of it. The exit code: see `command_line`.
     """
-    given, deadline = list(plans), time.time() + flags.budget_seconds
+    given, deadline = spread(plans, flags.seeds, flags.teachers), time.time() + flags.budget_seconds
     planned, baseline = [scoped(plan, flags.share) for plan in given], scoped_baseline(baseline, given, flags.share)
     flags.check()
     say_details(flags.verbose)

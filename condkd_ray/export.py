@@ -45,9 +45,9 @@ def merit(record: Record) -> tuple[str, float]:
     return "nothing", -math.inf
 
 
-def _group(record: Record) -> tuple[str, int]:
-    """Trials of which one is kept: those of an arm and IPC, or all of a search."""
-    return ("search", 0) if record.experiment == "search" else (record.arm, record.ipc)
+def _group(record: Record) -> tuple[str, int, int]:
+    """Trials of which one is kept: those of an arm and IPC, or all of a search, of one version of the numbers."""
+    return ("search", 0, record.numbers) if record.experiment == "search" else (record.arm, record.ipc, record.numbers)
 
 
 class Shelf:
@@ -87,6 +87,7 @@ class Shelf:
 def choose(out: Path, config_hash: str | None = None) -> Record:
     """The best of the kept trials, or the one whose hash begins with `config_hash`.
 
+    Trials of the newest version of the numbers come first, as those of different versions cannot be compared.
     Those that were taught with all real images are references, chosen unasked only where there are no others.
     Raises `InputError` where none is kept, or where none or several hashes begin so.
     """
@@ -95,7 +96,7 @@ def choose(out: Path, config_hash: str | None = None) -> Record:
     require(bool(kept), f"trials kept in {out}", 0, "a folder whose experiment kept the best of each arm")
     if config_hash is None:
         others = [record for record in kept if record.condensation != AllReal.name]
-        return max(others or kept, key=lambda record: merit(record)[1])
+        return max(others or kept, key=lambda record: (record.numbers, merit(record)[1]))
     found = [record for record in kept if record.config_hash.startswith(config_hash)]
     there = ", ".join(f"{r.config_hash[:12]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in kept)
     require(len(found) == 1, "trial", config_hash, f"the beginning of just one of {there}")

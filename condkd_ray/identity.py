@@ -11,13 +11,24 @@ from condkd_ray.trial import Prepared, TrialConfig
 Scope = Literal["trial", "inversion", "sweep"]
 """Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
 
+NUMBERS: int = 2
+"""Version of the numbers that a config gives: trials of different versions are never equal, shared or compared.
+
+It is raised only in a commit that moves golden numbers, or that changes the default of an existing field (a hash leaves
+defaults out, so an old hash would silently get a new meaning). 1 is all before 2026-11-28.
+"""
+
 
 def trial_hash(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> str:
-    """The name of a trial: hash of its config (less where files lie) and of the contents it was prepared from.
+    """The name of a trial: hash of its config (less where files lie), what it was prepared from, and `NUMBERS`.
 
     And of its scope where that is another than the default, so that what sharing costs or spares can be compared.
     """
-    return content_hash(config, prepared.hashes | ({} if scope == "trial" else {"scope": scope}))
+    return content_hash(config, _numbered(prepared.hashes) | ({} if scope == "trial" else {"scope": scope}))
+
+
+def _numbered(digests: dict[str, str]) -> dict[str, str]:
+    return digests | {"numbers": str(NUMBERS)}
 
 
 def can_share(config: TrialConfig) -> bool:
@@ -43,7 +54,7 @@ def production_key(config: TrialConfig, prepared: Prepared) -> str:
         config.rounds if schedule.largest > schedule.smallest else 0,
     ]
     kinds = ("data", "teacher", *(("condensed",) if guided else ()))
-    return content_hash(shaping, {kind: hashes[kind] for kind in kinds})
+    return content_hash(shaping, _numbered({kind: hashes[kind] for kind in kinds}))
 
 
 def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Prepared) -> tuple[Scope, str]:
@@ -51,7 +62,8 @@ def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Prepar
     if scope == "sweep" and config.inversion.images_per_round > 0 and config.pipeline is None:
         # Samples come with a teacher's logits and in one pixel space.
         like = [config.inversion.pixel_space]
-        return scope, f"sweep-{content_hash(like, {kind: prepared.hashes[kind] for kind in ('data', 'teacher')})}"
+        made_for = _numbered({kind: prepared.hashes[kind] for kind in ("data", "teacher")})
+        return scope, f"sweep-{content_hash(like, made_for)}"
     if scope == "inversion" and can_share(config):
         return scope, production_key(config, prepared)
     return "trial", trial_key

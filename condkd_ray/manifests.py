@@ -15,6 +15,8 @@ from condkd_ray.condensation import Imported
 from condkd_ray.plans import Plan
 from condkd_ray.report.records import MANIFEST, Manifest, read_manifest
 from condkd_ray.report.statistics import Baseline
+from condkd_ray.supervised import TeacherConfig
+from condkd_ray.trial import TrialConfig
 
 
 def describe_experiment(
@@ -33,6 +35,8 @@ def describe_experiment(
     """
     config = plans[0].config
     dataset, teachers = workshop.data(config), _teachers(plans, workshop)
+    labels = {teacher["label"] for teacher in teachers}
+    each = [_told(one, seed=len(labels) < len(teachers)) for one in teachers if len(teachers) > 1]
     trials = _planned_before(out)
     for plan, key in zip(plans, keys, strict=True):
         place = {"arm": plan.arm, "ipc": plan.ipc, "seed": plan.seed}
@@ -44,7 +48,8 @@ def describe_experiment(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         baseline=baseline,
         planned=list(trials.values()),
-        teacher=teachers[0] if len(teachers) == 1 else {"label": f"{len(teachers)} networks"},
+        teacher=teachers[0] if len(labels) == 1 else {"label": f"{len(labels)} networks"},
+        teachers=teachers if len(teachers) > 1 else [],
         dataset={
             "name": dataset.name,
             "hash": dataset.digest,
@@ -54,20 +59,23 @@ def describe_experiment(
             "notes": list(dataset.notes),
         },
         test_labels=dataset.test.labels.tolist(),
-        notes=_notes(plans, dataset.val is not None) + [_told(teacher) for teacher in teachers if len(teachers) > 1],
+        notes=_notes(plans, dataset.val is not None) + each,
     )
 
 
 def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]:
-    """Label, hash and accuracies of each teacher of the plans, once."""
-    configs = {plan.config.teacher: plan.config for plan in reversed(plans)}
+    """Label, seed, hash and accuracies of each teacher of the plans, once."""
+    configs: dict[TeacherConfig, TrialConfig] = {}
+    for plan in plans:
+        configs.setdefault(plan.config.teacher, plan.config)
     return [
         {
             "label": networks.label(config.teacher.network),
+            "seed": config.teacher.seed,
             "hash": workshop.prepare(config).hashes["teacher"],
             **workshop.teacher_accuracy(config),
         }
-        for config in reversed(configs.values())
+        for config in configs.values()
     ]
 
 
@@ -92,11 +100,13 @@ def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
 
 
 def teacher_line(manifest: Manifest) -> str:
-    """The teacher and its accuracy, for the terminal."""
-    return _told(manifest.teacher).lower()
+    """The teacher and its accuracy, for the terminal; a line each where one network has several, of other seeds."""
+    several = manifest.teachers if "hash" in manifest.teacher else []
+    return "\n".join(_told(teacher, seed=bool(several)).lower() for teacher in several or [manifest.teacher])
 
 
-def _told(teacher: Mapping[str, Any]) -> str:
+def _told(teacher: Mapping[str, Any], *, seed: bool = False) -> str:
     named = {"test_accuracy": "test", "val_accuracy": "val"}
     parts = [f"{teacher[key]:.2%} {name}" for key, name in named.items() if key in teacher]
-    return f"Teacher {teacher['label']}{': accuracy ' if parts else ''}{', '.join(parts)}"
+    which = f"{teacher['label']} seed {teacher['seed']}" if seed else teacher["label"]
+    return f"Teacher {which}{': accuracy ' if parts else ''}{', '.join(parts)}"

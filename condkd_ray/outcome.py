@@ -12,7 +12,7 @@ from torch import Tensor
 
 from condkd_ray import state as states
 from condkd_ray.diagnosis import histograms
-from condkd_ray.evaluation import predict
+from condkd_ray.evaluation import in_round, predict
 from condkd_ray.memory import Store
 from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.process import peak_bytes
@@ -83,9 +83,10 @@ def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
     `logits`: the `remembered_logits`.
     """
     images, per_class = examples(config, prepared, state, store)
+    test_images = 0 if prepared.test is None else len(in_round(prepared.test, config.test_rounds))
     return Outcome(
         status="finished",
-        metrics=summary(state.history),
+        metrics=summary(state.history, test_images),
         history=state.history,
         predictions=[],
         images=images,
@@ -105,10 +106,11 @@ def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:
     return replace(untested, metrics=metrics, predictions=predictions.tolist())
 
 
-def summary(history: list[Metrics]) -> Metrics:
+def summary(history: list[Metrics], test_images: int) -> Metrics:
     """A run's figures from its rounds: last values, sums of times; mean, variance and best of those that were tested.
 
-    Of `pool/`, what a trial made for others and took of them, sums too.
+    `test_images`: how many test images were measured in each of those. Of `pool/`, what a trial made for others and
+    took of them, sums too.
 
     `student/forgetting` is how far the last of these is below the best.
     """
@@ -131,6 +133,7 @@ def summary(history: list[Metrics]) -> Metrics:
         "student/test_accuracy_best": max(measured),
         "student/forgetting": max(measured) - measured[-1],
         "student/test_rounds": len(measured),
+        "student/test_images": float(test_images),
     }
 
 

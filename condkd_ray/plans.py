@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from condkd_ray.identity import Scope
@@ -43,6 +43,31 @@ def check_plans(planned: Sequence[Plan]) -> None:
         require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
         alone = plan.scope == "trial" or plan.config.pipeline is None
         require(alone, "--share with --producers", plan.scope, "trial: what a trial's own producers make ends with it")
+
+
+def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[Plan]:
+    """The plans with their seeds spread over so many teachers: the i-th of `seeds` has teacher i mod `teachers`.
+
+    Teacher k is trained with the seed k above that of the plan's own teacher config, 0 by default; the seed of the data
+    split is the same for all. Raises `InputError` where that cannot be: more teachers than seeds, a teacher that is
+    loaded and not trained, plans of other seeds.
+    """
+    found, different = list(plans), list(dict.fromkeys(seeds))
+    accepted = f"1 to {len(different)}, the number of --seeds"
+    require(1 <= teachers <= max(1, len(different)), "--teachers", teachers, accepted)
+    if teachers == 1:
+        return found
+    loaded = [plan.config.teacher.weights for plan in found if plan.config.teacher.weights is not None]
+    require(not loaded, f"--teachers with --teacher-weights {next(iter(loaded), '')}", teachers, "1, that of the file")
+    planned = {plan.seed for plan in found}
+    require(planned == set(different), "--teachers", teachers, "1: this experiment does not run each of --seeds")
+    return [_under(plan, different.index(plan.seed) % teachers) for plan in found]
+
+
+def _under(plan: Plan, teacher: int) -> Plan:
+    own = plan.config.teacher
+    moved = dataclasses.replace(own, seed=own.seed + teacher)
+    return dataclasses.replace(plan, config=dataclasses.replace(plan.config, teacher=moved))
 
 
 def scoped(plan: Plan, scope: Scope) -> Plan:

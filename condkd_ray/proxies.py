@@ -19,6 +19,7 @@ from condkd_ray.condensation.condensation import first_per_class
 from condkd_ray.disk import atomic_write
 from condkd_ray.export import kept_path
 from condkd_ray.guidance import NoGuidance
+from condkd_ray.identity import NUMBERS
 from condkd_ray.inversion import DeepInversion
 from condkd_ray.method import require
 from condkd_ray.networks import parse
@@ -95,7 +96,7 @@ def validate(out: Path, workshop: Workshop, config: TrialConfig) -> str:
 
     Writes `proxies.md` there; the table as plain text.
     """
-    done = [record for record in read_records(out) if record.status == "finished"]
+    done = [record for record in read_records(out) if (record.status, record.numbers) == ("finished", NUMBERS)]
     require(len(done) > 1, "number of finished trials", len(done), "2 or more")
     sets = candidates(workshop, config)
     table = ranking_table(rank([scores(out, one, sets) for one in done], [one.metrics[ACCURACY] for one in done]))

@@ -33,7 +33,7 @@ class Sketch(Workshop):
 
     def _teacher(self, config: TrialConfig) -> Teacher:
         key = self._teacher_key(config)
-        if config.teacher.weights is not None or (self.cache / "teachers" / f"{key}.safetensors").is_file():
+        if config.teacher.weights is not None or self._teacher_path(config).is_file():
             return super()._teacher(config)
         self.teachers[key] = config
         dataset = self.data(config)
@@ -42,7 +42,7 @@ class Sketch(Workshop):
 
     def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
         key = self._condensed_key(config, method)
-        if (self.cache / "condensed" / f"{key}.safetensors").is_file():
+        if self._condensed_path(config, method).is_file():
             return super()._cached_condense(config, method)
         self.sets[key] = (config, method)
         return self._condense(config, RandomReal(ipc=method.ipc))

@@ -13,7 +13,7 @@ import tyro
 from condkd_ray import config as configs
 from condkd_ray.artifacts import Workshop
 from condkd_ray.bookkeeping import Watch
-from condkd_ray.identity import trial_hash
+from condkd_ray.identity import NUMBERS, trial_hash
 from condkd_ray.manifests import describe_experiment, teacher_line
 from condkd_ray.memory.store import MissingSamplesError
 from condkd_ray.method import require
@@ -83,6 +83,9 @@ def repeat(command: Repeat) -> int:
     drawn = f"{first.scope}: it drew what other trials made, as they came"
     require(first.scope != "sweep", "scope of the record", drawn, "a trial with images of its own")
     config = configs.from_tree(first.config, f"record {first.config_hash[:12]}")
+    if first.numbers != NUMBERS:
+        versions = f"the record is of version {first.numbers} of the numbers, this program of version {NUMBERS}"
+        say(f"{versions}: the number cannot be expected to repeat")
     code, key = _train(config, first.arm, command)
     equal, told = compare(first, find_record(command.out, key))
     show(told)

@@ -115,7 +115,14 @@ def measure(config: TrialConfig, prepared: Prepared, state: TrialState) -> Metri
     if not config.measures(state.round):
         return {}
     student, teacher = state.distiller.student, prepared.teacher
-    return evaluate(student, teacher=teacher, proxy=prepared.proxy, val=prepared.val, test=prepared.test)
+    return evaluate(
+        student,
+        teacher=teacher,
+        proxy=prepared.proxy,
+        val=prepared.val,
+        test=prepared.test,
+        test_rounds=config.test_rounds,
+    )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from condkd_ray.condensation import AnyCondensation
 from condkd_ray.data import DataConfig, Dataset, RealImages
 from condkd_ray.diagnosis import Landmarks
 from condkd_ray.distiller import Distiller
+from condkd_ray.evaluation import TestRounds
 from condkd_ray.guidance import AnyGuidance, NoGuidance
 from condkd_ray.inversion import AnyInversion, Fast, NoInversion
 from condkd_ray.memory import AnyMemory, Growing
@@ -48,6 +49,9 @@ class TrialConfig(Method):
     """Rounds in which the student learns; those of the inversion's warm-up come before."""
     evaluate_every: int = 1
     """Rounds between two measurements of the student; the last round is always measured."""
+    test_rounds: TestRounds = "subset"
+    """Test images in each of these measurements: `subset`, at most 1000 (our choice); `full`, all, as PRE-DFKD's mean
+    and variance over rounds."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' arithmetic (autocast); losses are float32 always."""
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from condkd_ray import __main__
-from condkd_ray.report.records import Record, read_manifest, read_records
+from condkd_ray.identity import NUMBERS
+from condkd_ray.report.records import Record, read_manifest, read_records, write_manifest, write_record
 
 TINY = """
 data: digits
@@ -171,6 +173,21 @@ def test_a_record_repeats_and_its_student_is_exported(trained, folder, monkeypat
     assert {path.name for path in (folder / "export").iterdir()} == names
     assert run(monkeypatch, "export", str(out), "--to", str(folder / "export")) == 2
     assert "accepted: a new or empty folder" in capsys.readouterr().err
+
+
+def test_of_a_record_of_other_numbers_it_is_said_that_it_may_not_repeat(trained, folder, monkeypatch, capsys):
+    (record,) = read_records(trained[0])
+    older = folder / "older"
+    write_manifest(older, read_manifest(trained[0]))
+    # As an older version wrote it: under another hash, without a field of today and without a version.
+    tree = {name: value for name, value in record.config.items() if name != "test_rounds"}
+    write_record(older, dataclasses.replace(record, config_hash="0ld", config=tree, numbers=1))
+    again = ("--out", str(folder / "repeated"), "--cache", str(folder / "cache"))
+    assert run(monkeypatch, "train", "--from-record", str(older), "0ld", *again) == 0
+    said = capsys.readouterr()
+    version = f"the record is of version 1 of the numbers, this program of version {NUMBERS}"
+    assert f"{version}: the number cannot be expected to repeat" in said.err
+    assert said.out.splitlines()[-1].startswith("equal: test accuracy ")
 
 
 def test_a_record_is_repeated_as_it_is_and_a_trial_needs_a_file(trained, monkeypatch, capsys):

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from toy import blobs
 from condkd_ray import artifacts
 from condkd_ray.artifacts import Workshop
 from condkd_ray.condensation import AllReal, AnyCondensation, DistributionMatching, Imported, RandomReal, SqueezeRecover
-from condkd_ray.config import dump
+from condkd_ray.config import dump, to_tree
 from condkd_ray.data import DataConfig
 from condkd_ray.distiller import Distiller
 from condkd_ray.identity import trial_hash
@@ -25,8 +27,9 @@ from condkd_ray.memory import Latest
 from condkd_ray.method import InputError
 from condkd_ray.networks import ConvNet, ResNet
 from condkd_ray.proxy import views
+from condkd_ray.sketch import Sketch
 from condkd_ray.streams import derive_seed
-from condkd_ray.supervised import Supervised, TeacherConfig
+from condkd_ray.supervised import Supervised, TeacherConfig, bf16_pays
 from condkd_ray.trial import TrialConfig
 
 RECIPE = TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=3))
@@ -254,6 +257,39 @@ def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path):
         prepared = Workshop(tmp_path / "cache", say=heard.append).prepare(config)
         hashes.append((prepared.hashes, trial_hash(config, prepared)))
     assert hashes[0] == hashes[1]
+    assert heard.trainings == 1
+
+
+def older_key(parts: list) -> str:
+    """As artifacts were named before numbers version 2: by every field, those at their defaults too."""
+    text = json.dumps([parts, {}], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("method", [LIVELY, SqueezeRecover(ipc=1, iterations=1, squeeze="teacher")])
+def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_path, workshop, method):
+    config = using(method)
+    made, dataset = workshop.prepare(config), workshop.data(config)
+    read_as = [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, 0]
+    recipe = to_tree(RECIPE)
+    del recipe["weights"]
+    teacher = older_key(["1", recipe, "bfloat16" if bf16_pays() else "float32", read_as])
+    few = older_key(["1", to_tree(method), "", 0, read_as, *[teacher] * method.needs_teacher])
+    for kind, name, tensors in (
+        ("teachers", teacher, made.teacher.network.state_dict()),
+        ("condensed", few, {"images": made.condensed.images, "labels": made.condensed.labels}),
+    ):
+        (tmp_path / kind).mkdir()
+        path = tmp_path / kind / f"{name}.safetensors"
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    files, heard = set(tmp_path.rglob("*.safetensors")), Heard()
+    assert Workshop(tmp_path, say=heard.append).prepare(config).hashes == made.hashes
+    sketch = Sketch(tmp_path)
+    sketch.prepare(config)
+    assert (heard, sketch.teachers, sketch.sets) == ([], {}, {})
+    assert set(tmp_path.rglob("*.safetensors")) == files
+    other = replace(config, teacher=replace(RECIPE, training=Supervised(epochs=3, lr=0.1)))
+    Workshop(tmp_path, say=heard.append).prepare(other)
     assert heard.trainings == 1
 
 

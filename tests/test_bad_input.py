@@ -45,6 +45,7 @@ def folder(tmp_path) -> Path:
     (tmp_path / "trial.yaml").write_text(TRIAL)
     (tmp_path / "typo.yaml").write_text("distiller: {stepz: 3}")
     (tmp_path / "broken.yaml").write_text("rounds: [")
+    (tmp_path / "rounds.yaml").write_text("test_rounds: all")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("mine")
     (tmp_path / "text.pt").write_text("weights")
@@ -112,6 +113,13 @@ FLAGS = [
     ("--condensed-share nan", "condensed_share is nan; accepted: 0 <= share <= 1"),
     ("--ipcs 0 5", "--ipcs is (0, 5); accepted: one or more integers >= 1"),
     ("--seeds -1", "--seeds is (-1,); accepted: one or more integers >= 0"),
+    ("--teachers 0", "--teachers is 0; accepted: 1 to 5, the number of --seeds"),
+    ("--teachers 3 --seeds 0 1", "--teachers is 3; accepted: 1 to 2, the number of --seeds"),
+    (
+        "--teachers 2 --teacher-weights {folder}/other.safetensors",
+        "--teachers with --teacher-weights {folder}/other.safetensors is 2; accepted: 1, that of the file",
+    ),
+    ("--config {folder}/rounds.yaml", "flags: test_rounds is 'all'; accepted: 'subset' or 'full'"),
     ("--seeds 0 0", "one trial, planned twice, is 'none seed 0 and none seed 0'; accepted: arms, IPCs and seeds"),
     ("--condensed-share 0 --arms guided guided_only", "guided ipc 1 seed 0 and guided_only ipc 1 seed 0'; accepted"),
     ("--rounds 0", "rounds is 0; accepted: an integer >= 1"),

@@ -13,10 +13,11 @@ from condkd_ray.config import from_tree
 from condkd_ray.data import DataConfig
 from condkd_ray.distiller import Distiller
 from condkd_ray.guidance import Discriminator
-from condkd_ray.identity import trial_hash
+from condkd_ray.identity import NUMBERS, trial_hash
 from condkd_ray.manifests import _notes, describe_experiment, teacher_line
 from condkd_ray.networks import ResNet
 from condkd_ray.outcome import Outcome
+from condkd_ray.plans import spread
 from condkd_ray.report.records import Manifest, grid_path, read_manifest, read_records, record_path, write_manifest
 from condkd_ray.run import local_store, run_trial
 from condkd_ray.supervised import Supervised, TeacherConfig
@@ -51,7 +52,7 @@ def test_a_record_says_what_ran_and_what_came_of_it(prepared, key, outcome):
     named = (record.condensation, record.inversion, record.guidance, record.memory)
     assert named == ("random_real", "fast", "discriminator", "growing")
     assert from_tree(record.config) == CONFIG
-    assert record.config_hash == key
+    assert (record.config_hash, record.numbers) == (key, NUMBERS)
     assert record.teacher_hash == prepared.hashes["teacher"]
     assert record.condensed_hash == prepared.hashes["condensed"]
     assert record.rounds == len(record.history) == 2
@@ -166,7 +167,7 @@ def test_a_manifest_describes_data_teacher_and_plan(tmp_path, workshop, monkeypa
     shares = [manifest.teacher[name] for name in ("test_accuracy", "val_accuracy")]
     assert all(0 <= share <= 1 for share in shares)
     assert teacher_line(manifest) == f"teacher resnet-8-4: accuracy {shares[0]:.2%} test, {shares[1]:.2%} val"
-    assert (manifest.notes, manifest.baseline) == ([], "none")
+    assert (manifest.notes, manifest.baseline, manifest.teachers) == ([], "none", [])
     told = describe_experiment("train", "", [plan], ["abc"], workshop, tmp_path, baseline="trial")
     assert told.baseline == "trial"
 
@@ -187,6 +188,26 @@ def test_several_teachers_are_told_in_notes_and_none_stands_for_all(tmp_path, wo
     assert manifest.teacher == {"label": "2 networks"}
     assert [note.partition(":")[0] for note in manifest.notes] == ["Teacher resnet-8-4", "Teacher resnet-8-5"]
     assert teacher_line(manifest) == "teacher 2 networks"
+    assert [one["label"] for one in manifest.teachers] == ["resnet-8-4", "resnet-8-5"]
+
+
+def test_several_teachers_of_one_network_are_told_by_their_seeds_and_the_first_stands_first(tmp_path, workshop):
+    plans = spread([Plan("a", 2, seed, dataclasses.replace(SMALL, seed=seed)) for seed in range(3)], range(3), 2)
+    manifest = describe_experiment("train", "", plans, ["1", "2", "3"], workshop, tmp_path)
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    assert manifest.teacher == manifest.teachers[0]
+    assert [one["seed"] for one in manifest.teachers] == [0, 1]
+    hashes = [workshop.prepare(plan.config).hashes["teacher"] for plan in plans]
+    assert [one["hash"] for one in manifest.teachers] == hashes[:2]
+    assert hashes[0] == hashes[2] != hashes[1]
+    accuracies = [workshop.teacher_accuracy(plan.config) for plan in plans[:2]]
+    assert [{name: one[name] for name in accuracies[0]} for one in manifest.teachers] == accuracies
+    told = [f"resnet-8-4 seed {k}: accuracy {one['test_accuracy']:.2%}" for k, one in enumerate(accuracies)]
+    assert [note.partition(" test")[0] for note in manifest.notes] == [f"Teacher {text}" for text in told]
+    assert [line.partition(" test")[0] for line in teacher_line(manifest).splitlines()] == [
+        f"teacher {text}" for text in told
+    ]
 
 
 def test_an_imported_set_is_noted(tmp_path, workshop):

@@ -16,7 +16,7 @@ from condkd_ray.distiller import Distiller
 from condkd_ray.inversion import Fast
 from condkd_ray.outcome import Outcome
 from condkd_ray.plans import Plan
-from condkd_ray.report.records import finished, write_record
+from condkd_ray.report.records import finished, read_records, write_record
 from condkd_ray.study import open_storage
 
 PREPARED = dataclasses.replace(make_prepared(), hashes={"teacher": "t", "data": "d", "condensed": "c", "proxy": "p"})
@@ -158,6 +158,17 @@ def test_a_study_is_made_of_the_records_where_it_is_missing_or_its_values_are_ot
     assert set(stored(tmp_path).trials[0].distributions["arm"].choices) == {"slow", "fast", "slower"}
     # An image and two configs, and none of the study that was.
     assert len(list((tmp_path / "artifacts").iterdir())) == 3
+
+
+def test_a_study_of_other_numbers_begins_anew_and_is_not_made_of_older_records(tmp_path):
+    heard(chronicle(tmp_path), tmp_path, "a")
+    (record,) = read_records(tmp_path)
+    write_record(tmp_path, dataclasses.replace(record, numbers=1))
+    stored(tmp_path).set_user_attr("numbers", 1)
+    chronicle(tmp_path)
+    assert stored(tmp_path).trials == []
+    heard(chronicle(tmp_path), tmp_path, "b")
+    assert states(tmp_path) == {"b": TrialState.COMPLETE}
 
 
 def test_a_trial_without_a_finite_quality_is_told_once(tmp_path):

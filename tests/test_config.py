@@ -1,21 +1,27 @@
 import dataclasses
+import hashlib
+import json
 import types
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condkd_ray.condensation import Imported
-from condkd_ray.config import content_hash, dump, from_tree, merge, read, to_tree
+from condkd_ray.config import content_hash, dump, from_tree, identity, merge, read, to_tree
 from condkd_ray.data import DataConfig
-from condkd_ray.inversion import Dafl, DeepInversion, Fast
-from condkd_ray.losses.kd import Attention
+from condkd_ray.inversion import Dafl, DeepInversion, Fast, Nayer
+from condkd_ray.losses.kd import Attention, LogitL1
+from condkd_ray.memory import Growing
 from condkd_ray.method import InputError
 from condkd_ray.networks import ResNet18, Torchvision, Wrn
-from condkd_ray.supervised import TeacherConfig
+from condkd_ray.pipeline import Pipeline
+from condkd_ray.supervised import Supervised, TeacherConfig
 from condkd_ray.trial import TrialConfig
 
 PLAIN: dict[Any, Any] = {
@@ -198,6 +204,92 @@ def test_the_hash_knows_methods_and_contents_apart():
     assert content_hash(BASE, {"data": "1"}) != content_hash(BASE, {"data": "2"}) != content_hash(BASE)
     assert content_hash(TrialConfig(inversion=Fast())) != content_hash(TrialConfig(inversion=Dafl()))
     assert content_hash(TrialConfig(seed=1)) == content_hash(from_tree({"seed": 1}))
+
+
+def test_a_field_at_its_default_is_left_out_and_the_name_of_a_method_is_not():
+    assert identity(TrialConfig()) == {}
+    assert identity(TrialConfig(inversion=Fast(width=64))) == {"inversion": {"name": "fast", "width": 64}}
+    assert identity(TrialConfig(inversion=Dafl())) == {"inversion": {"name": "dafl"}}
+    # A default of the parent that is none of its class.
+    assert identity(TeacherConfig(training=Supervised())) == {"training": {}}
+    assert identity(TeacherConfig(training=Supervised(epochs=40, lr=0.1))) == {"training": {"epochs": 40, "lr": 0.1}}
+    assert identity(TrialConfig(pipeline=Pipeline())) == {"pipeline": {}}
+    assert identity(TrialConfig(data=DataConfig(root=Path("/a")))) == {}
+    assert identity([Fast(), Growing()]) == [{"name": "fast"}, {"name": "growing"}]
+    assert identity(TrialConfig(), complete=True).keys() == to_tree(TrialConfig()).keys()
+
+
+def test_a_hash_is_what_it_was():
+    assert content_hash(TrialConfig()) == hashed("[{},{}]")
+    assert content_hash(TrialConfig(seed=1, inversion=Dafl())) == hashed('[{"inversion":{"name":"dafl"},"seed":1},{}]')
+
+
+def hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_every_method_at_its_defaults_has_a_hash_of_its_own():
+    hints = get_type_hints(TrialConfig)
+    others = [
+        changed(TrialConfig(), (field,), kind(**NEEDED.get(kind, {})))
+        for field, hint in hints.items()
+        for kind in get_args(hint)
+        if dataclasses.is_dataclass(kind)
+    ]
+    others.append(TrialConfig(distiller=dataclasses.replace(TrialConfig().distiller, loss=LogitL1())))
+    default = {identity(one, complete=True) == identity(TrialConfig(), complete=True) for one in others}
+    assert default == {True, False}
+    assert len({content_hash(one) for one in others}) == len({str(identity(one, complete=True)) for one in others})
+
+
+@cache
+def newer(kind: type, default: int) -> type:
+    """The class as a later version might have it: with one more field."""
+    more = dataclasses.field(default=default)
+    return dataclasses.make_dataclass(kind.__name__, [("newer", int, more)], bases=(kind,), frozen=True, kw_only=True)
+
+
+def grown(value: Any, given: int = 7) -> Any:
+    """The value with one more field, of default 7, in each of its dataclasses."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    twin = object.__new__(newer(type(value), 7))
+    for f in dataclasses.fields(value):
+        object.__setattr__(twin, f.name, grown(getattr(value, f.name), given))
+    object.__setattr__(twin, "newer", given)
+    return twin
+
+
+def without_files(config: TrialConfig) -> TrialConfig:
+    """No path whose content would be read."""
+    if not isinstance(config.inversion, Nayer):
+        return config
+    return dataclasses.replace(config, inversion=dataclasses.replace(config.inversion, embeddings=None))
+
+
+@given(config=configs(TrialConfig).map(without_files))
+def test_a_new_field_at_its_default_leaves_every_hash(config):
+    assert content_hash(grown(config)) == content_hash(config)
+    assert content_hash(grown(config, given=8)) != content_hash(config)
+
+
+def mixes(one: Any, other: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Path and value of each leaf and method that `one` could have of `other`, down to where their classes differ."""
+    for f in dataclasses.fields(one):
+        own, new = getattr(one, f.name), getattr(other, f.name)
+        yield (*path, f.name), new
+        if dataclasses.is_dataclass(own) and type(own) is type(new):
+            yield from mixes(own, new, (*path, f.name))
+
+
+@settings(max_examples=20)
+@given(one=configs(TrialConfig).map(without_files), other=configs(TrialConfig).map(without_files))
+def test_two_configs_have_one_hash_just_if_all_that_shapes_their_numbers_is_equal(one, other):
+    for start in (one, TrialConfig()):
+        twins = [start, *(changed(start, path, value) for path, value in mixes(start, other))]
+        told = {json.dumps(identity(twin, complete=True), sort_keys=True): content_hash(twin) for twin in twins}
+        assert len(set(told.values())) == len(told)
+        assert {content_hash(twin) for twin in twins} == set(told.values())
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,16 @@ def test_a_round_measures_at_most_a_subset_of_the_test_images(teacher):
     assert set(found) == {"proxy/agreement", "proxy/kl", "student/test_accuracy"}
 
 
+def test_or_all_of_them_where_that_is_asked_for(teacher):
+    test = flat(torch.zeros(ROUND_SUBSET + 300, dtype=torch.int64))
+    test.labels[ROUND_SUBSET:] = 1
+    network, proxy = Brightness(), views(answered(blobs(4), teacher), teacher, seed=0)
+    found = evaluate(network, teacher=teacher, proxy=proxy, val=test, test=test, test_rounds="full")
+    assert found["student/test_accuracy"] == ROUND_SUBSET / len(test)
+    assert found["student/val_accuracy"] == 1
+    assert network.seen == len(test) + ROUND_SUBSET + len(proxy)
+
+
 def test_the_teacher_as_its_own_student(teacher):
     proxy = views(answered(blobs(4), teacher), teacher, seed=0)
     test, val = blobs(64, seed=2), blobs(32, seed=3)

@@ -107,6 +107,9 @@ def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster,
     write_record(tmp_path, make_record("ablate_ipc", planned[0], key, prepared, outcome))
     assert list(finished_before(planned, tmp_path)) == planned[:1]
     assert finished_before([replace(planned[0], scope="inversion")], tmp_path) == {}
+    older = replace(read_records(tmp_path)[0], numbers=1)
+    write_record(tmp_path / "older", older)
+    assert finished_before(planned, tmp_path / "older") == {}
     flags = RunFlags(out=tmp_path, cache=tmp_path / "cache")
     work = Work(planned[:2], finished_before(planned[:2], tmp_path))
     found = estimate(work, flags, "cpu")

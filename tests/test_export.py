@@ -57,6 +57,16 @@ def test_the_best_of_each_arm_is_kept_by_validation_and_never_by_test_accuracy(t
     assert choose(out, "d") == other
 
 
+def test_what_older_numbers_made_is_neither_compared_with_new_nor_chosen_before_it(tmp_path):
+    out = folder_of(tmp_path)
+    old = replace(ran(out, "a", val_accuracy=0.9), numbers=1)
+    Shelf(out).offer(old)
+    write_record(out, old)
+    Shelf(out).offer(ran(out, "b", val_accuracy=0.5))
+    assert kept_path(out, "b").is_file()
+    assert choose(out).config_hash == "b"
+
+
 def test_a_product_is_fetched_from_a_bucket(tmp_path, bucket):
     out, storage = folder_of(tmp_path), locate(bucket)
     shelf = Shelf(out, storage)

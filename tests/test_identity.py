@@ -8,7 +8,7 @@ import toy
 from contracts.toy_methods import small
 
 from condkd_ray.guidance import Discriminator
-from condkd_ray.identity import can_share, pool_key, production_key
+from condkd_ray.identity import NUMBERS, can_share, pool_key, production_key, trial_hash
 from condkd_ray.inversion import AnyInversion, Cmi, DeepInversion, Fast, Nayer, NoInversion
 from condkd_ray.memory import Latest
 from condkd_ray.networks import ResNet
@@ -122,3 +122,21 @@ def test_a_weighing_says_whether_it_reads_the_memory():
         counts = (torch.zeros(4, dtype=torch.int64), torch.tensor([9, 0, 0, 0]))
         terms = [produce(config, prepared, begin(config, prepared), student, n)[1] for n in counts]
         assert (terms[0] == terms[1]) is not weighing.reads_memory
+
+
+def test_trials_of_other_numbers_are_others_and_share_nothing(monkeypatch):
+    prepared = toy.make_prepared()
+
+    def keys() -> list[str]:
+        sweep, shared = (pool_key(scope, "", FREE, prepared)[1] for scope in ("sweep", "inversion"))
+        return [trial_hash(FREE, prepared), trial_hash(FREE, prepared, "sweep"), key(), sweep, shared]
+
+    now = keys()
+    monkeypatch.setattr("condkd_ray.identity.NUMBERS", NUMBERS - 1)
+    assert all(one != other for one, other in zip(now, keys(), strict=True))
+
+
+def test_how_a_trial_is_tested_is_in_its_name_and_not_in_that_of_its_images():
+    prepared, full = toy.make_prepared(), replace(FREE, test_rounds="full")
+    assert trial_hash(full, prepared) != trial_hash(FREE, prepared)
+    assert key(test_rounds="full") == key()

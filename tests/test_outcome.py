@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import NUM_CLASSES, make_prepared, toy_config
+from toy import NUM_CLASSES, blobs, make_prepared, toy_config
 
 from condkd_ray import evaluation
 from condkd_ray.distiller import Distiller
+from condkd_ray.evaluation import ROUND_SUBSET
 from condkd_ray.guidance import Discriminator
 from condkd_ray.inversion import NoInversion
 from condkd_ray.memory import Latest
@@ -56,7 +57,7 @@ def test_the_summary_of_a_history():
         {"round": 3, "student/test_accuracy": 0.7, "proxy/kl": 1.0, "diagnosis/gap": 2.0, "memory/bytes": 7},
         {"round": 4, "student/test_accuracy": 0.6, "time/wall_seconds": 3.0},
     ]
-    assert summary(history) == {
+    assert summary(history, 600) == {
         "proxy/kl": 1.0,
         "diagnosis/gap": 2.0,
         "memory/bytes": 7,
@@ -66,12 +67,40 @@ def test_the_summary_of_a_history():
         "student/test_accuracy_best": 0.7,
         "student/forgetting": pytest.approx(0.1),
         "student/test_rounds": 3,
+        "student/test_images": 600.0,
     }
 
 
 def test_nothing_is_forgotten_where_the_last_round_is_the_best():
     history: list[Metrics] = [{"round": k, "student/test_accuracy": 0.1 * k} for k in (1, 2, 3)]
-    assert summary(history)["student/forgetting"] == 0
+    assert summary(history, 600)["student/forgetting"] == 0
+
+
+@pytest.mark.parametrize("test_rounds", ["subset", "full"])
+def test_the_last_round_measures_what_the_final_test_does_just_where_all_images_are_measured(prepared, test_rounds):
+    test = blobs(ROUND_SUBSET + 500, seed=7)
+    # The first of them are of some classes only.
+    many = replace(prepared, test=test[test.labels.argsort(stable=True)])
+    config = toy_config(test_rounds=test_rounds)
+    outcome = run_trial(config, many, local_store(config, many, None))
+    measured = [row["student/test_accuracy"] for row in outcome.history]
+    assert (measured[-1] == outcome.metrics["student/test_accuracy"]) is (test_rounds == "full")
+    images = {"subset": ROUND_SUBSET, "full": ROUND_SUBSET + 500}[test_rounds]
+    assert outcome.metrics["student/test_images"] == images
+    assert isinstance(outcome.metrics["student/test_images"], float)
+    # An accuracy of so many images.
+    assert all(accuracy * images == pytest.approx(round(accuracy * images), abs=1e-9) for accuracy in measured)
+
+
+def test_measuring_more_test_images_shapes_no_training(prepared):
+    many = replace(prepared, test=blobs(ROUND_SUBSET + 500, seed=7))
+    found = []
+    for test_rounds in ("subset", "full"):
+        config = toy_config(test_rounds=test_rounds)
+        outcome = run_trial(config, many, local_store(config, many, None))
+        kept = [{k: v for k, v in m.items() if not k.startswith(("time/", "student/"))} for m in outcome.history]
+        found.append((kept, outcome.predictions))
+    assert found[0] == found[1]
 
 
 def test_no_test_image_is_looked_at_before_all_else_was_told(prepared, monkeypatch):

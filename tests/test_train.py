@@ -6,6 +6,7 @@ import pytest
 from toy import make_prepared, toy_config
 
 from condkd_ray.bookkeeping import make_record
+from condkd_ray.identity import NUMBERS
 from condkd_ray.method import InputError
 from condkd_ray.plans import Plan
 from condkd_ray.report.records import find_record, write_record
@@ -35,6 +36,12 @@ def test_of_unequal_ones_it_is_said_what_differs(record):
     assert ", 1 predictions; differs: threads (1 then, 2 now), torch (" in told
     assert "9.9 now)" in told
     assert "nothing that is recorded" in compare(record, replace(record, predictions=flipped))[1]
+
+
+def test_other_numbers_are_a_cause(record):
+    flipped = [(record.predictions[0] + 1) % 4, *record.predictions[1:]]
+    _, told = compare(replace(record, numbers=1), replace(record, predictions=flipped))
+    assert told.endswith(f"1 predictions; differs: numbers (1 then, {NUMBERS} now)")
 
 
 def test_failures_are_compared_by_their_reasons(record):

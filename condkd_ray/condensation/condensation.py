@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 from typing import Self
 
 import torch
@@ -30,6 +31,8 @@ class Condensation(Method, ABC):
     an ablation over `ipc` compares more images with fewer of the same.
     """
 
+    recipe: ClassVar[int] = 1
+    """Version of its code, raised when the same settings give other images: sets cached before are then not used."""
     name: str
     ipc: int = 10
     """Images per class."""

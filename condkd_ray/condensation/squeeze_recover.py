@@ -64,6 +64,8 @@ class SqueezeRecover(Condensation):
         "least_crop",
         "shift",
     )
+    recipe: ClassVar[int] = 2
+    """2: while it squeezes, black moves in; while it recovers, the batch is rolled."""
     name: Literal["squeeze_recover"] = "squeeze_recover"
     squeeze: Literal["own", "teacher"] = "own"
     """Invert a network of its own, trained on the real images, or the teacher that the images will guide."""

@@ -17,7 +17,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from condkd_ray.config import content_hash
-from condkd_ray.method import InputError
+from condkd_ray.identity import NUMBERS
+from condkd_ray.method import InputError, require
 from condkd_ray.space import close, to_plain
 from condkd_ray.study.constraints import Constraint, known
 from condkd_ray.study.ledger import Ledger
@@ -29,6 +30,8 @@ from condkd_ray.trial import TrialConfig
 REPEATS = 50
 """Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""
 GPU_SECONDS = "gpu_seconds"
+VERSION = "numbers"
+"""User attribute of a study: the `NUMBERS` that its values are of; 1 where it is missing."""
 LIFE = "life"
 """User attribute: of a member of a population, its parameters so far, see `population`."""
 TO_RUN, REPEAT, IMPOSSIBLE, KNOWN = "to_run", "repeats", "impossible", "known_from"
@@ -140,7 +143,11 @@ class Study(Ledger):
             self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
     def learn_from(self, other: optuna.Study) -> int:
-        """Take over the complete trials of another study whose parameters are of this space; how many there were."""
+        """Take over the complete trials of another study whose parameters are of this space; how many there were.
+
+        Raises `InputError` where that study is of another version of the numbers.
+        """
+        check_numbers(other.study_name, other.user_attrs)
         before = {trial.user_attrs[KNOWN] for trial in self.trials if KNOWN in trial.user_attrs}
         count = 0
         for trial in other.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
@@ -204,6 +211,7 @@ def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Obj
     there = {summary.study_name: summary for summary in storage_summaries(storage)}
     if name in there:
         told = there[name].user_attrs
+        check_numbers(name, told)
         for key, value in asked.items():
             if told.get(key, []) != json.loads(json.dumps(value)):
                 made = f"study {name!r} was made for another {key}, {_short(told.get(key, []))}"
@@ -212,10 +220,17 @@ def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Obj
     with quiet():
         study = optuna.create_study(study_name=name, storage=storage, directions=objective.directions)
         study.set_metric_names(list(objective.names))
+    study.set_user_attr(VERSION, NUMBERS)
     for key, value in asked.items():
         if value:
             study.set_user_attr(key, value)
     return study
+
+
+def check_numbers(name: str, attributes: Mapping[str, Any]) -> None:
+    """Raise `InputError` where the study with these user attributes holds values of another version of the numbers."""
+    found, accepted = attributes.get(VERSION, 1), f"{NUMBERS}, that of this program; or another --out, or --study"
+    require(found == NUMBERS, f"version of the numbers of study {name!r}", found, accepted)
 
 
 def _feasible(trial: FrozenTrial) -> bool:

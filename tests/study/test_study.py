@@ -7,6 +7,7 @@ import pytest
 from killing import killed_after
 from optuna.trial import TrialState
 
+from condkd_ray.identity import NUMBERS
 from condkd_ray.method import InputError
 from condkd_ray.space import parse
 from condkd_ray.study import Objective, Study, open_storage
@@ -185,6 +186,7 @@ def test_an_earlier_study_of_the_space_is_known_once_and_counts_for_nothing(tmp_
         earlier.complete(earlier.propose().number, [number / 10])
     other = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "a"))
     wide = optuna.create_study(study_name="wide", direction="maximize")
+    wide.set_user_attr("numbers", NUMBERS)
     wide.enqueue_trial({"inversion/bn_weight": 1000.0, "inversion/steps": 3})
     trial = wide.ask()
     trial.suggest_float("inversion/bn_weight", 0.1, 1e4), trial.suggest_int("inversion/steps", 2, 10)
@@ -205,6 +207,24 @@ def test_another_search_under_the_same_name_is_refused_and_the_study_left(tmp_pa
     with pytest.raises(InputError, match=f"study 's' was made for another {what}, .*; accepted: the same {what}"):
         study(tmp_path, **change)
     assert (tmp_path / "study.journal").read_bytes() == before
+
+
+def test_a_study_of_other_numbers_is_refused_and_taught_to_none(tmp_path):
+    study(tmp_path).propose()
+    other = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path))
+    other.set_user_attr("numbers", 1)
+    before = (tmp_path / "study.journal").read_bytes()
+    message = f"version of the numbers of study 's' is 1; accepted: {NUMBERS}, that of this program; or another --out"
+    with pytest.raises(InputError, match=message):
+        study(tmp_path)
+    assert (tmp_path / "study.journal").read_bytes() == before
+    new = study(tmp_path / "new")
+    with pytest.raises(InputError, match=message):
+        new.learn_from(other)
+    # Studies from before there were versions have none.
+    with pytest.raises(InputError, match="version of the numbers of study 'bare' is 1; accepted"):
+        new.learn_from(optuna.create_study(study_name="bare", direction="maximize"))
+    assert new.trials == []
 
 
 @pytest.mark.parametrize("sampler", ["gp", "qmc", "grid"])
