@@ -8,8 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
