@@ -156,7 +156,7 @@ def test_the_interval_over_images_covers_the_truth(images, share, seeds, alike):
         assert low is not None
         assert high is not None
         hits += low <= 0.6 * share <= high
-    # Three standard errors below 0.94; a percentile bootstrap covers 0.79, 0.84, 0.95 and 0.95 for one seed.
+    # Three standard errors below 0.94; for one seed a percentile bootstrap covers 0.79 of the first case.
     assert hits / repeats >= 0.94 - 3 * math.sqrt(0.94 * 0.06 / repeats)
 
 
