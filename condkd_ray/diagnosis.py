@@ -117,6 +117,17 @@ def diagnose(fresh: Samples, landmarks: Landmarks, *, teacher: Teacher, student:
         return {f"diagnosis/{name}": value for name, value in zip(found, values, strict=True) if math.isfinite(value)}
 
 
+@torch.no_grad()
+def to_real(made: Samples, landmarks: Landmarks, *, teacher: Teacher) -> Metrics:
+    """`mmd_real` and `frechet_real` of all images of `made`, measured as in `diagnose`."""
+    with torch.autocast(teacher.device.type, enabled=False):
+        features = _features(teacher, made.images) / landmarks.scale
+        if not features.isfinite().all():
+            raise NonFiniteError("the teacher's features of the synthetic images are not finite")
+        found = _apart("real", features, made.labels, landmarks.real, landmarks.real_labels, landmarks)
+    return {name: value.item() for name, value in found.items()}
+
+
 def histograms(logits: Tensor) -> dict[str, list[int]]:
     """How many of the teacher's answers (N, K) name each `class`, and how many lie in each bin of `confidence`."""
     confidence, classes = logits.float().softmax(1).max(1)

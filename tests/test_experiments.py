@@ -206,3 +206,27 @@ def test_it_runs_and_compares_with_its_baseline(name, flags, told, tmp_path):
     assert told in done.stdout
     assert {record.status for record in read_records(tmp_path / "out")} == {"finished"}
     assert read_manifest(tmp_path / "out").experiment == name
+
+
+def test_padding_is_measured_side_by_side_on_what_a_trial_was_prepared_with(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"teacher": TINY["teacher"]}))
+    flags = ["--hosts", "fast", "nayer", "--seeds", "0", "1", "--rounds", "2", "--inversion-steps", "1"]
+    flags += ["--teacher-epochs", "1", "--config", str(tmp_path / "tiny.yaml")]
+    flags += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    command, env = [sys.executable, str(FOLDER / "compare_padding.py")], environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, env=env, timeout=240)
+    assert done.returncode == 0, done.stderr
+    written = [line.split(" | ") for line in (tmp_path / "out" / "padding.md").read_text().splitlines()]
+    rows = {(line[0], line[1]): line[2:] for line in written if len(line) == 7}
+    figures = ("Frechet", "MMD", "BN")
+    assert [key for key in rows if key[1] in figures] == [
+        (f"| {host}", f) for host in ("fast", "nayer") for f in figures
+    ]
+    # The generator's second image depends on what its first step saw: padding is the one thing that differs.
+    n, old, new, *_ = rows["| fast", "BN"]
+    assert n == "2"
+    assert old != new
+    assert "BN" in done.stdout
+    refused = subprocess.run([*command, "--inversion-steps", "0"], capture_output=True, text=True, env=env, timeout=240)
+    assert refused.returncode == 2
+    assert "inversion steps is 0; accepted: an integer >= 1" in refused.stderr

@@ -1,0 +1,60 @@
+"""Do inverted images come nearer to real ones if black, not mean grey, moves in under the inversion's shift?
+
+Released code shifts [0, 1] pixels, so black moves in; ours once shifted normalised ones, so their zeros did: mean grey.
+Each host makes its images both ways from the same draws, without a student; both are held against real test images.
+
+    python experiments/compare_padding.py --dataset cifar10 --data-root DIR --teacher resnet-14-16 --teacher-weights W
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from condkd_ray.arms import arm
+from condkd_ray.artifacts import Workshop
+from condkd_ray.augment import shift_flip
+from condkd_ray.disk import atomic_write
+from condkd_ray.experiment import Flags, command_line
+from condkd_ray.inverted import held_out, measure, side_by_side
+from condkd_ray.shell import open_folder, say, show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Flags):
+    """Flags of this experiment, and those common to all; those of students, condensed images and Ray do nothing."""
+
+    hosts: tuple[Literal["fast", "cmi", "nayer"], ...] = ("fast", "cmi", "nayer")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rounds: int = 8
+    inversion_steps: int = 1000
+    """Adam steps a round, at most; each host's own number is smaller."""
+    out: Path = Path("runs/compare_padding")
+
+
+def grey(self: Any, images: torch.Tensor, *, teacher: Any, rng: torch.Generator) -> torch.Tensor:
+    """A host's `augment` as it was before: zeros of the normalised space move in."""
+    return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=0.0)
+
+
+def main(args: Args) -> int:
+    """Make and measure, then write the table."""
+    bases = {name: arm(replace(args, inversion=name).base(), "none", 0, 0).config for name in args.hosts}
+    workshop, found = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say), {}
+    open_folder(args.out, "compare_padding", fresh=args.fresh)
+    for name, base in bases.items():
+        host: Any = replace(base.inversion, adv_weight=0.0, steps=min(base.inversion.steps, args.inversion_steps))
+        old, prepared = type("Old", (type(host),), {"augment": grey})(**vars(host)), workshop.prepare(base)
+        trials = [[replace(base, inversion=way, seed=seed) for seed in args.seeds] for way in (old, host)]
+        real = held_out(prepared)
+        found[name] = [[measure(trial, prepared, real) for trial in side] for side in trials]
+        say(f"{name} is measured")
+    table = side_by_side("Old padding (mean grey) and new (black)", found)
+    atomic_write(args.out / "padding.md", table.markdown().encode())
+    show(table.text())
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(Args, main)
