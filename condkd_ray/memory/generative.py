@@ -48,6 +48,7 @@ class Generative(ReplayMemory[GenerativeState]):
 
     paper: ClassVar[str] = "Binici et al., AAAI 2022"
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "latent", "width", "statistics")
+    reads_logits: ClassVar[bool] = False
     name: Literal["generative"] = "generative"
     steps: int = 8
     """VAE steps a round: 4 for every 10 of the student's, which are 20."""
@@ -109,7 +110,7 @@ class Generative(ReplayMemory[GenerativeState]):
             rows = torch.randint(len(images), (self.batch,), generator=rng["replay"], device=images.device)
             batch = images[rows]
             if recalled:
-                batch = torch.cat([batch, self._recall(state, recalled, teacher=teacher, rng=rng).images])
+                batch = torch.cat([batch, self._recall(state, recalled, teacher=teacher, rng=rng)])
             meter.add(**self._step(state, batch, teacher=teacher, rng=rng))
         metrics = meter.read()
         store.drop(state.fresh.ids)
@@ -122,7 +123,10 @@ class Generative(ReplayMemory[GenerativeState]):
         fresh = gathered(store, state.fresh.deal(count - recalled, rng))
         if not recalled:
             return fresh
-        old = self._recall(state, recalled, teacher=teacher, rng=rng)
+        images = self._recall(state, recalled, teacher=teacher, rng=rng)
+        with torch.no_grad():
+            logits = teacher.logits(images)
+        old = Samples(images, logits.argmax(1), logits)
         return interleaved(fresh, Draw(old, torch.full((recalled,), -1), torch.ones(recalled, device=teacher.device)))
 
     def live(self, state: GenerativeState) -> Tensor:
@@ -159,13 +163,11 @@ class Generative(ReplayMemory[GenerativeState]):
         return latents.detach()
 
     @torch.no_grad()
-    def _recall(self, state: GenerativeState, count: int, *, teacher: Teacher, rng: Streams) -> Samples:
-        """`count` images of the past, labelled by the teacher."""
+    def _recall(self, state: GenerativeState, count: int, *, teacher: Teacher, rng: Streams) -> Tensor:
+        """`count` images (B, C, H, W) of the past."""
         with torch.enable_grad():
             latents = self.latents(state, count, teacher=teacher, rng=rng)
-        images = self.decode(state, latents)
-        logits = teacher.logits(images)
-        return Samples(images, logits.argmax(1), logits)
+        return self.decode(state, latents)
 
     def _step(self, state: GenerativeState, images: Tensor, *, teacher: Teacher, rng: Streams) -> dict[str, Tensor]:
         """One step of encoder and decoder on `images` (B, C, H, W); its terms."""

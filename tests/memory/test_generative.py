@@ -158,6 +158,16 @@ def test_bytes_are_those_of_the_networks_and_of_adam():
     assert played.memory.held_bytes(played.state) == 3 * 4 * weights + buffers + 4 * count
 
 
+def test_a_vae_step_does_not_ask_the_teacher_what_it_would_call_recollections():
+    teacher, seen = make_teacher(), []
+    played = Played(Generative(steps=2, batch=8, latent=4, width=4, replay=0.5), teacher=teacher)
+    played.add(of([0], seed=0))
+    teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    played.add(of([0], seed=1))
+    # Where latents are to move to; what the images are to keep; whether the rebuilt ones do.
+    assert seen == 2 * [4, 12, 12]
+
+
 def test_a_trial_reports_the_vaes_terms_and_its_bytes():
     prepared, config = make_prepared(), toy_config(memory=small(Generative))
     state, store = start(config, prepared), local_store(config, prepared, None)
