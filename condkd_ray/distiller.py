@@ -86,6 +86,11 @@ class Distiller(Method):
         """Whether condensed images come to a full batch of synthetic ones, rather than in their place."""
         return self.mix == "concat" and 0 < self.condensed_share < 1
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether each step asks the teacher about its batch; otherwise stored logits serve."""
+        return self.augment or bool(self.loss.pairs)
+
     def num_condensed(self, progress: float) -> int:
         """Condensed images in the place of synthetic ones in a batch at `progress`: 0 first round, 1 last."""
         return 0 if self.concatenates else round(self.condensed_share * self.share_schedule.at(progress) * self.batch)
@@ -126,7 +131,7 @@ class Distiller(Method):
         images = self._augmented(batch.images, teacher, rng) if self.augment else batch.images
         pairs = self.loss.pairs
         taught = Answer(batch.logits)
-        if self.augment or pairs:
+        if self.asks_teacher or not batch.asked:
             with torch.no_grad():
                 taught = answer(teacher.network, images, [theirs for _, theirs in pairs])
         images = images.contiguous(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ from condkd_ray.evaluation import predict
 from condkd_ray.memory import Store
 from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.process import peak_bytes
+from condkd_ray.production import answers, precision
 from condkd_ray.samples import Samples, to_unit
 from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, TrialConfig, TrialState
@@ -76,8 +77,11 @@ def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outc
     )
 
 
-def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Outcome:
-    """The figures of the whole run, as far as they need no test image beyond those of the rounds."""
+def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Outcome:
+    """The figures of the whole run, as far as they need no test image beyond those of the rounds.
+
+    `logits`: the `remembered_logits`.
+    """
     images, per_class = examples(config, prepared, state, store)
     return Outcome(
         status="finished",
@@ -86,7 +90,7 @@ def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
         predictions=[],
         images=images,
         images_per_class=per_class,
-        held=held(config, state, store),
+        held=histograms(logits) if len(logits) else {},
         peak_bytes=peak_bytes(prepared.teacher.device),
         threads=torch.get_num_threads(),
     )
@@ -146,10 +150,19 @@ def class_major(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int]
     return pixels(shown[torch.cat([found[:per_class] for found in rows])], prepared), per_class
 
 
-def held(config: TrialConfig, state: TrialState, store: Store) -> dict[str, list[int]]:
-    """Counts of classes and confidences of what the memory may still draw from the store; none where that is none."""
-    ids = config.memory.live(state.memory)
-    return histograms(torch.cat([store.gather(part).logits for part in ids.split(4096)])) if len(ids) else {}
+def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Tensor:
+    """(N, K) float16 on the CPU: the teacher's logits of what the memory may still draw from the store.
+
+    As they are stored; where they are not, the teacher is asked now, and its answers rounded alike.
+    """
+    ids, teacher = config.memory.live(state.memory), prepared.teacher
+    found = [torch.zeros(0, teacher.num_classes, dtype=torch.float16)]
+    with precision(config, teacher.device):
+        for part in ids.split(4096) if len(ids) else ():
+            samples = store.gather(part)
+            logits = samples.logits if samples.asked else answers(teacher, samples.images.to(teacher.device))
+            found.append(logits.half().cpu())
+    return torch.cat(found)
 
 
 def pixels(samples: Samples, prepared: Prepared) -> Tensor:

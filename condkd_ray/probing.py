@@ -18,6 +18,7 @@ from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.plans import Plan
 from condkd_ray.process import clean_process, peak_bytes
 from condkd_ray.product import product_path
+from condkd_ray.production import answers
 from condkd_ray.report.images import write_grid
 from condkd_ray.report.points import PER_POINT, most_bytes, points_path
 from condkd_ray.report.records import Record, grid_path, record_path, write_record
@@ -102,7 +103,9 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     first, *others = outcome.history
     rest = max(0.0, wall - sum(row["time/wall_seconds"] for row in outcome.history))
     rounds = hull(_seconds(row, whole) for row in others)
-    seconds = Span(rest + rounds.low, rest + first["time/wall_seconds"] + rounds.high) * PROBED
+    # At the end, of all the rounds whose images the memory still has.
+    asking = whole.total_rounds * _asking_seconds(whole, prepared)
+    seconds = Span(rest + rounds.low, rest + first["time/wall_seconds"] + rounds.high + asking) * PROBED
     record = make_record("explain", plan, "probe", prepared, outcome)
     write_record(folder, record)
     if outcome.images is not None and outcome.images_per_class:
@@ -111,6 +114,8 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     row = _bytes(record_path(folder, "probe")) - len(str(outcome.predictions))
     kept = _bytes(folder / "records") + _bytes(folder / "grids")
     product, state = _bytes(place["product"]), _bytes(place["checkpoint"])
+    # A product has logits whether they are stored or not.
+    logits = 0 if whole.keeps_logits else 2 * prepared.teacher.num_classes * whole.inversion.images_per_round
     peak = peak_bytes(prepared.teacher.device)
     crew, ahead = (0, 0) if whole.pipeline is None else (whole.pipeline.producers, whole.pipeline.staleness)
     return Cost(
@@ -118,10 +123,19 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
         wall=seconds * Span(1 / (1 + min(crew, ahead)), 1),
         cpu=seconds * min(1.0, cpu / wall),
         kept=Span(kept, kept + max(0, left) * row / ROUNDS),
-        product=Span(product, product + max(0, left) * chunks + most_bytes(prepared.teacher)),
+        product=Span(product, product + max(0, left) * (chunks + logits) + most_bytes(prepared.teacher)),
         working=Span(state, state + whole.total_rounds * chunks),
         memory=Span(peak * 0.7, (1 + crew) * peak * 1.5 + whole.total_rounds * chunks),
     )
+
+
+def _asking_seconds(config: TrialConfig, prepared: Prepared) -> float:
+    """Of the teacher's answers on a round's images, where they are not made with the round but at the trial's end."""
+    if config.keeps_logits:
+        return 0.0
+    teacher = prepared.teacher
+    images = torch.zeros(config.inversion.images_per_round, *teacher.image_shape, device=teacher.device)
+    return _time(lambda: answers(teacher, images))
 
 
 def round_seconds(plan: Plan, prepared: Prepared) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.method import Metrics
-from condkd_ray.samples import Codec, Samples
+from condkd_ray.samples import Codec, Samples, unseen
 from condkd_ray.streams import Streams, derive_seed
 from condkd_ray.teacher import Teacher
 from condkd_ray.trial_config import Prepared, TrialConfig
@@ -39,17 +39,25 @@ def begin(config: TrialConfig, prepared: Prepared, number: int = 0) -> Productio
 
 
 def produce(
-    config: TrialConfig, prepared: Prepared, production: Production, student: nn.Module, class_counts: Tensor
+    config: TrialConfig,
+    prepared: Prepared,
+    production: Production,
+    student: nn.Module,
+    class_counts: Tensor,
+    *,
+    promised: bool = False,
 ) -> tuple[Samples, Metrics]:
     """The images of the next round, settled, and the means of their loss terms.
 
+    They come with the teacher's logits where the config `keeps_logits`, or logits are `promised` to other trials.
     `student` is asked, in eval mode, only by an inversion that `asks_student`; `class_counts` (K,) of what the memory
     holds count only for a weighing that `reads_memory`. Raises `NonFiniteError` before anything is kept.
     """
     with precision(config, prepared.teacher.device):
         fresh, terms = synthesise(config, prepared, production, student, class_counts)
         production.round += config.producers
-        return settle(fresh, codec(config, prepared.teacher), prepared.teacher), terms
+        ask, label = promised or config.keeps_logits, config.inversion.labels_by_teacher
+        return settle(fresh, codec(config, prepared.teacher), prepared.teacher, ask=ask, label=label), terms
 
 
 def synthesise(
@@ -79,18 +87,30 @@ def synthesise(
 
 
 @torch.no_grad()
-def settle(samples: Samples, code: Codec, teacher: Teacher) -> Samples:
-    """Samples just as any store will give them back, with the teacher's logits on these images."""
+def settle(samples: Samples, code: Codec, teacher: Teacher, *, ask: bool = True, label: bool = False) -> Samples:
+    """Samples just as any store will give them back: the images encoded and decoded once.
+
+    `ask`: with the teacher's logits on these images, by the one pass over a round's fresh images; `label`: with its
+    argmax for labels, which needs `ask`.
+    """
     images = code.decode(code.encode(samples)).images
-    if not len(samples):
-        return Samples(images, samples.labels, images.new_zeros(0, teacher.num_classes))
-    logits = torch.cat([teacher.logits(part) for part in images.split(512)])
-    return Samples(images, samples.labels, logits.half().float())
+    if not ask:
+        return unseen(images, samples.labels)
+    logits = answers(teacher, images)
+    return Samples(images, logits.argmax(1) if label else samples.labels, logits)
+
+
+@torch.no_grad()
+def answers(teacher: Teacher, images: Tensor) -> Tensor:
+    """The teacher's logits (B, K) float32 of images (B, C, H, W), as a store keeps them: rounded to float16."""
+    if not len(images):
+        return images.new_zeros(0, teacher.num_classes)
+    return torch.cat([teacher.logits(part) for part in images.split(512)]).half().float()
 
 
 def codec(config: TrialConfig, teacher: Teacher) -> Codec:
     """How this trial's samples are kept."""
-    return Codec(config.inversion.pixel_space, teacher.mean, teacher.std)
+    return Codec(config.inversion.pixel_space, teacher.mean, teacher.std, config.keeps_logits)
 
 
 def precision(config: TrialConfig, device: torch.device) -> torch.autocast:

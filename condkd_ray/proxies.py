@@ -64,7 +64,7 @@ def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
     one = first_per_class(prepared.condensed, 1, prepared.teacher.num_classes)
     seen = views(one, prepared.teacher, seed=derive_seed(config.data.seed, "proxy views"))
     plain = replace(apart, inversion=DeepInversion(batch=INVERTED), guidance=NoGuidance())
-    inverted, _ = produce(plain, prepared, begin(plain, prepared), nn.Identity(), torch.zeros(0))
+    inverted, _ = produce(plain, prepared, begin(plain, prepared), nn.Identity(), torch.zeros(0), promised=True)
     return {"few_shot": prepared.proxy, "condensed": seen, "inverted": inverted}
 
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from condkd_ray import state as states
 from condkd_ray.memory import LocalStore, Store
 from condkd_ray.method import Metrics, NonFiniteError
 from condkd_ray.networks import label
-from condkd_ray.outcome import Outcome, broken, end, tested
+from condkd_ray.outcome import Outcome, broken, end, remembered_logits, tested
 from condkd_ray.product import Product, write_product
 from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, Source, TrialConfig, TrialState, codec, own_images, run_round, start
@@ -82,9 +83,10 @@ def run_trial(
             store.commit()
         on_round(metrics)
     _check_through(state.round, last, config.total_rounds)
+    logits = remembered_logits(config, prepared, state, store)
     if product is not None:
-        write_product(make_product(config, prepared, state, store), product)
-    return finish(config, prepared, state, store, before_test)
+        write_product(make_product(config, prepared, state, store, logits), product)
+    return finish(config, prepared, state, store, logits, before_test)
 
 
 def _check_through(round: int, last: int, total: int) -> None:
@@ -115,21 +117,25 @@ def finish(
     prepared: Prepared,
     state: TrialState,
     store: Store,
+    logits: Tensor,
     before_test: Callable[[Outcome], None] | None,
 ) -> Outcome:
-    """The outcome of a trial after its last round."""
-    untested = end(config, prepared, state, store)
+    """The outcome of a trial after its last round, with the `remembered_logits`."""
+    untested = end(config, prepared, state, store, logits)
     if before_test is not None:
         before_test(untested)
     return tested(untested, state, prepared)
 
 
-def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Product:
-    """The student as it stands and the samples the memory still refers to, as the store keeps them."""
+def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:
+    """The student as it stands and the samples the memory still refers to, as the store keeps them.
+
+    `logits`: the `remembered_logits`, one row a sample.
+    """
     teacher, ids = prepared.teacher, config.memory.live(state.memory)
     parts = [store.codec.encode(store.gather(part)) for part in ids.split(4096)] if len(ids) else []
-    columns = zip(*((part.images, part.labels, part.logits) for part in parts), strict=True)
-    images, labels, logits = (torch.cat(column).cpu() for column in columns) if parts else (None, None, None)
+    columns = zip(*((part.images, part.labels) for part in parts), strict=True)
+    images, labels = (torch.cat(column).cpu() for column in columns) if parts else (None, None)
     weights = {k: v.detach().cpu().contiguous() for k, v in state.distiller.student.state_dict().items()}
     return Product(
         student=weights,
@@ -141,5 +147,5 @@ def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, sto
         space=store.codec.space,
         images=images,
         labels=labels,
-        logits=logits,
+        logits=logits if parts else None,
     )

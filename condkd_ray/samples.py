@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+UNLABELLED = -1
+"""In the place of a class that only the teacher can tell, and has not been asked for."""
 PixelSpace = Literal["unit", "model"]
 """`unit`: pixels lie in [0, 1] before normalisation, kept as uint8. `model`: free values, kept as float16."""
 
@@ -21,8 +23,9 @@ PixelSpace = Literal["unit", "model"]
 class Samples:
     """Labelled images with the teacher's answer.
 
-    `images` (B, C, H, W) float32 in the teacher's normalised space; `labels` (B,) int64; `logits` (B, K) float32 of
-    the teacher on just these images, or (B, 0) where it has not been asked yet.
+    `images` (B, C, H, W) float32 in the teacher's normalised space; `labels` (B,) int64, `UNLABELLED` between an
+    unconditional inversion and `production.settle`; `logits` (B, K) float32 of the teacher on just these images, or
+    (B, 0) where it has not been asked yet.
     """
 
     images: Tensor
@@ -39,26 +42,40 @@ class Samples:
         """The same samples on `device`."""
         return Samples(self.images.to(device), self.labels.to(device), self.logits.to(device))
 
+    @property
+    def asked(self) -> bool:
+        """Whether the teacher's logits are there."""
+        return self.logits.shape[1] > 0
+
+    @property
+    def classes(self) -> Tensor:
+        """(B,) int64: the teacher's class of each, `UNLABELLED` where it has not been asked."""
+        return self.logits.argmax(1) if self.asked else torch.full_like(self.labels, UNLABELLED)
+
 
 def unseen(images: Tensor, labels: Tensor) -> Samples:
     """Samples the teacher has not been asked about: `logits` is (B, 0)."""
     return Samples(images, labels, images.new_zeros(len(images), 0))
 
 
+def unlabelled(images: Tensor) -> Samples:
+    """Samples whose labels the teacher will give when they are settled."""
+    return unseen(images, torch.full((len(images),), UNLABELLED, device=images.device))
+
+
 def cat(parts: Sequence[Samples]) -> Samples:
-    """Samples one after the other. All parts need the same image shape and number of logits."""
+    """Samples one after the other, of one image shape. They have logits only where all parts do."""
     if len(parts) == 1:
         return parts[0]
-    return Samples(
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        torch.cat([part.logits for part in parts]),
-    )
+    images, labels = torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+    if not all(part.asked for part in parts):
+        return unseen(images, labels)
+    return Samples(images, labels, torch.cat([part.logits for part in parts]))
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Samples as every store keeps them: `images` uint8 or float16, `labels` int64, `logits` float16."""
+    """Samples as every store keeps them: `images` uint8 or float16, `labels` int64, `logits` float16 or (B, 0)."""
 
     images: Tensor
     labels: Tensor
@@ -71,9 +88,18 @@ class Encoded:
         return Encoded(self.images[index], self.labels[index], self.logits[index])
 
     @property
+    def asked(self) -> bool:
+        """Whether the teacher's logits are there."""
+        return self.logits.shape[1] > 0
+
+    @property
     def classes(self) -> Tensor:
-        """(B,) int64: the teacher's class of each."""
-        return self.logits.argmax(1)
+        """(B,) int64: the teacher's class of each, `UNLABELLED` where it has not been asked."""
+        return self.logits.argmax(1) if self.asked else torch.full_like(self.labels, UNLABELLED)
+
+    def without_logits(self) -> Encoded:
+        """The same images and labels, with (B, 0) logits."""
+        return Encoded(self.images, self.labels, self.logits.new_empty(len(self), 0))
 
     @property
     def num_bytes(self) -> int:
@@ -85,12 +111,14 @@ class Encoded:
 class Codec:
     """How samples become `Encoded` and back. `decode(encode(x))` is reached after one pass: encoding is idempotent.
 
-    `mean`, `std`: the teacher's normalisation, one value a channel, in units of [0, 1] pixels.
+    `mean`, `std`: the teacher's normalisation, one value a channel, in units of [0, 1] pixels. `logits`: whether the
+    trial's store gives logits back with its samples; where it does not, who needs them asks the teacher.
     """
 
     space: PixelSpace
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    logits: bool = True
 
     def encode(self, samples: Samples) -> Encoded:
         """To uint8 (values outside [0, 1] are clipped) or float16 images; logits to float16."""

@@ -78,6 +78,16 @@ class TrialConfig(Method):
         return 1 if self.pipeline is None else self.pipeline.producers
 
     @property
+    def keeps_logits(self) -> bool:
+        """Whether the teacher's logits of the trial's images are made with them and stored.
+
+        They are where the student's step, the weighing or the memory reads them, and where the teacher is asked for the
+        labels anyway. Elsewhere nobody asks before the trial's end; see `outcome.remembered_logits`.
+        """
+        read = not self.distiller.asks_teacher or self.weighing.reads_memory or self.memory.reads_logits
+        return read or self.inversion.labels_by_teacher
+
+    @property
     def total_rounds(self) -> int:
         """Those of the warm-up included."""
         return self.inversion.warm_up + self.rounds

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import NUM_CLASSES, make_prepared, toy_config
+from toy import make_prepared, toy_config
 
 from condkd_ray.config import to_tree
 from condkd_ray.distiller import Distiller
@@ -156,9 +156,9 @@ def test_a_memory_that_hears_of_a_student_gone_astray_ends_the_trial_as_failed(p
 
 def test_the_memory_of_a_run_without_a_folder_does_not_grow_beyond_what_lives(prepared):
     history = run(toy_config(memory=Latest(), rounds=5), prepared).history
-    assert {metrics["memory/bytes"] for metrics in history} == {16 * (64 + 8 + 2 * NUM_CLASSES)}
+    assert {metrics["memory/bytes"] for metrics in history} == {16 * (64 + 8)}
     growing = run(toy_config(rounds=3), prepared).history
-    assert [metrics["memory/bytes"] for metrics in growing] == [k * 16 * (64 + 8 + 2 * NUM_CLASSES) for k in (1, 2, 3)]
+    assert [metrics["memory/bytes"] for metrics in growing] == [k * 16 * (64 + 8) for k in (1, 2, 3)]
 
 
 def test_files_of_dropped_samples_go_with_the_checkpoint_that_no_longer_needs_them(tmp_path, prepared):

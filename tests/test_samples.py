@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import samples
 
-from condkd_ray.samples import Codec, Samples, cat, to_model, to_unit, unseen
+from condkd_ray.samples import UNLABELLED, Codec, Samples, cat, to_model, to_unit, unseen
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -74,7 +74,16 @@ def test_an_index_picks_rows_of_all_three_alike(left, right):
 
 
 def test_unseen_samples_have_no_logits():
-    few = unseen(torch.zeros(3, 1, 8, 8), torch.arange(3))
+    few, seen = unseen(torch.zeros(3, 1, 8, 8), torch.arange(3)), samples(2)
     assert few.logits.shape == (3, 0)
-    with pytest.raises(RuntimeError):
-        cat([few, samples(3)])
+    assert few.classes.eq(UNLABELLED).all()
+    assert seen.classes.tolist() == seen.logits.argmax(1).tolist()
+    assert (few.asked, seen.asked) == (False, True)
+
+
+def test_samples_side_by_side_have_logits_only_if_all_do():
+    few, seen = unseen(torch.zeros(3, 1, 8, 8), torch.arange(3)), samples(2)
+    for parts in ([few, seen], [seen, few]):
+        both = cat(parts)
+        assert both.logits.shape == (5, 0)
+        assert torch.equal(both.labels, torch.cat([part.labels for part in parts]))

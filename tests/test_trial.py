@@ -68,7 +68,7 @@ def test_a_round_reports_what_it_did(prepared):
         assert min(parts) > 0
         assert sum(parts) <= metrics["time/wall_seconds"]
     assert (state.round, state.num_ids) == (2, 32)
-    assert state.history[-1]["memory/bytes"] == store.num_bytes == 32 * (64 + 8 + 2 * 4)
+    assert state.history[-1]["memory/bytes"] == store.num_bytes == 32 * (64 + 8)
 
 
 def test_the_last_round_is_measured_whatever_the_interval(prepared):

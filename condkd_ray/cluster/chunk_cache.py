@@ -96,6 +96,9 @@ class ChunkCache:
         spans = [(start, placed.size) for start, placed in self.open(key).items() if start + placed.size <= sealed]
         for run in joinable(spans):
             parts = [self.read(key, start) for start in run]
+            # Where only some have logits, a trial went on that reads none, after a version that stored them always.
+            width = min(logits.shape[1] for _, _, logits in parts)
+            parts = [(images, labels, logits[:, :width]) for images, labels, logits in parts]
             images, labels, logits = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             # The joined file comes first: after a crash in between, it counts and its parts do not.
             self.place(key, run[0], (images, labels, logits))

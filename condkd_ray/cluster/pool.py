@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from condkd_ray.cluster.chunk_cache import ChunkCache, Placed
 from condkd_ray.cluster.leases import Leases
+from condkd_ray.identity import Scope
 from condkd_ray.memory.chunks import Arrays
 from condkd_ray.method import Metrics, require
 from condkd_ray.report.pool import STATUS
@@ -226,11 +227,15 @@ def default_limit() -> int:
     return int(0.6 * min(stores))
 
 
-def chunk_bytes(config: TrialConfig, prepared: Prepared) -> int:
-    """Bytes of a round's images as the pool keeps them, with labels and logits."""
-    pixels, classes = math.prod(prepared.teacher.image_shape), prepared.teacher.num_classes
+def chunk_bytes(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> int:
+    """Bytes of a round's images as the pool keeps them: with labels, and logits where the trial or a sharer reads them.
+
+    `scope`: the one the trial really has.
+    """
+    pixels, logits = math.prod(prepared.teacher.image_shape), 2 * prepared.teacher.num_classes
     width = 1 if config.inversion.pixel_space == "unit" else 2
-    return config.inversion.images_per_round * (pixels * width + 2 * classes + 8)
+    kept = config.keeps_logits or scope != "trial"
+    return config.inversion.images_per_round * (pixels * width + (logits if kept else 0) + 8)
 
 
 def check_limit(limit: int, chunks: Sequence[int]) -> None:

@@ -16,7 +16,11 @@ from condkd_ray.samples import Codec, Encoded, Samples
 
 
 class SharedStore(AdoptingStore):
-    """One trial's view of rounds that several trials share: what it drops stays in the pool for the others."""
+    """One trial's view of rounds that several trials share: what it drops stays in the pool for the others.
+
+    The pool has the teacher's logits of them all; the view gives them back, and counts their bytes, where its own trial
+    reads them: so its numbers are those of a trial that shares nothing.
+    """
 
     def take(self, round: int) -> Taken:
         """Ask for a round; what the pool says of it. Where it is made, its chunk is mapped then."""
@@ -24,7 +28,8 @@ class SharedStore(AdoptingStore):
         return self._ask(lambda have: call.remote(self._key, round, self._who, have), lambda taken: taken.table)
 
     def deliver(self, round: int, samples: Samples, metrics: Metrics) -> Taken:
-        """Give a round to all; as `take` then."""
+        """Give a round to all, with its logits, as others may read them; as `take` then."""
+        assert samples.asked, "shared samples come with logits"
         arrays, call = to_arrays(self.codec.encode(samples)), self._pool.deliver
         return self._ask(
             lambda have: call.remote(self._key, round, self._who, arrays, metrics, have), lambda taken: taken.table
@@ -42,7 +47,7 @@ class SharedStore(AdoptingStore):
 class SweepStore(MappedStore):
     """One trial's view of what all trials of a sweep have made, its own and, as they come, the others'.
 
-    Ids are the trial's own, in the order in which it has seen the chunks.
+    Ids are the trial's own, in the order in which it has seen the chunks. Logits as in `SharedStore`.
     """
 
     def __init__(
@@ -55,7 +60,8 @@ class SweepStore(MappedStore):
         self._ask(lambda have: pool.table.remote(key, have, who))
 
     def contribute(self, round: int, samples: Samples) -> int:
-        """Give a round to all. The number of chunks to be taken over now, the trial's own at the end."""
+        """Give a round to all, with its logits. The number of chunks to be taken over now, its own at the end."""
+        assert samples.asked, "shared samples come with logits"
         arrays, call = to_arrays(self.codec.encode(samples)), self._pool.contribute
         answer = self._ask(
             lambda have: call.remote(self._key, self._who, round, arrays, have), lambda answer: answer[0]

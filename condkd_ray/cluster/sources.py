@@ -17,7 +17,7 @@ from condkd_ray.method import Metrics
 from condkd_ray.production import Production, begin, produce
 from condkd_ray.samples import Samples
 from condkd_ray.storage import Location
-from condkd_ray.trial import Prepared, TrialConfig, TrialState, own_images
+from condkd_ray.trial import Prepared, TrialConfig, TrialState
 
 SIGN_SECONDS = 2.0
 """Between two signs of life of a trial that makes rounds for others."""
@@ -73,7 +73,8 @@ class SharedSource:
         # In pieces while it is at work: should that fail, there is nothing to be saved.
         self._production, samples, terms = None, None, {}
         while production.round <= state.round:
-            samples, terms = produce(config, prepared, production, state.distiller.student, store.class_counts)
+            parts = (config, prepared, production, state.distiller.student, store.class_counts)
+            samples, terms = produce(*parts, promised=True)
         assert samples is not None
         self._production = production
         taken = store.deliver(state.round, samples, terms)
@@ -115,7 +116,9 @@ class SharedSource:
 def sweep_source(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
     """The trial's own images, after it has remembered what the other trials of the sweep have made meanwhile."""
     assert isinstance(store, SweepStore)
-    own, terms = own_images(config, prepared, state, store)
+    assert isinstance(state.production, Production), "trials with a pipeline share nothing"
+    parts = (config, prepared, state.production, state.distiller.student, store.class_counts)
+    own, terms = produce(*parts, promised=True)
     taken = 0
     for _ in range(store.contribute(state.round, own) - 1):
         samples = store.look()

@@ -74,7 +74,7 @@ class MappedStore(TableStore):
             self._unmap(start)
         for start, arrays in zip(changed, views, strict=True):
             self._placed[start] = chunks[start]
-            self._mapped(start, from_arrays(arrays))
+            self._mapped(start, self._returned(from_arrays(arrays)))
 
     @abstractmethod
     def _mapped(self, start: int, chunk: Encoded) -> None:
@@ -151,7 +151,7 @@ class AdoptingStore(MappedStore):
     def append(self, samples: Samples) -> Tensor:
         """Take over those at which `look` has looked: nothing is sent. Their ids."""
         start = self.num_ids
-        self._ledger.cover(start, samples.logits.argmax(1))
+        self._ledger.cover(start, samples.classes)
         return torch.arange(start, self.num_ids)
 
     def _append(self, start: int, encoded: Encoded) -> None:

@@ -61,7 +61,7 @@ def sweep(
     terms.check([trial.config for trial in trials])
     trials, depot = producers_first(trials), Depot()
     try:
-        with terms.pool([chunk_bytes(trial.config, trial.prepared) for trial in trials]) as pool:
+        with terms.pool([chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
             jobs = Jobs({t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials})
             for key in jobs:
                 start_anew(trial_folder(terms.place, key))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.method import Method, Metrics, require
-from condkd_ray.samples import PixelSpace, Samples
+from condkd_ray.samples import PixelSpace, Samples, unlabelled
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Teacher
 
@@ -49,6 +49,11 @@ class Inversion(Method, ABC, Generic[State]):
         return 0
 
     @property
+    def labels_by_teacher(self) -> bool:
+        """Whether its images get the teacher's argmax for labels, when they are settled; so where it hears nothing."""
+        return self.hears == "nothing"
+
+    @property
     def asks_student(self) -> bool:
         """Whether images depend on the student of the day."""
         return getattr(self, "adv_weight", 0.0) > 0
@@ -75,8 +80,9 @@ class Inversion(Method, ABC, Generic[State]):
     ) -> tuple[Samples, Metrics]:
         """One round: `images_per_round` images for as many `targets`, and the means of its loss terms.
 
-        `student` comes in eval mode and is left as it was. Unconditional methods ignore the targets and label by the
-        teacher's argmax. Raises `NonFiniteError` naming the first loss term that was NaN or infinite.
+        `student` comes in eval mode and is left as it was. Unconditional methods ignore the targets and leave their
+        images unlabelled. None asks the teacher about its finished images: `production.settle` does so, once. Raises
+        `NonFiniteError` naming the first loss term that was NaN or infinite.
         """
 
 
@@ -100,16 +106,15 @@ class Lowest:
 
 
 @torch.no_grad()
-def fresh_images(draw: Callable[[int], Tensor], count: int, batch: int, teacher: Teacher) -> Samples:
-    """`count` >= 2 images of an unconditional generator, labelled by the teacher's argmax.
+def fresh_images(draw: Callable[[int], Tensor], count: int, batch: int) -> Samples:
+    """`count` >= 2 images of an unconditional generator, not yet labelled.
 
     `draw` makes as many as it is told to. It is asked for near-equal parts, as near to `batch` as these allow: BN in
     the generator must never see a single image.
     """
     parts = max(1, min(round(count / batch), count // 2))
     images = torch.cat([draw(len(part)) for part in torch.arange(count).tensor_split(parts)])
-    logits = torch.cat([teacher.logits(part) for part in images.split(batch)])
-    return Samples(images, logits.argmax(1), logits)
+    return unlabelled(images)
 
 
 def require_bn(teacher: Teacher) -> None:

@@ -18,7 +18,7 @@ from condkd_ray.augment import shift_flip
 from condkd_ray.guide import Guide, Targets, Weigh
 from condkd_ray.inversion.inversion import Inversion, Lowest
 from condkd_ray.method import Meter, Metrics, require
-from condkd_ray.samples import PixelSpace, Samples
+from condkd_ray.samples import PixelSpace, Samples, unseen
 from condkd_ray.streams import Streams
 from condkd_ray.teacher import Observation, Teacher
 
@@ -113,5 +113,4 @@ class Pixelwise(Inversion[None]):
             meter.add(**terms, guide=pull, loss=loss)
         metrics = meter.read()
         (best,) = lowest.kept
-        with torch.no_grad():
-            return Samples(best, targets.labels, teacher.logits(best)), metrics
+        return unseen(best, targets.labels), metrics

@@ -104,7 +104,7 @@ class Unconditional(Inversion[GeneratorState]):
         weigh: Weigh,
         rng: Streams,
     ) -> tuple[Samples, Metrics]:
-        """`steps` generator steps, then fresh images labelled by the teacher's argmax; `targets` are not used."""
+        """`steps` generator steps, then fresh images, not yet labelled; `targets` are not used."""
         meter = Meter("inversion")
         weights = list(state.generator.parameters())
         for _ in range(self.steps):
@@ -121,9 +121,7 @@ class Unconditional(Inversion[GeneratorState]):
             guide.update(images.detach(), seen.detach(), labels)
             meter.add(**terms, guide=pull, loss=loss)
         metrics = meter.read()
-        made = fresh_images(
-            lambda count: state.generator(self._latents(count, rng)), self.images_per_round, self.batch, teacher
-        )
+        made = fresh_images(lambda count: state.generator(self._latents(count, rng)), self.images_per_round, self.batch)
         return made, metrics
 
     def _latents(self, count: int, rng: Streams) -> Tensor:

@@ -38,6 +38,7 @@ class Bank(ReplayMemory[BankState]):
     """
 
     paper: ClassVar[str] = "Binici et al., WACV 2022"
+    reads_logits: ClassVar[bool] = False
     name: Literal["bank"] = "bank"
     entries: int = 10
     """Entries kept; the oldest goes first."""

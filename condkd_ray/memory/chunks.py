@@ -61,17 +61,15 @@ def chunk_range(path: Location) -> tuple[int, int]:
 
 
 def write_chunk(path: Location, arrays: Arrays) -> None:
-    """One Arrow IPC file with one record batch, written atomically."""
-    columns = [pa.array(arrays[1], pa.int64())]
-    for array in (arrays[0], arrays[2]):
-        width = array[0].nbytes
-        buffer = pa.py_buffer(np.ascontiguousarray(array))
-        columns.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), [None, buffer]))
-    shapes = {
-        name: [str(array.dtype), *array.shape[1:]] for name, array in (("images", arrays[0]), ("logits", arrays[2]))
-    }
-    names = ["labels", "images", "logits"]
-    batch = pa.record_batch(columns, names=names).replace_schema_metadata({"shapes": json.dumps(shapes)})
+    """One Arrow IPC file with one record batch, written atomically. Logits (N, 0) have no column."""
+    wide = {"images": arrays[0], "logits": arrays[2]}
+    columns, shapes = {"labels": pa.array(arrays[1], pa.int64())}, {}
+    for name, array in wide.items():
+        shapes[name] = [str(array.dtype), *array.shape[1:]]
+        if width := array[0].nbytes:
+            buffer = pa.py_buffer(np.ascontiguousarray(array))
+            columns[name] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), [None, buffer])
+    batch = pa.record_batch(columns).replace_schema_metadata({"shapes": json.dumps(shapes)})
     with (
         writing(path) as partial,
         pa.OSFile(str(partial), "wb") as sink,
@@ -88,6 +86,8 @@ def read_chunk(path: Location) -> Arrays:
 
     def column(name: str) -> np.ndarray:
         dtype, *shape = shapes[name]
+        if name not in batch.schema.names:
+            return np.empty((batch.num_rows, *shape), dtype)
         return np.frombuffer(batch.column(name).buffers()[1], dtype=dtype).reshape(batch.num_rows, *shape)
 
     return column("images"), batch.column("labels").to_numpy(), column("logits")

@@ -28,6 +28,7 @@ class Growing(ReplayMemory[GrowingState]):
     """Everything ever made, drawn uniformly with replacement."""
 
     ours: ClassVar[tuple[str, ...]] = ("capacity",)
+    reads_logits: ClassVar[bool] = False
     name: Literal["growing"] = "growing"
     capacity: int | None = None
     """Samples kept; the oldest go first. None keeps all."""

@@ -28,8 +28,9 @@ class Ledger:
 
     @property
     def class_counts(self) -> Tensor:
-        """(K,) int64: live ids of each class."""
-        return torch.bincount(self._classes[self._live], minlength=self._num_classes)
+        """(K,) int64: live ids of each class. Those of which the teacher has not been asked count nowhere."""
+        # One place further on, so that UNLABELLED, -1, has one too.
+        return torch.bincount(self._classes[self._live] + 1, minlength=self._num_classes + 1)[1:]
 
     def cover(self, start: int, classes: Tensor) -> None:
         """A chunk with `classes` (n,) lies at the ids from `start`: new ids live, known ones are as alive as before."""

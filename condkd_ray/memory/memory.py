@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,8 +33,12 @@ class Draw(NamedTuple):
 class ReplayMemory(Method, ABC, Generic[State]):
     """Contract of the family.
 
+    The samples it is given and hands on have logits only where the config `keeps_logits`.
     What is drawn comes from stream `draw`; streams `reservoir` and `replay` are those of the memories of these names.
     """
+
+    reads_logits: ClassVar[bool] = True
+    """Whether what it keeps or draws depends on the teacher's logits of samples, which are then stored."""
 
     @abstractmethod
     def init(self, teacher: Teacher, rng: Streams) -> State:

@@ -46,6 +46,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
 
     paper: ClassVar[str] = "Liu et al., CVPR 2024"
     ours: ClassVar[tuple[str, ...]] = ("alpha", "beta", "eps", "divide_by", "evict", "refresh")
+    reads_logits: ClassVar[bool] = False
     name: Literal["prioritized"] = "prioritized"
     scale: float = 0.1
     """Samples kept, as a share of the teacher's train set; the paper has 0.1 and goes down to 0.01."""

@@ -37,6 +37,7 @@ class Reservoir(ReplayMemory[ReservoirState]):
     """
 
     ours: ClassVar[tuple[str, ...]] = ("capacity",)
+    reads_logits: ClassVar[bool] = False
     name: Literal["reservoir"] = "reservoir"
     capacity: int = 1280
     """Samples kept; as many as MB-DFKD's bank has."""

@@ -31,7 +31,10 @@ class MissingSamplesError(ValueError):
 
 
 class Store(Protocol):
-    """Append-only rows with running ids. Samples come back as encoded: uint8 or float16 images, float16 logits."""
+    """Append-only rows with running ids. Samples come back as encoded: uint8 or float16 images, float16 logits.
+
+    Logits come back where the codec has them and the samples came with them, otherwise as (B, 0).
+    """
 
     codec: Codec
 
@@ -42,7 +45,7 @@ class Store(Protocol):
 
     @property
     def class_counts(self) -> Tensor:
-        """(K,) int64: live samples of each class, as the teacher sees them."""
+        """(K,) int64: live samples of each class, as the teacher sees them; without logits they count nowhere."""
         ...
 
     @property
@@ -123,6 +126,17 @@ class TableStore(ABC):
             raise MissingSamplesError(message) from None
         self._ledger.restore(num_ids, live)
 
+    def _returned(self, chunk: Encoded) -> Encoded:
+        """A chunk from a file or the pool as this store gives it back: others may have stored logits with it.
+
+        Raises `MissingSamplesError` where it lacks logits that this store gives back.
+        """
+        if not self.codec.logits:
+            return chunk.without_logits()
+        if not chunk.asked:
+            raise MissingSamplesError("a chunk was stored without the teacher's logits, which this trial reads")
+        return chunk
+
     @abstractmethod
     def _append(self, start: int, encoded: Encoded) -> None:
         """Keep a chunk and enter it into table and ledger."""
@@ -150,7 +164,7 @@ class LocalStore(TableStore):
         super().__init__(codec, num_classes, device)
         self._folder = folder
         for path in stored_chunks(folder) if folder else []:
-            self._put(chunk_range(path)[0], from_arrays(read_chunk(path)))
+            self._put(chunk_range(path)[0], self._returned(from_arrays(read_chunk(path))))
 
     def _append(self, start: int, encoded: Encoded) -> None:
         if self._folder is not None:

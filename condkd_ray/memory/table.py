@@ -108,6 +108,9 @@ class Spanned:
 
 def _span(parts: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:
     """The positions (M,) at which `parts` begin in a tensor of all memory that they span, and that tensor."""
+    if not parts[0].numel():
+        # Logits that are not there take no memory, and have no address.
+        return np.zeros(len(parts), np.int64), parts[0][:1]
     addresses = np.array([part.data_ptr() for part in parts])
     lowest = parts[int(addresses.argmin())].numpy()
     firsts, step = (addresses - addresses.min()) // lowest.itemsize, lowest[0].size

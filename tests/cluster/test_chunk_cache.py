@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import toy
 from condkd_ray.cluster.chunk_cache import ChunkCache
 from condkd_ray.cluster.pool import SyntheticPool, check_limit, chunk_bytes, default_limit, make_pool
 from condkd_ray.cluster.stores import PoolStore
-from condkd_ray.memory.chunks import to_arrays
+from condkd_ray.memory.chunks import JOIN_FROM, to_arrays
 from condkd_ray.method import InputError
 from condkd_ray.samples import Codec
 
@@ -54,6 +55,19 @@ def test_a_store_reads_what_is_on_disk_alone_as_if_it_were_mapped(cluster, tmp_p
     ray.kill(pool)
 
 
+def test_neighbours_of_which_some_have_logits_are_joined_without_any(cluster, tmp_path):
+    cache = ChunkCache(tmp_path, 10**6)
+    for number in range(JOIN_FROM):
+        whole = CODEC.encode(toy.samples(2, seed=number))
+        cache.place("a", 2 * number, to_arrays(whole if number < 3 else whole.without_logits()))
+    cache.join("a", 2 * JOIN_FROM)
+    assert list(cache.open("a")) == [0]
+    images, labels, logits = cache.read("a", 0)
+    assert (len(images), logits.shape) == (2 * JOIN_FROM, (2 * JOIN_FROM, 0))
+    assert labels.tolist() == [label for n in range(JOIN_FROM) for label in toy.samples(2, seed=n).labels.tolist()]
+    assert cache.sizes("a")["bytes"] == 2 * JOIN_FROM * (64 + 8)
+
+
 def test_the_pool_writes_down_what_it_holds(cluster, tmp_path):
     pool = SyntheticPool(tmp_path, 10**6)
     pool.append("key", 0, arrays(10))
@@ -68,7 +82,14 @@ def test_the_pool_writes_down_what_it_holds(cluster, tmp_path):
 def test_a_limit_under_a_rounds_images_is_refused(cluster):
     config, prepared = toy.toy_config(), toy.make_prepared()
     size = chunk_bytes(config, prepared)
-    assert size == config.inversion.images_per_round * ROW
+    assert size == config.inversion.images_per_round * (ROW - 2 * toy.NUM_CLASSES)
+    reads = replace(config, distiller=replace(config.distiller, augment=False))
+    whole = {
+        chunk_bytes(reads, prepared),
+        chunk_bytes(config, prepared, "inversion"),
+        chunk_bytes(config, prepared, "sweep"),
+    }
+    assert whole == {config.inversion.images_per_round * ROW}
     check_limit(size, [size])
     with pytest.raises(InputError, match=f"pool limit is '{size - 1} bytes'"):
         check_limit(size - 1, [size // 2, size])

@@ -70,6 +70,7 @@ def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_onc
         "few condensed": replace(FREE, distiller=replace(FREE.distiller, condensed_share=0.5)),
         "latest": replace(FREE, memory=Latest()),
         "reservoir": replace(FREE, memory=Reservoir(capacity=20), rounds=5),
+        "reads logits": replace(FREE, distiller=replace(FREE.distiller, augment=False)),
         "guided": GUIDED,
         "guided longer": replace(GUIDED, rounds=5),
         "other seed": replace(FREE, seed=1),
@@ -78,7 +79,7 @@ def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_onc
     heard = Sharing()
     assert heard.run(configs, tmp_path, checkpoint_seconds=0)
     assert_as_alone(heard.outcomes, configs)
-    one = {"plain", "longer", "other student", "few condensed", "latest", "reservoir"}
+    one = {"plain", "longer", "other student", "few condensed", "latest", "reservoir", "reads logits"}
     assert rounds_made(heard.outcomes, one) == 6
     assert rounds_made(heard.outcomes, {"guided", "guided longer"}) == 5
     assert rounds_made(heard.outcomes, {"other seed"}) == 4
@@ -126,6 +127,21 @@ def share(config: TrialConfig, folder: Path, pool: Any, who: str) -> Outcome:
         return run_trial(config, prepared, store, source=source, produces=False)
 
 
+def test_one_that_reads_no_logits_makes_them_for_those_that_do(cluster, tmp_path):
+    import ray
+
+    pool = make_pool(tmp_path, 2**30)
+    reads = replace(FREE, distiller=replace(FREE.distiller, augment=False))
+    first, second = (share(config, tmp_path, pool, who) for who, config in (("makes", FREE), ("reads", reads)))
+    assert (first.metrics["pool/made"], second.metrics["pool/made"]) == (4, 0)
+    assert_as_alone({"makes": first, "reads": second}, {"makes": FREE, "reads": reads})
+    assert (first.held, second.held) == (direct(FREE).held, direct(reads).held)
+    row = 64 + 8
+    assert first.metrics["memory/bytes"] == 64 * row
+    assert second.metrics["memory/bytes"] == ray.get(pool.stats.remote())["bytes"] == 64 * (row + 8)
+    ray.kill(pool)
+
+
 def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path):
     import ray
 
@@ -171,7 +187,7 @@ def test_in_a_sweeps_pool_trials_draw_from_one_another(cluster, tmp_path):
     # The last to begin finds what two have made before.
     assert taken["seed 3"] >= 2 * own
     for key, outcome in heard.outcomes.items():
-        row = 64 + 8 + 8
+        row = 64 + 8
         assert outcome.metrics["memory/bytes"] == (own + taken[key]) * row
 
 

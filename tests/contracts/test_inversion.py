@@ -13,7 +13,7 @@ from condkd_ray import config, state
 from condkd_ray.distiller import Distiller
 from condkd_ray.inversion import AnyInversion, NoInversion
 from condkd_ray.method import NonFiniteError
-from condkd_ray.samples import Codec, to_unit
+from condkd_ray.samples import UNLABELLED, Codec, to_unit
 from condkd_ray.streams import Streams
 from contracts.toy_methods import (
     INVERTERS,
@@ -47,11 +47,11 @@ def test_gives_one_labelled_finite_image_for_each_wanted(kind, steps):
     assert (made.images.dtype, made.labels.dtype) == (torch.float32, torch.int64)
     assert made.images.isfinite().all()
     assert not made.images.requires_grad
-    logits = teacher.logits(made.images)
-    unasked = made.logits.shape == (len(made), 0)
-    assert unasked or torch.allclose(made.logits, logits, rtol=1e-4, atol=1e-4)
-    balanced = torch.bincount(made.labels, minlength=NUM_CLASSES) * NUM_CLASSES == len(made)
-    assert balanced.all() or torch.equal(made.labels, logits.argmax(1))
+    assert made.logits.shape == (len(made), 0)
+    if inversion.labels_by_teacher:
+        assert made.labels.eq(UNLABELLED).all()
+    else:
+        assert (torch.bincount(made.labels, minlength=NUM_CLASSES) * NUM_CLASSES == len(made)).all()
 
 
 @each_inverter

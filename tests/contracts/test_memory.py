@@ -14,7 +14,7 @@ from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config
 from condkd_ray import config, state
 from condkd_ray.memory import AnyMemory, Bank, Generative, Growing, Latest, LocalStore, Prioritized, Reservoir
 from condkd_ray.method import InputError
-from condkd_ray.samples import Codec, Samples
+from condkd_ray.samples import Codec, Samples, unseen
 from condkd_ray.streams import Streams
 from contracts.toy_methods import SMALL, pointers, same, sized, small, snake, tensors
 
@@ -96,6 +96,25 @@ REMADE = {Generative: 0.25}
 
 def opened(rng):
     return {f"{place}/{name}" for place, names in rng.state_dict().items() for name in names}
+
+
+@each_memory
+def test_logits_decide_nothing_where_it_says_that_it_reads_none(kind):
+    """All of ours."""
+    assert not kind.reads_logits
+    seen = []
+    for asked in (True, False):
+        played = Played(small(kind))
+        for _ in range(3):
+            ids = torch.arange(played.store.num_ids, played.store.num_ids + 9)
+            given = rows(ids)
+            given = given if asked else unseen(given.images, given.labels)
+            played.memory.add(played.state, played.store, given, teacher=TEACHER, rng=played.rng)
+            drawn = played.draw(8)
+            played.memory.feedback(played.state, drawn.ids, drawn.ids.float())
+            seen.append((asked, drawn.ids.tolist(), drawn.weights.tolist(), drawn.samples.images.tolist(), played.live))
+        assert drawn.samples.logits.shape == (8, NUM_CLASSES if asked else 0)
+    assert [what for asked, *what in seen if asked] == [what for asked, *what in seen if not asked]
 
 
 @each_memory

@@ -10,7 +10,7 @@ import toy
 
 from condkd_ray.memory import LocalStore, Store
 from condkd_ray.memory.store import MissingSamplesError
-from condkd_ray.samples import Codec, PixelSpace
+from condkd_ray.samples import Codec, PixelSpace, unseen
 
 Make = Callable[..., Store]
 
@@ -30,9 +30,9 @@ def pool(cluster, tmp_path_factory) -> Iterator[Any]:
 def make(request, tmp_path) -> Make:
     """A function that opens a store; called again it opens the same chunks, as after a crash (`memory` has none)."""
 
-    def local(space: PixelSpace = "unit") -> Store:
+    def local(space: PixelSpace = "unit", logits: bool = True) -> Store:
         folder = tmp_path / "chunks" if request.param == "folder" else None
-        return LocalStore(Codec(space, toy.MEAN, toy.STD), toy.NUM_CLASSES, folder)
+        return LocalStore(Codec(space, toy.MEAN, toy.STD, logits), toy.NUM_CLASSES, folder)
 
     if request.param != "pool":
         return local
@@ -40,7 +40,9 @@ def make(request, tmp_path) -> Make:
     from condkd_ray.cluster.stores import PoolStore
 
     key = secrets.token_hex(4)
-    return lambda space="unit": PoolStore(Codec(space, toy.MEAN, toy.STD), toy.NUM_CLASSES, pool, key)
+    return lambda space="unit", logits=True: PoolStore(
+        Codec(space, toy.MEAN, toy.STD, logits), toy.NUM_CLASSES, pool, key
+    )
 
 
 def equal(store: Store, ids: torch.Tensor, expected) -> bool:
@@ -99,6 +101,36 @@ def test_counts_and_bytes_are_those_of_the_living(make):
     store.commit()
     assert store.num_bytes == 4 * row
     assert store.class_counts.dtype == torch.int64
+
+
+def test_without_logits_it_keeps_and_restores_images_and_labels(make, request):
+    store, parts = make(logits=False), [unseen(toy.samples(4, seed=seed).images, torch.arange(4)) for seed in range(20)]
+    for part in parts:
+        store.append(part)
+        store.commit()
+    assert store.num_bytes == 80 * (64 + 8)
+    assert store.class_counts.tolist() == [0, 0, 0, 0]
+    if "memory" not in request.node.name:
+        store = make(logits=False)
+        store.restore(80, torch.arange(80))
+    for number, part in enumerate(parts):
+        assert equal(store, torch.arange(4 * number, 4 * number + 4), part)
+
+
+def test_logits_that_a_trial_does_not_read_are_left_in_the_files(make, request):
+    if "memory" in request.node.name:
+        pytest.skip("this store does not outlive its process")
+    store, old = make(), [toy.samples(4, seed=seed) for seed in range(10)]
+    for part in old:
+        store.append(part)
+    store = make(logits=False)
+    store.restore(40, torch.arange(40))
+    for number in range(20):
+        store.append(unseen(old[0].images, torch.full((4,), number % 4)))
+        store.commit()
+    assert store.num_bytes == 120 * (64 + 8)
+    assert equal(store, torch.arange(4, 8), unseen(old[1].images, old[1].labels))
+    assert store.gather(torch.tensor([116, 3])).labels.tolist() == [3, int(old[0].labels[3])]
 
 
 def test_ids_never_given_out_are_refused(make):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import IMAGE_SHAPE, make_teacher
+from toy import IMAGE_SHAPE
 
 from condkd_ray.inversion.inversion import Lowest, fresh_images
+from condkd_ray.samples import UNLABELLED
 
 
 @given(losses=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=8))
@@ -38,23 +39,23 @@ def test_fresh_images_come_in_near_equal_parts_never_one_alone(batch, count):
         parts.append(size)
         return torch.randn(size, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(size))
 
-    made = fresh_images(draw, count, batch, make_teacher())
+    made = fresh_images(draw, count, batch)
     assert sum(parts) == len(made) == count
     assert min(parts) >= 2
     assert max(parts) - min(parts) <= 1
     assert max(parts) <= 2 * batch
 
 
-def test_fresh_images_are_labelled_by_the_teacher():
-    teacher = make_teacher()
-    made = fresh_images(lambda size: torch.randn(size, *IMAGE_SHAPE).mul(3), 20, 8, teacher)
-    torch.testing.assert_close(made.logits, teacher.logits(made.images), rtol=1e-4, atol=1e-4)
-    assert torch.equal(made.labels, made.logits.argmax(1))
+def test_fresh_images_wait_for_their_labels():
+    leaf = torch.ones(1, requires_grad=True)
+    made = fresh_images(lambda size: leaf * torch.randn(size, *IMAGE_SHAPE), 20, 8)
+    assert made.labels.eq(UNLABELLED).all()
+    assert not made.asked
     assert not made.images.requires_grad
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_two_or_three_images_are_one_part_whatever_the_batch(count):
     parts = []
-    fresh_images(lambda size: parts.append(size) or torch.zeros(size, *IMAGE_SHAPE), count, 2, make_teacher())
+    fresh_images(lambda size: parts.append(size) or torch.zeros(size, *IMAGE_SHAPE), count, 2)
     assert parts == [count]

@@ -31,6 +31,17 @@ def test_a_chunk_comes_back_from_its_file_bit_for_bit(tmp_path, dtype, count, sh
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_chunk_without_logits_comes_back_without_them(tmp_path):
+    chunk, path = encoded(5, asked=False), chunk_path(tmp_path, 0, 5)
+    write_chunk(path, to_arrays(chunk))
+    found = from_arrays(read_chunk(path))
+    assert equal(found, chunk)
+    assert found.logits.shape == (5, 0)
+    asked = encoded(5)
+    write_chunk(path, to_arrays(Encoded(chunk.images, chunk.labels, asked.logits)))
+    assert from_arrays(read_chunk(path)).asked
+
+
 def test_images_in_channels_last_are_written_in_their_own_order(tmp_path):
     chunk = encoded(6)
     last = Encoded(chunk.images.contiguous(memory_format=torch.channels_last), chunk.labels, chunk.logits)

@@ -18,6 +18,12 @@ def test_class_counts_are_of_the_living():
     assert (ledger.class_counts.tolist(), ledger.num_live, ledger.num_ids) == ([1, 2, 1], 4, 6)
 
 
+def test_those_of_which_the_teacher_has_not_been_asked_live_and_count_nowhere():
+    ledger = filled()
+    ledger.cover(6, torch.tensor([-1, 2, -1]))
+    assert (ledger.class_counts.tolist(), ledger.num_live, ledger.num_ids) == ([1, 3, 3], 9, 9)
+
+
 def test_a_chunk_read_again_wakes_nobody():
     ledger = filled()
     ledger.drop(torch.tensor([0, 1]))

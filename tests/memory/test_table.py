@@ -19,10 +19,10 @@ def column(request):
 
 @st.composite
 def tables(draw):
-    """A table of up to 6 chunks with gaps between them, put in any order, and all samples by id."""
-    table, by_id, start, puts = ChunkTable(), {}, draw(st.integers(0, 5)), []
+    """A table of up to 6 chunks, all with logits or none, gaps between them, put in any order, and samples by id."""
+    table, by_id, start, puts, asked = ChunkTable(), {}, draw(st.integers(0, 5)), [], draw(st.booleans())
     for _ in range(draw(st.integers(1, 6))):
-        chunk = encoded(draw(st.integers(1, 5)), shape=(1, 2, 2))
+        chunk = encoded(draw(st.integers(1, 5)), shape=(1, 2, 2), asked=asked)
         puts.append((start, chunk))
         by_id |= {start + row: chunk[slice(row, row + 1)] for row in range(len(chunk))}
         start += len(chunk) + draw(st.integers(0, 3))
