@@ -36,7 +36,6 @@ def describe_experiment(
     config = plans[0].config
     dataset, teachers = workshop.data(config), _teachers(plans, workshop)
     labels = {teacher["label"] for teacher in teachers}
-    each = [_told(one, seed=len(labels) < len(teachers)) for one in teachers if len(teachers) > 1]
     trials = _planned_before(out)
     for plan, key in zip(plans, keys, strict=True):
         place = {"arm": plan.arm, "ipc": plan.ipc, "seed": plan.seed}
@@ -59,7 +58,7 @@ def describe_experiment(
             "notes": list(dataset.notes),
         },
         test_labels=dataset.test.labels.tolist(),
-        notes=_notes(plans, dataset.val is not None) + each,
+        notes=_notes(plans, dataset.val is not None),
     )
 
 
