@@ -26,7 +26,7 @@ SPACE = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all; data, teacher and student are theirs, the rest the space's."""
+    """Flags of this experiment, and those common to all. Of a trial, theirs are data, networks and rounds."""
 
     configs: int = 24
     space: Path = SPACE
@@ -37,7 +37,7 @@ def plans(args: Args) -> Iterator[Plan]:
     """Random configs of the space, all with one seed."""
     require(args.host is None, "--host", args.host, "none: what a trial is made of is the space's")
     base = to_tree(args.base())
-    tree = read(args.space) | {name: base[name] for name in ("data", "teacher", "student", "rounds")}
+    tree = read(args.space) | {name: base[name] for name in ("data", "teacher", "student", "rounds", "test_rounds")}
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for number in range(args.configs):

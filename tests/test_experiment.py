@@ -153,6 +153,25 @@ def test_only_trials_that_were_planned_can_be_chosen(home: Path, finished: Path)
     assert "holds no experiment.json" in nowhere.stderr
 
 
+@pytest.mark.ray
+def test_seeds_under_several_teachers(home: Path):
+    flags = ("--rounds", "1", "--seeds", "0", "1", "2", "--arms", "none", "--no-reference", "--test-rounds", "full")
+    done = ablate(home, "teachers", *flags, "--teachers", "2")
+    assert done.returncode == 0, done.stderr
+    records = {record.seed: record for record in read_records(home / "teachers")}
+    assert [records[seed].config["teacher"]["seed"] for seed in range(3)] == [0, 1, 0]
+    assert {record.config["test_rounds"] for record in records.values()} == {"full"}
+    hashes = [records[seed].teacher_hash for seed in range(3)]
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert [(one["seed"], one["hash"]) for one in read_manifest(home / "teachers").teachers] == [*enumerate(hashes[:2])]
+    for seed in range(2):
+        assert f"teacher resnet-8-16 seed {seed}: accuracy " in done.stderr
+    for record in records.values():
+        assert record.history[-1]["student/test_accuracy"] == record.metrics["student/test_accuracy"]
+    again = ablate(home, "teachers", *flags, "--teachers", "2")
+    assert "3 of them finished before" in again.stderr
+
+
 def test_flags_become_a_config(tmp_path: Path):
     (tmp_path / "over.yaml").write_text("inversion: {steps: 3}\nprecision: bfloat16\n")
     config = Flags(student="resnet-8-4", condensed_share=0.25, config=tmp_path / "over.yaml").base()

@@ -27,10 +27,11 @@ from condkd_ray.inversion import Fast
 from condkd_ray.method import InputError
 from condkd_ray.networks import ResNet
 from condkd_ray.pipeline import Pipeline
-from condkd_ray.plans import Plan
+from condkd_ray.plans import Plan, spread
 from condkd_ray.probing import Span
 from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
 from condkd_ray.run import local_store, run_trial
+from condkd_ray.sketch import Sketch
 from condkd_ray.space import parse, read
 from condkd_ray.trial_config import TeacherConfig
 
@@ -136,6 +137,15 @@ def test_a_search_is_told_from_its_corners(cluster, tmp_path):
     table = said[said.index("Corners of the space") : said.index("at once")].splitlines()
     assert [line.split()[0] for line in table[3:6]] == ["default", "lowest", "highest"]
     assert explain_search(tree, flags, "cpu", trials=0) == "Nothing is left to run.\n"
+
+
+def test_each_teacher_is_counted_before_the_trials(tmp_path):
+    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache")
+    for teachers in (1, 2):
+        sketch = Sketch(flags.cache)
+        for plan in spread(plans(), (0, 1), teachers):
+            sketch.teacher(plan.config)
+        assert len(sketch.teachers) == teachers
 
 
 def test_nothing_is_left_to_run(cluster, tmp_path, monkeypatch):
