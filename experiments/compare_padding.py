@@ -40,11 +40,11 @@ def grey(self: Any, images: torch.Tensor, *, teacher: Any, rng: torch.Generator)
 
 def main(args: Args) -> int:
     """Make and measure, then write the table."""
-    bases = {name: arm(replace(args, inversion=name).base(), "none", 0, 0).config for name in args.hosts}
+    bases: Any = {name: arm(replace(args, inversion=name).base(), "none", 0, 0).config for name in args.hosts}
     workshop, found = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say), {}
     open_folder(args.out, "compare_padding", fresh=args.fresh)
     for name, base in bases.items():
-        host: Any = replace(base.inversion, adv_weight=0.0, steps=min(base.inversion.steps, args.inversion_steps))
+        host = replace(base.inversion, adv_weight=0.0, steps=min(base.inversion.steps, args.inversion_steps))
         old, prepared = type("Old", (type(host),), {"augment": grey})(**vars(host)), workshop.prepare(base)
         trials = [[replace(base, inversion=way, seed=seed) for seed in args.seeds] for way in (old, host)]
         real = held_out(prepared)
