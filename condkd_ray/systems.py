@@ -224,5 +224,7 @@ def _row(name: str) -> str:
     recipe = published(name)
     taken, before = work(recipe), recipe.inversion.warm_up
     rounds = f"{recipe.rounds}" + (f" + {before}" if before else "")
-    told = [f"`{name}`", recipe.inversion.paper, rounds, *map(short, (taken.images, taken.student_images))]
+    # A system named after its memory shares its inversion with another.
+    paper = recipe.memory.paper or recipe.inversion.paper
+    told = [f"`{name}`", paper, rounds, *map(short, (taken.images, taken.student_images))]
     return f"| {' | '.join([*told, short(taken.multiply_adds), f'`published/{name}.yaml`'])} |"

@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields, replace
 from math import sqrt
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -150,6 +151,12 @@ def test_the_work_of_a_recipe_is_counted():
     assert found.multiply_adds == synthesis + 200 * 400 * 256 * (teacher + 3 * student)
     plain = replace(fast, distiller=replace(fast.distiller, augment=False))
     assert work(plain).multiply_adds == found.multiply_adds - (200 * 400 - 220) * 256 * teacher
+
+
+def test_the_readme_has_this_very_table():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    told = readme.split("<!-- condkd methods --published -->\n")[1].split("<!-- end published -->")[0]
+    assert told == systems.table(), "the README's table is old: put in what `condkd methods --published` prints"
 
 
 def test_the_table_has_a_row_a_system():

@@ -73,8 +73,8 @@ def meta_cost(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> int:
 
 
 def short(count: float) -> str:
-    """Three digits: 652 k, 11.2 M, 1.16 G, 127 P."""
-    for unit, sign in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """Three digits: 652 k, 11.2 M, 1.16 G, 127 P, 1.39 E."""
+    for unit, sign in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= 0.9995 * unit:  # 999 999 is 1.00 M
             return f"{count / unit:#.3g}".rstrip(".") + f" {sign}"
     return str(count)
