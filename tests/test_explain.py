@@ -95,7 +95,10 @@ def test_more_rounds_are_told_to_take_longer(cluster, tmp_path):
         estimate(work, flags, "cpu")
     for arm_name in ("none", "guided"):
         assert long.costs[arm_name].cpu.low > 20 * short.costs[arm_name].cpu.high
-        assert long.costs[arm_name].working.high > 20 * short.costs[arm_name].working.low
+        # A checkpoint's size, the lower bound, does not grow with the rounds.
+        spans = [work.costs[arm_name].working for work in (short, long)]
+        chunks = [span.high - span.low for span in spans]
+        assert chunks[1] > 20 * chunks[0] > 0
 
 
 def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster, tmp_path):

@@ -85,10 +85,11 @@ def test_the_teacher_sees_fresh_images_once_and_only_where_somebody_reads_what_i
 
 @pytest.mark.parametrize("kind", INVERTERS, ids=lambda kind: kind.__name__)
 def test_no_inversion_asks_the_teacher_about_what_it_hands_out(prepared, kind):
-    config = config_of(inversion=small(kind))
+    inversion: Any = small(kind)
+    config = config_of(inversion=inversion)
     production, student = begin_production(config, prepared), start(config, prepared).distiller.student
     asked = counted(prepared, lambda: synthesise(config, prepared, production, student, COUNTS))
-    looks = config.inversion.steps * config.inversion.batch
+    looks = inversion.steps * inversion.batch
     # Some hosts look at two views a step.
     assert asked in (looks, 2 * looks)
 
