@@ -224,3 +224,8 @@ def test_a_config_may_change_the_numbers_of_a_host(tmp_path):
     base = Flags(host="fast", scale=0.003, dataset="cifar10", config=path).base()
     assert (base.inversion.oh_weight, base.distiller.loss.temperature) == (30, 4)
     assert base.inversion.bn_weight == published("fast").inversion.bn_weight
+
+
+@pytest.mark.parametrize(("dataset", "shift"), [("digits", 0.0), ("cifar10", 0.0625)])
+def test_images_of_8x8_are_recovered_without_jitter(dataset, shift):
+    assert Flags(condensation="squeeze_recover", dataset=dataset).base().condensation.shift == shift
