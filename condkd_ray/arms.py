@@ -11,6 +11,7 @@ from condkd_ray.inversion import NoInversion
 from condkd_ray.memory import Growing
 from condkd_ray.plans import Plan
 from condkd_ray.schedule import Schedule
+from condkd_ray.targets import Balanced
 from condkd_ray.trial import TrialConfig
 
 Arm = Literal["none", "condensed_only", "mixed", "guided", "guided_only", "real"]
@@ -33,6 +34,8 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
         base,
         seed=seed,
         condensation=AllReal() if name == "real" else None if name == "none" or few is None else replace(few, ipc=ipc),
+        # Soft targets are asked of the inversion, so where there is none they go with it.
+        targets=Balanced() if alone else base.targets,
         inversion=NoInversion() if alone else base.inversion,
         guidance=base.guidance if name.startswith("guided") else NoGuidance(),
         memory=Growing() if alone else base.memory,

@@ -133,10 +133,15 @@ def dump(config: TrialConfig) -> str:
 
 
 def merge(base: Tree, over: Tree) -> Tree:
-    """`base` with the leaves of `over`. A method given by another `name` replaces the old one whole."""
+    """`base` with the leaves of `over`. A method given by another `name` replaces the old one whole.
+
+    A method given by its name alone is that method: of the same name as the old one, it changes nothing.
+    """
     merged = dict(base)
-    for key, value in over.items():
+    for key, given in over.items():
         old = base.get(key)
+        named = isinstance(given, str) and isinstance(old, dict) and "name" in old
+        value = {"name": given} if named else given
         other_method = (
             isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
         )

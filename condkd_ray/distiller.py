@@ -49,8 +49,8 @@ class Distiller(Method):
     The defaults are the recipe of CMI's and Fast's released code, with fewer steps and a warm-up. What each released
     code does (`shift` and flip only where named; a round is one pass of its innermost loop of inversion, then student):
 
-    - CMI: SGD, lr 0.1, momentum 0.9, weight decay 1e-4; cosine to 0 over 200 epochs, `lr_epoch` 1; batch 256, 400 steps
-      a round; augmented.
+    - CMI: SGD, lr 0.1, momentum 0.9, weight decay 1e-4; cosine to 0 over 200 epochs, `lr_epoch` 1; batch 256, from
+      scratch on WRN-40-2 128, 400 steps a round; augmented.
     - Fast, NAYER: as CMI with lr 0.2 (Fast's batch 256), cosine to `last_lr` 2e-4 over the epochs after the warm-up.
     - PRE-DFKD: SGD, lr 0.1, momentum 0.9, weight decay 5e-4; cosine to 0 over 400 epochs, `lr_epoch` 36; batch 1024, 10
       steps a round. On MNIST: Adam.

@@ -164,10 +164,11 @@ class Flags(RunFlags):
 
     def _host_parts(self, host: str) -> dict[str, Any]:
         """What the published system sets, scaled."""
-        accepted = f"either: --host {host} brings {published(host).inversion.name}; without --host parts are mixed"
+        accepted = f"one of them: --host {host} has the inversion {published(host).inversion.name}"
         require(self.inversion is None, "--inversion beside --host", self.inversion, accepted)
         both = self.scale is not None and self.rounds is not None
-        require(not both, "--rounds beside --scale", self.rounds, "either: a scale has a number of rounds")
+        accepted = f"one of them, for a scale (here {self.scale}) sets the rounds; --scale None takes none"
+        require(not both, "--rounds beside --scale", self.rounds, accepted)
         recipe = scaled(published(host), 1.0 if self.scale is None else self.scale)
         if self.rounds is not None:
             recipe = with_rounds(recipe, self.rounds)

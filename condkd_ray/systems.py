@@ -6,6 +6,7 @@ recipe says of inversion, memory, loss, student and length goes into any config;
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from math import ceil, sqrt
@@ -34,6 +35,8 @@ PARTS = ("targets", "weighing", "inversion", "memory", "distiller", "rounds", "e
 """Fields of a trial's config that a recipe sets; how condensed images are mixed in is left to the experiment."""
 LEAST_BATCH = 64
 """Images to which no batch is scaled down (our choice): below it BN statistics are noise."""
+MOST_MEASURED = 100
+"""Rounds of a scaled recipe in which its student is measured, at most (our choice)."""
 IN_ROUNDS = {"inversion": ("warm_up", "resets"), "memory": ("period",), "distiller": ("milestones", "lr_epoch")}
 """Lengths that are counted in rounds, by the family whose field they are."""
 
@@ -56,25 +59,29 @@ def check_parts(name: str, tree: Tree, path: str) -> None:
     theirs = {part: getattr(recipe, part) for part in ("targets", "weighing", "inversion", "memory")}
     given: dict[str, Any] = {part: tree.get(part) for part in theirs}
     theirs["distiller: loss"] = recipe.distiller.loss
-    given["distiller: loss"] = (tree.get("distiller") or {}).get("loss")
+    student = tree.get("distiller")
+    given["distiller: loss"] = student.get("loss") if isinstance(student, dict) else None
     for part, method in theirs.items():
         value = given[part]
         other = value if isinstance(value, str) else value.get("name", method.name) if isinstance(value, dict) else None
         accepted = f"{method.name}, which is that of --host {name}; or --inversion in the place of --host, to mix parts"
         require(other in (None, method.name), f"{path}: {part}", other, accepted)
+    require("rounds" not in tree, f"{path}: rounds beside --host {name}", tree.get("rounds"), "the flag --rounds")
 
 
 def scaled(recipe: TrialConfig, scale: float) -> TrialConfig:
     """`recipe` with `scale` of its optimiser steps, the generator's, the student's and a memory's alike; our choice.
 
-    The number of rounds and the steps in a round both shrink by the root of `scale`; the steps of no part go below one,
-    and all parts of a round keep their proportions, so that fewer rounds make up for what a round cannot give. Batches
-    shrink by the root too, to no fewer than `LEAST_BATCH` images. A generator's life (NAYER) stays as long as it was.
+    The number of rounds and the steps in a round both shrink by about the root of `scale`. The part of a round with the
+    fewest steps gets a whole number of them, one at least; the others keep their proportion to it, and the number of
+    rounds makes up for what is rounded. Batches shrink by the root, to no fewer than `LEAST_BATCH` images, those of a
+    memory with the student's. A generator's life (NAYER) stays as long as it was.
     Raises `InputError` for a scale that is not above 0 and at most 1, or leaves no round.
     """
     require(0 < scale <= 1, "scale", scale, "0 < scale <= 1")
     root = sqrt(scale)
-    inner = max(root, 1 / min(_steps(recipe)))
+    fewest = min(_steps(recipe))
+    inner = max(1, round(fewest * root)) / fewest
     least = 0.5 * inner / recipe.rounds
     require(scale > least, "scale", scale, f"above {least:.2g}, at which no round of {recipe.rounds} is left")
     return with_rounds(_smaller_rounds(recipe, inner, root), max(1, round(recipe.rounds * scale / inner)))
@@ -92,24 +99,24 @@ def _smaller_rounds(recipe: TrialConfig, inner: float, root: float) -> TrialConf
     def batch(images: int) -> int:
         return max(round(images * root), min(images, LEAST_BATCH))
 
-    def shrunk(part: Any, **more: Any) -> Any:
+    def shrunk(part: Any, images: Callable[[int], int], **more: int) -> Any:
         there = {field.name for field in fields(part)}
         given = {name: max(1, round(getattr(part, name) * inner)) for name in ("steps",) if name in there}
-        given |= {name: batch(getattr(part, name)) for name in ("batch", "entry_size") if name in there}
+        given |= {name: images(getattr(part, name)) for name in ("batch", "entry_size") if name in there}
         return replace(part, **given | {name: value for name, value in more.items() if name in there})
 
-    distiller = shrunk(recipe.distiller)
-    taken, before = (one.steps * one.batch for one in (distiller, recipe.distiller))
-    fresh = getattr(recipe.inversion, "images_per_round", 0) * taken / before
-    more = {"images_per_round": ceil(fresh)} if recipe.inversion.fresh else {}
-    inversion = shrunk(recipe.inversion, **more)
-    return replace(recipe, inversion=inversion, memory=shrunk(recipe.memory), distiller=distiller)
+    distiller, before = shrunk(recipe.distiller, batch), recipe.distiller
+    memory = shrunk(recipe.memory, lambda images: max(2, round(images * distiller.batch / before.batch)))
+    taken = distiller.steps * distiller.batch / (before.steps * before.batch)
+    fresh = {"images_per_round": ceil(recipe.inversion.images_per_round * taken)} if recipe.inversion.fresh else {}
+    return replace(recipe, inversion=shrunk(recipe.inversion, batch, **fresh), memory=memory, distiller=distiller)
 
 
 def with_rounds(recipe: TrialConfig, rounds: int) -> TrialConfig:
     """`recipe` in another number of the student's rounds, with all that is counted in rounds in proportion.
 
-    Nothing that was there vanishes: each length is at least one round. Milestones that fall together are one.
+    Nothing that was there vanishes: each length is at least one round. Milestones that fall together are one. A shorter
+    run is not measured in more than `MOST_MEASURED` rounds.
     """
     require(rounds >= 1, "rounds", rounds, "an integer >= 1")
     factor = rounds / recipe.rounds
@@ -125,7 +132,10 @@ def with_rounds(recipe: TrialConfig, rounds: int) -> TrialConfig:
 
     parts = {family: longer(getattr(recipe, family), names) for family, names in IN_ROUNDS.items()}
     parts["distiller"] = parts["distiller"].within(rounds)
-    return replace(recipe, rounds=rounds, evaluate_every=stretched(recipe.evaluate_every), **parts)
+    every = stretched(recipe.evaluate_every)
+    if rounds < recipe.rounds:
+        every = max(every, ceil(rounds / MOST_MEASURED))
+    return replace(recipe, rounds=rounds, evaluate_every=every, **parts)
 
 
 def equal_rounds(path: Path, wanted: dict[str, Any], name: str) -> int:
@@ -136,8 +146,12 @@ def equal_rounds(path: Path, wanted: dict[str, Any], name: str) -> int:
     known = read_tree(path)
     found = {what: known.get(what) for what in wanted}
     accepted = f"{found}, as measured there; equal_seconds.py measures others; or --equal proportion"
-    require(found == wanted and name in known["rounds"], f"--equal seconds by {path}", wanted, accepted)
-    return known["rounds"][name]
+    require(found == wanted, f"--equal seconds by {path}", wanted, accepted)
+    rounds = known.get("rounds")
+    whole = isinstance(rounds, dict) and all(type(count) is int and count >= 1 for count in rounds.values())
+    require(whole, f"rounds in {path}", rounds, "a number of rounds, 1 or more, for each system")
+    require(name in rounds, f"a system whose seconds are not in {path}", name, ", ".join(rounds))
+    return rounds[name]
 
 
 @dataclass(frozen=True)
@@ -197,9 +211,10 @@ def _replay(recipe: TrialConfig, memory: Generative, shape: tuple[int, int, int]
         for part, size in ((0, shape), (1, (memory.latent,)))
     )
     recalled = round(memory.replay * memory.batch)
-    learnt = memory.steps * (memory.batch + recalled) * (3 * (encoder + decoder) + 3 * teacher)
-    drawn = memory.steps * recalled + recipe.distiller.steps * round(memory.share * recipe.distiller.batch)
-    return recipe.rounds * (learnt + drawn * 3 * (decoder + teacher))
+    learnt = memory.steps * (memory.batch + recalled) * 3 * (encoder + decoder + teacher)
+    moved = memory.steps * recalled * (3 * decoder + 2 * teacher)
+    drawn = recipe.distiller.steps * round(memory.share * recipe.distiller.batch) * 3 * (decoder + teacher)
+    return recipe.rounds * (learnt + moved + drawn)
 
 
 HEADER = (

@@ -27,7 +27,8 @@ class Args(Flags):
     """Condensed images per class, where --condensed."""
     memories: tuple[Literal["latest", "growing", "reservoir", "bank", "generative"], ...] = tuple(MEMORIES)  # type: ignore[assignment]
     capacity: int = 512
-    """Samples the reservoir keeps; the bank keeps 10 entries of 128 at most, as its re-implementation does."""
+    """Samples the reservoir keeps; the bank keeps 10 entries of 128 at most, as its re-implementation does. A host's
+    own memory stays as the host has it."""
     condensed: bool = False
     """Guide the inversion and mix condensed images in, as in the arm `guided` of ablate_ipc.py."""
     out: Path = Path("runs/ablate_memory")
@@ -36,8 +37,13 @@ class Args(Flags):
 def plans(args: Args) -> Iterator[Plan]:
     """Every memory for every seed."""
     base = args.base()
+    kinds = MEMORIES | {
+        "reservoir": lambda: Reservoir(capacity=args.capacity),
+        "bank": lambda: Bank(entry_size=min(Bank().entry_size, base.inversion.images_per_round)),
+    }
     for name, ipc, seed in product(args.memories, args.ipcs if args.condensed else [0], args.seeds):
-        memory = Reservoir(capacity=args.capacity) if name == "reservoir" else MEMORIES[name]()
+        # A host's own memory is as the host has it.
+        memory = base.memory if args.host and base.memory.name == name else kinds[name]()
         yield arm(replace(base, memory=memory), "guided" if args.condensed else "none", ipc, seed, name)
 
 

@@ -16,7 +16,7 @@ from condkd_ray.arms import arm
 from condkd_ray.data import load
 from condkd_ray.experiment import Flags, Plan, command_line, run
 from condkd_ray.memory import Growing, Prioritized, Reservoir
-from condkd_ray.weighing import Modulating
+from condkd_ray.weighing import Equal, Modulating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Args(Flags):
 
 def plans(args: Args) -> Iterator[Plan]:
     """Every memory at every scale for every seed."""
-    base = args.base()
+    base = replace(args.base(), weighing=Equal())
     size = len(load(base.data).train)
     yield from (arm(replace(base, memory=Growing()), "none", 0, seed, "growing") for seed in args.seeds)
     for scale, seed in product(args.scales, args.seeds):

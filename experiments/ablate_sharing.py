@@ -38,6 +38,7 @@ def plans(args: Args) -> Iterator[Plan]:
     default = args.inversion is None and args.host is None
     base = (replace(args, inversion="deep_inversion") if default else args).base()
     require(args.share == "trial", "--share", args.share, "trial: here each arm has its own")
+    require(base.pipeline is None, "--producers", args.producers, "0: the images of producers are their trial's alone")
     accepted = "one that does not ask the student, as deep_inversion or dafl"
     flag = "--inversion" if args.host is None else "--host"
     require(can_share(base), flag, args.host or base.inversion.name, accepted)

@@ -47,6 +47,10 @@ def _pairs(args: Args) -> tuple[str, ...]:
 def plans(args: Args) -> Iterator[Plan]:
     """Every method for every pair and seed."""
     require(args.host is args.inversion is None, "--host or --inversion", args.host or args.inversion, "--methods")
+    if "seconds" in args.equal:
+        unmeasured = args.condensed or args.config or args.size or "fast" not in args.methods
+        accepted = "fast among --methods, and neither --condensed, --config nor --size; or --equal proportion"
+        require(not unmeasured, "--equal seconds", args.equal, accepted)
     for pair, method, who, how in product(
         _pairs(args), args.methods, ("mixed", "guided") if args.condensed else ("none",), args.equal
     ):

@@ -18,6 +18,7 @@ from condkd_ray.augment import shift_flip
 from condkd_ray.disk import atomic_write
 from condkd_ray.experiment import Flags, command_line
 from condkd_ray.inverted import held_out, measure, side_by_side
+from condkd_ray.method import require
 from condkd_ray.shell import open_folder, say, show
 
 
@@ -40,6 +41,7 @@ def grey(self: Any, images: torch.Tensor, *, teacher: Any, rng: torch.Generator)
 
 def main(args: Args) -> int:
     """Make and measure, then write the table."""
+    require(args.host is None, "--host", args.host, "none: --hosts says which are measured")
     bases: Any = {name: arm(replace(args, inversion=name).base(), "none", 0, 0).config for name in args.hosts}
     workshop, found = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say), {}
     open_folder(args.out, "compare_padding", fresh=args.fresh)

@@ -16,34 +16,45 @@ from condkd_ray.arms import arm
 from condkd_ray.artifacts import Workshop
 from condkd_ray.disk import atomic_write
 from condkd_ray.experiment import Flags, command_line
+from condkd_ray.method import require
 from condkd_ray.process import clean_process
-from condkd_ray.run import local_store, run_trial
+from condkd_ray.run import local_store
 from condkd_ray.shell import say
 from condkd_ray.systems import NAMES
+from condkd_ray.trial import Prepared, TrialConfig, run_round, start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this measurement, and those common to all experiments."""
+    """Flags of this measurement, and those common to all experiments; those of Ray and condensed images do nothing."""
 
     seeds: tuple[int, ...] = (0,)
     scale: float | None = 0.003
     to: Path = Path(__file__).parent / "results" / "equal_seconds.yaml"
 
 
+def cpu_seconds(config: TrialConfig, prepared: Prepared) -> float:
+    """Of all rounds of a trial."""
+    clean_process(torch.get_num_threads())
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    return sum(run_round(config, prepared, state, store)["time/cpu_seconds"] for _ in range(config.total_rounds))
+
+
 def main(args: Args) -> int:
     """Measure, and write the file."""
+    given = {"--host": args.host, "--config": args.config, "--size": args.size, "--explain": args.explain or None}
+    for flag, value in given.items():
+        require(value is None, flag, value, "none: each system is measured as published, at --scale")
     workshop = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say)
     configs = {name: arm(replace(args, host=name).base(), "none", 0, args.seeds[0]).config for name in NAMES}
     for config in configs.values():
         workshop.check(config)
     seconds = {}
     for name, config in configs.items():
-        prepared = workshop.prepare(config)
-        clean_process(torch.get_num_threads())
-        history = run_trial(config, replace(prepared, landmarks=None), local_store(config, prepared, None)).history
-        seconds[name] = sum(row["time/cpu_seconds"] - row.get("time/evaluation_seconds", 0.0) for row in history)
-        say(f"{name}: {config.total_rounds} rounds, {seconds[name]:.1f} CPU s without evaluation")
+        # Without what is measured of a student, whose images would be the larger part of the time.
+        prepared = replace(workshop.prepare(config), landmarks=None, test=None, val=None)
+        seconds[name] = cpu_seconds(config, prepared)
+        say(f"{name}: {config.total_rounds} rounds, {seconds[name]:.1f} CPU s")
     rounds = {name: max(1, round(configs[name].rounds * seconds["fast"] / took)) for name, took in seconds.items()}
     told = {name: round(took, 2) for name, took in seconds.items()}
     what = {"dataset": args.dataset, "teacher": args.teacher, "student": args.student, "scale": args.scale}

@@ -4,6 +4,7 @@ import re
 from dataclasses import fields, replace
 from math import sqrt
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 from toy import make_prepared, toy_config
 
 from condkd_ray import systems
+from condkd_ray.arms import Arm, arm
 from condkd_ray.config import read_tree
 from condkd_ray.experiment import Flags
 from condkd_ray.memory import Growing
 from condkd_ray.method import InputError
 from condkd_ray.networks.cost import cost_of
-from condkd_ray.systems import FOLDER, LEAST_BATCH, NAMES, PARTS, published, scaled, with_rounds, work
+from condkd_ray.systems import FOLDER, LEAST_BATCH, NAMES, PARTS, equal_rounds, published, scaled, with_rounds, work
 from condkd_ray.trial import start
 
 LEAF = re.compile(r"  (?P<field>\w+): .*")
@@ -78,10 +80,11 @@ def test_a_whole_recipe_is_itself_and_a_part_keeps_its_proportions(name):
         small = scaled(recipe, scale)
         parts = [(small.inversion, recipe.inversion), (small.distiller, recipe.distiller)]
         total = [(a.steps * small.rounds, b.steps * recipe.rounds) for a, b in parts]
-        # Whole steps and rounds: off by half of one in each.
+        fewest = min(part.steps for part, _ in parts)
         for (less, whole), (part, _) in zip(total, parts, strict=True):
-            slack = 0.5 / part.steps + 0.5 / small.rounds + 0.25 / (part.steps * small.rounds)
-            assert less / whole == pytest.approx(scale, rel=1.01 * slack / (1 - slack) if slack < 0.9 else 9)
+            # Rounds are whole, and so are the steps of each part; the shortest part has no error of its own.
+            slack = 0.51 / (small.rounds - 0.5) + (0.51 / part.steps if part.steps > fewest else 0)
+            assert less / whole == pytest.approx(scale, rel=slack)
         for a, b in parts:
             assert a.batch == max(round(b.batch * sqrt(scale)), min(b.batch, LEAST_BATCH))
         if recipe.inversion.fresh:
@@ -100,7 +103,9 @@ def test_what_is_counted_in_rounds_goes_along():
         1,
     )
     assert with_rounds(dafl, 240).distiller.milestones == (96, 192)
-    assert with_rounds(dafl, 240).evaluate_every == 1
+    assert with_rounds(dafl, 240).evaluate_every == 3
+    assert with_rounds(dafl, 12000).evaluate_every == 120
+    assert with_rounds(fast, 20).evaluate_every == 1
     assert with_rounds(bank, 1440).memory.period == 18
     # Two that fall together are one, and one at the very end is none.
     assert with_rounds(dafl, 3).distiller.milestones == (1, 2)
@@ -127,6 +132,31 @@ def test_a_scale_that_leaves_no_round_is_refused_with_the_least_that_does():
     with pytest.raises(InputError, match=r"scale is 1e-05; accepted: above 0.00025, at which no round of 200 is left"):
         scaled(published("fast"), 1e-5)
     assert scaled(published("fast"), 0.00026).rounds == 1
+
+
+def test_a_scaled_memory_keeps_its_proportion_to_the_student():
+    bank, small = published("mb_dfkd"), scaled(published("mb_dfkd"), 0.01)
+    assert bank.memory.entry_size / bank.distiller.batch == pytest.approx(1 / 9)
+    assert small.memory.entry_size / small.distiller.batch == pytest.approx(1 / 9, abs=0.01)
+    vae, less = published("pre_dfkd"), scaled(published("pre_dfkd"), 0.01)
+    assert less.memory.batch / less.inversion.batch == pytest.approx(vae.memory.batch / vae.inversion.batch, abs=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_at_any_scale_a_system_is_a_config_measured_in_at_most_100_rounds(name):
+    for scale in (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.9):
+        steps = [part.steps for part in (published(name).inversion, published(name).distiller)]
+        if scale > 1 / (published(name).rounds * min(steps)):
+            config = scaled(published(name), scale)
+            measured = sum(config.measures(number) for number in range(config.total_rounds))
+            assert measured <= 101 or config.rounds == published(name).rounds
+
+
+@pytest.mark.parametrize("who", get_args(Arm))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_arm_stands_on_every_system(name, who):
+    config = arm(Flags(host=name, scale=0.003).base(), who, 10, 0).config
+    assert config.distiller.steps == scaled(published(name), 0.003).distiller.steps
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,9 +218,9 @@ def test_rounds_may_be_given_in_the_place_of_a_scale():
         ({"host": "slow"}, "published system is 'slow'; accepted: deep_inversion, dafl"),
         (
             {"host": "fast", "inversion": "cmi"},
-            "--inversion beside --host is 'cmi'; accepted: either: --host fast brings",
+            "--inversion beside --host is 'cmi'; accepted: one of them: --host fast",
         ),
-        ({"host": "fast", "scale": 0.1, "rounds": 3}, "--rounds beside --scale is 3; accepted: either"),
+        ({"host": "fast", "scale": 0.1, "rounds": 3}, "--rounds beside --scale is 3; accepted: one of them"),
         ({"scale": 0.1}, "--scale without --host is 0.1; accepted: a published system to scale, --host NAME"),
         ({"host": "fast", "scale": 1e-9}, "scale is 1e-09; accepted: above 0.00025"),
         ({"host": "fast", "rounds": 0}, "rounds is 0; accepted: an integer >= 1"),
@@ -207,6 +237,7 @@ def test_flags_that_contradict_a_host_are_refused(flags, message):
     [
         ("inversion: {name: cmi}", "inversion is 'cmi'; accepted: fast, which is that of --host fast"),
         ("memory: latest", "memory is 'latest'; accepted: growing"),
+        ("rounds: 5", "rounds beside --host fast is 5; accepted: the flag --rounds"),
         ("distiller: {loss: l1}", "distiller: loss is 'l1'; accepted: hinton"),
         ("weighing: {name: modulating}", "weighing is 'modulating'; accepted: equal"),
     ],
@@ -216,6 +247,40 @@ def test_a_config_that_changes_a_part_of_the_host_is_refused(tmp_path, text, wha
     path.write_text(text)
     with pytest.raises(InputError, match=re.escape(f"{path}: {what}")):
         Flags(host="fast", config=path).base()
+
+
+def test_a_config_that_is_no_mapping_is_refused_in_words(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("distiller: l1")
+    with pytest.raises(InputError, match="distiller is 'l1'"):
+        Flags(host="fast", config=path).base()
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [("fast", "inversion: fast"), ("mb_dfkd", "memory: bank"), ("dafl", "distiller: {loss: hinton}")],
+)
+def test_a_part_named_as_the_host_has_it_stays_as_the_host_has_it(tmp_path, host, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert Flags(host=host, scale=0.003, config=path).base() == Flags(host=host, scale=0.003).base()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "rounds in .* is None; accepted: a number of rounds, 1 or more, for each system"),
+        ("rounds: {fast: x}", "rounds in .* is {'fast': 'x'}"),
+        ("rounds: {fast: 6.5}", "rounds in .* is {'fast': 6.5}"),
+        ("rounds: {cmi: 3}", "a system whose seconds are not in .* is 'fast'; accepted: cmi"),
+        ("scale: 0.1", "--equal seconds by .* is {'scale': None}"),
+    ],
+)
+def test_a_file_of_rounds_that_is_none_is_refused(tmp_path, text, message):
+    path = tmp_path / "rounds.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        equal_rounds(path, {"scale": None}, "fast")
 
 
 def test_a_config_may_change_the_numbers_of_a_host(tmp_path):

@@ -90,6 +90,9 @@ def one_step(config: TrialConfig) -> TrialConfig:
         if any(field.name == "steps" for field in fields(part)):
             parts[name] = replace(part, steps=1)
     parts["distiller"] = parts["distiller"].within(1)
+    if config.inversion.warm_up:
+        # Its rounds have no step of the student.
+        parts["inversion"] = replace(parts["inversion"], warm_up=0)
     return replace(config, seed=0, rounds=1, evaluate_every=1, **parts)
 
 

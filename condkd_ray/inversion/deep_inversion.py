@@ -37,7 +37,8 @@ class DeepInversion(Pixelwise):
     paper: ClassVar[str] = "Yin et al., CVPR 2020"
     ours: ClassVar[tuple[str, ...]] = ("steps", "batch")
     name: Literal["deep_inversion"] = "deep_inversion"
-    betas = (0.5, 0.9)
+    betas: tuple[float, float] = (0.5, 0.9)  # type: ignore[assignment]
+    """Of Adam, as in the official ImageNet code; its CIFAR code has PyTorch's (0.9, 0.999)."""
     reads_bn = True
     steps: int = 100
     """Adam steps a round (2000 in the official code)."""

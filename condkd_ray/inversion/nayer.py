@@ -172,11 +172,12 @@ class Nayer(Inversion[NayerState]):
             state.generator = self._generator(state.embeddings, teacher, rng, stream)
         state.round += 1
         meter = Meter("inversion")
+        parts = dealt(targets.labels, self.loops)
         made = [
             self._loop(state, part, meter, teacher=teacher, student=student, guide=guide, weigh=weigh, rng=rng)
-            for part in targets.labels.chunk(self.loops)
+            for part in parts
         ]
-        return unseen(torch.cat(made), targets.labels), meter.read()
+        return unseen(torch.cat(made), torch.cat(parts)), meter.read()
 
     def _ends(self, round: int) -> bool:
         """Whether a generator's life ends before the round after `round` others."""
@@ -226,6 +227,12 @@ class Nayer(Inversion[NayerState]):
             bn_seen = seen.detach().bn
         state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
         return lowest.kept[0]
+
+
+def dealt(labels: Tensor, loops: int) -> list[Tensor]:
+    """Labels (B,) in so many parts, each class as evenly as may be, and each part in their order. No host copy."""
+    order = labels.argsort(stable=True)
+    return [labels[order[first::loops].sort().values] for first in range(loops)]
 
 
 def occurrences(labels: Tensor, num_classes: int) -> tuple[Tensor, int]:
