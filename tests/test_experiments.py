@@ -46,7 +46,7 @@ def planned(name, **flags):
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_is_one_question_on_one_screen(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= 75
+    assert len(lines) <= 80
     assert lines[0].startswith('"""')
     assert "?" in path.read_text().split("\n\n")[0]
 
@@ -137,7 +137,7 @@ def test_methods_are_whole_systems_at_equal_proportion_and_in_equal_time():
 
 
 def test_equal_time_is_that_of_the_networks_and_scale_it_was_measured_with(tmp_path):
-    with pytest.raises(InputError, match=r"--equal seconds by .*equal_seconds.yaml is .*'scale': 0.1.*; accepted: as"):
+    with pytest.raises(InputError, match=r"--equal seconds by .* is .*'scale': 0.1.*; accepted: .*, as measured there"):
         planned("compare_methods", scale=0.1)
     with pytest.raises(InputError, match="'student': 'resnet-8-8'"):
         planned("compare_methods", pairs=("wrn-16-1/resnet-8-8",))
