@@ -22,6 +22,8 @@ from condkd_ray.storage import Location
 from condkd_ray.trial import Prepared, TrialConfig, TrialState
 
 GRID_PER_CLASS = 8
+LAST = ("student/val_accuracy", "guidance/accuracy", "guidance/perfect_accuracy")
+"""Figures of a round, beside whole families, whose last value is a figure of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +119,7 @@ def summary(history: list[Metrics], test_images: int) -> Metrics:
     last: Metrics = {}
     for metrics in history:
         last |= metrics
-    kept = {
-        k: v
-        for k, v in last.items()
-        if k.startswith(("proxy/", "memory/", "diagnosis/")) or k == "student/val_accuracy"
-    }
+    kept = {k: v for k, v in last.items() if k.startswith(("proxy/", "memory/", "diagnosis/")) or k in LAST}
     summed = {k for k in last if k.startswith(("time/", "pool/"))}
     measured = [m["student/test_accuracy"] for m in history if "student/test_accuracy" in m]
     kept |= {name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(summed)}

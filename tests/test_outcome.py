@@ -55,12 +55,15 @@ def test_the_summary_of_a_history():
         {"round": 1, "student/test_accuracy": 0.2, "proxy/kl": 3.0, "time/wall_seconds": 1.0, "kd/loss": 4.0},
         {"round": 2, "time/wall_seconds": 2.0},
         {"round": 3, "student/test_accuracy": 0.7, "proxy/kl": 1.0, "diagnosis/gap": 2.0, "memory/bytes": 7},
-        {"round": 4, "student/test_accuracy": 0.6, "time/wall_seconds": 3.0},
+        {"round": 4, "student/test_accuracy": 0.6, "time/wall_seconds": 3.0}
+        | {"guidance/accuracy": 0.6, "guidance/perfect_accuracy": 0.5, "guidance/class": 0.9},
     ]
     assert summary(history, 600) == {
         "proxy/kl": 1.0,
         "diagnosis/gap": 2.0,
         "memory/bytes": 7,
+        "guidance/accuracy": 0.6,
+        "guidance/perfect_accuracy": 0.5,
         "time/wall_seconds": 6.0,
         "student/test_accuracy_mean": pytest.approx(0.5),
         "student/test_accuracy_variance": pytest.approx(0.14 / 3),

@@ -48,8 +48,11 @@ _ROUNDS_LEGEND = (
     "Mean, variance and best of the test accuracy over the measured rounds. The column test images says on how many "
     "they were measured: a fixed subset, or all (--test-rounds full), as papers do that report a mean over rounds. The "
     "best is for comparison with papers only, nothing may be chosen by it. Forgetting is the best minus the last. "
-    "Memory at the end, times of the whole trial. D: what the discriminator tells right in the last round (50 is "
-    "chance); with perfect fakes: what it would where the generator's images were condensed images held out."
+    "Memory at the end, times of the whole trial."
+)
+_D_LEGEND = (
+    " D: what the discriminator tells right in the last round (50 is chance); with perfect fakes: what it would where "
+    "the generator's images were condensed images held out."
 )
 _PLACES_LEGEND = (
     "Synthetic images of the last round in the teacher's features; distances class by class, diversity and distance to "
@@ -62,7 +65,8 @@ _PLACES_LEGEND = (
 
 def rounds_table(records: Sequence[Record]) -> Table:
     """A row an arm and IPC: over the rounds, memory and times."""
-    return _table("Over the rounds", _ROUNDS, _ROUNDS_LEGEND, records, {"test images": _on})
+    legend = _ROUNDS_LEGEND + (_D_LEGEND if over(records, "guidance/accuracy") else "")
+    return _table("Over the rounds", _ROUNDS, legend, records, {"test images": _on})
 
 
 def places_table(records: Sequence[Record]) -> Table:
