@@ -191,7 +191,7 @@ def test_the_curriculum_begins_real_and_ends_synthetic():
         ("ablate_condensation", ["--condensers", "herding", "--ipcs", "2"], "guided herding - guided random_real"),
         (
             "compare_methods",
-            ["--methods", "fast", "nayer", "--equal", "proportion", "--scale", "0.0003", "--condensed"],
+            ["--methods", "fast", "nayer", "--equal", "proportion", "--scale", "None", "--condensed"],
             "guided nayer - mixed nayer",
         ),
     ],
