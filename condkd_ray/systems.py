@@ -147,7 +147,7 @@ def equal_rounds(path: Path, wanted: dict[str, Any], name: str) -> int:
     found = {what: known.get(what) for what in wanted}
     accepted = f"{found}, as measured there; equal_seconds.py measures others; or --equal proportion"
     require(found == wanted, f"--equal seconds by {path}", wanted, accepted)
-    rounds = known.get("rounds")
+    rounds: Any = known.get("rounds")
     whole = isinstance(rounds, dict) and all(type(count) is int and count >= 1 for count in rounds.values())
     require(whole, f"rounds in {path}", rounds, "a number of rounds, 1 or more, for each system")
     require(name in rounds, f"a system whose seconds are not in {path}", name, ", ".join(rounds))
