@@ -26,6 +26,7 @@ from condkd_ray.run import local_store, run_trial
 from condkd_ray.sketch import Sketch
 from condkd_ray.streams import Streams
 from condkd_ray.supervised import bf16_pays
+from condkd_ray.trial import run_round, start
 from condkd_ray.trial_config import Prepared, TrialConfig
 
 ROUNDS = 3
@@ -146,6 +147,13 @@ def round_seconds(plan: Plan, prepared: Prepared) -> float:
     if outcome.status != "finished":
         raise NonFiniteError(f"{plan.label}, tried for {ROUNDS} rounds: {outcome.reason}")
     return max(row["time/wall_seconds"] for row in outcome.history[1:])
+
+
+def trial_cpu_seconds(config: TrialConfig, prepared: Prepared) -> float:
+    """CPU time of all rounds of a trial. Raises `NonFiniteError` where it diverges."""
+    clean_process(torch.get_num_threads())
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    return sum(run_round(config, prepared, state, store)["time/cpu_seconds"] for _ in range(config.total_rounds))
 
 
 def recorded(records: Sequence[Record], out: Path) -> Cost:

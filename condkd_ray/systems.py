@@ -6,7 +6,7 @@ recipe says of inversion, memory, loss, student and length goes into any config;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from math import ceil, sqrt
@@ -138,12 +138,32 @@ def with_rounds(recipe: TrialConfig, rounds: int) -> TrialConfig:
     return replace(recipe, rounds=rounds, evaluate_every=every, **parts)
 
 
-def equal_rounds(path: Path, wanted: dict[str, Any], name: str) -> int:
+def network_pairs(pairs: Sequence[str], teacher: str, student: str) -> dict[str, dict[str, str]]:
+    """Teacher and student of each TEACHER/STUDENT of `pairs`, by what labels call it: nothing where there is one alone.
+
+    Without any pair it is that of `teacher` and `student`. Raises `InputError`.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for pair in pairs or [f"{teacher}/{student}"]:
+        ends = pair.split("/")
+        require(len(ends) == 2 and all(ends), "--pairs", pair, "TEACHER/STUDENT, such as resnet-8-16/resnet-8-8")
+        found[f"({pair})" if len(pairs) > 1 else ""] = {"teacher": ends[0], "student": ends[1]}
+    return found
+
+
+def arm_label(name: str, pair: str = "", *, timed: bool = False, who: str = "") -> str:
+    """The arm of a system in a comparison: who sees condensed images, the system, its networks, and `timed` ones."""
+    return " ".join(part for part in (who, name, pair, "in equal time" * timed) if part)
+
+
+def equal_rounds(path: Path, flags: Any, ends: dict[str, str], name: str) -> int:
     """How many rounds of a system take as long as those of `fast`, as experiments/equal_seconds.py wrote to `path`.
 
-    Raises `InputError` where that was measured with other data, networks or scale than `wanted`.
+    Raises `InputError` where that was measured otherwise than the `flags` of an experiment and the networks `ends` say.
     """
-    known = read_tree(path)
+    known, changing = read_tree(path), ("dataset", "scale", "size", "config", "condensed")
+    given = {what: getattr(flags, what, None) for what in changing}
+    wanted = {what: value for what, value in given.items() if value not in (None, False)} | ends
     found = {what: known.get(what) for what in wanted}
     accepted = f"{found}, as measured there; equal_seconds.py measures others; or --equal proportion"
     require(found == wanted, f"--equal seconds by {path}", wanted, accepted)

@@ -1,6 +1,5 @@
-"""Do inverted images come nearer to real ones if black, not mean grey, moves in under the inversion's shift?
+"""Do inverted images come nearer to real ones if black, not mean grey (as here before), moves in under the shift?
 
-Released code shifts [0, 1] pixels, so black moves in; ours once shifted normalised ones, so their zeros did: mean grey.
 Each host makes its images both ways from the same draws, without a student; both are held against real test images.
 
     python experiments/compare_padding.py --dataset cifar10 --data-root DIR --teacher resnet-14-16 --teacher-weights W
@@ -47,14 +46,13 @@ def main(args: Args) -> int:
     open_folder(args.out, "compare_padding", fresh=args.fresh)
     for name, base in bases.items():
         host = replace(base.inversion, adv_weight=0.0, steps=min(base.inversion.steps, args.inversion_steps))
-        old, prepared = type("Old", (type(host),), {"augment": grey})(**vars(host)), workshop.prepare(base)
-        trials = [[replace(base, inversion=way, seed=seed) for seed in args.seeds] for way in (old, host)]
-        real = held_out(prepared)
+        ways = (type("Old", (type(host),), {"augment": grey})(**vars(host)), host)
+        real = held_out(prepared := workshop.prepare(base))
+        trials = [[replace(base, inversion=way, seed=seed) for seed in args.seeds] for way in ways]
         found[name] = [[measure(trial, prepared, real) for trial in side] for side in trials]
         say(f"{name} is measured")
-    table = side_by_side("Old padding (mean grey) and new (black)", found)
+    show((table := side_by_side("Old padding (mean grey) and new (black)", found)).text())
     atomic_write(args.out / "padding.md", table.markdown().encode())
-    show(table.text())
     return 0
 
 

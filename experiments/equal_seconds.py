@@ -17,11 +17,9 @@ from condkd_ray.artifacts import Workshop
 from condkd_ray.disk import atomic_write
 from condkd_ray.experiment import Flags, command_line
 from condkd_ray.method import require
-from condkd_ray.process import clean_process
-from condkd_ray.run import local_store
+from condkd_ray.probing import trial_cpu_seconds
 from condkd_ray.shell import say
 from condkd_ray.systems import NAMES
-from condkd_ray.trial import Prepared, TrialConfig, run_round, start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +29,6 @@ class Args(Flags):
     seeds: tuple[int, ...] = (0,)
     scale: float | None = 0.003
     to: Path = Path(__file__).parent / "results" / "equal_seconds.yaml"
-
-
-def cpu_seconds(config: TrialConfig, prepared: Prepared) -> float:
-    """Of all rounds of a trial."""
-    clean_process(torch.get_num_threads())
-    state, store = start(config, prepared), local_store(config, prepared, None)
-    return sum(run_round(config, prepared, state, store)["time/cpu_seconds"] for _ in range(config.total_rounds))
 
 
 def main(args: Args) -> int:
@@ -53,7 +44,7 @@ def main(args: Args) -> int:
     for name, config in configs.items():
         # Without what is measured of a student, whose images would be the larger part of the time.
         prepared = replace(workshop.prepare(config), landmarks=None, test=None, val=None)
-        seconds[name] = cpu_seconds(config, prepared)
+        seconds[name] = trial_cpu_seconds(config, prepared)
         say(f"{name}: {config.total_rounds} rounds, {seconds[name]:.1f} CPU s")
     rounds = {name: max(1, round(configs[name].rounds * seconds["fast"] / took)) for name, took in seconds.items()}
     told = {name: round(took, 2) for name, took in seconds.items()}

@@ -46,7 +46,7 @@ def planned(name, **flags):
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_is_one_question_on_one_screen(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= 80
+    assert len(lines) <= 60
     assert lines[0].startswith('"""')
     assert "?" in path.read_text().split("\n\n")[0]
 

@@ -273,14 +273,14 @@ def test_a_part_named_as_the_host_has_it_stays_as_the_host_has_it(tmp_path, host
         ("rounds: {fast: x}", "rounds in .* is {'fast': 'x'}"),
         ("rounds: {fast: 6.5}", "rounds in .* is {'fast': 6.5}"),
         ("rounds: {cmi: 3}", "a system whose seconds are not in .* is 'fast'; accepted: cmi"),
-        ("scale: 0.1", "--equal seconds by .* is {'scale': None}"),
+        ("scale: 0.1", "--equal seconds by .* is .*'scale': 0.5"),
     ],
 )
 def test_a_file_of_rounds_that_is_none_is_refused(tmp_path, text, message):
     path = tmp_path / "rounds.yaml"
-    path.write_text(text)
+    path.write_text(text if "scale" in text else f"dataset: digits\nscale: 0.5\n{text}")
     with pytest.raises(InputError, match=message):
-        equal_rounds(path, {"scale": None}, "fast")
+        equal_rounds(path, Flags(scale=0.5), {}, "fast")
 
 
 def test_a_config_may_change_the_numbers_of_a_host(tmp_path):
