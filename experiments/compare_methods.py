@@ -1,7 +1,6 @@
 """Which published data-free method teaches a student best, at which cost in time and memory, on which pair of networks?
 
-Each is the whole system of its paper (`condkd methods --published`) at one share of its length, --scale, and again in
-as many rounds as take as long as those of `fast` (equal_seconds.py). With --condensed, mixed and guided.
+Each is its paper's whole system, at one --scale and again in the CPU time of `fast`; --condensed: mixed and guided.
 
     python experiments/compare_methods.py --dataset cifar10 --data-root DIR --pairs wrn-40-2/wrn-16-1 --equal proportion
 """
@@ -12,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from condkd_ray.arms import arm
+from condkd_ray.arms import Arm, arm
 from condkd_ray.experiment import Flags, Plan, command_line, run
 from condkd_ray.method import require
 from condkd_ray.systems import NAMES, Name, arm_label, equal_rounds, network_pairs, with_rounds
@@ -36,15 +35,14 @@ class Args(Flags):
 def plans(args: Args) -> Iterator[Plan]:
     """Every method for every pair and seed."""
     require(args.host is args.inversion is None, "--host or --inversion", args.host or args.inversion, "--methods")
-    whose, pairs = ("mixed", "guided"), network_pairs(args.pairs, args.teacher, args.student)
-    for pair, method, who, how in product(pairs, args.methods, whose if args.condensed else ("",), args.equal):
-        base = replace(args, host=method, **pairs[pair]).base()
-        rounds = equal_rounds(args.rounds_file, args, pairs[pair], method) if how == "seconds" else base.rounds
-        if how == "proportion" or rounds != base.rounds or len(args.equal) == 1:
-            label = arm_label(method, pair, timed=rounds != base.rounds, who=who)
-            yield from (
-                arm(with_rounds(base, rounds), who or "none", max(args.ipcs), seed, label) for seed in args.seeds
-            )
+    whose: tuple[Arm, ...] = ("mixed", "guided") if args.condensed else ("none",)
+    pairs = network_pairs(args.pairs, args.teacher, args.student).items()
+    for (pair, ends), method, who, how in product(pairs, args.methods, whose, args.equal):
+        base = replace(args, host=method, **ends).base()
+        config = base if how == "proportion" else with_rounds(base, equal_rounds(args.rounds_file, args, ends, method))
+        if how == "proportion" or config != base or len(args.equal) == 1:
+            label = arm_label(method, pair, timed=config != base, who=who * args.condensed)
+            yield from (arm(config, who, max(args.ipcs), seed, label) for seed in args.seeds)
 
 
 def main(args: Args) -> int:
