@@ -9,18 +9,19 @@ from typing import Annotated
 
 import tyro
 
-from condkd_ray import catalogue, systems
-from condkd_ray.condense import Condense, condense
-from condkd_ray.dashboard import Dashboard, dashboard
-from condkd_ray.export import choose, export, merit
-from condkd_ray.method import require
-from condkd_ray.report.pool import pool_table
-from condkd_ray.results import tell_results
-from condkd_ray.search import Search, search
-from condkd_ray.shell import exit_codes, say
-from condkd_ray.storage import locate
-from condkd_ray.train import Repeat, Train, repeat, train
-from condkd_ray.trying import Try, try_out
+from condkd_ray.commands import methods_table
+from condkd_ray.commands.condense import Condense, condense
+from condkd_ray.commands.console.exit_codes import exit_codes, say
+from condkd_ray.commands.console.results import tell_results
+from condkd_ray.commands.dashboard import Dashboard, dashboard
+from condkd_ray.commands.export import choose, export, merit
+from condkd_ray.commands.pool import pool_table
+from condkd_ray.commands.train import Repeat, Train, repeat, train
+from condkd_ray.commands.try_teacher import Try, try_out
+from condkd_ray.core.method import require
+from condkd_ray.core.storage import locate
+from condkd_ray.runs import systems
+from condkd_ray.runs.search import Search, search
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,11 @@ def show_pool(command: Pool) -> int:
 def list_methods(command: Methods) -> int:
     """`condkd methods`."""
     require(not (command.networks and command.published), "--networks beside --published", "both", "one of them")
-    tables = {(True, False): catalogue.networks_table, (False, True): systems.table, (False, False): catalogue.table}
+    tables = {
+        (True, False): methods_table.networks_table,
+        (False, True): systems.table,
+        (False, False): methods_table.table,
+    }
     print(tables[command.networks, command.published](), end="")
     return 0
 

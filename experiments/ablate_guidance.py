@@ -11,10 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from condkd_ray.arms import arm
-from condkd_ray.experiment import Flags, Plan, command_line, run
-from condkd_ray.guidance import Discriminator, Mmd, Moments
-from condkd_ray.guidance.guidance import Augmentation
+from condkd_ray.methods.guidance import Discriminator, Mmd, Moments
+from condkd_ray.methods.guidance.guidance import Augmentation
+from condkd_ray.runs.experiment import Flags, command_line, run
+from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.presets import arm
 
 FORMS = {
     "auxiliary": Discriminator(), "projection": Discriminator(condition="projection"),

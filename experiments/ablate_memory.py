@@ -12,9 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from condkd_ray.arms import arm
-from condkd_ray.experiment import Flags, Plan, command_line, run
-from condkd_ray.memory import Bank, Generative, Growing, Latest, Reservoir
+from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, Reservoir
+from condkd_ray.runs.experiment import Flags, command_line, run
+from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.presets import arm
 
 MEMORIES = {kind().name: kind for kind in (Latest, Growing, Reservoir, Bank, Generative)}
 

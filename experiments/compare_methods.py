@@ -11,10 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from condkd_ray.arms import Arm, arm
-from condkd_ray.experiment import Flags, Plan, command_line, run
-from condkd_ray.method import require
-from condkd_ray.systems import NAMES, Name, arm_label, equal_rounds, network_pairs, with_rounds
+from condkd_ray.core.method import require
+from condkd_ray.runs.experiment import Flags, command_line, run
+from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.presets import Arm, arm
+from condkd_ray.runs.systems import NAMES, Name, arm_label, equal_rounds, network_pairs, with_rounds
 
 
 @dataclass(frozen=True, kw_only=True)

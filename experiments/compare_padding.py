@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import torch
 
-from condkd_ray.arms import arm
-from condkd_ray.artifacts import Workshop
-from condkd_ray.augment import shift_flip
-from condkd_ray.disk import atomic_write
-from condkd_ray.experiment import Flags, command_line
-from condkd_ray.inverted import held_out, measure, side_by_side
-from condkd_ray.method import require
-from condkd_ray.shell import open_folder, say, show
+from condkd_ray.commands.console.exit_codes import open_folder, say, show
+from condkd_ray.core.files import atomic_write
+from condkd_ray.core.method import require
+from condkd_ray.data.augment import shift_flip
+from condkd_ray.runs.experiment import Flags, command_line
+from condkd_ray.runs.inverted import held_out, measure, side_by_side
+from condkd_ray.runs.presets import arm
+from condkd_ray.trial.artifacts import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 import yaml
 
-from condkd_ray.arms import arm
-from condkd_ray.artifacts import Workshop
-from condkd_ray.disk import atomic_write
-from condkd_ray.experiment import Flags, command_line
-from condkd_ray.method import require
-from condkd_ray.probing import trial_cpu_seconds
-from condkd_ray.shell import say
-from condkd_ray.systems import NAMES
+from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.core.files import atomic_write
+from condkd_ray.core.method import require
+from condkd_ray.runs.estimate.probe import trial_cpu_seconds
+from condkd_ray.runs.experiment import Flags, command_line
+from condkd_ray.runs.presets import arm
+from condkd_ray.runs.systems import NAMES
+from condkd_ray.trial.artifacts import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)

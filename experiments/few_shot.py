@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from condkd_ray.arms import arm
-from condkd_ray.experiment import Flags, Plan, command_line, run
-from condkd_ray.guidance import NoGuidance
-from condkd_ray.schedule import Schedule
-from condkd_ray.trial import TrialConfig
+from condkd_ray.core.schedule import Schedule
+from condkd_ray.methods.guidance import NoGuidance
+from condkd_ray.runs.experiment import Flags, command_line, run
+from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.presets import arm
+from condkd_ray.trial.config import TrialConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from condkd_ray.cluster.storm import machine, schedule, soak
-from condkd_ray.shell import exit_codes, open_folder, say
+from condkd_ray.commands.console.exit_codes import exit_codes, open_folder, say
 
 SWEEP = "--ipcs 1 --seeds 0 1 --condensation random_real --teacher-epochs 5 --arms none mixed guided --share inversion"
 ASKS_NOBODY = "inversion: {adv_weight: 0}"

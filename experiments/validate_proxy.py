@@ -12,14 +12,15 @@ from pathlib import Path
 
 import optuna
 
-from condkd_ray.artifacts import Workshop
-from condkd_ray.config import to_tree
-from condkd_ray.experiment import Flags, Plan, command_line, run
-from condkd_ray.method import require
-from condkd_ray.proxies import validate
-from condkd_ray.shell import say
-from condkd_ray.space import close, read
+from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.core.config import to_tree
+from condkd_ray.core.method import require
+from condkd_ray.runs.experiment import Flags, command_line, run
+from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.proxy_validation import validate
 from condkd_ray.study.quiet import quiet
+from condkd_ray.study.space import close, read
+from condkd_ray.trial.artifacts import Workshop
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from condkd_ray import __main__
-from condkd_ray.identity import NUMBERS
 from condkd_ray.report.records import Record, read_manifest, read_records, write_manifest, write_record
+from condkd_ray.trial.identity import NUMBERS
 
 TINY = """
 data: digits

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from places import EXPERIMENTS
 from safetensors.torch import save_file
 
 from condkd_ray import __main__
 from condkd_ray.report.records import Manifest, write_manifest
 
-ABLATION = Path(__file__).parents[1] / "experiments" / "ablate_ipc.py"
+ABLATION = EXPERIMENTS / "ablate_ipc.py"
 TRIAL = """
 teacher: {network: {name: resnet, depth: 8, width: 4}, training: {epochs: 1}}
 student: {name: resnet, depth: 8, width: 2}

@@ -7,19 +7,18 @@ from collections import Counter
 from dataclasses import replace
 from math import prod
 from os import environ
-from pathlib import Path
 
 import pytest
 import yaml
+from places import EXPERIMENTS
 
-from condkd_ray.experiment import Flags
-from condkd_ray.guidance import NoGuidance
-from condkd_ray.method import InputError
+from condkd_ray.core.method import InputError
+from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.report.records import read_manifest, read_records
-from condkd_ray.systems import NAMES as SYSTEMS
+from condkd_ray.runs.experiment import Flags
+from condkd_ray.runs.systems import NAMES as SYSTEMS
 
-FOLDER = Path(__file__).parents[1] / "experiments"
-SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("benchmark"))
+SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.py") if not path.name.startswith("benchmark"))
 NAMES = [path.stem for path in SCRIPTS if "def plans(" in path.read_text()]
 CHEAPER = {"validate_proxy": {(12, 5, 128)}}
 """Rounds, student steps a round and batch, where a question is about poor trials too."""
@@ -31,7 +30,7 @@ TINY = {
 
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -122,7 +121,7 @@ def test_every_condenser_stands_beside_as_many_random_real_images(tmp_path):
 
 def test_methods_are_whole_systems_at_equal_proportion_and_in_equal_time():
     plans = {plan.arm: plan.config for plan in planned("compare_methods", seeds=(0,))}
-    known = yaml.safe_load((FOLDER / "results" / "equal_seconds.yaml").read_text())
+    known = yaml.safe_load((EXPERIMENTS / "results" / "equal_seconds.yaml").read_text())
     for name in SYSTEMS:
         recipe = replace(Flags(host=name, scale=0.003).base(), seed=0)
         assert plans[name].inversion == recipe.inversion
@@ -200,7 +199,7 @@ def test_it_runs_and_compares_with_its_baseline(name, flags, told, tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     fixed = ["--seeds", "0", "--rounds", "1", "--teacher-epochs", "1", "--config", str(tmp_path / "tiny.yaml")]
     fixed += ["--condensation", "random_real", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
-    command = [sys.executable, str(FOLDER / f"{name}.py"), *fixed, *flags]
+    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), *fixed, *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
     assert done.returncode == 0, done.stderr
     assert told in done.stdout
@@ -213,7 +212,7 @@ def test_padding_is_measured_side_by_side_on_what_a_trial_was_prepared_with(tmp_
     flags = ["--hosts", "fast", "nayer", "--seeds", "0", "1", "--rounds", "2", "--inversion-steps", "1"]
     flags += ["--teacher-epochs", "1", "--config", str(tmp_path / "tiny.yaml")]
     flags += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
-    command, env = [sys.executable, str(FOLDER / "compare_padding.py")], environ | {"OMP_NUM_THREADS": "1"}
+    command, env = [sys.executable, str(EXPERIMENTS / "compare_padding.py")], environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *flags], capture_output=True, text=True, env=env, timeout=240)
     assert done.returncode == 0, done.stderr
     written = [line.split(" | ") for line in (tmp_path / "out" / "padding.md").read_text().splitlines()]

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from condkd_ray.condensation import RandomReal
-from condkd_ray.data import RealImages
-from condkd_ray.diagnosis import make_landmarks
-from condkd_ray.distiller import Distiller
-from condkd_ray.inversion import Fast
-from condkd_ray.networks import ResNet
-from condkd_ray.proxy import views
-from condkd_ray.samples import Samples
-from condkd_ray.streams import Streams
-from condkd_ray.supervised import Supervised, TeacherConfig
-from condkd_ray.teacher import Teacher
-from condkd_ray.trial import Prepared, TrialConfig
-from condkd_ray.weights import tensor_digest
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples
+from condkd_ray.data.datasets import RealImages
+from condkd_ray.methods.condensation import RandomReal
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.supervised import Supervised, TeacherConfig
+from condkd_ray.models import ResNet
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.models.weights import tensor_digest
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.diagnosis import make_landmarks
+from condkd_ray.trial.proxy import views
 
 NUM_CLASSES = 4
 IMAGE_SHAPE = (1, 8, 8)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import psutil
 
-from condkd_ray.cluster.connect import private
+from condkd_ray.cluster.connection.connect import private
 from condkd_ray.report.compare import differences
 
 Kind = Literal["trial", "pool", "driver", "node"]

@@ -21,21 +21,23 @@ def build(out: Path, tensorboard: bool = True, width: int | None = None) -> str:
     experiment.
     """
     # Workers import the records of this package; they shall not pay for matplotlib and the rest.
-    from condkd_ray.report import failures, figures, frames, layout, page, searches, tables
-    from condkd_ray.report import tensorboard as boards
+    from condkd_ray.report import page, parquet
+    from condkd_ray.report.figures import accuracy
+    from condkd_ray.report.tables import arms, failures, search, table
+    from condkd_ray.report.tensorboard import writer as boards
 
     out = Path(out)
     manifest, counted = planned(out)
-    frames.write_tables(out)
-    shown = searches if manifest.search else tables
+    parquet.write_tables(out)
+    shown = search if manifest.search else arms
     shown.write(out, counted, manifest)
     if not manifest.search:
-        figures.write(out, counted, manifest)
+        accuracy.write(out, counted, manifest)
     if tensorboard:
         boards.rebuild(out, counted)
     page.write(out, counted, manifest)
     wrong = failures.screen(counted, manifest, out)
-    return shown.terminal_table(counted, manifest, width or layout.WIDTH) + (f"\n{wrong}" if wrong else "")
+    return shown.terminal_table(counted, manifest, width or table.WIDTH) + (f"\n{wrong}" if wrong else "")
 
 
 def planned(out: Path) -> tuple[Manifest, list[Record]]:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from condkd_ray.disk import atomic_write
-from condkd_ray.method import InputError, require
+from condkd_ray.core.files import atomic_write
+from condkd_ray.core.method import InputError, require
 
 FORMAT = 1
 MANIFEST = "experiment.json"
@@ -57,7 +57,7 @@ class Record:
     proxy_hash: str = ""
     pool_key: str = ""
     scope: str = "trial"
-    """Which trials it shared its synthetic images with; see `condkd_ray.identity.Scope`."""
+    """Which trials it shared its synthetic images with; see `condkd_ray.trial.identity.Scope`."""
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
     node: str = ""

@@ -3,7 +3,7 @@
 Arms are compared within a seed, since all arms of a seed share their random draws. The interval over seeds says what
 another seed would do to the difference; the interval over test images says what another test set would do. Neither
 is corrected for the number of comparisons, and neither says what another teacher would do unless the seeds have
-several: see `condkd_ray.report.teachers`.
+several: see `condkd_ray.report.tables.teachers`.
 
 Over seeds: the paired t interval at every n. Its coverage at nominal 95 %, simulated with 200 000 samples each
 (standard error 0.0005); exact for normal differences, too low for skewed ones, as for a difference whose seeds

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from condkd_ray.method import Metrics, require
+from condkd_ray.core.method import Metrics, require
 from condkd_ray.study.objective import COST, QUALITY, TEST, at_end
 
 FORM = "NAME<=NUMBER or NAME>=NUMBER, such as memory/bytes<=2e6, with a NAME of"

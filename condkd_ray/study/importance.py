@@ -17,10 +17,10 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from condkd_ray.method import require
+from condkd_ray.core.method import require
 from condkd_ray.study.objective import Direction
 from condkd_ray.study.quiet import quiet
-from condkd_ray.study.storages import JOURNAL, open_storage, stored_study
+from condkd_ray.study.storage import JOURNAL, open_storage, stored_study
 from condkd_ray.study.study import REPEAT
 
 RESAMPLES = 100

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from condkd_ray.method import Metrics, require
+from condkd_ray.core.method import Metrics, require
 
 Direction = Literal["maximize", "minimize"]
 QUALITY: dict[str, Direction] = {

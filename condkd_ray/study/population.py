@@ -19,10 +19,10 @@ from typing import Any
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from condkd_ray.method import require
-from condkd_ray.space import Open, leaves
-from condkd_ray.streams import derive_seed
+from condkd_ray.core.method import require
+from condkd_ray.core.rng import derive_seed
 from condkd_ray.study.objective import Objective
+from condkd_ray.study.space import Open, leaves
 from condkd_ray.study.study import LIFE, TO_RUN, Study
 
 QUARTER = 0.25

@@ -6,7 +6,7 @@ from typing import Literal
 
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 
-from condkd_ray.method import require
+from condkd_ray.core.method import require
 from condkd_ray.study.objective import Objective
 
 Pruner = Literal["none", "asha", "hyperband", "median"]

@@ -16,16 +16,16 @@ from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
-from condkd_ray.config import content_hash
-from condkd_ray.identity import NUMBERS
-from condkd_ray.method import InputError, require
-from condkd_ray.space import close, to_plain
+from condkd_ray.core.config import content_hash
+from condkd_ray.core.method import InputError, require
 from condkd_ray.study.constraints import Constraint, known
-from condkd_ray.study.ledger import Ledger
 from condkd_ray.study.objective import Objective
 from condkd_ray.study.quiet import quiet
-from condkd_ray.study.samplers import Sampler, check_sampler, make_sampler
-from condkd_ray.trial import TrialConfig
+from condkd_ray.study.space import close, to_plain
+from condkd_ray.study.strategies import Sampler, check_sampler, make_sampler
+from condkd_ray.study.trial_log import Ledger
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.identity import NUMBERS
 
 REPEATS = 50
 """Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""

@@ -2,16 +2,11 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-# The factory of records that the tests of pages share.
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SECONDS = 90

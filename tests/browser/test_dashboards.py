@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
-from small_search import SPACE, command, environment, stored
+from runs.small_search import SPACE, command, environment, stored
 from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
 
 from condkd_ray.report.records import read_records
-from condkd_ray.report.tensorboard import run_name
-from condkd_ray.space import parse
+from condkd_ray.report.tensorboard.writer import run_name
 from condkd_ray.study import Objective, Study, open_storage
+from condkd_ray.study.space import parse
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.ray]
 TRIALS = 5

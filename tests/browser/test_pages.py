@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page_reader import searched
-from report_factory import diagnosed, make_manifest, make_record, remembering, sweep
+from report.page.page_reader import searched
+from report.report_factory import diagnosed, make_manifest, make_record, remembering, sweep
 
 from condkd_ray import report
-from condkd_ray.report.images import write_grid
+from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.page import compare
 from condkd_ray.report.records import grid_path, write_manifest, write_record
 

@@ -11,17 +11,17 @@ import sys
 from pathlib import Path
 
 import ray  # isort: skip
-import processes
 import toy
 
-from condkd_ray.cluster.connect import connect
-from condkd_ray.cluster.terms import Terms
-from condkd_ray.cluster.trials import Trial
-from condkd_ray.cluster.tuning import sweep
-from condkd_ray.method import Metrics
-from condkd_ray.outcome import Outcome, save_outcome
-from condkd_ray.shell import exit_codes
-from condkd_ray.trial import TrialConfig
+from cluster import processes
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.sweep import sweep
+from condkd_ray.cluster.worker.trials import Trial
+from condkd_ray.commands.console.exit_codes import exit_codes
+from condkd_ray.core.method import Metrics
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.outcome import Outcome, save_outcome
 
 ROUNDS = {"a": 3, "b": 30, "c": 30, "d": 3}
 

@@ -12,18 +12,17 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import driver
-import processes
 import torch
 import toy
+from places import TESTS
 
-from condkd_ray.method import Metrics
-from condkd_ray.outcome import Outcome, load_outcome
-from condkd_ray.run import local_store, run_trial
-from condkd_ray.trial import TrialConfig
+from cluster import driver, processes
+from condkd_ray.core.method import Metrics
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.outcome import Outcome, load_outcome
+from condkd_ray.trial.run import local_store, run_trial
 
-HERE = Path(__file__).parent
-PATH = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+PATH = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
 
 
 def direct(config: TrialConfig) -> Outcome:
@@ -79,7 +78,7 @@ class Driver:
 @contextmanager
 def driving(folder: Path, address: str = "local", times: int = 1) -> Iterator[Driver]:
     """A driver over `folder`, its rounds times `times`; killed at the end of the block if it still runs."""
-    command = [sys.executable, str(HERE / "driver.py"), str(folder), address, str(times)]
+    command = [sys.executable, str(TESTS / "cluster" / "driver.py"), str(folder), address, str(times)]
     environment = os.environ | {"PYTHONPATH": PATH}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:

@@ -6,9 +6,9 @@ usage: losing_nodes.py FOLDER
 import sys
 from pathlib import Path
 
-from condkd_ray.cluster.connect import connect
-from condkd_ray.cluster.pool import make_pool
-from condkd_ray.cluster.spilling import tell_of_spilling
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.driver.spilling import tell_of_spilling
+from condkd_ray.cluster.pool.actor import make_pool
 from condkd_ray.cluster.storm import machine
 
 

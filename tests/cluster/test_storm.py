@@ -1,13 +1,13 @@
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import yaml
+from places import EXPERIMENTS
 
 from condkd_ray.cluster.storm import SHARES, check_untouched, machine, schedule, soak
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_ipc.py"
+SCRIPT = EXPERIMENTS / "ablate_ipc.py"
 FLAGS = "--ipcs 1 --seeds 0 --arms none mixed guided --share inversion --teacher-epochs 1 --rounds 12"
 SMALL = {
     "condensation": {"name": "random_real"},

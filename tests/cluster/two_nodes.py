@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from condkd_ray.cluster.connect import connect, private
-from condkd_ray.cluster.reach import check_reach
-from condkd_ray.method import InputError
-from condkd_ray.storage import locate
+from condkd_ray.cluster.connection.connect import connect, private
+from condkd_ray.cluster.connection.storage_check import check_reach
+from condkd_ray.core.method import InputError
+from condkd_ray.core.storage import locate
 
 
 def main() -> None:

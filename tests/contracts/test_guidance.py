@@ -1,4 +1,4 @@
-"""What every guidance keeps to, alone. Read `condkd_ray.guidance.guidance`; `test_guided_trials` has whole trials."""
+"""What every guidance keeps to, alone: `condkd_ray.methods.guidance.guidance`. Whole trials: `test_guided_trials`."""
 
 from dataclasses import replace
 from typing import get_args
@@ -8,12 +8,12 @@ import torch
 import yaml
 from toy import make_teacher, toy_config
 
-from condkd_ray import config, state
-from condkd_ray.distiller import Distiller
-from condkd_ray.guidance import AnyGuidance, NoGuidance
-from condkd_ray.method import InputError
-from condkd_ray.schedule import Schedule
-from condkd_ray.streams import Streams
+from condkd_ray.core import checkpoint, config
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.schedule import Schedule
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import AnyGuidance, NoGuidance
 from contracts.toy_guides import (
     LABELS,
     MIDDLE,
@@ -113,11 +113,11 @@ def test_a_saved_state_goes_on_bit_for_bit(kind, augment, tmp_path):
     guidance, teacher, rng = small(kind, augment=augment), make_teacher(), Streams(0)
     guide, live = bound(guidance, rng=rng, teacher=teacher)
     step(guide, fakes(), teacher)
-    state.save(live, tmp_path / "state")
-    state.save(rng, tmp_path / "streams")
-    continued = state.load(Streams(9), tmp_path / "streams")
+    checkpoint.save(live, tmp_path / "state")
+    checkpoint.save(rng, tmp_path / "streams")
+    continued = checkpoint.load(Streams(9), tmp_path / "streams")
     _, fresh = bound(guidance, rng=Streams(9), teacher=teacher)
-    loaded = state.load(fresh, tmp_path / "state")
+    loaded = checkpoint.load(fresh, tmp_path / "state")
     assert same(list(tensors(loaded)), list(tensors(live)))
     assert not pointers(loaded) & pointers(live)
     other, _ = bound(guidance, rng=continued, teacher=teacher, carried=loaded)

@@ -7,13 +7,13 @@ import pytest
 from reference import losses as reference
 from toy import make_prepared, toy_config
 
-from condkd_ray import state
-from condkd_ray.distiller import Distiller
-from condkd_ray.guidance import Discriminator, Mmd, NoGuidance
-from condkd_ray.inversion import Fast
-from condkd_ray.run import local_store
-from condkd_ray.schedule import Schedule
-from condkd_ray.trial import run_round, start
+from condkd_ray.core import checkpoint
+from condkd_ray.core.schedule import Schedule
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import Discriminator, Mmd, NoGuidance
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.run import local_store
 from contracts.toy_guides import FORMS, MIDDLE, each_guidance
 from contracts.toy_methods import INVERTERS, frozen, same, small, tensors
 
@@ -86,8 +86,8 @@ def test_a_checkpoint_in_the_middle_of_schedules_goes_on_bit_for_bit(form, tmp_p
     live, store = start(settings, prepared), local_store(settings, prepared, None)
     for _ in range(2):
         run_round(settings, prepared, live, store)
-    state.save(live, tmp_path / "state")
-    resumed = state.load(start(settings, make_prepared()), tmp_path / "state")
+    checkpoint.save(live, tmp_path / "state")
+    resumed = checkpoint.load(start(settings, make_prepared()), tmp_path / "state")
     kept = copy.deepcopy(store)
     for _ in range(2):
         run_round(settings, prepared, live, store)

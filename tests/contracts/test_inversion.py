@@ -1,4 +1,4 @@
-"""What every inversion keeps to. Read `condkd_ray.inversion.inversion`."""
+"""What every inversion keeps to. Read `condkd_ray.methods.inversion.inversion`."""
 
 from dataclasses import replace
 from itertools import chain, combinations
@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config, wrap
 
-from condkd_ray import config, state
-from condkd_ray.distiller import Distiller
-from condkd_ray.guidance.no_guidance import Unguided
-from condkd_ray.inversion import AnyInversion, Cmi, DeepInversion, Dfq, Fast, Nayer, NoInversion, PreDfkd
-from condkd_ray.method import InputError, NonFiniteError
-from condkd_ray.samples import UNLABELLED, Codec, to_unit
-from condkd_ray.streams import Streams
-from condkd_ray.teacher import Teacher
+from condkd_ray.core import checkpoint, config
+from condkd_ray.core.method import InputError, NonFiniteError
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import UNLABELLED, Codec, to_unit
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance.no_guidance import Unguided
+from condkd_ray.methods.inversion import AnyInversion, Cmi, DeepInversion, Dfq, Fast, Nayer, NoInversion, PreDfkd
+from condkd_ray.models.teacher import Teacher
 from contracts.toy_methods import (
     INVERTERS,
     Breaking,
@@ -216,12 +216,12 @@ def test_a_saved_state_goes_on_bit_for_bit(kind, tmp_path):
     inversion, teacher, rng = small(kind), make_teacher(), Streams(0)
     live = inversion.init(teacher, rng)
     synthesize(inversion, live, rng=rng, teacher=teacher)
-    state.save(live, tmp_path / "state")
-    state.save(rng, tmp_path / "streams")
+    checkpoint.save(live, tmp_path / "state")
+    checkpoint.save(rng, tmp_path / "streams")
     # Of the same seed: networks built in a later round take theirs from it and the round's number.
     continued = Streams(0)
-    loaded = state.load(inversion.init(teacher, continued), tmp_path / "state")
-    continued = state.load(continued, tmp_path / "streams")
+    loaded = checkpoint.load(inversion.init(teacher, continued), tmp_path / "state")
+    continued = checkpoint.load(continued, tmp_path / "streams")
     assert same(list(tensors(loaded)), list(tensors(live)))
     assert not pointers(loaded) & pointers(live)
     assert len(pointers(loaded)) == len(list(tensors(loaded)))

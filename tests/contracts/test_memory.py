@@ -1,4 +1,4 @@
-"""What every replay memory keeps to, over a local store. Read `condkd_ray.memory.memory`."""
+"""What every replay memory keeps to, over a local store. Read `condkd_ray.methods.memory.memory`."""
 
 import copy
 from typing import get_args
@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config
 
-from condkd_ray import config, state
-from condkd_ray.memory import AnyMemory, Bank, Generative, Growing, Latest, LocalStore, Prioritized, Reservoir
-from condkd_ray.method import InputError
-from condkd_ray.samples import Codec, Samples, unseen
-from condkd_ray.streams import Streams
+from condkd_ray.core import checkpoint, config
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Codec, Samples, unseen
+from condkd_ray.methods.memory import AnyMemory, Bank, Generative, Growing, Latest, LocalStore, Prioritized, Reservoir
 from contracts.toy_methods import SMALL, pointers, same, sized, small, snake, tensors
 
 each_memory = pytest.mark.parametrize("kind", get_args(AnyMemory), ids=lambda kind: kind.__name__)
@@ -173,10 +173,10 @@ def test_a_saved_state_draws_on_as_if_never_stopped(kind, refresh, tmp_path):
     for size in (9, 7, 8):
         played.add(size)
         played.tell(played.draw(5))
-    state.save(played.state, tmp_path / "memory")
-    state.save(played.rng, tmp_path / "streams")
-    loaded = state.load(played.memory.init(TEACHER, Streams(0)), tmp_path / "memory")
-    rng = state.load(Streams(5), tmp_path / "streams")
+    checkpoint.save(played.state, tmp_path / "memory")
+    checkpoint.save(played.rng, tmp_path / "streams")
+    loaded = checkpoint.load(played.memory.init(TEACHER, Streams(0)), tmp_path / "memory")
+    rng = checkpoint.load(Streams(5), tmp_path / "streams")
     assert same(list(tensors(loaded)), list(tensors(played.state)))
     assert not {p for p in pointers(loaded) & pointers(played.state) if p}
     other = copy.copy(played)

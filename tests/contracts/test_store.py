@@ -8,9 +8,9 @@ import pytest
 import torch
 import toy
 
-from condkd_ray.memory import LocalStore, Store
-from condkd_ray.memory.store import MissingSamplesError
-from condkd_ray.samples import Codec, PixelSpace, unseen
+from condkd_ray.core.samples import Codec, PixelSpace, unseen
+from condkd_ray.methods.memory import LocalStore, Store
+from condkd_ray.methods.memory.store import MissingSamplesError
 
 Make = Callable[..., Store]
 
@@ -19,7 +19,7 @@ Make = Callable[..., Store]
 def pool(cluster, tmp_path_factory) -> Iterator[Any]:
     import ray
 
-    from condkd_ray.cluster.pool import make_pool
+    from condkd_ray.cluster.pool.actor import make_pool
 
     actor = make_pool(tmp_path_factory.mktemp("pool"), 2**30)
     yield actor
@@ -37,7 +37,7 @@ def make(request, tmp_path) -> Make:
     if request.param != "pool":
         return local
     pool = request.getfixturevalue("pool")
-    from condkd_ray.cluster.stores import PoolStore
+    from condkd_ray.cluster.pool.store import PoolStore
 
     key = secrets.token_hex(4)
     return lambda space="unit", logits=True: PoolStore(

@@ -1,4 +1,4 @@
-"""What every weighing keeps to. Read `condkd_ray.weighing.weighing` and `condkd_ray.guide.Weigh`."""
+"""What every weighing keeps to: `condkd_ray.methods.weighing.weighing`, `condkd_ray.methods.interfaces.Weigh`."""
 
 from itertools import product
 from typing import get_args
@@ -8,8 +8,8 @@ import torch
 import yaml
 from toy import NUM_CLASSES, make_teacher, toy_config
 
-from condkd_ray import config
-from condkd_ray.weighing import AnyWeighing, Equal
+from condkd_ray.core import config
+from condkd_ray.methods.weighing import AnyWeighing, Equal
 from contracts.toy_methods import INVERTERS, frozen, same, small, snake, synthesize
 
 KINDS = get_args(AnyWeighing)

@@ -12,15 +12,17 @@ import torch
 from contracts.toy_methods import INVERTERS, small
 from toy import IMAGE_SHAPE, IPC, MEAN, NUM_CLASSES, STD, TEACHER, answered, blobs, toy_config, wrap
 
-from condkd_ray.distiller import Distiller
-from condkd_ray.guidance import Discriminator, Mmd, Moments, NoGuidance
-from condkd_ray.inversion import Fast
-from condkd_ray.memory import LocalStore
-from condkd_ray.networks import ConvNet
-from condkd_ray.proxy import views
-from condkd_ray.schedule import Schedule
-from condkd_ray.streams import Streams
-from condkd_ray.trial import Prepared, codec, run_round, start
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.schedule import Schedule
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import Discriminator, Mmd, Moments, NoGuidance
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.memory import LocalStore
+from condkd_ray.models import ConvNet
+from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.proxy import views
+from condkd_ray.trial.synthesis import codec
 
 SMALL = Discriminator(hidden=32, weight=10.0)
 STRICT = {"loss": "hinge", "r1_weight": 1.0, "instance_noise": 0.1, "optimizer": "sgd"}

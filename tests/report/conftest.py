@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_factory import make_manifest
 
-from condkd_ray.report.images import write_grid
+from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.records import Record, grid_path, write_manifest, write_record
+from report.report_factory import make_manifest
 
 
 @pytest.fixture

@@ -1,17 +1,16 @@
 import dataclasses
 import math
 
-from report_factory import make_manifest, make_record, sweep
-
-from condkd_ray.report import tables
 from condkd_ray.report.compare import differences
 from condkd_ray.report.records import write_record
+from condkd_ray.report.tables import arms
+from report.report_factory import make_manifest, make_record, sweep
 
 
 def written(folder, records):
     for record in records:
         write_record(folder, record)
-    tables.write(folder, records, make_manifest(records))
+    arms.write(folder, records, make_manifest(records))
     return folder
 
 

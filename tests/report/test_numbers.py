@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from page_reader import Seen, searched
-from report_factory import make_manifest, make_record, sweep
 
 from condkd_ray import report
-from condkd_ray.method import InputError
-from condkd_ray.report import convergence, page
+from condkd_ray.core.method import InputError
+from condkd_ray.report import page
+from condkd_ray.report.figures import samplers
 from condkd_ray.report.records import (
     Record,
     check_same_numbers,
@@ -28,6 +27,8 @@ from condkd_ray.report.records import (
 )
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.study import Objective
+from report.page.page_reader import Seen, searched
+from report.report_factory import make_manifest, make_record, sweep
 
 ARMS, SEEDS = ("none", "mixed", "guided"), (0, 1, 2)
 
@@ -127,7 +128,7 @@ def test_searches_of_different_versions_are_not_compared(tmp_path):
         told = {name: 0.5, ACCURACY: 0.5}
         store(tmp_path / sampler, [make_record("trial 0", 5, 0, metrics=told, numbers=version)])
     with pytest.raises(InputError, match=r"version of the numbers of .*tpe is 2; accepted: 1, that of .*random"):
-        convergence.compare(tmp_path, searches, 0, Objective((name,)))
+        samplers.compare(tmp_path, searches, 0, Objective((name,)))
     check_same_numbers({})
 
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from report_factory import IMAGES, LABELS, ROUNDS, make_manifest, make_record, sweep
 
-from condkd_ray.method import InputError
+from condkd_ray.core.method import InputError
 from condkd_ray.report import records
-from condkd_ray.report.frames import predictions_table, write_tables
+from condkd_ray.report.parquet import predictions_table, write_tables
+from report.report_factory import IMAGES, LABELS, ROUNDS, make_manifest, make_record, sweep
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)

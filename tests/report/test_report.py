@@ -8,11 +8,11 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from report_factory import diagnosed, make_manifest, make_record, remembering, sweep
 
 from condkd_ray import report
-from condkd_ray.method import InputError
+from condkd_ray.core.method import InputError
 from condkd_ray.report.records import record_path, write_manifest, write_record
+from report.report_factory import diagnosed, make_manifest, make_record, remembering, sweep
 
 MADE = {"records.parquet", "rounds.parquet", "predictions.parquet", "table.md", "table.csv", "figure.png",
         "figure.svg", "curves.png", "diagnosis.png", "histograms.png", "report.html", "tensorboard"}  # fmt: skip

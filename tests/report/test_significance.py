@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from report_factory import make_record
 from scipy import stats
 
 from condkd_ray.report.significance import corrected, holm, p_value, told
 from condkd_ray.report.statistics import ACCURACY, comparisons, difference
+from report.report_factory import make_record
 
 
 def pairs(gains: list[float], arm: str = "mixed"):

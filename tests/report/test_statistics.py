@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from report_factory import LABELS, make_record, sweep
 from scipy import stats
 
 from condkd_ray.report import statistics
@@ -21,6 +20,7 @@ from condkd_ray.report.statistics import (
     spread,
     t_interval,
 )
+from report.report_factory import LABELS, make_record, sweep
 
 
 def with_accuracy(arm: str, ipc: int, seed: int, accuracy: float, **changes):

@@ -2,11 +2,11 @@
 
 import optuna
 import pytest
-from test_study import CONDITIONAL, study
 
-from condkd_ray.method import InputError
+from condkd_ray.core.method import InputError
 from condkd_ray.study import open_storage
 from condkd_ray.study.constraints import excesses, feasible, parse
+from study.test_study import CONDITIONAL, study
 
 LIMITS = parse(["memory/bytes <= 2e6", "proxy/agreement>=0.5"])
 KEEPS = [{"round": 1, "proxy/agreement": 0.75, "memory/bytes": 10**6}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 import pytest
 
-from condkd_ray.method import InputError
+from condkd_ray.core.method import InputError
 from condkd_ray.study import open_storage
 from condkd_ray.study.importance import LEAST, importances, stored_trials
 from condkd_ray.study.study import REPEAT

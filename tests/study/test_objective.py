@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from condkd_ray.method import InputError
+from condkd_ray.core.method import InputError
 from condkd_ray.study import Objective
 
 HISTORY = [

@@ -7,11 +7,11 @@ import pytest
 from killing import killed_after
 from optuna.trial import TrialState
 
-from condkd_ray.identity import NUMBERS
-from condkd_ray.method import InputError
-from condkd_ray.space import parse
+from condkd_ray.core.method import InputError
 from condkd_ray.study import Objective, Study, open_storage
 from condkd_ray.study.pruners import make_pruner
+from condkd_ray.study.space import parse
+from condkd_ray.trial.identity import NUMBERS
 
 SPACE = """
 data: {name: digits}

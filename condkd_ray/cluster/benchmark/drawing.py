@@ -15,13 +15,14 @@ import torch
 
 from condkd_ray.cluster.benchmark.rows import Measured
 from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, scratch
-from condkd_ray.cluster.connect import connect
-from condkd_ray.cluster.pool import default_limit, make_pool
-from condkd_ray.cluster.stores import PoolStore
-from condkd_ray.cluster.waiting import WATCH
-from condkd_ray.memory.memory import gathered
-from condkd_ray.samples import Codec, Encoded
-from condkd_ray.trial import codec, run_round, start
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.pool.actor import default_limit, make_pool
+from condkd_ray.cluster.pool.stopwatch import WATCH
+from condkd_ray.cluster.pool.store import PoolStore
+from condkd_ray.core.samples import Codec, Encoded
+from condkd_ray.methods.memory.memory import gathered
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.synthesis import codec
 
 HELD, ROUND, BATCH = 65_536, 512, 256
 """Images in the pool, images a round, images a draw."""

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 
 from condkd_ray.cluster.benchmark.worlds import prepare
-from condkd_ray.config import from_tree
-from condkd_ray.run import local_store, run_trial
+from condkd_ray.core.config import from_tree
+from condkd_ray.trial.run import local_store, run_trial
 
 
 def main(tree: str, *seeds: str) -> None:

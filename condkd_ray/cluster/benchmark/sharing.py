@@ -12,12 +12,12 @@ import psutil
 
 from condkd_ray.cluster.benchmark.rows import Measured
 from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, run_all, scratch
-from condkd_ray.cluster.connect import connect
-from condkd_ray.cluster.trials import Trial
-from condkd_ray.identity import Scope
-from condkd_ray.method import Metrics
-from condkd_ray.outcome import Outcome
-from condkd_ray.trial import Prepared, TrialConfig
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.worker.trials import Trial
+from condkd_ray.core.method import Metrics
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.identity import Scope
+from condkd_ray.trial.outcome import Outcome
 
 STUDENTS = 12
 METHODS: dict[str, dict[str, Any]] = {

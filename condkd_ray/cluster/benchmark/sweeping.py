@@ -12,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from condkd_ray import state as states
 from condkd_ray.cluster.benchmark.rows import Measured
 from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, of_seeds, prepare, run_all, scratch
-from condkd_ray.cluster.connect import connect
-from condkd_ray.config import to_tree
-from condkd_ray.outcome import Outcome
-from condkd_ray.run import CHECKPOINT_SECONDS, local_store
-from condkd_ray.trial import Prepared, TrialConfig, run_round, start
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.core import checkpoint as states
+from condkd_ray.core.config import to_tree
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.outcome import Outcome
+from condkd_ray.trial.run import CHECKPOINT_SECONDS, local_store
 
 TRIAL_CPU_SECONDS, TRIALS = 42.0, 8
 """CPU seconds of a trial, at least 40; trials of the sweep."""

@@ -10,16 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from condkd_ray.artifacts import Workshop
-from condkd_ray.cluster.terms import Terms
-from condkd_ray.cluster.trainable import outcome_path
-from condkd_ray.cluster.trials import Trial
-from condkd_ray.cluster.tuning import sweep
-from condkd_ray.config import from_tree
-from condkd_ray.method import Metrics
-from condkd_ray.outcome import Outcome, save_outcome
-from condkd_ray.shell import say
-from condkd_ray.trial import Prepared, TrialConfig
+from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.sweep import sweep
+from condkd_ray.cluster.worker.trainable import outcome_path
+from condkd_ray.cluster.worker.trials import Trial
+from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.core.config import from_tree
+from condkd_ray.core.method import Metrics
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.outcome import Outcome, save_outcome
 
 CPUS = 2
 """On which sweeps are measured."""

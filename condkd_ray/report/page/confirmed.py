@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from condkd_ray.report import planned, significance, tables, teachers
-from condkd_ray.report.details import rounds_table
-from condkd_ray.report.layout import Table
-from condkd_ray.report.page.answer import forest, judged, verdict
+from condkd_ray.report import planned, significance
 from condkd_ray.report.page.elements import Element, Rows, Section
+from condkd_ray.report.page.summary import forest, judged, verdict
 from condkd_ray.report.records import MANIFEST
 from condkd_ray.report.statistics import ACCURACY, Difference, comparisons
+from condkd_ray.report.tables import arms, teachers
+from condkd_ray.report.tables.rounds import rounds_table
+from condkd_ray.report.tables.table import Table
 
 FOLDER = "confirmed"
 """Below the search's."""
@@ -39,7 +40,7 @@ def section(out: Path, objective: str, numbers: set[int]) -> tuple[Section | Non
     if manifest is None or not differences:
         return None, [_CAUTION]
     finished = [record for record in found if record.status == "finished"]
-    told = [tables.accuracy_table(found), tables.difference_table(differences)]
+    told = [arms.accuracy_table(found), arms.difference_table(differences)]
     if objective != ACCURACY:
         told.append(objective_table(comparisons(finished, baseline=manifest.baseline, metric=objective), objective))
     told.append(rounds_table(finished))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from condkd_ray.report.layout import Table
+from condkd_ray.report.tables.table import Table
 
 LONG = 30
 """Of longer tables the rest is folded away."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from condkd_ray.disk import atomic_write
-from condkd_ray.report.page import of_arms, of_search, of_two
+from condkd_ray.core.files import atomic_write
+from condkd_ray.report.page import comparison, experiment, search
 from condkd_ray.report.page.elements import rendered
 from condkd_ray.report.records import Manifest, Record
 
@@ -15,7 +15,7 @@ PAGE, COMPARISON = "report.html", "comparison.html"
 
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
     """Write `report.html` under `out`, of these records."""
-    kind = of_search if manifest.search else of_arms
+    kind = search if manifest.search else experiment
     atomic_write(out / PAGE, rendered(kind.page(out, records, manifest)))
 
 
@@ -25,6 +25,6 @@ def compare(out: Path, other: Path, to: Path | None = None) -> Path:
     Raises `InputError` where they cannot be compared, by their data sets, kinds or formats.
     """
     path = out / COMPARISON if to is None else to
-    content = rendered(of_two.page(out, other))
+    content = rendered(comparison.page(out, other))
     atomic_write(path, content)
     return path

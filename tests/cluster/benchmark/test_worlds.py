@@ -1,8 +1,8 @@
 import toy
 
 from condkd_ray.cluster.benchmark.worlds import idle, scratch
-from condkd_ray.cluster.terms import Terms
-from condkd_ray.cluster.tuning import sweep
+from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.sweep import sweep
 
 
 def test_trials_in_which_nothing_is_left_to_do_are_heard_of_and_cleared_up(cluster, tmp_path):

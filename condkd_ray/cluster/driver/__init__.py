@@ -1,0 +1,1 @@
+"""A sweep and a search on Ray Tune, as the driver process runs them."""

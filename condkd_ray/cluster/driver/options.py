@@ -1,0 +1,116 @@
+"""On which terms trials run: where their files lie, what each takes of the cluster, and how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from condkd_ray.cluster.connection.connect import check_resources
+from condkd_ray.cluster.driver.gpu_budget import GpuBudget
+from condkd_ray.cluster.driver.spilling import tell_of_spilling
+from condkd_ray.cluster.pool.actor import check_limit, default_limit, make_pool
+from condkd_ray.cluster.worker.producers import check_room, crew_size
+from condkd_ray.cluster.worker.retries import ATTEMPTS
+from condkd_ray.cluster.worker.trainable import Work, chunks_folder
+from condkd_ray.core.storage import Location
+from condkd_ray.runs.options import RunFlags
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.pipeline import Allowance
+from condkd_ray.trial.run import CHECKPOINT_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What all trials of a sweep or a search have in common beside their work."""
+
+    folder: Path
+    """Of this process alone, for what Tune writes meanwhile."""
+    storage: Location | None = None
+    """What all nodes see, see `condkd_ray.cluster.connection.storage_check`; `folder` if not given."""
+    cpus_per_trial: float = 1
+    """CPUs held by a trial; also its number of threads, rounded down."""
+    gpus_per_trial: float = 0
+    """GPUs, or a part of one."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Amounts of custom resources that a trial needs too."""
+    per_producer: Allowance = Allowance()
+    """What each producer of a trial with a pipeline gets, beside what the trial itself does."""
+    max_concurrent: int | None = None
+    """Trials at once, at most; by default as many as fit, also into a cluster that grows."""
+    deadline: float | None = None
+    """A `time.time()` from which no trial starts; each that runs stops after its round, with a checkpoint."""
+    gpu_budget: GpuBudget | None = None
+    """Of a search: once it is spent, as from the deadline on."""
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    """Between two checkpoints of a trial, at least."""
+    pool_limit: int | None = None
+    """Bytes of samples in shared memory, `default_limit` if not given; the rest is read from disk."""
+    attempts: int = ATTEMPTS
+    """Exceptions after which a trial is given up."""
+
+    @classmethod
+    def of(cls, flags: RunFlags, deadline: float, gpu_budget: GpuBudget | None = None) -> Terms:
+        """Those that a user has asked for. Raises `InputError`."""
+        return cls(
+            folder=flags.out,
+            storage=flags.place,
+            cpus_per_trial=flags.cpus_per_trial,
+            gpus_per_trial=flags.gpus_per_trial,
+            resources=flags.resources,
+            per_producer=flags.per_producer,
+            max_concurrent=flags.max_concurrent,
+            deadline=deadline,
+            gpu_budget=gpu_budget,
+            pool_limit=flags.pool_bytes,
+        )
+
+    @property
+    def place(self) -> Location:
+        """Where the trials keep checkpoints and chunks."""
+        if self.storage is None:
+            return self.folder.resolve()
+        return self.storage.absolute() if isinstance(self.storage, Path) else self.storage
+
+    @property
+    def threads(self) -> int:
+        """Of a trial."""
+        return max(1, int(self.cpus_per_trial))
+
+    def gpus(self, config: TrialConfig) -> float:
+        """GPUs that a trial holds with its producers."""
+        return self.gpus_per_trial + crew_size(config) * self.per_producer.gpus
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What a trial itself takes, as Ray writes it."""
+        amounts = {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial, **self.resources}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+    def check(self, configs: Sequence[TrialConfig]) -> None:
+        """Raise `InputError` where the connected cluster could never run one of these."""
+        check_resources(self.cpus_per_trial, self.gpus_per_trial, self.resources)
+        check_room(self.cpus_per_trial, self.gpus_per_trial, self.per_producer, configs)
+
+    @contextmanager
+    def pool(self, chunk_bytes: Sequence[int]) -> Iterator[Any]:
+        """The pool of the sweep, whose chunks have so many bytes; it ends with the block."""
+        import ray
+
+        limit = default_limit() if self.pool_limit is None else self.pool_limit
+        check_limit(limit, chunk_bytes)
+        pool = make_pool(chunks_folder(self.place), limit)
+        try:
+            yield pool
+        finally:
+            tell_of_spilling(pool, limit)
+            ray.kill(pool)
+
+    def work(self, pool: Any, jobs: Any, *, blind: bool = False) -> Work:
+        """What is sent to every trial."""
+        return Work(
+            *(self.place, pool, jobs, self.threads, self.checkpoint_seconds, self.attempts),
+            *(self.deadline, self.per_producer, blind, self.gpu_budget is not None),
+        )

@@ -1,0 +1,1 @@
+"""The pool of synthetic samples that the trials of a sweep share."""

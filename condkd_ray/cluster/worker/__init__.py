@@ -1,0 +1,1 @@
+"""One trial on a worker: the trainable, its producers, its files and retries."""

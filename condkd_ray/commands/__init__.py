@@ -1,0 +1,1 @@
+"""The verbs of `condkd`, one a file."""

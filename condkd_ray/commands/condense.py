@@ -1,0 +1,135 @@
+"""A condensed set by itself: made as a trial would make it, and written for other programs, beside its control."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from condkd_ray.commands.console import bar
+from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.core import config as configs
+from condkd_ray.core.method import require
+from condkd_ray.core.samples import Codec, Samples, to_unit
+from condkd_ray.data.datasets import Dataset
+from condkd_ray.data.writers import write_dc, write_images
+from condkd_ray.methods.condensation import AllReal, AnyCondensation, RandomReal
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import TrialConfig
+
+HEAD = f"{'set':<24}{'seed':>5}{'ipc':>5}{'images':>8}{'mean':>9}{'std':>8}{'clipped':>9}  files"
+TORCH = (".pt", ".pth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condense:
+    """Make the condensed set that a trial config names, and write it as image Parquet.
+
+    It is the set that `condkd train` and experiments use. No teacher is trained, unless the set is made of the teacher
+    itself. Of the config, condensation, data and seed count; every field is a flag too, over the file: `condkd condense
+    trial.yaml --out set.parquet --condensation.ipc 5`. The mean and std it prints are of the normalised images.
+    """
+
+    config: tyro.conf.Positional[Path]
+    """A YAML file of config fields."""
+    out: Path
+    """Parquet: PNG images and labels, as Hugging Face lays them out. 8 bit, so values outside [0, 1] are clipped. What
+    the set is stands in its metadata."""
+    dc: Path | None = None
+    """A further `.pt` file in the layout of DC, DSA and DM: normalised float32, exact."""
+    control: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write random real images of the same number, seed and data beside it, as <name>_random_real."""
+    force: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Overwrite files that exist."""
+    cache: Path | None = None
+    """Condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
+    threads: int = 1
+    """Of the CPU. More were slower wherever other work shared the cores."""
+
+
+def condense(command: Condense, rest: list[str]) -> int:
+    """`condkd condense FILE`. The exit code. Raises `InputError` before the first set is made."""
+    base, prog = configs.read(command.config), "condkd condense"
+    config = tyro.cli(TrialConfig, default=base, args=rest, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    planned = _plan(command, config)
+    for paths in planned.values():
+        for path in paths:
+            _require_writable(path, command.force)
+    torch.set_num_threads(command.threads)
+    workshop = Workshop(command.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say, bar=bar)
+    if config.condensation is not None and config.condensation.needs_teacher:
+        workshop.check(config)
+    print(HEAD)
+    # The control first: it is made at once, and refuses an ipc that the data do not have.
+    clipped = [_make(workshop, method, config, paths) for method, paths in reversed(planned.items())]
+    if any(clipped) and command.dc is None:
+        say("8 bit: values outside [0, 1] were clipped; --dc FILE.pt keeps them")
+    return 0
+
+
+def _plan(command: Condense, config: TrialConfig) -> dict[AnyCondensation, list[Path]]:
+    """Which sets are to be made, and the files of each: Parquet, then the others."""
+    method = config.condensation
+    require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
+    require(command.out.suffix == ".parquet", "--out", str(command.out), "a file name that ends in .parquet")
+    require(command.dc is None or command.dc.suffix in TORCH, "--dc", str(command.dc), "a file name that ends in .pt")
+    require(method is not None, f"condensation in {command.config}", None, "the name of one, or a mapping with it")
+    assert method is not None
+    paths = [path for path in (command.out, command.dc) if path is not None]
+    if not command.control:
+        return {method: paths}
+    itself = isinstance(method, (RandomReal, AllReal))
+    require(not itself, "--control of condensation", method.name, "one that is not itself real images chosen at random")
+    beside = [path.with_name(f"{path.stem}_random_real{path.suffix}") for path in paths]
+    return {method: paths, RandomReal(ipc=method.ipc): beside}
+
+
+def _require_writable(path: Path, force: bool) -> None:
+    require(force or not path.exists(), "file", str(path), "a new one; or --force, which overwrites")
+    require(not path.is_dir(), "file", str(path), "a file, not a folder")
+    there = next(folder for folder in path.resolve().parents if folder.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    require(writable, "file", str(path), f"one in a folder that can be written; {there} cannot")
+
+
+def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, paths: list[Path]) -> bool:
+    """Make and write one set, print its line; whether 8 bit clip any of its values."""
+    config = replace(config, condensation=method)
+    dataset, samples = workshop.data(config), workshop.condensed(config)
+    assert samples is not None
+    parquet, *exact = paths
+    encoded = Codec("unit", dataset.mean, dataset.std).encode(samples)
+    about = _about(dataset, method, config.seed)
+    pixels = {"pixels": "8 bit, of [0, 1], clipped; (pixel / 255 - mean) / std is what networks read"}
+    write_images(parquet, encoded.images, samples.labels, names=dataset.class_names, about=about | pixels)
+    for path in exact:
+        write_dc(path, samples.images, samples.labels, about=about | {"pixels": "float32, (pixel - mean) / std"})
+    share = _outside(samples, dataset)
+    numbers = f"{config.seed:>5}{method.ipc or 'all':>5}{len(samples):>8}"
+    spread = f"{samples.images.mean():>9.3f}{samples.images.std():>8.3f}{share:>9.1%}"
+    print(f"{method.label:<24}{numbers}{spread}  {', '.join(map(str, paths))}", flush=True)
+    return share > 0
+
+
+def _outside(samples: Samples, dataset: Dataset) -> float:
+    """Share of the values that rounding to 8 bit would not keep: more than half a grey level outside [0, 1]."""
+    grey = 255 * to_unit(samples.images, dataset.mean, dataset.std)
+    return ((grey < -0.5) | (grey > 255.5)).float().mean().item()
+
+
+def _about(dataset: Dataset, method: AnyCondensation, seed: int) -> dict[str, str]:
+    """All a stranger needs to use the set, and how it was made; values other than names are JSON."""
+    return {
+        "dataset": dataset.name,
+        "data_digest": dataset.digest,
+        "mean": json.dumps(dataset.mean),
+        "std": json.dumps(dataset.std),
+        "method": method.label,
+        "paper": method.paper,
+        "seed": str(seed),
+        "config": json.dumps(configs.to_tree(method)),
+    }

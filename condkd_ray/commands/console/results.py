@@ -1,0 +1,49 @@
+"""The end of a run: its tables, and what is kept where and how to look at it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from condkd_ray import report
+from condkd_ray.commands.console import bar, columns
+from condkd_ray.commands.console.exit_codes import say, show
+from condkd_ray.commands.export import kept_path
+from condkd_ray.report.tensorboard.writer import FOLDER
+from condkd_ray.study.storage import JOURNAL
+
+TABLES = ("search.md", "table.md")
+FIGURES = ("figure.png", "curves.png", "diagnosis.png")
+
+
+def tell_results(out: Path, *, study: str | None = None, tell: Callable[[Path], str] | None = None) -> None:
+    """Rebuild tables, figures and page from the records, print the tables, and say where all of it is.
+
+    `study`: the storage that was named for it. `tell`: what does so in another way, and gives what is printed.
+    """
+    with bar("tables, figures and page"):
+        tables = report.build(out, width=columns()) if tell is None else tell(out)
+    show(tables)
+    say("\n".join(kept(out, study)))
+
+
+def kept(out: Path, study: str | None = None) -> list[str]:
+    """What lies under `out`, and the commands that show it or go on with it; a line each, aligned."""
+    # It draws, which whoever imports this need not wait for.
+    from condkd_ray.report.page import PAGE
+
+    place, products = shlex.quote(str(out)), kept_path(out, "").parent
+    # The storage's address may hold a password.
+    where, named = ("where --study-storage says", " --study-storage ...") if study else (out / JOURNAL, "")
+    lines = {
+        "study": f"{where}" if study or (out / JOURNAL).is_file() else "",
+        "records": f"{out / 'records'}, {out / 'records.parquet'}",
+        "tables": ", ".join(str(out / name) for name in TABLES if (out / name).is_file()),
+        "figures": ", ".join(str(out / name) for name in FIGURES if (out / name).is_file()),
+        "page": f"{out / PAGE}" if (out / PAGE).is_file() else "",
+        "look live": f"condkd dashboard {place}{named}" if (out / FOLDER).is_dir() else "",
+        "take along": f"condkd export {place} --to export" if any(products.glob("*.safetensors")) else "",
+    }
+    width = max(map(len, lines))
+    return [f"{name:<{width}}  {told}" for name, told in lines.items() if told]

@@ -1,0 +1,139 @@
+"""Both windows on a running or finished experiment: the Optuna dashboard and TensorBoard, on this machine alone."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.error import URLError
+
+import tyro
+
+from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.core.method import require
+from condkd_ray.report.records import read_manifest
+from condkd_ray.report.tensorboard.writer import FOLDER
+from condkd_ray.runs.study_recorder import ARTIFACTS
+from condkd_ray.study.storage import JOURNAL
+
+HOST = "127.0.0.1"
+START_SECONDS = 60.0
+"""After which a server that does not answer is given up."""
+LAST_WORDS = 12
+"""Lines that are shown of a server that has failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """Start the Optuna dashboard, where there is a study, and TensorBoard on loopback, until Ctrl-C.
+
+    Neither asks who you are, and the Optuna dashboard can delete trials: both can be reached from this machine alone.
+    Of what is added to a running search TensorBoard shows all but new embeddings, which it reads when it starts.
+    """
+
+    out: tyro.conf.Positional[Path]
+    """The `--out` of a search or an experiment, running or finished."""
+    study_storage: str | None = None
+    """Where the search was given a `--study-storage`, the same."""
+    optuna_port: int = 0
+    """0: any that is free."""
+    tensorboard_port: int = 0
+
+
+def dashboard(command: Dashboard) -> int:
+    """`condkd dashboard`."""
+    read_manifest(command.out)
+    # Whoever starts us in the background may have had SIGINT ignored; and neither signal may leave the servers behind.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with servers(command) as running:
+        say("Ctrl-C ends both")
+        try:
+            while all(server.process.poll() is None for server in running):
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            return 0
+        for server in running:
+            if server.process.poll() is not None:
+                say(f"{server.last_words()}\nfailed: {server.name} has ended by itself")
+    return 1
+
+
+@dataclass(frozen=True)
+class Server:
+    """One of the two, and the file of what it says: a line a request, which nobody wants to read."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]
+
+    def last_words(self) -> str:
+        """The end of what it has said."""
+        self.said.seek(0)
+        return "\n".join(self.said.read().decode(errors="replace").splitlines()[-LAST_WORDS:])
+
+
+@contextmanager
+def servers(command: Dashboard) -> Iterator[list[Server]]:
+    """Both, once each answers and its address has been printed; they end with the block."""
+    running: list[Server] = []
+    try:
+        for name, arguments, port in _commands(command):
+            said = tempfile.TemporaryFile()  # noqa: SIM115
+            process = subprocess.Popen([sys.executable, *arguments], stdout=said, stderr=said)
+            running.append(Server(name, process, said))
+            _wait(running[-1], port)
+            print(f"{name:11}  http://{HOST}:{port}/", flush=True)
+        yield running
+    finally:
+        for server in running:
+            server.process.terminate()
+        for server in running:
+            server.process.wait()
+            server.said.close()
+
+
+def _commands(command: Dashboard) -> Iterator[tuple[str, list[str], int]]:
+    """Name, arguments of Python, and port of each."""
+    out, journal = command.out, command.out / JOURNAL
+    if command.study_storage is not None or journal.is_file():
+        port = command.optuna_port or _free_port()
+        storage = command.study_storage or str(journal)
+        place = ["--host", HOST, "--port", str(port), "--artifact-dir", str(out / ARTIFACTS), "--quiet"]
+        yield "Optuna", ["-c", "from optuna_dashboard._cli import main; main()", storage, *place], port
+    port = command.tensorboard_port or _free_port()
+    place = ["--host", HOST, "--port", str(port), "--reload_interval", "5"]
+    yield "TensorBoard", ["-m", "tensorboard.main", "--logdir", str(out / FOLDER), *place], port
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _wait(server: Server, port: int) -> None:
+    begin = time.monotonic()
+    while not _answers(port):
+        alive = server.process.poll() is None and time.monotonic() - begin < START_SECONDS
+        if not alive:
+            say(server.last_words())
+        require(alive, f"{server.name} at port {port}", "no answer", "a port that is free, and what it is to show")
+        time.sleep(0.1)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5):
+            return True
+    except (URLError, OSError):
+        return False

@@ -1,0 +1,99 @@
+"""Every method there is, as the table of the README: `condkd methods`. Made from the unions, it cannot lag behind.
+
+The architectures have a table of their own, with what they cost: `condkd methods --networks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from condkd_ray.core.method import Method
+from condkd_ray.methods.condensation import AnyCondensation
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import AnyGuidance
+from condkd_ray.methods.inversion import AnyInversion
+from condkd_ray.methods.losses.kd import AnyKdLoss
+from condkd_ray.methods.memory import AnyMemory
+from condkd_ray.methods.targets import AnyTargets
+from condkd_ray.methods.weighing import AnyWeighing
+from condkd_ray.models import Network, label, parse
+from condkd_ray.models.cost import cost_of, short
+from condkd_ray.models.torchvision import SMALLEST
+
+FAMILIES = {
+    "condensation": AnyCondensation,
+    "targets": AnyTargets,
+    "weighing": AnyWeighing,
+    "inversion": AnyInversion,
+    "guidance": AnyGuidance,
+    "memory": AnyMemory,
+    "distiller": Distiller,
+    "distiller.loss": AnyKdLoss,
+}
+"""By the field of a trial's config."""
+HEADER = "| family | name | published in | hyper-parameters with their defaults; *in italics what is our choice* |"
+NETWORKS = (
+    *("lenet5", "lenet5_half", "alexnet", "alexnet_half", "convnet-3-128", "resnet-8-16", "resnet-20-16"),
+    *("resnet18-64", "resnet34-64", "wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "vgg11-64", "mobilenet_v2-100"),
+    *("squeezenet-16", "torchvision:resnet18", "torchvision:resnet50"),
+)
+"""Usual sizes of every architecture; numbers other than these may stand in their places."""
+SHAPE, CLASSES = (3, 32, 32), 10
+"""Of the images that the costs are counted for."""
+NETWORKS_HEADER = (
+    f"| network | published in | parameters for {CLASSES} classes | "
+    f"multiply-adds of an image of {'x'.join(map(str, SHAPE))} | features | "
+    "batch norm | smallest side |\n|---|---|---|---|---|---|---|"
+)
+
+
+def methods(family: Any) -> Iterator[type[Method]]:
+    """The members of a family, as its union lists them."""
+    yield from get_args(family) or (family,)
+
+
+def table() -> str:
+    """A Markdown table, a row a method."""
+    rows = [_row(family, kind) for family, union in FAMILIES.items() for kind in methods(union)]
+    return "\n".join([HEADER, "|---|---|---|---|", *rows]) + "\n"
+
+
+def _row(family: str, kind: type[Method]) -> str:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    name = f"`{fields.pop('name').default}`" if "name" in fields else "-"
+    told = [_told(field, field.name in kind.ours) for field in fields.values()]
+    return f"| {family} | {name} | {kind.paper or '-'} | {', '.join(told) or '-'} |"
+
+
+def _told(field: dataclasses.Field[Any], ours: bool) -> str:
+    default = field.default
+    # A nested method is named in full in its own family, or is a schedule that does nothing.
+    plain = default is dataclasses.MISSING or dataclasses.is_dataclass(default)
+    text = field.name if plain else f"{field.name} {_plain(default)}"
+    return f"*{text}*" if ours else text
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "none" if value is None or value == () else str(value)
+
+
+def networks_table() -> str:
+    """A Markdown table of architectures with what each costs for `SHAPE` and `CLASSES`, counted anew; then names."""
+    rows = [_network_row(parse(text)) for text in NETWORKS]
+    names = ", ".join(f"`{model}`" for model in sorted(SMALLEST))
+    return "\n".join([NETWORKS_HEADER, *rows, "", f"After `torchvision:` may stand {names}."]) + "\n"
+
+
+def _network_row(network: Network) -> str:
+    counted = cost_of(network, SHAPE, CLASSES)
+    told = [
+        *(f"`{label(network)}`", network.paper or "-", short(counted.parameters), short(counted.multiply_adds)),
+        *(str(counted.features), "yes" if counted.normalised else "no", str(network.min_size)),
+    ]
+    return f"| {' | '.join(told)} |"

@@ -1,0 +1,47 @@
+"""What the pool of a sweep holds, as it has last written it down: for `condkd pool`, while the sweep runs or after."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from condkd_ray.commands.console.progress import duration
+from condkd_ray.core.method import InputError
+from condkd_ray.core.storage import Location, get_text, reason
+
+STATUS = "pool.json"
+"""Written by the pool, beside its chunks."""
+COLUMNS = ("key", "trials", "rounds", "chunks", "samples", "MB", "MB on disk alone", "rounds spared", "made by")
+
+
+def pool_table(storage: Location) -> str:
+    """Keys, chunks, bytes, readers and what sharing spared. Raises `InputError` where no pool has written."""
+    try:
+        status = json.loads(get_text(storage / "chunks" / STATUS))
+    except (OSError, ValueError) as error:
+        accepted = "the --out (or --storage) of an experiment that has begun"
+        raise InputError(f"{storage} holds no chunks/{STATUS} ({reason(error)}); accepted: {accepted}") from None
+    rows = [_row(key) for key in status["keys"]]
+    held, disk = (sum(key[name] for key in status["keys"]) / 1e6 for name in ("bytes", "spilled_bytes"))
+    seconds = max(0.0, time.time() - status["time"])
+    parts = [
+        _aligned([COLUMNS, *rows]) if rows else "no samples are held",
+        f"{held:.1f} MB, of which {disk:.1f} MB on disk alone; limit {status['limit'] / 1e6:.1f} MB of shared memory",
+        f"as of {duration(seconds)} ago",
+    ]
+    return "\n".join(parts)
+
+
+def _row(key: Mapping[str, Any]) -> tuple[str, ...]:
+    sizes = (key["readers"], key["rounds"] or "-", key["chunks"], key["samples"])
+    megabytes = (f"{key['bytes'] / 1e6:.1f}", f"{key['spilled_bytes'] / 1e6:.1f}")
+    return (key["key"], *map(str, sizes), *megabytes, str(key["hits"]), key["maker"][:12] or "-")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first = [f"{row[0]:<{widths[0]}}  " for row in rows]
+    rest = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
+    return "\n".join(name + cells for name, cells in zip(first, rest, strict=True))

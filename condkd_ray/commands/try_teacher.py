@@ -1,0 +1,252 @@
+"""One teacher, one folder of images, minutes: does guidance help here, and at what cost?
+
+Half of the images of each class are held out for the verdict and never guide. Nothing is selected on them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from condkd_ray import models, report
+from condkd_ray.cluster.connection.connect import check_resources, connect, slots
+from condkd_ray.commands.console import bar
+from condkd_ray.commands.console.exit_codes import open_folder, say
+from condkd_ray.commands.model_card import Card, read_card
+from condkd_ray.commands.teacher_checks import check_classes, check_form, check_known, mirrors
+from condkd_ray.core import config as configs
+from condkd_ray.core.files import atomic_write
+from condkd_ray.core.method import require
+from condkd_ray.data.datasets import DataConfig, Dataset
+from condkd_ray.methods.guidance import NoGuidance
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.supervised import TeacherConfig
+from condkd_ray.models import AnyNetwork
+from condkd_ray.report import records
+from condkd_ray.report.tables import verdict
+from condkd_ray.runs import experiment
+from condkd_ray.runs.estimate.probe import round_seconds
+from condkd_ray.runs.experiment import Flags
+from condkd_ray.runs.presets import Arm, arm
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import TrialConfig
+
+QUESTION = "Does guiding the inversion with these few images help here, and at what cost?"
+FEW_REAL = "'Real' in the diagnosis are the guides and what a class has beyond them; without more, it is 'condensed'."
+ARMS: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "guided")
+CONFIG = "guided.yaml"
+"""The guided trial of seed 0, in the output folder: for `condkd train`, and for the same command to know its rounds."""
+MOST_GUIDES = 10
+"""A class, unless more are asked for."""
+WIDTH = 64
+"""Of the generator, half of what is the rule: more rounds in the same minutes."""
+LEAST_ROUNDS, MOST_ROUNDS = 3, 200
+"""Of a trial, when they are chosen: fewer teach a student nothing, and more are no longer a try."""
+AROUND = 25.0
+"""Seconds that a run takes beside its trials: processes start, tables and figures are made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """Does guidance help for your teacher and your few images? An answer in minutes, with its interval and its cost.
+
+    Half of the images of each class are held out for the verdict; the others guide. The same command again continues.
+    """
+
+    teacher_weights: Path
+    """Safetensors, or a `.pt` with a state dict."""
+    images: Path
+    """A folder with one sub-folder a class, of 3 or more images each. The classes are those of the teacher in their
+    order: alphabetical (numbers as numbers), or as a file `classes.txt` there lists them."""
+    card: Path | None = None
+    """What is known of the weights, as `condkd export` writes it; a .json of their name beside them if not given."""
+    teacher: str | None = None
+    """Architecture of the teacher, such as resnet-8-16 (`condkd methods --networks`), where no card tells it."""
+    student: str = "resnet-8-8"
+    size: int | None = None
+    """Side that images are resized to; the card's, or as they are, if not given."""
+    mean: tuple[float, ...] | None = None
+    """Normalisation of the teacher, a value a channel, of [0, 1] pixels; the card's, or the images' own."""
+    std: tuple[float, ...] | None = None
+    flip_ok: bool | None = None
+    """Whether a mirrored image keeps its class; the card's, or what the teacher says of mirrored guides."""
+    guides: int | None = None
+    """Images that guide, a class; what is not held out, less one for the proxy set, and at most 10 if not given."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    minutes: float = 10.0
+    """That all may take; as many rounds are run as fit."""
+    rounds: int | None = None
+    """Rounds of each trial, instead."""
+    config: Path | None = None
+    """A YAML file of config fields that goes over the flags: inversion, guidance, distiller and so on."""
+    force: bool = False
+    """Go on with a teacher that hardly knows the images."""
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    max_concurrent: int | None = None
+    """Trials at once, at most; as many as fit if not given."""
+    out: Path = Path("runs/try")
+    """The same folder again continues: what is finished stays."""
+    cache: Path | None = None
+    """Of nothing dear here; $CONDKD_CACHE or a folder in the user's cache home if not given."""
+    fresh: bool = False
+    """Move what `--out` holds aside and begin anew."""
+
+    def check(self) -> None:
+        """Raise `InputError` for flags that cannot be."""
+        require(self.minutes > 0, "--minutes", self.minutes, "more than 0")
+        require(self.rounds is None or self.rounds >= 1, "--rounds", self.rounds, "an integer >= 1")
+        require((self.mean is None) == (self.std is None), "--mean, --std", (self.mean, self.std), "both or none")
+        weights = self.teacher_weights
+        require(weights.is_file(), "--teacher-weights", str(weights), "a safetensors file, or a .pt")
+        require(self.images.is_dir(), "--images", str(self.images), "an existing folder with one sub-folder a class")
+        if not self.fresh:
+            records.check_same_experiment(self.out, "try")
+
+
+def try_out(command: Try) -> int:
+    """`condkd try`. The exit code: as an experiment's."""
+    torch.set_num_threads(1)
+    begin = time.monotonic()
+    command.check()
+    workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", say=say, bar=bar)
+    base = configure(command, workshop)
+    dataset, teacher = workshop.data(base), workshop.teacher(base)
+    share, answers = check_known(teacher, dataset, command.images, force=command.force)
+    say(head := _head(base, dataset, share))
+    open_folder(command.out, "try", fresh=command.fresh)
+    with connect():
+        check_resources(command.cpus_per_trial, command.gpus_per_trial)
+        base = replace(base, rounds=_rounds(command, base, workshop, begin))
+        atomic_write(command.out / CONFIG, configs.dump(base).encode())
+        plans = [arm(base, name, _guides(base), seed) for name in ARMS for seed in command.seeds]
+        kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
+        flags = Flags(**{name: getattr(command, name) for name in kept})
+        return experiment.run("try", QUESTION, plans, flags, tell=lambda out: tell(out, head, answers.tolist()))
+
+
+def configure(command: Try, workshop: Workshop) -> TrialConfig:
+    """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
+    card = _card(command)
+    network, data = _network(command, card), _data(command, card)
+    dataset = workshop.data(TrialConfig(data=data))
+    if card.num_classes is not None:
+        check_classes(card.num_classes, dataset, command.images)
+    teacher = TeacherConfig(network=network, weights=command.teacher_weights)
+    check_form(teacher.build(dataset), command.teacher_weights, dataset, command.images)
+    if data.flip_ok is None:
+        workshop.check(alone := TrialConfig(data=data, teacher=teacher))
+        data = replace(data, flip_ok=mirrors(workshop.teacher(alone), dataset.train))
+        say(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
+    flags = Flags(
+        dataset="class_folders",
+        data_root=command.images,
+        student=command.student,
+        condensation="random_real",
+        ipcs=(_most_guides(command, dataset),),
+        seeds=command.seeds,
+    )
+    base = replace(flags.base(), data=data, teacher=teacher, inversion=Fast(width=WIDTH))
+    if command.config is not None:
+        tree = configs.merge(configs.to_tree(base), configs.read_tree(command.config))
+        base = configs.from_tree(tree, str(command.config))
+    guided = base.condensation is not None and not isinstance(base.guidance, NoGuidance)
+    require(guided, f"guidance in {command.config}", base.guidance.name, "one that guides, with a condensation")
+    workshop.check(base)
+    return base
+
+
+def tell(out: Path, head: str, answers: Sequence[int]) -> str:
+    """Make the report of `out`, with the verdict; what is printed. `answers`: the teacher's, for held-out images."""
+    manifest, (_, counted) = records.read_manifest(out), report.planned(out)
+    found = verdict.told(counted, labels := manifest.test_labels, answers)
+    records.write_manifest(out, replace(manifest, notes=[*manifest.notes, head, FEW_REAL, *found]))
+    report.build(out)
+    tables = [make(counted, labels, answers) for make in (verdict.arms_table, verdict.differences_table)]
+    parts = [part for table in tables if table.rows for part in (table.text(), f"{table.legend}\n")]
+    return "\n".join([head, "", *parts, *found])
+
+
+def _card(command: Try) -> Card:
+    beside = command.teacher_weights.with_suffix(".json")
+    path = command.card or (beside if beside.is_file() else None)
+    if path is None:
+        return Card()
+    say(f"card of the teacher: {path}")
+    return read_card(path)
+
+
+def _data(command: Try, card: Card) -> DataConfig:
+    size = command.size
+    if size is None and card.image_shape is not None:
+        _, height, width = card.image_shape
+        require(height == width, "image_shape of the card", card.image_shape, "square images, or --size")
+        size = height
+    mean, std = (card.mean, card.std) if command.mean is None else (command.mean, command.std)
+    if mean is None or std is None:
+        say("neither a card nor --mean and --std: the images are normalised by their own mean and std")
+    flip_ok = card.flip_ok if command.flip_ok is None else command.flip_ok
+    return DataConfig(name="class_folders", root=command.images, size=size, mean=mean, std=std, flip_ok=flip_ok)
+
+
+def _network(command: Try, card: Card) -> AnyNetwork:
+    if command.teacher is not None:
+        return models.parse(command.teacher)
+    accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
+    require(card.network is not None, "--teacher", None, accepted)
+    assert card.network is not None
+    return card.network
+
+
+def _most_guides(command: Try, dataset: Dataset) -> int:
+    fewest = int(dataset.train.labels.bincount(minlength=dataset.num_classes).min()) - 1
+    if command.guides is None:
+        return min(fewest, MOST_GUIDES)
+    accepted = f"1 to {fewest}: half of each class is held out, and one of each is for the proxy set"
+    require(1 <= command.guides <= fewest, "--guides", command.guides, accepted)
+    return command.guides
+
+
+def _guides(base: TrialConfig) -> int:
+    return getattr(base.condensation, "ipc", 0)
+
+
+def _head(base: TrialConfig, dataset: Dataset, share: float) -> str:
+    count, held_out, guides = len(dataset.train) + len(dataset.test), len(dataset.test), _guides(base)
+    return (
+        f"Teacher {models.label(base.teacher.network)} names {share:.1%} of your {count} images as their folders do; "
+        f"{held_out} of them are held out for the verdict, {guides} a class guide."
+    )
+
+
+def _rounds(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
+    """Those asked for, those chosen before for the same trials, or as many as fit."""
+    asked = configs.read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
+    if asked is not None:
+        return asked
+    before = command.out / CONFIG
+    if before.is_file():
+        known = configs.read(before)
+        if configs.content_hash(known) == configs.content_hash(replace(base, rounds=known.rounds)):
+            say(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
+            return known.rounds
+    at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
+    return fitting(command, base, workshop, min(at_once, command.max_concurrent or at_once), begin)
+
+
+def fitting(command: Try, base: TrialConfig, workshop: Workshop, at_once: int, begin: float) -> int:
+    """As many rounds as the minutes since `begin` allow; each synthetic arm is taken to be as dear as the guided."""
+    tried = [arm(base, name, _guides(base), command.seeds[0]) for name in ("guided", "condensed_only")]
+    guided, alone = (round_seconds(plan, workshop.prepare(plan.config)) for plan in tried)
+    each, trials = len(command.seeds) * (3 * guided + alone), len(command.seeds) * len(ARMS)
+    left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
+    most = int(left * at_once / each) - base.inversion.warm_up
+    rounds = min(max(most, LEAST_ROUNDS), MOST_ROUNDS)
+    say(f"a guided round takes {guided:.2g} s: {rounds} rounds a trial, {trials} trials, {at_once} at once")
+    if most < LEAST_ROUNDS:
+        say(f"that takes longer than {command.minutes:g} minutes, and is very little: give it more --minutes")
+    return rounds

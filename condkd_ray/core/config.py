@@ -1,0 +1,195 @@
+"""YAML tree <-> `TrialConfig`, merging, and the content hash. The only user of pydantic."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from condkd_ray.core.method import InputError
+from condkd_ray.models.weights import file_digest
+from condkd_ray.trial.config import TrialConfig
+
+Tree = dict[str, Any]
+"""Plain values only: what a YAML or JSON file holds."""
+T = TypeVar("T")
+
+
+def to_tree(value: Any) -> Any:
+    """The complete tree of a config: every leaf, defaults included."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_tree(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_tree(tree: Tree, source: str = "config") -> TrialConfig:
+    """The config a tree describes; leaves not given keep their defaults.
+
+    Raises `InputError` with the first bad key, its value and what is accepted; `source` names the file.
+    """
+    return build(TrialConfig, tree, source)
+
+
+def build(kind: type[T], tree: Any, path: str) -> T:
+    """A frozen dataclass from its tree. Raises `InputError` as `from_tree` does; messages begin with `path`."""
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} is {tree!r}; accepted: a mapping with {', '.join(_hints(kind))}")
+    for key in tree:
+        if key not in _hints(kind):
+            near = difflib.get_close_matches(str(key), _hints(kind), 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise InputError(f"{path}: {key!r} names no field{hint}; accepted: {', '.join(_hints(kind))}")
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if f.name not in tree and f.default is f.default_factory is dataclasses.MISSING:
+            raise InputError(f"{path}: {f.name} is not given; accepted: a value of your own, it has no default")
+    values = {key: _value(_hints(kind)[key], value, f"{path}: {key}", kind, key) for key, value in tree.items()}
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
+    kinds = get_args(hint) if _is_union(hint) else (hint,)
+    members: list[Any] = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    if not members or (value is None and type(None) in get_args(hint)):
+        return _leaf(hint, value, path)
+    if len(members) == 1 and "name" not in _hints(members[0]):
+        return build(members[0], value, path)
+    by_name = {name: member for member in members for name in get_args(_hints(member)["name"])}
+    tree = {"name": value} if isinstance(value, str) else value
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} is {value!r}; accepted: {', '.join(by_name)}")
+    name = tree.get("name", _default_name(owner, key))
+    if not isinstance(name, str) or name not in by_name:
+        what = f"{path}: name is not given" if name is None else f"{path} is {name!r}"
+        raise InputError(f"{what}; accepted: {', '.join(by_name)}")
+    return build(by_name[name], tree, path)
+
+
+def _leaf(hint: Any, value: Any, path: str) -> Any:
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = "a path" if first["type"] == "path_type" else first["msg"].removeprefix("Input should be ")
+        raise InputError(f"{path} is {value!r}; accepted: {message}") from None
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _default_name(owner: type, key: str) -> str | None:
+    """A tree that gives leaves but no name means the default method."""
+    default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
+    return getattr(default, "name", None)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
+
+
+def read_tree(path: Path) -> Tree:
+    """The tree in a YAML file. Raises `InputError` where there is none."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"config file is {str(path)!r}, which cannot be read ({error}); accepted: a YAML file"
+        ) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise InputError(f"{path} holds a {type(tree).__name__}; accepted: a mapping of config fields")
+    return tree or {}
+
+
+def read(path: Path) -> TrialConfig:
+    """The config in a YAML file; see `from_tree`."""
+    return from_tree(read_tree(path), str(path))
+
+
+def dump(config: TrialConfig) -> str:
+    """The complete config as YAML."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)
+
+
+def merge(base: Tree, over: Tree) -> Tree:
+    """`base` with the leaves of `over`. A method given by another `name` replaces the old one whole.
+
+    A method given by its name alone is that method: of the same name as the old one, it changes nothing.
+    """
+    merged = dict(base)
+    for key, given in over.items():
+        old = base.get(key)
+        named = isinstance(given, str) and isinstance(old, dict) and "name" in old
+        value = {"name": given} if named else given
+        other_method = (
+            isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        )
+        both = isinstance(value, dict) and isinstance(old, dict) and not other_method
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def identity(value: Any, *, complete: bool = False) -> Any:
+    """The tree of all that shapes numbers, not where files lie: equal for two configs just if they are the same run.
+
+    A field at its default is left out, so that a config keeps its identity when its class gets a new field. The `name`
+    of a method always stays, as it tells which class the other fields are of. A default must therefore never change
+    within one version of the numbers: see `condkd_ray.trial.identity.NUMBERS`. `complete` keeps fields at their
+    defaults too.
+
+    Fields marked `identity: False` are left out, for they stand elsewhere by content; a path in a field marked
+    `identity: "content"` is read, and its file's digest put there. Raises `InputError` where it cannot be read.
+    """
+    if dataclasses.is_dataclass(value):
+        parts = {f.name: _part(f, getattr(value, f.name), complete) for f in _kept(value)}
+        if complete:
+            return parts
+        defaults = default_identities(type(value))  # type: ignore[arg-type]
+        return {k: part for k, part in parts.items() if k == "name" or k not in defaults or part != defaults[k]}
+    if isinstance(value, (list, tuple)):
+        return [identity(item, complete=complete) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _part(field: dataclasses.Field[Any], value: Any, complete: bool) -> Any:
+    by_content = field.metadata.get("identity") == "content" and isinstance(value, Path)
+    return file_digest(value) if by_content else identity(value, complete=complete)
+
+
+def _kept(kind: Any) -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(kind) if f.metadata.get("identity", True)]
+
+
+@cache
+def default_identities(kind: type) -> dict[str, Any]:
+    """Identities of the defaults of a dataclass, by field; a field without a default is not in it."""
+    made = {f: f.default_factory() for f in _kept(kind) if f.default_factory is not dataclasses.MISSING}
+    given = {f: f.default for f in _kept(kind) if f.default is not dataclasses.MISSING}
+    return {f.name: _part(f, default, False) for f, default in {**given, **made}.items()}
+
+
+def content_hash(value: Any, digests: dict[str, str] | None = None, *, complete: bool = False) -> str:
+    """16 hex digits of SHA-256 over the `identity` tree and the contents that the left-out paths stand for."""
+    text = json.dumps([identity(value, complete=complete), digests or {}], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

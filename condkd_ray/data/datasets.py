@@ -1,0 +1,250 @@
+"""Real data sets: where they lie, how they are split, in what units they come.
+
+The split has a seed of its own, apart from a trial's: a teacher must never have seen another seed's test images.
+Letters: N images, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core.method import Method, require
+from condkd_ray.core.rng import derive_seed
+from condkd_ray.core.samples import Samples, to_model, unseen
+from condkd_ray.data import readers
+from condkd_ray.data.readers import Raw
+from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS
+
+Known = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
+DataName = Literal[Known, "parquet", "image_folder", "class_folders"]
+Constants = tuple[tuple[float, ...], tuple[float, ...]]
+
+CONSTANTS: dict[str, Constants] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2861,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+"""(mean, std) a channel in units of [0, 1] pixels, as condensed sets are published with (DC / DSA / DM code)."""
+
+NO_FLIP = ("digits", "mnist", "svhn")
+DIGITS_TEST, DIGITS_VAL = 600, 197
+HELD_OUT, HELD_OUT_FROM = 10_000, 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Method):
+    """Which real data, in which split and size."""
+
+    name: DataName = "digits"
+    root: Path | None = field(default=None, metadata={"identity": False})
+    """Folder of the data set; where it lies is not part of what it is. `digits` needs none."""
+    size: int | None = None
+    """Side after resizing, in pixels, both ways. None leaves the images as they are."""
+    val_fraction: float = 0.0
+    """Share of the train images held out for validation, 0 to 0.5. `digits` always has its own 197."""
+    seed: int = 0
+    """Of every split; apart from the trial's seed."""
+    train_file: str | None = None
+    """Parquet only: name in `root`, path, or a pattern such as "train-*.parquet"."""
+    test_file: str | None = None
+    """Parquet only: as `train_file`."""
+    download: bool = False
+    """Let torchvision download a known data set into `root`."""
+    mean: tuple[float, ...] | None = None
+    """Normalisation of your own teacher, one value a channel, in units of [0, 1] pixels."""
+    std: tuple[float, ...] | None = None
+    flip_ok: bool | None = None
+    """Whether a mirrored image keeps its class. None: no for digits, mnist and svhn, yes for all others."""
+
+    def __post_init__(self) -> None:
+        require(self.size is None or self.size >= 1, "data.size", self.size, "an integer of at least 1, or none")
+        require(0 <= self.val_fraction <= 0.5, "data.val_fraction", self.val_fraction, "0 to 0.5")
+        own = self.name != "digits" or self.val_fraction == 0
+        require(own, "data.val_fraction", self.val_fraction, "0: digits has 197 validation images of its own")
+        files = (self.train_file, self.test_file)
+        parquet = self.name == "parquet" or self.name in TORCHVISION_SETS or files == (None, None)
+        require(parquet, f"data.train_file, data.test_file of {self.name}", files, "none: they name Parquet files")
+        known = not self.download or self.name in IDX_SETS or self.name in TORCHVISION_SETS
+        require(known, f"data.download of {self.name}", self.download, "false: torchvision has no such data set")
+        require((self.mean is None) == (self.std is None), "data.mean, data.std", (self.mean, self.std), "both or none")
+        require(all(value > 0 for value in self.std or ()), "data.std", self.std, "positive values")
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Real images as they are: `pixels` uint8 (N, C, H, W), `labels` int64 (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> RealImages:
+        return RealImages(self.pixels[index], self.labels[index])
+
+    def samples(self, mean: Sequence[float], std: Sequence[float]) -> Samples:
+        """All of them as float32 in the teacher's space, four times their bytes; index first where that is much."""
+        return unseen(to_model(self.pixels.float() / 255, mean, std), self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, split. `mean`, `std` a channel in units of [0, 1] pixels; `digest` names pixels, labels and splits.
+
+    `notes`: what was decided for the user, in sentences to be shown.
+    """
+
+    name: str
+    train: RealImages
+    val: RealImages | None
+    test: RealImages
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip_ok: bool
+    digest: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.train.pixels.shape[1:]
+        return channels, height, width
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was read, before splitting. `held_out`, `own_val`: images to be taken out of train for test, validation."""
+
+    train: Raw
+    test: Raw | None
+    held_out: int = 0
+    own_val: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def load(config: DataConfig) -> Dataset:
+    """Read, resize and split. Raises `InputError` for whatever is missing or does not fit."""
+    found = _find(config)
+    train, val, test = _split(config, found)
+    mean, std = _constants(config, train)
+    flip_ok = config.name not in NO_FLIP if config.flip_ok is None else config.flip_ok
+    names, digest = found.train.class_names, _digest(train, val, test)
+    return Dataset(config.name, train, val, test, len(names), names, mean, std, flip_ok, digest, found.notes)
+
+
+def _find(config: DataConfig) -> _Found:
+    if config.name == "digits":
+        return _Found(readers.digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
+    require(config.root is not None, f"data.root of {config.name}", None, "the folder it lies in")
+    root = Path(config.root or "").expanduser()
+    require(root.exists() or config.download, "data.root", str(root), "an existing folder")
+    if config.name in IDX_SETS:
+        return _Found(*readers.idx_set(config.name, root, download=config.download))
+    if config.name == "image_folder":
+        return _image_folder(config, root)
+    if config.name == "class_folders":
+        return _Found(*readers.read_halves(root, config.size, config.seed))
+    files = readers.find_parquet(root, config.train_file, config.test_file)
+    if config.name != "parquet" and files is None:
+        return _Found(*readers.torchvision_set(config.name, root, download=config.download))
+    require(files is not None, "data.root", str(root), "a folder with train*.parquet in it or in one sub-folder")
+    return _parquet(config, *(files or ([], [])))
+
+
+def _parquet(config: DataConfig, train_files: list[Path], test_files: list[list[Path]]) -> _Found:
+    train = readers.read_parquet(train_files, config.size)
+    if len(test_files) == 1:
+        return _Found(train, readers.read_parquet(test_files[0], config.size))
+    names = ", ".join(files[0].name for files in test_files)
+    why = f"several test files ({names}) and none named" if test_files else "no test file"
+    return _held_out(config, train, why, "; name one with --test-file")
+
+
+def _image_folder(config: DataConfig, root: Path) -> _Found:
+    train = readers.read_folder(root / "train", config.size)
+    there = [name for name in ("test", "val") if (root / name).is_dir()]
+    if not there:
+        return _held_out(config, train, "neither test/ nor val/")
+    notes = {"test": (), "val": ("val/ is the test set, as there is no test/",)}[there[0]]
+    notes = notes if len(there) == 1 else ("val/ is not read: test/ is the test set",)
+    return _Found(train, readers.read_folder(root / there[0], config.size), notes=notes)
+
+
+def _held_out(config: DataConfig, train: Raw, why: str, remedy: str = "") -> _Found:
+    """No test set is ever guessed: one is taken out of train, and the user is told."""
+    count = HELD_OUT if len(train) >= HELD_OUT_FROM else len(train) // 5
+    note = f"{why}: {f'{count:,}'.replace(',', ' ')} images held out of train by data seed {config.seed}{remedy}"
+    return _Found(train, None, held_out=count, notes=(note,))
+
+
+def _split(config: DataConfig, found: _Found) -> tuple[RealImages, RealImages | None, RealImages]:
+    """Train, validation and test, without a row in common."""
+    train = _real(config, found.train)
+    val_count = found.own_val or round(config.val_fraction * (len(train) - found.held_out))
+    left = len(train) - found.held_out - val_count
+    enough = left > 0 and (found.test is not None or found.held_out > 0) and (val_count > 0 or not config.val_fraction)
+    require(enough, "number of train images", len(train), f"enough for a val_fraction of {config.val_fraction}")
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "split"))
+    parts = torch.randperm(len(train), generator=generator).split([found.held_out, val_count, left])
+    held_out, val, kept = (train[rows.sort().values] for rows in parts)
+    test = held_out if found.test is None else _test(config, found.train, found.test)
+    shape, fitting = (tuple(part.pixels.shape[1:]) for part in (test, kept))
+    require(shape == fitting, "shape of the test images", shape, f"{fitting}, train's")
+    return kept, val if val_count else None, test
+
+
+def _test(config: DataConfig, train: Raw, test: Raw) -> RealImages:
+    """The classes of test are those of train. A file that does not name its classes has them by number."""
+    numbered = any(raw.class_names == tuple(map(str, range(len(raw.class_names)))) for raw in (train, test))
+    same = numbered or train.class_names == test.class_names
+    require(same, "classes of the test images", test.class_names, f"those of train, {train.class_names}")
+    foreign = sorted(set(test.labels.unique().tolist()) - set(train.labels.unique().tolist()))
+    require(not foreign, "labels of test images that train has not", foreign, "the labels of train")
+    return _real(config, test)
+
+
+def _real(config: DataConfig, raw: Raw) -> RealImages:
+    return RealImages(raw.pixels if config.size is None else readers.resize(raw.pixels, config.size), raw.labels)
+
+
+def _constants(config: DataConfig, train: RealImages) -> Constants:
+    """Given, known, or those of the train images, from counts of grey values: exact at any number of threads."""
+    channels = train.pixels.shape[1]
+    if config.mean is not None and config.std is not None:
+        mean, std = config.mean, config.std
+    elif config.name in CONSTANTS:
+        mean, std = CONSTANTS[config.name]
+    else:
+        counts = torch.stack([train.pixels[:, c].flatten().bincount(minlength=256) for c in range(channels)]).double()
+        shares, grey = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
+        means = shares @ grey
+        stds = (shares @ grey.square() - means.square()).clamp(min=0).sqrt()
+        mean, std = tuple(means.tolist()), tuple(stds.tolist())
+    one_each = len(mean) == len(std) == channels
+    require(one_each, "data.mean, data.std", (mean, std), f"{channels} values each, one a channel of the images")
+    require(min(std) > 1e-6, "standard deviation of the train images", std, "images that are not all the same")
+    return mean, std
+
+
+def _digest(*parts: RealImages | None) -> str:
+    """16 hex digits of the sha256 of all pixels and labels, in their splits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if part is not None:
+            digest.update(str(tuple(part.pixels.shape)).encode())
+            digest.update(part.pixels.contiguous().numpy().data)
+            digest.update(part.labels.contiguous().numpy().data)
+        digest.update(b"/")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,125 @@
+"""What a condensation is: a frozen dataclass that makes a few labelled images stand for a whole data set.
+
+Letters: N images, M images a class, C channels, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core.method import Method, require
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples
+from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.models.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condensation(Method, ABC):
+    """Base of the condensers. They see real images and run once, before any trial.
+
+    None sees a teacher but one that says so by `needs_teacher`: its `condense` takes one more argument, `teacher`.
+
+    Sets are nested: for one seed the images of a smaller `ipc` are the first ones of each class of a larger, so that
+    an ablation over `ipc` compares more images with fewer of the same.
+    """
+
+    recipe: ClassVar[int] = 1
+    """Version of its code, raised when the same settings give other images: sets cached before are then not used."""
+    name: str
+    ipc: int = 10
+    """Images per class."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether its images are made of the very teacher that they will guide. Records must then say so."""
+        return False
+
+    @property
+    def label(self) -> str:
+        """Its name in records and tables."""
+        return self.name
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Raise `InputError` where its images cannot be made of `teacher`, of which only the form counts."""
+        return
+
+    @abstractmethod
+    def condense(
+        self,
+        real: Samples,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip_ok: bool,
+        rng: Streams,
+        on_step: OnStep = unheard,
+    ) -> Samples:
+        """K x ipc images in the teacher's space, sorted by class: ipc of class 0, ipc of class 1, ...; no logits.
+
+        `real` is in the teacher's space, which `mean` and `std` (a channel, in units of [0, 1] pixels) define; it is
+        not changed. `flip_ok`: a mirrored image keeps its class. `rng` is fresh, seeded by the trial. What takes long
+        tells `on_step`. Raises `InputError` where a class has too few images.
+        """
+
+    @abstractmethod
+    def whole(self) -> Self:
+        """The largest set of which this one's images are the first of each class, at no more work: what to cache."""
+
+
+def require_ipc(ipc: int) -> None:
+    """Raise `InputError` unless there is at least one image a class."""
+    require(ipc >= 1, "condensation.ipc", ipc, "1 or more; no condensation at all is another arm")
+
+
+def class_table(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Row numbers by class (K, largest class), in the order of their rows, and how many of each line count (K,).
+
+    What lies beyond a class's count is a valid row number of no meaning.
+    """
+    counts = labels.bincount(minlength=num_classes)
+    order = labels.argsort(stable=True)
+    places = torch.arange(int(counts.max()), device=labels.device)
+    starts = counts.cumsum(0) - counts
+    return order[(starts[:, None] + places).clamp(max=len(labels) - 1)], counts
+
+
+def per_class_order(labels: Tensor, rng: torch.Generator) -> Tensor:
+    """All row numbers (N,), class after class, in random order within each class."""
+    shuffled = torch.randperm(len(labels), generator=rng, device=labels.device)
+    return shuffled[labels[shuffled].argsort(stable=True)]
+
+
+def first_rows(labels: Tensor, ipc: int, num_classes: int) -> Tensor:
+    """Row numbers (K x ipc,) of the first `ipc` of each class, class-major. Raises `InputError` where one has fewer."""
+    table, counts = class_table(labels, num_classes)
+    fewest = int(counts.argmin())
+    accepted = f"at most {int(counts[fewest])}, the images of class {fewest}"
+    require(int(counts[fewest]) >= ipc, "number of images per class", ipc, accepted)
+    return table[:, :ipc].flatten()
+
+
+def first_per_class(samples: Samples, ipc: int, num_classes: int) -> Samples:
+    """The first `ipc` samples of each class, class-major: how a larger set serves a smaller ipc."""
+    return samples[first_rows(samples.labels, ipc, num_classes)]
+
+
+def random_per_class(labels: Tensor, ipc: int, num_classes: int, rng: torch.Generator) -> Tensor:
+    """Row numbers (K x ipc,) of random images, class-major; nested over `ipc` for one state of `rng`."""
+    order = per_class_order(labels, rng)
+    return order[first_rows(labels[order], ipc, num_classes)]
+
+
+def draw_per_class(table: Tensor, counts: Tensor, num_each: int, rng: torch.Generator) -> Tensor:
+    """Row numbers (K, num_each), drawn anew without replacement within each class of a `class_table`."""
+    keys = torch.rand(table.shape, generator=rng, device=table.device)
+    places = torch.arange(table.shape[1], device=table.device)
+    picked = keys.masked_fill(places >= counts[:, None], -1).topk(num_each, dim=1).indices
+    return table.gather(1, picked)

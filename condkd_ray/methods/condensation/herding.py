@@ -1,0 +1,116 @@
+"""Herding (Welling, ICML 2009): real images, chosen one by one so that their mean follows the mean of their class.
+
+Letters: N images, K classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core.method import require
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows, require_ipc
+from condkd_ray.methods.condensation.convnets import convnet_for, train
+from condkd_ray.models.convnet import ConvNet, ConvNetModule
+
+BATCH = 512
+"""Images embedded at a time; it only bounds memory."""
+
+
+def herd(embedded: Tensor, labels: Tensor, ipc: int, num_classes: int) -> Tensor:
+    r"""Row numbers (K x ipc,), class-major, in the order of choice, of embeddings (N, D) with their classes (N,).
+
+    The next image of a class is the one with which the mean of those chosen is nearest to the mean \mu of all:
+    the t-th is argmin_x \| t \mu - \sum_{s < t} \phi(x_s) - \phi(x) \|, never one that was chosen before; the first
+    in the order of rows among equals. A smaller `ipc` therefore gives the first ones of a larger.
+
+    Every class must have `ipc` images or more.
+    """
+    table, counts = class_table(labels, num_classes)
+    sums = torch.zeros(num_classes, embedded.shape[1], dtype=embedded.dtype, device=embedded.device)
+    means = sums.index_add(0, labels, embedded) / counts[:, None]
+    squares = embedded.square().sum(1)
+    shut = torch.arange(table.shape[1], device=labels.device) >= counts[:, None]
+    chosen = []
+    for place in range(1, ipc + 1):
+        wanted = place * means - sums
+        # | wanted - x |^2 less | wanted |^2, which is the same for all images of a class.
+        distances = squares - 2 * (embedded @ wanted.T).gather(1, labels[:, None])[:, 0]
+        nearest = distances[table].masked_fill(shut, torch.inf).argmin(1, keepdim=True)
+        shut = shut.scatter(1, nearest, True)
+        chosen.append(table.gather(1, nearest))
+        sums = sums + embedded[chosen[-1][:, 0]]
+    return torch.cat(chosen, 1).flatten()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Herding(Condensation):
+    """Real images whose mean embedding follows that of their class. Nested over `ipc` by the way they are chosen.
+
+    The embedding is the flattened last map of a ConvNet, trained for a few epochs on the same real images by SGD with
+    momentum 0.9 and a learning rate that falls to 0, shuffled by the trial's seed: our choice. It is never the teacher.
+    """
+
+    paper: ClassVar[str] = "Welling, ICML 2009"
+    ours: ClassVar[tuple[str, ...]] = ("epochs", "batch", "lr", "width", "depth")
+    name: Literal["herding"] = "herding"
+    epochs: int = 5
+    """Of the ConvNet's training; 0 leaves it as it was initialised."""
+    batch: int = 64
+    """Images a step, at most."""
+    lr: float = 0.02
+    """At the first step."""
+    width: int = 32
+    """Channels of the ConvNet."""
+    depth: int = 3
+    """Its blocks; each halves the image. Fewer on images below 16x16, where the last map would be a single place."""
+
+    def __post_init__(self) -> None:
+        require_ipc(self.ipc)
+        require(self.epochs >= 0, "condensation.epochs", self.epochs, "0 or more")
+        require(self.batch >= 1, "condensation.batch", self.batch, "1 or more")
+        require(self.lr > 0, "condensation.lr", self.lr, "more than 0")
+        ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
+
+    def condense(
+        self,
+        real: Samples,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip_ok: bool,
+        rng: Streams,
+        on_step: OnStep = unheard,
+    ) -> Samples:
+        """Train the embedding, then choose. Raises `NonFiniteError` where the training diverges."""
+        first_rows(real.labels, self.ipc, num_classes)  # refuses a class with too few images before the training
+        network = self._network(real, num_classes, rng, on_step)
+        with torch.no_grad():
+            embedded = torch.cat([network.embed(part) for part in real.images.split(BATCH)])
+        rows = herd(embedded, real.labels, self.ipc, num_classes)
+        return unseen(real.images[rows], real.labels[rows])
+
+    def _network(self, real: Samples, num_classes: int, rng: Streams, on_step: OnStep) -> ConvNetModule:
+        channels, height, width = real.images.shape[1:]
+        network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
+        with rng.forked("init/condenser"):
+            module = network.build((channels, height, width), num_classes).to(real.images.device)
+        recipe = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "momentum": 0.9, "falls": True}
+        if self.epochs:
+            epochs = count(1)
+            train(module, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])
+        assert isinstance(module, ConvNetModule)
+        return module
+
+    def whole(self) -> Self:
+        """Itself."""
+        return self

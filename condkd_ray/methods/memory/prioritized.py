@@ -1,0 +1,154 @@
+r"""SSD-KD's dynamic replay buffer (Liu et al., CVPR 2024, arXiv 2406.07876): small, and hard samples are drawn more.
+
+Read (`methods.md` 4.2, 4.3): a buffer of fixed size, a tenth of the train set or less, updated partially; priorities
+from what teacher and student disagree on, kept up to date while the student learns; importance weights with the
+exponent beta that correct the bias of such draws. No code is public and the formulas below are recalled, not read:
+they are our choice, and so are all fields but the meaning of `scale` and `beta`.
+
+Letters: N samples held, n samples drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core.method import Metrics, NonFiniteError, require
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples
+from condkd_ray.methods.memory.memory import Draw, ReplayMemory
+from condkd_ray.methods.memory.store import Store
+from condkd_ray.models.teacher import Teacher
+
+
+@dataclass
+class PrioritizedState:
+    """Ids kept, oldest first; of each its delta and its last importance weight (N,) float64; what is yet to be read."""
+
+    ids: Tensor
+    deltas: Tensor
+    weights: Tensor
+    unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(ids, divergences) of student steps, the latter still on the student's device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prioritized(ReplayMemory[PrioritizedState]):
+    r"""Draws by P_i = (delta_i + eps)^alpha / \sum_j (delta_j + eps)^alpha, weighted by (N P_i)^-beta.
+
+    After a student step the drawn samples alone get delta_i = w_i KL(teacher || student), where w_i is their weight
+    (N P_i)^-beta of the last such time, at first 1; drawn more than once, they get the mean. New samples come with the
+    largest delta there is, so that each is seen soon.
+    """
+
+    paper: ClassVar[str] = "Liu et al., CVPR 2024"
+    ours: ClassVar[tuple[str, ...]] = ("alpha", "beta", "eps", "divide_by", "evict", "refresh")
+    reads_logits: ClassVar[bool] = False
+    name: Literal["prioritized"] = "prioritized"
+    scale: float = 0.1
+    """Samples kept, as a share of the teacher's train set; the paper has 0.1 and goes down to 0.01."""
+    alpha: float = 1.0
+    """0 draws uniformly."""
+    beta: float = 0.4
+    """0 corrects nothing, 1 all of the bias. Prioritised replay's usual start, here constant."""
+    eps: float = 1e-6
+    """What even a sample without divergence has for a mass."""
+    divide_by: Literal["mean", "largest", "largest_held"] = "mean"
+    """What a draw's weights are divided by: their mean, which leaves the length of the student's steps alone; their
+    largest, as prioritised replay does, or that of all in the memory, which shorten them. The mean was chosen on
+    validation images (`experiments/LOG.md`)."""
+    evict: Literal["lowest", "oldest"] = "lowest"
+    """Which samples make room for a round's: those of the lowest delta, or of the highest age. Among equals the oldest
+    go, and of a round larger than the memory its last samples stay."""
+    refresh: int = 1
+    """Student steps between two looks at their divergences. A look waits for the device to be done with these steps
+    (what is drawn is decided on the host, where the store's index lies); on a CPU it costs nothing."""
+
+    def __post_init__(self) -> None:
+        require(self.scale > 0, "prioritized scale", self.scale, "> 0")
+        for what in ("alpha", "beta"):
+            require(getattr(self, what) >= 0, f"prioritized {what}", getattr(self, what), ">= 0")
+        require(self.eps > 0, "prioritized eps", self.eps, "> 0")
+        require(self.refresh >= 1, "prioritized refresh", self.refresh, "an integer >= 1")
+
+    def capacity(self, teacher: Teacher) -> int:
+        """Samples kept."""
+        return round(self.scale * teacher.train_size)
+
+    def init(self, teacher: Teacher, rng: Streams) -> PrioritizedState:
+        """Empty. Raises `InputError` where there is not room for one sample of each class."""
+        size, least = teacher.train_size, teacher.num_classes
+        accepted = f"at least {least / size:.2g}: {least} samples, one a class, where the train set has {size}"
+        require(self.capacity(teacher) >= least, "prioritized scale", self.scale, accepted)
+        none = torch.empty(0, dtype=torch.float64)
+        return PrioritizedState(torch.empty(0, dtype=torch.int64), none, none.clone())
+
+    def add(
+        self, state: PrioritizedState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams
+    ) -> Metrics:
+        """A round's samples in the place of as many old ones as there is no room for."""
+        self._read(state)
+        fresh, old = store.append(samples), len(state.ids)
+        highest = state.deltas.max() if old else torch.ones((), dtype=torch.float64)
+        ids = torch.cat([state.ids, fresh])
+        deltas = torch.cat([state.deltas, highest.expand(len(fresh))])
+        weights = torch.cat([state.weights, torch.ones(len(fresh), dtype=torch.float64)])
+        rank = deltas.clone() if self.evict == "lowest" else torch.zeros_like(deltas)
+        rank[old:] = torch.inf
+        excess = max(0, len(ids) - self.capacity(teacher))
+        lost, kept = (rows.sort().values for rows in rank.argsort(stable=True).tensor_split([excess]))
+        store.drop(ids[lost])
+        state.ids, state.deltas, state.weights = ids[kept], deltas[kept], weights[kept]
+        return {}
+
+    def draw(self, state: PrioritizedState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
+        """By P, with replacement."""
+        chances = self._chances(state.deltas)
+        rows = torch.multinomial(chances, count, replacement=True, generator=rng.host("draw"))
+        corrections = (len(chances) * chances) ** -self.beta
+        weights = corrections[rows]
+        weights = weights / self._divisor(weights, corrections)
+        samples = store.gather(state.ids[rows])
+        return Draw(samples, state.ids[rows], weights.float().to(samples.labels.device))
+
+    def live(self, state: PrioritizedState) -> Tensor:
+        """All kept ids."""
+        return state.ids
+
+    def feedback(self, state: PrioritizedState, ids: Tensor, priority: Tensor) -> None:
+        """Take down the divergences (n,) of drawn samples; read them where it is time.
+
+        Raises `NonFiniteError` where one of those read is NaN or infinite.
+        """
+        state.unread.append((ids, priority.detach()))
+        if len(state.unread) >= self.refresh:
+            self._read(state)
+
+    def _read(self, state: PrioritizedState) -> None:
+        """Bring deltas and weights of the samples up to date that were drawn since the last time."""
+        if not state.unread:
+            return
+        ids, gaps = (torch.cat(parts).cpu() for parts in zip(*state.unread, strict=True))
+        state.unread = []
+        if not gaps.isfinite().all():
+            raise NonFiniteError("the divergence of teacher and student, kd/gap, is not finite")
+        rows = torch.searchsorted(state.ids, ids)
+        times = rows.bincount(minlength=len(state.ids))
+        drawn = times > 0
+        sums = torch.zeros_like(state.deltas).index_add(0, rows, gaps.double())
+        state.deltas = torch.where(drawn, state.weights * sums / times.clamp_min(1), state.deltas)
+        chances = self._chances(state.deltas)
+        state.weights = torch.where(drawn, (len(chances) * chances) ** -self.beta, state.weights)
+
+    def _divisor(self, drawn: Tensor, held: Tensor) -> Tensor:
+        if self.divide_by == "mean":
+            return drawn.mean()
+        return (drawn if self.divide_by == "largest" else held).max()
+
+    def _chances(self, deltas: Tensor) -> Tensor:
+        """P (N,) of deltas (N,)."""
+        masses = (deltas.abs() + self.eps) ** self.alpha
+        return masses / masses.sum()

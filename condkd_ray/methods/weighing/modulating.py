@@ -1,0 +1,73 @@
+r"""SSD-KD's modulating function (CVPR 2024, arXiv 2406.07876): rare classes and hard images count more.
+
+Read (`methods.md` 4.3): phi is a diversity term times a difficulty term; the first penalises how many samples the
+teacher puts into the same class, the second favours low confidence with the exponent gamma. No code is public and the
+formula below is recalled, not read: it is our choice, as are all fields but gamma.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core.method import require
+from condkd_ray.methods.interfaces import Weigh
+from condkd_ray.methods.weighing.weighing import Weighing
+from condkd_ray.models.teacher import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modulating(Weighing):
+    """phi(x) = (1 - share of x's class among the counted) (1 - p(x))^gamma, where all classes are the teacher's.
+
+    p(x) is its largest probability, for the image as it saw it. Only per-sample terms are weighed; a match of BN
+    statistics is of the whole batch and stays as it is.
+    """
+
+    paper: ClassVar[str] = "Liu et al., CVPR 2024"
+    ours: ClassVar[tuple[str, ...]] = ("gamma", "counted", "share_of", "normalise", "through_confidence")
+    name: Literal["modulating"] = "modulating"
+    gamma: float = 2.0
+    """Exponent of the difficulty term, focal loss's default (the paper's value is not known); 0 leaves it out."""
+    counted: Literal["memory", "batch", "both"] = "both"
+    """Whose classes are counted: of all the memory holds when the round begins, of the batch in the making, or both."""
+    share_of: Literal["answer", "label"] = "answer"
+    """The class whose share it is: the one the teacher puts x into, or the one wanted of x. Unconditional inversions
+    want what the teacher says; for the others only the latter pushes harder at classes that are made too seldom."""
+    normalise: bool = False
+    """Scale to mean 1 over the batch, so that the per-sample terms keep their size beside the others."""
+    through_confidence: bool = False
+    """Let the gradient flow through p(x) as well; otherwise phi only weighs."""
+
+    def __post_init__(self) -> None:
+        require(self.gamma >= 0, "modulating gamma", self.gamma, ">= 0")
+
+    def bind(self, class_counts: Tensor) -> Weigh:
+        """Phi."""
+
+        def weigh(seen: Observation, labels: Tensor) -> Tensor:
+            logits = seen.logits if self.through_confidence else seen.logits.detach()
+            answers = logits.argmax(1)
+            share = self._shares(answers, class_counts)[answers if self.share_of == "answer" else labels]
+            phi = (1 - share) * uncertainty(logits, self.gamma)
+            return phi / phi.detach().mean().clamp_min(torch.finfo(phi.dtype).tiny) if self.normalise else phi
+
+        return weigh
+
+    def _shares(self, answers: Tensor, class_counts: Tensor) -> Tensor:
+        """(K,) shares of the classes among the counted; `answers` (B,). All are 0 where nothing is counted."""
+        counts = torch.zeros_like(class_counts)
+        if self.counted != "batch":
+            counts = counts + class_counts
+        if self.counted != "memory":
+            counts = counts.index_add(0, answers, torch.ones_like(answers))
+        return counts / counts.sum().clamp_min(1)
+
+
+def uncertainty(logits: Tensor, gamma: float) -> Tensor:
+    """(1 - largest probability)^gamma of (B, K) logits, (B,); exact, and its gradient finite, however sure they are."""
+    others = logits.float().log_softmax(1).scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
+    return (gamma * others.logsumexp(1)).exp()

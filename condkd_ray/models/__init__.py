@@ -1,0 +1,97 @@
+"""Architectures of teachers, students and embedding networks: one a file, a frozen dataclass that builds a module.
+
+On command lines a network is one word, its name and then its fields: "resnet-14-16", "resnet-14", "lenet5",
+"torchvision:resnet50".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import get_args
+
+from condkd_ray.core.method import InputError
+from condkd_ray.models.alexnet import AlexNet, AlexNetHalf
+from condkd_ray.models.convnet import ConvNet
+from condkd_ray.models.lenet import LeNet5, LeNet5Half
+from condkd_ray.models.mobilenet import MobileNetV2
+from condkd_ray.models.network import Network, label
+from condkd_ray.models.resnet import ResNet
+from condkd_ray.models.resnet18 import ResNet18, ResNet34
+from condkd_ray.models.squeezenet import SqueezeNet
+from condkd_ray.models.torchvision import Torchvision
+from condkd_ray.models.vgg import Vgg11
+from condkd_ray.models.wrn import Wrn
+
+__all__ = [
+    "AlexNet",
+    "AlexNetHalf",
+    "AnyNetwork",
+    "ConvNet",
+    "LeNet5",
+    "LeNet5Half",
+    "MobileNetV2",
+    "Network",
+    "ResNet",
+    "ResNet18",
+    "ResNet34",
+    "SqueezeNet",
+    "Torchvision",
+    "Vgg11",
+    "Wrn",
+    "label",
+    "parse",
+]
+
+AnyNetwork = (
+    LeNet5
+    | LeNet5Half
+    | ResNet
+    | ConvNet
+    | AlexNet
+    | AlexNetHalf
+    | ResNet18
+    | ResNet34
+    | Wrn
+    | Vgg11
+    | MobileNetV2
+    | SqueezeNet
+    | Torchvision
+)
+"""Told apart by `name`."""
+
+_BY_NAME: dict[str, type[AnyNetwork]] = {kind.name: kind for kind in get_args(AnyNetwork)}
+
+
+def parse(text: str) -> AnyNetwork:
+    """The network that `text` spells; the inverse of `label`. Fields left out keep their defaults.
+
+    Raises `InputError` for a text that spells none (a path, say), and for values the architecture refuses.
+    """
+    match = re.fullmatch(r"([a-z0-9_]+)((?::[a-z0-9_]+)*)((?:-[0-9]{1,6})*)", text)
+    kind = _BY_NAME.get(match[1]) if match else None
+    if match is None or kind is None:
+        raise _unknown(text)
+    words, numbers = match[2].split(":")[1:], [int(number) for number in match[3].split("-")[1:]]
+    takes_words, takes_numbers = _fields(kind)
+    if len(words) > len(takes_words) or len(numbers) > len(takes_numbers):
+        raise _unknown(text)
+    given = [*zip(takes_words, words, strict=False), *zip(takes_numbers, numbers, strict=False)]
+    return kind(**dict(given))  # type: ignore[arg-type]
+
+
+def _fields(kind: type[AnyNetwork]) -> tuple[list[str], list[str]]:
+    """Names of the fields of words and of numbers."""
+    given = [field for field in fields(kind) if field.name != "name"]
+    words = [field.name for field in given if isinstance(field.default, str)]
+    return words, [field.name for field in given if field.name not in words]
+
+
+def _spelling(kind: type[AnyNetwork]) -> str:
+    words, numbers = _fields(kind)
+    return "-".join([":".join([kind.name, *map(str.upper, words)]), *map(str.upper, numbers)])
+
+
+def _unknown(text: str) -> InputError:
+    spellings = ", ".join(map(_spelling, _BY_NAME.values()))
+    return InputError(f"network is {text!r}; accepted: {spellings}, such as {label(ResNet())}")

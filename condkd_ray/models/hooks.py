@@ -1,0 +1,164 @@
+"""A look into a network while it runs. The only home of hooks, for teachers and students.
+
+Letters: B batch, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.core.method import InputError, require
+
+BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def over_space(x: Tensor) -> Tensor:
+    """Means over all dimensions after the second: (B, C, ...) to (B, C)."""
+    return x.flatten(2).mean(2) if x.ndim > 2 else x
+
+
+@contextmanager
+def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Within it each forward pass leaves the outputs of `layers`, float32, in the dictionary; no hook stays behind.
+
+    Layers that do not give a tensor leave nothing.
+    """
+    taps: dict[str, Tensor] = {}
+
+    def see(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                taps[name] = output.float()
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in layers:
+            hooks.enter_context(hooked(network.get_submodule(name).register_forward_hook(see(name))))
+        yield taps
+
+
+@torch.no_grad()
+def spatial_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    """Names of the layers that give (B, C, H, W) with more places than one; the network is left as it is."""
+    copied = copy.deepcopy(network).eval()
+    names = [name for name, _ in copied.named_modules() if name]
+    with tapped(copied, names) as taps:
+        copied(torch.zeros(1, *image_shape, device=next(copied.parameters()).device))
+    return [name for name in names if name in taps and taps[name].ndim == 4 and taps[name][0, 0].numel() > 1]
+
+
+@contextmanager
+def hooked(handle: Any) -> Iterator[None]:
+    """Within it the hook of `handle` runs; afterwards it is gone."""
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watched(name: str, layer: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within it each run of `layer` calls `see` with `name` and the layer's input, float32, before the layer runs."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        see(name, inputs[0].float())
+
+    with hooked(layer.register_forward_pre_hook(hook)):
+        yield
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What ran: the last linear layer, and names of layers.
+
+    `bn`: those of BN with running statistics, in the order of execution; `tappable`: those that give a tensor;
+    `weighted`: linear layers and convolutions but the last linear one, in the order of execution; `stages`: names and
+    input channels of the stages (see `stage_inputs`), in the order of execution.
+    """
+
+    classifier: nn.Linear
+    bn: tuple[str, ...]
+    tappable: tuple[str, ...]
+    weighted: tuple[str, ...]
+    stages: dict[str, int]
+
+
+@torch.no_grad()
+def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> Trace:
+    """Two blank images through `network`. Raises `InputError` where they do not become `num_classes` logits."""
+    ran: dict[str, object] = {}
+    read: dict[str, object] = {}
+    linear: list[nn.Linear] = []
+    bn_names: list[str] = []
+    weighted: dict[str, nn.Module] = {}
+    device = next(network.parameters()).device
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            ran[name] = output
+            read[name] = inputs[0] if inputs else None
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                weighted[name] = module
+            if isinstance(module, nn.Linear):
+                linear.append(module)
+            elif isinstance(module, BatchNorms) and module.running_mean is not None:
+                bn_names.append(name)
+
+        return see
+
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            hooks.enter_context(hooked(module.register_forward_hook(hook(name))))
+        try:
+            logits = network(images := torch.zeros(2, *shape, device=device))
+        except RuntimeError as error:
+            raise InputError(f"the teacher cannot read images of shape {shape}: {error}") from error
+    require(
+        tuple(logits.shape) == (2, num_classes),
+        "shape of the teacher's answer to 2 images",
+        tuple(logits.shape),
+        f"(2, {num_classes})",
+    )
+    require(
+        bool(linear) and linear[-1].out_features == num_classes,
+        "last linear layer of the teacher",
+        linear[-1] if linear else None,
+        f"a torch.nn.Linear with {num_classes} outputs that makes the logits",
+    )
+    # In the order of definition: a reader of the list finds a stage before its parts.
+    tappable = tuple(name for name, _ in network.named_modules() if name and isinstance(ran.get(name), Tensor))
+    others = tuple(name for name, module in weighted.items() if module is not linear[-1])
+    bn = tuple(dict.fromkeys(bn_names))
+    maps = {name: value for name, value in read.items() if isinstance(value, Tensor) and value is not images}
+    return Trace(linear[-1], bn, tappable, others, stage_inputs(network, maps, bn))
+
+
+def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[str]) -> dict[str, int]:
+    """Names of a network's stages and the channels of what enters each.
+
+    `inputs`: what entered each module, by name, without those that read the image itself; `bn`: the BN layers in the
+    order of execution. The stages are the children of a module `stages`, as in the networks of this package, or
+    `layer1`, `layer2`, ..., as in torchvision's ResNets; of these, those in `inputs` that read a map. In other networks
+    each BN layer whose input has fewer places than those of all BN layers before it stands for a stage (our choice).
+    """
+    children = dict(network.named_children())
+    if "stages" in children:
+        named = [f"stages.{name}" for name, _ in children["stages"].named_children()]
+    else:
+        named = [name for name in children if re.fullmatch(r"layer\d+", name)]
+    found = [name for name in named if name in inputs and inputs[name].ndim == 4]
+    if not found:
+        known = [name for name in bn if name in inputs]
+        places = [inputs[name][0, 0].numel() for name in known]
+        found = [name for i, name in enumerate(known) if places[i] < min(places[:i], default=math.inf)]
+    return {name: inputs[name].shape[1] for name in found}

@@ -1,0 +1,57 @@
+"""What an architecture is: a frozen dataclass that builds a module for a given image shape.
+
+Letters: B batch, C channels, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import final
+
+from torch import nn
+
+from condkd_ray.core.method import Method, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Method, ABC):
+    """Base of the architectures.
+
+    Besides `name` a subclass has fields of words (`[a-z0-9_]+`), then of whole numbers, so that `label` can spell it.
+    Layers that draw when they train, such as dropout, are left out: they would draw from the global generator.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def min_size(self) -> int:
+        """Smallest side of an image it can read, in pixels."""
+
+    @final
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """A freshly initialised module from normalised images (B, C, H, W) to logits (B, K), ending in `nn.Linear`.
+
+        Draws from PyTorch's global generator: call it inside `Streams.forked`. `image_shape` is (C, H, W). Raises
+        `InputError` where H or W is below `min_size`.
+        """
+        _, height, width = image_shape
+        side = min(height, width)
+        what = f"network {label(self)} on images of {height}x{width}: smallest side"
+        require(side >= self.min_size, what, side, f"{self.min_size} or more")
+        return self._build(image_shape, num_classes)
+
+    @abstractmethod
+    def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """`build` for a shape that is large enough."""
+
+
+def label(network: Network) -> str:
+    """The command-line spelling: the name, words after colons, numbers after dashes, all in the order of the fields.
+
+    Such as "resnet-8-16" or "torchvision:resnet50".
+    """
+    values = [getattr(network, field.name) for field in fields(network)]
+    words = [value for value in values if isinstance(value, str)]
+    return "-".join([":".join(words), *(str(value) for value in values if not isinstance(value, str))])

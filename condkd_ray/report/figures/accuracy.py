@@ -1,0 +1,224 @@
+"""The result as pictures for a paper: accuracy against images per class, and what else there is over the rounds.
+
+Drawn without pyplot, so nothing global is touched, and the same records give the same bytes of SVG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+
+from condkd_ray.report.figures.dots import dots_figure
+from condkd_ray.report.figures.memory import held_figure
+from condkd_ray.report.figures.rounds import curves_figure, diagnosis_figure
+from condkd_ray.report.figures.style import (
+    STYLE,
+    Label,
+    Looks,
+    canvas,
+    caption,
+    deviation,
+    looks,
+    name,
+    over_seeds,
+    percents,
+    place_labels,
+    save,
+)
+from condkd_ray.report.records import Manifest, Record
+from condkd_ray.report.statistics import groups
+from condkd_ray.report.tables import teachers
+
+_DODGE = 0.02
+"""Neighbouring curves are this share of the axis apart, so that their bars do not cover each other."""
+_BREAK = 0.8
+"""The axis is broken where the references stand this many heights of the data, or more, above it."""
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A horizontal line in percent: an arm without condensed images, or the teacher."""
+
+    label: str
+    color: str
+    style: str
+    mean: float
+    std: float
+    seeds: int
+    reference: bool
+    """References may stand beyond a break of the axis; `none` is what the arms are read against and may not."""
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """An arm with condensed images: IPCs, and for each the seeds' test accuracies in percent."""
+
+    arm: str
+    look: tuple[str, str]
+    """Colour and marker."""
+    ipcs: Sequence[int]
+    points: Sequence[np.ndarray]
+
+    @property
+    def means(self) -> np.ndarray:
+        return np.array([seeds.mean() for seeds in self.points])
+
+    @property
+    def stds(self) -> np.ndarray:
+        return np.array([deviation(seeds) for seeds in self.points])
+
+
+def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
+    """Write `figure.*`, `curves.png`, `diagnosis.png` and `histograms.png` under `out`, as far as there is data."""
+    drawn = draw(records, manifest)
+    with matplotlib.rc_context(STYLE):
+        save(Path(out) / "figure.svg", drawn["figure"])
+        for stem, figure in drawn.items():
+            save(Path(out) / f"{stem}.png", figure)
+
+
+def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
+    """The figures by the names of their files; None where there is no data."""
+    finished = [record for record in records if record.status == "finished"]
+    styles = arm_looks(records, manifest)
+    ipcs = {trial["ipc"] for trial in manifest.planned} | {record.ipc for record in records}
+    accuracy = _accuracy_figure if len(ipcs - {0}) > 1 else dots_figure
+    with matplotlib.rc_context(STYLE):
+        return {
+            "figure": accuracy(finished, manifest, styles),
+            "curves": curves_figure(finished, styles),
+            "diagnosis": diagnosis_figure(finished, styles),
+            "histograms": held_figure(finished, styles),
+        }
+
+
+def arm_looks(records: Sequence[Record], manifest: Manifest) -> Looks:
+    """By what is planned, so that nothing changes its look while an experiment runs."""
+    return looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
+
+
+def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: Looks) -> Figure | None:
+    levels, curves = _levels(records, manifest, styles), _curves(records, styles)
+    if not curves and not any(level.seeds for level in levels):
+        return None
+    limits = _limits(levels, curves)
+    figure, panels = canvas(3.5, (1, 3.2) if len(limits) > 1 else (1,))
+    ipcs = sorted({ipc for curve in curves for ipc in curve.ipcs})
+    labels: list[Label] = []
+    for axes, bounds in zip(panels, limits, strict=True):
+        axes.set_ylim(*bounds)
+        _ipc_axis(axes, ipcs)
+        shown = [level for level in levels if bounds[0] <= level.mean <= bounds[1]]
+        labels += [_draw_level(axes, level) for level in shown]
+    labels += [_draw_curve(panels[-1], curve, place - (len(curves) - 1) / 2) for place, curve in enumerate(curves)]
+    if len(panels) > 1:
+        _mark_break(panels)
+    figure.supylabel("test accuracy (%)", x=0.012, y=0.585, fontsize=8)
+    place_labels(figure, labels)
+    caption(figure, _caption(levels, curves, broken=len(panels) > 1))
+    return figure
+
+
+def _levels(records: Sequence[Record], manifest: Manifest, styles: Looks) -> list[_Level]:
+    found = []
+    for (arm, ipc), members in groups(records).items():
+        values = percents(members)
+        if ipc == 0 and len(values):
+            style, mean = "-" if arm == "none" else "-.", float(values.mean())
+            label = name(arm) if arm == "none" else f"{name(arm)}, {mean:.1f}"
+            found.append(_Level(label, styles[arm][0], style, mean, deviation(values), len(values), arm != "none"))
+    if teacher := teachers.accuracy(manifest):
+        word, mean = teacher[0], 100 * teacher[1]
+        found.append(_Level(f"{word}, {mean:.1f}", "#000000", "--", mean, 0.0, 0, True))
+    return found
+
+
+def _curves(records: Sequence[Record], styles: Looks) -> list[_Curve]:
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for (arm, ipc), members in groups(records).items():
+        values = percents(members)
+        if ipc and len(values):
+            found.setdefault(arm, {})[ipc] = values
+    return [_Curve(arm, styles[arm], list(points), list(points.values())) for arm, points in found.items()]
+
+
+def _limits(levels: Sequence[_Level], curves: Sequence[_Curve]) -> list[tuple[float, float]]:
+    """Vertical range of each panel, top panel first: one, or two where the references would crush the data."""
+    data = [value for curve in curves for seeds in curve.points for value in seeds]
+    data += [bound for curve in curves for side in (-1, 1) for bound in curve.means + side * curve.stds]
+    data += [level.mean + side * level.std for level in levels if not level.reference for side in (-1, 1)]
+    above = [level.mean + side * level.std for level in levels if level.reference for side in (-1, 1)]
+    if not curves or not above:
+        return [_padded(data + above)]
+    low, high = min(data), max(data)
+    if min(above) - high <= _BREAK * max(high - low, 2.0):
+        return [_padded(data + above)]
+    return [_padded(above, 0.35), _padded(data)]
+
+
+def _padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
+    low, high = float(min(values)), float(max(values))
+    pad = share * max(high - low, 2.0)
+    return low - pad, high + pad
+
+
+def _ipc_axis(axes: Axes, ipcs: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    low, high = (ipcs[0], ipcs[-1]) if ipcs else (1, 1)
+    margin = (high / low) ** 0.07 if high > low else 2.0
+    axes.set_xlim(low / margin, high * margin)
+    axes.xaxis.set_major_locator(FixedLocator(list(ipcs)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", lw=0.3, color="#DDDDDD")
+    axes.set_axisbelow(True)
+    if ipcs:
+        axes.set_xlabel("condensed images per class (IPC)")
+
+
+def _draw_level(axes: Axes, level: _Level) -> Label:
+    axes.axhline(level.mean, color=level.color, ls=level.style, lw=1.0, zorder=2)
+    if level.std:
+        axes.axhspan(level.mean - level.std, level.mean + level.std, color=level.color, alpha=0.15, lw=0, zorder=1)
+    return Label(axes, axes.get_xlim()[1], level.mean, level.label, level.color)
+
+
+def _draw_curve(axes: Axes, curve: _Curve, place: float) -> Label:
+    """`place`: the curve's number, counted from the middle one, by which it is moved aside to keep bars apart."""
+    color, marker = curve.look
+    left, right = axes.get_xlim()
+    at = np.asarray(curve.ipcs) * (right / left) ** (_DODGE * place)
+    for x, seeds in zip(at * (right / left) ** (0.4 * _DODGE), curve.points, strict=True):
+        if len(seeds) > 1:
+            axes.plot(np.full(len(seeds), x), seeds, ls="", marker=".", ms=3.2, mew=0, color=color, alpha=0.6, zorder=3)
+    axes.plot(at, curve.means, color=color, marker=marker, ms=4.5, mec="white", mew=0.6, lw=1.3, zorder=4)
+    if curve.stds.any():
+        axes.errorbar(at, curve.means, curve.stds, ls="", color=color, elinewidth=0.9, zorder=4)
+    return Label(axes, float(at[-1]), float(curve.means[-1]), name(curve.arm), color)
+
+
+def _mark_break(panels: Sequence[Axes]) -> None:
+    """Two slanted strokes on the vertical axis where it is cut."""
+    upper, lower = panels
+    upper.spines.bottom.set_visible(False)
+    upper.tick_params(axis="x", length=0, labelbottom=False)
+    upper.set_xlabel("")
+    upper.yaxis.set_major_locator(MaxNLocator(3))
+    for axes, height in ((upper, 0), (lower, 1)):
+        axes.plot([0], [height], transform=axes.transAxes, marker=[(-1, -0.5), (1, 0.5)], ms=8, ls="", color="black",
+                  mew=0.7, clip_on=False)  # fmt: skip
+
+
+def _caption(levels: Sequence[_Level], curves: Sequence[_Curve], broken: bool) -> str:
+    counts = {len(seeds) for curve in curves for seeds in curve.points} | {one.seeds for one in levels if one.seeds}
+    points = " (small points: single seeds)" if curves and counts != {1} else ""
+    axis = "\nThe vertical axis is broken; its parts differ in scale." if broken else ""
+    return over_seeds(counts, points) + axis

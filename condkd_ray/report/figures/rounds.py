@@ -1,0 +1,119 @@
+"""Pictures over the rounds: test accuracy as measured while training, and where the synthetic images lay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from condkd_ray.report.figures.style import GREY, Label, Looks, canvas, caption, name, over_seeds, place_labels, tiles
+from condkd_ray.report.records import Record
+from condkd_ray.report.statistics import ACCURACY, groups
+from condkd_ray.report.tables.rounds import test_images
+
+_ROUND = "round"
+_PANELS = {
+    "diagnosis/frechet_real": "Frechet distance to real",
+    "diagnosis/frechet_condensed": "Frechet distance to condensed",
+    "diagnosis/diversity": "diversity (real images: 1)",
+    "diagnosis/coverage": "coverage of the guides",
+    "diagnosis/nearest_guide": "to the nearest guide (real: 1)",
+    "diagnosis/gap": "KL of teacher and student",
+}
+_AS_REAL = ("diagnosis/diversity", "diagnosis/nearest_guide")
+_LEGEND_COLUMNS, _ROOM = 4, 120
+"""At most, and letters in a row of the legend, of which each entry takes ten for its line."""
+_MOST_BANDS = 6
+"""Of more arms than this the bands would hide one another."""
+
+
+def curves_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
+    """Test accuracy for the largest IPC and the arms without condensed images; None where none was measured."""
+    shown = {arm: found for arm, members in _arms(records).items() if len((found := _by_round(members, ACCURACY))[0])}
+    if not shown:
+        return None
+    figure, (axes,) = canvas(max(3.0, 0.6 + 0.17 * len(shown)))
+    labels = [_draw(axes, arm, rounds, 100 * values, looks, len(shown)) for arm, (rounds, values) in shown.items()]
+    images = test_images([record for members in _arms(records).values() for record in members])
+    axes.set(xlabel=f"round (measured on {images} test images)", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    place_labels(figure, labels)
+    told = _over_seeds({len(values) for _, values in shown.values()}, len(shown))
+    caption(figure, f"As measured while training{_at(records)}. {told}")
+    return figure
+
+
+def diagnosis_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
+    """A panel a figure of the diagnosis, for the same arms; None where none was recorded."""
+    found = {
+        metric: {arm: one for arm, members in _arms(records).items() if len((one := _by_round(members, metric))[0])}
+        for metric in _PANELS
+    }
+    kept = {metric: curves for metric, curves in found.items() if curves}
+    if not kept:
+        return None
+    arms = [arm for arm in _arms(records) if any(arm in curves for curves in kept.values())]
+    legend_rows = -(-len(arms) // _columns([name(arm) for arm in arms]))
+    figure, panels = tiles(len(kept), foot=0.9 + 0.17 * legend_rows)
+    for axes, (metric, curves) in zip(panels, kept.items(), strict=True):
+        axes.set_title(_PANELS[metric], fontsize=8, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for arm, (rounds, values) in curves.items():
+            _draw(axes, arm, rounds, values, looks, len(arms))
+        if metric in _AS_REAL:
+            axes.axhline(1.0, color=GREY, lw=0.7, ls=":", zorder=1)
+    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    height = figure.get_figheight()
+    figure.legend([lines[arm] for arm in arms], [name(arm) for arm in arms], loc="lower center", frameon=False,
+                  ncols=-(-len(arms) // legend_rows), bbox_to_anchor=(0.5, 0.34 / height), fontsize=8)  # fmt: skip
+    counts = {len(values) for curves in kept.values() for _, values in curves.values()}
+    where = "Synthetic images of each measured round in the teacher's features"
+    caption(figure, f"{where}{_at(records)}; for the report only.\n{_over_seeds(counts, len(arms))}")
+    return figure
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Of a legend, so that its rows do not reach beyond the figure."""
+    return max(1, min(_LEGEND_COLUMNS, _ROOM // (max(map(len, labels)) + 10)))
+
+
+def _arms(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Trials at the largest IPC and those without condensed images, by arm; of an arm with both, the former."""
+    largest = max((record.ipc for record in records), default=0)
+    return {arm: members for (arm, ipc), members in groups(records).items() if ipc in (0, largest)}
+
+
+def _at(records: Sequence[Record]) -> str:
+    largest = max(record.ipc for record in records)
+    return f" at IPC {largest}" if largest else ""
+
+
+def _over_seeds(counts: set[int], arms: int) -> str:
+    return over_seeds(counts, spread="bands" if arms <= _MOST_BANDS else "")
+
+
+def _by_round(members: Sequence[Record], metric: str) -> tuple[list[int], np.ndarray]:
+    """Rounds that all seeds have measured, and values (seeds, rounds)."""
+    series = [
+        {int(row[_ROUND]): row[metric] for row in one.history if np.isfinite(row.get(metric, np.nan))}
+        for one in members
+    ]
+    series = [one for one in series if one]
+    rounds = sorted(set.intersection(*(set(one) for one in series))) if series else []
+    return rounds, np.array([[one[number] for number in rounds] for one in series])
+
+
+def _draw(axes: Axes, arm: str, rounds: Sequence[int], values: np.ndarray, looks: Looks, arms: int) -> Label:
+    """An arm's curve; its band only where there are few arms."""
+    (color, marker), style = looks[arm], "-." if arm == "real" else "-"
+    mean = values.mean(0)
+    axes.grid(axis="y", lw=0.3, color="#DDDDDD")
+    axes.set_axisbelow(True)
+    axes.plot(rounds, mean, color=color, ls=style, lw=1.3, marker=marker, markevery=[-1], ms=4, label=arm)
+    if len(values) > 1 and arms <= _MOST_BANDS:
+        std = values.std(0, ddof=1)
+        axes.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, lw=0)
+    return Label(axes, rounds[-1], float(mean[-1]), name(arm), color)

@@ -1,0 +1,124 @@
+"""How fast searches find good trials: best-so-far curves of several samplers, and the area between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from condkd_ray.core.files import atomic_write
+from condkd_ray.report.figures import style
+from condkd_ray.report.records import Record, check_same_numbers, read_records
+from condkd_ray.report.statistics import ACCURACY, interval
+from condkd_ray.report.tables.table import Table
+from condkd_ray.study import Objective
+
+Curves = Mapping[str, np.ndarray]
+"""By sampler: the best value until each trial, (seeds, trials)."""
+
+
+def compare(out: Path, searches: Mapping[str, Sequence[Sequence[Path]]], first: int, objective: Objective) -> str:
+    """Write `samplers.png` and `samplers.md` into `out`; the table as plain text.
+
+    `searches`: by sampler, for each seed the folders of the search that all share, of `first` trials, and of its own.
+    Raises `InputError` where their trials are of different `numbers`.
+    """
+    name, direction = objective.names[0], objective.directions[0]
+    found = {part: read_records(part) for folders in searches.values() for parts in folders for part in parts}
+    check_same_numbers(found)
+    curves, tested = {}, {}
+    for sampler, folders in searches.items():
+        lives = [[record for part in parts for record in in_order(found[part])] for parts in folders]
+        curves[sampler] = np.stack([curve(life, name, direction) for life in lives])
+        tested[sampler] = np.array([chosen(life, name, direction) for life in lives])
+    table = samplers_table(curves, tested, next(iter(searches)), first, name)
+    draw(out / "samplers.png", curves, first, name)
+    atomic_write(out / "samplers.md", table.markdown().encode())
+    return table.text()
+
+
+def in_order(records: Sequence[Record]) -> list[Record]:
+    """The trials of a search as they were proposed."""
+    return sorted(records, key=lambda record: int(record.arm.split()[-1]))
+
+
+def curve(records: Sequence[Record], objective: str, direction: str) -> np.ndarray:
+    """The best value until each of these trials, (trials,). One that came to nothing changes nothing."""
+    best = np.fmax if direction == "maximize" else np.fmin
+    return best.accumulate([_ended(record, objective) for record in records])
+
+
+def chosen(records: Sequence[Record], objective: str, direction: str) -> float:
+    """Test accuracy of the trial that a search of these would choose: by the objective, the earlier of equal ones."""
+    sign = -1 if direction == "maximize" else 1
+    return _ended(
+        min(records, key=lambda record: np.nan_to_num(sign * _ended(record, objective), nan=np.inf)), ACCURACY
+    )
+
+
+def _ended(record: Record, metric: str) -> float:
+    return record.metrics.get(metric, np.nan) if record.status == "finished" else np.nan
+
+
+def area(left: np.ndarray, right: np.ndarray, first: int) -> np.ndarray:
+    """Per seed, the mean of `left` minus `right` over the trials after the `first`, which both share."""
+    return (left - right)[:, first:].mean(1)
+
+
+def samplers_table(curves: Curves, tested: Curves, baseline: str, first: int, objective: str) -> Table:
+    """A row a sampler: where it came to, the area between its curve and the baseline's, test accuracy of its choice.
+
+    `tested`: by sampler, (seeds,).
+    """
+    header = ["sampler", "n", "best", f"area above {baseline}", "test accuracy (%)", f"minus {baseline}'s"]
+    rows = [
+        [
+            name,
+            str(len(found)),
+            _spread(found[:, -1]),
+            "" if name == baseline else _paired(area(found, curves[baseline], first)),
+            _spread(100 * tested[name]),
+            "" if name == baseline else _paired(100 * (tested[name] - tested[baseline])),
+        ]
+        for name, found in curves.items()
+    ]
+    trials = next(iter(curves.values())).shape[1]
+    legend = (
+        f"Best {objective} after {trials} trials, the first {first} of which are the same random ones for all; area: "
+        f"mean over the others of the best so far minus {baseline}'s; test accuracy of the trial that is then best by "
+        "the objective. Mean and standard deviation over seeds; 95 % intervals, paired by seed."
+    )
+    return Table("Samplers", header, rows, legend, keys=1)
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.4g} ± {style.deviation(values):.2g}"
+
+
+def _paired(differences: np.ndarray) -> str:
+    low, high, method = interval(differences)
+    shown = method if low is None else f"{low:+.3g} to {high:+.3g}, {method}"
+    return f"{differences.mean():+.3g} ({shown})"
+
+
+def draw(path: Path, curves: Curves, first: int, objective: str) -> None:
+    """Each seed as a thin line, their mean as a thick one; the shared start is shaded."""
+    looks = style.looks(curves)
+    with matplotlib.rc_context(style.STYLE):
+        figure, (axes,) = style.canvas(3.0)
+        labels = []
+        for name, found in curves.items():
+            numbers, (color, _) = np.arange(1, found.shape[1] + 1), looks[name]
+            axes.plot(numbers, found.T, color=color, lw=0.5, alpha=0.4, drawstyle="steps-post")
+            axes.plot(numbers, found.mean(0), color=color, lw=1.6, drawstyle="steps-post")
+            labels.append(style.Label(axes, numbers[-1], found[:, -1].mean(), name, color))
+        axes.axvspan(1, first, color="#EEEEEE", lw=0)
+        axes.set(xlabel="trials", ylabel=f"best {objective} so far", xlim=(1, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        style.place_labels(figure, labels)
+        seeds = len(next(iter(curves.values())))
+        style.caption(figure, f"Thin: each of {seeds} seeds; thick: their mean. Shaded: random trials shared by all.")
+        style.save(path, figure)

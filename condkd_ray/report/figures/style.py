@@ -1,0 +1,180 @@
+"""What all figures share: the look of an arm, panels, labels that keep apart, files that come out equal each time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.optimize import isotonic_regression
+
+from condkd_ray.core.files import atomic_write
+from condkd_ray.report.records import Record, arm_rank
+from condkd_ray.report.statistics import ACCURACY
+
+STYLE: Any = {
+    "font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False,
+    "svg.hashsalt": "condkd_ray", "svg.fonttype": "none",
+}  # fmt: skip
+GREY = "#555555"
+# Okabe and Ito's colours, which the colour-blind tell apart; the markers tell them apart in grey.
+_LOOK = {
+    "none": (GREY, "o"), "condensed_only": ("#E69F00", "s"), "mixed": ("#0072B2", "o"),
+    "guided": ("#D55E00", "D"), "guided_only": ("#CC79A7", "^"), "real": ("#009E73", "v"),
+}  # fmt: skip
+# For arms of other names: the last of their colours, then what standard arms leave over, then Tol's muted ones.
+_SPARE = (("#56B4E9", "P"), ("#A08A00", "X"), ("#000000", "*"))
+_MORE = (("#332288", "h"), ("#AA4499", "p"), ("#44AA99", "<"), ("#882255", ">"), ("#999933", "d"), ("#6699CC", "H"))
+_NAMES = {"none": "none (no condensed)", "real": "KD on real data"}
+_GAP = 0.165
+"""Least distance of two labels, in inches."""
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.105, 0.735, 0.97, 0.2
+_DPI = 200
+_WIDTH = 5.5
+Looks = Mapping[str, tuple[str, str]]
+"""Colour and marker of each arm."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """Text to stand right of the axes, tied to the data point (x, y) of `axes`."""
+
+    axes: Axes
+    x: float
+    y: float
+    text: str
+    color: str
+
+
+def name(arm: str) -> str:
+    """How a figure calls an arm."""
+    return _NAMES.get(arm, arm)
+
+
+def looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A look for each arm: the standard six have their own, the others, in their order, one that no arm here has."""
+    named = sorted(set(arms), key=arm_rank)
+    free = [*_SPARE, *(look for arm, look in _LOOK.items() if arm not in named and arm != "none"), *_MORE]
+    others = [arm for arm in named if arm not in _LOOK]
+    # Once round, the same colours come with other markers.
+    markers = [marker for _, marker in free]
+    given = {arm: (free[i % len(free)][0], markers[(i + i // len(free)) % len(free)]) for i, arm in enumerate(others)}
+    return {arm: _LOOK[arm] if arm in _LOOK else given[arm] for arm in named}
+
+
+def dark(color: str) -> tuple[float, ...]:
+    """A colour for text."""
+    return tuple(0.8 * part for part in to_rgb(color))
+
+
+def percents(records: Iterable[Record]) -> np.ndarray:
+    """Test accuracies in percent of the trials that have one."""
+    values = np.array([100 * record.metrics.get(ACCURACY, np.nan) for record in records])
+    return values[np.isfinite(values)]
+
+
+def deviation(values: np.ndarray) -> float:
+    """Standard deviation (n - 1); 0 of a single value."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def over_seeds(counts: set[int], points: str = "", spread: str = "bars and bands") -> str:
+    """What means are of, and what shows their spread, if anything does."""
+    if counts == {1}:
+        return "One seed (n = 1), so no spread is known."
+    n = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+    return f"Means over n = {n} seeds{points}" + (f"; {spread}: ±1 standard deviation." if spread else ".")
+
+
+def canvas(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
+    """A figure of paper width (5.5 inches) with panels one above the other and room for labels at the right."""
+    figure = Figure(figsize=(_WIDTH, height))
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        len(ratios), 1, height_ratios=list(ratios), hspace=0.07, left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM
+    )
+    return figure, [figure.add_subplot(grid[row, 0]) for row in range(len(ratios))]
+
+
+def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure of paper width with a row a label, the first on top, and room for a few words right of each."""
+    foot, row = 0.75, 0.26
+    figure = Figure(figsize=(_WIDTH, foot + 0.1 + row * max(len(labels), 2)))
+    FigureCanvasAgg(figure)
+    left = min(0.2 + 0.064 * max(map(len, labels)), 0.5 * _WIDTH)
+    height = figure.get_figheight()
+    width = (_WIDTH - left - 0.85) / _WIDTH
+    axes = figure.add_axes((left / _WIDTH, foot / height, width, 1 - (foot + 0.1) / height))
+    axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=range(len(labels)), yticklabels=labels)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", lw=0.3, color="#DDDDDD")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def tiles(count: int, foot: float) -> tuple[Figure, list[Axes]]:
+    """Small panels, three in a row, over rounds, and `foot` inches below them for a legend."""
+    lines, across = -(-count // 3), min(count, 3)
+    height = 1.65 * lines + foot
+    figure = Figure(figsize=(7.2, height))
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        lines, across, left=0.065, right=0.985, top=1 - 0.22 / height, bottom=foot / height, hspace=0.42, wspace=0.26
+    )
+    panels = [figure.add_subplot(grid[i // 3, i % 3]) for i in range(count)]
+    for axes in panels[-across:]:
+        axes.set_xlabel("round")
+    return figure, panels
+
+
+def caption(figure: Figure, text: str) -> None:
+    """Small print at the foot."""
+    figure.text(0.012, 0.015, text, fontsize=6.5, color=GREY, va="bottom")
+
+
+def place_labels(figure: Figure, labels: Sequence[Label]) -> None:
+    """Set labels beside their points, moved apart just as far as needed."""
+    for axes in figure.axes:
+        # Autoscaling waits for somebody to ask; transData does not ask.
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+    to_figure = figure.transFigure.inverted()
+    anchors = [to_figure.transform(label.axes.transData.transform((label.x, label.y))) for label in labels]
+    heights = keep_apart([float(y) for _, y in anchors], _GAP / figure.get_figheight(), _BOTTOM, _TOP - 0.01)
+    for label, (x, y), height in zip(labels, anchors, heights, strict=True):
+        figure.text(_RIGHT + 0.035, height, label.text, color=dark(label.color), va="center", fontsize=8)
+        figure.add_artist(Line2D([x, _RIGHT + 0.028], [y, height], color=label.color, lw=0.5, alpha=0.6))
+
+
+def keep_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions in [low, high], at least `gap` apart in the order of `wanted`, nearest to it in least squares."""
+    if not wanted:
+        return []
+    order = np.argsort(wanted, kind="stable")
+    offsets = gap * np.arange(len(wanted))
+    free = isotonic_regression(np.asarray(wanted)[order] - offsets).x
+    placed = np.empty(len(wanted))
+    placed[order] = np.clip(free, low, max(low, high - offsets[-1])) + offsets
+    return placed.tolist()
+
+
+def save(path: Path, figure: Figure | None) -> None:
+    """Write the figure in the format of the suffix, without dates; with None remove an older one.
+
+    A picture of an earlier state would contradict the tables beside it.
+    """
+    if figure is None:
+        path.unlink(missing_ok=True)
+        return
+    buffer = io.BytesIO()
+    kind = path.suffix[1:]
+    figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
+    atomic_write(path, buffer.getvalue())

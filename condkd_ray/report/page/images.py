@@ -1,0 +1,58 @@
+"""Pictures as data URIs, so that a page needs no file beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from condkd_ray.report.figures.style import STYLE, Looks, name
+from condkd_ray.report.page.elements import Element, Gallery, Picture, Text
+from condkd_ray.report.records import Record, grid_path
+
+MOST = 12
+"""Grids at most; a page shall open at once."""
+_WHAT = "Some of the newest images in the memory at the trial's end, a row a class; condensed ones where none are made."
+
+
+def vector(figure: Figure | None, words: str, caption: str = "") -> list[Element]:
+    """A figure as SVG whose letters are drawn, so that it looks alike everywhere; nothing where there is none."""
+    if figure is None:
+        return []
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE | {"svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return [Picture(_uri(buffer.getvalue(), "svg+xml"), words, caption)]
+
+
+def grids(out: Path, records: Sequence[Record], looks: Looks) -> list[Element]:
+    """The synthetic images of one trial an arm: at its largest IPC, of the first seed that has any."""
+    chosen: dict[str, Record] = {}
+    for record in sorted(records, key=lambda one: (-one.ipc, one.seed)):
+        if grid_path(out, record.config_hash).is_file():
+            chosen.setdefault(record.arm, record)
+    return gallery(out, [chosen[arm] for arm in looks if arm in chosen])
+
+
+def gallery(out: Path, chosen: Sequence[Record]) -> list[Element]:
+    """The grids of these trials, as far as they have made any and there is room."""
+    there = [record for record in chosen if grid_path(out, record.config_hash).is_file()]
+    if not there:
+        return []
+    shown = [_grid(out, record) for record in there[:MOST]]
+    more = f" {len(there) - MOST} more are in the folder grids." if len(there) > MOST else ""
+    return [Gallery(shown), Text(f"{_WHAT}{more}", small=True)]
+
+
+def _grid(out: Path, record: Record) -> Picture:
+    at = f", IPC {record.ipc}" if record.ipc else ""
+    told = f"{name(record.arm)}{at}, seed {record.seed}"
+    return Picture(_uri(grid_path(out, record.config_hash).read_bytes(), "png"), f"synthetic images of {told}", told)
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,138 @@
+"""Sections that the page of an experiment and that of a search have in common."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from condkd_ray.report.figures.search import proxy_plot
+from condkd_ray.report.figures.style import Looks
+from condkd_ray.report.page.elements import Bar, Bars, Code, Element, Rows, Section, Text
+from condkd_ray.report.page.images import vector
+from condkd_ray.report.page.summary import seconds, tested
+from condkd_ray.report.records import Manifest, Record
+from condkd_ray.report.statistics import rankings, spread
+from condkd_ray.report.tables import failures, teachers
+from condkd_ray.report.tables.table import Table, over
+
+_PHASE, _WHOLE = ("time/", "_seconds"), ("wall", "cpu")
+"""How the metrics of phases begin and end; and what is the time of all of them."""
+
+
+def proxy(records: Sequence[Record], metric: str, looks: Looks | None) -> Section:
+    """How well what may be looked at ranks the trials by what counts."""
+    finished = tested(records)
+    drawn = vector(proxy_plot(finished, metric, looks), f"{metric} against test accuracy")
+    words: list[Element] = []
+    found = rankings(finished, metric)
+    if found:
+        rhos = sorted(one.rho for one in found)
+        trials = sum(one.n for one in found)
+        told = f"Spearman's rho of {metric} with test accuracy: {rhos[0]:+.2f} over {trials} trials of one proxy set."
+        if len(rhos) > 1:
+            middle = (rhos[(len(rhos) - 1) // 2] + rhos[len(rhos) // 2]) / 2
+            told = (
+                f"Spearman's rho of {metric} with test accuracy within a proxy set: {middle:+.2f} in the middle, "
+                f"{rhos[0]:+.2f} to {rhos[-1]:+.2f} over {len(rhos)} proxy sets, {trials} trials."
+            )
+        words = [Text(told)]
+    elif drawn:
+        words = [Text("No rho: fewer than four trials share a proxy set, or all are equal.")]
+    note = "Choices rest on the proxy alone. Points of several proxy sets do not share one scale."
+    return Section("Proxy against test accuracy", [*words, *drawn, Text(note, small=True)] if drawn else [])
+
+
+def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
+    """Mean seconds of each phase of a trial, a row a group."""
+    kept = {label: members for label, members in groups.items() if members}
+    names = {key for members in kept.values() for one in members for key in one.metrics if _phase(key) not in _WHOLE}
+    metrics = sorted(key for key in names if _phase(key))
+    totals = {label: [_mean(members, metric) for metric in metrics] for label, members in kept.items()}
+    longest = max((math.fsum(row) for row in totals.values()), default=0.0)
+    if not longest:
+        return Section("Cost by phase", [])
+    bars = [
+        Bar(label, [100 * part / longest for part in row], seconds(math.fsum(row))) for label, row in totals.items()
+    ]
+    phases = [_phase(metric) for metric in metrics]
+    header = ["trials", "n", *(f"{phase} (s)" for phase in phases), "wall (s)", "CPU (s)"]
+    rows = [
+        [
+            label,
+            str(len(kept[label])),
+            *(f"{part:.2f}" for part in row),
+            _told(one.wall_seconds for one in kept[label]),
+            _told(one.cpu_seconds for one in kept[label]),
+        ]
+        for label, row in totals.items()
+    ]
+    waiting = " Cluster: waiting for Ray." if "cluster" in phases else ""
+    legend = f"Means over the trials, all rounds together; wall-clock time of each phase.{waiting}"
+    return Section("Cost by phase", [Bars(phases, bars), Rows(Table("Cost", header, rows, legend))])
+
+
+def trouble(records: Sequence[Record], manifest: Manifest, out: Path) -> Section:
+    """What failed, why, and the command that runs it again."""
+    wrong = failures.screen(records, manifest, out)
+    return Section("Failures", [Code(wrong.rstrip())] if wrong else [])
+
+
+def remarks(lines: Sequence[str]) -> Section:
+    """What a reader has to know, a sentence each."""
+    return Section("Notes", [Text(line) for line in lines])
+
+
+def repeat(records: Sequence[Record], manifest: Manifest) -> Section:
+    """The command, and where the numbers were made."""
+    rows = [[key, told] for key, told in environment(records).items()]
+    rows += [[f"{kind} hash", str(tree["hash"])] for kind, tree in _hashed(manifest) if tree.get("hash")]
+    rows += [["begun", manifest.created]]
+    words = "The same command with the same versions on the same kind of machine gives the same numbers, but for times."
+    table = Table("Environment", ["", "of the trials"], rows, "", keys=1)
+    return Section("Repeat it", [Code(manifest.command), Text(words, small=True), Rows(table, most=99)])
+
+
+def environment(records: Sequence[Record]) -> dict[str, str]:
+    """Versions and places; where trials differ, each with how many trials it is of."""
+    seen: dict[str, Counter[str]] = {}
+    for record in records:
+        about = {
+            **record.versions,
+            "git": record.git,
+            "numbers": str(record.numbers),
+            "node": record.node,
+            "threads": str(record.threads),
+        }
+        for key, value in about.items():
+            if value:
+                seen.setdefault(key, Counter())[value] += 1
+    return {key: _values(counts) for key, counts in seen.items()}
+
+
+def _values(counts: Counter[str]) -> str:
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{value} ({count} trials)" for value, count in sorted(counts.items()))
+
+
+def _hashed(manifest: Manifest) -> list[tuple[str, Mapping[str, object]]]:
+    return [("data", manifest.dataset), *(("teacher", teacher) for teacher in teachers.listed(manifest))]
+
+
+def _phase(metric: str) -> str:
+    """The name of the phase whose time a metric is; empty of another metric."""
+    begin, end = _PHASE
+    timed = metric.startswith(begin) and metric.endswith(end)
+    return metric.removeprefix(begin).removesuffix(end) if timed else ""
+
+
+def _mean(members: Sequence[Record], metric: str) -> float:
+    found = over(members, metric)
+    return found.mean if found else 0.0
+
+
+def _told(values: Iterable[float]) -> str:
+    found = spread(values)
+    return f"{found.mean:.2f}" if found else "-"

@@ -1,0 +1,178 @@
+"""The first screen of a page: what the numbers say, in sentences, and the differences on one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from condkd_ray.report import significance
+from condkd_ray.report.page.elements import Forest, Stretch
+from condkd_ray.report.records import Manifest, Record
+from condkd_ray.report.statistics import ACCURACY, Difference
+from condkd_ray.report.tables import teachers
+
+SURE = 0.05
+"""Of a corrected p, below which a difference is taken to be no chance find."""
+MOST = 14
+"""Rows of the first screen; all are in the table below."""
+NAMED, SENTENCES = 4, 4
+Judged = tuple[Difference, float | None]
+"""A difference and its p, corrected for all that were made."""
+
+
+def judged(differences: Sequence[Difference]) -> list[Judged]:
+    """Each with its corrected p."""
+    return list(zip(differences, significance.corrected(differences), strict=True))
+
+
+def mood(one: Difference, p: float | None) -> str:
+    """Whether more seeds would likely show the same sign."""
+    if p is None or p >= SURE:
+        return "open"
+    return "better" if one.mean > 0 else "worse"
+
+
+def at_largest(found: Sequence[Judged]) -> list[Judged]:
+    """Those with the most condensed images, and those without any: what one look can take in."""
+    largest = max((one.ipc for one, _ in found), default=0)
+    return [pair for pair in found if pair[0].ipc in (0, largest)]
+
+
+def verdict(found: Sequence[Judged]) -> list[str]:
+    """A sentence for each arm that others are compared with; that most are compared with first."""
+    largest = max(one.ipc for one, _ in found)
+    by_right: dict[str, list[Judged]] = {}
+    for one, p in found:
+        by_right.setdefault(one.right, []).append((one, p))
+    at = f" with {largest} condensed {'image' if largest == 1 else 'images'} per class" if largest else ""
+    told = sorted(by_right.items(), key=lambda pair: -len(pair[1]))[:SENTENCES]
+    lines = [f"Against {right}{'' if place else at}, {judgement(pairs)}." for place, (right, pairs) in enumerate(told)]
+    return [*lines, *caution(found)]
+
+
+def alone(records: Sequence[Record]) -> list[str]:
+    """Where no two arms have a seed in common: what there is."""
+    found = [
+        f"{one.arm}{f' IPC {one.ipc}' if one.ipc else ''} seed {one.seed} ({100 * one.metrics[ACCURACY]:.2f} %)"
+        for one in tested(records)
+    ]
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    said = f"Test accuracy: {', '.join(found[:NAMED])}{more}. " if found else ""
+    return [f"{said}No two arms can be compared yet."]
+
+
+def judgement(pairs: Sequence[Judged]) -> str:
+    """What came out how, the largest difference first."""
+    single = all(one.n == 1 for one, _ in pairs)
+    words = {
+        "better": "better",
+        "worse": "worse",
+        "open": "with one seed" if single else "not told apart beyond chance",
+    }
+    groups: dict[str, list[Judged]] = {}
+    for one, p in sorted(pairs, key=lambda pair: -pair[0].mean):
+        groups.setdefault(mood(one, p), []).append((one, p))
+    return "; ".join(f"{told}: {_listed(groups[kind])}" for kind, told in words.items() if kind in groups)
+
+
+def _listed(pairs: Sequence[Judged]) -> str:
+    several = len({one.ipc for one, _ in pairs} - {0}) > 1
+    ipcs = [f" IPC {one.ipc}" if several and one.ipc else "" for one, _ in pairs]
+    shown = [f"{one.left}{ipc} ({points(one.mean)})" for (one, _), ipc in zip(pairs[:NAMED], ipcs, strict=False)]
+    more = [f"{len(pairs) - NAMED} more"] if len(pairs) > NAMED else []
+    shown[0] = f"{shown[0].removesuffix(')')} points)"
+    *first, last = [*shown, *more]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def caution(found: Sequence[Judged]) -> list[str]:
+    """What the intervals do not know."""
+    if all(one.n == 1 for one, _ in found):
+        return ["One seed: the interval is over test images alone, and another seed may change every sign."]
+    return []
+
+
+def points(fraction: float) -> str:
+    """In percentage points, as the tables have it."""
+    return f"{100 * fraction:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def forest(found: Sequence[Judged], remark: str = "") -> Forest:
+    """The differences on one scale; the interval is that over seeds, with one seed that over test images.
+
+    `remark`: a last sentence of the legend.
+    """
+    several = len({one.ipc for one, _ in found} - {0}) > 1
+    shown = found[:MOST]
+    ends = [_interval(one) for one, _ in shown]
+    known = [0.0, *(one.mean for one, _ in shown), *(end for pair in ends for end in pair if end is not None)]
+    low, high = min(known), max(known)
+    pad = 0.04 * (high - low) or 0.01
+    low, high = low - pad, high + pad
+
+    def place(value: float | None) -> float | None:
+        return None if value is None else 100 * (value - low) / (high - low)
+
+    rows = [
+        Stretch(
+            label=f"{one.left} \N{MINUS SIGN} {one.right}",
+            note=(f"IPC {one.ipc}, " if several and one.ipc else "") + f"n = {one.n}",
+            mean=place(one.mean) or 0.0,
+            low=place(left),
+            high=place(right),
+            told=points(one.mean),
+            interval="none" if left is None or right is None else f"{points(left)} to {points(right)}",
+            p=significance.told(p),
+            mood=mood(one, p),
+        )
+        for (one, p), (left, right) in zip(shown, ends, strict=True)
+    ]
+    return Forest(rows, place(0.0) or 0.0, f"{_legend(found)} {remark}".rstrip(), any(p is not None for _, p in found))
+
+
+def _legend(found: Sequence[Judged]) -> str:
+    over = "test images (one seed)" if all(one.n == 1 for one, _ in found) else "seeds"
+    count = sum(p is not None for _, p in found)
+    parts = ["Differences in test accuracy, percentage points, paired by seed.", f"Lines: 95 % over {over}."]
+    parts += ["p: paired t test, corrected by Holm for the arms compared with the same one."] * bool(count)
+    left = len(found) - MOST
+    return " ".join([*parts, *([f"{left} more in the table."] if left > 0 else [])])
+
+
+def _interval(one: Difference) -> tuple[float | None, float | None]:
+    return (one.image_low, one.image_high) if one.n == 1 else (one.low, one.high)
+
+
+def facts(records: Sequence[Record], manifest: Manifest) -> list[tuple[str, str]]:
+    """What the answer rests on."""
+    counts = {status: sum(record.status == status for record in records) for status in ("finished", "pruned", "failed")}
+    planned = len(manifest.planned) or len(records)
+    seeds = {record.seed for record in records if record.status == "finished"}
+    data = manifest.dataset
+    found = [("trials finished", f"{counts['finished']} of {planned}")]
+    found += [(f"trials {status}", str(counts[status])) for status in ("pruned", "failed") if counts[status]]
+    found += [("seeds", str(len(seeds)))]
+    found += [("data", f"{data['name']}, {len(manifest.test_labels)} test images")] if data.get("name") else []
+    return [
+        *found,
+        *teachers.fact(manifest),
+        ("CPU time of the trials", seconds(_spent(records))),
+        ("begun", manifest.created[:10]),
+    ]
+
+
+def seconds(value: float) -> str:
+    """Short, with a unit."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if value >= 2 * size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.3g} s"
+
+
+def tested(records: Iterable[Record]) -> list[Record]:
+    """Finished trials whose test accuracy is known."""
+    return [one for one in records if one.status == "finished" and ACCURACY in one.metrics]
+
+
+def _spent(records: Sequence[Record]) -> float:
+    # NaN is unequal to itself.
+    return sum(record.cpu_seconds for record in records if record.cpu_seconds == record.cpu_seconds)

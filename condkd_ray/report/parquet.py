@@ -1,0 +1,119 @@
+"""The same records as three Parquet files, for pandas, DuckDB and the like."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from condkd_ray.core.files import atomic_write
+from condkd_ray.core.method import InputError
+from condkd_ray.report.records import Manifest, Record, read_all_records, read_manifest, record_path
+
+_INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes", "numbers")
+_SECONDS = ("wall_seconds", "cpu_seconds")
+_TREES = ("config", "versions")
+_KINDS = ("dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
+_HASHES = ("config_hash", "teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "pool_key")
+_COSTS = ("wall_seconds", "cpu_seconds", "peak_bytes", "threads", "node", "rounds")
+_ORDER = ("experiment", "arm", "ipc", "seed", *_KINDS, "status", "reason", "config")
+_COLUMNS = (*_ORDER, *_HASHES, "numbers", "versions", "git", *_COSTS)
+
+
+def write_tables(out: Path) -> None:
+    """Build `records.parquet`, `rounds.parquet` and `predictions.parquet` from all that is stored under `out`.
+
+    Trials of all versions of the numbers are in them: the column `numbers` says which may be compared.
+    """
+    out, records, manifest = Path(out), read_all_records(out), read_manifest(out)
+    _write(out / "records.parquet", records_table(records))
+    _write(out / "rounds.parquet", rounds_table(records))
+    _write(out / "predictions.parquet", predictions_table(out, records, manifest))
+
+
+def records_table(records: Sequence[Record]) -> pa.Table:
+    """A row a trial; metrics are float64 columns, null where a trial has none of that name, NaN where it diverged."""
+    fixed = [pa.field(name, _type(name)) for name in _COLUMNS]
+    names = _names([record.metrics for record in records])
+    rows = [{name: _plain(record, name) for name in _COLUMNS} | record.metrics for record in records]
+    return pa.Table.from_pylist(rows, schema=pa.schema(fixed + [pa.field(name, pa.float64()) for name in names]))
+
+
+def rounds_table(records: Sequence[Record]) -> pa.Table:
+    """A row a round of each trial."""
+    names = [name for name in _names([row for record in records for row in record.history]) if name != "round"]
+    keys = {"config_hash": pa.string(), "seed": pa.int64(), "arm": pa.string(), "ipc": pa.int64(), "round": pa.int32()}
+    schema = pa.schema([*keys.items(), *((name, pa.float64()) for name in names)])
+    rows = [
+        {**row, "config_hash": record.config_hash, "seed": record.seed, "arm": record.arm, "ipc": record.ipc}
+        | {"round": int(row["round"])}
+        for record in records
+        for row in record.history
+    ]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def predictions_table(out: Path, records: Sequence[Record], manifest: Manifest) -> pa.Table:
+    """A row a test image of each trial. Classes are uint8, or uint16 from 257 classes on."""
+    labels = np.asarray(manifest.test_labels, dtype=np.int64)
+    small = int(manifest.dataset.get("num_classes", 0)) <= 256 and labels.max(initial=0) < 256
+    kind = pa.uint8() if small else pa.uint16()
+    schema = pa.schema(
+        {
+            "config_hash": pa.string(),
+            "arm": pa.string(),
+            "ipc": pa.int64(),
+            "seed": pa.int64(),
+            "image": pa.int32(),
+            "prediction": kind,
+            "label": kind,
+        }
+    )
+    parts = [_predictions(out, record, labels, schema) for record in records if record.predictions]
+    return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def _predictions(out: Path, record: Record, labels: np.ndarray, schema: pa.Schema) -> pa.Table:
+    if len(record.predictions) != len(labels):
+        raise InputError(
+            f"{record_path(out, record.config_hash)} has {len(record.predictions)} predictions; "
+            f"accepted: {len(labels)}, one a test image of experiment.json"
+        )
+    count = len(labels)
+    arrays = {
+        "config_hash": pa.repeat(record.config_hash, count),
+        "arm": pa.repeat(record.arm, count),
+        "ipc": pa.repeat(record.ipc, count),
+        "seed": pa.repeat(record.seed, count),
+        "image": pa.array(np.arange(count)),
+        "prediction": pa.array(record.predictions),
+        "label": pa.array(labels),
+    }
+    return pa.table(arrays).cast(schema)
+
+
+def _type(name: str) -> pa.DataType:
+    if name in _INTEGERS:
+        return pa.int64()
+    return pa.float64() if name in _SECONDS else pa.string()
+
+
+def _plain(record: Record, name: str) -> Any:
+    value = getattr(record, name)
+    return json.dumps(value, sort_keys=True) if name in _TREES else value
+
+
+def _names(rows: Sequence[dict[str, float]]) -> list[str]:
+    return sorted({name for row in rows for name in row})
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    atomic_write(path, buffer.getvalue())

@@ -1,0 +1,177 @@
+"""Which teachers the seeds have: what the intervals cannot say, and what comes of each teacher apart.
+
+Seeds that share a teacher say nothing about another one. With several, the seeds of a teacher resemble each other more
+than those of different teachers, so the means of each teacher stand beside the mean over all seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from condkd_ray.report.records import Manifest, Record
+from condkd_ray.report.statistics import ACCURACY, Difference, difference, groups, interval, spread
+from condkd_ray.report.tables.table import Table, shown
+
+_LISTED = 12
+"""Seeds of a teacher that are listed one by one; of more their number is given."""
+_FEW = 4
+"""Accuracies of teachers that are listed one by one."""
+_ACCURACIES = "Test accuracy: mean ± standard deviation over the n seeds of each teacher, in percent."
+_DIFFERENCES = (
+    "Paired by seed, in percentage points, over the n seeds of each teacher; the interval is the paired t interval of "
+    "the teachers' means (another teacher)."
+)
+_TEST = "test_accuracy"
+_MEASURED = ((_TEST, "test"), ("val_accuracy", "validation"))
+
+
+def names(records: Sequence[Record]) -> dict[str, str]:
+    """By hash, how each teacher is called: by the seed it was trained with where that tells all apart.
+
+    Records without a teacher's hash are passed over.
+    """
+    first = {record.teacher_hash: record for record in reversed(records) if record.teacher_hash}
+    seeds = {key: _seed(record) for key, record in first.items()}
+    if None in seeds.values() or len(set(seeds.values())) < len(seeds):
+        found = {key: f"teacher {record.teacher} {key[:8]}" for key, record in first.items()}
+    else:
+        found = {key: f"teacher {seed}" for key, seed in seeds.items()}
+    return dict(sorted(found.items(), key=lambda pair: (seeds[pair[0]] or 0, pair[1])))
+
+
+def by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Tested trials by their teacher's name, where the seeds of some arm have several teachers; else empty."""
+    tested = _tested(records)
+    if all(len({one.teacher_hash for one in members}) < 2 for members in groups(tested).values()):
+        return {}
+    return {name: [one for one in tested if one.teacher_hash == key] for key, name in names(tested).items()}
+
+
+def sentence(records: Sequence[Record]) -> str:
+    """What the seeds' teachers mean for the intervals; empty with fewer than two seeds or where none is known."""
+    tested = _tested(records)
+    seeds, hashes = {one.seed for one in tested}, {one.teacher_hash for one in tested}
+    if len(seeds) < 2:
+        return ""
+    apart = by_teacher(tested)
+    if apart:
+        return _spread_out(apart, len(seeds))
+    shared = (
+        f"All {len(seeds)} seeds share one teacher" if len(hashes) == 1 else "All seeds of an arm share one teacher"
+    )
+    return f"{shared}: the intervals say nothing about another teacher."
+
+
+def _spread_out(apart: Mapping[str, Sequence[Record]], seeds: int) -> str:
+    if len(apart) == seeds:
+        return (
+            f"Each of the {seeds} seeds has a teacher of its own: the intervals over seeds hold for other teachers too."
+        )
+    listed = "; ".join(f"{name}: {_listed({one.seed for one in members})}" for name, members in apart.items())
+    return (
+        f"The {seeds} seeds are spread over {len(apart)} teachers ({listed}). The intervals over seeds take all seeds "
+        "as independent; the means of each teacher show whether a difference hangs on one."
+    )
+
+
+def accuracy_table(records: Sequence[Record]) -> Table:
+    """A row an arm and IPC, a column a teacher; without rows where no arm has several teachers."""
+    apart = by_teacher(records)
+    parts = {name: groups(members) for name, members in apart.items()}
+    rows = [
+        [arm, str(ipc or "-"), *(_percent(part.get((arm, ipc), [])) for part in parts.values())]
+        for arm, ipc in (groups(_tested(records)) if apart else ())
+    ]
+    return Table("Test accuracy of each teacher's students", ["arm", "IPC", *apart], rows, _ACCURACIES, keys=2)
+
+
+def difference_table(records: Sequence[Record], differences: Sequence[Difference]) -> Table:
+    """A row a comparison and IPC, a column a teacher; without rows where no arm has several teachers."""
+    apart = by_teacher(records)
+    rows = []
+    for one in differences if apart else ():
+        found = [difference(members, one.left, one.right, one.ipc) for members in apart.values()]
+        means = np.array([part.mean for part in found if part is not None])
+        low, high, _ = interval(means)
+        over = "-" if low is None or high is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
+        rows.append([f"{one.left} - {one.right}", str(one.ipc or "-"), *map(_points, found), over])
+    header = ["difference", "IPC", *apart, "95 % over teachers"]
+    return Table("Paired differences of each teacher's students", header, rows, _DIFFERENCES, keys=2)
+
+
+def listed(manifest: Manifest) -> Sequence[Mapping[str, Any]]:
+    """What the manifest knows of each teacher."""
+    return manifest.teachers or [manifest.teacher]
+
+
+def lines(records: Sequence[Record], manifest: Manifest) -> list[str]:
+    """A sentence on each teacher's accuracy, and one on what sharing it means."""
+    called = names(records) if len(listed(manifest)) > 1 else {}
+    found = [_accuracies(teacher, called.get(teacher.get("hash", ""), "teacher")) for teacher in listed(manifest)]
+    return [*found, sentence(records)]
+
+
+def accuracy(manifest: Manifest) -> tuple[str, float] | None:
+    """A word and the test accuracy to draw beside the students'; the mean of several teachers of one network."""
+    known = listed(manifest)
+    found = [teacher[_TEST] for teacher in known if teacher.get(_TEST) is not None]
+    if not found or len(found) < len(known) or len({teacher.get("label") for teacher in known}) > 1:
+        return None
+    return ("teacher" if len(found) == 1 else f"{len(found)} teachers", fmean(found))
+
+
+def fact(manifest: Manifest) -> list[tuple[str, str]]:
+    """Network and test accuracies for the first screen; nothing where none is known."""
+    found: dict[str, list[str]] = {}
+    for one in listed(manifest):
+        if one.get(_TEST) is not None:
+            found.setdefault(str(one.get("label", "")), []).append(f"{100 * one[_TEST]:.2f}")
+    count = sum(map(len, found.values()))
+    told = ", ".join(f"{label} {_range(values)} %" for label, values in found.items())
+    return [("teacher" if count == 1 else f"{count} teachers", told)] if found else []
+
+
+def _range(values: Sequence[str]) -> str:
+    """All of a few, or the smallest and the largest."""
+    return " / ".join(values) if len(values) <= _FEW else f"{min(values, key=float)} to {max(values, key=float)}"
+
+
+def _accuracies(teacher: Mapping[str, Any], name: str) -> str:
+    found = [f"{word} {100 * teacher[key]:.2f} %" for key, word in _MEASURED if teacher.get(key) is not None]
+    label = str(teacher.get("label", ""))
+    told = f"Teacher {label}" if label in name or name == "teacher" else f"{name.capitalize()} ({label})"
+    return f"{told}: accuracy {', '.join(found)}." if found else ""
+
+
+def _tested(records: Sequence[Record]) -> list[Record]:
+    return [
+        one
+        for one in records
+        if one.status == "finished" and one.teacher_hash and math.isfinite(one.metrics.get(ACCURACY, math.nan))
+    ]
+
+
+def _seed(record: Record) -> int | None:
+    teacher = record.config.get("teacher")
+    return teacher.get("seed", 0) if isinstance(teacher, Mapping) else None
+
+
+def _listed(seeds: set[int]) -> str:
+    if len(seeds) > _LISTED:
+        return f"{len(seeds)} seeds"
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
+
+
+def _percent(members: Sequence[Record]) -> str:
+    return shown(spread(one.metrics[ACCURACY] for one in members), 0, factor=100)
+
+
+def _points(one: Difference | None) -> str:
+    if one is None:
+        return "-"
+    return f"{100 * one.mean:+.2f}" + ("" if one.std is None else f" ± {100 * one.std:.2f}") + f" (n = {one.n})"

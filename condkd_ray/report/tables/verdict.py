@@ -1,0 +1,163 @@
+"""What a few trials with few images say: does guidance help, what does it cost, and how sure is that?
+
+All that is compared was measured on held-out images: accuracy, against the names of their folders, and agreement,
+against the teacher's answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from condkd_ray.report.records import Record
+from condkd_ray.report.statistics import ACCURACY, Difference, difference, groups, interval, spread
+from condkd_ray.report.tables.table import Table, over, shown
+
+TAUGHT_BY = {
+    "none": "synthetic images",
+    "condensed_only": "your images",
+    "mixed": "your images and synthetic ones",
+    "guided": "the same, guided by your images",
+}
+"""What the student learns from in each arm."""
+COMPARED = (("guided", "mixed"), ("guided", "none"), ("guided", "condensed_only"))
+BARELY = 0.6
+"""Agreement with the teacher below which students have hardly begun to learn (our choice)."""
+_LEGEND = (
+    "Mean ± standard deviation over n seeds, in percent of the held-out images; agreement is with the teacher.\n"
+    "Seconds are those of one trial."
+)
+_INTERVALS = (
+    "Paired by seed, in percentage points; 95 % over seeds (another run; more --seeds narrow it) and over held-out\n"
+    "images (other images; more images narrow it), not corrected for the number of comparisons. The verdict is on the\n"
+    "first: accuracy, guided - mixed."
+)
+
+
+def named(records: Sequence[Record], names: Sequence[int]) -> list[Record]:
+    """The finished of them, whose accuracy is taken against these `names` of the held-out images."""
+    truth = np.asarray(names)
+    whole = [one for one in records if one.status == "finished" and len(one.predictions) == len(truth)]
+    right = [float((np.asarray(one.predictions) == truth).mean()) for one in whole]
+    return [replace(one, metrics=one.metrics | {ACCURACY: share}) for one, share in zip(whole, right, strict=True)]
+
+
+def arms_table(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> Table:
+    """A row an arm; `labels` by the folders and `answers` of the teacher for each held-out image."""
+    by_answer = groups(named(records, answers))
+    rows = [
+        [
+            arm,
+            TAUGHT_BY.get(arm, ""),
+            str(len(members)),
+            shown(over(members, ACCURACY), len(members), factor=100, digits=1),
+            shown(over(by_answer[arm, ipc], ACCURACY), len(members), factor=100, digits=1),
+            shown(spread(one.wall_seconds for one in members), len(members), digits=1, deviation=False),
+            shown(spread(one.cpu_seconds for one in members), len(members), digits=1, deviation=False),
+        ]
+        for (arm, ipc), members in groups(named(records, labels)).items()
+    ]
+    header = ["arm", "the student learns from", "n", "accuracy", "agreement", "seconds", "CPU seconds"]
+    return Table("Students", header, rows, _LEGEND, keys=1)
+
+
+def differences_table(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> Table:
+    """Guided minus each other arm, in accuracy and agreement."""
+    found = [
+        (what, one)
+        for what, names in (("accuracy", labels), ("agreement", answers))
+        for left, right in COMPARED
+        if (one := compared(records, left, right, names)) is not None
+    ]
+    rows = [
+        [
+            f"{what}, {one.left} - {one.right}",
+            str(one.n),
+            points(one.mean),
+            _range(one.low, one.high),
+            _range(one.image_low, one.image_high),
+        ]
+        for what, one in found
+    ]
+    return Table("Differences", ["difference", "n", "points", "over seeds", "over images"], rows, _INTERVALS, keys=1)
+
+
+def compared(records: Sequence[Record], left: str, right: str, names: Sequence[int]) -> Difference | None:
+    """`left` minus `right` against `names`, over the seeds that both have finished; None without any."""
+    ipc = max((one.ipc for one in records), default=0)
+    return difference(named(records, names), left, right, ipc, names)
+
+
+def cost(records: Sequence[Record]) -> str:
+    """CPU time of `guided` as a multiple of that of `mixed`, paired by seed; empty without a common seed."""
+    spent = {(one.arm, one.seed): one.cpu_seconds for one in records if one.status == "finished"}
+    seeds = [seed for arm, seed in spent if arm == "guided" and ("mixed", seed) in spent]
+    ratios = np.array([spent["guided", seed] / spent["mixed", seed] for seed in seeds])
+    if not len(ratios):
+        return ""
+    low, high, _ = interval(ratios)
+    told = "" if low is None or high is None else f" (95 % {low:.2f} to {high:.2f})"
+    return f"{ratios.mean():.2f} times the CPU time of mixing{told}"
+
+
+def told(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> list[str]:
+    """The verdict, and before it what speaks against relying on it."""
+    agreeing = groups(named(records, answers))
+    means = [over(members, ACCURACY) for (arm, _), members in agreeing.items() if arm in ("mixed", "guided")]
+    best = max((one.mean for one in means if one is not None), default=1.0)
+    told_first = (
+        f"The students agree with the teacher on at most {best:.0%} of the held-out images: they are barely taught, "
+        "and more --minutes may change the verdict."
+    )
+    return [*[told_first] * (best < BARELY), sentence(records, labels)]
+
+
+def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
+    """The verdict. Guidance helps, or hurts, only if neither another seed nor other images would say otherwise."""
+    one = compared(records, "guided", "mixed", labels)
+    if one is None:
+        return "Verdict: none yet, there is no seed of which both mixed and guided have finished."
+    measured = (
+        f"guided - mixed is {points(one.mean)} points (95 % over seeds {_range(one.low, one.high)}, over the "
+        f"{len(labels)} held-out images {_range(one.image_low, one.image_high)}), at {cost(records)}"
+    )
+    sides = _sides(one)
+    if len(sides) == 1 and sides != {0}:
+        shown_so = f"guidance {'helps' if sides == {1} else 'hurts'} here"
+    else:
+        shown_so = "it is not shown that guidance helps or hurts here"
+    seeds = f"{one.n} seed{'s' if one.n > 1 else ''}"
+    return f"Verdict: with {seeds} {shown_so}: {measured}{_alone(records, labels)}."
+
+
+def points(fraction: float) -> str:
+    """A difference of shares in percentage points."""
+    return f"{100 * fraction:+.1f}"
+
+
+def _alone(records: Sequence[Record], labels: Sequence[int]) -> str:
+    """What a user should know who could do without synthetic images; nothing where guided is shown to be better."""
+    one = compared(records, "guided", "condensed_only", labels)
+    sides = _sides(one) if one is not None else {1}
+    if one is None or sides == {1}:
+        return ""
+    shown_so = "your images alone are better" if sides == {-1} else "that it beats your images alone is not shown"
+    return f"; {shown_so} ({points(one.mean)}, over seeds {_range(one.low, one.high)})"
+
+
+def _sides(one: Difference) -> set[int]:
+    """On which sides of 0 both intervals lie: one element where they agree."""
+    return {_side(one.low, one.high), _side(one.image_low, one.image_high)}
+
+
+def _side(low: float | None, high: float | None) -> int:
+    """1 or -1 where the interval lies above or below 0, else 0."""
+    if low is None or high is None:
+        return 0
+    return int(low > 0) - int(high < 0)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "unknown" if low is None or high is None else f"{points(low)} to {points(high)}"

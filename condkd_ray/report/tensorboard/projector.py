@@ -1,0 +1,101 @@
+"""TensorBoard's projector: the points of a kept trial as an embedding, to be coloured and searched by class and kind.
+
+In its own run each trial has one; in the run of the whole experiment all of them lie in one teacher's space together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format
+from tensorboard.plugins.projector import metadata, projector_config_pb2
+
+from condkd_ray.core.files import atomic_write
+from condkd_ray.methods.condensation import AllReal
+from condkd_ray.report.records import Record
+from condkd_ray.report.tensorboard.embeddings import Points, points_path, read_points
+
+# The classes of this module are made at import from a descriptor, which no type checker sees.
+_CONFIG: Any = projector_config_pb2
+
+COLUMNS = ("what", "kind", "class", "arm", "ipc", "seed")
+"""What is said of each point. `what` is all but class and seed in one, for colours."""
+TENSORS, SAID, VIEWS = "tensors.tsv", "metadata.tsv", "bookmarks.json"
+COLOURS = {"by what it is": "what", "by class": "class"}
+"""Bookmarks, one click each, and the column that each colours the points by: at first they have one colour."""
+Cloud = tuple[Points, Mapping[str, str]]
+"""Points of one kind, and what is said of all of them by column."""
+
+
+def write_own(folder: Path, out: Path, record: Record) -> None:
+    """The embedding of a trial, where its points are kept, into the `folder` of its run."""
+    clouds = _clouds(out, record)
+    if clouds:
+        _write(folder, "teacher features", list(clouds.values()))
+
+
+def write_together(folder: Path, out: Path, records: Sequence[Record]) -> None:
+    """Those of all `records` of the first one's teacher and data; images that trials have in common stand there once.
+
+    Nothing is written where there are not two of them.
+    """
+    kept = [record for record in records if points_path(out, record.config_hash).is_file()]
+    alike = [one for one in kept if (one.teacher_hash, one.data_hash) == (kept[0].teacher_hash, kept[0].data_hash)]
+    if len(alike) < 2:
+        return
+    together: dict[tuple[str, ...], Cloud] = {}
+    for record in alike:
+        for key, cloud in _clouds(out, record).items():
+            together.setdefault(key, cloud)
+    _write(folder, "teacher features of all arms", list(together.values()))
+
+
+def _clouds(out: Path, record: Record) -> dict[tuple[str, ...], Cloud]:
+    """By what makes two of them equal."""
+    path = points_path(out, record.config_hash)
+    found = read_points(path) if path.is_file() else {}
+    # All real images, as a condensed set, stand there as real ones.
+    if record.condensation == AllReal.name:
+        found.pop("condensed", None)
+    ipc, name = str(record.ipc), f"ipc {record.ipc}" if record.ipc else "no ipc"
+    own = {"arm": record.arm, "ipc": ipc, "seed": str(record.seed)}
+    told: dict[str, tuple[str, dict[str, str]]] = {
+        "real": ("", {"what": "real"}),
+        "condensed": (record.condensed_hash, {"what": f"condensed {name}", "ipc": ipc}),
+        "synthetic": (record.config_hash, {"what": f"synthetic {record.arm} {name}"} | own),
+    }
+    return {(kind, told[kind][0]): (points, {"kind": kind} | told[kind][1]) for kind, points in found.items()}
+
+
+def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
+    features = np.concatenate([points.features.numpy() for points, _ in clouds])
+    rows = ["\t".join(f"{value:.3g}" for value in row) for row in features.tolist()]
+    said = ["\t".join(COLUMNS)]
+    for points, told in clouds:
+        for label in points.classes.tolist():
+            said.append("\t".join({**told, "class": str(label)}.get(column, "-") for column in COLUMNS))
+    atomic_write(folder / TENSORS, "".join(f"{row}\n" for row in rows).encode())
+    atomic_write(folder / SAID, "".join(f"{row}\n" for row in said).encode())
+    views = [_view(label, column, features.shape) for label, column in COLOURS.items()]
+    atomic_write(folder / VIEWS, json.dumps(views).encode())
+    embedding = _CONFIG.EmbeddingInfo(tensor_name=name, tensor_path=TENSORS, metadata_path=SAID, bookmarks_path=VIEWS)
+    embedding.tensor_shape.extend(features.shape)
+    # Last, for who reads it reads the others.
+    config = _CONFIG.ProjectorConfig(embeddings=[embedding])
+    atomic_write(folder / metadata.PROJECTOR_FILENAME, text_format.MessageToString(config).encode())
+
+
+def _view(label: str, column: str, shape: Sequence[int]) -> Mapping[str, Any]:
+    """A state of the projector: the two largest principal components, which it has computed by then, in colours."""
+    sides: dict[str, Any] = {f"custom{side}{what}": empty for side in ("XLeft", "XRight", "YUp", "YDown")
+             for what, empty in (("Text", ""), ("Regex", False))}  # fmt: skip
+    tsne = {"tSNEIteration": 0, "tSNEPerplexity": 30, "tSNELearningRate": 10, "tSNEis3d": False}
+    umap = {"umapIs3d": False, "umapNeighbors": 15, "umapMinDist": 0.1}
+    shown = {"selectedProjection": "pca", "pcaComponentDimensions": [0, 1], "projections": [], "selectedPoints": []}
+    coloured = {"selectedColorOptionName": column, "forceCategoricalColoring": True, "selectedLabelOption": column}
+    named = {"label": label, "isSelected": False, "dataSetDimensions": list(shape)}
+    return named | shown | coloured | tsne | umap | sides | {"customSelectedSearchByMetadataOption": column}

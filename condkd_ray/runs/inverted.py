@@ -1,0 +1,65 @@
+"""What an inversion makes without a student, measured against held-out real images. For reports alone; our choice.
+
+Letters: N images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks, to_real
+from condkd_ray.methods.losses.priors import bn_distance
+from condkd_ray.core.method import Metrics
+from condkd_ray.trial.synthesis import begin, produce
+from condkd_ray.report.tables.table import Table, shown
+from condkd_ray.report.statistics import interval, spread
+from condkd_ray.core.samples import cat
+from condkd_ray.core.rng import Streams
+from condkd_ray.trial.config import Prepared, TrialConfig
+
+FIGURES = {"frechet_real": "Frechet", "mmd_real": "MMD", "bn": "BN"}
+"""What is measured, by the name of its column."""
+LEGEND = (
+    "Mean ± standard deviation over n seeds, and the 95 % interval of new minus old (paired t); less is better. All "
+    "seeds share one teacher. Frechet, MMD: of all images made to real test images, class by class in the teacher's "
+    "features. BN: unweighted distance of a round's images to the teacher's statistics, in views of the host's own, "
+    "mean over rounds."
+)
+
+
+def held_out(prepared: Prepared) -> Landmarks:
+    """Landmarks of test images, at most `diagnosis.REAL_PER_CLASS` a class: the same ones in every call."""
+    teacher, test = prepared.teacher, prepared.test
+    assert test is not None
+    rows = choose(test.labels, teacher.num_classes, seed=0)
+    return make_landmarks(teacher, test[rows].samples(teacher.mean, teacher.std), None)
+
+
+def measure(config: TrialConfig, prepared: Prepared, real: Landmarks) -> Metrics:
+    """`FIGURES` of the images that the config's inversion makes in all its rounds. It must not ask the student.
+
+    Raises `NonFiniteError` where a loss or a feature is not finite.
+    """
+    teacher, production, host = prepared.teacher, begin(config, prepared), config.inversion
+    made = [produce(config, prepared, production, nn.Identity(), torch.zeros(0))[0] for _ in range(config.total_rounds)]
+    stream = Streams(config.seed, teacher.device)["views"]
+    with torch.no_grad():
+        seen = [teacher.observe(host.augment(part.images, teacher=teacher, rng=stream)) for part in made]
+        apart = torch.stack([bn_distance(look.bn, teacher.running_bn) for look in seen])
+    return to_real(cat(made), real, teacher=teacher) | {"bn": apart.mean().item()}
+
+
+def side_by_side(title: str, found: Mapping[str, Sequence[Sequence[Metrics]]]) -> Table:
+    """A row for each host and figure. `found`: of each host the figures of (old, new), a list over seeds each."""
+    rows = []
+    for (host, pair), name in ((one, name) for one in found.items() for name in FIGURES):
+        old, new = (np.array([figures[name] for figures in side]) for side in pair)
+        low, high, method = interval(new - old)
+        between = method if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+        sides = [shown(spread(side), len(side), digits=3) for side in (old, new)]
+        rows.append([host, FIGURES[name], str(len(old)), *sides, f"{(new - old).mean():+.3f}", between])
+    return Table(title, ["host", "figure", "n", "old", "new", "new - old", "95 %"], rows, LEGEND, keys=2)

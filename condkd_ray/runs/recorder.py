@@ -1,0 +1,164 @@
+"""What an experiment writes down as it runs: manifest, records, image grids, event files. Only the driver writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from condkd_ray import models
+from condkd_ray.core.config import to_tree
+from condkd_ray.commands.export import Shelf
+from condkd_ray.trial.identity import NUMBERS, pool_key
+from condkd_ray.core.method import Metrics
+from condkd_ray.trial.outcome import Outcome
+from condkd_ray.runs.plan import Plan
+from condkd_ray.core.provenance import git_state, versions
+from condkd_ray.report.figures import grids
+from condkd_ray.report.tensorboard.events import Scalar
+from condkd_ray.commands.console.progress import AGREEMENT, Best, Goal, Progress
+from condkd_ray.report.records import Record, write_record
+from condkd_ray.report.tensorboard.writer import Board, beyond_base, hparams, run_name, varying
+from condkd_ray.commands.console.exit_codes import detail, details, say
+from condkd_ray.core.storage import Location
+from condkd_ray.commands.console import Live, round_line
+from condkd_ray.trial.config import Prepared
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Watch:
+    """Hears of rounds and outcomes in the driver; alone writes records, grids and event files.
+
+    `work`: what there is to be done, by key; a search adds to it. `storage`: where trials leave their products.
+    `total`: how many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will
+    differ, by dotted name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        out: Path,
+        work: Mapping[str, tuple[Plan, Prepared]],
+        storage: Location | None = None,
+        *,
+        total: int | None = None,
+        choices: Mapping[str, Sequence[Scalar]] = NONE,
+        ranges: Mapping[str, tuple[float, float]] = NONE,
+        goal: Goal = AGREEMENT,
+        best: Best | None = None,
+    ) -> None:
+        self._experiment, self._out, self._goal = experiment, out, goal
+        self._work: dict[str, tuple[Plan, Prepared]] = {}
+        running = [make_record(experiment, plan, key, prepared, None) for key, (plan, prepared) in work.items()]
+        choices = {name: choices[name] for name in beyond_base(choices)}
+        ranges = {name: ranges[name] for name in beyond_base(ranges)}
+        self._names = [*varying([record.config for record in running]), *choices, *ranges]
+        examples = [{name: value} for name, found in choices.items() for value in found]
+        self._hparams: dict[str, dict[str, Scalar]] = {}
+        self._runs: dict[str, str] = {}
+        self._leaves: dict[str, Mapping[str, Any]] = {}
+        self._board = Board(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
+        self._shelf = Shelf(out, storage)
+        self.failed = 0
+        for key, (plan, prepared) in work.items():
+            self.add(key, plan, prepared)
+        self._live = Live(Progress(len(work) if total is None else total, goal, best=best))
+
+    def add(self, key: str, plan: Plan, prepared: Prepared, leaves: Mapping[str, Any] = NONE) -> None:
+        """Trial `key` may be heard of from now on; `leaves`: what was chosen for it, by name."""
+        self._work[key], self._leaves[key] = (plan, prepared), leaves
+        record = self._record(key, None)
+        self._hparams[key], self._runs[key] = hparams(record, self._names), run_name(record)
+
+    def round(self, key: str, metrics: Metrics) -> None:
+        """Trial `key` has ended a round."""
+        plan, number = self._work[key][0], int(metrics["round"])
+        self._board.trial_started(self._runs[key], self._hparams[key])
+        self._board.round(self._runs[key], number, metrics)
+        self._live.round(key, self._label(plan), metrics, plan.config.total_rounds)
+        if details():
+            detail(round_line(self._label(plan), metrics, plan.config.total_rounds, self._goal.metric))
+
+    def outcome(self, key: str, outcome: Outcome, *, candidate: bool = True) -> None:
+        """Trial `key` has ended: its record is written, from then on it is finished.
+
+        `candidate`: whether what it has made may be kept as the best.
+        """
+        record, (plan, prepared) = self._record(key, outcome), self._work[key]
+        label = self._label(plan)
+        # Whoever has a record is not run again, so what it has made must be kept before.
+        grids.keep(self._out, record, outcome, prepared)
+        if candidate:
+            self._shelf.offer(record, prepared)
+        write_record(self._out, record)
+        self._board.trial_finished(record)
+        accuracy, arm = record.metrics.get("student/test_accuracy"), plan.group
+        self._live.finished(key, label, record.status, accuracy, group=arm, leaves=self._leaves[key])
+        if record.status == "failed":
+            self.failed += 1
+            say(f"{label} failed: {record.reason}")
+
+    def close(self) -> None:
+        """No more will be heard."""
+        self._live.close()
+        self._board.close()
+
+    def _label(self, plan: Plan) -> str:
+        # All trials of a search have one seed.
+        return plan.arm if self._goal.decides else plan.label
+
+    def _record(self, key: str, outcome: Outcome | None) -> Record:
+        plan, prepared = self._work[key]
+        return make_record(self._experiment, plan, key, prepared, outcome)
+
+
+def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outcome: Outcome | None) -> Record:
+    """The record of a trial; of a running one where there is no outcome yet."""
+    config, hashes = plan.config, prepared.hashes
+    base = Record(
+        experiment=experiment,
+        arm=plan.arm,
+        ipc=plan.ipc,
+        seed=plan.seed,
+        dataset=config.data.name,
+        teacher=models.label(config.teacher.network),
+        student=models.label(config.student),
+        condensation=config.condensation.label if config.condensation else "none",
+        inversion=config.inversion.name,
+        guidance=config.guidance.name,
+        memory=config.memory.name,
+        status="running",
+        config=to_tree(config),
+        config_hash=key,
+        teacher_hash=hashes["teacher"],
+        data_hash=hashes["data"],
+        condensed_hash=hashes["condensed"],
+        proxy_hash=hashes["proxy"],
+        scope=plan.scope,
+        pool_key=pool_key(plan.scope, key, config, prepared)[1],
+        versions=versions(),
+        git=git_state(),
+        node=platform.node(),
+        numbers=NUMBERS,
+    )
+    if outcome is None:
+        return base
+    return dataclasses.replace(
+        base,
+        status=outcome.status,
+        reason=outcome.reason,
+        node=outcome.node,
+        threads=outcome.threads,
+        wall_seconds=outcome.metrics.get("time/wall_seconds", float("nan")),
+        cpu_seconds=outcome.metrics.get("time/cpu_seconds", float("nan")),
+        peak_bytes=outcome.peak_bytes,
+        rounds=len(outcome.history),
+        metrics=outcome.metrics,
+        history=outcome.history,
+        predictions=outcome.predictions,
+        held=outcome.held,
+    )

@@ -1,0 +1,216 @@
+"""A search space is a trial config with some leaves open; closing them on an Optuna trial gives a config.
+
+Tags of open leaves: `!uniform [a, b]`, `!log_uniform [a, b]`, `!int [a, b]` (both ends included), `!choice [...]`.
+A choice among methods is made by name, and only the chosen one's own leaves are opened after. Parameter names are
+paths: `inversion/bn_weight`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from condkd_ray.core.config import from_tree
+from condkd_ray.core.method import InputError, require
+from condkd_ray.trial.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class Open:
+    """An open leaf: `kind` is its tag, `values` its bounds or choices."""
+
+    kind: str
+    values: tuple[Any, ...]
+
+    @property
+    def examples(self) -> list[Any]:
+        """Its bounds, or all that can be chosen: methods by their names."""
+        return [value["name"] if isinstance(value, dict) else value for value in self.values]
+
+
+def _construct(kind: str) -> Callable[[yaml.SafeLoader, yaml.Node], Open]:
+    def construct(loader: yaml.SafeLoader, node: yaml.Node) -> Open:
+        listed = isinstance(node, yaml.SequenceNode)
+        require(listed, f"!{kind} in line {node.start_mark.line + 1}", node.value, "a list")
+        values = loader.construct_sequence(node, deep=True)  # type: ignore[arg-type]
+        return _choice(values) if kind == "choice" else _range(kind, values)
+
+    return construct
+
+
+def _choice(values: list[Any]) -> Open:
+    require(bool(values), "!choice", values, "at least one value")
+    if any(isinstance(value, dict) for value in values):
+        names = [value.get("name") if isinstance(value, dict) else value for value in values]
+        named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+        require(named, "!choice among methods, by name,", names, "a name for each, and each once")
+    return Open("choice", tuple(values))
+
+
+def _range(kind: str, values: list[Any]) -> Open:
+    try:
+        # YAML 1.1 reads 1e-3 as text.
+        low, high = map(float, values)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    require(math.isfinite(low) and math.isfinite(high), f"!{kind}", values, "[low, high], two numbers")
+    require(low < high, f"!{kind}", values, "[low, high] with low < high")
+    require(low > 0 or kind != "log_uniform", f"!{kind}", values, "[low, high], both > 0")
+    if kind != "int":
+        return Open(kind, (low, high))
+    require(low.is_integer() and high.is_integer(), "!int", values, "[low, high], two whole numbers")
+    return Open(kind, (int(low), int(high)))
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+for _kind in ("uniform", "log_uniform", "int", "choice"):
+    _Loader.add_constructor(f"!{_kind}", _construct(_kind))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tree of a space file, with `Open` leaves. Raises `InputError`."""
+    try:
+        return parse(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"search space is {str(path)!r}, which cannot be read ({error}); accepted: a YAML file"
+        ) from None
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The tree of a space given as YAML."""
+    try:
+        tree = yaml.load(text, _Loader)  # a SafeLoader with four more tags
+    except yaml.YAMLError as error:
+        raise InputError(f"the search space is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError("the search space holds no mapping of config fields")
+    return tree
+
+
+def leaves(tree: Any, path: str = "") -> dict[str, Open]:
+    """The open leaves of a space by the names of their parameters; those that a choice opens after it too.
+
+    A range that several methods have is told as the smallest that holds them. Raises `InputError` where one parameter
+    would be of two kinds.
+    """
+    if isinstance(tree, Open):
+        if not _among_methods(tree):
+            return {path: tree}
+        methods = [(path, value) for value in tree.values if isinstance(value, dict)]
+        return {f"{path}/name": tree} | _joined(leaves(value, at) for at, value in methods)
+    parts = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return _joined(leaves(value, f"{path}/{key}".strip("/")) for key, value in parts)
+
+
+def _joined(parts: Iterable[dict[str, Open]]) -> dict[str, Open]:
+    found: dict[str, Open] = {}
+    for part in parts:
+        for name, leaf in part.items():
+            other = found.setdefault(name, leaf)
+            same = other == leaf or (other.kind == leaf.kind != "choice")
+            told = f"!{other.kind} {list(other.values)} and !{leaf.kind} {list(leaf.values)}"
+            require(same, f"open leaf {name} of two methods", told, "the same choices, or ranges of one kind, for both")
+            if other != leaf:
+                bounds = [*other.values, *leaf.values]
+                found[name] = Open(leaf.kind, (min(bounds), max(bounds)))
+    return found
+
+
+def conditional(tree: Any) -> bool:
+    """Whether it depends on a choice which leaves are open."""
+    if isinstance(tree, Open):
+        return any(bool(leaves(value)) for value in tree.values)
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return any(map(conditional, parts))
+
+
+def default(tree: dict[str, Any]) -> TrialConfig:
+    """The config of a space whose open leaves keep their fields' defaults; of methods to choose from the first."""
+    return from_tree(_default(tree), "search space")
+
+
+def _default(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {
+            key: _default(value) for key, value in tree.items() if not isinstance(value, Open) or _among_methods(value)
+        }
+    if isinstance(tree, Open):
+        return _default(tree.values[0])
+    return [_default(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def corners(tree: dict[str, Any]) -> dict[str, TrialConfig]:
+    """The default config by that name, and the corners of the space: all ranges at one end, for each place in choices.
+
+    Of choices of different lengths the shorter ones begin again.
+    """
+    places = max((len(leaf.values) for leaf in leaves(tree).values() if leaf.kind == "choice"), default=1)
+    found = {"default": default(tree)}
+    for place in range(places):
+        which = f", choice {place + 1}" if places > 1 else ""
+        for end, name in ((0, "lowest"), (-1, "highest")):
+            found[f"{name}{which}"] = from_tree(_at(tree, place, end), "search space")
+    return found
+
+
+def _at(tree: Any, place: int, end: int) -> Any:
+    if isinstance(tree, Open):
+        chosen = tree.values[place % len(tree.values)] if tree.kind == "choice" else tree.values[end]
+        return _at(chosen, place, end)
+    if isinstance(tree, dict):
+        return {key: _at(value, place, end) for key, value in tree.items()}
+    return [_at(value, place, end) for value in tree] if isinstance(tree, list) else tree
+
+
+def to_plain(tree: Any) -> Any:
+    """The space in plain values, to be compared and written down."""
+    if isinstance(tree, Open):
+        return {f"!{tree.kind}": [to_plain(value) for value in tree.values]}
+    if isinstance(tree, dict):
+        return {key: to_plain(value) for key, value in tree.items()}
+    return [to_plain(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def close(tree: dict[str, Any], trial: optuna.trial.BaseTrial) -> TrialConfig:
+    """The config that `trial`'s suggestions give. Raises `InputError` for keys that name no field."""
+    return from_tree(_close(tree, trial, ""), "search space")
+
+
+def _close(node: Any, trial: optuna.trial.BaseTrial, path: str) -> Any:
+    if isinstance(node, Open):
+        return (
+            _close(_suggest(node, trial, path), trial, path) if node.kind == "choice" else _suggest(node, trial, path)
+        )
+    if isinstance(node, dict):
+        return {key: _close(value, trial, f"{path}/{key}".strip("/")) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_close(value, trial, f"{path}/{i}") for i, value in enumerate(node)]
+    return node
+
+
+def _suggest(leaf: Open, trial: optuna.trial.BaseTrial, path: str) -> Any:
+    if leaf.kind == "uniform":
+        return trial.suggest_float(path, *leaf.values)
+    if leaf.kind == "log_uniform":
+        return trial.suggest_float(path, *leaf.values, log=True)
+    if leaf.kind == "int":
+        return trial.suggest_int(path, *leaf.values)
+    if not _among_methods(leaf):
+        return trial.suggest_categorical(path, leaf.values)
+    by_name = dict(zip(leaf.examples, leaf.values, strict=True))
+    return by_name[trial.suggest_categorical(f"{path}/name", list(by_name))]
+
+
+def _among_methods(leaf: Open) -> bool:
+    """Whether it is a choice by name."""
+    return any(isinstance(value, dict) for value in leaf.values)

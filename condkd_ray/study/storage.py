@@ -1,0 +1,56 @@
+"""Where a study lies: a journal file, or a data base by its URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from condkd_ray.core.method import InputError, require
+
+JOURNAL = "study.journal"
+ACCEPTED = "a file for a journal, sqlite:///FILE, or postgresql://USER@HOST/NAME"
+
+
+def open_storage(place: str | None, out: Path) -> BaseStorage:
+    """The storage at `place`, a journal in `out` if None.
+
+    A journal is only ever appended to and so bears network file systems, which SQLite's locks do not; several drivers
+    on one study need PostgreSQL. Raises `InputError` where it cannot be reached or written.
+    """
+    text = str(out / JOURNAL) if place is None else place
+    try:
+        if "://" in text:
+            return RDBStorage(text)
+        path = Path(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (OSError, ImportError, StorageInternalError, *_database_errors()) as error:
+        reason = str(error).splitlines()[0]
+        told = f"--study-storage is {text!r}, which cannot be used ({reason}); accepted: {ACCEPTED}"
+        raise InputError(told) from None
+
+
+def holds(place: str | None, out: Path, name: str) -> bool:
+    """Whether there is a study of that name at `place`. No file is made for the question. Raises `InputError`."""
+    text = str(out / JOURNAL) if place is None else place
+    path = text.removeprefix("sqlite:///")
+    there = "://" in path or Path(path).is_file()
+    return there and name in optuna.get_all_study_names(open_storage(place, out))
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (SQLAlchemyError,)
+
+
+def stored_study(storage: BaseStorage, name: str, told: str) -> optuna.Study:
+    """The study `name` of a storage, or its only one. Raises `InputError`; `told` is what the user wrote."""
+    names = optuna.get_all_study_names(storage)
+    found = [other for other in names if not name or other == name]
+    require(len(found) == 1, "an earlier study", told, f"STORAGE#NAME with a NAME of {', '.join(names) or 'none'}")
+    return optuna.load_study(study_name=found[0], storage=storage)

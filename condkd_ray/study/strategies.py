@@ -1,0 +1,78 @@
+"""Who proposes the next trial: Optuna's samplers, each asked only for what it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from condkd_ray.core.method import require
+from condkd_ray.core.rng import derive_seed
+from condkd_ray.study.quiet import quiet
+from condkd_ray.study.space import Open, conditional, leaves
+
+Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]
+"""Tree-structured Parzen estimator, Gaussian process, uniform, quasi-Monte-Carlo (scrambled Sobol), every combination.
+"""
+FIXED = ("gp", "qmc", "grid")
+"""Those that need the same open leaves in every trial."""
+
+
+CONSTRAINED = ("tpe", "gp")
+"""Those that learn from what is beyond a limit."""
+
+
+def check_sampler(name: Sampler, tree: dict[str, Any], *, constrained: bool = False) -> None:
+    """Raise `InputError` where a sampler cannot do what the space, or a constraint, asks for."""
+    accepted = f"{', '.join(CONSTRAINED)}; the others take no notice of it"
+    require(not constrained or name in CONSTRAINED, "--sampler", f"{name} with --constraint", accepted)
+    asked = f"{name} for a space in which a choice opens leaves of its own"
+    require(name not in FIXED or not conditional(tree), "--sampler", asked, "tpe, random")
+    if name == "grid":
+        endless = [path for path, leaf in leaves(tree).items() if leaf.kind in ("uniform", "log_uniform")]
+        accepted = "!choice and !int alone, or another sampler"
+        require(not endless, "--sampler", f"grid for a space with a real number, {', '.join(endless)}", accepted)
+
+
+def make_sampler(name: Sampler, tree: dict[str, Any], *, seed: int, number: int) -> BaseSampler:
+    """The sampler of trial `number` of a study.
+
+    A new one for each, seeded with its number: a search that is continued then proposes what it would have proposed,
+    where one sampler of the same seed would begin its random start again. A sequence has one seed for all.
+    """
+    own = derive_seed(seed, f"sampler/{number}") % 2**32
+    with quiet():
+        if name == "tpe":
+            # Grouped, it models jointly the leaves that are open together.
+            return TPESampler(seed=own, multivariate=True, group=True, constant_liar=True)
+        if name == "gp":
+            return GPSampler(seed=own, warn_independent_sampling=False)
+        if name == "random":
+            return RandomSampler(seed=own)
+        if name == "qmc":
+            return QMCSampler(
+                scramble=True,
+                seed=seed,
+                independent_sampler=RandomSampler(seed=own),
+                warn_asynchronous_seeding=False,
+                warn_independent_sampling=False,
+            )
+        return _Grid({path: _listed(leaf) for path, leaf in leaves(tree).items()}, seed=seed)
+
+
+class _Grid(GridSampler):
+    """Without its stopping of Optuna's own loop, which nobody runs here: a full grid is found out by its repeats."""
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Nothing."""
+
+
+def _listed(leaf: Open) -> list[Any]:
+    if leaf.kind == "int":
+        return list(range(leaf.values[0], leaf.values[1] + 1))
+    return leaf.examples

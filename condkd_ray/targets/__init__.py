@@ -1,9 +1,0 @@
-"""What the inversion is asked for: a class an image, or a whole answer of the teacher."""
-
-from condkd_ray.targets.balanced import Balanced
-from condkd_ray.targets.soft import Soft
-from condkd_ray.targets.source import TargetSource
-
-AnyTargets = Balanced | Soft
-
-__all__ = ["AnyTargets", "Balanced", "Soft", "TargetSource"]

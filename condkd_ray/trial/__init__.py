@@ -1,0 +1,1 @@
+"""One trial, without Ray: its config, its loop, and what comes of it."""

@@ -1,0 +1,269 @@
+"""What trials need and do not make: data, teacher, condensed set, proxy set. Made once, cached by content, locked.
+
+Every artifact is named by the hash of all that determines it, so a cache can be shared, kept or deleted at will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.core.cache import cached, default_cache
+from condkd_ray.core.config import content_hash
+from condkd_ray.core.environment import free_bytes
+from condkd_ray.core.rng import Streams, derive_seed
+from condkd_ray.core.samples import Samples
+from condkd_ray.core.view import Bar, no_bar
+from condkd_ray.data import datasets as data
+from condkd_ray.data.datasets import Dataset, RealImages
+from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
+from condkd_ray.methods.condensation.condensation import first_per_class
+from condkd_ray.methods.condensation.imported import check_recognised
+from condkd_ray.methods.supervised import TeacherConfig, as_teacher, bf16_pays
+from condkd_ray.models import label
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.models.weights import file_digest, load_into, read_weights
+from condkd_ray.trial.config import Prepared, TrialConfig, digests
+from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks
+from condkd_ray.trial.evaluation import accuracy
+from condkd_ray.trial.proxy import hold_out, views
+
+RECIPE = "1"
+"""Raised when artifacts are made otherwise, by other code or by another default, so that older ones are not used."""
+
+
+class Workshop:
+    """Makes and remembers artifacts; `say` hears one sentence on each that a user should know of, `bar` goes around."""
+
+    def __init__(
+        self,
+        cache: Path | None = None,
+        device: str = "cpu",
+        say: Callable[[str], None] = print,
+        bar: Bar = no_bar,
+    ) -> None:
+        self.cache = (cache or default_cache()).expanduser()
+        self.device = device
+        self.say, self.bar = say, bar
+        self._made: dict[Any, Any] = {}
+
+    def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
+        """Prepare many trials: what cannot be had fails before the first teacher is trained."""
+        for config in configs:
+            self.check(config)
+        # Those made of a teacher come last: it is trained for them.
+        for config in sorted(configs, key=lambda config: _needs_teacher(config.condensation)):
+            self.condensed(config)
+        return [self.prepare(config) for config in configs]
+
+    def prepare(self, config: TrialConfig) -> Prepared:
+        """All a trial needs, on the workshop's device; equal parts are the same objects in all trials."""
+        self.check(config)
+        dataset, condensed = self.data(config), self.condensed(config)
+        teacher = self.teacher(config)
+        place = (self._data_key(config), self._teacher_key(config))
+        proxy = self._once(("proxy", *place), lambda: self._proxy(config))
+        key = ("hashes", *place, self._condensed_key(config, config.condensation))
+        hashes = self._once(key, lambda: digests(dataset, teacher, condensed, proxy))
+        seen = self._once(("seen", *key), lambda: self._seen(config, condensed))
+        landmarks = self._once(("landmarks", *key), lambda: self._landmarks(config, seen))
+        return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes, landmarks)
+
+    def data(self, config: TrialConfig) -> Dataset:
+        """The data set, read once."""
+        return self._once(("data", self._data_key(config)), lambda: self._read(config))
+
+    def _read(self, config: TrialConfig) -> Dataset:
+        dataset = data.load(config.data)
+        for note in dataset.notes:
+            self.say(note)
+        return dataset
+
+    def check(self, config: TrialConfig) -> None:
+        """Build, untrained, what the trial will run. Raises `InputError` for networks and methods that do not fit."""
+        parts = (config.teacher, config.student, config.targets, config.inversion, config.guidance, config.memory)
+        more = (config.condensation, config.distiller.loss, config.total_rounds)
+        self._once(("check", self._data_key(config), *more, *parts), lambda: self._check(config) or True)
+
+    def _check(self, config: TrialConfig) -> None:
+        dataset, streams = self.data(config), Streams(0)
+        shape, classes = dataset.image_shape, dataset.num_classes
+        with streams.forked("check"):
+            network = config.teacher.network.build(shape, classes)
+            student = config.student.build(shape, classes)
+        weights = config.teacher.weights
+        if weights is not None:
+            fits = ("fits", self._teacher_key(config))
+            self._once(fits, lambda: load_into(network, read_weights(weights), f"weights in {weights}"))
+        teacher = as_teacher(network, dataset)
+        teacher.check_layers(config.guidance.layers)
+        if config.condensation is not None:
+            config.condensation.check_teacher(teacher)
+        config.targets.check(teacher)
+        config.distiller.loss.check(student, teacher)
+        config.inversion.init(teacher, streams)
+        # What was free before the first trial: those that run must not decide whether others are accepted.
+        free = self._once("free memory", lambda: free_bytes(torch.device(self.device)))
+        config.inversion.check_memory(teacher, free, config.total_rounds)
+        config.memory.init(teacher, streams)
+
+    def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
+        """(One real image of each class, the rest): by the data seed, so the same for every trial of a study."""
+        train = self.data(config).train
+        held_out, rest = hold_out(train.labels, seed=derive_seed(config.data.seed, "proxy"))
+        return train[held_out], train[rest]
+
+    def _proxy(self, config: TrialConfig) -> Samples:
+        teacher = self.teacher(config)
+        held_out, _ = self._proxy_split(config)
+        samples = held_out.samples(teacher.mean, teacher.std)
+        return views(samples, teacher, seed=derive_seed(config.data.seed, "proxy views"))
+
+    def _landmarks(self, config: TrialConfig, condensed: Samples | None) -> Landmarks:
+        """Of real train images by the data seed, never those of the proxy set: the same ones for every trial."""
+        teacher, (_, rest) = self.teacher(config), self._proxy_split(config)
+        rows = choose(rest.labels, teacher.num_classes, seed=derive_seed(config.data.seed, "landmarks"))
+        return make_landmarks(teacher, rest[rows].samples(teacher.mean, teacher.std), condensed)
+
+    def teacher(self, config: TrialConfig) -> Teacher:
+        """The user's own, the cached, or a newly trained teacher."""
+        return self._once(("teacher", self._teacher_key(config)), lambda: self._teacher(config))
+
+    def teacher_accuracy(self, config: TrialConfig) -> dict[str, float]:
+        """Fractions of the test and, where there is one, validation images the teacher names right."""
+        dataset, teacher = self.data(config), self.teacher(config)
+        parts = {"test_accuracy": dataset.test, "val_accuracy": dataset.val}
+        key = ("teacher accuracy", self._teacher_key(config))
+        return self._once(
+            key,
+            lambda: {k: accuracy(teacher.network, part, teacher) for k, part in parts.items() if part is not None},
+        )
+
+    def _teacher(self, config: TrialConfig) -> Teacher:
+        dataset, recipe = self.data(config), config.teacher
+        network = recipe.build(dataset)
+        name = f"teacher {label(recipe.network)} on {dataset.name}"
+        if recipe.weights is not None:
+            load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
+        else:
+            path = self._teacher_path(config)
+            weights = cached(path, lambda: self._train(recipe, network, dataset), name)
+            load_into(network, weights, f"cached weights {path}")
+        teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
+        return teacher.to(self.device)
+
+    def _train(self, recipe: TeacherConfig, network: nn.Module, dataset: Dataset) -> dict[str, Tensor]:
+        name, epochs = f"teacher {label(recipe.network)} on {dataset.name}", recipe.training.epochs
+        self.say(f"training {name}: {len(dataset.train)} images, {epochs} epochs")
+        with self.bar(name) as on_step:
+            return recipe.train(network, dataset, self.device, on_step)
+
+    def condensed(self, config: TrialConfig) -> Samples | None:
+        """The condensed set in the teacher's space, without logits; None where the config has none."""
+        method = config.condensation
+        if method is None:
+            return None
+        whole = method.whole()
+        key = self._condensed_key(config, whole)
+        quick = isinstance(whole, (AllReal, Imported))
+        make = self._condense if quick else self._cached_condense
+        made = self._once(("condensed", key), lambda: make(config, whole))
+        if isinstance(method, AllReal):
+            return made
+        return self._once(
+            ("condensed", self._condensed_key(config, method)),
+            lambda: first_per_class(made, method.ipc, self.data(config).num_classes),
+        )
+
+    def _condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
+        dataset = self.data(config)
+        _, rest = self._proxy_split(config)
+        more = {"teacher": self.teacher(config)} if method.needs_teacher else {}
+        with self.bar(f"{method.label}, seed {config.seed}") as on_step:
+            return method.condense(
+                rest.samples(dataset.mean, dataset.std).to(self.device),
+                num_classes=dataset.num_classes,
+                mean=dataset.mean,
+                std=dataset.std,
+                flip_ok=dataset.flip_ok,
+                rng=Streams(config.seed, self.device),
+                on_step=on_step,
+                **more,
+            )
+
+    def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
+        path = self._condensed_path(config, method)
+
+        def make() -> dict[str, Tensor]:
+            self.say(f"condensing {self.data(config).name} by {method.label}, seed {config.seed}")
+            made = self._condense(config, method)
+            return {"images": made.images.cpu().contiguous(), "labels": made.labels.cpu()}
+
+        tensors = cached(path, make, f"condensed set {method.label}, seed {config.seed}")
+        return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))
+
+    def _seen(self, config: TrialConfig, condensed: Samples | None) -> Samples | None:
+        """The condensed set with the teacher's logits, on the device; an imported one must be recognised."""
+        if condensed is None:
+            return None
+        teacher, method = self.teacher(config), config.condensation
+        seen = condensed.to(self.device)
+        with torch.no_grad():
+            logits = torch.cat([teacher.logits(part) for part in seen.images.split(512)])
+        if isinstance(method, Imported):
+            share = (logits.argmax(1) == seen.labels).float().mean().item()
+            what = f"condensed set {method.source}, {method.ipc} a class"
+            check_recognised(share, teacher.num_classes, what, method.force)
+            self._once(("said", what), lambda: self.say(f"{what}: the teacher names {share:.1%} right") or True)
+        return Samples(seen.images, seen.labels, logits)
+
+    def _data_key(self, config: TrialConfig) -> str:
+        # Of what is read, in this process: two roots are two data sets until their digests tell.
+        return content_hash([config.data, str(config.data.root)])
+
+    def _teacher_path(self, config: TrialConfig) -> Path:
+        return self._stored("teachers", lambda complete: self._teacher_key(config, complete=complete))
+
+    def _condensed_path(self, config: TrialConfig, method: AnyCondensation) -> Path:
+        return self._stored("condensed", lambda complete: self._condensed_key(config, method, complete=complete))
+
+    def _stored(self, kind: str, key: Callable[[bool], str]) -> Path:
+        """Where an artifact is or will be stored.
+
+        Before numbers version 2, keys contained fields at their defaults (`complete`). Such a key holds every value, so
+        that a file under it is valid.
+        """
+        path, older = (self.cache / kind / f"{key(complete)}.safetensors" for complete in (False, True))
+        return older if older.is_file() and not path.is_file() else path
+
+    def _teacher_key(self, config: TrialConfig, *, complete: bool = False) -> str:
+        recipe = config.teacher
+        digests = {} if recipe.weights is None else {"weights": file_digest(recipe.weights)}
+        precision = "bfloat16" if bf16_pays(self.device) else "float32"
+        return content_hash([RECIPE, recipe, precision, self._read_as(config)], digests, complete=complete)
+
+    def _read_as(self, config: TrialConfig) -> list[object]:
+        """What of the data shapes an artifact: pixels, labels and splits by digest, normalisation, flips."""
+        dataset = self.data(config)
+        return [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, config.data.seed]
+
+    def _condensed_key(self, config: TrialConfig, method: AnyCondensation | None, *, complete: bool = False) -> str:
+        path = str(method.path) if isinstance(method, Imported) else ""
+        # All real images are the same ones for every seed.
+        seed = 0 if isinstance(method, AllReal) else config.seed
+        teacher = [self._teacher_key(config, complete=complete)] if _needs_teacher(method) else []
+        recipe = RECIPE if method is None or method.recipe == 1 else f"{RECIPE}.{method.recipe}"
+        return content_hash([recipe, method, path, seed, self._read_as(config), *teacher], complete=complete)
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def _needs_teacher(method: AnyCondensation | None) -> bool:
+    return method is not None and method.needs_teacher

@@ -1,0 +1,69 @@
+"""What a trial and its images are named by: the hash of all that determines them. Trials of equal images can share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from condkd_ray.core.config import content_hash
+from condkd_ray.core.schedule import Schedule
+from condkd_ray.trial.config import Prepared, TrialConfig
+
+Scope = Literal["trial", "inversion", "sweep"]
+"""Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
+
+NUMBERS: int = 2
+"""Version of the numbers that a config gives: trials of different versions are never equal, shared or compared.
+
+It is raised only in a commit that moves golden numbers, or that changes the default of an existing field (a hash leaves
+defaults out, so an old hash would silently get a new meaning). 1 is all before 2026-11-28.
+"""
+
+
+def trial_hash(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> str:
+    """The name of a trial: hash of its config (less where files lie), what it was prepared from, and `NUMBERS`.
+
+    And of its scope where that is another than the default, so that what sharing costs or spares can be compared.
+    """
+    return content_hash(config, _numbered(prepared.hashes) | ({} if scope == "trial" else {"scope": scope}))
+
+
+def _numbered(digests: dict[str, str]) -> dict[str, str]:
+    return digests | {"numbers": str(NUMBERS)}
+
+
+def can_share(config: TrialConfig) -> bool:
+    """Whether other trials can have the same images: nothing of the student or its memory shapes them.
+
+    Those of a pipeline are its own: its producers run beside their learner, and end with it.
+    """
+    makes_any = config.inversion.images_per_round > 0 and config.pipeline is None
+    return makes_any and not config.inversion.asks_student and not config.weighing.reads_memory
+
+
+def production_key(config: TrialConfig, prepared: Prepared) -> str:
+    """Equal for two trials just if they make the same images in the same order. For a config that `can_share`.
+
+    Neither the student nor the number of rounds is in it, unless a schedule stretches over these, nor the condensed
+    images, unless they guide.
+    """
+    hashes, schedule = prepared.hashes, getattr(config.guidance, "schedule", Schedule())
+    guided = config.guidance.name != "none"
+    shaping = [
+        *(config.seed, config.data, config.teacher, config.precision),
+        *(config.targets, config.weighing, config.inversion, config.guidance),
+        config.rounds if schedule.largest > schedule.smallest else 0,
+    ]
+    kinds = ("data", "teacher", *(("condensed",) if guided else ()))
+    return content_hash(shaping, _numbered({kind: hashes[kind] for kind in kinds}))
+
+
+def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Prepared) -> tuple[Scope, str]:
+    """The scope a trial really has, and the key of its samples: where it cannot share, it has its own."""
+    if scope == "sweep" and config.inversion.images_per_round > 0 and config.pipeline is None:
+        # Samples come with a teacher's logits and in one pixel space.
+        like = [config.inversion.pixel_space]
+        made_for = _numbered({kind: prepared.hashes[kind] for kind in ("data", "teacher")})
+        return scope, f"sweep-{content_hash(like, made_for)}"
+    if scope == "inversion" and can_share(config):
+        return scope, production_key(config, prepared)
+    return "trial", trial_key

@@ -1,0 +1,132 @@
+"""One trial: synthesise, remember, distil, evaluate. The whole loop on one screen, without Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from condkd_ray.core.method import Meter, Metrics
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples
+from condkd_ray.methods.distiller import DistillerState, next_batch
+from condkd_ray.methods.memory import Store
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.diagnosis import diagnose
+from condkd_ray.trial.evaluation import evaluate
+from condkd_ray.trial.producers import Pipelined, make_round, new_student
+from condkd_ray.trial.synthesis import Production, begin, codec, precision, produce
+
+__all__ = ["Prepared", "TrialConfig", "TrialState", "codec", "run_round", "start"]
+
+
+@dataclass
+class TrialState:
+    """All that changes. Saved as it stands after a round, it is the checkpoint; images stay in the store."""
+
+    production: Production | Pipelined | None
+    """None where the images come from elsewhere."""
+    distiller: DistillerState
+    memory: Any
+    streams: Streams
+    round: int = 0
+    num_ids: int = 0
+    """Ids the store had given out."""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+Source = Callable[[TrialConfig, Prepared, TrialState, Store], tuple[Samples, Metrics]]
+"""Where the images of a round come from, settled, with the means of their loss terms."""
+
+
+def start(config: TrialConfig, prepared: Prepared, *, produces: bool = True) -> TrialState:
+    """The state before the first round, on the teacher's device; `produces`: whether the trial makes its images."""
+    teacher, streams = prepared.teacher, Streams(config.seed, prepared.teacher.device)
+    production = Pipelined() if config.pipeline is not None else begin(config, prepared) if produces else None
+    return TrialState(
+        production=production,
+        distiller=config.distiller.init(new_student(config, teacher), config.rounds),
+        memory=config.memory.init(teacher, streams),
+        streams=streams,
+    )
+
+
+def own_images(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
+    """Those that the trial makes itself."""
+    assert state.production is not None, "a trial that produces nothing needs another source"
+    if isinstance(state.production, Pipelined):
+        return make_round(
+            *(config, prepared, state.production, state.round), state.distiller.student, store.class_counts
+        )
+    return produce(config, prepared, state.production, state.distiller.student, store.class_counts)
+
+
+def run_round(
+    config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, source: Source = own_images
+) -> Metrics:
+    """One round; its metrics, also appended to the state's history. Raises `NonFiniteError` before anything is kept."""
+    metrics: Metrics = {"round": state.round + 1}
+    wall, cpu = time.perf_counter(), time.process_time()
+    with precision(config, prepared.teacher.device):
+        with _timed(metrics, "time/inversion_seconds"):
+            fresh, terms = source(config, prepared, state, store)
+            metrics |= terms
+        if len(fresh):
+            if prepared.landmarks is not None and config.measures(state.round):
+                with _timed(metrics, "time/diagnosis_seconds"):
+                    student = state.distiller.student
+                    metrics |= diagnose(fresh, prepared.landmarks, teacher=prepared.teacher, student=student)
+            with _timed(metrics, "time/memory_seconds"):
+                metrics |= config.memory.add(state.memory, store, fresh, teacher=prepared.teacher, rng=state.streams)
+        if state.round >= config.inversion.warm_up:
+            with _timed(metrics, "time/distillation_seconds"):
+                metrics |= distil(config, prepared, state, store)
+    with _timed(metrics, "time/evaluation_seconds"):
+        metrics |= measure(config, prepared, state)
+    metrics["memory/bytes"] = store.num_bytes + config.memory.held_bytes(state.memory)
+    metrics["time/wall_seconds"] = time.perf_counter() - wall
+    metrics["time/cpu_seconds"] = time.process_time() - cpu
+    state.round, state.num_ids = state.round + 1, store.num_ids
+    state.history.append(metrics)
+    return metrics
+
+
+def distil(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Metrics:
+    """The student's steps of a round."""
+    state.distiller.student.train()
+    meter = Meter("kd")
+    for _ in range(config.distiller.steps):
+        batch, weights, ids = next_batch(
+            *(config.distiller, config.memory, state.memory, store, prepared.condensed),
+            progress=config.progress(state.round),
+            teacher=prepared.teacher,
+            rng=state.streams,
+        )
+        step = config.distiller.step(state.distiller, batch, weights, teacher=prepared.teacher, rng=state.streams)
+        config.memory.feedback(state.memory, ids, step.gap[: len(ids)])
+        meter.add(**step.terms)
+    return meter.read()
+
+
+def measure(config: TrialConfig, prepared: Prepared, state: TrialState) -> Metrics:
+    """Where this round is one to be measured, how good the student is by now."""
+    if not config.measures(state.round):
+        return {}
+    student, teacher = state.distiller.student, prepared.teacher
+    return evaluate(
+        student,
+        teacher=teacher,
+        proxy=prepared.proxy,
+        val=prepared.val,
+        test=prepared.test,
+        test_rounds=config.test_rounds,
+    )
+
+
+@contextmanager
+def _timed(metrics: Metrics, name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    metrics[name] = time.perf_counter() - begin

@@ -1,0 +1,173 @@
+"""What comes of a trial: its figures, its images, and the student on the test set. A file until it is a record."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field, replace
+from statistics import fmean, pvariance
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core import checkpoint as states
+from condkd_ray.core.environment import peak_bytes
+from condkd_ray.core.method import Metrics, NonFiniteError
+from condkd_ray.core.samples import Samples, to_unit
+from condkd_ray.core.storage import Location
+from condkd_ray.methods.memory import Store
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.diagnosis import histograms
+from condkd_ray.trial.evaluation import in_round, predict
+from condkd_ray.trial.loop import TrialState
+from condkd_ray.trial.synthesis import answers, precision
+
+GRID_PER_CLASS = 8
+LAST = ("student/val_accuracy", "guidance/accuracy", "guidance/perfect_accuracy")
+"""Figures of a round, beside whole families, whose last value is a figure of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a trial. Accuracies are fractions, times seconds."""
+
+    status: str
+    """`finished` or `failed`."""
+    reason: str = ""
+    metrics: Metrics
+    history: list[Metrics]
+    predictions: list[int]
+    """The student's class for each test image."""
+    images: Tensor | None
+    """(n, C, H, W) uint8 examples, class-major."""
+    images_per_class: int = 0
+    held: dict[str, list[int]] = field(default_factory=dict)
+    """Of the synthetic samples that the memory holds at the end: see `diagnosis.histograms`."""
+    peak_bytes: int = 0
+    threads: int = 1
+    node: str = field(default_factory=platform.node)
+    """Where it ran."""
+
+
+@dataclass
+class _Stored:
+    """An outcome's fields, as `state` saves and loads them."""
+
+    fields: dict[str, Any]
+
+
+def save_outcome(outcome: Outcome, path: Location) -> None:
+    """Write `outcome` to `path`, atomically."""
+    states.save(_Stored(vars(outcome)), path)
+
+
+def load_outcome(path: Location) -> Outcome:
+    """The outcome in the file at `path`."""
+    return Outcome(**states.load(_Stored({}), path).fields)
+
+
+def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outcome:
+    """The outcome of a trial whose next round came out as NaN."""
+    return Outcome(
+        status="failed",
+        reason=f"round {state.round + 1}: {error}",
+        metrics={},
+        history=state.history,
+        predictions=[],
+        images=None,
+        peak_bytes=peak_bytes(prepared.teacher.device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Outcome:
+    """The figures of the whole run, as far as they need no test image beyond those of the rounds.
+
+    `logits`: the `remembered_logits`.
+    """
+    images, per_class = examples(config, prepared, state, store)
+    test_images = 0 if prepared.test is None else len(in_round(prepared.test, config.test_rounds))
+    return Outcome(
+        status="finished",
+        metrics=summary(state.history, test_images),
+        history=state.history,
+        predictions=[],
+        images=images,
+        images_per_class=per_class,
+        held=histograms(logits) if len(logits) else {},
+        peak_bytes=peak_bytes(prepared.teacher.device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:
+    """The student on the whole test set, once."""
+    assert prepared.test is not None
+    predictions = predict(state.distiller.student, prepared.test, prepared.teacher)
+    accuracy = (predictions == prepared.test.labels).double().mean().item()
+    metrics = untested.metrics | {"student/test_accuracy": accuracy}
+    return replace(untested, metrics=metrics, predictions=predictions.tolist())
+
+
+def summary(history: list[Metrics], test_images: int) -> Metrics:
+    """A run's figures from its rounds: last values, sums of times; mean, variance and best of those that were tested.
+
+    `test_images`: how many test images were measured in each of those. Of `pool/`, what a trial made for others and
+    took of them, sums too.
+
+    `student/forgetting` is how far the last of these is below the best.
+    """
+    last: Metrics = {}
+    for metrics in history:
+        last |= metrics
+    kept = {k: v for k, v in last.items() if k.startswith(("proxy/", "memory/", "diagnosis/")) or k in LAST}
+    summed = {k for k in last if k.startswith(("time/", "pool/"))}
+    measured = [m["student/test_accuracy"] for m in history if "student/test_accuracy" in m]
+    kept |= {name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(summed)}
+    if not measured:
+        return kept
+    return kept | {
+        "student/test_accuracy_mean": fmean(measured),
+        "student/test_accuracy_variance": pvariance(measured),
+        "student/test_accuracy_best": max(measured),
+        "student/forgetting": max(measured) - measured[-1],
+        "student/test_rounds": len(measured),
+        "student/test_images": float(test_images),
+    }
+
+
+def examples(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Tensor | None, int]:
+    """Some of the newest images of each class, as uint8: synthetic ones, or condensed where none are made."""
+    ids = config.memory.live(state.memory)[-64 * prepared.teacher.num_classes :]
+    shown = store.gather(ids) if len(ids) else prepared.condensed
+    return (None, 0) if shown is None else class_major(shown, prepared)
+
+
+def class_major(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int]:
+    """The last few images of each class, as uint8, equally many of each; none where a class has none."""
+    rows = [(shown.labels == c).nonzero().squeeze(1)[-GRID_PER_CLASS:] for c in range(prepared.teacher.num_classes)]
+    per_class = min(len(found) for found in rows)
+    if per_class == 0:
+        return None, 0
+    return pixels(shown[torch.cat([found[:per_class] for found in rows])], prepared), per_class
+
+
+def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Tensor:
+    """(N, K) float16 on the CPU: the teacher's logits of what the memory may still draw from the store.
+
+    As they are stored; where they are not, the teacher is asked now, and its answers rounded alike.
+    """
+    ids, teacher = config.memory.live(state.memory), prepared.teacher
+    found = [torch.zeros(0, teacher.num_classes, dtype=torch.float16)]
+    with precision(config, teacher.device):
+        for part in ids.split(4096) if len(ids) else ():
+            samples = store.gather(part)
+            logits = samples.logits if samples.asked else answers(teacher, samples.images.to(teacher.device))
+            found.append(logits.half().cpu())
+    return torch.cat(found)
+
+
+def pixels(samples: Samples, prepared: Prepared) -> Tensor:
+    """Images as uint8 on the CPU."""
+    unit = to_unit(samples.images, prepared.teacher.mean, prepared.teacher.std)
+    return unit.mul(255).round().clamp(0, 255).to(torch.uint8).cpu()

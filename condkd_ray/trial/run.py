@@ -1,0 +1,157 @@
+"""One trial from its start, or from its checkpoint, to its outcome. What Ray does with a trial, this does without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core import checkpoint as states
+from condkd_ray.core.method import Metrics, NonFiniteError
+from condkd_ray.core.storage import Location
+from condkd_ray.methods.memory import LocalStore, Store
+from condkd_ray.models import label
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
+from condkd_ray.trial.outcome import Outcome, broken, end, remembered_logits, tested
+from condkd_ray.trial.product import Product, write_product
+from condkd_ray.trial.synthesis import codec
+
+CHECKPOINT_SECONDS = 15.0
+"""A checkpoint after every round, but no more often than this."""
+
+
+class OutOfTimeError(Exception):
+    """A trial was stopped at its deadline, after a checkpoint from which it can go on."""
+
+
+class RestsError(Exception):
+    """A trial has come to the round after which it rests, with a checkpoint there."""
+
+
+def local_store(config: TrialConfig, prepared: Prepared, folder: Path | None) -> LocalStore:
+    """A store in this process; with a `folder`, its chunks lie there too, for resuming."""
+    teacher = prepared.teacher
+    chunks = None if folder is None else folder / "chunks"
+    return LocalStore(codec(config, teacher), teacher.num_classes, chunks, teacher.device)
+
+
+def run_trial(
+    config: TrialConfig,
+    prepared: Prepared,
+    store: Store,
+    *,
+    checkpoint: Location | None = None,
+    product: Location | None = None,
+    source: Source = own_images,
+    produces: bool = True,
+    on_round: Callable[[Metrics], None] = lambda metrics: None,
+    before_test: Callable[[Outcome], None] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    deadline: float | None = None,
+    halted: Callable[[], bool] = lambda: False,
+    rests: int | None = None,
+) -> Outcome:
+    """All rounds of a trial; with a `checkpoint` file there, from where that stands.
+
+    A NaN ends the trial as failed, naming round and loss term. `on_round` hears the metrics of each round, those
+    before the checkpoint included, so that whoever shows them has all. Where a `product` is wanted, student and
+    synthetic images are left there. `source`: of the images; the trial itself `produces` them or not.
+    `before_test` hears the outcome as it is without the test images, of which none is then looked at before it returns.
+    From the `deadline`, a `time.time()`, or once it is `halted`, no round is begun: raises `OutOfTimeError`.
+    After the round `rests`, if that is not the last: raises `RestsError`.
+    """
+    state = resume(config, prepared, store, checkpoint, produces=produces)
+    for metrics in state.history:
+        on_round(metrics)
+    saved, late = time.monotonic(), passed(deadline) or halted()
+    last = config.total_rounds if rests is None else min(rests, config.total_rounds)
+    shown = prepared if before_test is None else replace(prepared, test=None)
+    while state.round < last and not late:
+        try:
+            metrics = run_round(config, shown, state, store, source)
+        except NonFiniteError as error:
+            return broken(state, prepared, error)
+        late = passed(deadline) or halted()
+        due = late or time.monotonic() - saved >= checkpoint_seconds or state.round == last
+        if checkpoint is not None and due:
+            states.save(state, checkpoint)
+            saved = time.monotonic()
+        if checkpoint is None or due:
+            store.commit()
+        on_round(metrics)
+    _check_through(state.round, last, config.total_rounds)
+    logits = remembered_logits(config, prepared, state, store)
+    if product is not None:
+        write_product(make_product(config, prepared, state, store, logits), product)
+    return finish(config, prepared, state, store, logits, before_test)
+
+
+def _check_through(round: int, last: int, total: int) -> None:
+    if round < last:
+        raise OutOfTimeError
+    if round < total:
+        raise RestsError
+
+
+def passed(deadline: float | None) -> bool:
+    """Whether it is later than that, a `time.time()`; never where there is none."""
+    return deadline is not None and time.time() >= deadline
+
+
+def resume(
+    config: TrialConfig, prepared: Prepared, store: Store, checkpoint: Location | None, *, produces: bool = True
+) -> TrialState:
+    """The state in `checkpoint`, or a fresh one; the store is brought to the same point.
+
+    Raises `InputError` for a checkpoint whose student was trained by another optimiser than the config's.
+    """
+    state = start(config, prepared, produces=produces)
+    if checkpoint is not None and checkpoint.is_file():
+        states.load(state, checkpoint, prepared.teacher.device)
+        config.distiller.check_loaded(state.distiller, checkpoint)
+    store.restore(state.num_ids, config.memory.live(state.memory))
+    return state
+
+
+def finish(
+    config: TrialConfig,
+    prepared: Prepared,
+    state: TrialState,
+    store: Store,
+    logits: Tensor,
+    before_test: Callable[[Outcome], None] | None,
+) -> Outcome:
+    """The outcome of a trial after its last round, with the `remembered_logits`."""
+    untested = end(config, prepared, state, store, logits)
+    if before_test is not None:
+        before_test(untested)
+    return tested(untested, state, prepared)
+
+
+def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:
+    """The student as it stands and the samples the memory still refers to, as the store keeps them.
+
+    `logits`: the `remembered_logits`, one row a sample.
+    """
+    teacher, ids = prepared.teacher, config.memory.live(state.memory)
+    parts = [store.codec.encode(store.gather(part)) for part in ids.split(4096)] if len(ids) else []
+    columns = zip(*((part.images, part.labels) for part in parts), strict=True)
+    images, labels = (torch.cat(column).cpu() for column in columns) if parts else (None, None)
+    weights = {k: v.detach().cpu().contiguous() for k, v in state.distiller.student.state_dict().items()}
+    return Product(
+        student=weights,
+        network=label(config.student),
+        num_classes=teacher.num_classes,
+        image_shape=teacher.image_shape,
+        mean=teacher.mean,
+        std=teacher.std,
+        space=store.codec.space,
+        images=images,
+        labels=labels,
+        logits=logits if parts else None,
+    )

@@ -1,0 +1,119 @@
+"""What makes a trial's images: guided inversion, round by round, with a state apart from the student's.
+
+Nothing but these functions draws from a production's streams. So trials may share one, or have it run elsewhere, and
+come to the numbers of a trial that makes its images itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.core.method import Metrics
+from condkd_ray.core.rng import Streams, derive_seed
+from condkd_ray.core.samples import Codec, Samples, unseen
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.config import Prepared, TrialConfig
+
+
+@dataclass
+class Production:
+    """All that changes as images are made."""
+
+    inversion: Any
+    guidance: Any
+    streams: Streams
+    round: int = 0
+    """Of the trial, that comes next."""
+
+
+def begin(config: TrialConfig, prepared: Prepared, number: int = 0) -> Production:
+    """The state before the first round, on the teacher's device; of producer `number` where the trial has several."""
+    seed = config.seed if config.producers == 1 else derive_seed(config.seed, f"producer/{number}")
+    streams = Streams(seed, prepared.teacher.device)
+    inversion = config.inversion.init(prepared.teacher, streams)
+    return Production(inversion, config.guidance.start(prepared.teacher, prepared.condensed, streams), streams, number)
+
+
+def produce(
+    config: TrialConfig,
+    prepared: Prepared,
+    production: Production,
+    student: nn.Module,
+    class_counts: Tensor,
+    *,
+    promised: bool = False,
+) -> tuple[Samples, Metrics]:
+    """The images of the next round, settled, and the means of their loss terms.
+
+    They come with the teacher's logits where the config `keeps_logits`, or logits are `promised` to other trials.
+    `student` is asked, in eval mode, only by an inversion that `asks_student`; `class_counts` (K,) of what the memory
+    holds count only for a weighing that `reads_memory`. Raises `NonFiniteError` before anything is kept.
+    """
+    with precision(config, prepared.teacher.device):
+        fresh, terms = synthesise(config, prepared, production, student, class_counts)
+        production.round += config.producers
+        ask, label = promised or config.keeps_logits, config.inversion.labels_by_teacher
+        return settle(fresh, codec(config, prepared.teacher), prepared.teacher, ask=ask, label=label), terms
+
+
+def synthesise(
+    config: TrialConfig, prepared: Prepared, production: Production, student: nn.Module, class_counts: Tensor
+) -> tuple[Samples, Metrics]:
+    """A round of guided inversion; see `produce`."""
+    teacher, rng = prepared.teacher, production.streams
+    guide = config.guidance.bind(
+        production.guidance,
+        teacher=teacher,
+        condensed=prepared.condensed,
+        host_augment=lambda images, stream: config.inversion.augment(images, teacher=teacher, rng=stream),
+        rng=rng,
+        progress=config.progress(production.round),
+    )
+    targets = config.targets.sample(config.inversion.images_per_round, teacher, rng=rng)
+    fresh, terms = config.inversion.synthesize(
+        production.inversion,
+        targets,
+        teacher=teacher,
+        student=student.eval(),
+        guide=guide,
+        weigh=config.weighing.bind(class_counts.to(teacher.device)),
+        rng=rng,
+    )
+    return fresh, terms | config.guidance.read(guide)
+
+
+@torch.no_grad()
+def settle(samples: Samples, code: Codec, teacher: Teacher, *, ask: bool = True, label: bool = False) -> Samples:
+    """Samples just as any store will give them back: the images encoded and decoded once.
+
+    `ask`: with the teacher's logits on these images, by the one pass over a round's fresh images; `label`: with its
+    argmax for labels, which needs `ask`.
+    """
+    images = code.decode(code.encode(samples)).images
+    if not ask:
+        return unseen(images, samples.labels)
+    logits = answers(teacher, images)
+    return Samples(images, logits.argmax(1) if label else samples.labels, logits)
+
+
+@torch.no_grad()
+def answers(teacher: Teacher, images: Tensor) -> Tensor:
+    """The teacher's logits (B, K) float32 of images (B, C, H, W), as a store keeps them: rounded to float16."""
+    if not len(images):
+        return images.new_zeros(0, teacher.num_classes)
+    return torch.cat([teacher.logits(part) for part in images.split(512)]).half().float()
+
+
+def codec(config: TrialConfig, teacher: Teacher) -> Codec:
+    """How this trial's samples are kept."""
+    return Codec(config.inversion.pixel_space, teacher.mean, teacher.std, config.keeps_logits)
+
+
+def precision(config: TrialConfig, device: torch.device) -> torch.autocast:
+    """The networks' arithmetic."""
+    # Without its cache: within one context it would go on with the weights of before the optimiser's first step.
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16", cache_enabled=False)

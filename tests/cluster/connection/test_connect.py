@@ -1,0 +1,110 @@
+import importlib
+import json
+import os
+import platform
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import processes
+from condkd_ray.cluster.connection import connect as module
+from condkd_ray.cluster.connection.address import check_versions
+from condkd_ray.cluster.connection.connect import check_resources, connect, slots
+from condkd_ray.core.method import InputError
+
+
+def refused(address: str) -> str:
+    begin = time.monotonic()
+    with pytest.raises(InputError) as caught, connect(address):
+        pass
+    assert time.monotonic() - begin < 5
+    return str(caught.value)
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert f"'127.0.0.1:{port}', where nothing answers" in refused(f"127.0.0.1:{port}")
+
+
+def test_a_server_that_is_no_ray_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert "what answers there is no Ray" in refused(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:10001", "somewhere", "host:port", "host:0", ":6379"])
+def test_other_forms_of_address_are_refused(address):
+    assert f'Ray address is {address!r}; accepted: "host:port"' in refused(address)
+
+
+def test_the_environment_names_an_address_too(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    with pytest.raises(InputError, match="ray://"), connect():
+        pass
+
+
+def test_the_environment_is_put_back(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    with module._environment(module._private_environment()):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_long_folder_of_temporary_files_is_not_used_for_sockets(monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 60)
+    assert module._private_environment()["RAY_TMPDIR"] == "/tmp"
+    monkeypatch.setenv("TMPDIR", "/short")
+    assert "RAY_TMPDIR" not in module._private_environment()
+
+
+def test_a_connected_process_stays_connected(cluster):
+    import ray
+
+    with connect("local"):
+        pass
+    assert ray.is_initialized()
+
+
+def test_all_sockets_are_on_loopback_and_the_home_folder_is_left_alone(cluster):
+    pids = processes.descendants(os.getpid())
+    assert any("gcs_server" in command for command in pids.values())
+    assert processes.listening({os.getpid(), *pids}) <= processes.LOOPBACK
+    assert not (Path.home() / ".ray" / "auth_token").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("ray_version", "2.11.0"), ("python_version", "3.9.1")])
+def test_a_cluster_of_another_ray_or_python_is_refused_with_both_versions(cluster, name, value):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    check_versions(address)
+    place = {"key": b"CLUSTER_METADATA", "namespace": b"cluster"}
+    client = importlib.import_module("ray._raylet").GcsClient(address=address)
+    kept = client.internal_kv_get(**place)
+    there = json.loads(kept) | {name: value}
+    client.internal_kv_put(value=json.dumps(there).encode(), overwrite=True, **place)
+    try:
+        with pytest.raises(InputError) as caught:
+            check_versions(address)
+    finally:
+        client.internal_kv_put(value=kept, overwrite=True, **place)
+    theirs = f"a cluster of Ray {there['ray_version']} on Python {there['python_version']}; accepted: "
+    assert f"{theirs}one of Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(64, 0), (1, 3), (0, 0), (1, 1.5), (1, -1)])
+def test_resources_nobody_has_are_refused(cluster, cpus, gpus):
+    with pytest.raises(InputError, match="per trial is"):
+        check_resources(cpus, gpus)
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "count"), [(1, 0, 2), (0.5, 0, 4), (2, 0, 1), (0.5, 1, 2), (0.5, 0.5, 4)])
+def test_slots(cluster, cpus, gpus, count):
+    check_resources(cpus, gpus)
+    assert slots(cpus, gpus) == count

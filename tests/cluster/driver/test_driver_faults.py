@@ -1,0 +1,177 @@
+"""What a driver survives, and what becomes of all it has started; the same command then continues."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from places import CHECKOUT
+
+from cluster import processes
+from cluster.drivers import assert_gone, assert_undisturbed, driving, finish, outcomes
+from condkd_ray.cluster.storm import TITLES, Machine, machine, titles
+
+SECOND = {"round b 2", "round c 2", "done a"}
+"""What has been said once a trial is done and two are under way."""
+
+
+def checkpoints(folder: Path) -> set[str]:
+    return {path.parent.name for path in folder.glob("trials/*/state.safetensors")}
+
+
+def test_sigterm_ends_a_sweep_in_order_and_leaves_no_process(tmp_path):
+    with driving(tmp_path) as driver:
+        driver.until("listening", *SECOND)
+        pids = driver.pids()
+        driver.hit(signal.SIGTERM)
+        assert driver.end() == 130
+    assert driver.said[1].startswith("listening ")
+    assert set(driver.said[1].split()[1:]) <= processes.LOOPBACK
+    assert driver.said[-1] == "interrupted"
+    assert_gone(pids)
+    assert {"b", "c"} <= checkpoints(tmp_path) | set(outcomes(tmp_path))
+    assert not (tmp_path / "trials" / "a").exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("group", [False, True], ids=["driver", "terminal"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_after_ctrl_c_nothing_runs_nothing_is_lost_and_the_same_command_continues(tmp_path, times, group):
+    with driving(tmp_path) as driver:
+        driver.until(*SECOND)
+        pids = driver.pids()
+        driver.hit(signal.SIGINT, group=group)
+        if times == 2:
+            time.sleep(0.2)
+            driver.hit(signal.SIGINT, group=group)
+            hit = time.monotonic()
+        assert driver.end() == 130, driver.said
+        assert times == 1 or time.monotonic() - hit < 10
+    assert driver.said[-1] in ("interrupted", "interrupted; the same command continues")
+    assert not any("Traceback" in line for line in driver.said)
+    assert_gone(pids)
+    assert "a" in outcomes(tmp_path)
+    finish(tmp_path)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
+def test_ctrl_c_while_the_cluster_comes_up_leaves_no_process(tmp_path, seconds):
+    with driving(tmp_path) as driver:
+        driver.until("connecting")
+        time.sleep(seconds)
+        pids = driver.pids()
+        driver.hit(signal.SIGINT, group=True)
+        assert driver.end() == 130, driver.said
+    assert not any("Traceback" in line for line in driver.said)
+    assert_gone(pids)
+
+
+@pytest.mark.fault
+def test_a_driver_killed_at_once_takes_all_with_it_and_the_same_command_continues(tmp_path):
+    with driving(tmp_path) as driver:
+        driver.until(*SECOND)
+        pids = driver.pids()
+        driver.hit(signal.SIGKILL)
+        assert driver.end() == -signal.SIGKILL
+    assert_gone(pids)
+    assert "a" in outcomes(tmp_path)
+    # Nothing of Tune's is needed to go on; what cannot be read would end any attempt to.
+    for path in (tmp_path / "tune").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"no pickle")
+    finish(tmp_path)
+
+
+def home_of_the_pool(made: Machine) -> int:
+    """Of two nodes. Ray makes the pool on any, the head too, which is spared: there it is killed, and made anew."""
+    while True:
+        for which in range(2):
+            if made.runs(which, TITLES["pool"]):
+                return which
+        for pid, title in titles(os.getpid()).items():
+            if title.startswith(TITLES["pool"]):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("with_pool", [False, True])
+def test_a_lost_node_costs_what_ran_there_since_its_checkpoint(tmp_path, with_pool):
+    with machine() as made:
+        with driving(tmp_path, made.address) as driver:
+            driver.until(*SECOND)
+            home = home_of_the_pool(made)
+            made.lose(home if with_pool else 1 - home)
+            made.grow()
+            assert driver.end() == 0, driver.said
+        assert_undisturbed(tmp_path)
+
+
+@pytest.mark.fault
+def test_with_its_head_lost_a_driver_ends_and_goes_on_on_another_cluster(tmp_path, monkeypatch):
+    # Ray looks for its head for a minute; here for ten seconds.
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+    with machine() as made, driving(tmp_path, made.address) as driver:
+        driver.until(*SECOND)
+        made.lose_head()
+        lost = time.monotonic()
+        assert driver.end() not in (0, 130), driver.said
+        print(f"ended after {time.monotonic() - lost:.0f} s:", *driver.said[-5:], sep="\n")
+    assert "a" in outcomes(tmp_path)
+    with machine() as made:
+        finish(tmp_path, made.address)
+
+
+@pytest.mark.fault
+def test_a_node_that_joins_takes_part(tmp_path):
+    with machine(nodes=1) as made, driving(tmp_path, made.address, times=20) as driver:
+        driver.until("done a")
+        made.grow()
+        driver.until("round c 1")
+        assert not any(line.startswith("done b") for line in driver.said)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of `size` in memory."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.fault
+def test_full_storage_ends_the_sweep_with_the_path_and_the_same_command_continues_once_there_is_room(tmp_path):
+    with small_disk(tmp_path / "disk", "8m") as folder:
+        filler = folder / "filler"
+        with driving(folder) as driver:
+            driver.until(*SECOND)
+            pids = driver.pids()
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1024))
+            assert driver.end() == 1, driver.said
+        assert driver.said[-1].startswith("failed: ")
+        assert driver.said[-1].endswith(": No space left on device; the same command continues once there is room")
+        assert str(folder) in driver.said[-1]
+        assert_gone(pids)
+        filler.unlink()
+        assert "a" in outcomes(folder)
+        finish(folder)
+
+
+def test_no_file_of_tunes_is_ever_read():
+    package = CHECKOUT / "condkd_ray"
+    source = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    for word in ("Tuner.restore", "can_restore", "pickle.load", "ResultGrid", "get_checkpoint("):
+        assert word not in source

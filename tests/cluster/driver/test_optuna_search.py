@@ -1,0 +1,80 @@
+"""Why the searcher is our own: what Ray's `OptunaSearch` makes of a study in a storage. Should this fail, it may go."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from places import TESTS
+
+from condkd_ray.study import open_storage
+
+DRIVER = TESTS / "cluster" / "stock_driver.py"
+
+
+def space(trial: optuna.Trial) -> None:
+    trial.suggest_float("x", 0.0, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_a_nan_runs_for_ever_and_what_was_stopped_early_counts_as_complete(cluster, tmp_path):
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    def score(config):
+        for step in range(1, 5):
+            tune.report({"score": math.nan if config["x"] > 0.9 else config["x"] * step})
+
+    storage = open_storage(None, tmp_path)
+    searcher = OptunaSearch(
+        space,
+        storage=storage,
+        study_name="stock",
+        metric="score",
+        mode="max",
+        seed=0,
+        points_to_evaluate=[{"x": 0.95}, {"x": 0.8}, {"x": 0.1}],
+    )
+    scheduler = tune.schedulers.ASHAScheduler(metric="score", mode="max", max_t=4, grace_period=1, reduction_factor=2)
+    tune.Tuner(
+        score,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, scheduler=scheduler, num_samples=3, max_concurrent_trials=1, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0),
+    ).fit()
+    broken, good, poor = optuna.load_study(study_name="stock", storage=storage).trials
+    assert broken.state == TrialState.RUNNING
+    assert good.state == poor.state == TrialState.COMPLETE
+    assert max(good.intermediate_values) > max(poor.intermediate_values, default=0)
+
+
+@pytest.mark.fault
+def test_after_its_driver_was_killed_it_never_goes_on(tmp_path):
+    command = [sys.executable, str(DRIVER), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as driver:
+        deadline = time.monotonic() + 120
+        while _complete(tmp_path) < 30:
+            assert time.monotonic() < deadline
+            assert driver.poll() is None
+            time.sleep(0.2)
+        driver.send_signal(signal.SIGKILL)
+    again = subprocess.run([*command, "restore"], env=environment, capture_output=True, text=True, timeout=240)
+    assert again.returncode != 0
+    assert "UpdateFinishedTrialError" in again.stderr
+
+
+def _complete(folder: Path) -> int:
+    """Complete trials of the study so far."""
+    names = optuna.get_all_study_names(open_storage(None, folder))
+    if not names:
+        return 0
+    study = optuna.load_study(study_name=names[0], storage=open_storage(None, folder))
+    return len(study.get_trials(states=(TrialState.COMPLETE,)))

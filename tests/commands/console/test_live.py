@@ -1,0 +1,86 @@
+"""Trials as they run: a table on a terminal that is gone at the end, a line a finished trial in a file."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from commands.console.terminals import Terminal
+from condkd_ray.commands.console import Screen
+from condkd_ray.commands.console import screen as module
+from condkd_ray.commands.console.live import Live, round_line
+from condkd_ray.commands.console.progress import Goal, Progress
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch):
+    monkeypatch.setattr(module, "REDRAW_SECONDS", 3600)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.delenv("TERM", raising=False)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def row(number: int, value: float = 0.5) -> dict[str, float]:
+    return {"round": number, "proxy/agreement": value, "student/test_accuracy": 0.999}
+
+
+def test_a_file_gets_one_line_a_finished_trial():
+    stream, clock = io.StringIO(), Clock()
+    live = Live(Progress(12, clock=clock), Screen(stream))
+    for number in (1, 2):
+        clock.now += 5
+        live.round("a", "mixed seed 0", row(number), 2)
+    live.finished("a", "mixed seed 0", "finished", 0.91234)
+    live.finished("b", "guided seed 0", "failed", None)
+    live.finished("c", "guided seed 1", "finished", float("nan"))
+    live.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "[ 1/12] mixed seed 0 91.23 %, left 1 min 50 s"
+    assert lines[1].startswith("[ 2/12] guided seed 0 failed, 1 failed")
+    assert lines[2].startswith("[ 3/12] guided seed 1 no accuracy")
+    assert len(lines) == 3
+
+
+def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy():
+    stream = io.StringIO()
+    live = Live(Progress(3, Goal(decides=True)), Screen(stream))
+    for key, value in (("a", 0.5), ("b", 0.25)):
+        live.round(key, f"trial {key}", row(1, value), 2)
+        live.finished(key, f"trial {key}", "finished" if key == "a" else "pruned", 0.999)
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("[1/3] trial a finished, proxy/agreement 0.5000")
+    assert second.startswith("[2/3] trial b pruned, proxy/agreement 0.2500")
+    assert second.endswith("; best so far trial a, 0.5000")
+    assert "99" not in stream.getvalue()
+
+
+def test_a_terminal_gets_a_table_that_is_one_line_at_the_end():
+    terminal, clock = Terminal(), Clock()
+    screen = Screen(terminal)
+    live = Live(Progress(2, Goal(decides=True), clock=clock), screen)
+    live.round("a", "trial 0", row(1), 4)
+    screen.draw()
+    assert terminal.lines[-1] == "trial 0    1/4           0.5000  0.5000"
+    live.finished("a", "trial 0", "finished", 0.999, leaves={"leaf": 0.123456})
+    live.finished("b", "trial 1", "failed", None)
+    screen.draw()
+    assert terminal.lines[1:3] == ["best: trial 0, proxy/agreement 0.5000", "  leaf 0.1235"]
+    clock.now = 75
+    live.close()
+    assert terminal.lines == ["2 of 2 trials, 1 failed in 1 min 15 s"]
+    assert "99" not in "".join(terminal.writes)
+
+
+def test_one_round_in_a_line():
+    metrics = row(3) | {"kd/loss": 1.23456, "inversion/bn": 2.0, "memory/bytes": 9.0, "time/wall_seconds": 0.55}
+    told = round_line("trial 0", metrics, 12, "proxy/agreement")
+    assert told == "trial 0 round 3/12: proxy/agreement 0.5, kd/loss 1.235, inversion/bn 2, 0.6 s"

@@ -1,0 +1,52 @@
+"""What is kept where, told at the end."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from condkd_ray import report
+from condkd_ray.commands.console import results
+from condkd_ray.commands.console.results import kept, tell_results
+
+
+def told(out: Path, study: str | None = None) -> dict[str, str]:
+    lines = kept(out, study)
+    (start,) = {len(line) - len(line[12:].lstrip()) for line in lines}
+    return {line[:start].strip(): line[start:] for line in lines}
+
+
+def test_only_what_is_there_is_told_and_in_columns(tmp_path: Path):
+    out = tmp_path / "my runs"
+    out.mkdir()
+    assert list(told(out)) == ["records"]
+    for name in ("table.md", "figure.png", "curves.png", "report.html"):
+        (out / name).touch()
+    (out / "tensorboard").mkdir()
+    found = told(out)
+    assert list(found) == ["records", "tables", "figures", "page", "look live"]
+    assert (found["tables"], found["page"]) == (str(out / "table.md"), str(out / "report.html"))
+    assert found["figures"] == f"{out / 'figure.png'}, {out / 'curves.png'}"
+    assert shlex.split(found["look live"]) == ["condkd", "dashboard", str(out)]
+
+
+def test_products_and_studies_are_told_of_but_no_storage_with_its_password(tmp_path: Path):
+    (tmp_path / "products").mkdir()
+    (tmp_path / "tensorboard").mkdir()
+    assert not {"study", "take along"} & set(told(tmp_path))
+    (tmp_path / "products" / "ab.safetensors").touch()
+    (tmp_path / "study.journal").touch()
+    found = told(tmp_path)
+    assert found["take along"] == f"condkd export {tmp_path} --to export"
+    assert found["study"] == str(tmp_path / "study.journal")
+    assert found["look live"] == f"condkd dashboard {tmp_path}"
+    named = told(tmp_path, "postgresql://me:secret@host/name")
+    assert "secret" not in str(named)
+    assert named["look live"] == f"condkd dashboard {tmp_path} --study-storage ..."
+
+
+def test_tables_are_as_wide_as_the_terminal_and_come_first(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "columns", lambda: 47)
+    monkeypatch.setattr(report, "build", lambda out, width: f"tables of {out} in {width} columns")
+    tell_results(tmp_path)
+    assert capsys.readouterr() == (f"tables of {tmp_path} in 47 columns\n", "\n".join(kept(tmp_path)) + "\n")

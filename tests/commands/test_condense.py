@@ -1,0 +1,163 @@
+"""The command that makes a condensed set: what it writes, says and refuses."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from condkd_ray import __main__
+from condkd_ray.core import config as configs
+from condkd_ray.core.samples import Samples, to_unit
+from condkd_ray.data.readers import read_parquet
+from condkd_ray.methods.condensation import Imported
+from condkd_ray.trial.artifacts import Workshop
+
+METHOD = "{name: distribution_matching, ipc: 3, condensed_together: 3, iterations: 8, width: 4, lr: 30}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("condense")
+    (folder / "dm.yaml").write_text(f"data: digits\nseed: 4\ncondensation: {METHOD}\n")
+    (folder / "real.yaml").write_text("data: digits\ncondensation: {name: random_real, ipc: 2}\n")
+    (folder / "none.yaml").write_text("data: digits\n")
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """Runs the command; its exit code. No teacher may be asked for."""
+    monkeypatch.setattr(Workshop, "teacher", lambda *_: pytest.fail("a teacher was made"))
+
+    def run(config: str, out: str, *flags: str) -> int:
+        files = [str(folder / config), "--out", str(folder / out), "--cache", str(folder / "cache")]
+        monkeypatch.setattr(sys, "argv", ["condkd", "condense", *files, *flags])
+        with pytest.raises(SystemExit) as caught:
+            __main__.main()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
+
+    return run
+
+
+def made(folder: Path, **changes) -> Samples:
+    """What a trial of `dm.yaml` would get."""
+    config = configs.from_tree(configs.read_tree(folder / "dm.yaml") | changes)
+    samples = Workshop(folder / "cache", say=lambda _: None).condensed(config)
+    assert samples is not None
+    return samples
+
+
+def read_back(folder: Path, name: str) -> Samples:
+    """By `imported`."""
+    data = Workshop(folder / "cache").data(configs.read(folder / "dm.yaml"))
+    options = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": data.mean, "std": data.std}
+    return Imported(path=folder / name, ipc=1, force=True).read(**options)  # type: ignore[arg-type]
+
+
+def test_the_torch_file_is_exact_and_parquet_is_clipped_and_rounded(folder, run, capsys):
+    assert run("dm.yaml", "sets/dm.parquet", "--dc", str(folder / "sets/dm.pt"), "--control") == 0
+    data = Workshop(folder / "cache").data(configs.read(folder / "dm.yaml"))
+    sets = {"dm": made(folder), "dm_random_real": made(folder, condensation={"name": "random_real", "ipc": 3})}
+    printed = capsys.readouterr().out.splitlines()
+    for (name, expected), line in zip(reversed(sets.items()), printed[1:], strict=True):
+        exact, rounded = read_back(folder, f"sets/{name}.pt"), read_back(folder, f"sets/{name}.parquet")
+        assert torch.equal(exact.images, expected.images)
+        assert torch.equal(exact.labels, expected.labels)
+        assert torch.equal(rounded.labels, expected.labels)
+        wanted = to_unit(expected.images, data.mean, data.std).clamp(0, 1)
+        assert (to_unit(rounded.images, data.mean, data.std) - wanted).abs().max() <= 0.5 / 255 + 1e-6
+        words = line.split()
+        assert words[1:4] == ["4", "3", "30"]
+        assert [float(word) for word in words[4:6]] == pytest.approx(
+            [expected.images.mean().item(), expected.images.std().item()], abs=6e-4
+        )
+        assert line.endswith(f"{folder / 'sets' / name}.parquet, {folder / 'sets' / name}.pt")
+    share = ((made(folder).images * data.std[0] + data.mean[0]) * 255 - 127.5).abs().gt(128).float().mean().item()
+    assert share > 0.01
+    assert f"{share:.1%}" == printed[2].split()[6]
+    assert printed[1].split()[6] == "0.0%"
+
+
+def test_the_torch_file_is_read_without_unpickling_code_and_says_what_it_is(folder, run):
+    assert run("dm.yaml", "own.parquet", "--dc", str(folder / "own.pt")) == 0
+    content = torch.load(folder / "own.pt", weights_only=True)
+    (pair,) = content["data"]
+    assert content["accs_all_exps"] == {}
+    assert [(part.dtype, part.shape) for part in pair] == [
+        (torch.float32, (30, 1, 8, 8)),
+        (torch.int64, (30,)),
+    ]
+    about = content["about"]
+    assert (about["method"], about["seed"], about["dataset"]) == ("distribution_matching", "4", "digits")
+    assert json.loads(about["config"])["iterations"] == 8
+    data = Workshop(folder / "cache").data(configs.read(folder / "dm.yaml"))
+    assert (json.loads(about["mean"]), json.loads(about["std"])) == (list(data.mean), list(data.std))
+    metadata = pq.read_schema(folder / "own.parquet").metadata
+    assert {key: metadata[key.encode()].decode() for key in about if key != "pixels"} == {
+        key: value for key, value in about.items() if key != "pixels"
+    }
+    assert b"clipped" in metadata[b"pixels"]
+    assert read_parquet([folder / "own.parquet"]).class_names == data.class_names
+
+
+def test_real_images_come_back_as_they_were(folder, run, capsys):
+    assert run("real.yaml", "real.parquet") == 0
+    data = Workshop(folder / "cache").data(configs.read(folder / "real.yaml"))
+    pixels = read_parquet([folder / "real.parquet"]).pixels
+    assert all((data.train.pixels == image).flatten(1).all(1).any() for image in pixels)
+    assert "clipped;" not in capsys.readouterr().err
+
+
+def test_clipping_is_said_where_nothing_keeps_the_values(folder, run, capsys):
+    assert run("dm.yaml", "clipped.parquet") == 0
+    assert "8 bit: values outside [0, 1] were clipped; --dc FILE.pt keeps them" in capsys.readouterr().err
+
+
+def test_flags_go_over_the_file(folder, run):
+    assert run("dm.yaml", "flags.parquet", "--condensation.ipc", "1", "--seed", "5") == 0
+    assert len(read_back(folder, "flags.parquet")) == 10
+    assert pq.read_schema(folder / "flags.parquet").metadata[b"seed"] == b"5"
+
+
+def test_files_that_exist_are_kept_unless_told_otherwise(folder, run, capsys, monkeypatch):
+    (folder / "kept_random_real.parquet").write_text("precious")
+    assert run("dm.yaml", "kept.parquet", "--control") == 2
+    assert "kept_random_real.parquet'; accepted: a new one; or --force" in capsys.readouterr().err
+    assert (folder / "kept_random_real.parquet").read_text() == "precious"
+    assert not (folder / "kept.parquet").exists()
+    assert run("dm.yaml", "kept.parquet", "--control", "--force") == 0
+    assert len(read_back(folder, "kept_random_real.parquet")) == 30
+
+
+@pytest.mark.parametrize(
+    ("config", "out", "flags", "problem"),
+    [
+        ("none.yaml", "x.parquet", (), "condensation in"),
+        ("dm.yaml", "x.png", (), "ends in .parquet"),
+        ("dm.yaml", "x.parquet", ("--dc", "x.npz"), "ends in .pt"),
+        ("dm.yaml", "dm.yaml/x.parquet", (), "dm.yaml cannot"),
+        ("real.yaml", "x.parquet", ("--control",), "not itself real images"),
+        ("dm.yaml", "x.parquet", ("--threads", "0"), "--threads is 0"),
+        ("dm.yaml", "x.parquet", ("--condensation.ipc", "4"), "condensed_together is 3"),
+        ("absent.yaml", "x.parquet", (), "absent.yaml"),
+        ("dm.yaml", "x.parquet", ("--no-such-flag", "4"), "no-such-flag"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(config, out, flags, problem, folder, run, capsys, monkeypatch):
+    monkeypatch.setattr(Workshop, "condensed", lambda *_: pytest.fail("work was begun"))
+    assert run(config, out, *flags) == 2
+    error = capsys.readouterr().err
+    assert problem in error
+    assert "Traceback" not in error
+    assert not (folder / out).exists()
+
+
+def test_more_images_than_there_are_are_refused(folder, run, capsys):
+    flags = ("--condensation.ipc", "200", "--condensation.condensed-together", "200")
+    assert run("dm.yaml", "many.parquet", "--control", *flags) == 2
+    assert "number of images per class is 200; accepted: at most" in capsys.readouterr().err
+    assert not (folder / "many.parquet").exists()

@@ -1,0 +1,75 @@
+"""The table of methods: complete, honest about whose choice a field is, and the README's."""
+
+import dataclasses
+import re
+from typing import get_args
+
+import pytest
+from places import README
+
+from condkd_ray.commands import methods_table
+from condkd_ray.methods.inversion import AnyInversion
+from condkd_ray.models import AnyNetwork, label, parse
+from condkd_ray.models.cost import short
+
+KINDS = [kind for union in methods_table.FAMILIES.values() for kind in methods_table.methods(union)]
+
+
+def test_it_names_every_member_once():
+    lines = methods_table.table().splitlines()[2:]
+    assert len(lines) == len(KINDS)
+    for kind in get_args(AnyInversion):
+        assert sum(line.startswith(f"| inversion | `{kind().name}` |") for line in lines) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_hyper_parameter_is_told_and_what_is_ours_is_a_field(kind):
+    names = {field.name for field in dataclasses.fields(kind)} - {"name"}
+    assert set(kind.ours) <= names
+    (row,) = [line for line in methods_table.table().splitlines() if any(line == r for r in rows_of(kind))]
+    for name in names:
+        assert re.search(rf"\b{name}\b", row)
+        assert bool(re.search(rf"\*{name}\b", row)) == (name in kind.ours)
+
+
+def test_the_students_recipe_has_a_row():
+    (row,) = [line for line in methods_table.table().splitlines() if line.startswith("| distiller |")]
+    assert row.startswith("| distiller | - | Fang et al., ")
+    for told in ("optimizer sgd", "nesterov off", "lr_schedule cosine", "milestones none", "clip 0", "*warm_up 0.1*"):
+        assert told in row
+
+
+def rows_of(kind):
+    families = methods_table.FAMILIES.items()
+    return [methods_table._row(family, kind) for family, union in families if kind in methods_table.methods(union)]
+
+
+def test_the_readme_has_this_very_table():
+    told = README.read_text().split("<!-- condkd methods -->\n")[1].split("<!-- end -->")[0]
+    assert told == methods_table.table(), "the README's table of methods is old: put in what `condkd methods` prints"
+
+
+def test_the_table_of_networks_names_every_architecture_as_the_command_line_does():
+    assert {type(parse(text)) for text in methods_table.NETWORKS} == set(get_args(AnyNetwork))
+    assert all(label(parse(text)) == text for text in methods_table.NETWORKS)
+    rows = methods_table.networks_table().splitlines()
+    assert [row.split("`")[1] for row in rows[2 : 2 + len(methods_table.NETWORKS)]] == list(methods_table.NETWORKS)
+    assert len({row.count("|") for row in rows[: 2 + len(methods_table.NETWORKS)]}) == 1
+    assert "`resnet50`" in rows[-1]
+
+
+def test_a_row_of_the_table_of_networks():
+    expected = "| `wrn-40-2` | Zagoruyko & Komodakis, BMVC 2016 | 2.24 M | 328 M | 128 | yes | 8 |"
+    assert expected in methods_table.networks_table().splitlines()
+    assert methods_table._network_row(parse("lenet5")).endswith("| 62.0 k | 652 k | 84 | no | 16 |")
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        *((7, "7"), (999, "999"), (1000, "1.00 k"), (15_888, "15.9 k"), (651_720, "652 k"), (999_999, "1.00 M")),
+        *((1_159_402_496, "1.16 G"), (1.27e17, "127 P")),
+    ],
+)
+def test_counts_have_three_digits(count, told):
+    assert short(count) == told

@@ -1,0 +1,41 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from condkd_ray.commands.pool import pool_table
+from condkd_ray.core.method import InputError
+
+
+def write(out: Path, keys: list[dict]) -> None:
+    (out / "chunks").mkdir(parents=True)
+    status = {"limit": 5_000_000, "keys": keys, "time": time.time() - 65}
+    (out / "chunks" / "pool.json").write_text(json.dumps(status))
+
+
+def entry(key: str, **changes) -> dict:
+    sizes = {"chunks": 2, "samples": 256, "bytes": 1_500_000, "spilled_bytes": 500_000}
+    return {"key": key, **sizes, "rounds": 2, "readers": 3, "hits": 4, "maker": "abcdef0123456789"} | changes
+
+
+def test_what_a_pool_holds_as_a_table(tmp_path):
+    write(tmp_path, [entry("shared"), entry("own-one", rounds=0, readers=1, hits=0, maker="", spilled_bytes=0)])
+    lines = pool_table(tmp_path).splitlines()
+    assert lines[0].split()[-2:] == ["made", "by"]
+    assert lines[0].split()[:6] == ["key", "trials", "rounds", "chunks", "samples", "MB"]
+    assert lines[1].split() == ["shared", "3", "2", "2", "256", "1.5", "0.5", "4", "abcdef012345"]
+    assert lines[2].split() == ["own-one", "1", "-", "2", "256", "1.5", "0.0", "0", "-"]
+    assert lines[3] == "3.0 MB, of which 0.5 MB on disk alone; limit 5.0 MB of shared memory"
+    assert lines[4] == "as of 1 min 05 s ago"
+    assert len({len(line) for line in lines[:3]}) == 1
+
+
+def test_an_empty_pool_says_so(tmp_path):
+    write(tmp_path, [])
+    assert pool_table(tmp_path).startswith("no samples are held\n0.0 MB")
+
+
+def test_a_folder_no_pool_has_written_to_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"holds no chunks/pool\.json"):
+        pool_table(tmp_path)

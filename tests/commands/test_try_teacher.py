@@ -1,0 +1,178 @@
+"""`condkd try` as its user runs it: a teacher's weights, a folder of digits, seconds instead of minutes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from data.image_files import write_folder
+from safetensors.torch import save_file
+
+from condkd_ray.commands import try_teacher
+from condkd_ray.commands.try_teacher import ARMS, CONFIG, Try, configure, try_out
+from condkd_ray.core import config as configs
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.data.datasets import CONSTANTS, DataConfig, load
+from condkd_ray.methods.supervised import Supervised
+from condkd_ray.models import ResNet
+from condkd_ray.report.records import read_manifest, read_records
+from condkd_ray.trial.artifacts import Workshop
+
+EACH = 6
+SMALL = """
+inversion: {steps: 2, batch: 32, width: 8, latent: 16}
+distiller: {steps: 4, batch: 32}
+"""
+MEAN, STD = CONSTANTS["mnist"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a teacher of digits with a card, and photos of digits, six a class."""
+    home = tmp_path_factory.mktemp("try")
+    digits = load(DataConfig(name="digits"))
+    network = ResNet(depth=8, width=4).build(digits.image_shape, 10)
+    recipe = {"mean": MEAN, "std": STD, "flip_ok": False, "rng": Streams(0)}
+    Supervised(epochs=6).train(network, digits.train.pixels, digits.train.labels, **recipe)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, home / "teacher.safetensors"
+    )
+    card = {"network": "resnet-8-4", "num_classes": 10, "image_shape": [1, 8, 8], "mean": MEAN, "std": STD}
+    (home / "teacher.json").write_text(json.dumps(card))
+    rows = torch.cat([(digits.test.labels == label).nonzero()[:EACH, 0] for label in range(10)])
+    write_folder(home / "photos", digits.test.pixels[rows], digits.test.labels[rows], list(map(str, range(10))))
+    (home / "small.yaml").write_text(SMALL)
+    return home
+
+
+def flags(home: Path, **more: object) -> Try:
+    known = {"config": home / "small.yaml", "cache": home / "cache", "seeds": (0, 1), "student": "resnet-8-2"}
+    paths = {"teacher_weights": home / "teacher.safetensors", "images": home / "photos", "out": home / "out"}
+    return Try(**known | paths | more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tried(home: Path) -> subprocess.CompletedProcess[str]:
+    paths = ["--teacher-weights", home / "teacher.safetensors", "--images", home / "photos", "--out", home / "out"]
+    more = ["--config", home / "small.yaml", "--cache", home / "cache", "--student", "resnet-8-2"]
+    whole = [sys.executable, "-m", "condkd_ray", "try", *paths, *more, "--seeds", "0", "1", "--minutes", "0.45"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, whole)), capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_it_tells_teacher_table_differences_cost_and_one_verdict(tried: subprocess.CompletedProcess[str]):
+    assert (
+        "of your 60 images as their folders do; 30 of them are held out for the verdict, 2 a class guide."
+        in tried.stdout
+    )
+    assert "8 trials, " in tried.stderr
+    assert "the teacher was asked" in tried.stderr
+    for arm in ARMS:
+        assert sum(line.startswith(f"{arm} ") for line in tried.stdout.splitlines()) == 1
+    assert "accuracy, guided - mixed " in tried.stdout
+    assert "agreement, guided - none " in tried.stdout
+    told = tried.stdout.strip().splitlines()[-1]
+    assert told.startswith("Verdict: with 2 seeds ")
+    assert "over the 30 held-out images" in told
+    assert "times the CPU time of mixing" in told
+
+
+def test_it_leaves_a_result_folder_with_the_verdict_in_it(tried: subprocess.CompletedProcess[str], home: Path):
+    found, verdict = read_records(home / "out"), tried.stdout.strip().splitlines()[-1]
+    assert sorted((one.arm, one.seed) for one in found) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
+    assert {len(one.predictions) for one in found} == {30}
+    assert len({one.rounds for one in found}) == 1
+    assert read_manifest(home / "out").notes[-1] == verdict
+    assert verdict in (home / "out" / "table.md").read_text()
+    assert "Verdict: with 2 seeds" in (home / "out" / "report.html").read_text()
+    guided = next(one for one in found if (one.arm, one.seed) == ("guided", 0))
+    assert configs.to_tree(configs.read(home / "out" / CONFIG)) == guided.config
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_same_again_runs_nothing_and_tells_the_same(
+    tried: subprocess.CompletedProcess[str], home: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = {path.name: path.stat().st_mtime_ns for path in (home / "out" / "records").iterdir()}
+    assert try_out(flags(home)) == 0
+    again = capsys.readouterr()
+    assert "rounds a trial, as chosen before" in again.err
+    assert "8 trials, 8 of them finished before" in again.err
+    assert again.out.strip() == tried.stdout.strip()
+    assert {path.name: path.stat().st_mtime_ns for path in (home / "out" / "records").iterdir()} == before
+    manifest = read_manifest(home / "out")
+    assert sum("Verdict" in note for note in manifest.notes) == 1
+
+
+def test_no_held_out_image_guides_or_is_in_the_proxy_set(home: Path):
+    workshop = Workshop(home / "cache", say=lambda text: None)
+    base = configure(flags(home), workshop)
+    for seed in (0, 1):
+        prepared, dataset = workshop.prepare(replace(base, seed=seed)), workshop.data(base)
+        assert prepared.condensed is not None
+        assert len(prepared.condensed) == 20
+        held_out = dataset.test.samples(dataset.mean, dataset.std).images.flatten(1)
+        assert torch.cdist(prepared.condensed.images.flatten(1), held_out).min() > 1e-3
+    everything = torch.cat([dataset.train.pixels, dataset.test.pixels])
+    assert len(everything.flatten(1).unique(dim=0)) == 60
+
+
+def test_what_a_teacher_reads_comes_from_flags_before_the_card(home: Path):
+    workshop = Workshop(home / "cache", say=lambda text: None)
+    by_card = configure(flags(home), workshop)
+    assert (by_card.data.mean, by_card.data.std, by_card.data.size) == (MEAN, STD, 8)
+    assert by_card.teacher.network == ResNet(depth=8, width=4)
+    assert by_card.data.flip_ok is False
+    own = configure(flags(home, mean=(0.5,), std=(0.5,), flip_ok=True, guides=1), workshop)
+    assert (own.data.mean, own.data.flip_ok, own.condensation.ipc) == ((0.5,), True, 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("minutes", "least", "most"), [(10.0, 140, 143), (100.0, 200, 200), (0.1, 3, 3)])
+def test_as_many_rounds_as_fit_into_the_minutes(
+    home: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, least: int, most: int
+):
+    monkeypatch.setattr(try_teacher, "round_seconds", lambda plan, prepared: 1.0)
+    workshop, command = Workshop(home / "cache", say=lambda text: None), flags(home, minutes=minutes)
+    # 575 s of 10 minutes for 2 seeds of 4 arms, 2 trials at once.
+    rounds = try_teacher.fitting(command, configure(command, workshop), workshop, 2, time.monotonic())
+    assert least <= rounds <= most
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"images": Path("nowhere")}, "--images is 'nowhere'"),
+        ({"teacher_weights": Path("nothing.pt")}, "--teacher-weights is 'nothing.pt'"),
+        ({"minutes": 0.0}, "--minutes is 0"),
+        ({"rounds": 0}, "--rounds is 0"),
+        ({"seeds": ()}, r"--seeds is \(\)"),
+        ({"guides": 3}, "--guides is 3; accepted: 1 to 2"),
+        ({"mean": (0.5,)}, "--mean, --std is"),
+        ({"teacher": "resnet-8-8"}, "do not fit the network"),
+        ({"card": Path("none.json")}, "card is 'none.json'"),
+        ({"mean": (9.0,), "std": (0.01,), "flip_ok": False}, "likely causes: another --mean and --std"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(home: Path, more: dict[str, object], said: str):
+    with pytest.raises(InputError, match=said):
+        try_out(flags(home, out=home / "refused", **more))
+    assert not (home / "refused").exists()
+
+
+def test_weights_without_card_or_architecture_are_refused(home: Path):
+    (home / "bare").mkdir(exist_ok=True)
+    bare = home / "bare" / "teacher.safetensors"
+    bare.write_bytes((home / "teacher.safetensors").read_bytes())
+    with pytest.raises(InputError, match="--teacher is None; accepted: its architecture"):
+        try_out(flags(home, teacher_weights=bare, out=home / "refused"))
+    assert (
+        configure(flags(home, teacher_weights=bare, teacher="resnet-8-4"), Workshop(home / "cache")).data.size is None
+    )

@@ -1,0 +1,73 @@
+"""What a reused process owes the next trial."""
+
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from condkd_ray.core.environment import clean_process, free_bytes, keep_imports, peak_bytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
+def test_peak_memory_is_that_of_one_trial():
+    block = torch.ones(100_000_000)
+    before = peak_bytes(torch.device("cpu"))
+    del block
+    clean_process(1)
+    assert peak_bytes(torch.device("cpu")) <= before - 300_000_000
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the two apart")
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
+    block = torch.ones(500_000_000)
+    code = "import torch; from condkd_ray.core.environment import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert 50_000_000 < int(told) < block.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU allocator is asked")
+def test_what_the_thread_of_an_earlier_trial_has_freed_is_given_back():
+    blocks: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: blocks.extend(torch.ones(2000) for _ in range(40_000)))
+    thread.start()
+    thread.join()
+    # The last one stays, so that the allocator cannot just cut off the end of its memory.
+    del blocks[:-1]
+    held = psutil.Process().memory_info().rss
+    clean_process(1)
+    assert psutil.Process().memory_info().rss < held - 100_000_000
+
+
+def test_what_comes_after_the_imports_is_still_collected():
+    class Circle:
+        def __init__(self) -> None:
+            self.own = self
+
+    keep_imports()
+    try:
+        # What was loaded by then is left alone, once for all.
+        frozen = gc.get_freeze_count()
+        assert frozen > 10_000
+        circle = weakref.ref(Circle())
+        keep_imports()
+        assert gc.get_freeze_count() == frozen
+        clean_process(1)
+        assert circle() is None
+    finally:
+        gc.unfreeze()
+        keep_imports.cache_clear()
+
+
+def test_free_memory_is_that_of_the_machine():
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        pytest.skip("no /proc/meminfo here to compare with")
+    (available,) = [int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line]
+    assert free_bytes(torch.device("cpu")) == pytest.approx(1024 * available, rel=0.2)

@@ -1,0 +1,251 @@
+"""What holds of a folder holds of a bucket."""
+
+import pickle
+import tempfile
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+import toy
+
+from condkd_ray.core import checkpoint as states
+from condkd_ray.core.method import InputError
+from condkd_ray.core.samples import Codec
+from condkd_ray.core.storage import (
+    Location,
+    Remote,
+    check_writable,
+    files,
+    get_text,
+    locate,
+    put_text,
+    reading,
+    remove,
+    take,
+    writing,
+)
+from condkd_ray.methods.memory.chunks import chunk_path, chunk_range, read_chunk, stored_chunks, to_arrays, write_chunk
+from condkd_ray.methods.memory.store import LocalStore
+
+
+@dataclass
+class Bank:
+    rows: torch.Tensor
+    cursor: int = 0
+
+
+CODEC = Codec("unit", toy.MEAN, toy.STD)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request, tmp_path) -> Location:
+    return tmp_path / "some" / "folder" if request.param == "folder" else locate(request.getfixturevalue("bucket"))
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """Where this process puts temporary files."""
+    (folder := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def content(folder: Location) -> dict[str, str]:
+    return {file.name: get_text(file) for file in files(folder)}
+
+
+def test_a_file_is_written_read_listed_and_deleted(place, temporary):
+    put_text(place / "a" / "x.txt", "first")
+    put_text(place / "a" / "x.txt", "second")
+    put_text(place / "a" / "b" / "y.txt", "below")
+    assert content(place / "a") == {"x.txt": "second"}
+    assert (place / "a" / "x.txt").is_file()
+    assert not (place / "a").is_file()
+    (place / "a" / "x.txt").unlink()
+    assert not (place / "a" / "x.txt").is_file()
+    assert content(place / "a" / "b") == {"y.txt": "below"}
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_is_not_there(place):
+    assert files(place / "nothing") == []
+    assert not (place / "nothing").is_file()
+    (place / "nothing").unlink(missing_ok=True)
+    remove(place / "nothing")
+    with pytest.raises(FileNotFoundError):
+        (place / "nothing").unlink()
+    with pytest.raises(FileNotFoundError):
+        get_text(place / "nothing")
+
+
+def test_a_folder_goes_with_all_that_is_in_it_and_no_other(place):
+    for name in ("trial", "trial2"):
+        put_text(place / name / "x", name)
+        put_text(place / name / "deep" / "y", name)
+    remove(place / "trial")
+    assert files(place / "trial") == files(place / "trial" / "deep") == []
+    assert content(place / "trial2") == {"x": "trial2"}
+    assert content(place / "trial2" / "deep") == {"y": "trial2"}
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(place, temporary):
+    put_text(place / "x", "old")
+
+    def write_half() -> None:
+        with writing(place / "x") as partial:
+            partial.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+    assert content(place) == {"x": "old"}
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_file_is_not_there_before_it_is_whole(place):
+    with writing(place / "x") as partial:
+        partial.write_text("half")
+        assert not (place / "x").is_file()
+    assert get_text(place / "x") == "half"
+
+
+def test_an_empty_file(place):
+    put_text(place / "x", "")
+    assert content(place) == {"x": ""}
+
+
+def test_a_large_file_comes_back_bit_for_bit(place):
+    tensor = torch.randint(256, (20_000_000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with writing(place / "x") as partial:
+        partial.write_bytes(tensor.numpy().tobytes())
+    with reading(place / "x") as local:
+        assert local.read_bytes() == tensor.numpy().tobytes()
+
+
+def test_names_of_files(place):
+    file = place / "chunks" / "0000000000-0000000004.arrow"
+    assert (file.name, file.stem) == ("0000000000-0000000004.arrow", "0000000000-0000000004")
+
+
+def test_a_location_crosses_processes(place):
+    put_text(place / "x", "here")
+    assert get_text(pickle.loads(pickle.dumps(place)) / "x") == "here"
+
+
+def test_a_file_is_moved_to_a_folder_of_this_machine(place, tmp_path):
+    put_text(place / "x", "moved")
+    take(place / "x", tmp_path / "new" / "y")
+    assert content(tmp_path / "new") == {"y": "moved"}
+    assert files(place) == []
+
+
+def test_a_file_is_moved_between_file_systems(tmp_path):
+    if Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("one file system only")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as apart:
+        put_text(Path(apart, "x"), "moved")
+        take(Path(apart, "x"), tmp_path / "y")
+        assert list(Path(apart).iterdir()) == []
+    assert content(tmp_path) == {"y": "moved"}
+
+
+def test_a_state_is_saved_and_loaded(place, temporary):
+    state = Bank(torch.randn(3, 4), 7)
+    states.save(state, place / "state.safetensors")
+    loaded = states.load(Bank(torch.zeros(3, 4)), place / "state.safetensors")
+    assert (loaded.cursor, loaded.rows.tolist()) == (7, state.rows.tolist())
+    assert list(temporary.iterdir()) == []
+
+
+def test_chunks_are_written_found_and_mapped(place, temporary):
+    arrays = to_arrays(CODEC.encode(toy.samples(4)))
+    for start in (4, 0):
+        write_chunk(chunk_path(place, start, start + 4), arrays)
+    put_text(place / ".0000000000-0000000008.arrow.1.partial", "half")
+    assert [chunk_range(path) for path in stored_chunks(place)] == [(0, 4), (4, 8)]
+    found = read_chunk(stored_chunks(place)[1])
+    assert list(temporary.iterdir()) == []
+    assert all((left == right).all() for left, right in zip(found, arrays, strict=True))
+
+
+def test_a_store_keeps_its_chunks_there(place):
+    store = LocalStore(CODEC, toy.NUM_CLASSES, place)
+    store.append(toy.samples(4))
+    dropped = store.append(toy.samples(2))
+    store.drop(dropped)
+    store.commit()
+    again = LocalStore(CODEC, toy.NUM_CLASSES, place)
+    assert again.num_ids == 4
+    assert torch.equal(again.gather(torch.arange(4)).images, store.gather(torch.arange(4)).images)
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(place):
+    check_writable(place)
+    assert files(place) == []
+
+
+def test_paths_and_uris_are_told_apart(tmp_path):
+    assert locate("runs/a b") == Path.cwd() / "runs/a b"
+    assert locate(tmp_path.as_uri()) == tmp_path
+    assert locate("s3://bucket/some/folder?region=us-east-1") == Remote("s3://bucket/some/folder?region=us-east-1")
+
+
+def test_a_remote_is_shown_without_its_options():
+    shown = str(Remote("s3://bucket/some/folder/?region=us-east-1") / "trials" / "x")
+    assert shown == "s3://bucket/some/folder/trials/x"
+
+
+@pytest.mark.parametrize("uri", ["what://x/y", "hdfs://x/y", "mock:///x", "s3://", "s3:///x", "file://host/x"])
+def test_what_names_no_storage_is_refused(uri):
+    with pytest.raises(InputError, match=r"--storage is '.*accepted: a folder, or the URI"):
+        locate(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://key:secret@bucket/x", "s3://secret@bucket/x", "abfs://:secret@account/x"])
+def test_secrets_are_refused_and_not_repeated(uri):
+    with pytest.raises(InputError, match="without secrets") as refusal:
+        locate(uri)
+    assert "secret@" not in str(refusal.value)
+
+
+def test_a_bucket_that_is_not_there_is_refused(s3, capfd):
+    with pytest.raises(InputError, match=r"--storage is 's3://nobody/x'; accepted: .*NO_SUCH_BUCKET"):
+        check_writable(locate(f"s3://nobody/x?{s3}"))
+    assert capfd.readouterr() == ("", "")
+
+
+class Forbidding(BaseHTTPRequestHandler):
+    """Of a server that lets nobody do anything."""
+
+    def do_PUT(self):
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format, *args):
+        pass
+
+
+def test_a_bucket_that_must_not_be_written_is_refused():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forbidding) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            uri = f"s3://bucket/x?endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1"
+            with pytest.raises(InputError, match=r"'s3://bucket/x'; accepted: .*ACCESS_DENIED"):
+                check_writable(locate(uri))
+        finally:
+            server.shutdown()
+
+
+def test_an_option_nobody_knows_is_refused():
+    with pytest.raises(InputError, match="nonsense"):
+        check_writable(locate("s3://bucket/x?nonsense=1"))
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "x").touch()
+    with pytest.raises(InputError, match=r"--storage is .*accepted: a folder"):
+        check_writable(tmp_path / "x")

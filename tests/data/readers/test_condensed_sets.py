@@ -1,0 +1,151 @@
+"""Other people's layouts, from synthetic files of their form."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from methods.condensation.condensers import MEAN, NUM_CLASSES, STD, real_pixels, real_samples
+from torch import Tensor
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.samples import Samples
+from condkd_ray.data.readers.condensed_sets import read_pixels, resolve, unpack
+from condkd_ray.methods.condensation import Imported
+from data.image_files import as_image
+
+SHAPE = (3, 8, 8)
+
+
+def save(folder: Path, **tensors: object) -> Path:
+    """`name.pt` for each, the last one's path."""
+    for name, tensor in tensors.items():
+        torch.save(tensor, folder / f"{name}.pt")
+    return folder / f"{list(tensors)[-1]}.pt"
+
+
+def read(path: Path, **fields: object) -> Samples:
+    method = Imported(path=path, ipc=1, **fields)  # type: ignore[arg-type]
+    return method.read(num_classes=NUM_CLASSES, image_shape=SHAPE, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("number", ["best", "0", "5000"])
+def test_a_pair_of_mtt(tmp_path: Path, number: str):
+    real = real_samples()
+    path = save(tmp_path, **{f"labels_{number}": real.labels, f"images_{number}": real.images})
+    assert torch.equal(read(path).images, real.images)
+    assert torch.equal(read(path).labels, real.labels)
+    assert Imported(path=path).source == path.name
+
+
+def test_the_folder_of_a_run_of_mtt_means_its_best(tmp_path: Path):
+    real = real_samples()
+    save(tmp_path, labels_best=real.labels, images_best=real.images, labels_0=real.labels, images_0=0.9 * real.images)
+    assert torch.equal(read(tmp_path).images, real.images)
+    assert Imported(path=tmp_path).source == "images_best.pt"
+
+
+def test_the_copy_that_is_not_whitened_is_preferred_and_named(tmp_path: Path):
+    real = real_samples()
+    whitened = torch.randn(real.images.shape, generator=torch.Generator().manual_seed(0))
+    path = save(tmp_path, labels_best=real.labels, images_zca_best=real.images, images_best=whitened)
+    for asked in (path, tmp_path, tmp_path / "images_zca_best.pt"):
+        for space in ("auto", "zca"):
+            assert torch.equal(read(asked, space=space).images, real.images)
+        assert Imported(path=asked).source == "images_zca_best.pt (un-whitened)"
+
+
+def test_a_whitened_set_without_its_copy_is_refused(tmp_path: Path):
+    real = real_samples()
+    path = save(tmp_path, labels_best=real.labels, images_best=real.images)
+    for force in (False, True):
+        with pytest.raises(InputError, match=r"space of .* is 'zca'; accepted: zca with the un-whitened copy"):
+            read(path, space="zca", force=force)
+    path = save(tmp_path, labels_best=real.labels, images_best=0.4 * real.images)
+    with pytest.raises(InputError, match="ZCA-whitened"):
+        read(path)
+
+
+@pytest.mark.parametrize("space", ["normalised", "unit", "uint8"])
+def test_a_pair_of_dc_bench(tmp_path: Path, space: str):
+    (pixels, labels), real = real_pixels(), real_samples()
+    stored = {"normalised": real.images, "unit": pixels / 255, "uint8": pixels}[space]
+    stem = f"CIFAR10_IPC20{'_normalize' if space == 'normalised' else ''}"
+    path = save(tmp_path, **{f"{stem}_labels": labels, f"{stem}_images": stored})
+    torch.testing.assert_close(read(path).images, real.images, atol=1e-6, rtol=0)
+    assert torch.equal(read(path).labels, labels)
+
+
+def reference_parts(image: Tensor, factor: int) -> list[Tensor]:
+    height, width = (side // factor for side in image.shape[1:])
+    return [
+        image[:, row * height : (row + 1) * height, column * width : (column + 1) * width]
+        for row in range(factor)
+        for column in range(factor)
+    ]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_set_of_idc_is_unpacked(tmp_path: Path, factor: int):
+    pixels, labels = real_pixels()
+    path = save(tmp_path, data=[pixels / 255, labels])
+    samples = read(path, factor=factor, space="unit", force=True)
+    assert len(samples) == factor**2 * len(labels)
+    mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+    for place in (0, 7):
+        for number, part in enumerate(reference_parts(pixels[place] / 255, factor)):
+            whole = F.interpolate(part[None], size=(8, 8), mode="bilinear", align_corners=False)
+            found = samples[place * factor**2 + number : place * factor**2 + number + 1]
+            torch.testing.assert_close(found.images, (whole - mean) / std, atol=1e-5, rtol=1e-5)
+            assert found.labels == labels[place]
+
+
+def test_units_are_those_of_the_file_not_of_its_parts(tmp_path: Path):
+    """Blown-up parts of whole numbers are none any more."""
+    pixels, labels = real_pixels()
+    path = save(tmp_path, data=[pixels.float(), labels])
+    unit = save(tmp_path, unit=[pixels / 255, labels])
+    torch.testing.assert_close(read(path, factor=2).images, read(unit, factor=2).images, atol=1e-4, rtol=1e-4)
+
+
+def test_parts_by_hand():
+    image = torch.tensor([[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0], [3.0, 3.0, 4.0, 4.0], [3.0, 3.0, 4.0, 4.0]])
+    parts, labels = unpack(image[None, None], torch.tensor([5]), 2)
+    assert [part.unique().tolist() for part in parts] == [[1.0], [2.0], [3.0], [4.0]]
+    assert labels.tolist() == [5] * 4
+
+
+def test_a_factor_that_does_not_divide_is_refused(tmp_path: Path):
+    pixels, labels = real_pixels()
+    with pytest.raises(InputError, match=r"factor is 3; accepted: a divisor of both of \(8, 8\)"):
+        read(save(tmp_path, data=[pixels / 255, labels]), factor=3)
+    with pytest.raises(InputError, match="factor is 0; accepted: 1 or more"):
+        Imported(path=tmp_path, factor=0)
+
+
+def test_a_folder_of_sre2l(tmp_path: Path):
+    pixels, labels = real_pixels()
+    for place, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+        (tmp_path / f"new{label:03d}").mkdir(exist_ok=True)
+        as_image(image).save(tmp_path / f"new{label:03d}" / f"class{label:03d}_id{place:03d}.jpg", quality=95)
+    found, theirs = read_pixels(tmp_path)
+    order = labels.argsort(stable=True)
+    assert torch.equal(theirs, labels[order])
+    assert (found.float() - pixels[order].float()).abs().mean() < 40  # it is JPEG
+
+
+def test_a_bare_tensor_needs_its_labels(tmp_path: Path):
+    real = real_samples()
+    for name in ("images_best", "CIFAR10_IPC1_images", "syn"):
+        with pytest.raises(InputError, match=rf"labels of the bare tensor .*{name}.pt is None; accepted: labels_"):
+            read(save(tmp_path, **{name: real.images}))
+    with pytest.raises(InputError, match=r"labels of .* is 'list'; accepted: a tensor"):
+        read(save(tmp_path, labels_best=[1, 2], images_best=real.images))
+    with pytest.raises(InputError, match=r"labels in .*integers"):
+        read(save(tmp_path, labels_best=torch.zeros(len(real), 4), images_best=real.images))
+
+
+def test_nothing_else_is_resolved(tmp_path: Path):
+    save(tmp_path, images_zca_best=torch.zeros(1), images_best=torch.zeros(1), other=torch.zeros(1))
+    assert resolve(tmp_path / "other.pt") == tmp_path / "other.pt"
+    assert resolve(tmp_path / "images_7.pt") == tmp_path / "images_7.pt"

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from condkd_ray.data.readers import read_parquet
+from condkd_ray.data.writers import write_dc, write_images
+from data.image_files import random_pixels
+
+
+def test_classes_have_their_numbers_as_names_unless_others_are_given(tmp_path: Path):
+    pixels, labels = random_pixels(4, channels=1), torch.tensor([0, 2, 1, 2])
+    write_images(tmp_path / "numbers.parquet", pixels, labels)
+    write_images(tmp_path / "names.parquet", pixels, labels, names=("ant", "bee", "cat", "dog"))
+    assert read_parquet([tmp_path / "numbers.parquet"]).class_names == ("0", "1", "2")
+    raw = read_parquet([tmp_path / "names.parquet"])
+    assert raw.class_names == ("ant", "bee", "cat", "dog")
+    assert torch.equal(raw.pixels, pixels)
+    assert torch.equal(raw.labels, labels)
+
+
+def test_dc_files_hold_one_pair_detached_and_no_more_than_it(tmp_path: Path):
+    many = torch.randn(100, 3, 4, 4, dtype=torch.float64).requires_grad_()
+    write_dc(tmp_path / "a" / "set.pt", many[:2], torch.tensor([0, 1]), about={"method": "none"})
+    content = torch.load(tmp_path / "a" / "set.pt", weights_only=True)
+    (images, labels) = content["data"][0]
+    assert torch.equal(images, many[:2].float())
+    assert not images.requires_grad
+    assert labels.tolist() == [0, 1]
+    assert content["about"] == {"method": "none"}
+    assert (tmp_path / "a" / "set.pt").stat().st_size < 8000
+
+
+def test_a_file_that_fails_half_way_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "set.pt"
+    path.write_text("former")
+    monkeypatch.setattr(torch, "save", lambda _, partial: partial.write_text("half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_dc(path, torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("set.pt", "former")]

@@ -1,0 +1,217 @@
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data.image_files import write_folder, write_parquet
+from shared_data import shared
+from torch import Tensor
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples, to_model, unseen
+from condkd_ray.data.datasets import CONSTANTS
+from condkd_ray.data.readers.condensed_sets import read_pixels
+from condkd_ray.methods.condensation import Imported
+from condkd_ray.methods.condensation.imported import check_recognised, check_statistics, infer_space
+from methods.condensation.condensers import MEAN, NUM_CLASSES, STD, condense, real_pixels
+
+SHAPE = (3, 8, 8)
+
+
+def in_space(space: str) -> tuple[Tensor, Tensor]:
+    pixels, labels = real_pixels()
+    unit = pixels / 255
+    return {"uint8": pixels, "unit": unit, "normalised": to_model(unit, MEAN, STD)}[space], labels
+
+
+def save(path: Path, *pairs: Any, accuracies: Any = None) -> Path:
+    """As the code of DC, DSA and DM saves: numpy scalars beside the tensors."""
+    accuracies = [np.float64(0.5)] if accuracies is None else accuracies
+    torch.save({"data": [list(pair) for pair in pairs], "accs_all_exps": {"ConvNet": accuracies}}, path)
+    return path
+
+
+def read(path: Path, **fields: Any) -> Samples:
+    return Imported(path=path, ipc=1, **fields).read(num_classes=NUM_CLASSES, image_shape=SHAPE, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("declared", ["auto", "own"])
+@pytest.mark.parametrize("space", ["uint8", "unit", "normalised"])
+def test_torch_files_come_back_from_every_space(tmp_path: Path, space: str, declared: str):
+    images, labels = in_space(space)
+    samples = read(save(tmp_path / "x.pt", (images, labels)), space=space if declared == "own" else "auto")
+    torch.testing.assert_close(samples.images, in_space("normalised")[0], atol=1e-6, rtol=0)
+    assert torch.equal(samples.labels, labels)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "folder"])
+def test_image_layouts_come_back(tmp_path: Path, layout: str):
+    pixels, labels = real_pixels()
+    names = [str(label) for label in range(NUM_CLASSES)]
+    if layout == "parquet":
+        path, order = write_parquet(tmp_path / "x.parquet", pixels, labels), torch.arange(len(labels))
+    else:
+        path, order = write_folder(tmp_path / "x", pixels, labels, names), labels.argsort(stable=True)
+    assert torch.equal(read_pixels(path)[0], pixels[order])
+    samples = read(path)
+    torch.testing.assert_close(samples.images, in_space("normalised")[0][order], atol=1e-6, rtol=0)
+    assert torch.equal(samples.labels, labels[order])
+
+
+@pytest.mark.parametrize("space", ["uint8", "unit", "normalised"])
+@pytest.mark.parametrize("declared", ["uint8", "unit", "normalised"])
+def test_every_wrong_declaration_is_refused_unless_forced(tmp_path: Path, space: str, declared: str):
+    path = save(tmp_path / "x.pt", in_space(space))
+    if space != declared:
+        with pytest.raises(InputError, match=f"read as '{declared}' is .*; accepted: 0.5 to 2.0; the images look"):
+            read(path, space=declared)
+    assert len(read(path, space=declared, force=True)) == len(real_pixels()[1])
+
+
+def test_the_likely_cause_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match="normalised twice"):
+        read(save(tmp_path / "x.pt", in_space("normalised")), space="unit")
+    with pytest.raises(InputError, match=r"\[0, 1\] pixels declared normalised"):
+        read(save(tmp_path / "x.pt", in_space("unit")), space="normalised")
+
+
+def test_spaces_are_inferred():
+    assert infer_space(torch.zeros(1, 1, 2, 2, dtype=torch.uint8)) == "uint8"
+    assert infer_space(torch.tensor([0.0, 17.0, 255.0])) == "uint8"
+    assert infer_space(torch.tensor([0.0, 0.5, 1.2])) == "unit"
+    assert infer_space(torch.tensor([-0.1, 0.5])) == "normalised"
+    assert infer_space(torch.tensor([0.0, 2.5])) == "normalised"
+
+
+def test_which_repeat(tmp_path: Path):
+    images, labels = in_space("normalised")
+    path = save(tmp_path / "x.pt", (images, labels), (0.9 * images, labels))
+    assert torch.equal(read(path).images, 0.9 * images)
+    assert torch.equal(read(path, which=0).images, images)
+    with pytest.raises(InputError, match=r"which of .* is 2; accepted: -2 to 1"):
+        read(path, which=2)
+
+
+def test_any_smaller_ipc_is_served_and_none_larger(tmp_path: Path):
+    pixels, labels = real_pixels()
+    path = write_parquet(tmp_path / "x.parquet", pixels, labels)
+    assert condense(Imported(path=path, ipc=20)).labels.bincount().tolist() == [20] * NUM_CLASSES
+    with pytest.raises(InputError, match="is 21; accepted: 1 to 20, what the file has"):
+        condense(Imported(path=path, ipc=21))
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_file_is_refused_and_not_run(tmp_path: Path, zipped: bool):
+    path, target = tmp_path / "x.pt", tmp_path / "made by the pickle"
+    torch.save({"data": [], "trap": Malicious(target)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"it names \w+\.mkdir, which is not allowed"):
+        read(path)
+    path.write_bytes(pickle.dumps(Malicious(target)))
+    with pytest.raises(InputError, match="cannot read"):
+        read(path)
+    assert not target.exists()
+
+
+def test_the_list_of_allowed_globals_is_narrow(tmp_path: Path):
+    images, labels = in_space("normalised")
+    before = set(torch.serialization.get_safe_globals())
+    with pytest.raises(InputError, match="not allowed"):
+        read(save(tmp_path / "x.pt", (images, labels), accuracies=np.zeros(3)))
+    read(save(tmp_path / "x.pt", (images, labels)))
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda x, y: (x, y + 1), r"labels in .*accepted: 4 classes, each of 0 to 3"),
+        (lambda x, y: (x[y != 2], y[y != 2]), r"\[0, 1, 3\]"),
+        (lambda x, y: (x[..., :7], y), r"shape of the images in .* is \(3, 8, 7\); accepted: \(3, 8, 8\)"),
+        (lambda x, y: (x.permute(0, 2, 3, 1), y), r"is \(8, 8, 3\)"),
+        (lambda x, y: (x.clone().index_fill_(0, torch.tensor([0]), float("nan")), y), "not all finite"),
+        (lambda x, y: (x.clone().index_fill_(0, torch.tensor([0]), float("inf")), y), "not all finite"),
+        (lambda x, y: (x[0], y), r"images in .*\(N, C, H, W\)"),
+        (lambda x, y: (x[:0], y[:0]), r"images in .*\(N, C, H, W\)"),
+        (lambda x, y: (x, y[:-1]), r"labels in .*integers"),
+        (lambda x, y: (x, y.float()), r"labels in .*integers"),
+        (lambda x, y: (x, y.tolist()), "two tensors"),
+        (lambda x, y: (x,), "two tensors"),
+    ],
+)
+def test_sets_that_do_not_fit_are_refused(tmp_path: Path, change: Any, problem: str):
+    path = save(tmp_path / "x.pt", change(*in_space("normalised")))
+    with pytest.raises(InputError, match=problem):
+        read(path)
+
+
+def test_what_is_no_condensed_set_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="an existing file or folder"):
+        read(tmp_path / "x.pt")
+    (tmp_path / "x.npz").touch()
+    with pytest.raises(InputError, match=r"\.parquet"):
+        read(tmp_path / "x.npz")
+    (tmp_path / "x.pt").write_bytes(b"no torch file")
+    with pytest.raises(InputError, match="cannot read"):
+        read(tmp_path / "x.pt")
+    for content in ([torch.zeros(1), torch.zeros(1)], {"images": torch.zeros(1)}, {"data": 3}, {"data": []}):
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(InputError, match="accepted"):
+            read(tmp_path / "x.pt")
+
+
+def test_statistics_bounds():
+    unit = torch.randn(2000, generator=torch.Generator().manual_seed(0)).view(-1, 1, 2, 2)
+    for scale, fits in ((0.3, False), (0.6, True), (1.9, True), (2.2, False)):
+        samples = unseen(unit * scale, torch.zeros(500, dtype=torch.int64))
+        check_statistics(samples, force=True)
+        if fits:
+            check_statistics(samples, force=False)
+        else:
+            with pytest.raises(InputError, match="standard deviation"):
+                check_statistics(samples, force=False)
+
+
+@pytest.mark.parametrize(("num_classes", "least"), [(2, 0.75), (3, 2 / 3), (10, 0.25), (100, 0.025)])
+def test_a_set_the_teacher_does_not_know_is_refused(num_classes: int, least: float):
+    check_recognised(least + 0.01, num_classes, "a set", force=False)
+    check_recognised(0.0, num_classes, "a set", force=True)
+    with pytest.raises(InputError, match=r"teacher's accuracy on a set.*labels in another order"):
+        check_recognised(least - 0.01, num_classes, "a set", force=False)
+
+
+STRANGERS = [
+    ("dc_cifar10_ipc1.pt", "cifar10", 1, 1.36),
+    ("dc_cifar10_ipc10.pt", "cifar10", 10, 1.58),
+    ("dc_cifar10_ipc10_3runs.pt", "cifar10", 10, 1.65),
+    ("camdm_cifar10_ipc10.pt", "cifar10", 10, 1.44),
+    ("gm_cifar10_ipc50.parquet", "cifar10", 50, 1.25),
+    ("dc_fashionmnist_ipc1_unconverged.pt", "fashion_mnist", 1, 1.02),
+]
+
+
+@pytest.mark.parametrize(("file", "data", "ipc", "spread"), STRANGERS)
+def test_strangers_sets(file: str, data: str, ipc: int, spread: float):
+    path = shared("condensed", file)
+    mean, std = CONSTANTS[data]
+    shape = (1, 28, 28) if data == "fashion_mnist" else (3, 32, 32)
+    options: dict[str, Any] = {"num_classes": 10, "mean": mean, "std": std}
+    samples = Imported(path=path).read(image_shape=shape, **options)
+    assert samples.images.std().item() == pytest.approx(spread, abs=0.006)
+    real = unseen(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64))
+    made = Imported(path=path, ipc=ipc).condense(real, flip_ok=True, rng=Streams(0), **options)
+    assert made.labels.tolist() == torch.arange(10).repeat_interleave(ipc).tolist()
+    wrong = "normalised" if path.suffix == ".parquet" else "unit"
+    with pytest.raises(InputError, match="normalised twice"):
+        Imported(path=path, space=wrong).read(image_shape=shape, **options)  # type: ignore[arg-type]

@@ -1,0 +1,268 @@
+import copy
+from math import log
+
+import pytest
+import torch
+from reference import losses as reference
+from toy import make_teacher
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.methods.guidance import Discriminator
+
+RNG = torch.Generator().manual_seed(0)
+CONDITIONS = ("auxiliary", "projection", "per_class", "none")
+each_condition = pytest.mark.parametrize("condition", CONDITIONS)
+each_loss = pytest.mark.parametrize("loss", ["non_saturating", "hinge"])
+LABELS = torch.arange(24) % 4
+
+
+def seen(offset=0.0):
+    """Features that tell the class."""
+    features = torch.randn(24, 16, generator=RNG) + offset
+    features[torch.arange(24), LABELS] += 5
+    return 7 * features
+
+
+CONDENSED = seen()
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """A test draws the same whichever others ran before it."""
+    RNG.manual_seed(1)
+
+
+def started(**settings):
+    guidance = Discriminator(**{"hidden": 16} | settings)
+    return guidance, guidance.init(make_teacher(), CONDENSED, LABELS, Streams(0))
+
+
+def test_condensed_features_are_scaled_to_unit_mean_square():
+    _, state = started()
+    assert (CONDENSED * state.scale).square().mean().item() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("class_weight", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("adversarial_weight", [0.0, 1.0, 0.5])
+def test_the_penalty_is_to_pass_for_a_condensed_image_of_ones_class(adversarial_weight, class_weight):
+    guidance, state = started(class_weight=class_weight, adversarial_weight=adversarial_weight, spectral_norm=False)
+    fake = seen(1.0)
+    judged, classes = state.network(fake * state.scale, LABELS)
+    naming = reference.mean(reference.class_prior(classes.tolist(), LABELS.tolist()))
+    wanted = adversarial_weight * reference.fool(judged.tolist()) + class_weight * naming
+    assert guidance.penalty(state, fake, LABELS, rng=RNG).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_it_logs_are_the_losses_before_its_step():
+    guidance, state = started(spectral_norm=False)
+    fake, real = seen(1.0), seen()
+    judged = [state.network(look * state.scale, LABELS) for look in (real, fake)]
+    terms = guidance.update(state, fake, real, LABELS, rng=RNG)
+    told = reference.tell_apart(*(adversarial.tolist() for adversarial, _ in judged))
+    assert terms["adversarial"].item() == pytest.approx(told, rel=1e-5)
+    naming = reference.mean(reference.class_prior(judged[0][1].tolist(), LABELS.tolist()))
+    assert terms["class"].item() == pytest.approx(naming, rel=1e-5)
+    right = [(judged[0][0] > 0).double().mean(), (judged[1][0] < 0).double().mean()]
+    assert terms["accuracy"].item() == pytest.approx(sum(right).item() / 2)
+
+
+@each_condition
+@each_loss
+def test_it_starts_from_ignorance_and_learns_the_sides(condition, loss):
+    guidance, state = started(lr=1e-2, condition=condition, loss=loss)
+    terms = [guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG) for _ in range(200)]
+    ignorant = 2 * log(2) if loss == "non_saturating" else 2.0
+    assert terms[0]["adversarial"].item() == pytest.approx(ignorant, rel=0.15)
+    assert terms[-1]["adversarial"] < 0.7 * ignorant
+    assert terms[-1]["accuracy"] > 0.9
+    if condition == "auxiliary":
+        assert terms[-1]["class"] < 0.5 * terms[0]["class"]
+
+
+def test_sgd_learns_as_well():
+    guidance, state = started(lr=1e-2, optimizer="sgd")
+    assert isinstance(state.optimizer, torch.optim.SGD)
+    for _ in range(200):
+        terms = guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
+    assert terms["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(("condition", "hears"), [("projection", True), ("per_class", True), ("none", False)])
+def test_only_who_hears_of_the_class_learns_fakes_that_are_condensed_ones_of_another(condition, hears):
+    """Both sides are the same images, under exchanged labels on the fakes' side."""
+    guidance, state = started(lr=1e-2, condition=condition, spectral_norm=False)
+    for _ in range(200):
+        real = seen()
+        terms = guidance.update(state, real.roll(1, 0), real, LABELS, rng=RNG)
+    assert (terms["accuracy"] > 0.95) == hears
+    assert (abs(terms["accuracy"] - 0.5) < 0.1) != hears
+
+
+def test_the_class_head_learns_from_condensed_images_alone():
+    guidance, state = started(spectral_norm=False)
+    wrong = seen()
+    guidance.update(state, wrong, CONDENSED, LABELS, rng=RNG)
+    once = [p.clone() for p in state.network.classes.parameters()]
+    guidance, other = started(spectral_norm=False)
+    guidance.update(other, seen(3.0), CONDENSED, LABELS, rng=RNG)
+    for found, wanted in zip(other.network.classes.parameters(), once, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_more_steps_are_as_many_updates_on_the_same_images():
+    fake, real = seen(1.0), seen()
+    guidance, state = started(steps=3)
+    guidance.update(state, fake, real, LABELS, rng=RNG)
+    single, other = started()
+    for _ in range(3):
+        single.update(other, fake, real, LABELS, rng=RNG)
+    for found, wanted in zip(state.network.parameters(), other.network.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+
+
+@each_condition
+@pytest.mark.parametrize("settings", [{"loss": "hinge"}, {"r1_weight": 1.0, "instance_noise": 0.5}], ids=str)
+def test_losses_are_float32_under_autocast(condition, settings):
+    guidance, state = started(condition=condition, **settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert guidance.penalty(state, seen(), LABELS, rng=RNG).dtype == torch.float32
+        terms = guidance.update(state, seen(), seen(), LABELS, rng=RNG)
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+
+
+# Against over-fitting.
+
+
+@each_condition
+def test_the_class_weight_counts_where_there_is_a_class_head_and_nowhere_else(condition):
+    fake, real, found = seen(1.0), seen(), []
+    for class_weight in (0.0, 2.0):
+        guidance, state = started(condition=condition, class_weight=class_weight)
+        guidance.update(state, fake, real, LABELS, rng=RNG)
+        found.append(guidance.penalty(state, fake, LABELS, rng=RNG))
+    assert (found[0] != found[1]) == (condition == "auxiliary")
+
+
+@each_condition
+def test_r1_is_half_the_squared_gradient_at_condensed_features_by_finite_differences(condition):
+    guidance, state = started(condition=condition, r1_weight=1.0, spectral_norm=False)
+    fake, real = seen(1.0)[:4], seen()[:4]
+    network, wanted = copy.deepcopy(state.network).double(), []
+    for row, label in zip((real * state.scale).double(), LABELS[:4], strict=True):
+
+        def judge(point, label=label):
+            return network(torch.tensor([point], dtype=torch.float64), label[None])[0].item()
+
+        # Judgements are float32: a step far above their last bits.
+        wanted.append(reference.gradient_penalty(judge, [row.tolist()], step=1e-3))
+    logged = guidance.update(state, fake, real, LABELS[:4], rng=RNG)["r1"].item()
+    assert logged == pytest.approx(reference.mean(wanted), rel=0.02)
+
+
+def test_r1_makes_the_judgement_flatter():
+    found = []
+    for r1_weight in (0.0, 10.0):
+        guidance, state = started(r1_weight=r1_weight, spectral_norm=False, lr=1e-2)
+        for _ in range(100):
+            guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
+        points = (seen() * state.scale).requires_grad_()
+        (gradient,) = torch.autograd.grad(state.network(points, LABELS)[0].sum(), points)
+        found.append(gradient.norm(dim=1).mean())
+    assert found[1] < 0.5 * found[0]
+
+
+def test_smoothed_targets_are_those_of_the_loss():
+    guidance, state = started(label_smoothing=0.2, spectral_norm=False)
+    fake, real = seen(1.0), seen()
+    judged = [state.network(look * state.scale, LABELS)[0].tolist() for look in (real, fake)]
+    logged = guidance.update(state, fake, real, LABELS, rng=RNG)["adversarial"].item()
+    assert logged == pytest.approx(reference.tell_apart(*judged, 0.2), rel=1e-5)
+
+
+def test_noise_is_on_all_it_sees_from_the_stream_it_is_given_and_in_units_of_the_features():
+    guidance, state = started(instance_noise=0.5, spectral_norm=False)
+
+    def stream():
+        return torch.Generator().manual_seed(7)
+
+    def noisy(features):
+        return features * state.scale + 0.5 * torch.randn(features.shape, generator=stream())
+
+    fake, real = seen(1.0), seen()
+    judged = state.network(noisy(fake), LABELS)
+    naming = reference.mean(reference.class_prior(judged[1].tolist(), LABELS.tolist()))
+    wanted = reference.fool(judged[0].tolist()) + naming
+    assert guidance.penalty(state, fake, LABELS, rng=stream()).item() == pytest.approx(wanted, rel=1e-5)
+    takes = (state.network(noisy(real), LABELS)[0] > 0).float().mean()
+    assert guidance.examine(state, real, real, real, LABELS, rng=stream())["held_out_accuracy"] == takes
+    both = state.network(noisy(torch.cat([real, fake])), LABELS.repeat(2))[0].tolist()
+    logged = guidance.update(state, fake, real, LABELS, rng=stream())["adversarial"].item()
+    assert logged == pytest.approx(reference.tell_apart(both[:24], both[24:]), rel=1e-5)
+
+
+def test_what_it_learns_by_heart_shows_in_the_images_held_out():
+    """Condensed and fake features of one distribution, few condensed ones: there is nothing to be learnt but them."""
+    noise = torch.Generator().manual_seed(1)
+    few, held_out = torch.randn(8, 64, generator=noise), torch.randn(400, 64, generator=noise)
+    guidance = Discriminator(hidden=64, lr=1e-2, spectral_norm=False, condition="none")
+    labels = torch.arange(8) % 4
+    state = guidance.init(make_teacher(), few, labels, Streams(0))
+    for _ in range(150):
+        terms = guidance.update(state, torch.randn(8, 64, generator=noise), few, labels, rng=RNG)
+    seen_right = terms["real_accuracy"]
+    found = guidance.examine(state, few.repeat(50, 1), held_out, held_out, torch.arange(400) % 4, rng=RNG)
+    assert seen_right > 0.95
+    assert found["held_out_accuracy"] < 0.6
+    # What it tells of fakes that are as good as can be is what it knows by heart.
+    assert found["perfect_accuracy"].item() == pytest.approx((seen_right + 1 - found["held_out_accuracy"]).item() / 2)
+    assert found["perfect_accuracy"] > 0.65
+
+
+@each_condition
+def test_perfect_accuracy_is_the_share_told_right_of_condensed_images_and_of_those_that_play_the_fakes(condition):
+    guidance, state = started(condition=condition)
+    for _ in range(30):
+        guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
+    shown, held_out, fakes = seen(), seen(), seen(0.5)
+    before = [tensor.clone() for tensor in state.network.state_dict().values()]
+    found = guidance.examine(state, shown, held_out, fakes, LABELS, rng=RNG)
+    assert all(map(torch.equal, before, state.network.state_dict().values()))
+    state.network.eval()
+    judged = [state.network(look * state.scale, LABELS)[0].tolist() for look in (shown, held_out, fakes)]
+    right = sum(value > 0 for value in judged[0]), sum(value < 0 for value in judged[2])
+    assert found["perfect_accuracy"].item() == pytest.approx(sum(right) / 48)
+    assert found["held_out_accuracy"].item() == pytest.approx(sum(value > 0 for value in judged[1]) / 24)
+    assert found.keys() == {"held_out_accuracy", "perfect_accuracy"}
+
+
+def test_after_it_is_examined_it_learns_as_if_it_had_not_been():
+    fake, real, found = seen(1.0), seen(), []
+    for examined in (False, True):
+        guidance, state = started()
+        if examined:
+            guidance.examine(state, real, real, real, LABELS, rng=RNG)
+        guidance.update(state, fake, real, LABELS, rng=RNG)
+        found.append(list(state.network.state_dict().values()))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"hidden": 1},
+        {"weight": -1.0},
+        {"held_out": 1.0},
+        {"held_out": -0.1},
+        {"label_smoothing": 0.5},
+        {"label_smoothing": 0.1, "loss": "hinge"},
+        {"r1_weight": -1.0},
+        {"instance_noise": -1.0},
+        {"class_weight": -1.0},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(change):
+    with pytest.raises(InputError, match=f"{next(iter(change))}.* is .*; accepted"):
+        Discriminator(**change)

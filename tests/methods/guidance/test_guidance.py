@@ -1,0 +1,296 @@
+"""Which condensed images a guide looks at, how both sides are augmented, and which images it never learns from."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from contracts.toy_guides import CONDITIONS, LABELS, bound, fakes, identity, step
+from contracts.toy_methods import same, tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_teacher
+
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.methods.guidance import Discriminator, Guidance
+from condkd_ray.methods.guidance import guidance as guidance_module
+from condkd_ray.methods.guidance.guidance import same_class_rows
+
+
+@given(
+    known=st.lists(st.integers(0, 6), min_size=1, max_size=30),
+    wanted=st.lists(st.integers(0, 6), max_size=30),
+    seed=st.integers(0, 2**32),
+)
+def test_rows_are_of_the_wanted_class_where_it_has_any(known, wanted, seed):
+    known, wanted = torch.tensor(known), torch.tensor(wanted, dtype=torch.int64)
+    rows = same_class_rows(known, wanted, torch.Generator().manual_seed(seed))
+    assert rows.shape == wanted.shape
+    found = known[rows]
+    assert ((found == wanted) | ~torch.isin(wanted, known)).all()
+
+
+def test_rows_of_a_class_are_drawn_equally_often():
+    known = torch.tensor([2, 0, 1, 0, 2, 0, 0])
+    rows = same_class_rows(known, torch.zeros(8000, dtype=torch.int64), torch.Generator().manual_seed(0))
+    counts = torch.bincount(rows, minlength=7)
+    assert counts[[0, 2, 4]].sum() == 0
+    assert ((counts[[1, 3, 5, 6]] - 2000).abs() < 4 * (8000 * 0.25 * 0.75) ** 0.5).all()
+
+
+@dataclass
+class Shown:
+    pairs: list
+
+
+@dataclass(frozen=True, kw_only=True)
+class Witness(Guidance[Shown]):
+    """A guidance that writes down what it is shown."""
+
+    name: str = "witness"
+
+    def init(self, teacher, condensed, labels, rng):
+        return Shown([(condensed, labels)])
+
+    def penalty(self, state, fake, labels, *, rng):
+        return fake.mean()
+
+    def update(self, state, fake, real, labels, *, rng):
+        state.pairs.append((fake, real))
+        return {}
+
+
+# One image a class, each of one colour, in the teacher's space.
+FLAT = unseen(torch.linspace(-1, 2, NUM_CLASSES).view(-1, 1, 1, 1).expand(-1, *IMAGE_SHAPE), torch.arange(NUM_CLASSES))
+
+
+def looked_at(augment, host_augment=identity):
+    """(features of fakes as the host saw them, as the guide saw them, of condensed images) in one step."""
+    teacher = make_teacher()
+    guide, carried = bound(Witness(augment=augment), teacher=teacher, condensed=FLAT, host_augment=host_augment)
+    step(guide, fakes(), teacher)
+    _, (fake, real) = carried.pairs
+    return teacher.observe(fakes()).features, fake, real
+
+
+def expected(images):
+    return make_teacher().observe(images).features
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(8, slice(None)), (7, slice(0, 8, 2)), (3, slice(0, 8, 3))])
+def test_it_begins_with_the_whole_condensed_set_unless_that_is_large(monkeypatch, limit, rows):
+    monkeypatch.setattr(guidance_module, "MOST_AT_START", limit)
+    condensed = condensed_set(2)
+    _, carried = bound(Witness(), condensed=condensed)
+    ((features, labels),) = carried.pairs
+    torch.testing.assert_close(features, expected(condensed.images)[rows])
+    assert torch.equal(labels, condensed.labels[rows])
+    assert len(labels) <= limit
+
+
+def test_the_real_side_has_the_classes_of_the_fakes():
+    _, _, real = looked_at("host")
+    torch.testing.assert_close(real, expected(FLAT.images[LABELS]))
+
+
+def test_host_shows_fakes_as_the_host_saw_them_and_condensed_under_its_augmentation():
+    host, fake, real = looked_at("host", lambda images, stream: images.flip(2) * 0.5 + 3)
+    assert torch.equal(fake, host)
+    torch.testing.assert_close(real, expected(FLAT.images[LABELS].flip(2) * 0.5 + 3))
+
+
+def test_condensed_augments_the_condensed_side_besides():
+    host, fake, real = looked_at("condensed", lambda images, stream: images + 1)
+    assert torch.equal(fake, host)
+    assert not torch.allclose(real, looked_at("host", lambda images, stream: images + 1)[2])
+
+
+def test_dsa_looks_itself_and_leaves_the_hosts_augmentation_out():
+    def never(images, stream):
+        raise AssertionError("the host's augmentation was asked for")
+
+    host, fake, real = looked_at("dsa", never)
+    assert fake.shape == host.shape
+    assert not torch.allclose(fake, host)
+    assert not torch.allclose(real, looked_at("host")[2])
+
+
+def test_the_hosts_augmentation_of_condensed_images_draws_from_the_guides_stream():
+    rng = Streams(0)
+
+    def noisy(images, stream):
+        assert stream is rng["augment/guide"]
+        return images + torch.randn(images.shape, generator=stream)
+
+    teacher = make_teacher()
+    guide, _ = bound(Witness(), rng=rng, teacher=teacher, host_augment=noisy)
+    step(guide, fakes(), teacher)
+
+
+# What D never learns from.
+
+
+def condensed_set(ipc):
+    return blobs(ipc * NUM_CLASSES, seed=4).samples(MEAN, STD)
+
+
+@given(
+    labels=st.lists(st.integers(0, NUM_CLASSES - 1), min_size=1, max_size=60),
+    held_out=st.floats(0, 0.95),
+)
+def test_of_each_class_the_last_are_held_out_in_any_order_of_labels(labels, held_out):
+    images = unseen(torch.arange(len(labels)).view(-1, 1, 1, 1).float(), torch.tensor(labels))
+    shown, kept = Discriminator(held_out=held_out)._split(images, NUM_CLASSES)
+    for label in range(NUM_CLASSES):
+        places = [place for place, other in enumerate(labels) if other == label]
+        few = [int(x) for x in kept.images[kept.labels == label].flatten()]
+        assert abs(len(few) - held_out * len(places)) < 1.001
+        assert len(few) <= held_out * len(places) * (1 + 1e-6)
+        assert few == places[len(places) - len(few) :]
+    rows = torch.cat([shown.images, kept.images]).flatten().sort().values
+    assert torch.equal(rows, torch.arange(len(labels)).float())
+
+
+@pytest.mark.parametrize(("ipc", "held_out"), [(1, 0), (5, 0), (9, 0), (10, 1), (25, 2)])
+def test_what_is_held_out_is_logged_where_there_is_any(ipc, held_out):
+    guidance, teacher = Discriminator(hidden=8), make_teacher()
+    guide, _ = bound(guidance, teacher=teacher, condensed=condensed_set(ipc))
+    assert len(guide.held_out) == held_out * NUM_CLASSES
+    assert len(guide.condensed) == (ipc - held_out) * NUM_CLASSES
+    step(guide, fakes(), teacher)
+    told = guidance.read(guide)
+    for name in ("held_out_accuracy", "perfect_accuracy"):
+        assert (f"guidance/{name}" in told) == (held_out > 0)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_poison_among_the_images_held_out_changes_no_bit_of_what_is_learnt(condition):
+    teacher, found = make_teacher(), []
+    few = condensed_set(10)
+    for poison in (0.0, 1e3):
+        images = few.images.clone()
+        images[-NUM_CLASSES:] += poison
+        guidance = Discriminator(hidden=8, condition=condition, held_out=0.1)
+        guide, carried = bound(guidance, teacher=teacher, condensed=Samples(images, few.labels, few.logits))
+        assert torch.equal(guide.held_out.images, images[-NUM_CLASSES:])
+        steps = [step(guide, fakes(seed), teacher) for seed in range(3)]
+        guidance.read(guide)
+        found.append([steps, [t.clone() for t in tensors(carried)]])
+    assert same(*found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examiner(Witness):
+    """A guidance that writes down what it is examined on."""
+
+    held_out: float = 0.5
+
+    def examine(self, state, shown, held_out, fakes, labels, *, rng):
+        state.pairs.append((shown, held_out, fakes, labels))
+        return {}
+
+
+def examined(augment, host_augment, condensed):
+    """(features of images it learns from, of those held out, of these as fakes, labels), and the images held out."""
+    teacher = make_teacher()
+    guidance = Examiner(augment=augment)
+    guide, carried = bound(guidance, teacher=teacher, condensed=condensed, host_augment=host_augment)
+    guidance.read(guide)
+    return carried.pairs[-1], guide.held_out
+
+
+@pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
+def test_images_held_out_play_the_fakes_under_the_views_of_fakes(augment):
+    def darker(images, stream):
+        return images * 0.5 - 0.2
+
+    (shown, held_out, fakes, labels), kept = examined(augment, darker, condensed_set(2))
+    views = len(labels) // len(kept)
+    assert torch.equal(labels, kept.labels.repeat(views))
+    as_host = expected(darker(kept.images, None)).repeat(views, 1)
+    assert torch.equal(held_out, fakes) == (augment != "condensed")
+    if augment == "dsa":
+        assert not torch.allclose(fakes, as_host)
+    else:
+        torch.testing.assert_close(fakes, as_host)
+    if augment == "host":
+        # One image of each class is held out here, and one is not.
+        others = condensed_set(2).images[:NUM_CLASSES]
+        torch.testing.assert_close(shown, expected(darker(others, None)).repeat(views, 1))
+    else:
+        assert not torch.allclose(held_out, as_host)
+
+
+@pytest.mark.parametrize(("classes", "views"), [(NUM_CLASSES, 16), (1, 16)])
+def test_few_images_held_out_are_looked_at_in_several_views_that_differ(classes, views):
+    rng = torch.Generator().manual_seed(0)
+    few = condensed_set(2)
+    few = few[few.labels < classes]
+    (_, held_out, _, labels), kept = examined("host", lambda x, _: x + torch.randn(x.shape, generator=rng), few)
+    assert len(labels) == views * len(kept)
+    assert len(held_out.unique(dim=0)) == len(held_out)
+
+
+@pytest.mark.parametrize(("ipc", "views"), [(128, 1), (32, 4)])
+def test_many_images_held_out_need_few_views(ipc, views):
+    (_, held_out, _, labels), kept = examined("host", identity, condensed_set(ipc))
+    assert len(kept) == ipc * NUM_CLASSES // 2
+    assert len(held_out) == len(labels) == views * len(kept)
+
+
+@pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
+def test_no_look_of_a_guide_computes_bn_statistics(augment):
+    teacher, hooks = make_teacher(), []
+    layers = [part for part in teacher.network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    guide, _ = bound(Examiner(augment=augment), teacher=teacher)
+    seen = teacher.observe(fakes())
+    teacher.network.register_forward_pre_hook(lambda *_: hooks.append(sum(len(x._forward_pre_hooks) for x in layers)))
+    guide.guidance.start(teacher, guide.condensed, Streams(0))
+    guide.penalty(fakes(), seen, LABELS)
+    guide.update(fakes(), seen, LABELS)
+    guide.read()
+    assert len(hooks) >= 4
+    assert set(hooks) == {0}
+
+
+# Whether the two sides are augmented alike.
+
+
+def noisy(images, stream):
+    """Some host's augmentation."""
+    return images + 0.3 * torch.randn(images.shape, generator=stream)
+
+
+def accuracies(augment, condition, shift=0.0, steps=60):
+    """Of a discriminator in each step, on images it has not yet learnt from; fakes are condensed images, shifted."""
+    teacher, rng = make_teacher(), Streams(0)
+    few = condensed_set(10)
+    guidance = Discriminator(hidden=32, lr=3e-3, condition=condition, augment=augment, held_out=0.0)
+    guide, _ = bound(guidance, rng=rng, teacher=teacher, condensed=few, host_augment=noisy)
+    found = []
+    for _ in range(steps):
+        rows = same_class_rows(few.labels, LABELS, rng["fakes"])
+        images = few.images[rows] + shift
+        guide.meter = type(guide.meter)("guidance")
+        guide.update(images, teacher.observe(noisy(images, rng["fakes"])), LABELS)
+        found.append(guidance.read(guide)["guidance/accuracy"])
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def test_by_default_dsa_is_on_neither_side(monkeypatch):
+    monkeypatch.setattr(guidance_module, "dsa", None)
+    teacher = make_teacher()
+    guide, _ = bound(Discriminator(hidden=8), teacher=teacher, condensed=condensed_set(10), host_augment=noisy)
+    step(guide, fakes(), teacher)
+    assert "guidance/perfect_accuracy" in guide.read()
+
+
+@pytest.mark.parametrize("augment", ["host", "dsa"])
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_discriminator_stays_at_chance_on_equal_images_and_learns_a_difference(augment, condition):
+    equal = accuracies(augment, condition)
+    # All images of a batch share the kind of DSA: the error is that of means of batches.
+    error = equal.std() / len(equal) ** 0.5
+    assert error < 0.03
+    assert abs(equal.mean() - 0.5) < 3 * error
+    assert accuracies(augment, condition, shift=1.0)[20:].mean() > 0.7

@@ -1,0 +1,99 @@
+import copy
+from math import log
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contracts.toy_methods import Puller, make_student, small, synthesize
+from reference import adversaries as reference
+from torch import nn
+from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, wrap
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.methods.inversion import Dfq
+
+ALONE = {"adv_weight": 0.0, "bn_weight": 0.0, "ice_weight": 0.0, "bce_weight": 0.0}
+
+
+def uneven(seen, labels):
+    return torch.arange(len(labels)) % 3.0
+
+
+def lists(layers):
+    return [(mean.tolist(), var.tolist()) for mean, var in layers]
+
+
+@pytest.mark.parametrize("first", [1.0, 5.0])
+def test_the_loss_is_the_sum_written_in_loops(first):
+    dfq, teacher, student, guide = small(Dfq, first_bn_factor=first), make_teacher(), make_student(), Puller()
+    _, metrics = synthesize(dfq, teacher=teacher, student=student, guide=guide, weigh=uneven)
+    losses = [
+        reference.dfq(
+            student(images).tolist(),
+            seen.logits.tolist(),
+            uneven(seen, labels).tolist(),
+            lists(seen.bn),
+            lists(teacher.running_bn),
+            first=first,
+            alpha=0.1,
+        )
+        for images, seen, labels in guide.shown
+    ]
+    told = reference.mean(losses) + metrics["inversion/guide"]
+    assert metrics["inversion/loss"] == pytest.approx(told, rel=1e-4)
+
+
+def test_the_generator_moves_as_written_out_by_hand():
+    dfq, teacher, student = small(Dfq, steps=2), make_teacher(), make_student()
+    rng, own = Streams(0), Streams(0)
+    state = dfq.init(teacher, rng)
+    generator = copy.deepcopy(state.generator)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=dfq.lr, betas=(0.5, 0.999))
+    synthesize(dfq, state, rng=rng, teacher=teacher, student=student)
+    for _ in range(2):
+        images = generator(torch.randn(dfq.batch, dfq.latent, generator=own["latents"]))
+        seen = teacher.observe(images)
+        apart = [
+            (var - running_var).norm() + (mean - running_mean).norm()
+            for (mean, var), (running_mean, running_var) in zip(seen.bn, teacher.running_bn, strict=True)
+        ]
+        p = seen.logits.softmax(1)
+        ice, bce = -(p * p.log10()).sum(1).mean(), (p.mean(0) * p.mean(0).log10()).sum()
+        kl = F.kl_div(student(images).log_softmax(1), p, reduction="batchmean")
+        optimizer.zero_grad()
+        (0.1 * (5 * apart[0] + sum(apart[1:]) + ice + bce) - kl).backward()
+        optimizer.step()
+    for found, wanted in zip(state.generator.parameters(), generator.parameters(), strict=True):
+        # Adam's first step has the size of the rate, whatever the gradient: its sign may hang on a last bit.
+        assert torch.isclose(found, wanted, rtol=1e-3, atol=1e-5).double().mean() > 0.99
+
+
+def test_every_weight_of_the_generator_is_reached_and_no_other():
+    dfq, teacher, student, rng = small(Dfq), make_teacher(), make_student(), Streams(0)
+    state = dfq.init(teacher, rng)
+    synthesize(dfq, state, rng=rng, teacher=teacher, student=student)
+    assert all(weight.grad.abs().sum() > 0 for weight in state.generator.parameters())
+    assert all(weight.grad is None for weight in [*teacher.network.parameters(), *student.parameters()])
+
+
+@pytest.mark.parametrize(("term", "least"), [("ice", 0.0), ("bce", -log(NUM_CLASSES) / log(10))])
+def test_alone_the_entropies_make_images_certain_or_classes_evenly_used(term, least):
+    dfq, rng, teacher = small(Dfq, steps=60, batch=32, **ALONE | {f"{term}_weight": 1.0}), Streams(0), make_teacher()
+    state = dfq.init(teacher, rng)
+    _, first = synthesize(dfq, state, rng=rng, teacher=teacher)
+    _, second = synthesize(dfq, state, rng=rng, teacher=teacher)
+    assert least <= second[f"inversion/{term}"] < first[f"inversion/{term}"]
+    assert second[f"inversion/{term}"] == pytest.approx(least, abs=0.1)
+
+
+def test_a_teacher_without_bn_is_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(IMAGE_SHAPE[1] * IMAGE_SHAPE[2], NUM_CLASSES))
+    with pytest.raises(InputError, match=r"batch normalisation layers is 0; accepted: .*zskt"):
+        Dfq().init(wrap(network), Streams(0))
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"images_per_round": 1}])
+def test_settings_that_make_no_sense_are_refused(change):
+    with pytest.raises(InputError, match="accepted"):
+        Dfq(**change)

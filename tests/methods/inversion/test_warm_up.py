@@ -1,0 +1,83 @@
+"""A warm-up in a whole trial: rounds that fill the memory before the student's first step."""
+
+from typing import Any
+
+import torch
+from contracts.toy_methods import frozen, same, tensors
+from toy import make_prepared, toy_config
+
+from condkd_ray.core import checkpoint, config
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.run import local_store
+
+SETTINGS = toy_config(inversion=Fast(steps=2, batch=16, latent=16, width=8, warm_up=2, resets=(3,)), rounds=2)
+
+
+def told(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
+
+
+def rounds(settings: TrialConfig, live: Any, store: Any, count: int) -> None:
+    for _ in range(count):
+        run_round(settings, make_prepared(), live, store)
+        store.commit()
+
+
+def begin(folder: Any = None, settings: TrialConfig = SETTINGS) -> tuple[Any, Any]:
+    prepared = make_prepared()
+    return start(settings, prepared), local_store(settings, prepared, folder)
+
+
+def test_they_come_before_the_rounds_of_the_student():
+    assert SETTINGS.total_rounds == 4
+    assert [SETTINGS.progress(number) for number in range(4)] == [0, 0, 0, 1]
+    assert config.from_tree(config.to_tree(SETTINGS)) == SETTINGS
+
+
+def test_the_memory_fills_and_the_student_stands_still():
+    live, store = begin()
+    # Weights, BN statistics and gradients; it is asked in eval mode and may stay there.
+    before = frozen(live.distiller.student)[:2]
+    rounds(SETTINGS, live, store, 2)
+    assert same(before, frozen(live.distiller.student)[:2])
+    assert store.num_ids == 32
+    for metrics in live.history:
+        assert metrics["inversion/adv"] == 0
+        assert not any(name.startswith(("kd/", "student/", "proxy/")) for name in metrics)
+    rounds(SETTINGS, live, store, 2)
+    assert store.num_ids == 64
+    assert not same(before[0], frozen(live.distiller.student)[0])
+    assert all("kd/loss" in metrics and "student/test_accuracy" in metrics for metrics in live.history[2:])
+
+
+def test_a_trial_resumed_in_or_after_its_warm_up_goes_on_bit_for_bit(tmp_path):
+    straight, store = begin()
+    rounds(SETTINGS, straight, store, 4)
+    for done in (1, 2, 3):
+        folder = tmp_path / str(done)
+        stopped, store = begin(folder)
+        rounds(SETTINGS, stopped, store, done)
+        checkpoint.save(stopped, folder / "state")
+        fresh, store = begin(folder)
+        resumed = checkpoint.load(fresh, folder / "state")
+        store.restore(resumed.num_ids, SETTINGS.memory.live(resumed.memory))
+        rounds(SETTINGS, resumed, store, 4 - done)
+        assert list(map(told, resumed.history)) == list(map(told, straight.history))
+        assert same(list(tensors(resumed.production.inversion)), list(tensors(straight.production.inversion)))
+        assert same(frozen(resumed.distiller.student)[0], frozen(straight.distiller.student)[0])
+        assert resumed.production.inversion.round == 4
+
+
+def test_the_students_steps_are_those_of_a_trial_with_the_same_rounds_and_no_warm_up():
+    live, store = begin()
+    rounds(SETTINGS, live, store, 4)
+    plain = toy_config(inversion=Fast(steps=2, batch=16, latent=16, width=8), rounds=2)
+    other, store = begin(settings=plain)
+    rounds(plain, other, store, 2)
+
+    def steps(trial: Any) -> torch.Tensor:
+        return trial.distiller.student.bn.num_batches_tracked
+
+    assert steps(live) == steps(other) == 4

@@ -1,0 +1,96 @@
+import copy
+
+import pytest
+import torch
+from contracts.toy_methods import Puller, make_student, small, synthesize
+from reference import adversaries as reference
+from toy import make_teacher
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.methods.inversion import Zskt
+
+
+def uneven(seen, labels):
+    return torch.arange(len(labels)) % 3.0
+
+
+def gradients(**changes):
+    """Of all the generator's weights after one step."""
+    zskt, teacher, rng = small(Zskt, steps=1, **changes), make_teacher(), Streams(0)
+    state = zskt.init(teacher, rng)
+    synthesize(zskt, state, rng=rng, teacher=teacher)
+    return [parameter.grad.flatten() for parameter in state.generator.parameters()]
+
+
+def test_the_loss_is_minus_the_kl_as_written_in_loops():
+    zskt, student, guide = small(Zskt, adv_weight=0.7), make_student(), Puller()
+    _, metrics = synthesize(zskt, student=student, guide=guide, weigh=uneven)
+    losses = [
+        reference.zskt(student(images).tolist(), seen.logits.tolist(), uneven(seen, labels).tolist())
+        for images, seen, labels in guide.shown
+    ]
+    assert metrics["inversion/adv"] == pytest.approx(reference.mean(losses), rel=1e-4)
+    told = 0.7 * reference.mean(losses) + metrics["inversion/guide"]
+    assert metrics["inversion/loss"] == pytest.approx(told, rel=1e-4)
+
+
+def test_the_generator_moves_as_written_out_by_hand():
+    zskt, teacher, student = small(Zskt, steps=2, clip=1e-3), make_teacher(), make_student()
+    rng, own = Streams(0), Streams(0)
+    state = zskt.init(teacher, rng)
+    generator = copy.deepcopy(state.generator)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=zskt.lr)
+    synthesize(zskt, state, rng=rng, teacher=teacher, student=student)
+    for _ in range(2):
+        images = generator(torch.randn(zskt.batch, zskt.latent, generator=own["latents"]))
+        answers, wanted = student(images).log_softmax(1), teacher.logits(images).log_softmax(1)
+        optimizer.zero_grad()
+        (-(wanted.exp() * (wanted - answers)).sum(1).mean()).backward()
+        length = torch.cat([p.grad.flatten() for p in generator.parameters()]).norm()
+        for parameter in generator.parameters():
+            parameter.grad *= min(1.0, zskt.clip / length)
+        optimizer.step()
+    for found, wanted in zip(state.generator.parameters(), generator.parameters(), strict=True):
+        # Adam's first step has the size of the rate, whatever the gradient: its sign may hang on a last bit.
+        assert torch.isclose(found, wanted, rtol=1e-3, atol=1e-5).double().mean() > 0.99
+
+
+def test_long_gradients_are_shortened_to_the_bound_and_short_ones_left():
+    free = gradients(clip=1e9)
+    length = torch.cat(free).norm().item()
+    for clip in (0.25 * length, 4 * length):
+        wanted = reference.clipped([gradient.tolist() for gradient in free], clip)
+        for found, told in zip(gradients(clip=clip), wanted, strict=True):
+            torch.testing.assert_close(found, torch.tensor(told), rtol=1e-4, atol=1e-9)
+
+
+def test_every_weight_of_the_generator_is_reached_and_no_other():
+    zskt, teacher, student, rng = small(Zskt), make_teacher(), make_student(), Streams(0)
+    state = zskt.init(teacher, rng)
+    synthesize(zskt, state, rng=rng, teacher=teacher, student=student)
+    # A bias right before a BN moves nothing.
+    reached = {name for name, weight in state.generator.named_parameters() if weight.grad.abs().sum() > 1e-7}
+    assert {name for name, _ in state.generator.named_parameters()} - reached <= {"end.3.bias"}
+    assert all(weight.grad is None for weight in [*teacher.network.parameters(), *student.parameters()])
+
+
+def test_its_images_grow_less_like_what_the_student_believes():
+    zskt, teacher, student, rng = small(Zskt, steps=30), make_teacher(), make_student(), Streams(0)
+    state = zskt.init(teacher, rng)
+    _, first = synthesize(zskt, state, rng=rng, teacher=teacher, student=student)
+    _, second = synthesize(zskt, state, rng=rng, teacher=teacher, student=student)
+    assert second["inversion/adv"] < first["inversion/adv"] < 0
+
+
+def test_its_images_know_no_bounds():
+    generator = small(Zskt).init(make_teacher(), Streams(0)).generator
+    with torch.no_grad():
+        generator.head.weight.fill_(100.0)
+    assert generator(torch.randn(8, 16, generator=torch.Generator().manual_seed(0))).abs().max() > 50
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"images_per_round": 1}, {"clip": 0.0}])
+def test_settings_that_make_no_sense_are_refused(change):
+    with pytest.raises(InputError, match="accepted"):
+        Zskt(**change)

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torch import nn
+
+from condkd_ray.core.rng import Streams
+from condkd_ray.models.generator import Generator
+
+SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (2, 7, 10), (1, 1, 1)]
+
+
+def generator(shape, **settings):
+    with Streams(0).forked("init/generator"):
+        return Generator(6, 8, shape, **settings)
+
+
+def latents(count=32):
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sigmoid_gives_unit_pixels_of_any_size(shape):
+    images = generator(shape)(latents())
+    assert images.shape == (32, *shape)
+    assert images.min() > 0
+    assert images.max() < 1
+
+
+@pytest.mark.parametrize("head", ["tanh_bn", "bn"])
+@pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
+def test_a_bn_at_the_end_gives_each_channel_mean_0_and_variance_1(shape, head):
+    images = generator(shape, head=head)(latents())
+    assert images.shape == (32, *shape)
+    var, mean = torch.var_mean(images, dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, torch.zeros(shape[0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(var, torch.ones(shape[0]), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "tanh_bn", "bn"])
+def test_every_weight_and_latent_counts(head):
+    network, z = generator((3, 8, 8), head=head), latents().requires_grad_()
+    (network(z) * torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))).sum().backward()
+    assert all((p.grad.abs().sum() > 0) for name, p in network.named_parameters() if name != "end.3.bias")
+    assert (z.grad.abs().sum(1) > 0).all()
+
+
+def test_the_official_size_has_the_official_number_of_weights():
+    # CMI and Fast: nz 256, 32x32x3; linear, BN, conv + BN, conv + BN, conv with bias.
+    official = (256 + 1) * 128 * 64 + 2 * 128 + 128 * 128 * 9 + 2 * 128 + 128 * 64 * 9 + 2 * 64 + 64 * 3 * 9 + 3
+    assert sum(p.numel() for p in Generator(256, 128, (3, 32, 32)).parameters()) == official
+
+
+def test_the_large_eps_of_dafl_is_in_the_inner_normalisations_alone():
+    inner = [layer.eps for layer in generator((1, 8, 8), head="tanh_bn", eps=0.8).modules() if hasattr(layer, "eps")]
+    assert inner == [1e-5, 0.8, 0.8, 1e-5]
+
+
+def test_the_output_is_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        for head in ("sigmoid", "tanh_bn", "bn"):
+            assert generator((1, 8, 8), head=head)(latents()).dtype == torch.float32
+
+
+def test_nearest_upsampling_doubles_twice():
+    sizes = []
+    network = generator((1, 12, 20))
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    network(latents(2))
+    assert sizes == [(6, 10), (12, 20), (12, 20)]
+
+
+def test_with_spectral_every_convolution_has_norm_1_and_the_linear_layer_is_left():
+    network = generator((3, 8, 8), spectral=True)
+    for _ in range(50):
+        network(latents())
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-2)
+    assert set(dict(network.linear.named_parameters())) == {"weight", "bias"}
+
+
+def test_uniform_and_normal_initialisation():
+    wide = {"uniform": 0.08 / 3**0.5, "normal": 0.02}
+    for init, std in wide.items():
+        with Streams(0).forked("init/generator"):
+            network = Generator(32, 32, (3, 16, 16), init=init)
+        for layer in (network.linear, network.middle[0], network.end[0]):
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+            assert init == "normal" or layer.weight.abs().max() <= 0.08
+        assert (network.linear.bias == 0).all()
+        assert (network.end[3].bias == 0).all()
+        scales = torch.cat([network.start.weight, network.middle[1].weight, network.end[1].weight])
+        assert scales.mean().item() == pytest.approx(1, abs=0.01)
+        assert scales.std().item() == pytest.approx(0.02 if init == "normal" else 0, abs=0.005)
+
+
+def test_the_default_is_pytorchs_own():
+    with Streams(0).forked("init/generator"):
+        linear = nn.Linear(6, 8 * 4)
+    assert torch.equal(generator((1, 8, 8)).linear.weight, linear.weight)

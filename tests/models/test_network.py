@@ -1,0 +1,257 @@
+import re
+from typing import Annotated, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field, TypeAdapter
+from torch import nn
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.models import (
+    AlexNet,
+    AlexNetHalf,
+    AnyNetwork,
+    ConvNet,
+    LeNet5,
+    LeNet5Half,
+    MobileNetV2,
+    ResNet,
+    ResNet18,
+    ResNet34,
+    SqueezeNet,
+    Torchvision,
+    Vgg11,
+    Wrn,
+    label,
+    parse,
+)
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.models.torchvision import SMALLEST
+
+NETWORKS: list[AnyNetwork] = [
+    *(LeNet5(), LeNet5Half(), ResNet(), ResNet(depth=14, width=4), ConvNet(width=8), ConvNet(depth=2, width=4)),
+    *(AlexNet(), AlexNetHalf(), ResNet18(width=4), ResNet34(width=4), Wrn(depth=10), Wrn(width=2), Vgg11(width=4)),
+    *(MobileNetV2(width=20), SqueezeNet(width=4), Torchvision(model="shufflenet_v2_x0_5")),
+]
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 16, 20), (3, 64, 64)]
+WIDE = (ResNet18, ResNet34, Vgg11, MobileNetV2, SqueezeNet)
+
+any_network = st.one_of(
+    st.just(LeNet5()),
+    st.just(LeNet5Half()),
+    st.builds(lambda n, w: ResNet(depth=6 * n + 2, width=w), st.integers(1, 30), st.integers(1, 4096)),
+    st.builds(lambda d, w: ConvNet(depth=d, width=w), st.integers(1, 10), st.integers(1, 4096)),
+    st.sampled_from([AlexNet(), AlexNetHalf()]),
+    st.builds(lambda n, w: Wrn(depth=6 * n + 4, width=w), st.integers(1, 30), st.integers(1, 64)),
+    *(st.builds(lambda w, kind=kind: kind(width=w), st.integers(1, 4096)) for kind in WIDE),
+    st.builds(lambda model: Torchvision(model=model), st.sampled_from(sorted(SMALLEST))),
+)
+
+
+def test_every_member_of_the_union_is_tried():
+    assert {type(network) for network in NETWORKS} == set(get_args(AnyNetwork))
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_images_become_finite_logits_by_a_last_linear_layer(network, shape):
+    if min(shape[1:]) < network.min_size:
+        pytest.skip("refused, see below")
+    module = network.build(shape, 7)
+    logits = module(torch.randn(3, *shape))
+    assert logits.shape == (3, 7)
+    assert logits.isfinite().all()
+    last = list(module.modules())[-1]
+    assert isinstance(last, nn.Linear)
+    assert last.out_features == 7
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_the_smallest_side_is_read_and_one_less_refused(network):
+    side = network.min_size
+    module = network.build((1, side, side + 1), 2)
+    assert module(torch.randn(2, 1, side, side + 1)).isfinite().all()
+    expected = (
+        f"network {label(network)} on images of {side - 1}x{side}: "
+        f"smallest side is {side - 1}; accepted: {side} or more"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
+        network.build((1, side - 1, side), 2)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_the_gradient_reaches_images_and_every_parameter(network):
+    module = network.build((1, 28, 28), 4)
+    images = torch.randn(8, 1, 28, 28, requires_grad=True)
+    module(images).square().sum().backward()
+    assert images.grad is not None
+    assert (images.grad.flatten(1).abs().sum(1) > 0).all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_equal_streams_build_equal_weights(network):
+    def build(seed: int) -> list[torch.Tensor]:
+        with Streams(seed).forked("init/student"):
+            return list(network.build((1, 28, 28), 4).parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(build(0), build(0), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(build(0), build(1), strict=True))
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_channels_last_gives_the_same_logits(network):
+    module = network.build((3, 32, 32), 4).eval()
+    images = torch.randn(2, 3, 32, 32)
+    plain = module(images)
+    module.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(module(images.contiguous(memory_format=torch.channels_last)), plain)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_training_draws_nothing_from_the_global_generator(network):
+    module = network.build((1, 28, 28), 4).train()
+    images = torch.randn(2, 1, 28, 28)
+    before = torch.get_rng_state()
+    module(images).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_a_step_of_training_leaves_finite_logits_also_in_bfloat16(network):
+    torch.manual_seed(0)
+    module = network.build((3, 32, 32), 4)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, nesterov=True)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
+    losses = []
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            logits = module(images)
+        losses.append(nn.functional.cross_entropy(logits.float(), labels))
+        assert logits.dtype == precision
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in module.parameters())
+    assert torch.stack(losses).isfinite().all()
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=label)
+def test_it_serves_as_a_teacher(network):
+    module = network.build((1, 28, 28), 4)
+    teacher = Teacher.from_module(module, num_classes=4, image_shape=(1, 28, 28), mean=[0.1], std=[0.3])
+    images = torch.randn(2, 1, 28, 28)
+    last = [layer for layer in teacher.network.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        seen = teacher.observe(images)
+        torch.testing.assert_close(last(seen.features), teacher.logits(images))
+    assert len(seen.bn) == sum(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in module.modules())
+
+
+TAPS = [
+    (AlexNetHalf(), {"blocks.0": (24, 15, 15), "blocks.4": (64, 3, 3), "fc2": (128,)}),
+    (LeNet5(), {"fc2": (84,), "9": (84,)}),
+    (LeNet5Half(), {"fc2": (42,)}),
+    (ResNet18(width=2), {"stages.0": (2, 32, 32), "stages.3": (16, 4, 4)}),
+    (ResNet34(width=2), {"stages.0": (2, 32, 32), "stages.3": (16, 4, 4)}),
+    (Wrn(depth=10), {"stages.0": (16, 32, 32), "stages.2": (64, 8, 8)}),
+    (Vgg11(width=2), {"stages.0": (2, 32, 32), "stages.3": (16, 4, 4), "stages.4": (16, 4, 4)}),
+    (MobileNetV2(width=10), {"stages.0": (8, 32, 32), "stages.2": (8, 16, 16), "stages.6": (32, 4, 4)}),
+    (SqueezeNet(width=1), {"stages.0": (16, 16, 16), "stages.1": (32, 8, 8), "stages.2": (32, 4, 4)}),
+]
+
+
+@pytest.mark.parametrize(("network", "shapes"), TAPS, ids=[label(network) for network, _ in TAPS])
+def test_stages_can_be_tapped_by_name(network, shapes):
+    module = network.build((3, 32, 32), 4)
+    teacher = Teacher.from_module(module, num_classes=4, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.2] * 3)
+    taps = teacher.observe(torch.randn(2, 3, 32, 32), list(shapes)).taps
+    assert {name: tuple(tap.shape[1:]) for name, tap in taps.items()} == shapes
+
+
+RGB = {"image_shape": (3, 32, 32), "mean": [0.5] * 3, "std": [0.2] * 3}
+SHUFFLENET = ("conv1.1", *(f"stage{i}.0.branch1.1" for i in (2, 3, 4)))
+STAGES = [
+    (AlexNetHalf(), {"blocks.0.4": 24, "blocks.1.4": 64, "blocks.4.3": 64, "bn1": 256}),
+    (ResNet(width=4), {"stages.0": 4, "stages.1": 4, "stages.2": 8}),
+    (ResNet18(width=2), {"stages.0": 2, "stages.1": 2, "stages.2": 4, "stages.3": 8}),
+    (Wrn(depth=10, width=2), {"stages.0": 16, "stages.1": 32, "stages.2": 64}),
+    (Vgg11(width=2), {"stages.1": 2, "stages.2": 4, "stages.3": 8, "stages.4": 16}),
+    (MobileNetV2(width=10), {f"stages.{i}": 8 if i < 5 else 16 for i in range(7)}),
+    (SqueezeNet(width=1), {"stages.0": 6, "stages.1": 16, "stages.2": 32}),
+    (Torchvision(model="resnet18"), {"layer1": 64, "layer2": 64, "layer3": 128, "layer4": 256}),
+    (Torchvision(model="shufflenet_v2_x0_5"), dict(zip(SHUFFLENET, (24, 24, 48, 96), strict=True))),
+    (ConvNet(width=4), {}),
+]
+
+
+@pytest.mark.parametrize(("network", "stages"), STAGES, ids=[label(network) for network, _ in STAGES])
+def test_what_enters_each_stage_is_known(network, stages):
+    teacher = Teacher.from_module(network.build((3, 32, 32), 4), num_classes=4, **RGB)
+    assert teacher.stage_inputs == stages
+    seen = teacher.observe(torch.randn(2, 3, 32, 32), input_means=tuple(stages))
+    assert stages == {} or seen.input_means.shape == (2, sum(stages.values()))
+
+
+def test_what_cmi_compares_has_the_official_sizes():
+    """Inputs of a ResNet-34's stages, and of all BN layers of the two teachers of the official scripts."""
+    for network, stages, bn in ((ResNet34(), [64, 64, 128, 256], 8512), (Wrn(depth=40, width=2), [16, 32, 64], 2704)):
+        teacher = Teacher.from_module(network.build((3, 32, 32), 10), num_classes=10, **RGB)
+        assert list(teacher.stage_inputs.values()) == stages
+        assert sum(teacher.bn_inputs.values()) == bn
+
+
+@given(any_network)
+def test_parse_undoes_label(network):
+    assert parse(label(network)) == network
+
+
+@given(any_network)
+def test_the_union_survives_a_tree(network):
+    adapter = TypeAdapter(Annotated[AnyNetwork, Field(discriminator="name")])
+    assert adapter.validate_python(adapter.dump_python(network)) == network
+
+
+def test_parse_fills_in_defaults():
+    assert parse("resnet") == ResNet()
+    assert parse("resnet-14") == ResNet(depth=14)
+    assert parse("convnet-3-32") == ConvNet(depth=3, width=32)
+    assert parse("lenet5_half") == LeNet5Half()
+    assert parse("wrn-40-2") == Wrn(depth=40, width=2)
+    assert parse("resnet18") == ResNet18(width=64)
+    assert parse("torchvision:resnet50") == Torchvision(model="resnet50")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "./x.pt", "vgg-11", "resnet50", "resnet-", "resnet--8", "resnet-8-16-3", "lenet5-2", "resnet-²"),
+        *(" resnet", "resnet:8", "torchvision-resnet50", "torchvision:", "torchvision:resnet50:x", ":resnet50"),
+    ],
+)
+def test_parse_refuses_what_spells_no_network(text):
+    expected = (
+        f"network is {text!r}; accepted: lenet5, lenet5_half, resnet-DEPTH-WIDTH, convnet-DEPTH-WIDTH, alexnet, "
+        "alexnet_half, resnet18-WIDTH, resnet34-WIDTH, wrn-DEPTH-WIDTH, vgg11-WIDTH, mobilenet_v2-WIDTH, "
+        "squeezenet-WIDTH, torchvision:MODEL, such as resnet-8-16"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(expected)}"):
+        parse(text)
+
+
+NAMES = ["lenet5", "resnet", "convnet", "wrn", "vgg11", "torchvision:vgg11", "vgg"]
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(NAMES), st.lists(st.integers(-1, 10**7), max_size=3))
+def test_parse_answers_any_text_with_a_network_or_an_input_error(name, numbers):
+    text = "-".join([name, *map(str, numbers)])
+    try:
+        network = parse(text)
+    except InputError:
+        return
+    assert label(network).startswith(text)

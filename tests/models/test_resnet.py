@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from condkd_ray.core.method import InputError
+from condkd_ray.models import ResNet
+
+
+@pytest.mark.parametrize(("depth", "width", "channels"), [(8, 16, 3), (14, 16, 1), (20, 4, 3)])
+def test_number_of_parameters(depth, width, channels):
+    n, w = (depth - 2) // 6, width
+
+    def stage(c: int) -> int:
+        """The 2n convolutions c -> c with BN of a stage."""
+        return 2 * n * (9 * c * c + 2 * c)
+
+    stem = 9 * channels * w + 2 * w
+    # The first convolution of stages 2 and 3 reads half as many channels; each has a 1x1 shortcut with BN.
+    narrower = sum(9 * c * c - 9 * c * c // 2 for c in (2 * w, 4 * w))
+    shortcuts = sum(c * c // 2 + 2 * c for c in (2 * w, 4 * w))
+    expected = stem + stage(w) + stage(2 * w) + stage(4 * w) - narrower + shortcuts + (4 * w + 1) * 10
+    module = ResNet(depth=depth, width=width).build((channels, 32, 32), 10)
+    assert sum(p.numel() for p in module.parameters()) == expected
+
+
+@pytest.mark.parametrize("depth", [8, 14])
+def test_depth_counts_the_layers_with_weights(depth):
+    module = ResNet(depth=depth, width=4).build((1, 8, 8), 10)
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear) or getattr(m, "kernel_size", None) == (3, 3)]
+    assert len(layers) == depth
+
+
+def test_stages_halve_the_map_and_double_the_channels():
+    module = ResNet(width=4).build((3, 32, 32), 10)
+    shapes, handles = [], []
+    for stage in module.get_submodule("stages").children():
+        handles.append(stage.register_forward_hook(lambda *args: shapes.append(tuple(args[2].shape[1:]))))
+    module(torch.randn(2, 3, 32, 32))
+    assert shapes == [(4, 32, 32), (8, 16, 16), (16, 8, 8)]
+
+
+def test_a_block_is_the_identity_when_its_branch_is_silent():
+    module = ResNet(width=4).build((1, 8, 8), 2)
+    block = module.get_submodule("stages.0.0")
+    nn.init.zeros_(block.get_submodule("bn2").weight)
+    maps = torch.rand(2, 4, 8, 8)
+    assert torch.equal(block(maps), maps)
+
+
+def test_he_initialisation():
+    torch.manual_seed(0)
+    weight = ResNet(width=64).build((3, 32, 32), 10).get_submodule("stages.2.0.conv2").weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("depth", [-4, 2, 9, 18])
+def test_a_depth_that_does_not_exist_is_named(depth):
+    with pytest.raises(InputError, match=rf"^resnet depth is {depth}; accepted: 6n \+ 2, such as 8, 14, 20$"):
+        ResNet(depth=depth)
+
+
+def test_a_width_of_nothing_is_named():
+    with pytest.raises(InputError, match=r"^resnet width is 0; accepted: 1 or more$"):
+        ResNet(width=0)

@@ -1,0 +1,265 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, TEACHER, samples, wrap
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.models.teacher import Teacher
+
+KNOWN = {"image_shape": IMAGE_SHAPE, "mean": MEAN, "std": STD, "train_size": 10, "flip_ok": False}
+
+
+def network() -> nn.Module:
+    """With BN statistics that are not the fresh ones."""
+    with Streams(0).forked("init/teacher"):
+        module = TEACHER.build(IMAGE_SHAPE, NUM_CLASSES)
+    module.train()(samples(32).images)
+    return module
+
+
+def hooks(module: nn.Module) -> Iterator[int]:
+    for part in module.modules():
+        yield len(part._forward_hooks) + len(part._forward_pre_hooks)
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    return Teacher.from_module(network(), num_classes=NUM_CLASSES, **KNOWN)
+
+
+def test_from_module_leaves_the_callers_module_as_it_was():
+    module = network().train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    teacher = Teacher.from_module(module, num_classes=NUM_CLASSES, **KNOWN)
+    teacher.observe(samples(4).images)
+    assert module.training
+    assert all(weight.requires_grad for weight in module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert sum(hooks(module)) == 0
+
+
+def test_it_is_frozen_and_in_eval_mode(teacher):
+    assert not teacher.network.training
+    assert not any(weight.requires_grad for weight in teacher.network.parameters())
+    before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
+    teacher.observe(samples(16).images)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
+
+
+def test_features_are_what_enters_the_last_linear_layer(teacher):
+    seen = teacher.observe(samples(5).images)
+    assert seen.features.shape == (5, 4 * TEACHER.width)
+    last = teacher.network.classifier
+    assert torch.allclose(F.linear(seen.features, last.weight, last.bias), seen.logits, atol=1e-6)
+    assert torch.equal(seen.logits, teacher.logits(samples(5).images))
+
+
+def test_bn_statistics_are_those_of_the_layers_inputs(teacher):
+    images = samples(6).images
+    module = teacher.network
+    first = module.conv(images)
+    block = module.stages[0][0]
+    second = block.conv1(F.relu(module.bn(first)))
+    seen = teacher.observe(images).bn
+    for found, inputs in zip(seen[:2], (first, second), strict=True):
+        flat = inputs.transpose(0, 1).flatten(1)
+        assert torch.allclose(found[0], flat.mean(1), atol=1e-6)
+        assert torch.allclose(found[1], flat.var(1, correction=0), atol=1e-6)
+
+
+def test_input_means_are_each_images_channel_means_of_what_enters_the_named_layers(teacher):
+    images, module = samples(6).images, teacher.network
+    stem = F.relu(module.bn(module.conv(images)))
+    wanted = [maps.mean((2, 3)) for maps in (module.stages[0](stem), stem, module.conv(images))]
+    seen = teacher.observe(images, input_means=("stages.1", "stages.0", "bn"))
+    torch.testing.assert_close(seen.input_means, torch.cat(wanted, 1))
+    assert teacher.observe(images).input_means is None
+
+
+def test_an_input_of_a_layer_that_does_not_exist_is_refused(teacher):
+    with pytest.raises(InputError, match=r"teacher layer is 'stages.7'; accepted: penultimate, conv"):
+        teacher.observe(samples(2).images, input_means=("stages.7",))
+
+
+@pytest.mark.parametrize("bn", [True, False])
+def test_a_look_without_bn_statistics_has_no_hook_on_any_bn_layer(teacher, bn):
+    images, layers = samples(6).images, [part for part in teacher.network.modules() if isinstance(part, nn.BatchNorm2d)]
+    found = []
+    watch = teacher.network.register_forward_pre_hook(
+        lambda *_: found.append(sum(len(layer._forward_pre_hooks) for layer in layers))
+    )
+    seen = teacher.observe(images, ("stages.1",), bn=bn)
+    watch.remove()
+    assert found == [len(layers) if bn else 0]
+    assert len(seen.bn) == (len(layers) if bn else 0)
+    whole = teacher.observe(images, ("stages.1",))
+    assert torch.equal(seen.logits, whole.logits)
+    assert torch.equal(seen.features, whole.features)
+    assert torch.equal(seen.taps["stages.1"], whole.taps["stages.1"])
+
+
+def test_running_statistics_stand_in_the_order_of_the_seen_ones(teacher):
+    seen = teacher.observe(samples(6).images).bn
+    layers = [part for part in teacher.network.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert len(seen) == len(teacher.running_bn) == len(layers)
+    for (mean, var), (running_mean, running_var) in zip(seen, teacher.running_bn, strict=True):
+        assert mean.shape == var.shape == running_mean.shape == running_var.shape
+    assert teacher.running_bn[0][0] is teacher.network.bn.running_mean
+
+
+def test_only_the_classifier_that_makes_the_logits_counts():
+    class Odd(nn.Module):
+        """Registers its layers in another order than it runs them, and one never."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = nn.Linear(5, NUM_CLASSES)
+            self.bn2 = nn.BatchNorm1d(5)
+            self.bn1 = nn.BatchNorm2d(1)
+            self.inner = nn.Linear(64, 5)
+            self.unused = nn.Linear(5, NUM_CLASSES)
+            self.unused_bn = nn.BatchNorm1d(5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.classifier(self.bn2(self.inner(self.bn1(images).flatten(1))))
+
+    module = Odd()
+    teacher = Teacher.from_module(module, num_classes=NUM_CLASSES, **KNOWN)
+    seen = teacher.observe(samples(3).images)
+    assert seen.features.shape == (3, 5)
+    assert [mean.shape for mean, _ in seen.bn] == [(1,), (5,)]
+    assert len(teacher.running_bn) == 2
+
+
+def test_taps_are_outputs_of_the_named_layers(teacher):
+    images = samples(3).images
+    seen = teacher.observe(images, ("conv", "stages.1"))
+    assert list(seen.taps) == ["conv", "stages.1"]
+    assert torch.equal(seen.taps["conv"], teacher.network.conv(images))
+    assert seen.taps["stages.1"].shape == (3, 8, 4, 4)
+
+
+def test_pooled_is_the_features_or_a_taps_mean_over_space(teacher):
+    seen = teacher.observe(samples(3).images, ("stages.1", "classifier"))
+    assert seen.pooled("penultimate") is seen.features
+    torch.testing.assert_close(seen.pooled("stages.1"), seen.taps["stages.1"].mean((2, 3)))
+    assert torch.equal(seen.pooled("classifier"), seen.logits)
+
+
+class Oddity(nn.Module):
+    """Holds a list that never runs, a layer that never runs, and one that gives two tensors."""
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Flatten(), self.Two()])
+        self.idle = nn.Linear(3, 3)
+        self.classifier = nn.Linear(64, NUM_CLASSES)
+
+    def forward(self, images):
+        flat, _ = self.parts[1](self.parts[0](images))
+        return self.classifier(flat)
+
+
+@pytest.mark.parametrize("layer", ["parts", "parts.1", "idle", "", "penultimate"])
+def test_what_gives_no_tensor_is_no_layer(layer):
+    odd = wrap(Oddity())
+    odd.check_layers(("parts.0", "classifier"))
+    with pytest.raises(InputError, match=f"teacher layer is '{layer}'; accepted: penultimate, parts.0, classifier$"):
+        odd.check_layers((layer,))
+
+
+def test_an_unknown_layer_lists_the_valid_ones(teacher):
+    with pytest.raises(InputError, match=r"'layer4'; accepted: penultimate, conv, bn, stages, .*classifier"):
+        teacher.observe(samples(2).images, ("conv", "layer4"))
+    assert sum(hooks(teacher.network)) == 0
+
+
+def test_no_hook_stays_even_where_the_forward_pass_fails(teacher):
+    teacher.observe(samples(2).images, ("stages",))
+    assert sum(hooks(teacher.network)) == 0
+    with pytest.raises(RuntimeError):
+        teacher.observe(torch.zeros(2, 7, 8, 8), ("stages",))
+    assert sum(hooks(teacher.network)) == 0
+
+
+def test_logits_run_without_hooks_and_observe_with_them(teacher):
+    counted = []
+    teacher.network.conv.register_forward_hook(lambda module, *_: counted.append(sum(hooks(teacher.network))))
+    teacher.logits(samples(2).images)
+    teacher.observe(samples(2).images)
+    assert counted[0] == 1  # this test's own
+    assert counted[1] > 1
+
+
+@pytest.mark.parametrize("what", ["logits", "features", "bn", "taps"])
+def test_everything_seen_has_a_gradient_to_the_images(teacher, what):
+    images = samples(4).images.requires_grad_()
+    seen = teacher.observe(images, ("stages.0",))
+    value = {
+        "logits": seen.logits,
+        "features": seen.features,
+        "bn": torch.stack([mean.sum() + var.sum() for mean, var in seen.bn]),
+        "taps": seen.taps["stages.0"],
+    }[what]
+    (gradient,) = torch.autograd.grad(value.square().sum(), [images])
+    assert gradient.abs().sum() > 0
+    assert not any(t.requires_grad for t in (seen.detach().logits, seen.detach().features, seen.detach().bn[0][0]))
+
+
+def test_another_number_of_classes_is_refused():
+    with pytest.raises(InputError, match=r"shape of the teacher's answer to 2 images is \(2, 4\); accepted: \(2, 10\)"):
+        Teacher.from_module(network(), num_classes=10, **KNOWN)
+
+
+def test_images_it_cannot_read_are_refused():
+    wrong = KNOWN | {"image_shape": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(InputError, match=r"cannot read images of shape \(3, 8, 8\)"):
+        Teacher.from_module(network(), num_classes=NUM_CLASSES, **wrong)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_constants_need_a_value_a_channel(name):
+    with pytest.raises(InputError, match=rf"length of {name} is 3; accepted: 1, one a channel"):
+        Teacher.from_module(network(), num_classes=NUM_CLASSES, **(KNOWN | {name: (0.1, 0.2, 0.3)}))
+
+
+def test_a_teacher_without_a_linear_layer_at_the_end_is_refused():
+    module = nn.Sequential(nn.Conv2d(1, NUM_CLASSES, 8), nn.Flatten())
+    with pytest.raises(InputError, match=r"last linear layer of the teacher is None; accepted: a torch.nn.Linear"):
+        Teacher.from_module(module, num_classes=NUM_CLASSES, **KNOWN)
+
+
+def test_normalise_uses_the_constants(teacher):
+    assert torch.allclose(teacher.normalise(torch.full((1, 1, 2, 2), 0.75)), torch.full((1, 1, 2, 2), 2.0))
+
+
+def test_an_answer_from_a_layer_is_that_of_the_images_it_saw(teacher):
+    images = samples(5).images
+    seen = teacher.observe(images, ("stages.1",))
+    torch.testing.assert_close(teacher.answer_from("stages.1", seen.taps["stages.1"]), seen.logits)
+    torch.testing.assert_close(teacher.answer_from("penultimate", seen.features), seen.logits)
+    assert sum(hooks(teacher.network)) == 0
+    torch.testing.assert_close(teacher.logits(images), seen.logits)
+
+
+def test_what_a_layer_decides_is_found_by_trying(teacher):
+    assert teacher.decides("penultimate", 4 * TEACHER.width)
+    assert not teacher.decides("penultimate", 5)
+    assert not teacher.decides("stages.2.0.conv2", 4 * TEACHER.width)
+    assert sum(hooks(teacher.network)) == 0
+
+
+def test_layers_with_weights_come_in_the_order_in_which_they_run(teacher):
+    names = list(teacher.weighted)
+    assert names[:3] == ["conv", "stages.0.0.conv1", "stages.0.0.conv2"]
+    assert "classifier" not in names
+    assert all(teacher.weighted[name].weight.ndim == 4 for name in names)
+    assert teacher.num_features == 4 * TEACHER.width

@@ -1,0 +1,226 @@
+"""Figures: there, deterministic, complete and with labels that do not touch."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.text import Text
+from PIL import Image
+
+from condkd_ray.report.figures import accuracy
+from condkd_ray.report.figures.dots import dots_figure
+from condkd_ray.report.figures.rounds import diagnosis_figure
+from condkd_ray.report.figures.style import STYLE, keep_apart, looks
+from condkd_ray.report.statistics import ACCURACY
+from report.report_factory import LEVEL, diagnosed, make_manifest, make_record, sweep
+
+FILES = ("figure.png", "figure.svg", "curves.png", "diagnosis.png")
+STYLES = looks(LEVEL)
+
+
+def far_below(records):
+    """The same trials at a fifth of their accuracy, the references left where they are."""
+    return [
+        r if r.arm == "real" else dataclasses.replace(r, metrics=r.metrics | {ACCURACY: r.metrics[ACCURACY] / 5})
+        for r in records
+    ]
+
+
+def test_files_are_there_and_equal_each_time(tmp_path, monkeypatch):
+    # Whoever draws with pyplot changes global state; here its import fails.
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    records = [diagnosed(record) for record in sweep(seeds=(0, 1, 2))]
+    content = []
+    for name in ("a", "b"):
+        accuracy.write(tmp_path / name, records, make_manifest(records))
+        content.append([(tmp_path / name / file).read_bytes() for file in FILES])
+    assert content[0] == content[1]
+    with Image.open(tmp_path / "a" / "figure.png") as picture:
+        assert picture.size == (1100, 700)
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_the_svg_names_arms_references_and_n(tmp_path):
+    records = sweep(seeds=(0, 1, 2))
+    accuracy.write(tmp_path, records, make_manifest(records))
+    svg = (tmp_path / "figure.svg").read_text()
+    arms = ["guided", "mixed", "condensed_only", "guided_only", "none (no condensed)"]
+    references = ["teacher, 97.2", "KD on real data, 9"]
+    for text in [*arms, *references, "n = 3 seeds", "condensed images per class (IPC)", "test accuracy (%)"]:
+        assert text in svg
+    assert "broken" not in svg
+
+
+def test_far_references_stand_beyond_a_marked_break(tmp_path):
+    records = far_below(sweep())
+    accuracy.write(tmp_path, records, make_manifest(records))
+    svg = (tmp_path / "figure.svg").read_text()
+    assert "The vertical axis is broken; its parts differ in scale." in svg
+    assert "teacher, 97.2" in svg
+
+
+def test_every_point_lies_within_the_limits():
+    for records in (sweep(), far_below(sweep())):
+        levels, curves = accuracy._levels(records, make_manifest(), STYLES), accuracy._curves(records, STYLES)
+        bounds = accuracy._limits(levels, curves)
+        values = [value for curve in curves for seeds in curve.points for value in seeds]
+        assert all(bounds[-1][0] < value < bounds[-1][1] for value in values)
+        for level in levels:
+            assert any(low < level.mean < high for low, high in bounds)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        sweep(ipcs=(10,), seeds=(0,)),
+        sweep(("none",), seeds=(0, 1)),
+        sweep(("none", "real")),
+        sweep(("guided",), (1, 10), (0, 1)),
+        [make_record("guided", 1, 0), make_record("guided", 1, 1), make_record("guided", 5, 0)],
+        [make_record("guided", 1, 0), make_record("mixed", 1, 0, status="failed", metrics={}, history=[])],
+        [make_record("shared pool", 5, 0), make_record("other", 5, 0)],
+        [make_record("guided", 0, 0), make_record("guided", 5, 0)],
+        [diagnosed(one) for one in sweep(("none", "guided"), (5,), (0, 1))],
+        [diagnosed(make_record("guided", 5, 0)), make_record("mixed", 5, 0)],
+        [diagnosed(make_record(f"arm {i}", 5, 0)) for i in range(30)],
+        [make_record("guided", 5, 0, history=[])],
+        [make_record("guided", 5, s, metrics={ACCURACY: 0.5}) for s in (0, 1)],
+    ],
+)
+def test_any_part_of_a_sweep_can_be_drawn(tmp_path, records):
+    for teacher in ({}, {"test_accuracy": 0.99}):
+        accuracy.write(tmp_path, records, make_manifest(records, teacher=teacher))
+        assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_one_seed_says_so(tmp_path):
+    records = sweep(seeds=(0,))
+    accuracy.write(tmp_path, records, make_manifest(records))
+    assert "One seed (n = 1), so no spread is known." in (tmp_path / "figure.svg").read_text()
+
+
+def test_uneven_seeds_say_so(tmp_path):
+    records = [make_record("guided", 1, s) for s in range(4)] + [make_record("guided", 5, s) for s in range(2)]
+    accuracy.write(tmp_path, records, make_manifest(records))
+    assert "n = 2 to 4 seeds" in (tmp_path / "figure.svg").read_text()
+
+
+def test_no_trial_no_picture_not_even_an_old_one(tmp_path):
+    accuracy.write(tmp_path, sweep(seeds=(0,)), make_manifest())
+    accuracy.write(tmp_path, [make_record(status="failed")], make_manifest())
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(wanted=st.lists(st.floats(-1, 2), min_size=1, max_size=9))
+def test_labels_keep_apart_in_order(wanted):
+    placed = keep_apart(wanted, 0.05, 0.2, 0.9)
+    order = np.argsort(wanted, kind="stable")
+    assert (np.diff(np.asarray(placed)[order]) >= 0.05 - 1e-9).all()
+    assert min(placed) >= 0.2 - 1e-9
+    assert max(placed) <= 0.9 + 1e-9
+
+
+def test_labels_with_room_stay_where_they_are():
+    assert keep_apart([0.5, 0.3, 0.7], 0.05, 0.2, 0.9) == pytest.approx([0.5, 0.3, 0.7])
+    assert keep_apart([0.5, 0.5], 0.1, 0.2, 0.9) == pytest.approx([0.45, 0.55])
+    assert keep_apart([], 0.1, 0, 1) == []
+
+
+def test_every_standard_arm_has_a_look_of_its_own_whatever_else_there_is():
+    assert len({color for color, _ in STYLES.values()}) == len(LEVEL)
+    others = looks([*LEVEL, "another", "a third"])
+    assert {arm: others[arm] for arm in LEVEL} == STYLES
+
+
+@pytest.mark.parametrize("named", [(), ("none", "mixed"), tuple(LEVEL)])
+def test_arms_of_any_names_have_distinct_colours_and_beyond_them_distinct_markers(named):
+    few = looks([*named, *(f"form {i}" for i in range(9))])
+    assert len({color for color, _ in few.values()}) == len(few)
+    many = looks([*named, *(f"form {i}" for i in range(25))])
+    assert len(set(many.values())) == len(many)
+
+
+def texts(figure):
+    return " | ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_with_one_ipc_a_row_an_arm_and_the_baseline_as_a_line():
+    records = sweep(("none", "mixed", "guided"), (10,), (0, 1, 2))
+    figure = dots_figure(records, make_manifest(baseline="mixed"), STYLES)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["none (no condensed)", "mixed", "guided"]
+    means = {arm: np.mean([100 * r.metrics[ACCURACY] for r in records if r.arm == arm]) for arm in ("mixed", "guided")}
+    (line,) = [one for one in axes.get_lines() if one.get_linestyle() == "--"]
+    assert line.get_xdata() == pytest.approx([means["mixed"]] * 2)
+    drawn = [value for one in axes.get_lines() for value in one.get_xdata()]
+    assert all(any(value == pytest.approx(100 * r.metrics[ACCURACY]) for value in drawn) for r in records)
+    low, high = axes.get_xlim()
+    assert all(low < 100 * r.metrics[ACCURACY] < high for r in records)
+    for told in (f"{means['guided']:.1f} ± ", "at IPC 10", "Dashed: mixed.", "Teacher: 97.2 %.", "n = 3 seeds"):
+        assert told in texts(figure)
+
+
+def test_real_data_far_off_are_told_and_do_not_crush_the_rest():
+    records = far_below(sweep(ipcs=(10,)))
+    (axes,) = dots_figure(records, make_manifest(), STYLES).axes
+    assert axes.get_xlim()[1] < 30
+    assert "KD on real data" in texts(axes)
+    assert f"{np.mean([100 * r.metrics[ACCURACY] for r in records if r.arm == 'real']):.1f} ± " in texts(axes)
+
+
+def test_the_figure_follows_how_many_ipcs_are_planned(tmp_path):
+    planned = sweep(ipcs=(1, 10), seeds=(0,))
+    done = [record for record in planned if record.ipc != 10]
+    for manifest, is_dots in ((make_manifest(done), True), (make_manifest(planned), False)):
+        accuracy.write(tmp_path, done, manifest)
+        assert ("condensed images per class (IPC)" in (tmp_path / "figure.svg").read_text()) is not is_dots
+
+
+def test_the_diagnosis_has_a_panel_a_figure_at_the_largest_ipc():
+    records = [diagnosed(one) for one in sweep(("none", "mixed", "guided"), (1, 10), (0, 1))]
+    figure = diagnosis_figure(records, STYLES)
+    assert len(figure.axes) == 6
+    first = figure.axes[0]
+    (guided,) = [line for line in first.get_lines() if line.get_label() == "guided"]
+    trials = [r for r in records if (r.arm, r.ipc) == ("guided", 10)]
+    wanted = np.mean([[row["diagnosis/frechet_real"] for row in r.history] for r in trials], 0)
+    assert guided.get_ydata() == pytest.approx(wanted)
+    assert "none (no condensed)" in texts(figure)
+    assert "at IPC 10; for the report only" in texts(figure)
+
+
+def test_without_condensed_images_the_diagnosis_has_the_real_side_and_without_any_no_picture():
+    records = [diagnosed(make_record(arm, 0, seed)) for arm in ("none", "real") for seed in (0, 1)]
+    assert len(diagnosis_figure(records, STYLES).axes) == 3
+    assert diagnosis_figure(sweep(seeds=(0,)), STYLES) is None
+
+
+def boxes(figure):
+    """Where texts stand, less the ticks: matplotlib also has some beyond the axes, which it does not draw."""
+    parts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    for axes in figure.axes:
+        parts += [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
+        parts += [label for label in axes.get_yticklabels() if any(map(str.isalpha, label.get_text()))]
+    renderer = figure.canvas.get_renderer()
+    return [part.get_window_extent(renderer) for part in parts if part.get_text()]
+
+
+@pytest.mark.parametrize("word", ["mmd", "unconditional", "mixed distribution_matching"])
+@pytest.mark.parametrize("count", [1, 5, 14])
+def test_no_text_is_cut(count, word):
+    records = [diagnosed(make_record(f"{word} x0.{i:02d}", 10, s)) for i in range(count) for s in (0, 1)]
+    styles = looks(record.arm for record in records)
+    with matplotlib.rc_context(STYLE):
+        for figure in (dots_figure(records, make_manifest(), styles), diagnosis_figure(records, styles)):
+            figure.canvas.draw()
+            width, height = figure.canvas.get_width_height()
+            for box in boxes(figure):
+                assert -1 <= box.x0 < box.x1 <= width + 1
+                assert -1 <= box.y0 < box.y1 <= height + 1

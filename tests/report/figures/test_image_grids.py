@@ -1,0 +1,57 @@
+"""Image grids: what is in the file is what was given, enlarged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from condkd_ray.report.figures.image_grids import write_grid
+
+
+def pixels(count: int, channels: int, size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (count, channels, size, size), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("channels", "size", "factor"), [(1, 8, 6), (3, 32, 2), (1, 28, 2), (3, 64, 1)])
+def test_every_image_stands_in_its_place(tmp_path, channels, size, factor):
+    images = pixels(6, channels, size)
+    write_grid(tmp_path / "deep" / "grid.png", images, per_class=3)
+    with Image.open(tmp_path / "deep" / "grid.png") as picture:
+        grid = np.asarray(picture)
+    step = size * factor + 2
+    assert grid.shape[:2] == (2 * step + 2, 3 * step + 2)
+    for number, image in enumerate(images):
+        top, left = 2 + number // 3 * step, 2 + number % 3 * step
+        cell = grid[top : top + size * factor : factor, left : left + size * factor : factor]
+        expected = image[0] if channels == 1 else image.transpose(1, 2, 0)
+        np.testing.assert_array_equal(cell, expected)
+    assert (grid[:2] == 255).all()
+    assert (grid[:, -2:] == 255).all()
+
+
+def test_torch_images_and_a_short_last_row(tmp_path):
+    images = pixels(3, 1, 8)
+    write_grid(tmp_path / "a.png", torch.from_numpy(images), per_class=2)
+    write_grid(tmp_path / "b.png", images, per_class=2)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as picture:
+        assert (np.asarray(picture)[52:, 52:] == 255).all()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "per_class"),
+    [
+        (np.zeros((2, 1, 8, 8), dtype=np.float32), 1),
+        (np.zeros((2, 2, 8, 8), dtype=np.uint8), 1),
+        (np.zeros((2, 8, 8), dtype=np.uint8), 1),
+        (np.zeros((0, 1, 8, 8), dtype=np.uint8), 1),
+        (np.zeros((2, 1, 8, 8), dtype=np.uint8), 0),
+    ],
+)
+def test_other_things_are_refused(tmp_path, images, per_class):
+    with pytest.raises(ValueError, match="accepted"):
+        write_grid(tmp_path / "grid.png", images, per_class)
+    assert list(tmp_path.iterdir()) == []

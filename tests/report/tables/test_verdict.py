@@ -1,0 +1,101 @@
+"""The verdict never claims more than its intervals show."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from condkd_ray.report.records import Record
+from condkd_ray.report.statistics import ACCURACY
+from condkd_ray.report.tables.verdict import arms_table, cost, differences_table, named, sentence, told
+from report.report_factory import LABELS, make_record
+
+TRUTH = LABELS.tolist()
+
+
+def answers(wrong: int, seed: int) -> list[int]:
+    """Right for all images but the first `wrong` of a random order by seed."""
+    found = LABELS.copy()
+    rows = np.random.default_rng(seed).permutation(len(found))[:wrong]
+    found[rows] = (found[rows] + 1) % 10
+    return found.tolist()
+
+
+def trial(arm: str, seed: int, wrong: int, cpu: float = 10.0) -> Record:
+    ipc = 0 if arm == "none" else 4
+    return replace(make_record(arm, ipc, seed), predictions=answers(wrong, seed), cpu_seconds=cpu)
+
+
+def trials(guided: tuple[int, ...], mixed: tuple[int, ...] = (100, 100, 100), alone: int = 200) -> list[Record]:
+    found = [trial("guided", seed, wrong, 30.0) for seed, wrong in enumerate(guided)]
+    found += [trial("mixed", seed, wrong, 20.0) for seed, wrong in enumerate(mixed)]
+    return found + [trial("condensed_only", seed, alone) for seed in range(len(guided))]
+
+
+@pytest.mark.parametrize(
+    ("guided", "said"),
+    [
+        ((60, 62, 64), "guidance helps here: guided - mixed is +9.5 points"),
+        ((140, 141, 144), "guidance hurts here: guided - mixed is -10.4 points"),
+        ((60, 100, 130), "it is not shown that guidance helps or hurts here"),
+        ((99, 98, 99), "it is not shown that guidance helps or hurts here"),
+    ],
+)
+def test_it_speaks_as_both_intervals_do(guided: tuple[int, ...], said: str):
+    told = sentence(trials(guided), TRUTH)
+    assert told.startswith(f"Verdict: with 3 seeds {said}")
+    assert "at 1.50 times the CPU time of mixing" in told
+    assert told.count(". ") == 0
+    assert told.endswith(".")
+
+
+def test_one_seed_shows_nothing():
+    told = sentence(trials((50,)), TRUTH)
+    assert told.startswith("Verdict: with 1 seed it is not shown")
+    assert "over seeds unknown" in told
+
+
+def test_without_a_pair_there_is_no_verdict():
+    assert sentence([], TRUTH).startswith("Verdict: none yet")
+    assert sentence([trial("guided", 0, 10), trial("mixed", 1, 10)], TRUTH).startswith("Verdict: none yet")
+    failed = replace(trial("mixed", 0, 10), status="failed", predictions=[])
+    assert sentence([trial("guided", 0, 10), failed], TRUTH).startswith("Verdict: none yet")
+    assert cost([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("alone", "said"),
+    [
+        ((10, 12, 13), "; your images alone are better (-12.6, over seeds "),
+        ((20, 60, 120), "; that it beats your images alone is not shown (+1.2, over seeds "),
+        ((200, 201, 202), ""),
+    ],
+)
+def test_what_is_known_of_the_images_alone_is_told_as_far_as_it_is(alone: tuple[int, ...], said: str):
+    found = [one for one in trials((60, 62, 64)) if one.arm != "condensed_only"]
+    told_now = sentence(found + [trial("condensed_only", seed, wrong) for seed, wrong in enumerate(alone)], TRUTH)
+    assert said in told_now
+    assert bool(said) == ("images alone" in told_now)
+
+
+def test_agreement_is_with_the_teacher_and_accuracy_with_the_folders():
+    found, teacher = trials((60, 62, 64)), answers(60, 0)
+    first = next(record for record in named(found, teacher) if (record.arm, record.seed) == ("guided", 0))
+    assert first.metrics[ACCURACY] == 1
+    rows = {row[0]: row for row in arms_table(found, TRUTH, teacher).rows}
+    assert rows["guided"][2:4] == ["3", "84.5 ± 0.5"]
+    assert rows["guided"][4] != rows["guided"][3]
+    assert rows["mixed"][-1] == "20.0"
+    differences = {row[0]: row for row in differences_table(found, TRUTH, teacher).rows}
+    assert differences["accuracy, guided - mixed"][1:3] == ["3", "+9.5"]
+    assert differences["accuracy, guided - condensed_only"][2] == "+34.5"
+    assert len(differences) == 4
+
+
+def test_students_that_are_barely_taught_are_told_of_before_the_verdict():
+    lines = told(trials((250, 251, 252), (255, 260, 265)), TRUTH, TRUTH)
+    assert len(lines) == 2
+    assert lines[0].startswith("The students agree with the teacher on at most 37% of the held-out images")
+    assert lines[1].startswith("Verdict: ")
+    assert told(trials((60, 62, 64)), TRUTH, TRUTH) == [sentence(trials((60, 62, 64)), TRUTH)]
+    assert len(told([], TRUTH, TRUTH)) == 1

@@ -1,0 +1,156 @@
+"""The layout of the custom scalars, as TensorBoard's own plugin reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import warnings
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+
+from condkd_ray.report.tensorboard.charts import ARMS, layout, telling
+from condkd_ray.report.tensorboard.spread import over_seeds
+from condkd_ray.report.tensorboard.writer import Board, hparams, rebuild, run_name
+from report.report_factory import diagnosed, make_record
+
+with warnings.catch_warnings():
+    # What TensorBoard carries with it warns of itself.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+    from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
+
+LOSSES = {"kd/loss": 1.0, "inversion/bn": 2.0, "inversion/bn_first": 3.0, "guidance/adversarial": 4.0}
+
+
+def plugin(root: Path) -> CustomScalarsPlugin:
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(root)).Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(root))
+    plugins: dict[str, Any] = {}
+    context = TBContext(logdir=str(root), data_provider=provider, plugin_name_to_instance=plugins)
+    plugins["scalars"] = ScalarsPlugin(context)
+    return CustomScalarsPlugin(context)
+
+
+def shown(root: Path) -> dict[str, tuple[str, list[str]]]:
+    """Category and expressions of each chart, by title."""
+    found: Any = plugin(root).layout_impl(RequestContext(), "")
+    return {
+        chart["title"]: (category["title"], chart["multiline"]["tag"])
+        for category in json.loads(found)["category"]
+        for chart in category["chart"]
+        if "multiline" in chart
+    }
+
+
+def with_losses(arm: str, seed: int):
+    record = diagnosed(make_record(arm, 10, seed))
+    return dataclasses.replace(record, history=[row | LOSSES for row in record.history])
+
+
+def test_each_chart_has_every_trial_in_it_and_one_scalar_alone(tmp_path):
+    records = [with_losses(arm, seed) for arm in ("mixed", "guided") for seed in (0, 1)]
+    rebuild(tmp_path, records)
+    root = tmp_path / "tensorboard"
+    charts, reader = shown(root), plugin(root)
+    assert {"student/test_accuracy", "proxy/agreement", "diagnosis/frechet_real", *LOSSES} <= set(charts)
+    for title, (category, expressions) in charts.items():
+        (expression,) = expressions
+        assert title.startswith(f"{category}/")
+        for record in records:
+            matched: Any = reader.scalars_impl(RequestContext(), run_name(record), expression, "")
+            assert matched["regex_valid"]
+            assert list(matched["tag_to_events"]) == [title]
+
+
+def test_of_what_is_written_while_trials_run_the_last_layout_counts(tmp_path):
+    record = make_record("mixed", 10, 0)
+    board = Board(tmp_path)
+    for arm, row in (("mixed", {"kd/loss": 1.0, "inversion/bn": math.nan}), ("guided", LOSSES)):
+        board.trial_started(run := f"ipc10/{arm}", hparams(record))
+        board.round(run, 1, row)
+        board.close() if arm == "guided" else None
+    assert set(shown(tmp_path / "tensorboard")) == set(LOSSES)
+
+
+def test_without_any_scalar_there_is_no_layout(tmp_path):
+    rebuild(tmp_path, [make_record(status="failed", metrics={"student/test_accuracy": math.nan}, history=[])])
+    assert plugin(tmp_path / "tensorboard").layout_impl(RequestContext(), "") == {}
+
+
+@pytest.mark.parametrize("tag", ["student/test_rounds", "time/wall_seconds", "pool/made", "round", "kd", "other/term"])
+def test_what_tells_nothing_has_no_chart(tag):
+    assert telling([tag, "kd/loss"]) == {"kd/loss"}
+
+
+def test_categories_are_in_order_and_expressions_literal():
+    found = layout(["diagnosis/a+b", "kd/loss", "student/val_accuracy", "time/x"])
+    assert [category.title for category in found.category] == ["student", "kd", "diagnosis"]
+    (expression,) = found.category[2].chart[0].multiline.tag
+    assert re.match(expression, "diagnosis/a+b")
+    assert not re.match(expression, "diagnosis/aab")
+
+
+def test_what_a_perfect_generator_would_get_stands_in_the_chart_of_the_accuracy():
+    tags = ["guidance/accuracy", "guidance/adversarial", "guidance/perfect_accuracy"]
+    (category,) = layout(tags).category
+    assert [(chart.title, list(chart.multiline.tag)) for chart in category.chart] == [
+        ("guidance/accuracy", ["^guidance/accuracy$", "^guidance/perfect_accuracy$"]),
+        ("guidance/adversarial", ["^guidance/adversarial$"]),
+    ]
+    (alone,) = layout(tags[2:]).category[0].chart
+    assert (alone.title, list(alone.multiline.tag)) == (tags[2], ["^guidance/perfect_accuracy$"])
+
+
+def test_charts_with_bands_are_given_in_the_order_that_tensorboard_turns_round():
+    (arms,) = layout([], ["student/test_accuracy", "proxy/kl"]).category
+    assert [chart.title.partition(",")[0] for chart in arms.chart] == ["proxy/kl", "student/test_accuracy"]
+
+
+def test_arms_come_first_with_mean_and_range_over_their_seeds(tmp_path):
+    records = [make_record(arm, 10, seed) for arm in ("mixed", "guided") for seed in (0, 1, 2)]
+    rebuild(tmp_path, [*records, make_record("none", 0, 0)])
+    reader = plugin(tmp_path / "tensorboard")
+    found: Any = reader.layout_impl(RequestContext(), "")
+    arms, *_ = json.loads(found)["category"]
+    assert arms["title"] == ARMS
+    (series,) = arms["chart"][0]["margin"]["series"]
+    assert list(series.values()) == [f"{part}/student/test_accuracy" for part in ("mean", "lowest", "highest")]
+    for name in ("mixed", "guided"):
+        members = [record.history for record in records if record.arm == name]
+        for tag, reduce in zip(series.values(), (fmean, min, max), strict=True):
+            drawn: Any = reader.scalars_impl(RequestContext(), f"ipc10/{name}", f"^{tag}$", "")
+            expected = [
+                (int(rows[0]["round"]), pytest.approx(reduce([row["student/test_accuracy"] for row in rows])))
+                for rows in zip(*members, strict=True)
+            ]
+            assert [(step, value) for _, step, value in drawn["tag_to_events"][tag]] == expected
+    assert not list((tmp_path / "tensorboard" / "none").glob("events*"))
+
+
+def test_a_round_that_one_seed_lacks_and_trials_that_failed_do_not_count():
+    first, second = (make_record("mixed", 10, seed) for seed in (0, 1))
+    shorter = dataclasses.replace(second, history=second.history[:2])
+    failed = make_record("mixed", 10, 2, status="failed")
+    ((_, rows),) = over_seeds([first, shorter, failed])
+    assert [row["round"] for row in rows] == [1, 2]
+    value = [row["student/test_accuracy"] for row in (first.history[1], second.history[1])]
+    assert rows[1]["mean/student/test_accuracy"] == pytest.approx(sum(value) / 2)
+    assert list(over_seeds([first, failed])) == []
+
+
+def test_whoever_goes_on_writing_removes_what_lacks_seeds(tmp_path):
+    records = [make_record("mixed", 10, seed) for seed in (0, 1)]
+    rebuild(tmp_path, records)
+    Board(tmp_path).close()
+    root = tmp_path / "tensorboard"
+    assert not list((root / "ipc10" / "mixed").glob("events*"))
+    assert len(list((root / "ipc10" / "mixed").rglob("events*"))) == 2

@@ -1,0 +1,225 @@
+"""The ablation as its users run it, on a budget of seconds."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from places import EXPERIMENTS
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from condkd_ray.runs.presets import arm
+from condkd_ray.runs.experiment import Flags, run
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.memory import Latest
+from condkd_ray.core.method import InputError
+from condkd_ray.trial.pipeline import Pipeline
+from condkd_ray.report.records import Record, read_manifest, read_records
+from condkd_ray.study import open_storage
+
+SCRIPT = EXPERIMENTS / "ablate_ipc.py"
+SMALL = {
+    "inversion": {"steps": 1, "batch": 32, "width": 8},
+    "distiller": {"steps": 3, "batch": 32},
+    "condensation": {"iterations": 2},
+}
+ARMS = {("none", 0), ("real", 0), ("condensed_only", 1), ("mixed", 1), ("guided", 1)}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    return folder
+
+
+def command(home: Path, out: str, *flags: str) -> list[str]:
+    fixed = ["--ipcs", "1", "--seeds", "0", "--teacher-epochs", "1", "--config", str(home / "small.yaml")]
+    return [sys.executable, str(SCRIPT), *fixed, "--out", str(home / out), "--cache", str(home / "cache"), *flags]
+
+
+def ablate(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(home, out, *flags), capture_output=True, text=True, env=environment, timeout=240)
+
+
+def numbers(record: Record) -> tuple[object, ...]:
+    history = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in record.history]
+    return record.config_hash, history, record.predictions, record.metrics["student/test_accuracy"]
+
+
+def told(out: Path) -> dict[str, float]:
+    """What each trial came to, as its study has it."""
+    trials = optuna.load_study(study_name="ablate_ipc", storage=open_storage(None, out)).trials
+    found = {trial.user_attrs["config_hash"]: trial.value for trial in trials}
+    assert len(found) == len(trials)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    done = ablate(home, "whole", "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    assert "guided - mixed" in done.stdout
+    return home / "whole"
+
+
+@pytest.mark.ray
+def test_every_arm_leaves_a_record_a_row_and_an_event_file(finished: Path):
+    records = read_records(finished)
+    assert {(record.arm, record.ipc) for record in records} == ARMS
+    assert {record.status for record in records} == {"finished"}
+    rows = list(csv.DictReader((finished / "table.csv").read_text().splitlines()))
+    assert {"mixed", "guided"} <= {row["arm"] for row in rows}
+    assert (finished / "figure.svg").stat().st_size > 1000
+    for record in records:
+        assert len(record.predictions) == 600
+        (run,) = (finished / "tensorboard").rglob(f"*-{record.config_hash[:6]}")
+        events = EventAccumulator(str(run))
+        events.Reload()
+        assert len(events.Scalars("kd/loss")) == 2
+        assert len(events.Images("samples/grid")) == 1
+    assert read_manifest(finished).cpu_seconds > 1
+    assert told(finished) == {record.config_hash: record.metrics["proxy/agreement"] for record in records}
+
+
+@pytest.mark.ray
+def test_the_same_command_runs_nothing_anew(home: Path, finished: Path):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
+    again = ablate(home, "whole", "--rounds", "2")
+    assert again.returncode == 0
+    assert "5 of them finished before" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()} == before
+
+
+@pytest.mark.ray
+def test_condkd_train_gives_the_row_of_the_sweep(home: Path, finished: Path):
+    (swept,) = [record for record in read_records(finished) if record.arm == "guided"]
+    (home / "row.yaml").write_text(yaml.safe_dump(swept.config))
+    arguments = [str(home / "row.yaml"), "--out", str(home / "train"), "--cache", str(home / "cache")]
+    subprocess.run(
+        [sys.executable, "-m", "condkd_ray", "train", *arguments],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    (trained,) = read_records(home / "train")
+    assert numbers(trained) == numbers(swept)
+
+
+@pytest.mark.ray
+def test_interrupted_it_reports_and_goes_on_to_the_same_rows(home: Path, finished: Path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command(home, "cut", "--rounds", "2"), stderr=subprocess.PIPE, text=True, env=environment
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("[1/5]"):
+                run.send_signal(signal.SIGINT)
+                break
+        heard = run.stderr.read()
+    assert run.returncode == 130
+    assert "the same command continues" in heard
+    assert (home / "cut" / "table.md").is_file()
+    assert ablate(home, "cut", "--rounds", "2").returncode == 0
+    assert [numbers(r) for r in read_records(home / "cut")] == [numbers(r) for r in read_records(finished)]
+    assert told(home / "cut") == told(finished)
+
+
+@pytest.mark.ray
+def test_out_of_time_it_says_so_and_later_runs_only_what_is_asked_for(home: Path, finished: Path):
+    short = ablate(home, "budget", "--rounds", "2", "--time-budget", "1s")
+    assert short.returncode == 3, short.stderr
+    assert "the time budget is spent; the same command continues" in short.stderr
+    wanted = next(record for record in read_records(finished) if record.arm == "mixed")
+    only = ablate(home, "budget", "--rounds", "2", "--only", wanted.config_hash[:6])
+    assert only.returncode == 0, only.stderr
+    assert "5 trials, 1 of them chosen, 0 of them finished before" in only.stderr
+    assert [numbers(record) for record in read_records(home / "budget")] == [numbers(wanted)]
+
+
+@pytest.mark.ray
+def test_only_trials_that_were_planned_can_be_chosen(home: Path, finished: Path):
+    unknown = ablate(home, "whole", "--rounds", "2", "--only", "no hash")
+    assert unknown.returncode == 2
+    assert "--only is 'no hash'; accepted: the beginnings of hashes of planned trials, here " in unknown.stderr
+    nowhere = ablate(home, "nowhere", "--rounds", "2", "--only", "ab")
+    assert nowhere.returncode == 2
+    assert "holds no experiment.json" in nowhere.stderr
+
+
+@pytest.mark.ray
+def test_seeds_under_several_teachers(home: Path):
+    flags = ("--rounds", "1", "--seeds", "0", "1", "2", "--arms", "none", "--no-reference", "--test-rounds", "full")
+    done = ablate(home, "teachers", *flags, "--teachers", "2")
+    assert done.returncode == 0, done.stderr
+    records = {record.seed: record for record in read_records(home / "teachers")}
+    assert [records[seed].config["teacher"]["seed"] for seed in range(3)] == [0, 1, 0]
+    assert {record.config["test_rounds"] for record in records.values()} == {"full"}
+    hashes = [records[seed].teacher_hash for seed in range(3)]
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert [(one["seed"], one["hash"]) for one in read_manifest(home / "teachers").teachers] == [*enumerate(hashes[:2])]
+    for seed in range(2):
+        assert f"teacher resnet-8-16 seed {seed}: accuracy " in done.stderr
+    for record in records.values():
+        assert record.history[-1]["student/test_accuracy"] == record.metrics["student/test_accuracy"]
+    again = ablate(home, "teachers", *flags, "--teachers", "2")
+    assert "3 of them finished before" in again.stderr
+
+
+def test_flags_become_a_config(tmp_path: Path):
+    (tmp_path / "over.yaml").write_text("inversion: {steps: 3}\nprecision: bfloat16\n")
+    config = Flags(student="resnet-8-4", condensed_share=0.25, config=tmp_path / "over.yaml").base()
+    assert (config.inversion, config.precision) == (Fast(steps=3, width=64), "bfloat16")
+    assert (config.student.width, config.distiller.condensed_share) == (4, 0.25)
+    assert config.condensation.ipc == 10
+
+
+def test_producers_of_one_trial_serve_no_other(tmp_path: Path):
+    flags = Flags(out=tmp_path / "out", ipcs=(1,), seeds=(0,), producers=1, share="sweep")
+    with pytest.raises(InputError, match="--share with --producers is 'sweep'; accepted: trial"):
+        run("toy", "Why?", [arm(flags.base(), "mixed", 1, 0)], flags)
+    assert not flags.out.exists()
+
+
+def test_producers_become_a_pipeline():
+    assert Flags().base().pipeline is None
+    assert Flags(producers=1).base().pipeline == Pipeline(producers=1, staleness=1)
+    assert Flags(producers=3, staleness=2).base().pipeline == Pipeline(producers=3, staleness=2)
+
+
+@pytest.mark.parametrize("inversion", ["dafl", "zskt", "dfad", "dfq", "pre_dfkd"])
+def test_an_adversarial_host_gets_fresh_images(inversion):
+    config = Flags(inversion=inversion).base()
+    assert config.inversion.name == inversion
+    assert isinstance(config.memory, Latest)
+
+
+@pytest.mark.parametrize("inversion", ["fast", "cmi", "dafl", "zskt", "dfad", "dfq", "pre_dfkd"])
+def test_digits_get_a_narrower_generator(inversion):
+    assert Flags(inversion=inversion).base().inversion.width == 64
+    assert Flags(inversion=inversion, dataset="cifar10").base().inversion.width == 128
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"ipcs": (0, 1)}, r"--ipcs is \(0, 1\); accepted: one or more integers >= 1"),
+        ({"ipcs": ()}, "--ipcs is"),
+        ({"seeds": (-1,)}, "--seeds is"),
+        ({"condensation": "imported"}, "--condensed-path is None; accepted: the condensed set to import"),
+        ({"teacher": "./weights.pt"}, "network is './weights.pt'; accepted: .*resnet"),
+        ({"staleness": 2}, "pipeline producers is 0; accepted: an integer >= 1"),
+        ({"producers": 3}, "pipeline producers is 3; accepted: at most 2, the staleness"),
+        ({"guidance_weight": -1.0}, "guidance weight is -1.0; accepted: >= 0"),
+    ],
+)
+def test_bad_flags_are_answered_in_words(flags: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        Flags(**flags).base()

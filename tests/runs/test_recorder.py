@@ -1,0 +1,221 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from toy import make_prepared, toy_config
+
+from condkd_ray import report
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.recorder import Watch, make_record
+from condkd_ray.methods.condensation import Imported, RandomReal, SqueezeRecover
+from condkd_ray.core.config import from_tree
+from condkd_ray.data.datasets import DataConfig
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import Discriminator
+from condkd_ray.trial.identity import NUMBERS, trial_hash
+from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
+from condkd_ray.models import ResNet
+from condkd_ray.trial.outcome import Outcome
+from condkd_ray.runs.plan import spread
+from condkd_ray.report.records import Manifest, grid_path, read_manifest, read_records, record_path, write_manifest
+from condkd_ray.trial.run import local_store, run_trial
+from condkd_ray.methods.supervised import Supervised, TeacherConfig
+from condkd_ray.trial.config import Prepared
+
+CONFIG = toy_config(guidance=Discriminator(), rounds=2)
+PLAN = Plan("guided", 2, 0, CONFIG)
+FAILED = Outcome(
+    status="failed", reason="round 2: loss term kd/loss", metrics={}, history=[], predictions=[], images=None
+)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return make_prepared()
+
+
+@pytest.fixture(scope="module")
+def key(prepared) -> str:
+    return trial_hash(CONFIG, prepared)
+
+
+@pytest.fixture(scope="module")
+def outcome(prepared) -> Outcome:
+    return run_trial(CONFIG, prepared, local_store(CONFIG, prepared, None))
+
+
+def test_a_record_says_what_ran_and_what_came_of_it(prepared, key, outcome):
+    record = make_record("train", PLAN, key, prepared, outcome)
+    assert (record.arm, record.ipc, record.seed, record.status) == ("guided", 2, 0, "finished")
+    assert (record.dataset, record.teacher, record.student) == ("digits", "resnet-8-4", "resnet-8-2")
+    named = (record.condensation, record.inversion, record.guidance, record.memory)
+    assert named == ("random_real", "fast", "discriminator", "growing")
+    assert from_tree(record.config) == CONFIG
+    assert (record.config_hash, record.numbers) == (key, NUMBERS)
+    assert record.teacher_hash == prepared.hashes["teacher"]
+    assert record.condensed_hash == prepared.hashes["condensed"]
+    assert record.rounds == len(record.history) == 2
+    assert record.wall_seconds == pytest.approx(sum(m["time/wall_seconds"] for m in record.history))
+    assert record.cpu_seconds > 0
+    assert record.metrics["student/test_accuracy"] == outcome.metrics["student/test_accuracy"]
+    assert len(record.predictions) == len(prepared.test)
+    assert record.held == outcome.held != {}
+    assert {"torch", "python", "condkd-ray"} <= set(record.versions)
+
+
+def test_without_a_condensed_set_the_record_says_none(key):
+    alone = toy_config(condensation=None, distiller=Distiller(steps=1, batch=4))
+    record = make_record("train", Plan("none", 0, 0, alone), key, make_prepared(condensed=False), None)
+    assert (record.condensation, record.condensed_hash, record.status) == ("none", "", "running")
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "name"), [("own", "squeeze_recover"), ("teacher", "squeeze_recover (of the teacher)")]
+)
+def test_a_set_made_of_the_teacher_is_recorded_as_such(prepared, key, squeeze, name):
+    plan = Plan("guided", 2, 0, dataclasses.replace(CONFIG, condensation=SqueezeRecover(ipc=2, squeeze=squeeze)))
+    assert make_record("train", plan, key, prepared, None).condensation == name
+    told = [note for note in _notes([PLAN, plan], has_val=True) if "made of the teacher: it adds nothing" in note]
+    assert len(told) == (squeeze == "teacher")
+
+
+def test_a_failed_trial_is_recorded_with_its_reason(prepared, key):
+    record = make_record("train", PLAN, key, prepared, FAILED)
+    assert (record.status, record.reason) == ("failed", "round 2: loss term kd/loss")
+    assert math.isnan(record.wall_seconds)
+    assert record.rounds == 0
+
+
+def manifest(prepared: Prepared, key: str) -> Manifest:
+    return Manifest(
+        experiment="train",
+        question="",
+        command="",
+        created="",
+        planned=[{"arm": PLAN.arm, "ipc": PLAN.ipc, "seed": PLAN.seed, "config_hash": key}],
+        dataset={"name": "digits", "num_classes": 4, "image_shape": [1, 8, 8], "test_size": len(prepared.test)},
+        teacher={"label": "resnet-8-4", "test_accuracy": 0.9},
+        test_labels=prepared.test.labels.tolist(),
+    )
+
+
+def test_a_watch_writes_record_grid_and_events_that_a_report_can_be_made_of(tmp_path, prepared, key, outcome):
+    watch = Watch("train", tmp_path, {key: (PLAN, prepared)})
+    for metrics in outcome.history:
+        watch.round(key, metrics)
+    assert not record_path(tmp_path, key).exists()
+    watch.outcome(key, outcome)
+    watch.close()
+    assert watch.failed == 0
+    assert [record.config_hash for record in read_records(tmp_path)] == [key]
+    assert grid_path(tmp_path, key).stat().st_size > 0
+    assert any((tmp_path / "tensorboard").rglob("events*"))
+    write_manifest(tmp_path, manifest(prepared, key))
+    assert "guided" in report.build(tmp_path)
+
+
+def test_a_watch_counts_and_tells_of_failures(tmp_path, prepared, key, capsys):
+    watch = Watch("train", tmp_path, {key: (PLAN, prepared)})
+    watch.outcome(key, FAILED)
+    watch.close()
+    assert watch.failed == 1
+    assert "guided ipc 2 seed 0 failed: round 2: loss term kd/loss" in capsys.readouterr().err
+    assert read_records(tmp_path)[0].status == "failed"
+    assert not grid_path(tmp_path, key).exists()
+
+
+def test_two_trials_at_once_do_not_mix(tmp_path, prepared, key, outcome):
+    other = dataclasses.replace(PLAN, seed=1, config=dataclasses.replace(CONFIG, seed=1))
+    second = trial_hash(other.config, prepared)
+    watch = Watch("train", tmp_path, {key: (PLAN, prepared), second: (other, prepared)})
+    for metrics in outcome.history:
+        watch.round(key, metrics)
+        watch.round(second, metrics)
+    watch.outcome(second, FAILED)
+    watch.outcome(key, outcome)
+    watch.close()
+    assert {record.seed: record.status for record in read_records(tmp_path)} == {0: "finished", 1: "failed"}
+
+
+SMALL = toy_config(
+    data=DataConfig(name="digits"),
+    teacher=TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=1)),
+    condensation=RandomReal(ipc=2),
+)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("cache"), say=print)
+
+
+def test_a_manifest_describes_data_teacher_and_plan(tmp_path, workshop, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["condkd", "train", "a file.yaml"])
+    plan = Plan("trial", 2, 0, SMALL)
+    manifest = describe_experiment("train", "Why?\nMore.", [plan], ["abc"], workshop, tmp_path)
+    assert manifest.question == "Why?"
+    assert manifest.command.endswith("condkd train 'a file.yaml'")
+    assert manifest.planned == [{"arm": "trial", "ipc": 2, "seed": 0, "config_hash": "abc"}]
+    assert (manifest.dataset["name"], manifest.dataset["test_size"], manifest.dataset["num_classes"]) == (
+        "digits",
+        600,
+        10,
+    )
+    assert len(manifest.test_labels) == 600
+    assert manifest.teacher["hash"] == workshop.prepare(SMALL).hashes["teacher"]
+    shares = [manifest.teacher[name] for name in ("test_accuracy", "val_accuracy")]
+    assert all(0 <= share <= 1 for share in shares)
+    assert teacher_line(manifest) == f"teacher resnet-8-4: accuracy {shares[0]:.2%} test, {shares[1]:.2%} val"
+    assert (manifest.notes, manifest.baseline, manifest.teachers) == ([], "none", [])
+    told = describe_experiment("train", "", [plan], ["abc"], workshop, tmp_path, baseline="trial")
+    assert told.baseline == "trial"
+
+
+def test_trials_planned_before_in_the_same_folder_stay_unless_asked_for_anew(tmp_path, workshop):
+    first, second = Plan("a", 2, 0, SMALL), Plan("b", 2, 0, SMALL)
+    write_manifest(tmp_path, describe_experiment("train", "", [first, second], ["1", "2"], workshop, tmp_path))
+    again = describe_experiment("train", "", [second, Plan("c", 2, 0, SMALL)], ["3", "4"], workshop, tmp_path)
+    write_manifest(tmp_path, again)
+    planned = {trial["arm"]: trial["config_hash"] for trial in read_manifest(tmp_path).planned}
+    assert planned == {"a": "1", "b": "3", "c": "4"}
+
+
+def test_several_teachers_are_listed_and_none_stands_for_all(tmp_path, workshop):
+    wider = dataclasses.replace(SMALL.teacher, network=dataclasses.replace(SMALL.teacher.network, width=5))
+    plans = [Plan("a", 2, 0, SMALL), Plan("b", 2, 0, dataclasses.replace(SMALL, teacher=wider))]
+    manifest = describe_experiment("train", "", plans, ["1", "2"], workshop, tmp_path)
+    assert manifest.teacher == {"label": "2 networks"}
+    assert manifest.notes == []
+    assert teacher_line(manifest) == "teacher 2 networks"
+    assert [one["label"] for one in manifest.teachers] == ["resnet-8-4", "resnet-8-5"]
+
+
+def test_several_teachers_of_one_network_are_told_by_their_seeds_and_the_first_stands_first(tmp_path, workshop):
+    plans = spread([Plan("a", 2, seed, dataclasses.replace(SMALL, seed=seed)) for seed in range(3)], range(3), 2)
+    manifest = describe_experiment("train", "", plans, ["1", "2", "3"], workshop, tmp_path)
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    assert manifest.teacher == manifest.teachers[0]
+    assert [one["seed"] for one in manifest.teachers] == [0, 1]
+    hashes = [workshop.prepare(plan.config).hashes["teacher"] for plan in plans]
+    assert [one["hash"] for one in manifest.teachers] == hashes[:2]
+    assert hashes[0] == hashes[2] != hashes[1]
+    accuracies = [workshop.teacher_accuracy(plan.config) for plan in plans[:2]]
+    assert [{name: one[name] for name in accuracies[0]} for one in manifest.teachers] == accuracies
+    told = [f"resnet-8-4 seed {k}: accuracy {one['test_accuracy']:.2%}" for k, one in enumerate(accuracies)]
+    assert [line.partition(" test")[0] for line in teacher_line(manifest).splitlines()] == [
+        f"teacher {text}" for text in told
+    ]
+
+
+def test_an_imported_set_is_noted(tmp_path, workshop):
+    dataset = workshop.data(SMALL)
+    few = dataset.train[dataset.train.labels.argsort(stable=True)].samples(dataset.mean, dataset.std)
+    torch.save({"data": [[few.images, few.labels]]}, tmp_path / "set.pt")
+    imported = dataclasses.replace(SMALL, condensation=Imported(path=tmp_path / "set.pt", ipc=1, force=True))
+    manifest = describe_experiment("train", "", [Plan("a", 1, 0, imported)], ["1"], workshop, tmp_path)
+    assert len(manifest.notes) == 1
+    assert "made elsewhere" in manifest.notes[0]
+    assert "the validation images" in manifest.notes[0]

@@ -1,0 +1,260 @@
+"""`condkd search` as its users run it, on a budget of seconds."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from runs.small_search import SPACE, command, environment, search, stored
+
+from condkd_ray.runs import experiment
+from condkd_ray.runs.confirm import confirm
+from condkd_ray.core.method import InputError
+from condkd_ray.report.records import read_manifest, read_records
+from condkd_ray.runs.search import SearchFlags
+from condkd_ray.study.space import read
+from condkd_ray.study import open_storage
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "small.yaml").write_text(SPACE)
+    return folder
+
+
+POPULATION = """
+data: {name: digits}
+teacher: {network: {name: resnet, depth: 8, width: 8}, training: {epochs: 4}}
+student: {name: resnet, depth: 8, width: 4}
+condensation: {name: random_real, ipc: 2}
+inversion: {name: fast, steps: 2, batch: 64, width: 16, bn_weight: !log_uniform [0.1, 100]}
+guidance: {name: discriminator, weight: !log_uniform [1, 100]}
+distiller: {steps: 8, batch: 64, condensed_share: 0.5, lr: !log_uniform [0.003, 0.3]}
+rounds: 5
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    done = search(home, "whole", "--trials", "5")
+    assert done.returncode == 0, done.stderr
+    assert "Spearman's rho" in done.stdout
+    return home / "whole"
+
+
+def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
+    trials, records = stored(finished).trials, {record.arm: record for record in read_records(finished)}
+    assert len(trials) == len(records) == 5
+    for trial in trials:
+        record = records[f"trial {trial.number}"]
+        assert (trial.state, record.status) == (TrialState.COMPLETE, "finished")
+        assert trial.value == record.metrics["proxy/agreement"]
+        assert trial.intermediate_values == {row["round"]: row["proxy/agreement"] for row in record.history}
+        assert trial.user_attrs["config_hash"] == record.config_hash
+        assert (trial.user_attrs["node"], trial.user_attrs["peak_bytes"]) == (record.node, record.peak_bytes)
+        assert trial.params["inversion/bn_weight"] == record.config["inversion"]["bn_weight"]
+        assert "student/test_accuracy" in record.metrics
+        assert not any("test" in name for row in record.history for name in row)
+        assert len(optuna.artifacts.get_all_artifact_meta(trial, storage=open_storage(None, finished))) == 2
+    assert {record.seed for record in records.values()} == {0}
+    best = max(records.values(), key=lambda record: record.metrics["proxy/agreement"])
+    table = (finished / "search.md").read_text().splitlines()
+    first = next(line for line in table if line.startswith("| ") and "finished" in line)
+    assert first.split("|")[1].strip() == best.arm.removeprefix("trial ")
+    assert len(list((finished / "products").glob("*"))) == 1
+    assert read_manifest(finished).cpu_seconds > sum(record.cpu_seconds for record in records.values())
+    assert read_manifest(finished).search["parameters"] == ["inversion/bn_weight", "guidance/name", "guidance/weight"]
+
+
+def test_the_page_of_the_search_is_made_again_once_its_best_are_confirmed(home: Path, finished: Path, monkeypatch):
+    ran: list[str] = []
+    monkeypatch.setattr(experiment, "run", lambda name, *rest, **more: ran.append(name) or 0)
+    (finished / "report.html").unlink()
+    assert confirm(read(home / "small.yaml"), SearchFlags(out=finished), best=1, seeds=[5]) == 0
+    assert ran == ["confirm"]
+    assert (finished / "report.html").is_file()
+
+
+def evolve(home: Path, out: str, *flags: str) -> list[str]:
+    (home / "population.yaml").write_text(POPULATION)
+    given = [str(home / "population.yaml"), "--out", str(home / out), "--cache", str(home / "cache")]
+    return [sys.executable, "-m", "condkd_ray", "search", *given, "--population", "4", *flags]
+
+
+def told(out: Path) -> list:
+    """Of each member: its state, its life, its curve and its last parameters."""
+    return [(t.state, t.user_attrs["life"], t.intermediate_values, t.params) for t in stored(out).trials]
+
+
+@pytest.fixture(scope="module")
+def evolved(home: Path) -> Path:
+    done = subprocess.run(evolve(home, "evolved"), capture_output=True, text=True, env=environment(), timeout=240)
+    assert done.returncode == 0, done.stderr
+    return home / "evolved"
+
+
+def test_a_population_is_a_trial_and_a_record_for_each_member(evolved: Path):
+    trials, records = stored(evolved).trials, {record.arm: record for record in read_records(evolved)}
+    assert len(trials) == len(records) == 4
+    for trial in trials:
+        record, life = records[f"trial {trial.number}"], trial.user_attrs["life"]
+        assert (trial.state, len(life), list(trial.intermediate_values)) == (TrialState.COMPLETE, 3, [1, 2, 3, 4, 5])
+        assert trial.params == life[-1]["params"]
+        assert trial.params["distiller/lr"] == record.config["distiller"]["lr"]
+        assert trial.user_attrs["config_hash"] == record.config_hash
+        assert trial.value == record.metrics["proxy/agreement"]
+        assert "student/test_accuracy" in record.metrics
+    taken = [(life["from"], trial.number) for trial in trials for life in trial.user_attrs["life"][1:]]
+    assert any(parent != number for parent, number in taken)
+    assert "test" not in (evolved / "study.journal").read_text()
+    assert len(list((evolved / "products").glob("*"))) == 1
+    assert [path for name in ("trials", "chunks") for path in (evolved / name).glob("*/")] == []
+
+
+@pytest.mark.fault
+def test_a_population_that_was_killed_and_continued_ends_as_the_undisturbed_one(home: Path, evolved: Path):
+    for rounds in (3, 14):
+        with subprocess.Popen(evolve(home, "hit"), env=environment(), stderr=subprocess.PIPE) as driver:
+            while rounds_told(home / "hit") < rounds:
+                assert driver.poll() is None
+                time.sleep(0.05)
+            driver.kill()
+            driver.communicate()
+    done = subprocess.run(evolve(home, "hit"), capture_output=True, text=True, env=environment(), timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert told(home / "hit") == told(evolved)
+    assert len(read_records(home / "hit")) == 4
+
+
+def rounds_told(out: Path) -> int:
+    if not (out / "study.journal").exists():
+        return 0
+    # The study may not be in it yet.
+    with contextlib.suppress(KeyError, InputError):
+        return sum(len(trial.intermediate_values) for trial in stored(out).trials)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--sampler", "tpe"), "--sampler with --population is 'tpe'; accepted: random"),
+        (("--pruner", "asha"), "--pruner with --population is 'asha'; accepted: none"),
+        (("--objective", "proxy/kl", "memory/bytes"), "--objective with --population is 'proxy/kl memory/bytes'"),
+        (("--share", "inversion"), "--share with --population is 'inversion'; accepted: trial"),
+        (("--generation-rounds", "3"), "study 'search' was made for another population, [4, 2]; accepted"),
+    ],
+)
+def test_what_a_population_cannot_do_is_refused(home: Path, evolved: Path, flags, message):
+    before = (evolved / "study.journal").read_bytes()
+    done = subprocess.run(evolve(home, "evolved", *flags), capture_output=True, text=True, env=environment())
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert (evolved / "study.journal").read_bytes() == before
+
+
+def test_nothing_that_decides_knows_of_the_test(finished: Path):
+    journal = (finished / "study.journal").read_text()
+    assert "proxy/agreement" in journal
+    assert "test" not in journal
+
+
+def test_the_same_command_runs_nothing_anew_and_more_trials_are_added(home: Path, finished: Path):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
+    again = search(home, "whole", "--trials", "6")
+    assert again.returncode == 0, again.stderr
+    assert len(stored(finished).trials) == 6
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}.items()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_the_middle_and_continued_it_ends_with_the_planned_number(home: Path, finished: Path, number):
+    out = f"stopped{number}"
+    flags = ("--trials", "5")
+    with subprocess.Popen(command(home, out, *flags), env=environment(), stderr=subprocess.PIPE) as driver:
+        while len(list((home / out / "records").glob("*.json"))) < 2:
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.send_signal(number)
+        driver.communicate()
+    assert search(home, out, *flags).returncode == 0
+    study = stored(home / out)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in study.trials}) == 5
+    assert len(read_records(home / out)) == 5
+    # The first ones, which nothing that ended before them can have shaped, are those of the undisturbed search.
+    assert study.trials[0].params == stored(finished).trials[0].params
+    assert study.trials[0].value == stored(finished).trials[0].value
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_both_dashboards_show_it_until_they_are_ended(finished: Path, number):
+    command = [sys.executable, "-m", "condkd_ray", "dashboard", str(finished)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        try:
+            addresses = [served.stdout.readline().split()[1] for _ in range(2)]
+            check_shown(finished, *addresses)
+            served.send_signal(number)
+            assert served.wait(60) == 0
+        finally:
+            # Not to be waited for in vain where something above has failed.
+            served.kill()
+    for address in addresses:
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(address)
+
+
+def check_shown(out: Path, optuna_address: str, tensorboard_address: str) -> None:
+    assert all(address.startswith("http://127.0.0.1:") for address in (optuna_address, tensorboard_address))
+    (study,) = fetched(f"{optuna_address}api/studies")["study_summaries"]
+    shown = fetched(f"{optuna_address}api/studies/{study['study_id']}")
+    assert [trial["number"] for trial in shown["trials"]] == [trial.number for trial in stored(out).trials]
+    assert shown["best_trials"][0]["values"] == [stored(out).best_value]
+    assert all(len(trial["artifacts"]) == 2 for trial in shown["trials"])
+    image = next(one for one in shown["trials"][0]["artifacts"] if one["filename"].endswith(".png"))
+    path = f"{optuna_address}artifacts/{study['study_id']}/0/{image['artifact_id']}"
+    with urllib.request.urlopen(path, timeout=60) as reply:
+        assert reply.read(8) == b"\x89PNG\r\n\x1a\n"
+    runs = fetched(f"{tensorboard_address}data/runs")
+    assert len([run for run in runs if run.startswith("ipc2/trial-")]) == len(shown["trials"])
+
+
+def fetched(address: str):
+    with urllib.request.urlopen(address, timeout=60) as reply:
+        return json.load(reply)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--objective", "student/test_accuracy"), "objective is 'student/test_accuracy'; accepted: proxy/agreement"),
+        (("--sampler", "gp"), "--sampler is 'gp for a space in which a choice opens leaves of its own'; accepted: tpe"),
+        (("--objective", "proxy/kl"), "study 'search' was made for another objective"),
+        (
+            ("--constraint", "student/test_accuracy>=0.9"),
+            "--constraint is 'student/test_accuracy>=0.9'; accepted: NAME<=",
+        ),
+        (
+            ("--constraint", "memory/bytes<=9", "--sampler", "random"),
+            "--sampler is 'random with --constraint'; accepted",
+        ),
+        (("--constraint", "memory/bytes<=9"), "study 'search' was made for another constraints, []; accepted"),
+        (("--gpu-hours", "4"), "--gpus-per-trial with --gpu-hours is 0.0; accepted: a number > 0"),
+        (("--pruner", "asha", "--objective", "proxy/kl", "memory/bytes"), "--pruner is 'asha for the objectives"),
+    ],
+)
+def test_bad_input_is_refused_and_the_study_left(home: Path, finished: Path, flags, message):
+    before = (finished / "study.journal").read_bytes()
+    done = search(home, "whole", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert (finished / "study.journal").read_bytes() == before

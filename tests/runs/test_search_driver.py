@@ -1,0 +1,174 @@
+"""What a search's driver writes down, and what it makes of what an earlier one has left in whatever moment it died."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from optuna.trial import TrialState
+from toy import make_prepared, toy_config
+
+from condkd_ray.runs import search_driver as module
+from condkd_ray.core.config import to_tree
+from condkd_ray.runs.search_driver import Explorer
+from condkd_ray.runs.options import RunFlags
+from condkd_ray.trial.outcome import Outcome
+from condkd_ray.report.records import read_manifest, read_records
+from condkd_ray.report.tables.search import ranked, search_table
+from condkd_ray.study.space import Open
+from condkd_ray.study import Objective, Study, open_storage
+from condkd_ray.study.constraints import parse
+
+PREPARED = make_prepared()
+TREE = to_tree(toy_config()) | {"rounds": Open("int", (2, 60))}
+HISTORY = [
+    {"round": r, "proxy/agreement": r / 4, "proxy/kl": 1.0, "time/wall_seconds": 2.0, "memory/bytes": 9.0}
+    for r in (1, 2)
+]
+WHOLE = Outcome(status="finished", metrics={}, history=HISTORY, predictions=[], images=None, peak_bytes=7, node="far")
+ENDS = {
+    "finished": dataclasses.replace(WHOLE, predictions=[0] * len(PREPARED.test)),
+    "pruned": dataclasses.replace(WHOLE, status="pruned", history=HISTORY[:1], peak_bytes=0),
+    "failed": dataclasses.replace(WHOLE, status="failed", reason="round 3: kd/loss", peak_bytes=0),
+}
+STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+class Workshop:
+    """As much of one as an explorer needs."""
+
+    def check(self, config):
+        pass
+
+    def prepare(self, config):
+        return PREPARED
+
+    def teacher_accuracy(self, config):
+        return {"test_accuracy": 0.9}
+
+    def data(self, config):
+        test = SimpleNamespace(labels=PREPARED.test.labels, __len__=lambda self: 0)
+        blobs = {"name": "blobs", "digest": "d", "num_classes": 4, "image_shape": (1, 8, 8), "notes": (), "val": None}
+        return SimpleNamespace(**blobs, test=PREPARED.test or test)
+
+
+def explorer(out: Path, trials: int = 3, limits: tuple[str, ...] = ()) -> Explorer:
+    objective, constraints = Objective(), parse(limits)
+    study = Study(open_storage(None, out), "search", TREE, objective, constraints=constraints)
+    return Explorer("Which?", study, objective, TREE, Workshop(), RunFlags(out=out), trials, constraints)
+
+
+def hear(guide: Explorer, trial, how: str) -> None:
+    for metrics in ENDS[how].history:
+        guide.round(trial, metrics)
+    if how == "finished":
+        guide.untested(trial, WHOLE)
+    guide.ended(trial, ENDS[how])
+
+
+def stored(out: Path):
+    return Study(open_storage(None, out), "search", TREE, Objective()).trials
+
+
+class Killed(BaseException):
+    """The driver's death."""
+
+
+@pytest.mark.parametrize("how", ["finished", "pruned", "failed"])
+@pytest.mark.parametrize("where", ["scribe", "record"])
+def test_whenever_its_driver_dies_a_trial_has_its_state_and_its_record_in_the_end(tmp_path, how, where, monkeypatch):
+    first = explorer(tmp_path)
+    with monkeypatch.context() as patch:
+        trial = first.propose()
+
+        def die(*args, **rest):
+            raise Killed
+
+        if where == "scribe":
+            patch.setattr(module.Scribe, "ended", die)
+        else:
+            patch.setattr(module.Watch, "outcome", die)
+        with pytest.raises(Killed):
+            hear(first, trial, how)
+    first.close()
+    again = explorer(tmp_path)
+    for end in ("pruned", "finished", "failed", "finished"):
+        following = again.propose()
+        if following is None:
+            break
+        hear(again, following, how if following.key == trial.key else end)
+    again.close()
+    trials, records = stored(tmp_path), {record.arm: record for record in read_records(tmp_path)}
+    assert len(trials) == len(records) == 3
+    assert trials[0].state == STATES[how]
+    assert all(trial.state == STATES[records[f"trial {trial.number}"].status] for trial in trials)
+    assert again.propose() is None
+
+
+def test_a_value_that_is_not_finite_fails_and_still_has_its_record(tmp_path):
+    guide = explorer(tmp_path, trials=1)
+    trial = guide.propose()
+    guide.untested(trial, dataclasses.replace(WHOLE, history=[{"round": 1, "kd/loss": 1.0}]))
+    guide.close()
+    assert stored(tmp_path)[0].state == TrialState.FAIL
+    again = explorer(tmp_path, trials=1)
+    assert again.propose().key == trial.key
+    again.ended(trial, ENDS["finished"])
+    again.close()
+    assert explorer(tmp_path, trials=1).propose() is None
+    assert len(read_records(tmp_path)) == 1
+
+
+def test_every_trial_says_where_it_ran_and_what_it_took(tmp_path):
+    guide = explorer(tmp_path)
+    for how in ENDS:
+        hear(guide, guide.propose(), how)
+    guide.close()
+    for trial, outcome in zip(stored(tmp_path), ENDS.values(), strict=True):
+        told = trial.user_attrs
+        assert (told["node"], told["time/wall_seconds"], told["memory/bytes"]) == ("far", 2.0 * len(outcome.history), 9)
+        assert told["config_hash"]
+        assert told["teacher_hash"] == PREPARED.hashes["teacher"]
+    assert {record.node for record in read_records(tmp_path)} == {"far"}
+
+
+def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):
+    guide = explorer(tmp_path, limits=("time/wall_seconds<=3", "proxy/kl<=2"))
+    hear(guide, guide.propose(), "finished")
+    hear(guide, guide.propose(), "pruned")
+    guide.describe(over=True)
+    guide.close()
+    records, manifest = read_records(tmp_path), read_manifest(tmp_path)
+    assert manifest.search["constraints"] == ["time/wall_seconds<=3", "proxy/kl<=2"]
+    assert ranked(records, manifest) == []
+    table = search_table(records, manifest)
+    assert [row[1] for row in table.rows] == ["finished, infeasible", "pruned"]
+    assert "Infeasible are those that break one of time/wall_seconds<=3, proxy/kl<=2" in table.markdown()
+    complete, pruned = Study(
+        open_storage(None, tmp_path),
+        "search",
+        TREE,
+        Objective(),
+        constraints=parse(("time/wall_seconds<=3", "proxy/kl<=2")),
+    ).trials
+    assert complete.user_attrs["beyond"] == {"time/wall_seconds<=3": 1.0, "proxy/kl<=2": -1.0}
+    assert (complete.user_attrs["feasible"], pruned.user_attrs["feasible"]) == (False, True)
+    assert complete.user_attrs["proxy/kl"] == 1.0
+
+
+def test_the_manifest_is_told_of_each_trial_once(tmp_path, monkeypatch):
+    told = []
+    whole = module.describe_experiment
+    monkeypatch.setattr(
+        module, "describe_experiment", lambda *args, **rest: told.append(len(args[2])) or whole(*args, **rest)
+    )
+    guide = explorer(tmp_path, trials=6)
+    keys = [guide.propose().key for _ in range(6)]
+    guide.describe(over=True)
+    guide.close()
+    # One of a kind, and the newest.
+    assert max(told) == 2
+    manifest = read_manifest(tmp_path)
+    assert [trial["config_hash"] for trial in manifest.planned] == keys
+    assert manifest.teacher["test_accuracy"] == 0.9
+    assert manifest.cpu_seconds

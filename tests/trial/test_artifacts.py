@@ -1,0 +1,461 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from data.image_files import write_folder
+from safetensors.torch import save_file
+from torch import Tensor
+from toy import blobs
+
+from condkd_ray.core.config import dump, to_tree
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import derive_seed
+from condkd_ray.data.datasets import DataConfig
+from condkd_ray.methods.condensation import (
+    AllReal,
+    AnyCondensation,
+    DistributionMatching,
+    Imported,
+    RandomReal,
+    SqueezeRecover,
+)
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import Cmi, Dafl, Fast
+from condkd_ray.methods.losses.kd import Attention
+from condkd_ray.methods.memory import Latest
+from condkd_ray.methods.supervised import Supervised, TeacherConfig, bf16_pays
+from condkd_ray.models import ConvNet, ResNet
+from condkd_ray.runs.estimate.stand_ins import Sketch
+from condkd_ray.trial import artifacts
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.proxy import views
+
+RECIPE = TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=3))
+CONFIG = TrialConfig(
+    teacher=RECIPE,
+    student=ResNet(depth=8, width=2),
+    condensation=RandomReal(ipc=5),
+    inversion=Fast(steps=1, batch=16, latent=16, width=8),
+    distiller=Distiller(steps=1, batch=16, condensed_share=0.25),
+)
+# Steps this small leave the images where they began: at real ones.
+STILL = DistributionMatching(ipc=5, condensed_together=90, iterations=1, width=2, lr=1e-30)
+LIVELY = DistributionMatching(ipc=5, condensed_together=5, iterations=2, width=4)
+
+
+class Heard(list[str]):
+    """What a workshop says."""
+
+    @property
+    def trainings(self) -> int:
+        return sum(line.startswith("training") for line in self)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def workshop(cache) -> Workshop:
+    return Workshop(cache, say=Heard().append)
+
+
+def using(method: AnyCondensation | None, **changes) -> TrialConfig:
+    share = 0.0 if method is None else 0.25
+    return replace(
+        CONFIG, condensation=method, distiller=Distiller(steps=1, batch=16, condensed_share=share), **changes
+    )
+
+
+def rows(pixels: Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in pixels}
+
+
+def pixels(images: Tensor, workshop: Workshop) -> set[bytes]:
+    dataset = workshop.data(CONFIG)
+    grey = (images * dataset.std[0] + dataset.mean[0]).mul(255).round().to(torch.uint8)
+    return rows(grey.contiguous())
+
+
+def test_a_teacher_is_trained_once_for_all_workshops(cache, workshop):
+    first = workshop.prepare(CONFIG)
+    heard = Heard()
+    again = Workshop(cache, say=heard.append).prepare(CONFIG)
+    assert heard.trainings == 0
+    assert again.hashes == first.hashes
+    assert trial_hash(CONFIG, again) == trial_hash(CONFIG, first)
+
+
+def test_a_cache_can_be_deleted_at_will(tmp_path, workshop):
+    heard = Heard()
+    anew = Workshop(tmp_path, say=heard.append).prepare(using(LIVELY))
+    assert heard.trainings == 1
+    assert anew.hashes == workshop.prepare(using(LIVELY)).hashes
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(RECIPE, seed=1),
+        replace(RECIPE, network=ResNet(depth=8, width=5)),
+        replace(RECIPE, training=Supervised(epochs=3, lr=0.1)),
+    ],
+    ids=["seed", "network", "training"],
+)
+def test_another_recipe_is_another_teacher(workshop, recipe):
+    hashes = workshop.prepare(CONFIG).hashes
+    other = workshop.prepare(replace(CONFIG, teacher=recipe)).hashes
+    assert other["teacher"] != hashes["teacher"]
+    assert (other["data"], other["condensed"]) == (hashes["data"], hashes["condensed"])
+
+
+def test_trials_of_other_seeds_share_all_but_the_condensed_set(workshop):
+    first, other = (workshop.prepare(replace(CONFIG, seed=seed)) for seed in (0, 1))
+    assert first.teacher is other.teacher
+    assert first.proxy is other.proxy
+    assert first.hashes["condensed"] != other.hashes["condensed"]
+    assert {**first.hashes, "condensed": ""} == {**other.hashes, "condensed": ""}
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from condkd_ray.artifacts import Workshop
+from condkd_ray.config import read
+from condkd_ray.weights import tensor_digest
+config = read(Path(sys.argv[1]) / "trial.yaml")
+teacher = Workshop(Path(sys.argv[1]), say=print).teacher(config)
+print("digest", tensor_digest(teacher.network.state_dict()))
+"""
+
+
+def test_of_two_processes_on_one_cache_only_one_trains(tmp_path):
+    (tmp_path / "trial.yaml").write_text(dump(CONFIG))
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    said = [process.communicate()[0].splitlines() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(line.startswith("training") for lines in said for line in lines) == 1
+    assert said[0][-1] == said[1][-1]
+    assert said[0][-1].startswith("digest")
+
+
+def held_out(workshop: Workshop) -> set[bytes]:
+    """The proxy images: what is in the train images but not in the set of all that condensers may use."""
+    used = workshop.prepare(using(AllReal())).condensed
+    assert used is not None
+    return rows(workshop.data(CONFIG).train.pixels) - pixels(used.images, workshop)
+
+
+def test_one_image_a_class_is_held_out_for_the_proxy(workshop):
+    dataset, prepared = workshop.data(CONFIG), workshop.prepare(CONFIG)
+    names = held_out(workshop)
+    images = dataset.train[torch.tensor([row.numpy().tobytes() in names for row in dataset.train.pixels])]
+    assert sorted(images.labels.tolist()) == list(range(10))
+    images = images[images.labels.argsort()].samples(dataset.mean, dataset.std)
+    shown = views(images, prepared.teacher, seed=derive_seed(0, "proxy views"))
+    assert torch.equal(shown.images, prepared.proxy.images)
+
+
+def test_landmarks_are_fifty_train_images_a_class_that_the_proxy_set_has_not(workshop):
+    dataset, prepared = workshop.data(CONFIG), workshop.prepare(CONFIG)
+    landmarks = prepared.landmarks
+    assert landmarks.real_labels.tolist() == [k for k in range(10) for _ in range(50)]
+    # Two images with the same features are not to be expected, so features tell which images these are.
+    with torch.no_grad():
+        allowed = prepared.teacher.observe(workshop.prepare(using(AllReal())).condensed.images).features
+    apart = torch.cdist(landmarks.real * landmarks.scale, allowed)
+    assert apart.amin(1).max() < 1e-2 < apart.median()
+    train = dataset.train.samples(dataset.mean, dataset.std).images
+    assert len(train) == len(allowed) + 10
+    assert torch.equal(landmarks.condensed_labels, prepared.condensed.labels)
+    with torch.no_grad():
+        condensed = prepared.teacher.observe(prepared.condensed.images).features
+    torch.testing.assert_close(landmarks.condensed * landmarks.scale, condensed, rtol=1e-3, atol=1e-3)
+
+
+def test_landmarks_are_made_once_and_their_real_side_is_every_trials(workshop):
+    first, same, other = (workshop.prepare(replace(CONFIG, seed=seed)).landmarks for seed in (0, 0, 1))
+    assert first is same
+    assert torch.equal(first.real, other.real)
+    assert not torch.equal(first.condensed, other.condensed)
+    without = workshop.prepare(using(None)).landmarks
+    assert torch.equal(without.real, first.real)
+    assert without.condensed is None
+    everything = workshop.prepare(using(AllReal())).landmarks
+    assert everything.condensed_labels.bincount().max() <= 100
+
+
+@pytest.mark.parametrize("method", [RandomReal(ipc=90), replace(STILL, ipc=90)], ids=lambda method: method.name)
+def test_condensers_see_neither_proxy_nor_test_nor_validation_images(workshop, method):
+    dataset, prepared = workshop.data(CONFIG), workshop.prepare(using(method))
+    assert prepared.condensed is not None
+    assert dataset.val is not None
+    found = pixels(prepared.condensed.images, workshop)
+    assert len(found) > 890
+    assert found <= rows(dataset.train.pixels)
+    for kept_back in (held_out(workshop), rows(dataset.test.pixels), rows(dataset.val.pixels)):
+        assert not found & kept_back
+
+
+@pytest.mark.parametrize("method", [RandomReal(ipc=5), LIVELY], ids=lambda method: method.name)
+def test_smaller_sets_are_the_first_of_each_class_of_larger_ones(workshop, method):
+    large = workshop.prepare(using(method)).condensed
+    small = workshop.prepare(using(replace(method, ipc=2))).condensed
+    assert small.labels.tolist() == [k for k in range(10) for _ in range(2)]
+    assert torch.equal(small.images, large.images.view(10, 5, *large.images.shape[1:])[:, :2].flatten(0, 1))
+    assert torch.equal(small.logits, large.logits.view(10, 5, 10)[:, :2].flatten(0, 1))
+
+
+def test_the_condensed_set_comes_with_the_teachers_logits(workshop):
+    prepared = workshop.prepare(CONFIG)
+    assert torch.allclose(prepared.condensed.logits, prepared.teacher.logits(prepared.condensed.images), atol=1e-5)
+
+
+def test_without_condensation_there_is_no_set(workshop):
+    prepared = workshop.prepare(using(None))
+    assert prepared.condensed is None
+    assert prepared.hashes["condensed"] == ""
+    assert prepared.hashes["proxy"] == workshop.prepare(CONFIG).hashes["proxy"]
+
+
+def test_own_weights_are_used_and_named_by_their_content(tmp_path, workshop):
+    trained = workshop.prepare(CONFIG)
+    weights = {name: value.contiguous() for name, value in trained.teacher.network.state_dict().items()}
+    (tmp_path / "elsewhere").mkdir()
+    paths = [tmp_path / "w.safetensors", tmp_path / "elsewhere" / "v.safetensors"]
+    for path in paths:
+        save_file(weights, path)
+    heard = Heard()
+    configs = [replace(CONFIG, teacher=replace(RECIPE, weights=path)) for path in paths]
+    found = [Workshop(tmp_path / "cache", say=heard.append).prepare(config) for config in configs]
+    assert heard.trainings == 0
+    assert found[0].hashes == found[1].hashes == trained.hashes
+    assert trial_hash(configs[0], found[0]) == trial_hash(configs[1], found[1])
+    save_file(weights | {"classifier.bias": torch.ones(10)}, paths[0])
+    other = Workshop(tmp_path / "cache", say=heard.append).prepare(configs[0])
+    assert trial_hash(configs[0], other) != trial_hash(configs[1], found[1])
+    assert other.teacher.network.classifier.bias.eq(1).all()
+
+
+def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path):
+    for place in ("here", "there"):
+        for part, seed in (("train", 0), ("test", 1)):
+            images = blobs(48, seed)
+            write_folder(tmp_path / place / part, images.pixels, images.labels, list("abcd"))
+    heard, hashes = Heard(), []
+    for place in ("here", "there"):
+        data = DataConfig(name="image_folder", root=tmp_path / place)
+        teacher = replace(RECIPE, training=Supervised(epochs=20, batch=16))
+        config = replace(CONFIG, data=data, teacher=teacher, student=ResNet(width=2))
+        prepared = Workshop(tmp_path / "cache", say=heard.append).prepare(config)
+        hashes.append((prepared.hashes, trial_hash(config, prepared)))
+    assert hashes[0] == hashes[1]
+    assert heard.trainings == 1
+
+
+def older_key(parts: list) -> str:
+    """As artifacts were named before numbers version 2: by every field, those at their defaults too."""
+    text = json.dumps([parts, {}], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Older(SqueezeRecover):
+    """As before its code changed."""
+
+    recipe = 1
+
+
+@pytest.mark.parametrize("method", [LIVELY, Older(ipc=1, iterations=1, squeeze="teacher")])
+def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_path, workshop, method):
+    config = using(method)
+    made, dataset = workshop.prepare(config), workshop.data(config)
+    read_as = [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, 0]
+    recipe = to_tree(RECIPE)
+    del recipe["weights"]
+    teacher = older_key(["1", recipe, "bfloat16" if bf16_pays() else "float32", read_as])
+    few = older_key(["1", to_tree(method), "", 0, read_as, *[teacher] * method.needs_teacher])
+    for kind, name, tensors in (
+        ("teachers", teacher, made.teacher.network.state_dict()),
+        ("condensed", few, {"images": made.condensed.images, "labels": made.condensed.labels}),
+    ):
+        (tmp_path / kind).mkdir()
+        path = tmp_path / kind / f"{name}.safetensors"
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    files, heard = set(tmp_path.rglob("*.safetensors")), Heard()
+    assert Workshop(tmp_path, say=heard.append).prepare(config).hashes == made.hashes
+    sketch = Sketch(tmp_path)
+    sketch.prepare(config)
+    assert (heard, sketch.teachers, sketch.sets) == ([], {}, {})
+    assert set(tmp_path.rglob("*.safetensors")) == files
+    other = replace(config, teacher=replace(RECIPE, training=Supervised(epochs=3, lr=0.1)))
+    Workshop(tmp_path, say=heard.append).prepare(other)
+    assert heard.trainings == 1
+
+
+def test_a_teacher_that_learnt_nothing_is_refused_and_not_kept(tmp_path):
+    config = replace(CONFIG, teacher=replace(RECIPE, training=Supervised(epochs=1, lr=1e-9)))
+    with pytest.raises(
+        InputError, match=r"teacher resnet-8-4 names right after training is 0\.\d+; accepted: more than"
+    ):
+        Workshop(tmp_path, say=lambda _: None).prepare(config)
+    assert not list((tmp_path / "teachers").glob("*.safetensors"))
+
+
+def write_set(path: Path, workshop: Workshop, shuffled: bool) -> Path:
+    dataset = workshop.data(CONFIG)
+    first = dataset.train[dataset.train.labels.argsort(stable=True)].samples(dataset.mean, dataset.std)
+    few = torch.cat([(first.labels == k).nonzero()[:4, 0] for k in range(10)])
+    labels = first.labels[few]
+    torch.save({"data": [[first.images[few], labels.roll(4) if shuffled else labels]]}, path)
+    return path
+
+
+def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache):
+    heard = Heard()
+    workshop = Workshop(cache, say=heard.append)
+    taken = Imported(path=write_set(tmp_path / "set.pt", workshop, shuffled=False), ipc=4, space="normalised")
+    assert len(workshop.prepare(using(taken)).condensed) == 40
+    assert any(line.startswith("condensed set set.pt, 4 a class: the teacher names ") for line in heard)
+    foreign = replace(taken, path=write_set(tmp_path / "foreign.pt", workshop, shuffled=True))
+    with pytest.raises(
+        InputError, match=r"teacher's accuracy on condensed set foreign.pt, 4 a class is 0\.\d+; accepted"
+    ):
+        workshop.prepare(using(foreign))
+    assert workshop.prepare(using(replace(foreign, force=True))).condensed is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"condensation": RandomReal(ipc=200)}, "number of images per class is 200; accepted: at most 9"),
+        (
+            {"condensation": replace(LIVELY, condensed_together=200)},
+            "number of images per class is 200; accepted",
+        ),
+        (
+            {"student": ConvNet(depth=4)},
+            "network convnet-4-128 on images of 8x8: smallest side is 8; accepted: 16",
+        ),
+        ({"data": DataConfig(size=4)}, "network resnet-8-4 on images of 4x4: smallest side is 4; accepted: 8 or more"),
+    ],
+)
+def test_what_cannot_be_had_fails_before_anything_is_made(tmp_path, changes, message):
+    heard = Heard()
+    workshop = Workshop(tmp_path, say=heard.append)
+    with pytest.raises(InputError, match=message):
+        workshop.prepare_all([CONFIG, replace(CONFIG, **changes)])
+    assert heard.trainings == 0
+
+
+def test_weights_that_do_not_fit_fail_before_anything_is_made(tmp_path):
+    save_file({"weight": torch.ones(1)}, tmp_path / "w.safetensors")
+    config = using(LIVELY, teacher=replace(RECIPE, weights=tmp_path / "w.safetensors"))
+    with pytest.raises(InputError, match=r"weights in .*w.safetensors do not fit the network: missing: conv.weight"):
+        Workshop(tmp_path / "cache", say=print).prepare_all([config])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_inversion_that_needs_batch_normalisation_wants_a_teacher_with_it(tmp_path):
+    lenet = replace(CONFIG, data=DataConfig(size=16), teacher=replace(RECIPE, network=ConvNet(depth=2, width=4)))
+    with pytest.raises(InputError, match="batch normalisation"):
+        Workshop(tmp_path, say=print).prepare_all([lenet])
+
+
+OF_TEACHER = SqueezeRecover(squeeze="teacher", ipc=2, iterations=2)
+
+
+def test_what_takes_long_has_a_bar_and_what_is_cached_has_none(tmp_path):
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def bar(name):
+        told[name] = []
+        yield lambda *step: told[name].append(step)
+
+    Workshop(tmp_path, say=print, bar=bar).prepare_all([using(LIVELY)])
+    assert told["distribution_matching, seed 0"] == [(1, 2), (2, 2)]
+    assert [done for done, total in told["teacher resnet-8-4 on digits"] if done == total] == [24]
+    told.clear()
+    Workshop(tmp_path, say=print, bar=bar).prepare_all([using(LIVELY)])
+    assert not told
+
+
+def test_a_set_made_of_the_teacher_is_another_for_another_teacher(tmp_path, workshop):
+    heard = Heard()
+    fresh = Workshop(tmp_path, say=heard.append)
+    of_teacher, own = fresh.prepare_all([using(OF_TEACHER), using(replace(LIVELY, ipc=2))])
+    assert heard.trainings == 1
+    assert heard[0].startswith("condensing digits by distribution_matching")
+    assert any(line == "condensing digits by squeeze_recover (of the teacher), seed 0" for line in heard)
+    assert of_teacher.teacher is own.teacher
+    again = Workshop(tmp_path, say=heard.append).prepare(using(OF_TEACHER))
+    assert again.hashes == of_teacher.hashes
+    assert sum("squeeze_recover" in line for line in heard) == 1
+    other = workshop.prepare(using(OF_TEACHER, teacher=replace(RECIPE, seed=1)))
+    assert other.hashes["condensed"] != of_teacher.hashes["condensed"]
+
+
+def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_path):
+    heard = Heard()
+    plain = replace(RECIPE, network=ConvNet(depth=2, width=4))
+    config = using(OF_TEACHER, teacher=plain, inversion=Dafl(steps=1, batch=16, width=8), memory=Latest())
+    with pytest.raises(InputError, match="number of the teacher's BN layers to invert is 0"):
+        Workshop(tmp_path, say=heard.append).prepare_all([config])
+    own = replace(config, condensation=replace(OF_TEACHER, squeeze="own"))
+    Workshop(tmp_path, say=heard.append).check(own)
+    assert not heard
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"teacher_layers": ("stages.3",)}, "attention teacher_layers is 'stages.3'; accepted: conv, bn, stages"),
+        ({"student_layers": ("penultimate",)}, "attention student_layers is 'penultimate'; accepted: conv, bn, stages"),
+    ],
+)
+def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tmp_path, layers, message):
+    loss = Attention(**{"teacher_layers": ("stages.1",), "student_layers": ("stages.1",)} | layers)
+    heard = []
+    with pytest.raises(InputError, match=message):
+        Workshop(tmp_path, say=heard.append).prepare(replace(CONFIG, distiller=replace(CONFIG.distiller, loss=loss)))
+    assert not heard
+
+
+def test_what_trials_hold_is_compared_with_what_was_free_at_first_and_for_their_own_rounds(tmp_path, monkeypatch):
+    """A row of the bank takes 128 bytes here, and twice that while it is added."""
+    heard, asked = Heard(), []
+    free = [2 * 128 * 20, 0]
+    monkeypatch.setattr(artifacts, "free_bytes", lambda device: asked.append(device) or free.pop(0))
+    workshop, config = Workshop(tmp_path, say=heard.append), replace(CONFIG, inversion=Cmi(batch=10))
+    for rounds in (1, 2):
+        workshop.check(replace(config, rounds=rounds))
+    with pytest.raises(InputError, match="memory of inversion bank, 30 rows of 2 x 16 values"):
+        workshop.prepare_all([replace(config, rounds=rounds) for rounds in (1, 3)])
+    assert asked == [torch.device("cpu")]
+    assert not heard
+
+
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/condensed'; accepted: a folder that can be written"):
+        Workshop(tmp_path / "file", say=print).prepare(CONFIG)
+
+
+def test_nothing_prepared_holds_a_graph(workshop):
+    prepared = workshop.prepare(CONFIG)
+    tensors = [prepared.condensed.images, prepared.condensed.logits, prepared.proxy.images, prepared.proxy.logits]
+    assert not any(tensor.requires_grad for tensor in [*tensors, *prepared.teacher.network.parameters()])

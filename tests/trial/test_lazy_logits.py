@@ -1,0 +1,223 @@
+"""How often the teacher is asked about a round's images, and that nobody can tell when it was asked."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+import torch
+from contracts.toy_methods import INVERTERS, small
+from methods.student_steps import begin_fresh, gradients, ones
+from toy import NUM_CLASSES, make_prepared, make_teacher, samples, toy_config
+
+from condkd_ray.core.method import Metrics
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import UNLABELLED, Codec, unlabelled, unseen
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import DeepInversion, Fast, PreDfkd
+from condkd_ray.methods.losses.kd import Attention, LogitL1
+from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, LocalStore, Prioritized
+from condkd_ray.methods.memory.store import MissingSamplesError
+from condkd_ray.methods.weighing import Equal, Modulating
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.diagnosis import histograms
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.outcome import Outcome
+from condkd_ray.trial.product import Product, read_product
+from condkd_ray.trial.run import local_store, run_trial
+from condkd_ray.trial.synthesis import answers, codec, produce, settle, synthesise
+from condkd_ray.trial.synthesis import begin as begin_production
+
+FAST = Fast(steps=2, batch=16, latent=16, width=8)
+PRE_DFKD = PreDfkd(steps=2, batch=16, latent=16, width=8, images_per_round=24)
+DEEP = DeepInversion(steps=2, batch=16)
+AUGMENTING = Distiller(steps=3, batch=16)
+PLAIN = replace(AUGMENTING, augment=False)
+LAYERED = replace(PLAIN, loss=Attention(teacher_layers=("stages.0",), student_layers=("stages.0",)))
+COUNTS = torch.zeros(NUM_CLASSES, dtype=torch.int64)
+STEPS, TAUGHT = 2 * 16, 3 * 16
+"""Images that the teacher sees in a round's inversion, and in its distillation where this augments."""
+
+
+@pytest.fixture
+def prepared() -> Prepared:
+    """Without landmarks: what is only looked at for the report is not counted."""
+    return replace(make_prepared(), landmarks=None)
+
+
+def counted(prepared: Prepared, work: Callable[[], Any]) -> int:
+    """Images that the teacher's network is given in `work`."""
+    seen: list[int] = []
+    hook = prepared.teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    work()
+    hook.remove()
+    return sum(seen)
+
+
+def config_of(**changes: Any) -> TrialConfig:
+    return toy_config(**{"memory": Latest(), "distiller": AUGMENTING, "rounds": 2} | changes)
+
+
+def numbers(history: list[Metrics], *, but: str = "time/") -> list[Metrics]:
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", but))} for row in history]
+
+
+@pytest.mark.parametrize(
+    ("inversion", "distiller", "asked"),
+    [
+        (PRE_DFKD, PLAIN, STEPS + 24),
+        (PRE_DFKD, AUGMENTING, STEPS + 24 + TAUGHT),
+        (FAST, PLAIN, STEPS + 16),
+        (FAST, AUGMENTING, STEPS + TAUGHT),
+        (FAST, LAYERED, STEPS + TAUGHT),
+        (DEEP, PLAIN, STEPS + 16),
+        (DEEP, AUGMENTING, STEPS + TAUGHT),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_teacher_sees_fresh_images_once_and_only_where_somebody_reads_what_it_says(
+    prepared, inversion, distiller, asked
+):
+    config = config_of(inversion=inversion, distiller=distiller)
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    for _ in range(2):
+        assert counted(prepared, lambda: run_round(config, prepared, state, store)) == asked
+
+
+@pytest.mark.parametrize("kind", INVERTERS, ids=lambda kind: kind.__name__)
+def test_no_inversion_asks_the_teacher_about_what_it_hands_out(prepared, kind):
+    inversion: Any = small(kind)
+    config = config_of(inversion=inversion)
+    production, student = begin_production(config, prepared), start(config, prepared).distiller.student
+    asked = counted(prepared, lambda: synthesise(config, prepared, production, student, COUNTS))
+    looks = inversion.steps * inversion.batch
+    # Some hosts look at two views a step.
+    assert asked in (looks, 2 * looks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, False),
+        ({"distiller": PLAIN}, True),
+        ({"distiller": LAYERED}, False),
+        ({"weighing": Modulating()}, True),
+        ({"weighing": Equal()}, False),
+        ({"inversion": PRE_DFKD}, True),
+        *(({"memory": small(kind)}, False) for kind in (Growing, Latest, Bank, Generative, Prioritized)),
+    ],
+)
+def test_logits_are_kept_where_somebody_reads_them(prepared, changes, kept):
+    config = config_of(**changes)
+    assert config.keeps_logits is kept
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    run_round(config, prepared, state, store)
+    found = store.gather(config.memory.live(state.memory))
+    assert found.logits.shape[1] == (NUM_CLASSES if kept else 0)
+    assert store.num_bytes == len(found) * (64 * (1 if store.codec.space == "unit" else 2) + 8 + 8 * kept)
+    if kept:
+        assert torch.equal(found.logits, answers(prepared.teacher, found.images))
+
+
+def ran(config: TrialConfig, prepared: Prepared, folder: Any) -> tuple[Outcome, Product]:
+    outcome = run_trial(config, prepared, local_store(config, prepared, None), product=folder / "product")
+    return outcome, read_product(folder / "product")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", [Growing, Latest, Bank, Generative, Prioritized])
+def test_asked_at_the_end_the_teacher_says_what_it_would_have_said_at_once(tmp_path, monkeypatch, kind, precision):
+    config = config_of(memory=small(kind), distiller=replace(AUGMENTING, condensed_share=0.25), precision=precision)
+    lazy, made = ran(config, make_prepared(), tmp_path)
+    monkeypatch.setattr(TrialConfig, "keeps_logits", True)
+    eager, wanted = ran(config, make_prepared(), tmp_path)
+    assert numbers(lazy.history, but="memory/bytes") == numbers(eager.history, but="memory/bytes")
+    assert lazy.history[-1]["memory/bytes"] == eager.history[-1]["memory/bytes"] - 8 * sum(lazy.held["class"])
+    assert (lazy.predictions, lazy.held) == (eager.predictions, eager.held)
+    for name in ("images", "labels", "logits"):
+        assert torch.equal(getattr(made, name), getattr(wanted, name))
+    assert made.logits is not None
+    assert lazy.held == histograms(made.logits)
+
+
+def test_the_end_of_a_trial_asks_once_for_all_its_readers(tmp_path, prepared):
+    config = config_of(memory=Growing(), rounds=3)
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    rounds = counted(prepared, lambda: [run_round(config, prepared, state, store) for _ in range(3)])
+    assert counted(prepared, lambda: ran(config, prepared, tmp_path)) == rounds + 3 * 16
+
+
+class StopTrialError(Exception):
+    """Raised by a test to leave a trial."""
+
+
+@pytest.mark.parametrize("memory", [Growing(), Latest(), Bank(entry_size=4, period=1, share=0.25)])
+def test_a_trial_goes_on_from_files_of_a_version_that_always_stored_logits(tmp_path, monkeypatch, prepared, memory):
+    config = config_of(memory=memory, rounds=4)
+    files: dict[str, Any] = {"checkpoint": tmp_path / "state", "checkpoint_seconds": 0.0}
+
+    def leave(metrics: Metrics) -> None:
+        if metrics["round"] == 2:
+            raise StopTrialError
+
+    with monkeypatch.context() as before:
+        before.setattr(TrialConfig, "keeps_logits", True)
+        with pytest.raises(StopTrialError):
+            run_trial(config, prepared, local_store(config, prepared, tmp_path), on_round=leave, **files)
+    continued = run_trial(config, prepared, local_store(config, prepared, tmp_path), **files)
+    straight = run_trial(config, prepared, local_store(config, prepared, None))
+    assert numbers(continued.history[2:]) == numbers(straight.history[2:])
+    assert (continued.predictions, continued.held) == (straight.predictions, straight.held)
+
+
+def test_a_store_whose_trial_reads_logits_refuses_files_without_them(tmp_path):
+    lazy, eager = Codec("unit", (0.25,), (0.25,), logits=False), Codec("unit", (0.25,), (0.25,))
+    LocalStore(lazy, NUM_CLASSES, tmp_path).append(unseen(samples(3).images, torch.arange(3)))
+    with pytest.raises(MissingSamplesError, match="without the teacher's logits, which this trial reads"):
+        LocalStore(eager, NUM_CLASSES, tmp_path)
+    assert LocalStore(lazy, NUM_CLASSES, tmp_path).gather(torch.arange(3)).labels.tolist() == [0, 1, 2]
+
+
+class Clipped(PreDfkd):
+    """Stored as pixels in [0, 1], so that its images change much as they are stored."""
+
+    pixel_space = "unit"
+    name: Literal["pre_dfkd"] = "pre_dfkd"
+
+
+def test_labels_by_the_teacher_are_those_of_the_images_that_are_stored(prepared):
+    config = config_of(inversion=Clipped(steps=2, batch=16, latent=16, width=8, images_per_round=64))
+    student = start(config, prepared).distiller.student
+    raw, _ = synthesise(config, prepared, begin_production(config, prepared), student, COUNTS)
+    made, _ = produce(config, prepared, begin_production(config, prepared), student, COUNTS)
+    code, teacher = codec(config, prepared.teacher), prepared.teacher
+    stored = code.decode(code.encode(made))
+    assert torch.equal(stored.images, made.images)
+    wanted = answers(teacher, stored.images).argmax(1)
+    assert torch.equal(made.labels, wanted)
+    assert not torch.equal(answers(teacher, raw.images).argmax(1), wanted)
+
+
+def test_settled_samples_keep_the_labels_that_were_asked_for(prepared):
+    wanted = unseen(samples(8).images, torch.arange(8) % NUM_CLASSES)
+    code = Codec("unit", (0.25,), (0.25,))
+    for ask in (False, True):
+        settled = settle(wanted, code, prepared.teacher, ask=ask)
+        assert torch.equal(settled.labels, wanted.labels)
+        assert settled.asked is ask
+    settled = settle(unlabelled(wanted.images), code, prepared.teacher, label=True)
+    assert torch.equal(settled.labels, settled.classes)
+    assert not settled.labels.eq(UNLABELLED).any()
+
+
+def test_a_step_without_stored_logits_asks_the_teacher():
+    teacher, batch, found = make_teacher(), samples(8), []
+    bare, answered = unseen(batch.images, batch.labels), replace(batch, logits=teacher.logits(batch.images).detach())
+    for given in (bare, answered):
+        distiller = Distiller(augment=False, loss=LogitL1())
+        state = begin_fresh(distiller, teacher)
+        terms, gap = distiller.step(state, given, ones(given), teacher=teacher, rng=Streams(0))
+        found.append((terms["loss"], gap, gradients(state.student)))
+    assert found[0][0] > 0
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,0 +1,42 @@
+import pytest
+from toy import toy_config
+
+from condkd_ray.core.config import from_tree
+from condkd_ray.core.method import InputError
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import Fast, NoInversion
+from condkd_ray.runs.presets import arm
+from condkd_ray.trial.pipeline import Pipeline
+
+
+def test_producers_take_turns_and_see_the_student_of_some_rounds_before():
+    pipeline = Pipeline(producers=3, staleness=2)
+    assert [pipeline.producer(round) for round in range(5)] == [0, 1, 2, 0, 1]
+    assert [pipeline.shown(round) for round in range(5)] == [0, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"producers": 0}, "pipeline producers is 0; accepted: an integer >= 1"),
+        ({"staleness": -1}, "pipeline staleness is -1; accepted: an integer >= 0"),
+        ({"producers": 3, "staleness": 1}, "pipeline producers is 3; accepted: at most 2"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_load(fields, message):
+    with pytest.raises(InputError, match=message):
+        from_tree({"pipeline": fields})
+
+
+def test_several_producers_cannot_warm_up_one_inversion():
+    with pytest.raises(InputError, match="for an inversion that warms up is 2; accepted: 1"):
+        toy_config(inversion=Fast(warm_up=1), pipeline=Pipeline(producers=2))
+    toy_config(inversion=Fast(warm_up=1), pipeline=Pipeline())
+
+
+def test_where_nothing_is_made_there_is_no_pipeline():
+    with pytest.raises(InputError, match="pipeline without an inversion"):
+        toy_config(inversion=NoInversion(), distiller=Distiller(condensed_share=1.0), pipeline=Pipeline())
+    base = toy_config(pipeline=Pipeline())
+    assert arm(base, "condensed_only", 1, 0).config.pipeline is None
+    assert arm(base, "mixed", 1, 0).config.pipeline == Pipeline()

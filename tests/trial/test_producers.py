@@ -1,0 +1,125 @@
+import copy
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+import toy
+
+from condkd_ray.core.method import Metrics
+from condkd_ray.methods.guidance import Discriminator
+from condkd_ray.methods.inversion import DeepInversion, Fast
+from condkd_ray.methods.memory import Latest
+from condkd_ray.methods.weighing import Modulating
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.outcome import Outcome
+from condkd_ray.trial.pipeline import Pipeline
+from condkd_ray.trial.run import local_store, run_trial
+from condkd_ray.trial.synthesis import begin, produce
+
+FAST = Fast(steps=2, batch=16, latent=16, width=8)
+ASKS = toy.toy_config(inversion=FAST, guidance=Discriminator(hidden=16), rounds=6)
+FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), rounds=5)
+WEIGHS = replace(FREE, weighing=Modulating(), memory=Latest())
+WARMS = replace(ASKS, inversion=replace(FAST, warm_up=2), rounds=3)
+
+
+@cache
+def undisturbed(config: TrialConfig) -> Outcome:
+    prepared = toy.make_prepared()
+    return run_trial(config, prepared, local_store(config, prepared, None))
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return toy.make_prepared()
+
+
+def numbers(history: list[Metrics]) -> list[Metrics]:
+    return [{k: v for k, v in metrics.items() if not k.startswith("time/")} for metrics in history]
+
+
+def piped(config: TrialConfig, **fields: int) -> TrialConfig:
+    return replace(config, pipeline=Pipeline(**fields))
+
+
+def by_the_book(config: TrialConfig, prepared: Prepared) -> list[Metrics]:
+    """Every round by its definition: whole students and counts of all earlier rounds are kept."""
+    assert config.pipeline is not None
+    producers, staleness = config.pipeline.producers, config.pipeline.staleness
+    productions = [begin(config, prepared, number) for number in range(producers)]
+    students, counts = [], []
+
+    def source(config, prepared, state, store):
+        students.append(copy.deepcopy(state.distiller.student))
+        counts.append(store.class_counts.clone())
+        seen = max(0, state.round - staleness)
+        return produce(config, prepared, productions[state.round % producers], students[seen], counts[seen])
+
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    for _ in range(config.total_rounds):
+        run_round(config, prepared, state, store, source)
+    return state.history
+
+
+@pytest.mark.parametrize("config", [ASKS, WEIGHS, WARMS], ids=["asks", "weighs", "warms up"])
+def test_staleness_0_is_the_plain_loop(config):
+    assert numbers(undisturbed(piped(config, staleness=0)).history) == numbers(undisturbed(config).history)
+
+
+def test_where_nobody_asks_any_staleness_is_the_plain_loop():
+    assert numbers(undisturbed(piped(FREE, staleness=3)).history) == numbers(undisturbed(FREE).history)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        piped(ASKS, staleness=1),
+        piped(ASKS, staleness=2, producers=2),
+        piped(WARMS, staleness=2),
+        piped(WEIGHS, staleness=2, producers=3),
+    ],
+)
+def test_each_round_is_made_with_the_student_and_the_counts_of_just_so_many_rounds_before(config, prepared):
+    history = numbers(undisturbed(config).history)
+    assert history == numbers(by_the_book(config, prepared))
+    assert history != numbers(undisturbed(replace(config, pipeline=None)).history)
+
+
+class StopTrialError(Exception):
+    """Raised by a test to leave a trial."""
+
+
+@pytest.mark.parametrize("config", [piped(ASKS, staleness=2, producers=2), piped(WARMS, staleness=1)])
+@pytest.mark.parametrize("left_after", [1, 4])
+def test_from_a_checkpoint_it_goes_on_to_the_same_numbers(config, left_after, prepared, tmp_path):
+    def leave(metrics: Metrics) -> None:
+        if metrics["round"] == left_after:
+            raise StopTrialError
+
+    files = {"checkpoint": tmp_path / "state", "checkpoint_seconds": 0.0}
+    with pytest.raises(StopTrialError):
+        run_trial(config, prepared, local_store(config, prepared, tmp_path), on_round=leave, **files)
+    continued = run_trial(config, prepared, local_store(config, prepared, tmp_path), **files)
+    assert numbers(continued.history) == numbers(undisturbed(config).history)
+    assert continued.predictions == undisturbed(config).predictions
+
+
+def test_a_trial_keeps_no_more_of_its_past_than_coming_rounds_are_shown(prepared):
+    config = piped(ASKS, staleness=2)
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    kept = []
+    for _ in range(config.total_rounds):
+        run_round(config, prepared, state, store)
+        kept.append(sorted(state.production.past))
+    assert kept == [[0], [0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]
+
+
+def test_producers_draw_from_streams_of_their_own(prepared):
+    config = piped(FREE, producers=2)
+    counts = torch.zeros(toy.NUM_CLASSES, dtype=torch.int64)
+    student = prepared.teacher.network
+    made = [produce(config, prepared, begin(config, prepared, n), student, counts)[0].images for n in (0, 1)]
+    alone = produce(FREE, prepared, begin(FREE, prepared), student, counts)[0].images
+    assert not any(torch.equal(left, right) for left, right in [(made[0], made[1]), (made[0], alone)])

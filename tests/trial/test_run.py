@@ -1,0 +1,168 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from places import TESTS
+from toy import make_prepared, toy_config
+
+from condkd_ray.core.config import to_tree
+from condkd_ray.core.method import Metrics
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import Discriminator
+from condkd_ray.methods.memory import Latest, Prioritized
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.outcome import load_outcome
+from condkd_ray.trial.run import OutOfTimeError, local_store, run_trial
+
+CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
+CHILD = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from condkd_ray.config import from_tree
+from condkd_ray.outcome import save_outcome
+from condkd_ray.run import local_store, run_trial
+from toy import make_prepared
+folder = Path(sys.argv[1])
+config, prepared = from_tree(json.loads((folder / "task").read_text())), make_prepared()
+outcome = run_trial(
+    config,
+    prepared,
+    local_store(config, prepared, folder),
+    checkpoint=folder / "state",
+    on_round=lambda metrics: print(int(metrics["round"]), flush=True),
+    checkpoint_seconds=0,
+)
+save_outcome(outcome, folder / "outcome")
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return make_prepared()
+
+
+def numbers(history: list[Metrics]) -> list[Metrics]:
+    return [{k: v for k, v in metrics.items() if not k.startswith("time/")} for metrics in history]
+
+
+def run(config: TrialConfig, prepared: Prepared, folder: Path | None = None, **options):
+    return run_trial(config, prepared, local_store(config, prepared, folder), **options)
+
+
+def start_child(folder: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path, prepared):
+    (tmp_path / "task").write_text(json.dumps(to_tree(CONFIG)))
+    with start_child(tmp_path) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) == 3:
+                child.send_signal(signal.SIGKILL)
+                break
+    assert child.returncode == -signal.SIGKILL
+    assert (tmp_path / "state").is_file()
+    assert not (tmp_path / "outcome").exists()
+    with start_child(tmp_path) as child:
+        assert child.stdout is not None
+        heard = [int(line) for line in child.stdout]
+    assert child.returncode == 0
+    assert heard == list(range(1, 11))
+    continued = load_outcome(tmp_path / "outcome")
+    undisturbed = run(CONFIG, prepared)
+    assert numbers(continued.history) == numbers(undisturbed.history)
+    assert continued.predictions == undisturbed.predictions
+    assert torch.equal(continued.images, undisturbed.images)
+
+
+def test_a_finished_checkpoint_is_only_evaluated_again(tmp_path, prepared):
+    first = run(CONFIG, prepared, tmp_path, checkpoint=tmp_path / "state")
+    written = (tmp_path / "state").stat().st_mtime_ns
+    again = run(CONFIG, prepared, tmp_path, checkpoint=tmp_path / "state")
+    assert (tmp_path / "state").stat().st_mtime_ns == written
+    assert (again.metrics, again.predictions) == (first.metrics, first.predictions)
+
+
+def test_chunks_of_a_run_killed_before_its_first_checkpoint_do_not_count(tmp_path, prepared):
+    lost = toy_config(seed=7, memory=Latest(), guidance=Discriminator(), rounds=1)
+    run(lost, prepared, tmp_path)
+    assert any((tmp_path / "chunks").iterdir())
+    assert numbers(run(CONFIG, prepared, tmp_path).history) == numbers(run(CONFIG, prepared).history)
+
+
+def test_with_rare_checkpoints_the_numbers_are_the_same(tmp_path, prepared):
+    often = run(CONFIG, prepared, tmp_path / "a", checkpoint=tmp_path / "a" / "state", checkpoint_seconds=0)
+    never = run(CONFIG, prepared, tmp_path / "b", checkpoint=tmp_path / "b" / "state", checkpoint_seconds=1e9)
+    assert numbers(often.history) == numbers(never.history)
+    assert (tmp_path / "b" / "state").is_file()  # the last round is always saved
+
+
+def test_at_its_deadline_it_leaves_a_checkpoint_and_later_goes_on_to_the_same_numbers(tmp_path, prepared):
+    told, deadline = [], time.time() + 5
+
+    def on_round(metrics: Metrics) -> None:
+        told.append(metrics)
+        if len(told) == 3:
+            time.sleep(max(0.0, deadline - time.time()))
+
+    config = toy_config(rounds=20)
+    rest = {"checkpoint": tmp_path / "state", "checkpoint_seconds": 1e9}
+    with pytest.raises(OutOfTimeError):
+        run(config, prepared, tmp_path, on_round=on_round, deadline=deadline, **rest)
+    assert 0 < len(told) < 20
+    whole = run(config, prepared, tmp_path, deadline=time.time() + 3600, **rest)
+    # Equal times, too: these rounds were not computed again.
+    assert whole.history[: len(told)] == told
+    assert numbers(whole.history) == numbers(run(config, prepared).history)
+
+
+def test_a_nan_ends_the_trial_as_failed_naming_round_and_term(tmp_path, prepared):
+    heard: list[Metrics] = []
+    healthy = toy_config(rounds=4, distiller=Distiller(steps=2, batch=16, condensed_share=0.25))
+    broken = make_prepared()
+
+    def sabotage(metrics: Metrics) -> None:
+        heard.append(metrics)
+        if len(heard) == 2:
+            assert broken.condensed is not None
+            broken.condensed.images.fill_(float("nan"))
+
+    outcome = run(healthy, broken, tmp_path, checkpoint=tmp_path / "state", on_round=sabotage)
+    assert outcome.status == "failed"
+    assert outcome.reason == "round 3: loss term kd/loss is not finite at step 1"
+    assert outcome.history == heard
+    assert (outcome.predictions, outcome.images) == ([], None)
+    assert outcome.threads == torch.get_num_threads()
+    assert outcome.peak_bytes > 10_000_000
+
+
+def test_a_memory_that_hears_of_a_student_gone_astray_ends_the_trial_as_failed(prepared):
+    wild = Distiller(steps=4, batch=16, lr=1e20, warm_up=0.0)
+    outcome = run(toy_config(memory=Prioritized(scale=0.02), distiller=wild), prepared)
+    assert outcome.status == "failed"
+    assert outcome.reason == "round 1: the divergence of teacher and student, kd/gap, is not finite"
+
+
+def test_the_memory_of_a_run_without_a_folder_does_not_grow_beyond_what_lives(prepared):
+    history = run(toy_config(memory=Latest(), rounds=5), prepared).history
+    assert {metrics["memory/bytes"] for metrics in history} == {16 * (64 + 8)}
+    growing = run(toy_config(rounds=3), prepared).history
+    assert [metrics["memory/bytes"] for metrics in growing] == [k * 16 * (64 + 8) for k in (1, 2, 3)]
+
+
+def test_files_of_dropped_samples_go_with_the_checkpoint_that_no_longer_needs_them(tmp_path, prepared):
+    config = toy_config(memory=Latest(), rounds=3)
+    run(config, prepared, tmp_path, checkpoint=tmp_path / "state", checkpoint_seconds=0)
+    assert [path.name for path in (tmp_path / "chunks").glob("*.arrow")] == ["0000000032-0000000048.arrow"]
