@@ -20,7 +20,7 @@ from condkd_ray.commands.train import Repeat, Train, repeat, train
 from condkd_ray.commands.try_teacher import Try, try_out
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import locate
-from condkd_ray.runs import systems
+from condkd_ray.runs import presets
 from condkd_ray.runs.search import Search, search
 
 
@@ -143,7 +143,7 @@ def list_methods(command: Methods) -> int:
     require(not (command.networks and command.published), "--networks beside --published", "both", "one of them")
     tables = {
         (True, False): methods_table.networks_table,
-        (False, True): systems.table,
+        (False, True): presets.table,
         (False, False): methods_table.table,
     }
     print(tables[command.networks, command.published](), end="")

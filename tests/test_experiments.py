@@ -16,7 +16,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.report.records import read_manifest, read_records
 from condkd_ray.runs.experiment import Flags
-from condkd_ray.runs.systems import NAMES as SYSTEMS
+from condkd_ray.runs.presets import NAMES as SYSTEMS
 
 SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.py") if not path.name.startswith("benchmark"))
 NAMES = [path.stem for path in SCRIPTS if "def plans(" in path.read_text()]

@@ -14,17 +14,17 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from condkd_ray.core.config import Tree, to_tree
-from condkd_ray.trial.identity import NUMBERS
 from condkd_ray.core.method import Metrics
-from condkd_ray.trial.outcome import Outcome
-from condkd_ray.runs.plan import Plan
-from condkd_ray.report.records import Record, read_records
-from condkd_ray.runs.study_recorder import ARTIFACTS, Scribe, recorded_outcome
 from condkd_ray.core.storage import remove
+from condkd_ray.report.records import Record, read_records
+from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.study_recorder import ARTIFACTS, Scribe, recorded_outcome
 from condkd_ray.study import Ledger, Objective, open_storage
 from condkd_ray.study.quiet import quiet
 from condkd_ray.study.study import VERSION
 from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.identity import NUMBERS
+from condkd_ray.trial.outcome import Outcome
 
 PARAMETERS, KEY = "parameters", "config_hash"
 """User attributes: of the study, the values of each parameter; of a trial, the hash of its config."""

@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from condkd_ray.runs import experiment
 from condkd_ray import report
+from condkd_ray.commands.console import bar
+from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.core.method import require
+from condkd_ray.runs import experiment
 from condkd_ray.runs.experiment import Flags
 from condkd_ray.runs.options import RunFlags
-from condkd_ray.core.method import require
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.search import SearchFlags, study_of
-from condkd_ray.commands.console.exit_codes import say
-from condkd_ray.study.space import default
 from condkd_ray.study import Objective
-from condkd_ray.commands.console import bar
+from condkd_ray.study.space import default
 
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:

@@ -14,34 +14,34 @@ import torch
 import tyro
 
 from condkd_ray import models
-from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.runs.recorder import Watch
-from condkd_ray.runs.chronicle import Chronicle
-from condkd_ray.cluster.driver import sweep
 from condkd_ray.cluster.connection.connect import check_resources, connect
-from condkd_ray.cluster.worker.producers import check_room
-from condkd_ray.cluster.connection.storage_check import check_reach
 from condkd_ray.cluster.connection.shipping import in_job_folder
+from condkd_ray.cluster.connection.storage_check import check_reach
+from condkd_ray.cluster.driver import sweep
 from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.worker.producers import check_room
 from condkd_ray.cluster.worker.trials import Trial, clear, empty
+from condkd_ray.commands.console import bar
+from condkd_ray.commands.console.exit_codes import CpuClock, ended, exit_codes, open_folder, say, say_details, show
+from condkd_ray.commands.console.results import tell_results
 from condkd_ray.core.config import from_tree, merge, read_tree, to_tree
-from condkd_ray.trial.evaluation import TestRounds
-from condkd_ray.runs.estimate.text import explain
-from condkd_ray.runs.options import RunFlags, chosen
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.methods.inversion import AnyInversion, Inversion
-from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.core.method import Metrics, require
-from condkd_ray.trial.outcome import Outcome
-from condkd_ray.runs.plan import Plan, check_plans, scoped, scoped_baseline, spread
+from condkd_ray.core.storage import check_writable
+from condkd_ray.methods.inversion import AnyInversion, Inversion
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.commands.console.results import tell_results
-from condkd_ray.commands.console.exit_codes import CpuClock, ended, exit_codes, open_folder, say, say_details, show
-from condkd_ray.core.storage import check_writable
-from condkd_ray.runs.systems import PARTS, check_parts, published, scaled, with_rounds
-from condkd_ray.commands.console import bar
+from condkd_ray.runs.chronicle import Chronicle
+from condkd_ray.runs.estimate.text import explain
+from condkd_ray.runs.manifest import describe_experiment, teacher_line
+from condkd_ray.runs.options import RunFlags, chosen
+from condkd_ray.runs.plan import Plan, check_plans, scoped, scoped_baseline, spread
+from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
+from condkd_ray.runs.recorder import Watch
+from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.evaluation import TestRounds
+from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.outcome import Outcome
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
 

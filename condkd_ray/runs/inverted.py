@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks, to_real
-from condkd_ray.methods.losses.priors import bn_distance
 from condkd_ray.core.method import Metrics
-from condkd_ray.trial.synthesis import begin, produce
-from condkd_ray.report.tables.table import Table, shown
-from condkd_ray.report.statistics import interval, spread
-from condkd_ray.core.samples import cat
 from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import cat
+from condkd_ray.methods.losses.priors import bn_distance
+from condkd_ray.report.statistics import interval, spread
+from condkd_ray.report.tables.table import Table, shown
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks, to_real
+from condkd_ray.trial.synthesis import begin, produce
 
 FIGURES = {"frechet_real": "Frechet", "mmd_real": "MMD", "bn": "BN"}
 """What is measured, by the name of its column."""

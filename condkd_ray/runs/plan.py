@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from condkd_ray.trial.identity import Scope
 from condkd_ray.core.method import require
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.identity import Scope
 
 
 @dataclass(frozen=True)

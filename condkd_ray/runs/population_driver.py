@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.core.config import content_hash, to_tree
-from condkd_ray.runs.search_driver import Explorer
-from condkd_ray.runs.options import RunFlags
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.core.method import Metrics
-from condkd_ray.trial.outcome import Outcome
-from condkd_ray.runs.plan import Plan
 from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.core.config import content_hash, to_tree
+from condkd_ray.core.method import Metrics
+from condkd_ray.runs.options import RunFlags
+from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.search_driver import Explorer
 from condkd_ray.study import Objective, Study
 from condkd_ray.study.population import Member, Population
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.outcome import Outcome
 
 
 class Breeder(Explorer):

@@ -14,24 +14,24 @@ import torch
 from scipy import stats
 from torch import nn
 
-from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.methods.condensation.condensation import first_per_class
-from condkd_ray.core.files import atomic_write
 from condkd_ray.commands.export import kept_path
-from condkd_ray.methods.guidance import NoGuidance
-from condkd_ray.trial.identity import NUMBERS
-from condkd_ray.methods.inversion import DeepInversion
+from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
+from condkd_ray.core.rng import derive_seed
+from condkd_ray.core.samples import Samples
+from condkd_ray.methods.condensation.condensation import first_per_class
+from condkd_ray.methods.guidance import NoGuidance
+from condkd_ray.methods.inversion import DeepInversion
 from condkd_ray.models import parse
-from condkd_ray.trial.product import read_product
-from condkd_ray.trial.synthesis import begin, produce
-from condkd_ray.trial.proxy import compare, views
-from condkd_ray.report.tables.table import Table
 from condkd_ray.report.records import Record, read_records
 from condkd_ray.report.statistics import ACCURACY
-from condkd_ray.core.samples import Samples
-from condkd_ray.core.rng import derive_seed
+from condkd_ray.report.tables.table import Table
+from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.identity import NUMBERS
+from condkd_ray.trial.product import read_product
+from condkd_ray.trial.proxy import compare, views
+from condkd_ray.trial.synthesis import begin, produce
 
 INVERTED = 512
 """Images of the reference inversion."""

@@ -10,22 +10,22 @@ from types import MappingProxyType
 from typing import Any
 
 from condkd_ray import models
-from condkd_ray.core.config import to_tree
-from condkd_ray.commands.export import Shelf
-from condkd_ray.trial.identity import NUMBERS, pool_key
-from condkd_ray.core.method import Metrics
-from condkd_ray.trial.outcome import Outcome
-from condkd_ray.runs.plan import Plan
-from condkd_ray.core.provenance import git_state, versions
-from condkd_ray.report.figures import grids
-from condkd_ray.report.tensorboard.events import Scalar
-from condkd_ray.commands.console.progress import AGREEMENT, Best, Goal, Progress
-from condkd_ray.report.records import Record, write_record
-from condkd_ray.report.tensorboard.writer import Board, beyond_base, hparams, run_name, varying
-from condkd_ray.commands.console.exit_codes import detail, details, say
-from condkd_ray.core.storage import Location
 from condkd_ray.commands.console import Live, round_line
+from condkd_ray.commands.console.exit_codes import detail, details, say
+from condkd_ray.commands.console.progress import AGREEMENT, Best, Goal, Progress
+from condkd_ray.commands.export import Shelf
+from condkd_ray.core.config import to_tree
+from condkd_ray.core.method import Metrics
+from condkd_ray.core.provenance import git_state, versions
+from condkd_ray.core.storage import Location
+from condkd_ray.report.figures import grids
+from condkd_ray.report.records import Record, write_record
+from condkd_ray.report.tensorboard.events import Scalar
+from condkd_ray.report.tensorboard.writer import Board, beyond_base, hparams, run_name, varying
+from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.identity import NUMBERS, pool_key
+from condkd_ray.trial.outcome import Outcome
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 

@@ -12,28 +12,28 @@ import torch
 import tyro
 import yaml
 
-from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.runs.population_driver import Breeder
-from condkd_ray.cluster.driver.gpu_budget import GpuBudget
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.connection.storage_check import check_reach
-from condkd_ray.cluster.driver.search import search as run_search
+from condkd_ray.cluster.driver.gpu_budget import GpuBudget
 from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.search import search as run_search
 from condkd_ray.cluster.worker.trials import bury, empty
-from condkd_ray.runs.estimate.text import explain_search
-from condkd_ray.runs.search_driver import Explorer
-from condkd_ray.runs.options import RunFlags
-from condkd_ray.core.method import InputError, require
-from condkd_ray.commands.console.results import tell_results
+from condkd_ray.commands.console import bar
 from condkd_ray.commands.console.exit_codes import ended, open_folder, say, say_details, show
-from condkd_ray.study.space import default, leaves, read
+from condkd_ray.commands.console.results import tell_results
+from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
+from condkd_ray.runs.estimate.text import explain_search
+from condkd_ray.runs.options import RunFlags
+from condkd_ray.runs.population_driver import Breeder
+from condkd_ray.runs.search_driver import Explorer
 from condkd_ray.study import Objective, Pruner, Sampler, Study, constraints, open_storage, stored_study
 from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.pruners import check_pruner, make_pruner
-from condkd_ray.study.strategies import check_sampler
+from condkd_ray.study.space import default, leaves, read
 from condkd_ray.study.storage import holds
-from condkd_ray.commands.console import bar
+from condkd_ray.study.strategies import check_sampler
+from condkd_ray.trial.artifacts import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)

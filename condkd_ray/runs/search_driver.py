@@ -8,28 +8,28 @@ from typing import Any, Literal
 
 from optuna.trial import TrialState
 
-from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.runs.recorder import Watch
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.core.config import to_tree
-from condkd_ray.runs.options import RunFlags
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.runs.manifest import describe_experiment, teacher_line
-from condkd_ray.core.method import Metrics
-from condkd_ray.trial.outcome import Outcome
-from condkd_ray.runs.plan import Plan
-from condkd_ray.commands.console.progress import Best, Goal
-from condkd_ray.report.records import Record, read_records, write_manifest
-from condkd_ray.runs.study_recorder import Scribe, recorded_outcome
 from condkd_ray.commands.console.exit_codes import CpuClock, say
-from condkd_ray.study.space import leaves
+from condkd_ray.commands.console.progress import Best, Goal
+from condkd_ray.core.config import to_tree
+from condkd_ray.core.method import Metrics
+from condkd_ray.report.records import Record, read_records, write_manifest
+from condkd_ray.runs.manifest import describe_experiment, teacher_line
+from condkd_ray.runs.options import RunFlags
+from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.recorder import Watch
+from condkd_ray.runs.study_recorder import Scribe, recorded_outcome
 from condkd_ray.study import Constraint, Objective, Proposal, Study
 from condkd_ray.study.constraints import feasible
+from condkd_ray.study.space import leaves
+from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.outcome import Outcome
 
 
 class Explorer:
-    """Who decides in a search (`condkd_ray.cluster.driver.search.Guide`): the study, and what is written down of trials."""
+    """Who decides in a search, a `cluster.driver.search.Guide`: the study, and what is written down of trials."""
 
     def __init__(
         self,

@@ -13,12 +13,12 @@ from optuna.artifacts import FileSystemArtifactStore
 
 from condkd_ray.core.config import Tree
 from condkd_ray.core.method import Metrics
-from condkd_ray.trial.outcome import Outcome
 from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.records import Record, grid_path
 from condkd_ray.study import Ledger, Objective
 from condkd_ray.study.constraints import Constraint, excesses
 from condkd_ray.study.objective import COST, at_end
+from condkd_ray.trial.outcome import Outcome
 
 ARTIFACTS = "artifacts"
 """Folder of the images and configs that the dashboard shows beside a trial."""

@@ -14,11 +14,11 @@ WRITE = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from condkd_ray import state
-from condkd_ray.disk import no_room
-from condkd_ray.memory.chunks import write_chunk
-from condkd_ray.product import Product
-from condkd_ray.disk import atomic_write
+from condkd_ray.core import checkpoint as state
+from condkd_ray.core.files import no_room
+from condkd_ray.methods.memory.chunks import write_chunk
+from condkd_ray.trial.product import Product
+from condkd_ray.core.files import atomic_write
 
 folder = Path(sys.argv[1])
 arrays = (np.zeros((9, 1, 32, 32), np.uint8), np.zeros(9, np.int64), np.zeros((9, 4), np.float16))

@@ -5,22 +5,22 @@ import os
 import signal
 import subprocess
 import sys
-from places import EXPERIMENTS
 from pathlib import Path
 
 import optuna
 import pytest
 import yaml
+from places import EXPERIMENTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from condkd_ray.runs.presets import arm
-from condkd_ray.runs.experiment import Flags, run
+from condkd_ray.core.method import InputError
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.memory import Latest
-from condkd_ray.core.method import InputError
-from condkd_ray.trial.pipeline import Pipeline
 from condkd_ray.report.records import Record, read_manifest, read_records
+from condkd_ray.runs.experiment import Flags, run
+from condkd_ray.runs.presets import arm
 from condkd_ray.study import open_storage
+from condkd_ray.trial.pipeline import Pipeline
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
 SMALL = {

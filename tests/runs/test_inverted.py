@@ -8,8 +8,8 @@ from reference import losses as reference
 from toy import NUM_CLASSES, make_prepared, toy_config
 
 from condkd_ray.methods.inversion import DeepInversion, Fast
-from condkd_ray.runs.inverted import FIGURES, held_out, measure, side_by_side
 from condkd_ray.methods.losses.discrepancy import class_frechet
+from condkd_ray.runs.inverted import FIGURES, held_out, measure, side_by_side
 from condkd_ray.trial.synthesis import begin, produce
 
 ALONE = toy_config(

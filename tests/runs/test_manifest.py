@@ -1,11 +1,11 @@
 """The files for clusters of others: as far as can be told without one."""
 
 import shlex
-from places import CHECKOUT
 from pathlib import Path
 
 import pytest
 import yaml
+from places import CHECKOUT
 from test_experiments import script
 from tyro import cli
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import tyro
 
+from condkd_ray.core.method import InputError
 from condkd_ray.runs.experiment import Flags
 from condkd_ray.runs.options import RunFlags, parse_duration
-from condkd_ray.core.method import InputError
 
 
 @pytest.mark.parametrize(

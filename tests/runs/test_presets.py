@@ -6,12 +6,12 @@ from typing import get_args
 import pytest
 from toy import toy_config
 
-from condkd_ray.runs.presets import ONCE, Arm, arm
+from condkd_ray.core.schedule import Schedule
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Mmd, NoGuidance
 from condkd_ray.methods.inversion import NoInversion
-from condkd_ray.core.schedule import Schedule
+from condkd_ray.runs.presets import ONCE, Arm, arm
 
 FALL = Schedule(end=0.5)
 BASE = toy_config(guidance=Mmd(), distiller=Distiller(condensed_share=0.25, share_schedule=FALL))

@@ -6,23 +6,22 @@ import torch
 from toy import make_prepared, toy_config
 
 from condkd_ray import report
-from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.runs.plan import Plan
-from condkd_ray.runs.recorder import Watch, make_record
-from condkd_ray.methods.condensation import Imported, RandomReal, SqueezeRecover
 from condkd_ray.core.config import from_tree
 from condkd_ray.data.datasets import DataConfig
+from condkd_ray.methods.condensation import Imported, RandomReal, SqueezeRecover
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator
-from condkd_ray.trial.identity import NUMBERS, trial_hash
-from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
-from condkd_ray.models import ResNet
-from condkd_ray.trial.outcome import Outcome
-from condkd_ray.runs.plan import spread
-from condkd_ray.report.records import Manifest, grid_path, read_manifest, read_records, record_path, write_manifest
-from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
+from condkd_ray.models import ResNet
+from condkd_ray.report.records import Manifest, grid_path, read_manifest, read_records, record_path, write_manifest
+from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
+from condkd_ray.runs.plan import Plan, spread
+from condkd_ray.runs.recorder import Watch, make_record
+from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.identity import NUMBERS, trial_hash
+from condkd_ray.trial.outcome import Outcome
+from condkd_ray.trial.run import local_store, run_trial
 
 CONFIG = toy_config(guidance=Discriminator(), rounds=2)
 PLAN = Plan("guided", 2, 0, CONFIG)

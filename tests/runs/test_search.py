@@ -12,15 +12,15 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from runs.small_search import SPACE, command, environment, search, stored
 
-from condkd_ray.runs import experiment
-from condkd_ray.runs.confirm import confirm
 from condkd_ray.core.method import InputError
 from condkd_ray.report.records import read_manifest, read_records
+from condkd_ray.runs import experiment
+from condkd_ray.runs.confirm import confirm
 from condkd_ray.runs.search import SearchFlags
-from condkd_ray.study.space import read
 from condkd_ray.study import open_storage
+from condkd_ray.study.space import read
+from runs.small_search import SPACE, command, environment, search, stored
 
 
 @pytest.fixture(scope="module")

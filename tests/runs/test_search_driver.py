@@ -8,16 +8,16 @@ import pytest
 from optuna.trial import TrialState
 from toy import make_prepared, toy_config
 
-from condkd_ray.runs import search_driver as module
 from condkd_ray.core.config import to_tree
-from condkd_ray.runs.search_driver import Explorer
-from condkd_ray.runs.options import RunFlags
-from condkd_ray.trial.outcome import Outcome
 from condkd_ray.report.records import read_manifest, read_records
 from condkd_ray.report.tables.search import ranked, search_table
-from condkd_ray.study.space import Open
+from condkd_ray.runs import search_driver as module
+from condkd_ray.runs.options import RunFlags
+from condkd_ray.runs.search_driver import Explorer
 from condkd_ray.study import Objective, Study, open_storage
 from condkd_ray.study.constraints import parse
+from condkd_ray.study.space import Open
+from condkd_ray.trial.outcome import Outcome
 
 PREPARED = make_prepared()
 TREE = to_tree(toy_config()) | {"rounds": Open("int", (2, 60))}

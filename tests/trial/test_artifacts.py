@@ -132,9 +132,9 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from condkd_ray.artifacts import Workshop
-from condkd_ray.config import read
-from condkd_ray.weights import tensor_digest
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.core.config import read
+from condkd_ray.models.weights import tensor_digest
 config = read(Path(sys.argv[1]) / "trial.yaml")
 teacher = Workshop(Path(sys.argv[1]), say=print).teacher(config)
 print("digest", tensor_digest(teacher.network.state_dict()))

@@ -26,9 +26,9 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from condkd_ray.config import from_tree
-from condkd_ray.outcome import save_outcome
-from condkd_ray.run import local_store, run_trial
+from condkd_ray.core.config import from_tree
+from condkd_ray.trial.outcome import save_outcome
+from condkd_ray.trial.run import local_store, run_trial
 from toy import make_prepared
 folder = Path(sys.argv[1])
 config, prepared = from_tree(json.loads((folder / "task").read_text())), make_prepared()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.methods.condensation import AnyCondensation, Imported, RandomReal
 from condkd_ray.core.samples import Samples
+from condkd_ray.methods.condensation import AnyCondensation, Imported, RandomReal
 from condkd_ray.methods.supervised import as_teacher
 from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 
 

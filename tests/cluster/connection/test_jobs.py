@@ -30,7 +30,7 @@ SMALL = {
 WHERE = """
 import sys
 import ray
-from condkd_ray.cluster.connect import connect
+from condkd_ray.cluster.connection.connect import connect
 
 def where():
     import condkd_ray

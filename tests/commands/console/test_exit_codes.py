@@ -56,7 +56,7 @@ def test_details_are_heard_only_by_who_wants_them(capsys):
 def test_a_closed_pipe_ends_nothing(tmp_path, stream, speak):
     code = f"""
 from pathlib import Path
-from condkd_ray.shell import {speak}
+from condkd_ray.commands.console.exit_codes import {speak}
 for _ in range(3):
     {speak}("x" * 70000)
 Path("heard").write_text("went on")

@@ -60,8 +60,8 @@ CHILD = r"""
 import re, torch
 from pathlib import Path
 from torch import nn
-from condkd_ray.condensation.unrolling import unroll
-from condkd_ray.networks import ConvNet
+from condkd_ray.methods.condensation.unrolling import unroll
+from condkd_ray.models import ConvNet
 torch.set_num_threads(1)
 network = ConvNet(depth=2, width=32).build((3, 16, 16), 10)
 start = nn.utils.parameters_to_vector(network.parameters()).detach()

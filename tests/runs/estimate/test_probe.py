@@ -1,14 +1,14 @@
 from dataclasses import replace
 
 import pytest
-from runs.estimate.test_text import plans
 from toy import make_prepared, toy_config
 
-from condkd_ray.methods.condensation import GradientMatching, Herding, SqueezeRecover, TrajectoryMatching
 from condkd_ray.core.method import NonFiniteError
-from condkd_ray.runs.plan import Plan
+from condkd_ray.methods.condensation import GradientMatching, Herding, SqueezeRecover, TrajectoryMatching
 from condkd_ray.runs.estimate.probe import Span, hull, probe_set, probe_teacher, probe_trial
 from condkd_ray.runs.estimate.stand_ins import Sketch
+from condkd_ray.runs.plan import Plan
+from runs.estimate.test_text import plans
 
 
 def test_spans_are_added_and_multiplied_bound_by_bound():

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from places import EXPERIMENTS, SPACES
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -13,28 +12,29 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from places import EXPERIMENTS, SPACES
 from toy import make_prepared
 
-from condkd_ray.runs.presets import arm
-from condkd_ray.runs.recorder import make_record
+from condkd_ray.core.method import InputError
 from condkd_ray.methods.condensation import DistributionMatching
 from condkd_ray.methods.distiller import Distiller
-from condkd_ray.runs.estimate.estimate import Estimate, Work, estimate, estimate_search, finished_before, makespan
-from condkd_ray.runs.experiment import Flags
-from condkd_ray.runs.estimate.text import explain, explain_search
-from condkd_ray.runs.options import RunFlags
-from condkd_ray.trial.identity import trial_hash
 from condkd_ray.methods.inversion import Fast
-from condkd_ray.core.method import InputError
-from condkd_ray.models import ResNet
-from condkd_ray.trial.pipeline import Pipeline
-from condkd_ray.runs.plan import Plan, spread
-from condkd_ray.runs.estimate.probe import Span
-from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
-from condkd_ray.trial.run import local_store, run_trial
-from condkd_ray.runs.estimate.stand_ins import Sketch
-from condkd_ray.study.space import parse, read
 from condkd_ray.methods.supervised import TeacherConfig
+from condkd_ray.models import ResNet
+from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
+from condkd_ray.runs.estimate.estimate import Estimate, Work, estimate, estimate_search, finished_before, makespan
+from condkd_ray.runs.estimate.probe import Span
+from condkd_ray.runs.estimate.stand_ins import Sketch
+from condkd_ray.runs.estimate.text import explain, explain_search
+from condkd_ray.runs.experiment import Flags
+from condkd_ray.runs.options import RunFlags
+from condkd_ray.runs.plan import Plan, spread
+from condkd_ray.runs.presets import arm
+from condkd_ray.runs.recorder import make_record
+from condkd_ray.study.space import parse, read
+from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.pipeline import Pipeline
+from condkd_ray.trial.run import local_store, run_trial
 
 SCRIPT, SPACE = EXPERIMENTS / "ablate_ipc.py", SPACES / "guidance.yaml"
 T = TypeVar("T")

@@ -1,25 +1,35 @@
 """The published systems: complete recipes that say where each line was read, and that shrink in proportion."""
 
 import re
-from places import README
 from dataclasses import fields, replace
 from math import sqrt
-from pathlib import Path
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from places import README
 from toy import make_prepared, toy_config
 
-from condkd_ray.runs import systems
-from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.core.config import read_tree
-from condkd_ray.runs.experiment import Flags
-from condkd_ray.methods.memory import Growing
 from condkd_ray.core.method import InputError
+from condkd_ray.methods.memory import Growing
 from condkd_ray.models.cost import cost_of
-from condkd_ray.runs.systems import FOLDER, LEAST_BATCH, NAMES, PARTS, equal_rounds, published, scaled, with_rounds, work
+from condkd_ray.runs import presets
+from condkd_ray.runs.experiment import Flags
+from condkd_ray.runs.presets import (
+    FOLDER,
+    LEAST_BATCH,
+    NAMES,
+    PARTS,
+    Arm,
+    arm,
+    equal_rounds,
+    published,
+    scaled,
+    with_rounds,
+    work,
+)
 from condkd_ray.trial.loop import start
 
 LEAF = re.compile(r"  (?P<field>\w+): .*")
@@ -31,7 +41,7 @@ def test_there_is_a_file_for_each_system_and_no_other():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_complete_and_says_of_each_line_where_it_was_read(name):
-    recipe, text = published(name), systems.path_of(name).read_text()
+    recipe, text = published(name), presets.path_of(name).read_text()
     assert (recipe.data.name, recipe.teacher.network.name, recipe.student.name) == ("cifar10", "resnet34", "resnet18")
     sources = set(re.findall(r"\[(\w)\]", "".join(line for line in text.splitlines() if line.startswith("#"))))
     stated = [line for line in text.splitlines() if LEAF.fullmatch(line) and "name:" not in line.split("#")[0]]
@@ -40,7 +50,7 @@ def test_a_recipe_is_complete_and_says_of_each_line_where_it_was_read(name):
         named = set(re.findall(r"\[(\w)\]", line.partition("#")[2]))
         assert named, f"{name}: no source in {line!r}"
         assert named <= sources, f"{name}: {line!r} names a source that the head does not explain"
-    tree = read_tree(systems.path_of(name))
+    tree = read_tree(presets.path_of(name))
     left = {f.name for f in fields(recipe.inversion)} - tree["inversion"].keys()
     # What a recipe does not write down is of other paths through the code, or its file says that it cannot be written.
     assert left <= {"name", "reptile_scale", "temperature", "js_reduction", "first_bn_factor", "l2_weight", "loops"}
@@ -187,11 +197,11 @@ def test_the_work_of_a_recipe_is_counted():
 def test_the_readme_has_this_very_table():
     readme = README.read_text()
     told = readme.split("<!-- condkd methods --published -->\n")[1].split("<!-- end published -->")[0]
-    assert told == systems.table(), "the README's table is old: put in what `condkd methods --published` prints"
+    assert told == presets.table(), "the README's table is old: put in what `condkd methods --published` prints"
 
 
 def test_the_table_has_a_row_a_system():
-    rows = systems.table().splitlines()
+    rows = presets.table().splitlines()
     assert [row.split("`")[1] for row in rows[2 : 2 + len(NAMES)]] == list(NAMES)
     assert rows[2 + NAMES.index("fast")].startswith("| `fast` | Fang et al., AAAI 2022 | 200 + 20 | 56.3 k | 20.5 M |")
 

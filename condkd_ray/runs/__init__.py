@@ -1,0 +1,1 @@
+"""Many trials: ablations and searches, from options to records."""
