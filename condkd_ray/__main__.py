@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import tyro
 
 from condkd_ray.commands import methods_table
 from condkd_ray.commands.condense import Condense, condense
-from condkd_ray.commands.console.exit_codes import exit_codes, say
+from condkd_ray.commands.console.exit_codes import exit_codes
 from condkd_ray.commands.console.results import tell_results
 from condkd_ray.commands.dashboard import Dashboard, dashboard
 from condkd_ray.commands.export import choose, export, merit
@@ -22,6 +23,8 @@ from condkd_ray.core.method import require
 from condkd_ray.core.storage import locate
 from condkd_ray.runs import presets
 from condkd_ray.runs.search import Search, search
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def export_best(command: Export) -> int:
     require(empty, "--to", str(command.to), "a new or empty folder")
     name, value = merit(record)
     ipc = f" ipc {record.ipc}" if record.ipc else ""
-    say(f"trial {record.config_hash[:12]}, {record.arm}{ipc} seed {record.seed}: {name} {value:.2%}")
+    log.info(f"trial {record.config_hash[:12]}, {record.arm}{ipc} seed {record.seed}: {name} {value:.2%}")
     for line in export(command.out, record, command.to):
         print(f"{command.to / line}")
     return 0

@@ -42,7 +42,7 @@ def main(args: Args) -> int:
     """Make and measure, then write the table."""
     require(args.host is None, "--host", args.host, "none: --hosts says which are measured")
     bases: Any = {name: arm(replace(args, inversion=name).base(), "none", 0, 0).config for name in args.hosts}
-    workshop, found = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say), {}
+    workshop, found = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu"), {}
     open_folder(args.out, "compare_padding", fresh=args.fresh)
     for name, base in bases.items():
         host = replace(base.inversion, adv_weight=0.0, steps=min(base.inversion.steps, args.inversion_steps))

@@ -35,7 +35,7 @@ def main(args: Args) -> int:
     given = {"--host": args.host, "--config": args.config, "--size": args.size, "--explain": args.explain or None}
     for flag, value in given.items():
         require(value is None, flag, value, "none: each system is measured as published, at --scale")
-    workshop = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say)
+    workshop = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu")
     configs = {name: arm(replace(args, host=name).base(), "none", 0, args.seeds[0]).config for name in NAMES}
     for config in configs.values():
         workshop.check(config)

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from condkd_ray.cluster.storm import machine, schedule, soak
-from condkd_ray.commands.console.exit_codes import exit_codes, open_folder, say
+from condkd_ray.commands.console.exit_codes import exit_codes, open_folder
 
 SWEEP = "--ipcs 1 --seeds 0 1 --condensation random_real --teacher-epochs 5 --arms none mixed guided --share inversion"
 ASKS_NOBODY = "inversion: {adv_weight: 0}"
@@ -42,7 +42,7 @@ def main(args: Args) -> int:
     begin = time.monotonic()
     with machine() as made:
         command = [sys.executable, str(Path(__file__).with_name("ablate_ipc.py")), *flags, "--address", made.address]
-        verdict = soak(made, command, args.out, schedule(args.kills, args.seed), seed=args.seed, say=say)
+        verdict = soak(made, command, args.out, schedule(args.kills, args.seed), seed=args.seed)
     print(f"{verdict} In {time.monotonic() - begin:.0f} s.")
     return 0 if verdict.passed else 1
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import optuna
 
-from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import require
 from condkd_ray.runs.experiment import Flags, command_line, run
@@ -51,7 +50,7 @@ def main(args: Args) -> int:
     planned = list(plans(args))
     code = run("validate_proxy", __doc__ or "", planned, args)
     if code <= 1 and not args.explain:
-        print(validate(args.out, Workshop(args.cache, say=say), planned[0].config))
+        print(validate(args.out, Workshop(args.cache), planned[0].config))
     return code
 
 

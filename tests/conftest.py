@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test shall ever use the keys of whoever runs it, nor ask a cloud's machine for some.
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 
+import logging
 import signal
 import subprocess
 import sys
@@ -38,6 +39,24 @@ def deterministic(request):
     torch.set_deterministic_debug_mode("default" if "gpu" in request.keywords else "error")
     yield
     torch.set_deterministic_debug_mode("default")
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """What the package logs for its user while the test runs."""
+    messages: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    logger, listener = logging.getLogger("condkd_ray"), Listener()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(listener)
+    yield messages
+    logger.removeHandler(listener)
+    logger.setLevel(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +11,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from condkd_ray.commands.console import bar
-from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.commands.console import TERMINAL
 from condkd_ray.core import config as configs
 from condkd_ray.core.method import require
 from condkd_ray.core.samples import Codec, Samples, to_unit
@@ -20,6 +20,8 @@ from condkd_ray.data.writers import write_dc, write_images
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, RandomReal
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
+
+log = logging.getLogger(__name__)
 
 HEAD = f"{'set':<24}{'seed':>5}{'ipc':>5}{'images':>8}{'mean':>9}{'std':>8}{'clipped':>9}  files"
 TORCH = (".pt", ".pth")
@@ -60,14 +62,14 @@ def condense(command: Condense, rest: list[str]) -> int:
         for path in paths:
             _require_writable(path, command.force)
     torch.set_num_threads(command.threads)
-    workshop = Workshop(command.cache, device="cuda" if torch.cuda.is_available() else "cpu", say=say, bar=bar)
+    workshop = Workshop(command.cache, device="cuda" if torch.cuda.is_available() else "cpu", view=TERMINAL)
     if config.condensation is not None and config.condensation.needs_teacher:
         workshop.check(config)
     print(HEAD)
     # The control first: it is made at once, and refuses an ipc that the data do not have.
     clipped = [_make(workshop, method, config, paths) for method, paths in reversed(planned.items())]
     if any(clipped) and command.dc is None:
-        say("8 bit: values outside [0, 1] were clipped; --dc FILE.pt keeps them")
+        log.info("8 bit: values outside [0, 1] were clipped; --dc FILE.pt keeps them")
     return 0
 
 

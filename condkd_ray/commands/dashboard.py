@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import subprocess
@@ -18,12 +19,13 @@ from urllib.error import URLError
 
 import tyro
 
-from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.core.method import require
 from condkd_ray.report.records import read_manifest
 from condkd_ray.report.tensorboard.writer import FOLDER
 from condkd_ray.runs.study_recorder import ARTIFACTS
 from condkd_ray.study.storage import JOURNAL
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
@@ -56,7 +58,7 @@ def dashboard(command: Dashboard) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with servers(command) as running:
-        say("Ctrl-C ends both")
+        log.info("Ctrl-C ends both")
         try:
             while all(server.process.poll() is None for server in running):
                 time.sleep(0.2)
@@ -64,7 +66,7 @@ def dashboard(command: Dashboard) -> int:
             return 0
         for server in running:
             if server.process.poll() is not None:
-                say(f"{server.last_words()}\nfailed: {server.name} has ended by itself")
+                log.info(f"{server.last_words()}\nfailed: {server.name} has ended by itself")
     return 1
 
 
@@ -126,7 +128,7 @@ def _wait(server: Server, port: int) -> None:
     while not _answers(port):
         alive = server.process.poll() is None and time.monotonic() - begin < START_SECONDS
         if not alive:
-            say(server.last_words())
+            log.info(server.last_words())
         require(alive, f"{server.name} at port {port}", "no answer", "a port that is free, and what it is to show")
         time.sleep(0.1)
 

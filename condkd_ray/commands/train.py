@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from condkd_ray.commands.console import bar
-from condkd_ray.commands.console.exit_codes import CpuClock, open_folder, say, show
+from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.exit_codes import CpuClock, open_folder, show
 from condkd_ray.commands.console.results import tell_results
 from condkd_ray.core import config as configs
 from condkd_ray.core.method import require
@@ -26,6 +27,8 @@ from condkd_ray.trial.identity import NUMBERS, trial_hash
 from condkd_ray.trial.outcome import Outcome
 from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import local_store, run_trial
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "state.safetensors"
 SHAPING = ("numbers", "teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "threads", "git", "node")
@@ -85,7 +88,7 @@ def repeat(command: Repeat) -> int:
     config = configs.from_tree(first.config, f"record {first.config_hash[:12]}")
     if first.numbers != NUMBERS:
         versions = f"the record is of version {first.numbers} of the numbers, this program of version {NUMBERS}"
-        say(f"{versions}: the number cannot be expected to repeat")
+        log.info(f"{versions}: the number cannot be expected to repeat")
     code, key = _train(config, first.arm, command)
     equal, told = compare(first, find_record(command.out, key))
     show(told)
@@ -97,7 +100,7 @@ def _train(config: TrialConfig, arm: str, command: _Here) -> tuple[int, str]:
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     torch.set_num_threads(command.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workshop = Workshop(command.cache, device=device, say=say, bar=bar)
+    workshop = Workshop(command.cache, device=device, view=TERMINAL)
     workshop.check(config)
     open_folder(command.out, "train", fresh=command.fresh)
     plan = Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
@@ -105,7 +108,7 @@ def _train(config: TrialConfig, arm: str, command: _Here) -> tuple[int, str]:
     key = trial_hash(config, prepared)
     manifest = describe_experiment("train", "One trial.", [plan], [key], workshop, command.out)
     write_manifest(command.out, manifest)
-    say(teacher_line(manifest))
+    log.info(teacher_line(manifest))
     code = 0
     if key not in finished(command.out):
         code = _run(plan, key, prepared, command.out)
@@ -142,7 +145,7 @@ def _run(plan: Plan, key: str, prepared: Prepared, out: Path) -> int:
         try:
             outcome = _attempt(plan, key, prepared, folder, watch)
         except MissingSamplesError as error:
-            say(f"{error}: the trial begins anew")
+            log.info(f"{error}: the trial begins anew")
             (folder / CHECKPOINT).unlink()
             outcome = _attempt(plan, key, prepared, folder, watch)
         watch.outcome(key, outcome)

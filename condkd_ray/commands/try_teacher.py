@@ -5,6 +5,7 @@ Half of the images of each class are held out for the verdict and never guide. N
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ import torch
 
 from condkd_ray import models, report
 from condkd_ray.cluster.connection.connect import check_resources, connect, slots
-from condkd_ray.commands.console import bar
-from condkd_ray.commands.console.exit_codes import open_folder, say
+from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.exit_codes import open_folder
 from condkd_ray.commands.model_card import Card, read_card
 from condkd_ray.commands.teacher_checks import check_classes, check_form, check_known, mirrors
 from condkd_ray.core import config as configs
@@ -34,6 +35,8 @@ from condkd_ray.runs.experiment import Flags
 from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
+
+log = logging.getLogger(__name__)
 
 QUESTION = "Does guiding the inversion with these few images help here, and at what cost?"
 FEW_REAL = "'Real' in the diagnosis are the guides and what a class has beyond them; without more, it is 'condensed'."
@@ -113,11 +116,11 @@ def try_out(command: Try) -> int:
     torch.set_num_threads(1)
     begin = time.monotonic()
     command.check()
-    workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", say=say, bar=bar)
+    workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", view=TERMINAL)
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)
     share, answers = check_known(teacher, dataset, command.images, force=command.force)
-    say(head := _head(base, dataset, share))
+    log.info(head := _head(base, dataset, share))
     open_folder(command.out, "try", fresh=command.fresh)
     with connect():
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
@@ -141,7 +144,7 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
     if data.flip_ok is None:
         workshop.check(alone := TrialConfig(data=data, teacher=teacher))
         data = replace(data, flip_ok=mirrors(workshop.teacher(alone), dataset.train))
-        say(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
+        log.info(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
     flags = Flags(
         dataset="class_folders",
         data_root=command.images,
@@ -176,7 +179,7 @@ def _card(command: Try) -> Card:
     path = command.card or (beside if beside.is_file() else None)
     if path is None:
         return Card()
-    say(f"card of the teacher: {path}")
+    log.info(f"card of the teacher: {path}")
     return read_card(path)
 
 
@@ -188,7 +191,7 @@ def _data(command: Try, card: Card) -> DataConfig:
         size = height
     mean, std = (card.mean, card.std) if command.mean is None else (command.mean, command.std)
     if mean is None or std is None:
-        say("neither a card nor --mean and --std: the images are normalised by their own mean and std")
+        log.info("neither a card nor --mean and --std: the images are normalised by their own mean and std")
     flip_ok = card.flip_ok if command.flip_ok is None else command.flip_ok
     return DataConfig(name="class_folders", root=command.images, size=size, mean=mean, std=std, flip_ok=flip_ok)
 
@@ -232,7 +235,7 @@ def _rounds(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -
     if before.is_file():
         known = configs.read(before)
         if configs.content_hash(known) == configs.content_hash(replace(base, rounds=known.rounds)):
-            say(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
+            log.info(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
     return fitting(command, base, workshop, min(at_once, command.max_concurrent or at_once), begin)
@@ -246,7 +249,7 @@ def fitting(command: Try, base: TrialConfig, workshop: Workshop, at_once: int, b
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
     most = int(left * at_once / each) - base.inversion.warm_up
     rounds = min(max(most, LEAST_ROUNDS), MOST_ROUNDS)
-    say(f"a guided round takes {guided:.2g} s: {rounds} rounds a trial, {trials} trials, {at_once} at once")
+    log.info(f"a guided round takes {guided:.2g} s: {rounds} rounds a trial, {trials} trials, {at_once} at once")
     if most < LEAST_ROUNDS:
-        say(f"that takes longer than {command.minutes:g} minutes, and is very little: give it more --minutes")
+        log.info(f"that takes longer than {command.minutes:g} minutes, and is very little: give it more --minutes")
     return rounds

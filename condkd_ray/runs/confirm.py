@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from condkd_ray import report
 from condkd_ray.commands.console import bar
-from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.core.method import require
 from condkd_ray.runs import experiment
 from condkd_ray.runs.experiment import Flags
@@ -17,6 +17,8 @@ from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.search import SearchFlags, study_of
 from condkd_ray.study import Objective
 from condkd_ray.study.space import default
+
+log = logging.getLogger(__name__)
 
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
@@ -43,7 +45,7 @@ def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Seque
     code = experiment.run("confirm", question, plans, again, baseline="default")
     with bar("page of the search"):
         report.build(flags.out, tensorboard=False)
-    say(f"the page of the search now shows what came of them: {flags.out / 'report.html'}")
+    log.info(f"the page of the search now shows what came of them: {flags.out / 'report.html'}")
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,8 +22,8 @@ from condkd_ray.cluster.driver import sweep
 from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.worker.producers import check_room
 from condkd_ray.cluster.worker.trials import Trial, clear, empty
-from condkd_ray.commands.console import bar
-from condkd_ray.commands.console.exit_codes import CpuClock, ended, exit_codes, open_folder, say, say_details, show
+from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.exit_codes import CpuClock, ended, exit_codes, open_folder, show, speak
 from condkd_ray.commands.console.results import tell_results
 from condkd_ray.core.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.core.method import Metrics, require
@@ -42,6 +43,8 @@ from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.evaluation import TestRounds
 from condkd_ray.trial.identity import trial_hash
 from condkd_ray.trial.outcome import Outcome
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
 
@@ -211,10 +214,10 @@ def run(
     given, deadline = spread(plans, flags.seeds, flags.teachers), time.time() + flags.budget_seconds
     planned, baseline = [scoped(plan, flags.share) for plan in given], scoped_baseline(baseline, given, flags.share)
     flags.check()
-    say_details(flags.verbose)
+    speak(flags.verbose)
     check_plans(planned)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workshop = Workshop(flags.cache, device=device, say=say, bar=bar)
+    workshop = Workshop(flags.cache, device=device, view=TERMINAL)
     for plan in planned:
         workshop.check(plan.config)
     if flags.explain:
@@ -238,7 +241,7 @@ def run(
         trials = [Trial(key, plan.label, plan.config, made, plan.scope) for key, (plan, made) in whole.items()]
         manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out, baseline=baseline)
         write_manifest(flags.out, manifest)
-        say(teacher_line(manifest))
+        log.info(teacher_line(manifest))
         missing = _missing(trials, flags)
         clock = CpuClock()
         complete, failed = _sweep(experiment, whole, missing, flags, deadline, clock)
@@ -263,7 +266,7 @@ def _sweep(
         clock.look()
 
     chronicle = Chronicle(flags.out, experiment, whole)
-    watch = Watch(experiment, flags.out, {trial.key: whole[trial.key] for trial in missing}, flags.place)
+    watch = Watch(experiment, flags.out, {trial.key: whole[trial.key] for trial in missing}, flags.place, view=TERMINAL)
     try:
         complete = not missing or sweep.sweep(missing, Terms.of(flags, deadline), on_round=told, on_outcome=heard)
     finally:
@@ -286,5 +289,5 @@ def _missing(trials: list[Trial], flags: Flags) -> list[Trial]:
     wanted = chosen({trial.key: trial.label for trial in trials}, flags.only)
     before = sum(trial.key in done for trial in trials)
     only = f", {len(wanted)} of them chosen" if flags.only else ""
-    say(f"{len(trials)} trials{only}, {before} of them finished before; results in {flags.out}")
+    log.info(f"{len(trials)} trials{only}, {before} of them finished before; results in {flags.out}")
     return [trial for trial in trials if trial.key in wanted - done]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.core.config import content_hash, to_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.runs.options import RunFlags
@@ -17,6 +17,8 @@ from condkd_ray.study.population import Member, Population
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.identity import trial_hash
 from condkd_ray.trial.outcome import Outcome
+
+log = logging.getLogger(__name__)
 
 
 class Breeder(Explorer):
@@ -82,7 +84,7 @@ class Breeder(Explorer):
         number = self._numbers[trial.key]
         self._running.discard(trial.key)
         if outcome.status == "failed" and trial.rests is not None:
-            say(f"{trial.label}: {outcome.reason}; it goes on from another's state")
+            log.info(f"{trial.label}: {outcome.reason}; it goes on from another's state")
             return self._population.rested(number, outcome.reason)
         self._watch.outcome(self._keys[number], outcome)
         self._clock.look()

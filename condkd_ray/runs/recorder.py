@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from condkd_ray import models
-from condkd_ray.commands.console import Live, round_line
-from condkd_ray.commands.console.exit_codes import detail, details, say
-from condkd_ray.commands.console.progress import AGREEMENT, Best, Goal, Progress
 from condkd_ray.commands.export import Shelf
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.provenance import git_state, versions
 from condkd_ray.core.storage import Location
+from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
 from condkd_ray.report.figures import grids
 from condkd_ray.report.records import Record, write_record
 from condkd_ray.report.tensorboard.events import Scalar
@@ -27,7 +25,10 @@ from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS, pool_key
 from condkd_ray.trial.outcome import Outcome
 
-NONE: Mapping[str, Any] = MappingProxyType({})
+log = logging.getLogger(__name__)
+
+LOSSES = ("inversion/", "guidance/", "kd/")
+"""Families of loss terms."""
 
 
 class Watch:
@@ -50,6 +51,7 @@ class Watch:
         ranges: Mapping[str, tuple[float, float]] = NONE,
         goal: Goal = AGREEMENT,
         best: Best | None = None,
+        view: View = SILENT,
     ) -> None:
         self._experiment, self._out, self._goal = experiment, out, goal
         self._work: dict[str, tuple[Plan, Prepared]] = {}
@@ -66,7 +68,7 @@ class Watch:
         self.failed = 0
         for key, (plan, prepared) in work.items():
             self.add(key, plan, prepared)
-        self._live = Live(Progress(len(work) if total is None else total, goal, best=best))
+        self._live = view.trials(len(work) if total is None else total, goal, best)
 
     def add(self, key: str, plan: Plan, prepared: Prepared, leaves: Mapping[str, Any] = NONE) -> None:
         """Trial `key` may be heard of from now on; `leaves`: what was chosen for it, by name."""
@@ -80,8 +82,8 @@ class Watch:
         self._board.trial_started(self._runs[key], self._hparams[key])
         self._board.round(self._runs[key], number, metrics)
         self._live.round(key, self._label(plan), metrics, plan.config.total_rounds)
-        if details():
-            detail(round_line(self._label(plan), metrics, plan.config.total_rounds, self._goal.metric))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(round_line(self._label(plan), metrics, plan.config.total_rounds, self._goal.metric))
 
     def outcome(self, key: str, outcome: Outcome, *, candidate: bool = True) -> None:
         """Trial `key` has ended: its record is written, from then on it is finished.
@@ -100,7 +102,7 @@ class Watch:
         self._live.finished(key, label, record.status, accuracy, group=arm, leaves=self._leaves[key])
         if record.status == "failed":
             self.failed += 1
-            say(f"{label} failed: {record.reason}")
+            log.info(f"{label} failed: {record.reason}")
 
     def close(self) -> None:
         """No more will be heard."""
@@ -162,3 +164,11 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         predictions=outcome.predictions,
         held=outcome.held,
     )
+
+
+def round_line(label: str, metrics: Metrics, rounds: int, metric: str) -> str:
+    """One round of a trial, whole: the metric that is looked at, all loss terms, its seconds."""
+    terms = {name: value for name, value in metrics.items() if name.startswith(LOSSES) and name != metric}
+    shown = {name: metrics[name] for name in (metric,) if name in metrics} | terms
+    told = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    return f"{label} round {int(metrics['round'])}/{rounds}: {told}, {metrics['time/wall_seconds']:.1f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from condkd_ray.cluster.driver.gpu_budget import GpuBudget
 from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.driver.search import search as run_search
 from condkd_ray.cluster.worker.trials import bury, empty
-from condkd_ray.commands.console import bar
-from condkd_ray.commands.console.exit_codes import ended, open_folder, say, say_details, show
+from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.exit_codes import ended, open_folder, show, speak
 from condkd_ray.commands.console.results import tell_results
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
@@ -34,6 +35,8 @@ from condkd_ray.study.space import default, leaves, read
 from condkd_ray.study.storage import holds
 from condkd_ray.study.strategies import check_sampler
 from condkd_ray.trial.artifacts import Workshop
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +104,14 @@ def search(command: Search) -> int:
 def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     """Run what is missing of a search of the space `tree`, and report. The exit code: as an experiment's."""
     flags.check()
-    say_details(flags.verbose)
+    speak(flags.verbose)
     objective, deadline = Objective(flags.objective), time.time() + flags.budget_seconds
     _check(tree, flags, objective)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if flags.explain:
         show(_explained(tree, flags, objective, device))
         return 0
-    workshop = Workshop(flags.cache, device=device, say=say, bar=bar)
+    workshop = Workshop(flags.cache, device=device, view=TERMINAL)
     open_folder(flags.out, "search", fresh=flags.fresh)
     if flags.storage is not None:
         check_writable(flags.place)
@@ -199,7 +202,7 @@ def _teach(study: Study, flags: SearchFlags) -> None:
     for place in flags.learn_from:
         storage, _, name = place.rpartition("#")
         other = stored_study(open_storage(storage or place, flags.out), name, place)
-        say(f"{study.learn_from(other)} trials known from {place}")
+        log.info(f"{study.learn_from(other)} trials known from {place}")
     if flags.points is not None:
         study.suggest_first(_points(flags.points))
 

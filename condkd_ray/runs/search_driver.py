@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from optuna.trial import TrialState
 
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.commands.console.exit_codes import CpuClock, say
-from condkd_ray.commands.console.progress import Best, Goal
+from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.exit_codes import CpuClock
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.view import Best, Goal
 from condkd_ray.report.records import Record, read_records, write_manifest
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.options import RunFlags
@@ -26,6 +28,8 @@ from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import trial_hash
 from condkd_ray.trial.outcome import Outcome
+
+log = logging.getLogger(__name__)
 
 
 class Explorer:
@@ -60,7 +64,14 @@ class Explorer:
         choices = {name: leaf.examples for name, leaf in named.items() if leaf.kind == "choice"}
         ranges = {name: leaf.values for name, leaf in named.items() if leaf.kind != "choice"}
         goal = Goal(objective.names[0], objective.directions[0] == "maximize", decides=True)
-        shown = {"total": missing, "choices": choices, "ranges": ranges, "goal": goal, "best": self._best()}
+        shown = {
+            "total": missing,
+            "choices": choices,
+            "ranges": ranges,
+            "goal": goal,
+            "best": self._best(),
+            "view": TERMINAL,
+        }
         self._watch = Watch("search", flags.out, {}, flags.place, **shown)
 
     @property
@@ -76,7 +87,7 @@ class Explorer:
             return None
         proposal = self._study.propose(self._workshop.check)
         if proposal is None:
-            say(f"the space holds no more than {self._begun} trials, or they are hard to find")
+            log.info(f"the space holds no more than {self._begun} trials, or they are hard to find")
             return None
         self._begun += 1
         return self._trial(proposal)
@@ -167,7 +178,7 @@ class Explorer:
         """From now on there is a trial of that number and key: in the study, on all screens and in the manifest."""
         config = plan.config
         if not self._kinds:
-            say(teacher_line(describe_experiment("search", "", [plan], [key], self._workshop, self._flags.out)))
+            log.info(teacher_line(describe_experiment("search", "", [plan], [key], self._workshop, self._flags.out)))
         self._newest[key] = plan
         self._kinds.setdefault((config.teacher, type(config.condensation)), (plan, key))
         self._study.note(number, {"config_hash": key, "teacher_hash": prepared.hashes["teacher"]})

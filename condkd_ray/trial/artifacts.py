@@ -5,6 +5,7 @@ Every artifact is named by the hash of all that determines it, so a cache can be
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import free_bytes
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Samples
-from condkd_ray.core.view import Bar, no_bar
+from condkd_ray.core.view import SILENT, View
 from condkd_ray.data import datasets as data
 from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
@@ -32,23 +33,24 @@ from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks
 from condkd_ray.trial.evaluation import accuracy
 from condkd_ray.trial.proxy import hold_out, views
 
+log = logging.getLogger(__name__)
+
 RECIPE = "1"
 """Raised when artifacts are made otherwise, by other code or by another default, so that older ones are not used."""
 
 
 class Workshop:
-    """Makes and remembers artifacts; `say` hears one sentence on each that a user should know of, `bar` goes around."""
+    """Makes and remembers artifacts; logs one sentence on each that a user should know of."""
 
     def __init__(
         self,
         cache: Path | None = None,
         device: str = "cpu",
-        say: Callable[[str], None] = print,
-        bar: Bar = no_bar,
+        view: View = SILENT,
     ) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
-        self.say, self.bar = say, bar
+        self._view = view
         self._made: dict[Any, Any] = {}
 
     def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
@@ -80,7 +82,7 @@ class Workshop:
     def _read(self, config: TrialConfig) -> Dataset:
         dataset = data.load(config.data)
         for note in dataset.notes:
-            self.say(note)
+            log.info(note)
         return dataset
 
     def check(self, config: TrialConfig) -> None:
@@ -158,8 +160,8 @@ class Workshop:
 
     def _train(self, recipe: TeacherConfig, network: nn.Module, dataset: Dataset) -> dict[str, Tensor]:
         name, epochs = f"teacher {label(recipe.network)} on {dataset.name}", recipe.training.epochs
-        self.say(f"training {name}: {len(dataset.train)} images, {epochs} epochs")
-        with self.bar(name) as on_step:
+        log.info(f"training {name}: {len(dataset.train)} images, {epochs} epochs")
+        with self._view.bar(name) as on_step:
             return recipe.train(network, dataset, self.device, on_step)
 
     def condensed(self, config: TrialConfig) -> Samples | None:
@@ -183,7 +185,7 @@ class Workshop:
         dataset = self.data(config)
         _, rest = self._proxy_split(config)
         more = {"teacher": self.teacher(config)} if method.needs_teacher else {}
-        with self.bar(f"{method.label}, seed {config.seed}") as on_step:
+        with self._view.bar(f"{method.label}, seed {config.seed}") as on_step:
             return method.condense(
                 rest.samples(dataset.mean, dataset.std).to(self.device),
                 num_classes=dataset.num_classes,
@@ -199,7 +201,7 @@ class Workshop:
         path = self._condensed_path(config, method)
 
         def make() -> dict[str, Tensor]:
-            self.say(f"condensing {self.data(config).name} by {method.label}, seed {config.seed}")
+            log.info(f"condensing {self.data(config).name} by {method.label}, seed {config.seed}")
             made = self._condense(config, method)
             return {"images": made.images.cpu().contiguous(), "labels": made.labels.cpu()}
 
@@ -218,7 +220,7 @@ class Workshop:
             share = (logits.argmax(1) == seen.labels).float().mean().item()
             what = f"condensed set {method.source}, {method.ipc} a class"
             check_recognised(share, teacher.num_classes, what, method.force)
-            self._once(("said", what), lambda: self.say(f"{what}: the teacher names {share:.1%} right") or True)
+            self._once(("said", what), lambda: log.info(f"{what}: the teacher names {share:.1%} right") or True)
         return Samples(seen.images, seen.labels, logits)
 
     def _data_key(self, config: TrialConfig) -> str:

@@ -46,7 +46,7 @@ def run(folder, monkeypatch):
 def made(folder: Path, **changes) -> Samples:
     """What a trial of `dm.yaml` would get."""
     config = configs.from_tree(configs.read_tree(folder / "dm.yaml") | changes)
-    samples = Workshop(folder / "cache", say=lambda _: None).condensed(config)
+    samples = Workshop(folder / "cache").condensed(config)
     assert samples is not None
     return samples
 

@@ -113,7 +113,7 @@ def test_the_same_again_runs_nothing_and_tells_the_same(
 
 
 def test_no_held_out_image_guides_or_is_in_the_proxy_set(home: Path):
-    workshop = Workshop(home / "cache", say=lambda text: None)
+    workshop = Workshop(home / "cache")
     base = configure(flags(home), workshop)
     for seed in (0, 1):
         prepared, dataset = workshop.prepare(replace(base, seed=seed)), workshop.data(base)
@@ -126,7 +126,7 @@ def test_no_held_out_image_guides_or_is_in_the_proxy_set(home: Path):
 
 
 def test_what_a_teacher_reads_comes_from_flags_before_the_card(home: Path):
-    workshop = Workshop(home / "cache", say=lambda text: None)
+    workshop = Workshop(home / "cache")
     by_card = configure(flags(home), workshop)
     assert (by_card.data.mean, by_card.data.std, by_card.data.size) == (MEAN, STD, 8)
     assert by_card.teacher.network == ResNet(depth=8, width=4)
@@ -140,7 +140,7 @@ def test_as_many_rounds_as_fit_into_the_minutes(
     home: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, least: int, most: int
 ):
     monkeypatch.setattr(try_teacher, "round_seconds", lambda plan, prepared: 1.0)
-    workshop, command = Workshop(home / "cache", say=lambda text: None), flags(home, minutes=minutes)
+    workshop, command = Workshop(home / "cache"), flags(home, minutes=minutes)
     # 575 s of 10 minutes for 2 seeds of 4 arms, 2 trials at once.
     rounds = try_teacher.fitting(command, configure(command, workshop), workshop, 2, time.monotonic())
     assert least <= rounds <= most

@@ -16,7 +16,7 @@ from condkd_ray.models import ResNet
 from condkd_ray.report.records import Manifest, grid_path, read_manifest, read_records, record_path, write_manifest
 from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
 from condkd_ray.runs.plan import Plan, spread
-from condkd_ray.runs.recorder import Watch, make_record
+from condkd_ray.runs.recorder import Watch, make_record, round_line
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS, trial_hash
@@ -147,7 +147,7 @@ SMALL = toy_config(
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("cache"), say=print)
+    return Workshop(tmp_path_factory.mktemp("cache"))
 
 
 def test_a_manifest_describes_data_teacher_and_plan(tmp_path, workshop, monkeypatch):
@@ -218,3 +218,9 @@ def test_an_imported_set_is_noted(tmp_path, workshop):
     assert len(manifest.notes) == 1
     assert "made elsewhere" in manifest.notes[0]
     assert "the validation images" in manifest.notes[0]
+
+
+def test_one_round_in_a_line():
+    metrics = {"round": 3, "proxy/agreement": 0.5, "kd/loss": 1.23456, "inversion/bn": 2.0, "memory/bytes": 9.0}
+    told = round_line("trial 0", metrics | {"time/wall_seconds": 0.55}, 12, "proxy/agreement")
+    assert told == "trial 0 round 3/12: proxy/agreement 0.5, kd/loss 1.235, inversion/bn 2, 0.6 s"

@@ -17,6 +17,7 @@ from toy import blobs
 from condkd_ray.core.config import dump, to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import derive_seed
+from condkd_ray.core.view import Silent
 from condkd_ray.data.datasets import DataConfig
 from condkd_ray.methods.condensation import (
     AllReal,
@@ -52,12 +53,8 @@ STILL = DistributionMatching(ipc=5, condensed_together=90, iterations=1, width=2
 LIVELY = DistributionMatching(ipc=5, condensed_together=5, iterations=2, width=4)
 
 
-class Heard(list[str]):
-    """What a workshop says."""
-
-    @property
-    def trainings(self) -> int:
-        return sum(line.startswith("training") for line in self)
+def trainings(heard: list[str]) -> int:
+    return sum(line.startswith("training") for line in heard)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +64,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def workshop(cache) -> Workshop:
-    return Workshop(cache, say=Heard().append)
+    return Workshop(cache)
 
 
 def using(method: AnyCondensation | None, **changes) -> TrialConfig:
@@ -87,19 +84,18 @@ def pixels(images: Tensor, workshop: Workshop) -> set[bytes]:
     return rows(grey.contiguous())
 
 
-def test_a_teacher_is_trained_once_for_all_workshops(cache, workshop):
+def test_a_teacher_is_trained_once_for_all_workshops(cache, workshop, heard):
     first = workshop.prepare(CONFIG)
-    heard = Heard()
-    again = Workshop(cache, say=heard.append).prepare(CONFIG)
-    assert heard.trainings == 0
+    heard.clear()
+    again = Workshop(cache).prepare(CONFIG)
+    assert trainings(heard) == 0
     assert again.hashes == first.hashes
     assert trial_hash(CONFIG, again) == trial_hash(CONFIG, first)
 
 
-def test_a_cache_can_be_deleted_at_will(tmp_path, workshop):
-    heard = Heard()
-    anew = Workshop(tmp_path, say=heard.append).prepare(using(LIVELY))
-    assert heard.trainings == 1
+def test_a_cache_can_be_deleted_at_will(tmp_path, workshop, heard):
+    anew = Workshop(tmp_path).prepare(using(LIVELY))
+    assert trainings(heard) == 1
     assert anew.hashes == workshop.prepare(using(LIVELY)).hashes
 
 
@@ -132,11 +128,13 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+import logging
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.core.config import read
 from condkd_ray.models.weights import tensor_digest
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 config = read(Path(sys.argv[1]) / "trial.yaml")
-teacher = Workshop(Path(sys.argv[1]), say=print).teacher(config)
+teacher = Workshop(Path(sys.argv[1])).teacher(config)
 print("digest", tensor_digest(teacher.network.state_dict()))
 """
 
@@ -232,39 +230,38 @@ def test_without_condensation_there_is_no_set(workshop):
     assert prepared.hashes["proxy"] == workshop.prepare(CONFIG).hashes["proxy"]
 
 
-def test_own_weights_are_used_and_named_by_their_content(tmp_path, workshop):
+def test_own_weights_are_used_and_named_by_their_content(tmp_path, workshop, heard):
     trained = workshop.prepare(CONFIG)
     weights = {name: value.contiguous() for name, value in trained.teacher.network.state_dict().items()}
     (tmp_path / "elsewhere").mkdir()
     paths = [tmp_path / "w.safetensors", tmp_path / "elsewhere" / "v.safetensors"]
     for path in paths:
         save_file(weights, path)
-    heard = Heard()
     configs = [replace(CONFIG, teacher=replace(RECIPE, weights=path)) for path in paths]
-    found = [Workshop(tmp_path / "cache", say=heard.append).prepare(config) for config in configs]
-    assert heard.trainings == 0
+    found = [Workshop(tmp_path / "cache").prepare(config) for config in configs]
+    assert trainings(heard) == 0
     assert found[0].hashes == found[1].hashes == trained.hashes
     assert trial_hash(configs[0], found[0]) == trial_hash(configs[1], found[1])
     save_file(weights | {"classifier.bias": torch.ones(10)}, paths[0])
-    other = Workshop(tmp_path / "cache", say=heard.append).prepare(configs[0])
+    other = Workshop(tmp_path / "cache").prepare(configs[0])
     assert trial_hash(configs[0], other) != trial_hash(configs[1], found[1])
     assert other.teacher.network.classifier.bias.eq(1).all()
 
 
-def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path):
+def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path, heard):
     for place in ("here", "there"):
         for part, seed in (("train", 0), ("test", 1)):
             images = blobs(48, seed)
             write_folder(tmp_path / place / part, images.pixels, images.labels, list("abcd"))
-    heard, hashes = Heard(), []
+    hashes = []
     for place in ("here", "there"):
         data = DataConfig(name="image_folder", root=tmp_path / place)
         teacher = replace(RECIPE, training=Supervised(epochs=20, batch=16))
         config = replace(CONFIG, data=data, teacher=teacher, student=ResNet(width=2))
-        prepared = Workshop(tmp_path / "cache", say=heard.append).prepare(config)
+        prepared = Workshop(tmp_path / "cache").prepare(config)
         hashes.append((prepared.hashes, trial_hash(config, prepared)))
     assert hashes[0] == hashes[1]
-    assert heard.trainings == 1
+    assert trainings(heard) == 1
 
 
 def older_key(parts: list) -> str:
@@ -280,9 +277,10 @@ class Older(SqueezeRecover):
 
 
 @pytest.mark.parametrize("method", [LIVELY, Older(ipc=1, iterations=1, squeeze="teacher")])
-def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_path, workshop, method):
+def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_path, workshop, method, heard):
     config = using(method)
     made, dataset = workshop.prepare(config), workshop.data(config)
+    heard.clear()
     read_as = [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, 0]
     recipe = to_tree(RECIPE)
     del recipe["weights"]
@@ -295,15 +293,15 @@ def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_pa
         (tmp_path / kind).mkdir()
         path = tmp_path / kind / f"{name}.safetensors"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
-    files, heard = set(tmp_path.rglob("*.safetensors")), Heard()
-    assert Workshop(tmp_path, say=heard.append).prepare(config).hashes == made.hashes
+    files = set(tmp_path.rglob("*.safetensors"))
+    assert Workshop(tmp_path).prepare(config).hashes == made.hashes
     sketch = Sketch(tmp_path)
     sketch.prepare(config)
     assert (heard, sketch.teachers, sketch.sets) == ([], {}, {})
     assert set(tmp_path.rglob("*.safetensors")) == files
     other = replace(config, teacher=replace(RECIPE, training=Supervised(epochs=3, lr=0.1)))
-    Workshop(tmp_path, say=heard.append).prepare(other)
-    assert heard.trainings == 1
+    Workshop(tmp_path).prepare(other)
+    assert trainings(heard) == 1
 
 
 def test_a_teacher_that_learnt_nothing_is_refused_and_not_kept(tmp_path):
@@ -311,7 +309,7 @@ def test_a_teacher_that_learnt_nothing_is_refused_and_not_kept(tmp_path):
     with pytest.raises(
         InputError, match=r"teacher resnet-8-4 names right after training is 0\.\d+; accepted: more than"
     ):
-        Workshop(tmp_path, say=lambda _: None).prepare(config)
+        Workshop(tmp_path).prepare(config)
     assert not list((tmp_path / "teachers").glob("*.safetensors"))
 
 
@@ -324,9 +322,8 @@ def write_set(path: Path, workshop: Workshop, shuffled: bool) -> Path:
     return path
 
 
-def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache):
-    heard = Heard()
-    workshop = Workshop(cache, say=heard.append)
+def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, heard):
+    workshop = Workshop(cache)
     taken = Imported(path=write_set(tmp_path / "set.pt", workshop, shuffled=False), ipc=4, space="normalised")
     assert len(workshop.prepare(using(taken)).condensed) == 40
     assert any(line.startswith("condensed set set.pt, 4 a class: the teacher names ") for line in heard)
@@ -353,26 +350,25 @@ def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache):
         ({"data": DataConfig(size=4)}, "network resnet-8-4 on images of 4x4: smallest side is 4; accepted: 8 or more"),
     ],
 )
-def test_what_cannot_be_had_fails_before_anything_is_made(tmp_path, changes, message):
-    heard = Heard()
-    workshop = Workshop(tmp_path, say=heard.append)
+def test_what_cannot_be_had_fails_before_anything_is_made(tmp_path, changes, message, heard):
+    workshop = Workshop(tmp_path)
     with pytest.raises(InputError, match=message):
         workshop.prepare_all([CONFIG, replace(CONFIG, **changes)])
-    assert heard.trainings == 0
+    assert trainings(heard) == 0
 
 
 def test_weights_that_do_not_fit_fail_before_anything_is_made(tmp_path):
     save_file({"weight": torch.ones(1)}, tmp_path / "w.safetensors")
     config = using(LIVELY, teacher=replace(RECIPE, weights=tmp_path / "w.safetensors"))
     with pytest.raises(InputError, match=r"weights in .*w.safetensors do not fit the network: missing: conv.weight"):
-        Workshop(tmp_path / "cache", say=print).prepare_all([config])
+        Workshop(tmp_path / "cache").prepare_all([config])
     assert not (tmp_path / "cache").exists()
 
 
 def test_an_inversion_that_needs_batch_normalisation_wants_a_teacher_with_it(tmp_path):
     lenet = replace(CONFIG, data=DataConfig(size=16), teacher=replace(RECIPE, network=ConvNet(depth=2, width=4)))
     with pytest.raises(InputError, match="batch normalisation"):
-        Workshop(tmp_path, say=print).prepare_all([lenet])
+        Workshop(tmp_path).prepare_all([lenet])
 
 
 OF_TEACHER = SqueezeRecover(squeeze="teacher", ipc=2, iterations=2)
@@ -381,42 +377,41 @@ OF_TEACHER = SqueezeRecover(squeeze="teacher", ipc=2, iterations=2)
 def test_what_takes_long_has_a_bar_and_what_is_cached_has_none(tmp_path):
     told: dict[str, list[tuple[int, int]]] = {}
 
-    @contextmanager
-    def bar(name):
-        told[name] = []
-        yield lambda *step: told[name].append(step)
+    class Bars(Silent):
+        @contextmanager
+        def bar(self, name):
+            told[name] = []
+            yield lambda *step: told[name].append(step)
 
-    Workshop(tmp_path, say=print, bar=bar).prepare_all([using(LIVELY)])
+    Workshop(tmp_path, view=Bars()).prepare_all([using(LIVELY)])
     assert told["distribution_matching, seed 0"] == [(1, 2), (2, 2)]
     assert [done for done, total in told["teacher resnet-8-4 on digits"] if done == total] == [24]
     told.clear()
-    Workshop(tmp_path, say=print, bar=bar).prepare_all([using(LIVELY)])
+    Workshop(tmp_path, view=Bars()).prepare_all([using(LIVELY)])
     assert not told
 
 
-def test_a_set_made_of_the_teacher_is_another_for_another_teacher(tmp_path, workshop):
-    heard = Heard()
-    fresh = Workshop(tmp_path, say=heard.append)
+def test_a_set_made_of_the_teacher_is_another_for_another_teacher(tmp_path, workshop, heard):
+    fresh = Workshop(tmp_path)
     of_teacher, own = fresh.prepare_all([using(OF_TEACHER), using(replace(LIVELY, ipc=2))])
-    assert heard.trainings == 1
+    assert trainings(heard) == 1
     assert heard[0].startswith("condensing digits by distribution_matching")
     assert any(line == "condensing digits by squeeze_recover (of the teacher), seed 0" for line in heard)
     assert of_teacher.teacher is own.teacher
-    again = Workshop(tmp_path, say=heard.append).prepare(using(OF_TEACHER))
+    again = Workshop(tmp_path).prepare(using(OF_TEACHER))
     assert again.hashes == of_teacher.hashes
     assert sum("squeeze_recover" in line for line in heard) == 1
     other = workshop.prepare(using(OF_TEACHER, teacher=replace(RECIPE, seed=1)))
     assert other.hashes["condensed"] != of_teacher.hashes["condensed"]
 
 
-def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_path):
-    heard = Heard()
+def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_path, heard):
     plain = replace(RECIPE, network=ConvNet(depth=2, width=4))
     config = using(OF_TEACHER, teacher=plain, inversion=Dafl(steps=1, batch=16, width=8), memory=Latest())
     with pytest.raises(InputError, match="number of the teacher's BN layers to invert is 0"):
-        Workshop(tmp_path, say=heard.append).prepare_all([config])
+        Workshop(tmp_path).prepare_all([config])
     own = replace(config, condensation=replace(OF_TEACHER, squeeze="own"))
-    Workshop(tmp_path, say=heard.append).check(own)
+    Workshop(tmp_path).check(own)
     assert not heard
 
 
@@ -427,20 +422,19 @@ def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_p
         ({"student_layers": ("penultimate",)}, "attention student_layers is 'penultimate'; accepted: conv, bn, stages"),
     ],
 )
-def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tmp_path, layers, message):
+def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tmp_path, layers, message, heard):
     loss = Attention(**{"teacher_layers": ("stages.1",), "student_layers": ("stages.1",)} | layers)
-    heard = []
     with pytest.raises(InputError, match=message):
-        Workshop(tmp_path, say=heard.append).prepare(replace(CONFIG, distiller=replace(CONFIG.distiller, loss=loss)))
+        Workshop(tmp_path).prepare(replace(CONFIG, distiller=replace(CONFIG.distiller, loss=loss)))
     assert not heard
 
 
-def test_what_trials_hold_is_compared_with_what_was_free_at_first_and_for_their_own_rounds(tmp_path, monkeypatch):
+def test_what_trials_hold_is_compared_with_what_was_free_for_their_own_rounds(tmp_path, monkeypatch, heard):
     """A row of the bank takes 128 bytes here, and twice that while it is added."""
-    heard, asked = Heard(), []
+    asked = []
     free = [2 * 128 * 20, 0]
     monkeypatch.setattr(artifacts, "free_bytes", lambda device: asked.append(device) or free.pop(0))
-    workshop, config = Workshop(tmp_path, say=heard.append), replace(CONFIG, inversion=Cmi(batch=10))
+    workshop, config = Workshop(tmp_path), replace(CONFIG, inversion=Cmi(batch=10))
     for rounds in (1, 2):
         workshop.check(replace(config, rounds=rounds))
     with pytest.raises(InputError, match="memory of inversion bank, 30 rows of 2 x 16 values"):
@@ -452,7 +446,7 @@ def test_what_trials_hold_is_compared_with_what_was_free_at_first_and_for_their_
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/condensed'; accepted: a folder that can be written"):
-        Workshop(tmp_path / "file", say=print).prepare(CONFIG)
+        Workshop(tmp_path / "file").prepare(CONFIG)
 
 
 def test_nothing_prepared_holds_a_graph(workshop):

@@ -14,7 +14,6 @@ from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.driver.sweep import sweep
 from condkd_ray.cluster.worker.trainable import outcome_path
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.core.config import from_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.trial.artifacts import Workshop
@@ -40,7 +39,7 @@ def digits(**changes: Any) -> TrialConfig:
 
 def prepare(config: TrialConfig) -> Prepared:
     """What the trial needs, from the cache where it has been made before."""
-    return Workshop(None, device="cpu", say=say).prepare(config)
+    return Workshop(None, device="cpu").prepare(config)
 
 
 def of_seeds(config: TrialConfig, seeds: Sequence[int], prepared: Prepared) -> list[Trial]:

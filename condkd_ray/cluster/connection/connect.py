@@ -17,8 +17,9 @@ from condkd_ray.cluster.connection.address import ADDRESS, check_versions, check
 from condkd_ray.cluster.connection.shipping import runtime_env
 from condkd_ray.cluster.connection.signals import as_ctrl_c, handling, interrupts_kept
 from condkd_ray.commands.console import bar
-from condkd_ray.commands.console.exit_codes import details
 from condkd_ray.core.method import InputError, require
+
+log = logging.getLogger(__name__)
 
 NAMESPACE = "condkd"
 NO_MORE: Mapping[str, float] = MappingProxyType({})
@@ -176,7 +177,7 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
-    told = details()
+    told = log.isEnabledFor(logging.DEBUG)
     quiet: dict[str, Any] = {"logging_level": "INFO" if told else "ERROR", "log_to_driver": told}
     quiet["namespace"] = NAMESPACE
     _read_environment(several_nodes=True)

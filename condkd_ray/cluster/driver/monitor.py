@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from condkd_ray.cluster.worker.retries import last_reason
 from condkd_ray.cluster.worker.trainable import FULL, OUT_OF_TIME, Work, outcome_path, trial_folder
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.commands.console.exit_codes import detail, say
 from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.storage import remove
 from condkd_ray.trial.outcome import Outcome, load_outcome
 from condkd_ray.trial.run import passed
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -72,11 +74,11 @@ class Progress:
     def _runs_on(self, key: str, node: str, process: int) -> None:
         if self._workers.get(key) != (node, process):
             self._workers[key] = node, process
-            detail(f"{self.trials[key].label} runs on {node}, process {process}")
+            log.debug(f"{self.trials[key].label} runs on {node}, process {process}")
 
     def retried(self, key: str, reason: str) -> None:
         """Nobody has to do anything, but should know why this takes longer."""
-        say(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
+        log.info(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
 
     def completed(self, key: str) -> None:
         """Fetch the outcome."""

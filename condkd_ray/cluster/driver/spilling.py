@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from condkd_ray.commands.console.exit_codes import say
+log = logging.getLogger(__name__)
 
 STATS_SECONDS = 10.0
 """How long the pool, and then the nodes, are waited for when a sweep is over; some may just have been lost."""
@@ -22,12 +23,13 @@ def tell_of_spilling(pool: Any, limit: int) -> None:
         stats = {"shed": 0}
     if stats["shed"]:
         told = f"{stats['shed'] / 1e6:.0f} MB of samples were beyond the pool's limit of {limit / 1e6:.0f} MB"
-        say(f"{told}: read from disk")
+        log.info(f"{told}: read from disk")
     spilled = spilled_by_ray()
     if spilled is None:
-        say("a node has just been lost: whether Ray moved objects to disk is not known")
+        log.info("a node has just been lost: whether Ray moved objects to disk is not known")
     elif spilled:
-        say(f"Ray moved {spilled / 1e6:.0f} MB of its object store to disk: a lower --pool-limit leaves it more room")
+        room = "a lower --pool-limit leaves it more room"
+        log.info(f"Ray moved {spilled / 1e6:.0f} MB of its object store to disk: {room}")
 
 
 def spilled_by_ray() -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import fcntl
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,32 @@ from condkd_ray.core.files import no_room
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.report.records import check_same_experiment
 
+log = logging.getLogger(__name__)
+
+
+class _Words(logging.Handler):
+    """Writes messages on standard error, above what is drawn there. If that is closed, nobody hears them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        SCREEN.say(self.format(record))
+
+
+_WORDS = _Words()
+
+
+def speak(details: bool = False) -> None:
+    """From now on write what this package logs on standard error; with `details`, messages of level DEBUG too."""
+    logger = logging.getLogger("condkd_ray")
+    logger.setLevel(logging.DEBUG if details else logging.INFO)
+    if _WORDS not in logger.handlers:
+        logger.addHandler(_WORDS)
+        # A handler of the root would write them a second time.
+        logger.propagate = False
+
 
 def say(text: str) -> None:
-    """One line for the user, on standard error. If that is closed, to nobody."""
-    SCREEN.say(text)
+    """Log one line for the user."""
+    log.info(text)
 
 
 def show(text: str) -> None:
@@ -33,29 +56,10 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-_details = False
-
-
-def say_details(wanted: bool) -> None:
-    """Whether `detail` is heard from now on."""
-    global _details
-    _details = wanted
-
-
-def details() -> bool:
-    """Whether the user wants to hear all of it (`--verbose`)."""
-    return _details
-
-
-def detail(text: str) -> None:
-    """One line for a user who wants to hear all of it."""
-    if _details:
-        say(text)
-
-
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Bad input: one message and exit code 2. A teacher or set that came out as NaN, full storage: 1. Ctrl-C: 130."""
+    speak()
     try:
         yield
     except InputError as error:

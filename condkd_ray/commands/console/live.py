@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-from condkd_ray.commands.console.live_table import lines, written
-from condkd_ray.commands.console.progress import NONE, Progress, duration
+from condkd_ray.commands.console.live_table import lines
+from condkd_ray.commands.console.progress import Progress, duration
+from condkd_ray.commands.console.progress_bar import bar
 from condkd_ray.commands.console.screen import SCREEN, Screen
-from condkd_ray.core.method import Metrics
+from condkd_ray.core.view import AGREEMENT, NONE, Best, Goal, OnStep, TrialsView
 
-LOSSES = ("inversion/", "guidance/", "kd/")
-"""Families of loss terms."""
+
+class Terminal:
+    """The `View` of the commands: bars and tables below what is logged."""
+
+    def bar(self, name: str) -> AbstractContextManager[OnStep]:
+        """A bar while the block runs, on a terminal, and nothing elsewhere."""
+        return bar(name)
+
+    def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
+        """A live table on a terminal; elsewhere a line a finished trial."""
+        return Live(Progress(total, goal, best=best))
+
+
+TERMINAL = Terminal()
 
 
 class Live:
@@ -22,7 +36,7 @@ class Live:
         self._progress, self._screen = progress, screen
         screen.show(self._part)
 
-    def round(self, key: str, label: str, metrics: Metrics, rounds: int) -> None:
+    def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
         """Trial `key`, shown as `label`, has ended a round of so many."""
         with self._screen.lock:
             value = metrics.get(self._progress.goal.metric)
@@ -75,11 +89,3 @@ class Live:
         best = progress.best if progress.goal.decides else None
         told = f"; best so far {best.label}, {best.value:.4f}" if best else ""
         return (f", {failed} failed" if failed else "") + (f", left {duration(left)}" if left else "") + told
-
-
-def round_line(label: str, metrics: Metrics, rounds: int, metric: str) -> str:
-    """One round of a trial, whole: the metric that is looked at, all loss terms, its seconds."""
-    terms = {name: value for name, value in metrics.items() if name.startswith(LOSSES) and name != metric}
-    shown = {name: metrics[name] for name in (metric,) if name in metrics} | terms
-    told = ", ".join(f"{name} {written(value)}" for name, value in shown.items())
-    return f"{label} round {int(metrics['round'])}/{rounds}: {told}, {metrics['time/wall_seconds']:.1f} s"

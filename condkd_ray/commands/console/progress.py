@@ -6,28 +6,11 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-NONE: Mapping[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Goal:
-    """Which metric of a round tells how good a student is by now, and whether more of it is better."""
-
-    metric: str = "proxy/agreement"
-    larger: bool = True
-    decides: bool = False
-    """Whether a search goes by it: then it is all that is shown of a trial, and test accuracy is not."""
-
-    def better(self, value: float, other: float | None) -> bool:
-        """Whether `value` is the better one."""
-        return other is None or (value > other if self.larger else value < other)
-
-
-AGREEMENT = Goal()
+from condkd_ray.core.view import AGREEMENT, NONE, Best, Goal
 
 
 @dataclass
@@ -42,15 +25,6 @@ class Running:
     now: float | None = None
     """The goal's metric as it was last measured."""
     best: float | None = None
-
-
-@dataclass(frozen=True)
-class Best:
-    """A trial that has finished: its goal's metric, and the values of its open leaves."""
-
-    label: str
-    value: float
-    leaves: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Progress:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from condkd_ray import report
 from condkd_ray.commands.console import bar, columns
-from condkd_ray.commands.console.exit_codes import say, show
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.export import kept_path
 from condkd_ray.report.tensorboard.writer import FOLDER
 from condkd_ray.study.storage import JOURNAL
+
+log = logging.getLogger(__name__)
 
 TABLES = ("search.md", "table.md")
 FIGURES = ("figure.png", "curves.png", "diagnosis.png")
@@ -25,7 +28,7 @@ def tell_results(out: Path, *, study: str | None = None, tell: Callable[[Path], 
     with bar("tables, figures and page"):
         tables = report.build(out, width=columns()) if tell is None else tell(out)
     show(tables)
-    say("\n".join(kept(out, study)))
+    log.info("\n".join(kept(out, study)))
 
 
 def kept(out: Path, study: str | None = None) -> list[str]:

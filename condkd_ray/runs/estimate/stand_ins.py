@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from condkd_ray.core.samples import Samples
+from condkd_ray.core.view import SILENT, View
 from condkd_ray.methods.condensation import AnyCondensation, Imported, RandomReal
 from condkd_ray.methods.supervised import as_teacher
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
-
-
-def _silent(text: str) -> None:
-    return
 
 
 class Sketch(Workshop):
@@ -26,8 +22,8 @@ class Sketch(Workshop):
     They take a trial as long as the true ones do. `teachers` and `sets` list what a run would make first, once each.
     """
 
-    def __init__(self, cache: Path | None = None, device: str = "cpu", say: Callable[[str], None] = _silent) -> None:
-        super().__init__(cache, device, say)
+    def __init__(self, cache: Path | None = None, device: str = "cpu", view: View = SILENT) -> None:
+        super().__init__(cache, device, view)
         self.teachers: dict[str, TrialConfig] = {}
         self.sets: dict[str, tuple[TrialConfig, AnyCondensation]] = {}
 

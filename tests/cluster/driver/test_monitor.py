@@ -3,14 +3,14 @@ from types import SimpleNamespace
 import pytest
 
 from condkd_ray.cluster.driver.monitor import Progress
-from condkd_ray.commands.console.exit_codes import say_details
+from condkd_ray.commands.console.exit_codes import speak
 
 
 @pytest.fixture(params=[True, False])
 def verbose(request):
-    say_details(request.param)
+    speak(request.param)
     yield request.param
-    say_details(False)
+    speak(False)
 
 
 def test_where_a_trial_runs_is_told_once_a_place_to_who_wants_to_know(verbose, capsys):

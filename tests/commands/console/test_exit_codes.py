@@ -1,5 +1,6 @@
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from condkd_ray.commands.console.exit_codes import CpuClock, detail, ended, exit_codes, open_folder, say, say_details
+from condkd_ray.commands.console.exit_codes import CpuClock, ended, exit_codes, open_folder, say, speak
 from condkd_ray.core.method import InputError, NonFiniteError
 
 
@@ -37,28 +38,32 @@ def test_our_own_mistakes_are_not_hidden():
 
 
 def test_words_go_to_standard_error(capsys):
+    speak()
     say("training")
     assert capsys.readouterr() == ("", "training\n")
 
 
 def test_details_are_heard_only_by_who_wants_them(capsys):
-    detail("one")
-    say_details(True)
+    log = logging.getLogger("condkd_ray.any")
+    speak()
+    log.debug("one")
+    speak(True)
     try:
-        detail("two")
+        log.debug("two")
     finally:
-        say_details(False)
-    detail("three")
+        speak(False)
+    log.debug("three")
     assert capsys.readouterr().err == "two\n"
 
 
-@pytest.mark.parametrize(("stream", "speak"), [("stdout", "show"), ("stderr", "say")])
-def test_a_closed_pipe_ends_nothing(tmp_path, stream, speak):
+@pytest.mark.parametrize(("stream", "word"), [("stdout", "show"), ("stderr", "say")])
+def test_a_closed_pipe_ends_nothing(tmp_path, stream, word):
     code = f"""
 from pathlib import Path
-from condkd_ray.commands.console.exit_codes import {speak}
+from condkd_ray.commands.console.exit_codes import show, speak, say
+speak()
 for _ in range(3):
-    {speak}("x" * 70000)
+    {word}("x" * 70000)
 Path("heard").write_text("went on")
 """
     reader, writer = os.pipe()

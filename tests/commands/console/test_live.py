@@ -9,7 +9,7 @@ import pytest
 from commands.console.terminals import Terminal
 from condkd_ray.commands.console import Screen
 from condkd_ray.commands.console import screen as module
-from condkd_ray.commands.console.live import Live, round_line
+from condkd_ray.commands.console.live import Live
 from condkd_ray.commands.console.progress import Goal, Progress
 
 
@@ -78,9 +78,3 @@ def test_a_terminal_gets_a_table_that_is_one_line_at_the_end():
     live.close()
     assert terminal.lines == ["2 of 2 trials, 1 failed in 1 min 15 s"]
     assert "99" not in "".join(terminal.writes)
-
-
-def test_one_round_in_a_line():
-    metrics = row(3) | {"kd/loss": 1.23456, "inversion/bn": 2.0, "memory/bytes": 9.0, "time/wall_seconds": 0.55}
-    told = round_line("trial 0", metrics, 12, "proxy/agreement")
-    assert told == "trial 0 round 3/12: proxy/agreement 0.5, kd/loss 1.235, inversion/bn 2, 0.6 s"

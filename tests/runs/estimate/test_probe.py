@@ -55,7 +55,7 @@ def test_what_is_cached_is_taken_as_it_is(tmp_path):
     config = replace(config, teacher=replace(config.teacher, training=replace(config.teacher.training, epochs=2)))
     from condkd_ray.trial.artifacts import Workshop
 
-    true = Workshop(tmp_path, say=lambda text: None).prepare(config)
+    true = Workshop(tmp_path).prepare(config)
     sketch = Sketch(tmp_path)
     assert sketch.prepare(config).hashes == true.hashes
     assert sketch.teachers == sketch.sets == {}
