@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from condkd_ray import __main__
-from condkd_ray.report.records import Record, read_manifest, read_records, write_manifest, write_record
+from condkd_ray.core.records import Record, read_manifest, read_records, write_manifest, write_record
 from condkd_ray.trial.identity import NUMBERS
 
 TINY = """
@@ -63,13 +63,13 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def numbers(record: Record) -> list[object]:
     """What must not depend on when and where a trial ran."""
     rounds = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in record.history]
-    return [record.config_hash, record.predictions, rounds, record.metrics["student/test_accuracy"]]
+    return [record.config_hash, record.outcome.predictions, rounds, record.metrics["student/test_accuracy"]]
 
 
 def test_train_leaves_record_tables_and_checkpoint_and_says_what_it_did(trained):
     out, printed, said = trained
     (record,) = read_records(out)
-    assert (record.status, record.arm, record.rounds, record.ipc) == ("finished", "trial", 10, 2)
+    assert (record.status, record.arm, record.outcome.rounds, record.ipc) == ("finished", "trial", 10, 2)
     manifest = read_manifest(out)
     assert manifest.planned[0]["config_hash"] == record.config_hash
     assert manifest.cpu_seconds is not None

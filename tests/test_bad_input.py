@@ -13,7 +13,7 @@ from places import EXPERIMENTS
 from safetensors.torch import save_file
 
 from condkd_ray import __main__
-from condkd_ray.report.records import Manifest, write_manifest
+from condkd_ray.core.records import Manifest, write_manifest
 
 ABLATION = EXPERIMENTS / "ablate_ipc.py"
 TRIAL = """

@@ -18,11 +18,11 @@ from condkd_ray import models
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
+from condkd_ray.core.records import Record, read_manifest, read_records
 from condkd_ray.core.samples import to_unit
 from condkd_ray.core.storage import Location, take
 from condkd_ray.data.writers import write_images
 from condkd_ray.methods.condensation import AllReal
-from condkd_ray.report.records import Record, read_manifest, read_records
 from condkd_ray.report.tensorboard.embeddings import look, points_path, write_points
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.product import Product, product_path, read_product

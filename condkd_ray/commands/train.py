@@ -16,15 +16,14 @@ from condkd_ray.commands.console.exit_codes import CpuClock, open_folder, show
 from condkd_ray.commands.console.results import tell_results
 from condkd_ray.core import config as configs
 from condkd_ray.core.method import require
+from condkd_ray.core.records import Outcome, Record, find_record, finished, flat, write_manifest
 from condkd_ray.methods.memory.store import MissingSamplesError
-from condkd_ray.report.records import Record, find_record, finished, write_manifest
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import Watch
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import NUMBERS, trial_hash
-from condkd_ray.trial.outcome import Outcome
 from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import local_store, run_trial
 
@@ -123,15 +122,16 @@ def compare(first: Record, again: Record) -> tuple[bool, str]:
     Two that failed agree where they did so for the same reason.
     """
     if "failed" in (first.status, again.status):
-        then, now = (f"{record.status} ({record.reason})".removesuffix(" ()") for record in (first, again))
+        then, now = (f"{record.status} ({record.outcome.reason})".removesuffix(" ()") for record in (first, again))
         return (True, f"equal: it {now} again") if then == now else (False, f"not equal: {then} then, {now} now")
     name = "student/test_accuracy"
     before, now = first.metrics[name], again.metrics[name]
-    others = sum(a != b for a, b in zip(first.predictions, again.predictions, strict=False))
-    others += abs(len(first.predictions) - len(again.predictions))
+    ours, theirs = first.outcome.predictions, again.outcome.predictions
+    others = sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
     if before == now and not others:
-        return True, f"equal: test accuracy {now:.4%}, and all {len(again.predictions)} predictions"
-    pairs = {name: (getattr(first, name), getattr(again, name)) for name in SHAPING}
+        return True, f"equal: test accuracy {now:.4%}, and all {len(theirs)} predictions"
+    then, since = flat(first), flat(again)
+    pairs = {name: (then[name], since[name]) for name in SHAPING}
     pairs |= {name: (first.versions.get(name), again.versions.get(name)) for name in first.versions | again.versions}
     unlike = [f"{name} ({old or 'none'} then, {new or 'none'} now)" for name, (old, new) in pairs.items() if old != new]
     cause = ", ".join(unlike) or "nothing that is recorded: please report it"

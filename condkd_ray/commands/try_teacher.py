@@ -20,6 +20,7 @@ from condkd_ray.commands.console.exit_codes import open_folder
 from condkd_ray.commands.model_card import Card, read_card
 from condkd_ray.commands.teacher_checks import check_classes, check_form, check_known, mirrors
 from condkd_ray.core import config as configs
+from condkd_ray.core import records
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
 from condkd_ray.data.datasets import DataConfig, Dataset
@@ -27,7 +28,6 @@ from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import AnyNetwork
-from condkd_ray.report import records
 from condkd_ray.report.tables import verdict
 from condkd_ray.runs import experiment
 from condkd_ray.runs.estimate.probe import round_seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from condkd_ray.report.records import Manifest, Record
+    from condkd_ray.core.records import Manifest, Record
 
 
 def build(out: Path, tensorboard: bool = True, width: int | None = None) -> str:
@@ -45,7 +45,7 @@ def planned(out: Path) -> tuple[Manifest, list[Record]]:
 
     Of any others there a note in the manifest.
     """
-    from condkd_ray.report import records
+    from condkd_ray.core import records
 
     manifest, stored = records.read_manifest(out), records.read_all_records(out)
     wanted = {trial["config_hash"] for trial in manifest.planned}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from condkd_ray.report.records import Record, read_records
+from condkd_ray.core.records import Record, read_records
 
 
 def differences(out: Path, other: Path) -> list[str]:
@@ -27,7 +27,7 @@ def _numbers(record: Record) -> str:
         return {name: value for name, value in row.items() if not name.startswith(("time/", "pool/"))}
 
     rounds = [lasting(row) for row in record.history]
-    return repr((record.status, lasting(record.metrics), rounds, record.predictions, record.held))
+    return repr((record.status, lasting(record.metrics), rounds, record.outcome.predictions, record.outcome.held))
 
 
 def _table(out: Path) -> list[list[str]]:

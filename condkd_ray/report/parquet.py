@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import InputError
-from condkd_ray.report.records import Manifest, Record, read_all_records, read_manifest, record_path
+from condkd_ray.core.records import Manifest, Record, flat, read_all_records, read_manifest, record_path
 
 _INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes", "numbers")
 _SECONDS = ("wall_seconds", "cpu_seconds")
@@ -41,7 +41,8 @@ def records_table(records: Sequence[Record]) -> pa.Table:
     """A row a trial; metrics are float64 columns, null where a trial has none of that name, NaN where it diverged."""
     fixed = [pa.field(name, _type(name)) for name in _COLUMNS]
     names = _names([record.metrics for record in records])
-    rows = [{name: _plain(record, name) for name in _COLUMNS} | record.metrics for record in records]
+    stored = [(flat(record), record.metrics) for record in records]
+    rows = [{name: _plain(tree, name) for name in _COLUMNS} | metrics for tree, metrics in stored]
     return pa.Table.from_pylist(rows, schema=pa.schema(fixed + [pa.field(name, pa.float64()) for name in names]))
 
 
@@ -75,14 +76,14 @@ def predictions_table(out: Path, records: Sequence[Record], manifest: Manifest) 
             "label": kind,
         }
     )
-    parts = [_predictions(out, record, labels, schema) for record in records if record.predictions]
+    parts = [_predictions(out, record, labels, schema) for record in records if record.outcome.predictions]
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
 def _predictions(out: Path, record: Record, labels: np.ndarray, schema: pa.Schema) -> pa.Table:
-    if len(record.predictions) != len(labels):
+    if len(record.outcome.predictions) != len(labels):
         raise InputError(
-            f"{record_path(out, record.config_hash)} has {len(record.predictions)} predictions; "
+            f"{record_path(out, record.config_hash)} has {len(record.outcome.predictions)} predictions; "
             f"accepted: {len(labels)}, one a test image of experiment.json"
         )
     count = len(labels)
@@ -92,7 +93,7 @@ def _predictions(out: Path, record: Record, labels: np.ndarray, schema: pa.Schem
         "ipc": pa.repeat(record.ipc, count),
         "seed": pa.repeat(record.seed, count),
         "image": pa.array(np.arange(count)),
-        "prediction": pa.array(record.predictions),
+        "prediction": pa.array(record.outcome.predictions),
         "label": pa.array(labels),
     }
     return pa.table(arrays).cast(schema)
@@ -104,9 +105,8 @@ def _type(name: str) -> pa.DataType:
     return pa.float64() if name in _SECONDS else pa.string()
 
 
-def _plain(record: Record, name: str) -> Any:
-    value = getattr(record, name)
-    return json.dumps(value, sort_keys=True) if name in _TREES else value
+def _plain(tree: dict[str, Any], name: str) -> Any:
+    return json.dumps(tree[name], sort_keys=True) if name in _TREES else tree[name]
 
 
 def _names(rows: Sequence[dict[str, float]]) -> list[str]:

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from condkd_ray.report.records import Record, arm_rank
+from condkd_ray.core.records import Record, arm_rank
 
 ACCURACY = "student/test_accuracy"
 Baseline = str | dict[str, str]
@@ -237,8 +237,9 @@ def _by_seed(records: Sequence[Record], arm: str, ipc: int, metric: str) -> dict
 
 def _over_images(pairs: Sequence[tuple[Record, Record]], labels: Sequence[int]) -> tuple[float | None, float | None]:
     truth = np.asarray(labels)
-    complete = [pair for pair in pairs if all(len(record.predictions) == len(truth) for record in pair)]
+    answers = [[np.asarray(record.outcome.predictions) for record in pair] for pair in pairs]
+    complete = [pair for pair in answers if all(len(each) == len(truth) for each in pair)]
     if not complete or not len(truth):
         return None, None
-    left, right = (np.array([np.asarray(pair[side].predictions) == truth for pair in complete]) for side in (0, 1))
+    left, right = (np.array([pair[side] == truth for pair in complete]) for side in (0, 1))
     return image_interval(left, right)

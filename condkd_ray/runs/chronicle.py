@@ -15,16 +15,15 @@ from optuna.trial import TrialState
 
 from condkd_ray.core.config import Tree, to_tree
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome, Record, read_records
 from condkd_ray.core.storage import remove
-from condkd_ray.report.records import Record, read_records
 from condkd_ray.runs.plan import Plan
-from condkd_ray.runs.study_recorder import ARTIFACTS, Scribe, recorded_outcome
+from condkd_ray.runs.study_recorder import ARTIFACTS, Scribe
 from condkd_ray.study import Ledger, Objective, open_storage
 from condkd_ray.study.quiet import quiet
 from condkd_ray.study.study import VERSION
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS
-from condkd_ray.trial.outcome import Outcome
 
 PARAMETERS, KEY = "parameters", "config_hash"
 """User attributes: of the study, the values of each parameter; of a trial, the hash of its config."""
@@ -102,7 +101,7 @@ class Chronicle:
             return
         for metrics in record.history:
             self.round(record.config_hash, metrics)
-        self.ended(record.config_hash, recorded_outcome(record))
+        self.ended(record.config_hash, record.outcome)
 
     def _number(self, key: str) -> int:
         """Its number in the study, which it gets when it is first heard of."""

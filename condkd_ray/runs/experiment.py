@@ -27,9 +27,9 @@ from condkd_ray.commands.console.exit_codes import CpuClock, ended, exit_codes, 
 from condkd_ray.commands.console.results import tell_results
 from condkd_ray.core.config import from_tree, merge, read_tree, to_tree
 from condkd_ray.core.method import Metrics, require
+from condkd_ray.core.records import Outcome, finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
 from condkd_ray.methods.inversion import AnyInversion, Inversion
-from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs.chronicle import Chronicle
 from condkd_ray.runs.estimate.text import explain
@@ -42,7 +42,6 @@ from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.evaluation import TestRounds
 from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.outcome import Outcome
 
 log = logging.getLogger(__name__)
 

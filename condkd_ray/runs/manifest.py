@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from condkd_ray import models
+from condkd_ray.core.records import MANIFEST, Manifest, read_manifest
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.methods.supervised import TeacherConfig
-from condkd_ray.report.records import MANIFEST, Manifest, read_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.artifacts import Workshop

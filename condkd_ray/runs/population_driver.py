@@ -9,6 +9,7 @@ from typing import Any, Literal
 from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.config import content_hash, to_tree
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.runs.options import RunFlags
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.search_driver import Explorer
@@ -16,7 +17,6 @@ from condkd_ray.study import Objective, Study
 from condkd_ray.study.population import Member, Population
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.outcome import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from torch import nn
 from condkd_ray.commands.export import kept_path
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
+from condkd_ray.core.records import Record, read_records
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import DeepInversion
 from condkd_ray.models import parse
-from condkd_ray.report.records import Record, read_records
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.table import Table
 from condkd_ray.trial.artifacts import Workshop

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,15 @@ from condkd_ray.commands.export import Shelf
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.provenance import git_state, versions
+from condkd_ray.core.records import Outcome, Record, write_record
 from condkd_ray.core.storage import Location
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
 from condkd_ray.report.figures import grids
-from condkd_ray.report.records import Record, write_record
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import Board, beyond_base, hparams, run_name, varying
 from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS, pool_key
-from condkd_ray.trial.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +99,7 @@ class Watch:
         self._live.finished(key, label, record.status, accuracy, group=arm, leaves=self._leaves[key])
         if record.status == "failed":
             self.failed += 1
-            log.info(f"{label} failed: {record.reason}")
+            log.info(f"{label} failed: {outcome.reason}")
 
     def close(self) -> None:
         """No more will be heard."""
@@ -121,7 +118,7 @@ class Watch:
 def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outcome: Outcome | None) -> Record:
     """The record of a trial; of a running one where there is no outcome yet."""
     config, hashes = plan.config, prepared.hashes
-    base = Record(
+    return Record(
         experiment=experiment,
         arm=plan.arm,
         ipc=plan.ipc,
@@ -133,7 +130,6 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         inversion=config.inversion.name,
         guidance=config.guidance.name,
         memory=config.memory.name,
-        status="running",
         config=to_tree(config),
         config_hash=key,
         teacher_hash=hashes["teacher"],
@@ -144,25 +140,8 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         pool_key=pool_key(plan.scope, key, config, prepared)[1],
         versions=versions(),
         git=git_state(),
-        node=platform.node(),
         numbers=NUMBERS,
-    )
-    if outcome is None:
-        return base
-    return dataclasses.replace(
-        base,
-        status=outcome.status,
-        reason=outcome.reason,
-        node=outcome.node,
-        threads=outcome.threads,
-        wall_seconds=outcome.metrics.get("time/wall_seconds", float("nan")),
-        cpu_seconds=outcome.metrics.get("time/cpu_seconds", float("nan")),
-        peak_bytes=outcome.peak_bytes,
-        rounds=len(outcome.history),
-        metrics=outcome.metrics,
-        history=outcome.history,
-        predictions=outcome.predictions,
-        held=outcome.held,
+        outcome=outcome or Outcome(status="running"),
     )
 
 

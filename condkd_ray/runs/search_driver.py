@@ -14,20 +14,19 @@ from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import CpuClock
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome, Record, read_records, write_manifest
 from condkd_ray.core.view import Best, Goal
-from condkd_ray.report.records import Record, read_records, write_manifest
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.options import RunFlags
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import Watch
-from condkd_ray.runs.study_recorder import Scribe, recorded_outcome
+from condkd_ray.runs.study_recorder import Scribe
 from condkd_ray.study import Constraint, Objective, Proposal, Study
 from condkd_ray.study.constraints import feasible
 from condkd_ray.study.space import leaves
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ class Explorer:
         for proposal in self._study.left_running():
             record = records.get(self._study.trial(proposal.number).user_attrs.get("config_hash", ""))
             if record is not None and record.status in ("pruned", "failed"):
-                self._scribe.ended(proposal.number, record.config_hash, record.config, recorded_outcome(record))
+                self._scribe.ended(proposal.number, record.config_hash, record.config, record.outcome)
 
     def _unrecorded(self, records: Mapping[str, Record]) -> list[Proposal]:
         """Trials of which the study knows the end, whose driver died before it had made their records: tests are left.

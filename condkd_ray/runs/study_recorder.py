@@ -13,12 +13,11 @@ from optuna.artifacts import FileSystemArtifactStore
 
 from condkd_ray.core.config import Tree
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome, grid_path
 from condkd_ray.report.figures.image_grids import write_grid
-from condkd_ray.report.records import Record, grid_path
 from condkd_ray.study import Ledger, Objective
 from condkd_ray.study.constraints import Constraint, excesses
 from condkd_ray.study.objective import COST, at_end
-from condkd_ray.trial.outcome import Outcome
 
 ARTIFACTS = "artifacts"
 """Folder of the images and configs that the dashboard shows beside a trial."""
@@ -71,17 +70,3 @@ def attributes(outcome: Outcome, also: Sequence[str] = ()) -> dict[str, Any]:
     found = {name: at_end(name, outcome.history) for name in (*COST, *also)}
     told = {name: value for name, value in found.items() if math.isfinite(value)}
     return told | ({"peak_bytes": outcome.peak_bytes} if outcome.peak_bytes else {}) | {"node": outcome.node}
-
-
-def recorded_outcome(record: Record) -> Outcome:
-    """What came of a trial that has its record, but for its predictions."""
-    return Outcome(
-        status=record.status,
-        reason=record.reason,
-        metrics=record.metrics,
-        history=record.history,
-        predictions=[],
-        images=None,
-        peak_bytes=record.peak_bytes,
-        node=record.node,
-    )

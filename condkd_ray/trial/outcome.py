@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean, pvariance
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.environment import peak_bytes
 from condkd_ray.core.method import Metrics, NonFiniteError
+from condkd_ray.core.records import Outcome
 from condkd_ray.core.samples import Samples, to_unit
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import Store
@@ -25,28 +25,6 @@ from condkd_ray.trial.synthesis import answers, precision
 GRID_PER_CLASS = 8
 LAST = ("student/val_accuracy", "guidance/accuracy", "guidance/perfect_accuracy")
 """Figures of a round, beside whole families, whose last value is a figure of the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of a trial. Accuracies are fractions, times seconds."""
-
-    status: str
-    """`finished` or `failed`."""
-    reason: str = ""
-    metrics: Metrics
-    history: list[Metrics]
-    predictions: list[int]
-    """The student's class for each test image."""
-    images: Tensor | None
-    """(n, C, H, W) uint8 examples, class-major."""
-    images_per_class: int = 0
-    held: dict[str, list[int]] = field(default_factory=dict)
-    """Of the synthetic samples that the memory holds at the end: see `diagnosis.histograms`."""
-    peak_bytes: int = 0
-    threads: int = 1
-    node: str = field(default_factory=platform.node)
-    """Where it ran."""
 
 
 @dataclass
@@ -71,10 +49,7 @@ def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outc
     return Outcome(
         status="failed",
         reason=f"round {state.round + 1}: {error}",
-        metrics={},
         history=state.history,
-        predictions=[],
-        images=None,
         peak_bytes=peak_bytes(prepared.teacher.device),
         threads=torch.get_num_threads(),
     )
@@ -91,7 +66,6 @@ def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
         status="finished",
         metrics=summary(state.history, test_images),
         history=state.history,
-        predictions=[],
         images=images,
         images_per_class=per_class,
         held=histograms(logits) if len(logits) else {},

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from runs.small_search import SPACE, command, environment, stored
 from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
 
-from condkd_ray.report.records import read_records
+from condkd_ray.core.records import read_records
 from condkd_ray.report.tensorboard.writer import run_name
 from condkd_ray.study import Objective, Study, open_storage
 from condkd_ray.study.space import parse

@@ -10,9 +10,9 @@ from report.page.page_reader import searched
 from report.report_factory import diagnosed, make_manifest, make_record, remembering, sweep
 
 from condkd_ray import report
+from condkd_ray.core.records import grid_path, write_manifest, write_record
 from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.page import compare
-from condkd_ray.report.records import grid_path, write_manifest, write_record
 
 pytestmark = pytest.mark.browser
 

@@ -20,8 +20,9 @@ from condkd_ray.cluster.driver.sweep import sweep
 from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.commands.console.exit_codes import exit_codes
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.outcome import Outcome, save_outcome
+from condkd_ray.trial.outcome import save_outcome
 
 ROUNDS = {"a": 3, "b": 30, "c": 30, "d": 3}
 

@@ -18,8 +18,9 @@ from places import TESTS
 
 from cluster import driver, processes
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.outcome import Outcome, load_outcome
+from condkd_ray.trial.outcome import load_outcome
 from condkd_ray.trial.run import local_store, run_trial
 
 PATH = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])

@@ -9,15 +9,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from report.report_factory import altered
 from toy import MEAN, STD, make_prepared, toy_config
 
 from condkd_ray.commands.export import Shelf, choose, export, kept_path, merit
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Manifest, write_manifest, write_record
 from condkd_ray.core.samples import to_unit
 from condkd_ray.core.storage import locate
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.inversion import Dafl, NoInversion
-from condkd_ray.report.records import Manifest, write_manifest, write_record
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.trial.product import product_path, read_product, write_product
@@ -37,7 +38,7 @@ def ran(out: Path, key: str, config=None, arm: str = "mixed", **metrics: float):
     product = product_path(out / "trials" / key)
     outcome = run_trial(config, PREPARED, local_store(config, PREPARED, None), product=product)
     record = make_record("test", Plan(arm, 2, 0, config), key, PREPARED, outcome)
-    record = replace(record, metrics=record.metrics | {f"student/{name}": value for name, value in metrics.items()})
+    record = altered(record, metrics=record.metrics | {f"student/{name}": value for name, value in metrics.items()})
     write_record(out, record)
     return record
 
@@ -95,14 +96,14 @@ def test_a_student_of_all_real_images_is_a_reference_and_not_the_best(tmp_path):
 
 def test_without_validation_images_the_proxy_judges(tmp_path):
     record = ran(folder_of(tmp_path), "a")
-    blind = replace(record, metrics={"proxy/agreement": 0.25, "student/test_accuracy": 1.0})
+    blind = altered(record, metrics={"proxy/agreement": 0.25, "student/test_accuracy": 1.0})
     assert merit(blind) == ("proxy/agreement", 0.25)
     assert merit(record)[0] == "student/val_accuracy"
 
 
 def test_a_failed_trial_keeps_nothing(tmp_path):
     out = folder_of(tmp_path)
-    Shelf(out).offer(replace(ran(out, "a"), status="failed"))
+    Shelf(out).offer(altered(ran(out, "a"), status="failed"))
     assert not kept_path(out, "a").exists()
 
 
@@ -144,7 +145,7 @@ def test_an_exported_student_scores_the_same_in_plain_torch(tmp_path, inversion)
     command = [sys.executable, "-c", PLAIN, str(tmp_path / "test.pt"), str(tmp_path / "to" / "student.pt2")]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     predictions, difference = json.loads(told.stdout)
-    assert predictions == record.predictions
+    assert predictions == record.outcome.predictions
     assert difference < 1e-4
     card = json.loads((tmp_path / "to" / "student.json").read_text())
     assert card["test_accuracy"] == record.metrics["student/test_accuracy"]

@@ -1,13 +1,12 @@
 """Repeating a record: is the number equal, and if not, what differs?"""
 
-from dataclasses import replace
-
 import pytest
+from report.report_factory import altered
 from toy import make_prepared, toy_config
 
 from condkd_ray.commands.train import compare
 from condkd_ray.core.method import InputError
-from condkd_ray.report.records import find_record, write_record
+from condkd_ray.core.records import find_record, write_record
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.trial.identity import NUMBERS
@@ -22,40 +21,41 @@ def record():
 
 
 def test_equal_numbers_are_said_to_be_equal(record):
-    equal, told = compare(record, replace(record, node="elsewhere", wall_seconds=1.0))
+    slower = altered(record, node="elsewhere", metrics=record.metrics | {"time/wall_seconds": 1.0})
+    equal, told = compare(record, slower)
     assert equal
     assert told.startswith("equal: test accuracy ")
     assert "all 128 predictions" in told
 
 
 def test_of_unequal_ones_it_is_said_what_differs(record):
-    flipped = [(record.predictions[0] + 1) % 4, *record.predictions[1:]]
-    other = replace(record, predictions=flipped, threads=2, versions=record.versions | {"torch": "9.9"})
+    flipped = [(record.outcome.predictions[0] + 1) % 4, *record.outcome.predictions[1:]]
+    other = altered(record, predictions=flipped, threads=2, versions=record.versions | {"torch": "9.9"})
     equal, told = compare(record, other)
     assert not equal
     assert ", 1 predictions; differs: threads (1 then, 2 now), torch (" in told
     assert "9.9 now)" in told
-    assert "nothing that is recorded" in compare(record, replace(record, predictions=flipped))[1]
+    assert "nothing that is recorded" in compare(record, altered(record, predictions=flipped))[1]
 
 
 def test_other_numbers_are_a_cause(record):
-    flipped = [(record.predictions[0] + 1) % 4, *record.predictions[1:]]
-    _, told = compare(replace(record, numbers=1), replace(record, predictions=flipped))
+    flipped = [(record.outcome.predictions[0] + 1) % 4, *record.outcome.predictions[1:]]
+    _, told = compare(altered(record, numbers=1), altered(record, predictions=flipped))
     assert told.endswith(f"1 predictions; differs: numbers (1 then, {NUMBERS} now)")
 
 
 def test_failures_are_compared_by_their_reasons(record):
-    failed = replace(record, status="failed", reason="round 2: NaN", metrics={}, predictions=[])
+    failed = altered(record, status="failed", reason="round 2: NaN", metrics={}, predictions=[])
     assert compare(failed, failed) == (True, "equal: it failed (round 2: NaN) again")
-    other = replace(failed, reason="round 3: NaN")
+    other = altered(failed, reason="round 3: NaN")
     assert compare(failed, other) == (False, "not equal: failed (round 2: NaN) then, failed (round 3: NaN) now")
     assert compare(failed, record) == (False, "not equal: failed (round 2: NaN) then, finished now")
 
 
 def test_a_record_is_found_by_the_beginning_of_its_hash(record, tmp_path):
     write_record(tmp_path, record)
-    write_record(tmp_path, replace(record, config_hash="abd", status="failed"))
-    write_record(tmp_path, replace(record, config_hash="abe", status="pruned"))
+    write_record(tmp_path, altered(record, config_hash="abd", status="failed"))
+    write_record(tmp_path, altered(record, config_hash="abe", status="pruned"))
     assert find_record(tmp_path, "abd").config_hash == "abd"
     for beginning in ("ab", "x"):
         with pytest.raises(InputError, match=r"accepted: the beginning of just one of abc \(mixed ipc 2 seed 0\), abd"):

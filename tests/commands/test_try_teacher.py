@@ -17,11 +17,11 @@ from condkd_ray.commands import try_teacher
 from condkd_ray.commands.try_teacher import ARMS, CONFIG, Try, configure, try_out
 from condkd_ray.core import config as configs
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.core.rng import Streams
 from condkd_ray.data.datasets import CONSTANTS, DataConfig, load
 from condkd_ray.methods.supervised import Supervised
 from condkd_ray.models import ResNet
-from condkd_ray.report.records import read_manifest, read_records
 from condkd_ray.trial.artifacts import Workshop
 
 EACH = 6
@@ -88,8 +88,8 @@ def test_it_tells_teacher_table_differences_cost_and_one_verdict(tried: subproce
 def test_it_leaves_a_result_folder_with_the_verdict_in_it(tried: subprocess.CompletedProcess[str], home: Path):
     found, verdict = read_records(home / "out"), tried.stdout.strip().splitlines()[-1]
     assert sorted((one.arm, one.seed) for one in found) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
-    assert {len(one.predictions) for one in found} == {30}
-    assert len({one.rounds for one in found}) == 1
+    assert {len(one.outcome.predictions) for one in found} == {30}
+    assert len({one.outcome.rounds for one in found}) == 1
     assert read_manifest(home / "out").notes[-1] == verdict
     assert verdict in (home / "out" / "table.md").read_text()
     assert "Verdict: with 2 seeds" in (home / "out" / "report.html").read_text()

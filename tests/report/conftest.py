@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from condkd_ray.core.records import Record, grid_path, write_manifest, write_record
 from condkd_ray.report.figures.image_grids import write_grid
-from condkd_ray.report.records import Record, grid_path, write_manifest, write_record
 from report.report_factory import make_manifest
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from condkd_ray.report.records import Manifest, Record
+from condkd_ray.core.records import Manifest, Record, flat, unflat
 
 CLASSES, IMAGES, ROUNDS = 10, 400, 4
 LABELS = np.random.default_rng(7).integers(0, CLASSES, IMAGES)
@@ -34,11 +33,12 @@ def make_record(arm: str = "guided", ipc: int = 10, seed: int = 0, **changes: An
         "config": {"arm": arm, "seed": seed, "guidance": {"weight": 1.0 if arm.startswith("guided") else 0.0}},
         "config_hash": f"{list(LEVEL).index(arm) if arm in LEVEL else 15:x}{ipc:03d}{seed:04d}0123456789",
         "proxy_hash": f"proxy{ipc}", "versions": {"torch": "2.15.0"}, "node": "node", "threads": 1,
-        "wall_seconds": 12.5, "cpu_seconds": 10.0 + seed, "peak_bytes": 1 << 28, "rounds": ROUNDS,
+        "peak_bytes": 1 << 28,
         "metrics": {
             "student/test_accuracy": accuracy, "student/test_accuracy_mean": float(curve.mean()),
             "student/val_accuracy": accuracy + 0.01, "proxy/agreement": accuracy + float(rng.normal(0, 0.02)),
             "proxy/kl": 1 - accuracy, "time/inversion_seconds": 7.0, "memory/bytes": 4096.0,
+            "time/wall_seconds": 12.5, "time/cpu_seconds": 10.0 + seed,
         },
         "history": [
             {"round": i + 1.0, "student/test_accuracy": float(value), "kd/loss": 1 / (i + 1), "time/wall_seconds": 1.5}
@@ -46,7 +46,12 @@ def make_record(arm: str = "guided", ipc: int = 10, seed: int = 0, **changes: An
         ],
         "predictions": predictions.tolist(),
     }  # fmt: skip
-    return Record(**fields | changes)
+    return unflat(fields | changes)
+
+
+def altered(record: Record, **changes: Any) -> Record:
+    """The same record with other values, of its own or of its outcome."""
+    return unflat(flat(record) | changes)
 
 
 PLACES = {"frechet_real": 0.8, "frechet_condensed": 0.9, "mmd_real": 1.1, "mmd_condensed": 1.2, "diversity": 0.7,
@@ -62,14 +67,14 @@ def diagnosed(record: Record) -> Record:
     rows = [{f"diagnosis/{name}": float(value * place * (1 + 1 / row["round"]) + rng.normal(0, 0.02))
              for name, value in known.items()} for row in record.history]  # fmt: skip
     history = [row | more for row, more in zip(record.history, rows, strict=True)]
-    return replace(record, history=history, metrics=record.metrics | rows[-1])
+    return altered(record, history=history, metrics=record.metrics | rows[-1])
 
 
 def remembering(record: Record) -> Record:
     """The same trial with what its memory held: more of each class than of the one before."""
     rng = np.random.default_rng([record.seed, *record.arm.encode()])
     confidence = rng.multinomial(1045, np.arange(1, 21) / 210).tolist()
-    return replace(record, held={"class": (100 + np.arange(CLASSES)).tolist(), "confidence": confidence})
+    return altered(record, held={"class": (100 + np.arange(CLASSES)).tolist(), "confidence": confidence})
 
 
 def sweep(

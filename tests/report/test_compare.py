@@ -1,10 +1,9 @@
-import dataclasses
 import math
 
+from condkd_ray.core.records import write_record
 from condkd_ray.report.compare import differences
-from condkd_ray.report.records import write_record
 from condkd_ray.report.tables import arms
-from report.report_factory import make_manifest, make_record, sweep
+from report.report_factory import altered, make_manifest, make_record, sweep
 
 
 def written(folder, records):
@@ -15,13 +14,11 @@ def written(folder, records):
 
 
 def test_times_and_who_made_what_do_not_matter(tmp_path):
-    records = [dataclasses.replace(record, metrics=record.metrics | {"a/b": math.nan}) for record in sweep()]
+    records = [altered(record, metrics=record.metrics | {"a/b": math.nan}) for record in sweep()]
     slower = [
-        dataclasses.replace(
+        altered(
             record,
-            wall_seconds=1e6,
-            cpu_seconds=1e6,
-            metrics=record.metrics | {"time/wall_seconds": 1e6, "pool/made": 2.0},
+            metrics=record.metrics | {"time/wall_seconds": 1e6, "time/cpu_seconds": 1e6, "pool/made": 2.0},
             history=[row | {"time/wall_seconds": 1e6, "pool/made": 1.0} for row in record.history],
         )
         for record in records
@@ -32,7 +29,7 @@ def test_times_and_who_made_what_do_not_matter(tmp_path):
 def test_each_difference_is_told(tmp_path):
     here = [make_record(seed=seed, config_hash=f"{seed:012d}ffff") for seed in range(3)]
     last = here[1].history[-1] | {"kd/loss": 0.12345}
-    changed = dataclasses.replace(here[1], history=[*here[1].history[:-1], last])
+    changed = altered(here[1], history=[*here[1].history[:-1], last])
     a, b = written(tmp_path / "a", here[:2]), written(tmp_path / "b", [changed, here[2]])
     assert differences(a, b) == [
         "000000000002 is missing",

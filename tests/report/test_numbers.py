@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 
@@ -12,9 +11,7 @@ import pytest
 
 from condkd_ray import report
 from condkd_ray.core.method import InputError
-from condkd_ray.report import page
-from condkd_ray.report.figures import samplers
-from condkd_ray.report.records import (
+from condkd_ray.core.records import (
     Record,
     check_same_numbers,
     find_record,
@@ -25,10 +22,12 @@ from condkd_ray.report.records import (
     write_manifest,
     write_record,
 )
+from condkd_ray.report import page
+from condkd_ray.report.figures import samplers
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.study import Objective
 from report.page.page_reader import Seen, searched
-from report.report_factory import make_manifest, make_record, sweep
+from report.report_factory import altered, make_manifest, make_record, sweep
 
 ARMS, SEEDS = ("none", "mixed", "guided"), (0, 1, 2)
 
@@ -36,7 +35,7 @@ ARMS, SEEDS = ("none", "mixed", "guided"), (0, 1, 2)
 def of_version(records, numbers: int, accuracy: float | None = None) -> list[Record]:
     """The same trials of another version, each of another hash, and of that test accuracy where one is given."""
     return [
-        dataclasses.replace(
+        altered(
             one,
             numbers=numbers,
             config_hash=f"{numbers}{one.config_hash}",

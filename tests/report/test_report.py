@@ -11,7 +11,7 @@ import pytest
 
 from condkd_ray import report
 from condkd_ray.core.method import InputError
-from condkd_ray.report.records import record_path, write_manifest, write_record
+from condkd_ray.core.records import record_path, write_manifest, write_record
 from report.report_factory import diagnosed, make_manifest, make_record, remembering, sweep
 
 MADE = {"records.parquet", "rounds.parquet", "predictions.parquet", "table.md", "table.csv", "figure.png",
@@ -89,8 +89,6 @@ def test_a_truncated_record_is_named_and_nothing_is_overwritten(folder):
 
 
 def test_workers_do_not_pay_for_pictures():
-    code = (
-        "import sys, condkd_ray.report.records; print([m for m in ('matplotlib', 'tensorboard') if m in sys.modules])"
-    )
+    code = "import sys, condkd_ray.core.records; print([m for m in ('matplotlib', 'tensorboard') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

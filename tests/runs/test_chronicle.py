@@ -10,14 +10,13 @@ from killing import killed_after
 from optuna.trial import TrialState
 from toy import make_prepared, toy_config
 
+from condkd_ray.core.records import Outcome, finished, read_records, write_record
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
-from condkd_ray.report.records import finished, read_records, write_record
 from condkd_ray.runs.chronicle import Chronicle
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.study import open_storage
-from condkd_ray.trial.outcome import Outcome
 
 PREPARED = dataclasses.replace(make_prepared(), hashes={"teacher": "t", "data": "d", "condensed": "c", "proxy": "p"})
 HISTORY = [

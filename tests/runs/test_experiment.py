@@ -14,9 +14,9 @@ from places import EXPERIMENTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Record, read_manifest, read_records
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.memory import Latest
-from condkd_ray.report.records import Record, read_manifest, read_records
 from condkd_ray.runs.experiment import Flags, run
 from condkd_ray.runs.presets import arm
 from condkd_ray.study import open_storage
@@ -50,7 +50,7 @@ def ablate(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str
 
 def numbers(record: Record) -> tuple[object, ...]:
     history = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in record.history]
-    return record.config_hash, history, record.predictions, record.metrics["student/test_accuracy"]
+    return record.config_hash, history, record.outcome.predictions, record.metrics["student/test_accuracy"]
 
 
 def told(out: Path) -> dict[str, float]:
@@ -78,7 +78,7 @@ def test_every_arm_leaves_a_record_a_row_and_an_event_file(finished: Path):
     assert {"mixed", "guided"} <= {row["arm"] for row in rows}
     assert (finished / "figure.svg").stat().st_size > 1000
     for record in records:
-        assert len(record.predictions) == 600
+        assert len(record.outcome.predictions) == 600
         (run,) = (finished / "tensorboard").rglob(f"*-{record.config_hash[:6]}")
         events = EventAccumulator(str(run))
         events.Reload()

@@ -7,20 +7,27 @@ from toy import make_prepared, toy_config
 
 from condkd_ray import report
 from condkd_ray.core.config import from_tree
+from condkd_ray.core.records import (
+    Manifest,
+    Outcome,
+    grid_path,
+    read_manifest,
+    read_records,
+    record_path,
+    write_manifest,
+)
 from condkd_ray.data.datasets import DataConfig
 from condkd_ray.methods.condensation import Imported, RandomReal, SqueezeRecover
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
-from condkd_ray.report.records import Manifest, grid_path, read_manifest, read_records, record_path, write_manifest
 from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
 from condkd_ray.runs.plan import Plan, spread
 from condkd_ray.runs.recorder import Watch, make_record, round_line
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS, trial_hash
-from condkd_ray.trial.outcome import Outcome
 from condkd_ray.trial.run import local_store, run_trial
 
 CONFIG = toy_config(guidance=Discriminator(), rounds=2)
@@ -55,12 +62,12 @@ def test_a_record_says_what_ran_and_what_came_of_it(prepared, key, outcome):
     assert (record.config_hash, record.numbers) == (key, NUMBERS)
     assert record.teacher_hash == prepared.hashes["teacher"]
     assert record.condensed_hash == prepared.hashes["condensed"]
-    assert record.rounds == len(record.history) == 2
-    assert record.wall_seconds == pytest.approx(sum(m["time/wall_seconds"] for m in record.history))
-    assert record.cpu_seconds > 0
+    assert record.outcome.rounds == len(record.history) == 2
+    assert record.outcome.wall_seconds == pytest.approx(sum(m["time/wall_seconds"] for m in record.history))
+    assert record.outcome.cpu_seconds > 0
     assert record.metrics["student/test_accuracy"] == outcome.metrics["student/test_accuracy"]
-    assert len(record.predictions) == len(prepared.test)
-    assert record.held == outcome.held != {}
+    assert len(record.outcome.predictions) == len(prepared.test)
+    assert record.outcome.held == outcome.held != {}
     assert {"torch", "python", "condkd-ray"} <= set(record.versions)
 
 
@@ -82,9 +89,9 @@ def test_a_set_made_of_the_teacher_is_recorded_as_such(prepared, key, squeeze, n
 
 def test_a_failed_trial_is_recorded_with_its_reason(prepared, key):
     record = make_record("train", PLAN, key, prepared, FAILED)
-    assert (record.status, record.reason) == ("failed", "round 2: loss term kd/loss")
-    assert math.isnan(record.wall_seconds)
-    assert record.rounds == 0
+    assert (record.status, record.outcome.reason) == ("failed", "round 2: loss term kd/loss")
+    assert math.isnan(record.outcome.wall_seconds)
+    assert record.outcome.rounds == 0
 
 
 def manifest(prepared: Prepared, key: str) -> Manifest:

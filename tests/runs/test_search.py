@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from condkd_ray.core.method import InputError
-from condkd_ray.report.records import read_manifest, read_records
+from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.runs import experiment
 from condkd_ray.runs.confirm import confirm
 from condkd_ray.runs.search import SearchFlags
@@ -59,7 +59,8 @@ def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
         assert trial.value == record.metrics["proxy/agreement"]
         assert trial.intermediate_values == {row["round"]: row["proxy/agreement"] for row in record.history}
         assert trial.user_attrs["config_hash"] == record.config_hash
-        assert (trial.user_attrs["node"], trial.user_attrs["peak_bytes"]) == (record.node, record.peak_bytes)
+        assert trial.user_attrs["node"] == record.outcome.node
+        assert trial.user_attrs["peak_bytes"] == record.outcome.peak_bytes
         assert trial.params["inversion/bn_weight"] == record.config["inversion"]["bn_weight"]
         assert "student/test_accuracy" in record.metrics
         assert not any("test" in name for row in record.history for name in row)
@@ -70,7 +71,7 @@ def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
     first = next(line for line in table if line.startswith("| ") and "finished" in line)
     assert first.split("|")[1].strip() == best.arm.removeprefix("trial ")
     assert len(list((finished / "products").glob("*"))) == 1
-    assert read_manifest(finished).cpu_seconds > sum(record.cpu_seconds for record in records.values())
+    assert read_manifest(finished).cpu_seconds > sum(record.outcome.cpu_seconds for record in records.values())
     assert read_manifest(finished).search["parameters"] == ["inversion/bn_weight", "guidance/name", "guidance/weight"]
 
 

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from toy import make_prepared, toy_config
 
 from condkd_ray.core.config import to_tree
-from condkd_ray.report.records import read_manifest, read_records
+from condkd_ray.core.records import Outcome, read_manifest, read_records
 from condkd_ray.report.tables.search import ranked, search_table
 from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import RunFlags
@@ -17,7 +17,6 @@ from condkd_ray.runs.search_driver import Explorer
 from condkd_ray.study import Objective, Study, open_storage
 from condkd_ray.study.constraints import parse
 from condkd_ray.study.space import Open
-from condkd_ray.trial.outcome import Outcome
 
 PREPARED = make_prepared()
 TREE = to_tree(toy_config()) | {"rounds": Open("int", (2, 60))}
@@ -129,7 +128,7 @@ def test_every_trial_says_where_it_ran_and_what_it_took(tmp_path):
         assert (told["node"], told["time/wall_seconds"], told["memory/bytes"]) == ("far", 2.0 * len(outcome.history), 9)
         assert told["config_hash"]
         assert told["teacher_hash"] == PREPARED.hashes["teacher"]
-    assert {record.node for record in read_records(tmp_path)} == {"far"}
+    assert {record.outcome.node for record in read_records(tmp_path)} == {"far"}
 
 
 def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):

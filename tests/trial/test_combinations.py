@@ -14,6 +14,7 @@ from toy import IPC, MEAN, NUM_CLASSES, STD, blobs, make_prepared, toy_config
 
 from condkd_ray import report
 from condkd_ray.core import checkpoint
+from condkd_ray.core.records import Manifest, read_records, write_manifest, write_record
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
 from condkd_ray.methods.distiller import Distiller
@@ -22,7 +23,6 @@ from condkd_ray.methods.losses.kd import AnyKdLoss
 from condkd_ray.methods.memory import AnyMemory
 from condkd_ray.methods.targets import AnyTargets, Balanced
 from condkd_ray.methods.weighing import AnyWeighing
-from condkd_ray.report.records import Manifest, read_records, write_manifest, write_record
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.trial.config import TrialConfig

@@ -11,6 +11,7 @@ from methods.student_steps import begin_fresh, gradients, ones
 from toy import NUM_CLASSES, make_prepared, make_teacher, samples, toy_config
 
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, Codec, unlabelled, unseen
 from condkd_ray.methods.distiller import Distiller
@@ -22,7 +23,6 @@ from condkd_ray.methods.weighing import Equal, Modulating
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import histograms
 from condkd_ray.trial.loop import run_round, start
-from condkd_ray.trial.outcome import Outcome
 from condkd_ray.trial.product import Product, read_product
 from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import answers, codec, produce, settle, synthesise

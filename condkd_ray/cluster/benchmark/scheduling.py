@@ -13,8 +13,8 @@ import psutil
 from condkd_ray.cluster.benchmark.rows import Measured
 from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, prepare, run_all, scratch
 from condkd_ray.cluster.connection.connect import connect, private
+from condkd_ray.core.records import Outcome
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.outcome import Outcome
 
 MANY, FEW = 3000, 1000
 WARM, TIMED = 40, 200

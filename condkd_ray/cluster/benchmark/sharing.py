@@ -15,9 +15,9 @@ from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, run_all, 
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import Scope
-from condkd_ray.trial.outcome import Outcome
 
 STUDENTS = 12
 METHODS: dict[str, dict[str, Any]] = {

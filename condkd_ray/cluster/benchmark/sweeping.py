@@ -17,9 +17,9 @@ from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, of_seeds, pr
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree
+from condkd_ray.core.records import Outcome
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import run_round, start
-from condkd_ray.trial.outcome import Outcome
 from condkd_ray.trial.run import CHECKPOINT_SECONDS, local_store
 
 TRIAL_CPU_SECONDS, TRIALS = 42.0, 8

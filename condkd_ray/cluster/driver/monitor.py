@@ -12,8 +12,9 @@ from condkd_ray.cluster.worker.trainable import FULL, OUT_OF_TIME, Work, outcome
 from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome, Status
 from condkd_ray.core.storage import remove
-from condkd_ray.trial.outcome import Outcome, load_outcome
+from condkd_ray.trial.outcome import load_outcome
 from condkd_ray.trial.run import passed
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Progress:
         self.running.discard(key)
         self._over(key, self.outcome_so_far(key, "failed", reason))
 
-    def outcome_so_far(self, key: str, status: str, reason: str = "") -> Outcome:
+    def outcome_so_far(self, key: str, status: Status, reason: str = "") -> Outcome:
         """Of a trial that has left none."""
         history, (node, _) = self._history[key], self._workers.get(key, ("", 0))
         return Outcome(

@@ -18,8 +18,9 @@ from condkd_ray.cluster.worker.trainable import RESTS, UNTESTED, halt_path, outc
 from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import put_text, remove
-from condkd_ray.trial.outcome import Outcome, load_outcome
+from condkd_ray.trial.outcome import load_outcome
 from condkd_ray.trial.run import passed
 
 

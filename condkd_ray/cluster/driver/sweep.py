@@ -20,8 +20,8 @@ from condkd_ray.cluster.worker.trainable import Work, run, trial_folder
 from condkd_ray.cluster.worker.trials import Trial, producers_first
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import remove
-from condkd_ray.trial.outcome import Outcome
 
 
 def sweep(

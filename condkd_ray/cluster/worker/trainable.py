@@ -20,10 +20,11 @@ from condkd_ray.core.config import from_tree
 from condkd_ray.core.environment import clean_process, keep_imports
 from condkd_ray.core.files import no_room
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.outcome import Outcome, load_outcome, save_outcome
+from condkd_ray.trial.outcome import load_outcome, save_outcome
 from condkd_ray.trial.pipeline import Allowance
 from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import OutOfTimeError, RestsError, passed, run_trial

@@ -17,7 +17,7 @@ import psutil
 from condkd_ray.commands.console import SCREEN
 from condkd_ray.core.files import no_room
 from condkd_ray.core.method import InputError, NonFiniteError
-from condkd_ray.report.records import check_same_experiment
+from condkd_ray.core.records import check_same_experiment
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.figures.dots import dots_figure
 from condkd_ray.report.figures.memory import held_figure
 from condkd_ray.report.figures.rounds import curves_figure, diagnosis_figure
@@ -32,7 +33,6 @@ from condkd_ray.report.figures.style import (
     place_labels,
     save,
 )
-from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import groups
 from condkd_ray.report.tables import teachers
 

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.figures.style import Looks, caption, dark, deviation, name, over_seeds, percents, rows
-from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import groups
 from condkd_ray.report.tables import teachers
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from condkd_ray.core.records import Outcome, Record, condensed_path, grid_path
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.inversion import NoInversion
 from condkd_ray.report.figures.image_grids import write_grid
-from condkd_ray.report.records import Record, condensed_path, grid_path
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.outcome import Outcome, class_major
+from condkd_ray.trial.outcome import class_major
 
 _HEAD, _GAP, _MARGIN = 32, 24, 3
 """Pixels: above a grid, between two of them, before a caption."""

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from condkd_ray.core.records import Record
 from condkd_ray.report.figures.style import GREY, Looks, caption, dark, name, over_seeds
-from condkd_ray.report.records import Record
 from condkd_ray.report.statistics import groups
 
 _ROW, _FOOT, _HEAD = 0.72, 0.85, 0.3
@@ -26,7 +26,7 @@ def held_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
     found = {
         arm: counted
         for (arm, ipc), members in groups(records).items()
-        if ipc in (0, largest) and (counted := [one.held for one in members if one.held])
+        if ipc in (0, largest) and (counted := [one.outcome.held for one in members if one.outcome.held])
     }
     if not found:
         return None

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from condkd_ray.core.records import Record
 from condkd_ray.report.figures.style import GREY, Label, Looks, canvas, caption, name, over_seeds, place_labels, tiles
-from condkd_ray.report.records import Record
 from condkd_ray.report.statistics import ACCURACY, groups
 from condkd_ray.report.tables.rounds import test_images
 

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from condkd_ray.core.files import atomic_write
+from condkd_ray.core.records import Record, check_same_numbers, read_records
 from condkd_ray.report.figures import style
-from condkd_ray.report.records import Record, check_same_numbers, read_records
 from condkd_ray.report.statistics import ACCURACY, interval
 from condkd_ray.report.tables.table import Table
 from condkd_ray.study import Objective

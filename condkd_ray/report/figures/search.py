@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from condkd_ray.core.records import Record
 from condkd_ray.report.figures.style import GREY, STYLE, Label, Looks, canvas, caption, name, place_labels, rows
-from condkd_ray.report.records import Record
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.study.importance import Importance
 

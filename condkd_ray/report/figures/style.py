@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
 
 from condkd_ray.core.files import atomic_write
-from condkd_ray.report.records import Record, arm_rank
+from condkd_ray.core.records import Record, arm_rank
 from condkd_ray.report.statistics import ACCURACY
 
 STYLE: Any = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from condkd_ray.core.method import require
+from condkd_ray.core.records import Manifest, Record, check_same_numbers
 from condkd_ray.report import planned
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.style import name
@@ -16,7 +17,6 @@ from condkd_ray.report.page.elements import Code, Element, Page, Rows, Section, 
 from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.pairing import A, B, Pairing, differences, paired
 from condkd_ray.report.page.summary import caution, facts, forest, judged, judgement
-from condkd_ray.report.records import Manifest, Record, check_same_numbers
 from condkd_ray.report.statistics import ACCURACY, Difference, groups, spread
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import search, teachers
@@ -117,7 +117,9 @@ def _side_by_side(first: _Side, second: _Side) -> list[Element]:
         both = [side.get((arm, ipc), []) for side in (ours, theirs)]
         numbers = [str(count(members)) for members in both]
         accuracies = [shown(over(members, ACCURACY), count(members), factor=100) for members in both]
-        seconds = [shown(spread(one.cpu_seconds for one in members), len(members), digits=1) for members in both]
+        seconds = [
+            shown(spread(one.outcome.cpu_seconds for one in members), len(members), digits=1) for members in both
+        ]
         rows.append([name(arm), str(ipc or "-"), *numbers, *accuracies, *seconds])
     legend = "Mean ± standard deviation over n seeds; a dash where a run has no such arm."
     return [Rows(Table("Arms side by side", header, rows, legend, keys=2))]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from condkd_ray.core.records import MANIFEST
 from condkd_ray.report import planned, significance
 from condkd_ray.report.page.elements import Element, Rows, Section
 from condkd_ray.report.page.summary import forest, judged, verdict
-from condkd_ray.report.records import MANIFEST
 from condkd_ray.report.statistics import ACCURACY, Difference, comparisons
 from condkd_ray.report.tables import arms, teachers
 from condkd_ray.report.tables.rounds import rounds_table

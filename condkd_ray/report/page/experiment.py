@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.style import name
 from condkd_ray.report.page import sections
 from condkd_ray.report.page.elements import Element, Page, Rows, Section
 from condkd_ray.report.page.images import grids, vector
 from condkd_ray.report.page.summary import alone, at_largest, facts, forest, judged, verdict
-from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import comparisons, groups
 from condkd_ray.report.tables import arms, teachers
 from condkd_ray.report.tables.rounds import places_table, rounds_table

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from condkd_ray.core.records import Record
 from condkd_ray.report.figures.search import COLOURS, rounds_plot
 from condkd_ray.report.page.elements import Element, Rows, Section
 from condkd_ray.report.page.images import vector
-from condkd_ray.report.records import Record
 from condkd_ray.report.tables.table import Table
 
 TITLE = "Over the rounds"

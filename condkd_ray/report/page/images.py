@@ -10,9 +10,9 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from condkd_ray.core.records import Record, grid_path
 from condkd_ray.report.figures.style import STYLE, Looks, name
 from condkd_ray.report.page.elements import Element, Gallery, Picture, Text
-from condkd_ray.report.records import Record, grid_path
 
 MOST = 12
 """Grids at most; a page shall open at once."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from condkd_ray.core.files import atomic_write
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.page import comparison, experiment, search
 from condkd_ray.report.page.elements import rendered
-from condkd_ray.report.records import Manifest, Record
 
 PAGE, COMPARISON = "report.html", "comparison.html"
 

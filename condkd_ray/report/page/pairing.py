@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from condkd_ray.report.records import Record
+from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import Difference, difference
 
 ABSENT = "absent"

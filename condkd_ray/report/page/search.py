@@ -12,12 +12,12 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.figures.search import course_plot, front_plot, importance_plot
 from condkd_ray.report.page import confirmed, held_rounds, sections
 from condkd_ray.report.page.elements import Element, Page, Rows, Section, Text
 from condkd_ray.report.page.images import gallery, vector
 from condkd_ray.report.page.summary import facts, tested
-from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, rankings
 from condkd_ray.report.tables import search
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances, stored_trials

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.figures.search import proxy_plot
 from condkd_ray.report.figures.style import Looks
 from condkd_ray.report.page.elements import Bar, Bars, Code, Element, Rows, Section, Text
 from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.summary import seconds, tested
-from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import rankings, spread
 from condkd_ray.report.tables import failures, teachers
 from condkd_ray.report.tables.table import Table, over
@@ -63,8 +63,8 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
             label,
             str(len(kept[label])),
             *(f"{part:.2f}" for part in row),
-            _told(one.wall_seconds for one in kept[label]),
-            _told(one.cpu_seconds for one in kept[label]),
+            _told(one.outcome.wall_seconds for one in kept[label]),
+            _told(one.outcome.cpu_seconds for one in kept[label]),
         ]
         for label, row in totals.items()
     ]
@@ -102,8 +102,8 @@ def environment(records: Sequence[Record]) -> dict[str, str]:
             **record.versions,
             "git": record.git,
             "numbers": str(record.numbers),
-            "node": record.node,
-            "threads": str(record.threads),
+            "node": record.outcome.node,
+            "threads": str(record.outcome.threads),
         }
         for key, value in about.items():
             if value:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report import significance
 from condkd_ray.report.page.elements import Forest, Stretch
-from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, Difference
 from condkd_ray.report.tables import teachers
 
@@ -174,5 +175,4 @@ def tested(records: Iterable[Record]) -> list[Record]:
 
 
 def _spent(records: Sequence[Record]) -> float:
-    # NaN is unequal to itself.
-    return sum(record.cpu_seconds for record in records if record.cpu_seconds == record.cpu_seconds)
+    return sum(seconds for record in records if not math.isnan(seconds := record.outcome.cpu_seconds))

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from condkd_ray.core.files import atomic_write
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report import significance
-from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, groups, rankings, spread
 from condkd_ray.report.tables import failures, teachers
 from condkd_ray.report.tables.rounds import places_table, rounds_table
@@ -108,11 +108,11 @@ def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
     lines = [_data(manifest), *teachers.lines(records, manifest)]
     lines += [f"{finished} of {planned} planned trials have finished."]
     lines += [
-        f"Trial {one.arm}, IPC {one.ipc or '-'}, seed {one.seed} pruned: {one.reason or 'no reason stored'}"
+        f"Trial {one.arm}, IPC {one.ipc or '-'}, seed {one.seed} pruned: {one.outcome.reason or 'no reason stored'}"
         for one in records
         if one.status == "pruned"
     ]
-    spent = math.fsum(record.cpu_seconds for record in records if math.isfinite(record.cpu_seconds))
+    spent = math.fsum(record.outcome.cpu_seconds for record in records if math.isfinite(record.outcome.cpu_seconds))
     lines.append(f"CPU time of all trials: {spent:.0f} s.")
     if manifest.cpu_seconds is not None:
         lines.append(f"CPU time of the last run as a whole: {manifest.cpu_seconds:.0f} s.")
@@ -161,8 +161,8 @@ def _accuracy_rows(records: Sequence[Record]) -> Iterator[tuple[object, ...]]:
     for (arm, ipc), members in groups(record for record in records if record.status == "finished").items():
         measured = {metric for record in members for metric in record.metrics}
         found = {metric: over(members, metric) for metric in sorted(measured)}
-        found["cpu_seconds"] = spread(record.cpu_seconds for record in members)
-        found["wall_seconds"] = spread(record.wall_seconds for record in members)
+        found["cpu_seconds"] = spread(record.outcome.cpu_seconds for record in members)
+        found["wall_seconds"] = spread(record.outcome.wall_seconds for record in members)
         for metric, one in found.items():
             if one is not None:
                 yield "accuracy", arm, "", ipc, metric, one.mean, one.std, one.n, "", "", ""
@@ -182,7 +182,7 @@ def _percent(records: Sequence[Record], metric: str) -> str:
 
 
 def _seconds(records: Sequence[Record]) -> str:
-    return shown(spread(record.cpu_seconds for record in records), count(records), digits=1, deviation=False)
+    return shown(spread(record.outcome.cpu_seconds for record in records), count(records), digits=1, deviation=False)
 
 
 def _signed(fraction: float) -> str:

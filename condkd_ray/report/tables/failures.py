@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from condkd_ray.report.records import Manifest, Record
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.tables.table import WIDTH
 
 SHORTEST = 6
@@ -27,7 +27,7 @@ def screen(records: Sequence[Record], manifest: Manifest, out: Path) -> str:
     names = _short([trial["config_hash"] for trial in manifest.planned] + [record.config_hash for record in records])
     reasons: dict[str, list[Record]] = {}
     for record in failed:
-        reasons.setdefault(" ".join(record.reason.split()) or "no reason stored", []).append(record)
+        reasons.setdefault(" ".join(record.outcome.reason.split()) or "no reason stored", []).append(record)
     lines = [f"{len(failed)} of {len(manifest.planned) or len(records)} trials failed", ""]
     told = sorted(reasons.items(), key=lambda pair: -len(pair[1]))
     for reason, members in told[:REASONS]:
@@ -40,7 +40,7 @@ def _commands(failed: Sequence[Record], names: dict[str, str], manifest: Manifes
     """The smallest to repeat one, and one to run all that failed; of a single trial's folder, the command of before."""
     if manifest.experiment == "train":
         return ["Again:", f"  {shlex.join(_without(HERE, manifest.command))}"]
-    first = min(failed, key=lambda record: (record.rounds, record.ipc, record.config_hash))
+    first = min(failed, key=lambda record: (record.outcome.rounds, record.ipc, record.config_hash))
     only = [names[record.config_hash] for record in failed]
     return [
         "One of them again, in one process, with its whole trace where it raises an exception:",
@@ -82,7 +82,7 @@ def _label(record: Record) -> str:
 def _repeat(record: Record, name: str, manifest: Manifest, out: Path) -> str:
     words = shlex.split(manifest.command)
     cache = [word for place in _places(words, "--cache") for word in words[place]]
-    threads = ["--threads", str(record.threads)] if record.threads > 1 else []
+    threads = ["--threads", str(record.outcome.threads)] if record.outcome.threads > 1 else []
     return shlex.join(["condkd", "train", "--from-record", str(out), name, *cache, *threads])
 
 

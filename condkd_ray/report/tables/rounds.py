@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from condkd_ray.report.records import Record
+from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import groups
 from condkd_ray.report.tables.table import Table, count, over, shown
 
@@ -86,7 +86,7 @@ def _on(records: Sequence[Record]) -> str:
 
 def _measured(record: Record) -> tuple[int, int]:
     """Test images measured in a round, and all of them; 0 where that is not known."""
-    number, total = record.metrics.get(_IMAGES, math.nan), len(record.predictions)
+    number, total = record.metrics.get(_IMAGES, math.nan), len(record.outcome.predictions)
     return (min(_SUBSET, total) if math.isnan(number) else int(number)), total
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from condkd_ray.core.files import atomic_write
-from condkd_ray.report.records import Manifest, Record
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, rankings
 from condkd_ray.report.tables.table import WIDTH, Table
 from condkd_ray.study import constraints
@@ -35,10 +35,10 @@ def search_table(records: Sequence[Record], manifest: Manifest) -> Table:
         [
             record.arm.removeprefix("trial "),
             record.status if keeps(record, manifest) else f"{record.status}, infeasible",
-            str(record.rounds),
+            str(record.outcome.rounds),
             *(_objective(name, value(record, name)) for name in objective),
             _fixed(100 * record.metrics.get(ACCURACY, math.nan), 2),
-            _fixed(record.cpu_seconds, 1),
+            _fixed(record.outcome.cpu_seconds, 1),
             *(_leaf(record.config, path) for path in paths),
         ]
         for record in ended
@@ -88,7 +88,7 @@ def notes(records: Sequence[Record], manifest: Manifest) -> list[str]:
         f"Spearman's rho of {one.proxy} with test accuracy over {one.n} finished trials: {one.rho:+.2f}."
         for one in rankings(records, manifest.search["objective"][0])
     ]
-    spent = math.fsum(record.cpu_seconds for record in records if math.isfinite(record.cpu_seconds))
+    spent = math.fsum(record.outcome.cpu_seconds for record in records if math.isfinite(record.outcome.cpu_seconds))
     return [*lines, f"CPU time of all trials: {spent:.0f} s.", *manifest.notes]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from condkd_ray.report.records import Manifest, Record
+from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, groups, interval, spread
 from condkd_ray.report.tables.table import Table, shown
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from condkd_ray.report.records import Record
+from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, groups, interval, spread
 from condkd_ray.report.tables.table import Table, over, shown
 
@@ -39,9 +39,12 @@ _INTERVALS = (
 def named(records: Sequence[Record], names: Sequence[int]) -> list[Record]:
     """The finished of them, whose accuracy is taken against these `names` of the held-out images."""
     truth = np.asarray(names)
-    whole = [one for one in records if one.status == "finished" and len(one.predictions) == len(truth)]
-    right = [float((np.asarray(one.predictions) == truth).mean()) for one in whole]
-    return [replace(one, metrics=one.metrics | {ACCURACY: share}) for one, share in zip(whole, right, strict=True)]
+    whole = [one for one in records if one.status == "finished" and len(one.outcome.predictions) == len(truth)]
+    right = [float((np.asarray(one.outcome.predictions) == truth).mean()) for one in whole]
+    return [
+        replace(one, outcome=replace(one.outcome, metrics=one.metrics | {ACCURACY: share}))
+        for one, share in zip(whole, right, strict=True)
+    ]
 
 
 def arms_table(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> Table:
@@ -54,8 +57,8 @@ def arms_table(records: Sequence[Record], labels: Sequence[int], answers: Sequen
             str(len(members)),
             shown(over(members, ACCURACY), len(members), factor=100, digits=1),
             shown(over(by_answer[arm, ipc], ACCURACY), len(members), factor=100, digits=1),
-            shown(spread(one.wall_seconds for one in members), len(members), digits=1, deviation=False),
-            shown(spread(one.cpu_seconds for one in members), len(members), digits=1, deviation=False),
+            shown(spread(one.outcome.wall_seconds for one in members), len(members), digits=1, deviation=False),
+            shown(spread(one.outcome.cpu_seconds for one in members), len(members), digits=1, deviation=False),
         ]
         for (arm, ipc), members in groups(named(records, labels)).items()
     ]
@@ -92,7 +95,7 @@ def compared(records: Sequence[Record], left: str, right: str, names: Sequence[i
 
 def cost(records: Sequence[Record]) -> str:
     """CPU time of `guided` as a multiple of that of `mixed`, paired by seed; empty without a common seed."""
-    spent = {(one.arm, one.seed): one.cpu_seconds for one in records if one.status == "finished"}
+    spent = {(one.arm, one.seed): one.outcome.cpu_seconds for one in records if one.status == "finished"}
     seeds = [seed for arm, seed in spent if arm == "guided" and ("mixed", seed) in spent]
     ratios = np.array([spent["guided", seed] / spent["mixed", seed] for seed in seeds])
     if not len(ratios):

@@ -18,7 +18,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_p
 from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-from condkd_ray.report.records import Status
+from condkd_ray.core.records import Status
 
 # The classes of these modules are made at import from a descriptor, which no type checker sees.
 _API: Any = api_pb2

@@ -15,8 +15,8 @@ from google.protobuf import text_format
 from tensorboard.plugins.projector import metadata, projector_config_pb2
 
 from condkd_ray.core.files import atomic_write
+from condkd_ray.core.records import Record
 from condkd_ray.methods.condensation import AllReal
-from condkd_ray.report.records import Record
 from condkd_ray.report.tensorboard.embeddings import Points, points_path, read_points
 
 # The classes of this module are made at import from a descriptor, which no type checker sees.

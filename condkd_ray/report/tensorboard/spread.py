@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from condkd_ray.report.records import Record
+from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import groups
 
 METRICS = ("student/test_accuracy", "student/val_accuracy", "proxy/agreement", "proxy/kl")

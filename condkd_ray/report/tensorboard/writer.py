@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from condkd_ray.core.records import Record, record_path
 from condkd_ray.report.figures import grids
-from condkd_ray.report.records import Record, record_path
 from condkd_ray.report.tensorboard import charts, events, projector
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.spread import over_seeds
@@ -163,12 +163,12 @@ class Board:
         run, now = run_name(record), _now(when)
         self.trial_started(run, hparams(record, self._columns), record.history, when)
         writer = self._writers.pop(run)
-        step, written = self._latest.get(run, (record.rounds, {}))
+        step, written = self._latest.get(run, (record.outcome.rounds, {}))
         # The last round may have measured a subset of the test images; an equal value stands there already.
         final = {name: value for name, value in record.metrics.items() if written.get(name) != value}
         writer.add_event(events.scalars(step, final, now))
         self.chart(final)
-        for name, counts in record.held.items():
+        for name, counts in record.outcome.held.items():
             writer.add_event(events.histogram(f"memory/{name}", counts, bin_edges(name, len(counts)), step, now))
         if shown := grids.captioned(self._out, record):
             writer.add_event(events.image(GRID, grids.beside(shown), step, now))
@@ -195,7 +195,7 @@ def rebuild(out: Path, records: Sequence[Record]) -> None:
     for record in records:
         path = record_path(out, record.config_hash)
         ended = path.stat().st_mtime if path.exists() else time.time()
-        started = ended - (record.wall_seconds if math.isfinite(record.wall_seconds) else 0.0)
+        started = ended - (record.outcome.wall_seconds if math.isfinite(record.outcome.wall_seconds) else 0.0)
         board.trial_started(run_name(record), hparams(record, names), record.history, started)
         if record.status != "running":
             board.trial_finished(record, ended)

@@ -22,8 +22,8 @@ from condkd_ray.cluster.worker.producers import check_room, crew_size, teams
 from condkd_ray.commands.console import bar
 from condkd_ray.core.config import content_hash, from_tree
 from condkd_ray.core.method import InputError, NonFiniteError
+from condkd_ray.core.records import Record, read_records
 from condkd_ray.core.view import OnStep, unheard
-from condkd_ray.report.records import Record, read_records
 from condkd_ray.runs.estimate.probe import Cost, Span, join, probe_set, probe_teacher, probe_trial, recorded
 from condkd_ray.runs.estimate.stand_ins import Sketch
 from condkd_ray.runs.options import RunFlags

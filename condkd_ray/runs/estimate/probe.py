@@ -14,11 +14,11 @@ import torch
 from condkd_ray.commands.export import kept_path
 from condkd_ray.core.environment import clean_process, peak_bytes
 from condkd_ray.core.method import Metrics, NonFiniteError
+from condkd_ray.core.records import Record, grid_path, record_path, write_record
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.condensation import AnyCondensation
 from condkd_ray.methods.supervised import bf16_pays
 from condkd_ray.report.figures.image_grids import write_grid
-from condkd_ray.report.records import Record, grid_path, record_path, write_record
 from condkd_ray.report.tensorboard.embeddings import PER_POINT, most_bytes, points_path
 from condkd_ray.runs.estimate.stand_ins import Sketch
 from condkd_ray.runs.plan import Plan
@@ -165,12 +165,12 @@ def _recorded(record: Record, out: Path) -> Cost:
     key, held = record.config_hash, record.metrics.get("memory/bytes", 0.0)
     kept, product = _bytes(record_path(out, key)) + _bytes(grid_path(out, key)), _bytes(kept_path(out, key))
     return Cost(
-        wall=Span(record.wall_seconds, record.wall_seconds) * RECORDED,
-        cpu=Span(record.cpu_seconds, record.cpu_seconds) * RECORDED,
+        wall=Span(record.outcome.wall_seconds, record.outcome.wall_seconds) * RECORDED,
+        cpu=Span(record.outcome.cpu_seconds, record.outcome.cpu_seconds) * RECORDED,
         kept=Span(kept, kept),
         product=Span(product or held, (product or held) + PER_POINT * _bytes(points_path(out, key))),
         working=Span(held, 2 * held + 2 * product),
-        memory=Span(record.peak_bytes, record.peak_bytes) * RECORDED,
+        memory=Span(record.outcome.peak_bytes, record.outcome.peak_bytes) * RECORDED,
     )
 
 

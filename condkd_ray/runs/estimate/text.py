@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from condkd_ray.commands.console.progress import duration
-from condkd_ray.report.records import check_same_experiment
+from condkd_ray.core.records import check_same_experiment
 from condkd_ray.report.tables.table import Table
 from condkd_ray.runs.estimate.estimate import Estimate, Work, estimate, estimate_search, finished_before
 from condkd_ray.runs.estimate.probe import Span

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from places import CHECKOUT
 
-from condkd_ray.report.records import read_records
+from condkd_ray.core.records import read_records
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 SMALL = {

@@ -19,7 +19,7 @@ from condkd_ray.cluster.worker.trainable import trial_folder
 from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
-from condkd_ray.trial.outcome import Outcome
+from condkd_ray.core.records import Outcome
 
 TRIAL, POOL = "ImplicitFunc", "SyntheticPool"
 

@@ -14,7 +14,7 @@ from cluster.drivers import direct, timeless
 from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.driver.search import search
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.trial.outcome import Outcome
+from condkd_ray.core.records import Outcome
 
 CONFIGS = {key: toy.toy_config(seed=seed, rounds=6) for seed, key in enumerate("ab")}
 

@@ -14,8 +14,8 @@ from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.driver.search import search
 from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.outcome import Outcome
 
 
 @dataclass

@@ -17,11 +17,12 @@ from condkd_ray.cluster.pool.store import PoolStore
 from condkd_ray.cluster.worker.trainable import outcome_path, trial_folder
 from condkd_ray.cluster.worker.trials import Trial, clear, empty
 from condkd_ray.core.method import InputError, Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, locate, put_text
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.memory import Latest
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.outcome import Outcome, save_outcome
+from condkd_ray.trial.outcome import save_outcome
 from condkd_ray.trial.run import run_trial
 from condkd_ray.trial.synthesis import codec
 

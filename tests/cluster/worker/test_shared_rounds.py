@@ -17,12 +17,12 @@ from condkd_ray.cluster.pool.actor import make_pool
 from condkd_ray.cluster.pool.shared_store import SharedStore
 from condkd_ray.cluster.worker.shared_rounds import SharedSource
 from condkd_ray.cluster.worker.trials import Trial, producers_first
+from condkd_ray.core.records import Outcome
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import DeepInversion, Fast
 from condkd_ray.methods.memory import Latest, Reservoir
 from condkd_ray.models import ResNet
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.outcome import Outcome
 from condkd_ray.trial.run import run_trial
 from condkd_ray.trial.synthesis import codec
 

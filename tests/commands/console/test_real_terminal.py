@@ -17,7 +17,7 @@ import pytest
 from places import SPACES
 
 from commands.console.terminals import pyte
-from condkd_ray.report.records import read_records
+from condkd_ray.core.records import read_records
 
 SPACE = SPACES / "smoke.yaml"
 SECONDS = 240.0

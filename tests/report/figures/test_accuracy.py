@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 
 import matplotlib
@@ -18,7 +17,7 @@ from condkd_ray.report.figures.dots import dots_figure
 from condkd_ray.report.figures.rounds import diagnosis_figure
 from condkd_ray.report.figures.style import STYLE, keep_apart, looks
 from condkd_ray.report.statistics import ACCURACY
-from report.report_factory import LEVEL, diagnosed, make_manifest, make_record, sweep
+from report.report_factory import LEVEL, altered, diagnosed, make_manifest, make_record, sweep
 
 FILES = ("figure.png", "figure.svg", "curves.png", "diagnosis.png")
 STYLES = looks(LEVEL)
@@ -27,8 +26,7 @@ STYLES = looks(LEVEL)
 def far_below(records):
     """The same trials at a fifth of their accuracy, the references left where they are."""
     return [
-        r if r.arm == "real" else dataclasses.replace(r, metrics=r.metrics | {ACCURACY: r.metrics[ACCURACY] / 5})
-        for r in records
+        r if r.arm == "real" else altered(r, metrics=r.metrics | {ACCURACY: r.metrics[ACCURACY] / 5}) for r in records
     ]
 
 

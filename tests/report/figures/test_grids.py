@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from toy import NUM_CLASSES, make_prepared
 
+from condkd_ray.core.records import Outcome, condensed_path, grid_path
 from condkd_ray.report.figures.grids import beside, captioned, keep
 from condkd_ray.report.figures.image_grids import write_grid
-from condkd_ray.report.records import condensed_path, grid_path
-from condkd_ray.trial.outcome import Outcome, pixels
+from condkd_ray.trial.outcome import pixels
 from report.report_factory import make_record
 
 PREPARED = make_prepared()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import matplotlib
 import pytest
 
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.memory import held_figure
 from condkd_ray.report.figures.style import STYLE, looks
-from report.report_factory import LEVEL, make_manifest, make_record, remembering, sweep
+from report.report_factory import LEVEL, altered, make_manifest, make_record, remembering, sweep
 
 STYLES = looks(LEVEL)
 
@@ -24,8 +22,8 @@ def held(figure):
 
 
 def test_bars_are_mean_shares_over_seeds():
-    one = dataclasses.replace(make_record("none", 0, 0), held={"class": [30, 10], "confidence": [0, 10, 10, 20]})
-    other = dataclasses.replace(make_record("none", 0, 1), held={"class": [10, 10], "confidence": [0, 0, 0, 20]})
+    one = altered(make_record("none", 0, 0), held={"class": [30, 10], "confidence": [0, 10, 10, 20]})
+    other = altered(make_record("none", 0, 1), held={"class": [10, 10], "confidence": [0, 0, 0, 20]})
     ((left, right),), texts = held(held_figure([one, other], STYLES))
     assert [bar.get_height() for bar in left.patches] == pytest.approx([62.5, 37.5])
     assert [bar.get_height() for bar in right.patches] == pytest.approx([0, 12.5, 12.5, 75])
@@ -52,7 +50,7 @@ def test_where_no_memory_held_anything_there_is_no_picture():
 
 def test_many_classes_and_arms_fit():
     many = [
-        dataclasses.replace(make_record(f"prioritized 0.{i}", 0, 0), held={"class": [3] * 100, "confidence": [15] * 20})
+        altered(make_record(f"prioritized 0.{i}", 0, 0), held={"class": [3] * 100, "confidence": [15] * 20})
         for i in range(14)
     ]
     with matplotlib.rc_context(STYLE):

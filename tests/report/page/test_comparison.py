@@ -11,11 +11,11 @@ import pytest
 
 from condkd_ray.__main__ import Report, rebuild
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Record, write_manifest, write_record
 from condkd_ray.report import page
 from condkd_ray.report.page.pairing import differences, paired
-from condkd_ray.report.records import Record, write_manifest, write_record
 from report.page.page_reader import Seen, searched
-from report.report_factory import LABELS, make_manifest, make_record, sweep
+from report.report_factory import LABELS, altered, make_manifest, make_record, sweep
 
 ARMS, SEEDS = ("none", "mixed"), (0, 1, 2)
 
@@ -23,7 +23,7 @@ ARMS, SEEDS = ("none", "mixed"), (0, 1, 2)
 def changed(record: Record, gain: float = 0.02, **tree) -> Record:
     accuracy = record.metrics["student/test_accuracy"] + gain + 0.002 * record.seed
     metrics = record.metrics | {"student/test_accuracy": accuracy}
-    return replace(record, config=record.config | {"rounds": 8} | tree, metrics=metrics, predictions=[])
+    return altered(record, config=record.config | {"rounds": 8} | tree, metrics=metrics, predictions=[])
 
 
 def store(out: Path, records, **changes) -> Path:
@@ -144,15 +144,15 @@ def test_a_search_and_an_ablation_are_refused(two, tmp_path):
 
 def test_trials_without_a_test_accuracy_are_passed_over(tmp_path):
     records = [make_record("mixed", 5, seed) for seed in SEEDS]
-    broken = [replace(one, metrics=one.metrics | {"student/test_accuracy": math.nan}) for one in records]
+    broken = [altered(one, metrics=one.metrics | {"student/test_accuracy": math.nan}) for one in records]
     a, b = store(tmp_path / "a", records), store(tmp_path / "b", broken)
     assert "no finished trial" in Seen(page.compare(a, b)).text
 
 
-def test_the_command_line(two, tmp_path, capsys):
+def test_the_command_line(two, tmp_path, capsys, heard):
     assert rebuild(Report(two[0], two[1])) == 0
     assert capsys.readouterr().out.strip() == str(two[0] / "comparison.html")
     with pytest.raises(InputError, match=r"--to is .*accepted: with two folders"):
         rebuild(Report(two[0], to=tmp_path / "page.html"))
     assert rebuild(Report(two[0])) == 0
-    assert "report.html" in capsys.readouterr().err
+    assert any("report.html" in line for line in heard)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from condkd_ray import report
+from condkd_ray.core.records import write_manifest, write_record
 from condkd_ray.report import page
-from condkd_ray.report.records import write_manifest, write_record
 from condkd_ray.report.statistics import comparisons
 from condkd_ray.report.tables.arms import accuracy_table, difference_table
 from report.page.page_reader import Seen, searched
-from report.report_factory import diagnosed, make_manifest, make_record, remembering, sweep
+from report.report_factory import altered, diagnosed, make_manifest, make_record, remembering, sweep
 
 EVIL = '<script>alert("x")</script>&\'"'
 
@@ -31,7 +30,7 @@ def written(out: Path, records, **changes) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[list, Path]:
     records = [remembering(diagnosed(record)) for record in sweep(ipcs=(1, 10), seeds=(0, 1, 2))]
-    records[4] = replace(records[4], status="failed", reason="round 2: NaN", metrics={}, history=[], predictions=[])
+    records[4] = altered(records[4], status="failed", reason="round 2: NaN", metrics={}, history=[], predictions=[])
     return records, written(tmp_path_factory.mktemp("page"), records)
 
 

@@ -28,13 +28,14 @@ def cells(table: Table, **where: str) -> dict[str, str]:
 
 
 def failed(arm: str, ipc: int, seed: int, **changes):
-    fields = {"metrics": {}, "predictions": [], "history": [], "cpu_seconds": math.nan, "status": "failed"}
+    fields = {"metrics": {}, "predictions": [], "history": [], "status": "failed"}
     return make_record(arm, ipc, seed, **fields | changes)
 
 
 def test_accuracy_by_hand():
     values = [0.70, 0.72, 0.77]
-    records = [make_record("mixed", 5, s, metrics={ACCURACY: v}) for s, v in enumerate(values)]
+    measured = [{ACCURACY: v, "time/cpu_seconds": 10.0 + s} for s, v in enumerate(values)]
+    records = [make_record("mixed", 5, s, metrics=metrics) for s, metrics in enumerate(measured)]
     row = cells(accuracy_table(records), arm="mixed")
     std = math.sqrt(sum((v - 0.73) ** 2 for v in values) / 2)
     assert row == {"arm": "mixed", "IPC": "5", "n": "3", "test accuracy (%)": f"73.00 ± {100 * std:.2f}",

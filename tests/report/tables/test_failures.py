@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from condkd_ray.report.records import Record
+from condkd_ray.core.records import Record
 from condkd_ray.report.tables.failures import screen
 from report.report_factory import make_manifest, make_record
 
@@ -8,7 +8,7 @@ OUT = Path("runs/a sweep")
 
 
 def failed(seed: int, reason: str, **changes) -> Record:
-    fields = {"config_hash": f"{seed:04x}beef00", "status": "failed", "metrics": {}, "history": [], "rounds": seed}
+    fields = {"config_hash": f"{seed:04x}beef00", "status": "failed", "metrics": {}, "history": [{}] * seed}
     return make_record("mixed", 5, seed, reason=reason, **fields | changes)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from condkd_ray.core.records import Record
 from condkd_ray.report import page
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.page.summary import facts
-from condkd_ray.report.records import Record
 from condkd_ray.report.statistics import ACCURACY, comparisons
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import teachers

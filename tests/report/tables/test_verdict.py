@@ -1,14 +1,12 @@
 """The verdict never claims more than its intervals show."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from condkd_ray.report.records import Record
+from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.verdict import arms_table, cost, differences_table, named, sentence, told
-from report.report_factory import LABELS, make_record
+from report.report_factory import LABELS, altered, make_record
 
 TRUTH = LABELS.tolist()
 
@@ -23,7 +21,8 @@ def answers(wrong: int, seed: int) -> list[int]:
 
 def trial(arm: str, seed: int, wrong: int, cpu: float = 10.0) -> Record:
     ipc = 0 if arm == "none" else 4
-    return replace(make_record(arm, ipc, seed), predictions=answers(wrong, seed), cpu_seconds=cpu)
+    record = make_record(arm, ipc, seed)
+    return altered(record, predictions=answers(wrong, seed), metrics=record.metrics | {"time/cpu_seconds": cpu})
 
 
 def trials(guided: tuple[int, ...], mixed: tuple[int, ...] = (100, 100, 100), alone: int = 200) -> list[Record]:
@@ -58,7 +57,7 @@ def test_one_seed_shows_nothing():
 def test_without_a_pair_there_is_no_verdict():
     assert sentence([], TRUTH).startswith("Verdict: none yet")
     assert sentence([trial("guided", 0, 10), trial("mixed", 1, 10)], TRUTH).startswith("Verdict: none yet")
-    failed = replace(trial("mixed", 0, 10), status="failed", predictions=[])
+    failed = altered(trial("mixed", 0, 10), status="failed", predictions=[])
     assert sentence([trial("guided", 0, 10), failed], TRUTH).startswith("Verdict: none yet")
     assert cost([]) == ""
 

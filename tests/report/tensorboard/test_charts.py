@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -20,7 +19,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from condkd_ray.report.tensorboard.charts import ARMS, layout, telling
 from condkd_ray.report.tensorboard.spread import over_seeds
 from condkd_ray.report.tensorboard.writer import Board, hparams, rebuild, run_name
-from report.report_factory import diagnosed, make_record
+from report.report_factory import altered, diagnosed, make_record
 
 with warnings.catch_warnings():
     # What TensorBoard carries with it warns of itself.
@@ -53,7 +52,7 @@ def shown(root: Path) -> dict[str, tuple[str, list[str]]]:
 
 def with_losses(arm: str, seed: int):
     record = diagnosed(make_record(arm, 10, seed))
-    return dataclasses.replace(record, history=[row | LOSSES for row in record.history])
+    return altered(record, history=[row | LOSSES for row in record.history])
 
 
 def test_each_chart_has_every_trial_in_it_and_one_scalar_alone(tmp_path):
@@ -138,7 +137,7 @@ def test_arms_come_first_with_mean_and_range_over_their_seeds(tmp_path):
 
 def test_a_round_that_one_seed_lacks_and_trials_that_failed_do_not_count():
     first, second = (make_record("mixed", 10, seed) for seed in (0, 1))
-    shorter = dataclasses.replace(second, history=second.history[:2])
+    shorter = altered(second, history=second.history[:2])
     failed = make_record("mixed", 10, 2, status="failed")
     ((_, rows),) = over_seeds([first, shorter, failed])
     assert [row["round"] for row in rows] == [1, 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import re
@@ -16,10 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import api_pb2, metadata
 
+from condkd_ray.core.records import condensed_path, grid_path
 from condkd_ray.report.figures.image_grids import write_grid
-from condkd_ray.report.records import condensed_path, grid_path
 from condkd_ray.report.tensorboard.writer import GRID, METRICS, Board, hparams, rebuild, run_name, varying
-from report.report_factory import ROUNDS, diagnosed, make_record, remembering, sweep
+from report.report_factory import ROUNDS, altered, diagnosed, make_record, remembering, sweep
 
 API: Any = api_pb2
 
@@ -121,7 +120,7 @@ def test_what_the_memory_held_is_there_as_histograms(tmp_path):
         assert event.step == ROUNDS
         counts, limits = event.histogram_value.bucket, event.histogram_value.bucket_limit
         assert sum(counts) == event.histogram_value.num == 1045
-        assert [round(n) for n in counts if n] == [n for n in record.held[name] if n]
+        assert [round(n) for n in counts if n] == [n for n in record.outcome.held[name] if n]
         assert (event.histogram_value.min, event.histogram_value.max, limits[-1]) == (first, last, last)
 
 
@@ -176,7 +175,7 @@ def test_times_are_those_of_the_record(folder):
     out = folder(records)
     rebuild(out, records)
     run = out / "tensorboard" / run_name(record)
-    assert end(run).end_time_secs - start(run).start_time_secs == pytest.approx(record.wall_seconds, abs=1e-3)
+    assert end(run).end_time_secs - start(run).start_time_secs == pytest.approx(record.outcome.wall_seconds, abs=1e-3)
     walls = [point.wall_time - start(run).start_time_secs for point in read(run).Scalars("kd/loss")]
     assert walls == [pytest.approx(1.5 * (i + 1), abs=1e-3) for i in range(ROUNDS)]
 
@@ -223,7 +222,7 @@ def test_other_ends(tmp_path, status, shown):
 
 def test_a_final_value_of_its_own_is_added(tmp_path):
     record = make_record()
-    record = dataclasses.replace(record, metrics=record.metrics | {"student/test_accuracy": 0.5})
+    record = altered(record, metrics=record.metrics | {"student/test_accuracy": 0.5})
     board = Board(tmp_path)
     board.trial_finished(record)
     found = points(tmp_path / "tensorboard" / run_name(record), "student/test_accuracy")

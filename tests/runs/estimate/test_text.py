@@ -16,12 +16,12 @@ from places import EXPERIMENTS, SPACES
 from toy import make_prepared
 
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import read_manifest, read_records, write_manifest, write_record
 from condkd_ray.methods.condensation import DistributionMatching
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import ResNet
-from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
 from condkd_ray.runs.estimate.estimate import Estimate, Work, estimate, estimate_search, finished_before, makespan
 from condkd_ray.runs.estimate.probe import Span
 from condkd_ray.runs.estimate.stand_ins import Sketch
@@ -158,7 +158,7 @@ def test_nothing_is_left_to_run(cluster, tmp_path, monkeypatch):
 
 
 def test_a_folder_of_another_experiment_is_refused(tmp_path):
-    from condkd_ray.report.records import Manifest
+    from condkd_ray.core.records import Manifest
 
     write_manifest(tmp_path, Manifest(experiment="other", question="", command="", created=""))
     with pytest.raises(InputError, match="holds experiment 'other'"):
@@ -214,5 +214,5 @@ def check(found: Estimate, command: list[str], out: Path) -> None:
     assert found.cpu.low < (read_manifest(out).cpu_seconds or 0) < found.cpu.high
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     assert found.kept.low < size < found.kept.high
-    peak = max(record.peak_bytes for record in read_records(out))
+    peak = max(record.outcome.peak_bytes for record in read_records(out))
     assert found.trial_memory.low < peak < found.trial_memory.high

@@ -1,22 +1,19 @@
-"""Records survive the disk, and the Parquet files say the same."""
+"""Records survive the disk."""
 
 from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from report.report_factory import make_manifest, make_record, sweep
 
+from condkd_ray.core import records
 from condkd_ray.core.method import InputError
-from condkd_ray.report import records
-from condkd_ray.report.parquet import predictions_table, write_tables
-from report.report_factory import IMAGES, LABELS, ROUNDS, make_manifest, make_record, sweep
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
@@ -41,25 +38,44 @@ def same(left: float, right: float) -> bool:
     reason=names,
 )
 def test_a_record_survives_the_disk(tmp_path, metrics, config, seconds, predictions, status, reason):
+    metrics |= {"time/cpu_seconds": seconds}
     record = make_record(
-        metrics=metrics, config=config, cpu_seconds=seconds, predictions=predictions, status=status, reason=reason,
+        metrics=metrics, config=config, predictions=predictions, status=status, reason=reason,
         history=[{"round": 1.0} | metrics],
     )  # fmt: skip
     records.write_record(tmp_path, record)
     (read,) = records.read_records(tmp_path)
     for field in ("config", "predictions", "status", "reason", "arm", "ipc", "seed", "config_hash", "versions"):
-        assert getattr(read, field) == getattr(record, field)
-    assert same(record.cpu_seconds, read.cpu_seconds)
+        assert records.flat(read)[field] == records.flat(record)[field]
+    assert same(seconds, read.outcome.cpu_seconds)
     assert read.metrics.keys() == metrics.keys()
     assert all(same(metrics[name], read.metrics[name]) for name in metrics)
     assert all(same(metrics[name], read.history[0][name]) for name in metrics if name != "round")
 
 
 def test_json_holds_no_nan_and_takes_numpy_numbers(tmp_path):
-    record = make_record(metrics={"a/b": np.float32(0.5), "a/c": math.nan}, threads=np.int64(2))
+    outcome = records.Outcome(status="finished", metrics={"a/b": np.float32(0.5), "a/c": math.nan}, threads=np.int64(2))
+    record = replace(make_record(), outcome=outcome)
     records.write_record(tmp_path, record)
     text = records.record_path(tmp_path, record.config_hash).read_text()
     assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"a/b": 0.5, "a/c": None}
+
+
+def test_its_file_is_flat_and_read_again_says_the_same_to_the_byte(tmp_path):
+    record = make_record()
+    records.write_record(tmp_path, record)
+    path = records.record_path(tmp_path, record.config_hash)
+    before, tree = path.read_bytes(), json.loads(path.read_bytes())
+    assert list(tree) == [
+        "experiment", "arm", "ipc", "seed", "dataset", "teacher", "student", "condensation", "inversion", "guidance",
+        "memory", "status", "reason", "config", "config_hash", "teacher_hash", "data_hash", "condensed_hash",
+        "proxy_hash", "pool_key", "scope", "versions", "git", "node", "threads", "wall_seconds", "cpu_seconds",
+        "peak_bytes", "rounds", "metrics", "history", "predictions", "held", "numbers",
+    ]  # fmt: skip
+    assert (tree["wall_seconds"], tree["cpu_seconds"], tree["rounds"]) == (12.5, 10.0, len(record.history))
+    assert records.read_records(tmp_path) == [record]
+    records.write_record(tmp_path, records.read_records(tmp_path)[0])
+    assert path.read_bytes() == before
 
 
 def test_records_come_in_the_order_of_arms_ipcs_and_seeds(tmp_path):
@@ -127,55 +143,3 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         records.check_same_experiment(tmp_path, "ablation")
     with pytest.raises(InputError, match="is a file"):
         records.check_same_experiment(tmp_path / "experiment.json", "ablation")
-
-
-def test_parquet_columns_and_types(folder):
-    failed = make_record("mixed", 5, 1, status="failed", reason="oom", metrics={}, history=[], predictions=[])
-    out = folder([make_record("none", 0, 0), make_record("guided", 5, 0, metrics={"kd/odd": math.nan}), failed])
-    write_tables(out)
-    table = pq.read_table(out / "records.parquet")
-    types = {field.name: field.type for field in table.schema}
-    assert [types[name] for name in ("arm", "config", "versions", "reason")] == [pa.string()] * 4
-    assert [types[name] for name in ("ipc", "seed", "rounds", "peak_bytes", "threads")] == [pa.int64()] * 5
-    assert types["student/test_accuracy"] == types["cpu_seconds"] == types["kd/odd"] == pa.float64()
-    rows = {row["arm"]: row for row in table.to_pylist()}
-    assert rows["none"]["kd/odd"] is None
-    assert math.isnan(rows["guided"]["kd/odd"])
-    assert rows["mixed"]["student/test_accuracy"] is None
-    assert json.loads(rows["none"]["config"]) == make_record("none", 0, 0).config
-
-
-def test_rounds_and_predictions_parquet(folder):
-    out = folder([make_record("none", 0, 0), make_record("guided", 5, 1)])
-    write_tables(out)
-    rounds = pq.read_table(out / "rounds.parquet")
-    assert rounds.num_rows == 2 * ROUNDS
-    assert rounds.schema.field("round").type == pa.int32()
-    assert rounds.column("kd/loss").to_pylist()[:2] == [1.0, 0.5]
-    found = pq.read_table(out / "predictions.parquet")
-    types = {field.name: field.type for field in found.schema}
-    assert (types["image"], types["prediction"], types["label"]) == (pa.int32(), pa.uint8(), pa.uint8())
-    guided = found.filter(pa.compute.equal(found["arm"], "guided"))
-    assert guided["prediction"].to_pylist() == make_record("guided", 5, 1).predictions
-    assert guided["label"].to_pylist() == LABELS.tolist()
-    assert guided["image"].to_pylist() == list(range(IMAGES))
-
-
-def test_many_classes_need_wider_predictions(tmp_path):
-    manifest = make_manifest(dataset={"num_classes": 1000}, test_labels=[999, 0])
-    table = predictions_table(tmp_path, [make_record(predictions=[999, 1])], manifest)
-    assert table.schema.field("prediction").type == pa.uint16()
-    assert table["prediction"].to_pylist() == [999, 1]
-
-
-def test_predictions_that_do_not_fit_the_test_set_are_named(folder):
-    out: Path = folder([make_record(predictions=[1, 2])])
-    with pytest.raises(InputError, match=make_record().config_hash):
-        write_tables(out)
-
-
-def test_parquet_of_nothing_has_the_columns(folder):
-    out = folder([])
-    write_tables(out)
-    assert pq.read_table(out / "records.parquet").num_rows == 0
-    assert "prediction" in pq.read_table(out / "predictions.parquet").column_names

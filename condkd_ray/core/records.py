@@ -12,13 +12,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from torch import Tensor
+
 from condkd_ray.core.files import atomic_write
-from condkd_ray.core.method import InputError, require
+from condkd_ray.core.method import InputError, Metrics, require
 
 FORMAT = 1
 MANIFEST = "experiment.json"
@@ -30,8 +33,47 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a trial, or of one that runs, so far. Accuracies are fractions, times seconds."""
+
+    status: Status
+    reason: str = ""
+    """Why it failed or was pruned; empty otherwise."""
+    metrics: Metrics = field(default_factory=dict)
+    """`family/term` to the value at the trial's end."""
+    history: list[Metrics] = field(default_factory=list)
+    """One dict of per-round metrics a round, each with its number under `round`."""
+    predictions: list[int] = field(default_factory=list)
+    """The student's class for each test image, in the order of the test set."""
+    images: Tensor | None = None
+    """(n, C, H, W) uint8 examples, class-major. No part of a stored record."""
+    images_per_class: int = 0
+    held: dict[str, list[int]] = field(default_factory=dict)
+    """The memory's samples at the end, counted by the teacher's `class` and in equal bins of its `confidence`."""
+    peak_bytes: int = 0
+    threads: int = 1
+    node: str = field(default_factory=platform.node)
+    """Where it ran."""
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall time of all rounds; NaN where it is not known, as of a trial that failed."""
+        return self.metrics.get("time/wall_seconds", math.nan)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time, alike."""
+        return self.metrics.get("time/cpu_seconds", math.nan)
+
+    @property
+    def rounds(self) -> int:
+        """How many have ended."""
+        return len(self.history)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
-    """One trial: what was asked, where it ran and what came of it. Accuracies are fractions, times seconds."""
+    """One trial: what was asked and what came of it."""
 
     experiment: str
     arm: str
@@ -45,9 +87,6 @@ class Record:
     inversion: str
     guidance: str
     memory: str
-    status: Status
-    reason: str = ""
-    """Why it failed or was pruned; empty otherwise."""
     config: dict[str, Any]
     """The resolved configuration tree, of plain JSON values."""
     config_hash: str
@@ -60,22 +99,52 @@ class Record:
     """Which trials it shared its synthetic images with; see `condkd_ray.trial.identity.Scope`."""
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
-    node: str = ""
-    threads: int = 1
-    wall_seconds: float = math.nan
-    cpu_seconds: float = math.nan
-    peak_bytes: int = 0
-    rounds: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    """`family/term` to the value at the trial's end."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One dict of per-round metrics a round, each with its number under `round`."""
-    predictions: list[int] = field(default_factory=list)
-    """The student's class for each test image, in the order of the test set."""
-    held: dict[str, list[int]] = field(default_factory=dict)
-    """The memory's samples at the end, counted by the teacher's `class` and in equal bins of its `confidence`."""
     numbers: int = 1
     """Version of the numbers: those of different versions are never compared. Records without one are of version 1."""
+    outcome: Outcome
+
+    @property
+    def status(self) -> Status:
+        """That of the outcome."""
+        return self.outcome.status
+
+    @property
+    def metrics(self) -> Metrics:
+        """Those of the outcome, at the trial's end."""
+        return self.outcome.metrics
+
+    @property
+    def history(self) -> list[Metrics]:
+        """That of the outcome: metrics round by round."""
+        return self.outcome.history
+
+
+_STORED = (
+    *("experiment", "arm", "ipc", "seed", "dataset", "teacher", "student", "condensation", "inversion", "guidance"),
+    *("memory", "status", "reason", "config", "config_hash", "teacher_hash", "data_hash", "condensed_hash"),
+    *("proxy_hash", "pool_key", "scope", "versions", "git", "node", "threads", "wall_seconds", "cpu_seconds"),
+    *("peak_bytes", "rounds", "metrics", "history", "predictions", "held", "numbers"),
+)
+"""Keys of a record's file, in their order: those of the record and of its outcome side by side."""
+_DERIVED = ("wall_seconds", "cpu_seconds", "rounds")
+"""Of these, what the others tell."""
+_OF_OUTCOME = {one.name for one in dataclasses.fields(Outcome)} & set(_STORED)
+
+
+def flat(record: Record) -> dict[str, Any]:
+    """A record as it is stored: one level, without images."""
+    derived = {key: getattr(record.outcome, key) for key in _DERIVED}
+    tree = {**vars(record), **vars(record.outcome), **derived}
+    return {key: tree[key] for key in _STORED}
+
+
+def unflat(tree: Mapping[str, Any]) -> Record:
+    """The record that is stored so. Raises `TypeError` where a key is missing or unknown, as a dataclass does."""
+    told = {"node": "", **{key: value for key, value in tree.items() if key in _OF_OUTCOME}}
+    told["metrics"] = _numbers(told.get("metrics", {}))
+    told["history"] = [_numbers(row) for row in told.get("history", ())]
+    own = {key: value for key, value in tree.items() if key not in _OF_OUTCOME and key not in _DERIVED}
+    return Record(**own, outcome=Outcome(**told))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +199,7 @@ def condensed_path(out: Path, condensed_hash: str) -> Path:
 
 def write_record(out: Path, record: Record) -> None:
     """Store one trial, replacing an earlier record of the same configuration."""
-    atomic_write(record_path(out, record.config_hash), _to_json(record))
+    atomic_write(record_path(out, record.config_hash), _to_json(flat(record)))
 
 
 def read_records(out: Path) -> list[Record]:
@@ -184,7 +253,7 @@ def finished(out: Path) -> set[str]:
 
 def write_manifest(out: Path, manifest: Manifest) -> None:
     """Store the manifest."""
-    atomic_write(Path(out) / MANIFEST, _to_json(manifest))
+    atomic_write(Path(out) / MANIFEST, _to_json(vars(manifest)))
 
 
 def read_manifest(out: Path) -> Manifest:
@@ -195,7 +264,7 @@ def read_manifest(out: Path) -> Manifest:
     tree = _load(path)
     if tree.get("format") != FORMAT:
         raise InputError(f"{path}: format is {tree.get('format')!r}; accepted: {FORMAT}, or another --out")
-    return _build(Manifest, tree, path)
+    return _build(lambda: Manifest(**tree), path)
 
 
 def check_same_experiment(out: Path, name: str) -> None:
@@ -209,9 +278,7 @@ def check_same_experiment(out: Path, name: str) -> None:
         raise InputError(f"--out {out} holds experiment {found!r}; accepted: a new folder, or one of {name!r}")
 
 
-def _to_json(value: Record | Manifest) -> bytes:
-    # asdict would copy 10 000 predictions one by one.
-    tree = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+def _to_json(tree: Mapping[str, Any]) -> bytes:
     return (json.dumps(_finite(tree), allow_nan=False) + "\n").encode()
 
 
@@ -238,29 +305,20 @@ def _load(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _build(kind: type[_T], tree: dict[str, Any], path: Path) -> _T:
+def _build(make: Callable[[], _T], path: Path) -> _T:
     try:
-        return kind(**tree)
+        return make()
     except TypeError as error:
         raise InputError(f"{path} does not fit this version ({error}); delete it to have it made again") from error
 
 
 def _decode(path: Path) -> Record:
-    record = _build(Record, _load(path), path)
+    tree = _load(path)
+    record = _build(lambda: unflat(tree), path)
     if record.status not in get_args(Status):
         raise InputError(f"{path}: status is {record.status!r}; accepted: {', '.join(get_args(Status))}")
-    return dataclasses.replace(
-        record,
-        wall_seconds=_number(record.wall_seconds),
-        cpu_seconds=_number(record.cpu_seconds),
-        metrics=_numbers(record.metrics),
-        history=[_numbers(row) for row in record.history],
-    )
+    return record
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
-    return {key: _number(value) for key, value in row.items()}
+def _numbers(row: Mapping[str, float | None]) -> Metrics:
+    return {key: math.nan if value is None else float(value) for key, value in row.items()}
