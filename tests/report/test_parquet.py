@@ -43,7 +43,7 @@ def test_rounds_and_predictions_parquet(folder):
     types = {field.name: field.type for field in found.schema}
     assert (types["image"], types["prediction"], types["label"]) == (pa.int32(), pa.uint8(), pa.uint8())
     guided = found.filter(pc.equal(found["arm"], "guided"))
-    assert guided["prediction"].to_pylist() == make_record("guided", 5, 1).predictions
+    assert guided["prediction"].to_pylist() == make_record("guided", 5, 1).outcome.predictions
     assert guided["label"].to_pylist() == LABELS.tolist()
     assert guided["image"].to_pylist() == list(range(IMAGES))
 
