@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from condkd_ray import models, report
+from condkd_ray import models
 from condkd_ray.cluster.connection.connect import check_resources, connect, slots
 from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import open_folder
@@ -28,6 +28,7 @@ from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import AnyNetwork
+from condkd_ray.report import results
 from condkd_ray.report.tables import verdict
 from condkd_ray.runs import experiment
 from condkd_ray.runs.estimate.probe import round_seconds
@@ -165,10 +166,13 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
 
 def tell(out: Path, head: str, answers: Sequence[int]) -> str:
     """Make the report of `out`, with the verdict; what is printed. `answers`: the teacher's, for held-out images."""
-    manifest, (_, counted) = records.read_manifest(out), report.planned(out)
+    # It draws, which whoever imports this need not wait for.
+    from condkd_ray.report.build import build
+
+    manifest, counted = records.read_manifest(out), results.read(out).records
     found = verdict.told(counted, labels := manifest.test_labels, answers)
     records.write_manifest(out, replace(manifest, notes=[*manifest.notes, head, FEW_REAL, *found]))
-    report.build(out)
+    build(out)
     tables = [make(counted, labels, answers) for make in (verdict.arms_table, verdict.differences_table)]
     parts = [part for table in tables if table.rows for part in (table.text(), f"{table.legend}\n")]
     return "\n".join([head, "", *parts, *found])

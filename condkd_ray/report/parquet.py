@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import InputError
-from condkd_ray.core.records import Manifest, Record, flat, read_all_records, read_manifest, record_path
+from condkd_ray.core.records import Manifest, Record, flat, record_path
+from condkd_ray.report.results import Results
 
 _INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes", "numbers")
 _SECONDS = ("wall_seconds", "cpu_seconds")
@@ -26,15 +27,15 @@ _ORDER = ("experiment", "arm", "ipc", "seed", *_KINDS, "status", "reason", "conf
 _COLUMNS = (*_ORDER, *_HASHES, "numbers", "versions", "git", *_COSTS)
 
 
-def write_tables(out: Path) -> None:
-    """Build `records.parquet`, `rounds.parquet` and `predictions.parquet` from all that is stored under `out`.
+def write_tables(results: Results) -> None:
+    """Build `records.parquet`, `rounds.parquet` and `predictions.parquet` from all that is stored of an experiment.
 
     Trials of all versions of the numbers are in them: the column `numbers` says which may be compared.
     """
-    out, records, manifest = Path(out), read_all_records(out), read_manifest(out)
+    out, records = results.out, results.stored
     _write(out / "records.parquet", records_table(records))
     _write(out / "rounds.parquet", rounds_table(records))
-    _write(out / "predictions.parquet", predictions_table(out, records, manifest))
+    _write(out / "predictions.parquet", predictions_table(out, records, results.manifest))
 
 
 def records_table(records: Sequence[Record]) -> pa.Table:

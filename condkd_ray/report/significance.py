@@ -9,6 +9,9 @@ from scipy import stats
 
 from condkd_ray.report.statistics import Difference
 
+Judged = tuple[Difference, float | None]
+"""A difference and its p, corrected for all that were made."""
+
 
 def p_value(one: Difference) -> float | None:
     """Two-sided p of the paired t test that the mean difference is 0; None where there is no interval over seeds.
@@ -44,6 +47,11 @@ def corrected(differences: Sequence[Difference]) -> list[float | None]:
         for place, p in zip(places, holm([p for i in places if (p := found[i]) is not None]), strict=True):
             found[place] = p
     return found
+
+
+def judged(differences: Sequence[Difference]) -> list[Judged]:
+    """Each with its corrected p."""
+    return list(zip(differences, corrected(differences), strict=True))
 
 
 def told(p: float | None) -> str:

@@ -26,7 +26,7 @@ Over test images: an adjusted Wald interval, see `image_interval`. Its simulated
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,33 @@ def groups(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
     for record in records:
         found[record.arm, record.ipc].append(record)
     return {key: found[key] for key in sorted(found, key=lambda key: (arm_rank(key[0]), key[1]))}
+
+
+def tested(records: Iterable[Record]) -> list[Record]:
+    """Finished trials whose test accuracy is known."""
+    return [one for one in records if _value(one, ACCURACY) is not None]
+
+
+def teacher_names(records: Sequence[Record]) -> dict[str, str]:
+    """By hash, how each teacher is called: by the seed it was trained with where that tells all apart.
+
+    Records without a teacher's hash are passed over.
+    """
+    first = {record.teacher_hash: record for record in reversed(records) if record.teacher_hash}
+    seeds = {key: _teacher_seed(record) for key, record in first.items()}
+    if None in seeds.values() or len(set(seeds.values())) < len(seeds):
+        found = {key: f"teacher {record.teacher} {key[:8]}" for key, record in first.items()}
+    else:
+        found = {key: f"teacher {seed}" for key, seed in seeds.items()}
+    return dict(sorted(found.items(), key=lambda pair: (seeds[pair[0]] or 0, pair[1])))
+
+
+def by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Tested trials by their teacher's name, where the seeds of some arm have several teachers; else empty."""
+    known = [one for one in tested(records) if one.teacher_hash]
+    if all(len({one.teacher_hash for one in members}) < 2 for members in groups(known).values()):
+        return {}
+    return {name: [one for one in known if one.teacher_hash == key] for key, name in teacher_names(known).items()}
 
 
 def interval(differences: np.ndarray) -> tuple[float | None, float | None, str]:
@@ -206,6 +233,11 @@ def rankings(records: Sequence[Record], proxy: str = "proxy/agreement") -> list[
             ipcs = tuple(sorted({record.ipc for record in members}))
             found.append(Ranking(proxy=proxy, ipcs=ipcs, rho=rho, n=len(members)))
     return sorted(found, key=lambda one: one.ipcs)
+
+
+def _teacher_seed(record: Record) -> int | None:
+    teacher = record.config.get("teacher")
+    return teacher.get("seed", 0) if isinstance(teacher, Mapping) else None
 
 
 def _value(record: Record, metric: str) -> float | None:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from condkd_ray import report
 from condkd_ray.commands.console import bar
 from condkd_ray.core.method import require
 from condkd_ray.runs import experiment
@@ -43,8 +42,11 @@ def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Seque
     again = Flags(**kept | apart)
     question = f"Are the best {best} trials of the search better than the default with new seeds?"
     code = experiment.run("confirm", question, plans, again, baseline="default")
+    # It draws, which whoever imports this need not wait for.
+    from condkd_ray.report.build import build
+
     with bar("page of the search"):
-        report.build(flags.out, tensorboard=False)
+        build(flags.out, tensorboard=False)
     log.info(f"the page of the search now shows what came of them: {flags.out / 'report.html'}")
     return code
 

@@ -9,8 +9,8 @@ import pytest
 from report.page.page_reader import searched
 from report.report_factory import diagnosed, make_manifest, make_record, remembering, sweep
 
-from condkd_ray import report
 from condkd_ray.core.records import grid_path, write_manifest, write_record
+from condkd_ray.report.build import build
 from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.page import compare
 
@@ -24,7 +24,7 @@ def built(out: Path, records, **changes) -> Path:
         write_record(out, record)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
     write_grid(grid_path(out, records[0].config_hash), pixels, per_class=2)
-    report.build(out, tensorboard=False)
+    build(out, tensorboard=False)
     return out
 
 
@@ -115,7 +115,7 @@ def test_a_search_shows_its_front_its_course_and_what_came_of_the_best(tab, sear
     confirmed = search / "confirmed"
     confirmed.mkdir()
     built(confirmed, again, experiment="confirm", baseline="default")
-    report.build(search, tensorboard=False)
+    build(search, tensorboard=False)
     tab.goto((search / "report.html").as_uri())
     (best,) = [row for row in tab.locator(".forest tbody tr").all_inner_texts() if row.startswith("trial 2")]
     assert "+10.10" in best

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from condkd_ray.core.records import Manifest, Record, flat, unflat
+from condkd_ray.report.results import Results
 
 CLASSES, IMAGES, ROUNDS = 10, 400, 4
 LABELS = np.random.default_rng(7).integers(0, CLASSES, IMAGES)
@@ -84,6 +86,11 @@ def sweep(
     return [
         make_record(arm, ipc, seed) for arm in arms for ipc in ((0,) if arm in WITHOUT_IPC else ipcs) for seed in seeds
     ]
+
+
+def results(records: Sequence[Record] = (), manifest: Manifest | None = None, out: Path = Path("out")) -> Results:
+    """These trials under this manifest, or under one that planned just them."""
+    return Results(out, manifest or make_manifest(records), records, records)
 
 
 def make_manifest(records: Sequence[Record] = (), **changes: Any) -> Manifest:

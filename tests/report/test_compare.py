@@ -3,13 +3,13 @@ import math
 from condkd_ray.core.records import write_record
 from condkd_ray.report.compare import differences
 from condkd_ray.report.tables import arms
-from report.report_factory import altered, make_manifest, make_record, sweep
+from report.report_factory import altered, make_record, results, sweep
 
 
 def written(folder, records):
     for record in records:
         write_record(folder, record)
-    arms.write(folder, records, make_manifest(records))
+    arms.write(results(records, out=folder))
     return folder
 
 

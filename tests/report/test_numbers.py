@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from condkd_ray import report
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import (
     Record,
@@ -23,6 +22,7 @@ from condkd_ray.core.records import (
     write_record,
 )
 from condkd_ray.report import page
+from condkd_ray.report.build import build
 from condkd_ray.report.figures import samplers
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.study import Objective
@@ -73,10 +73,10 @@ def test_only_the_newest_are_read_to_be_compared(tmp_path):
 
 def test_a_report_shows_the_newest_alone_and_says_what_it_leaves_out(tmp_path):
     new = of_version(sweep(ARMS, (5,), SEEDS), 2)
-    alone = report.build(store(tmp_path / "alone", new), tensorboard=False)
+    alone = build(store(tmp_path / "alone", new), tensorboard=False)
     old = of_version(sweep(ARMS, (5,), SEEDS), 1, accuracy=0.01)
     mixed = store(tmp_path / "mixed", [*old, *new])
-    told = report.build(mixed, tensorboard=True)
+    told = build(mixed, tensorboard=True)
     note = "9 stored trials are left out of tables and figures: made by an earlier version whose numbers differ"
     assert note in told
     # Tables and figures are those without the old ones: planned trials and notes apart, byte for byte.
@@ -95,7 +95,7 @@ def test_a_report_shows_the_newest_alone_and_says_what_it_leaves_out(tmp_path):
 def test_trials_of_another_plan_do_not_hide_those_that_are_planned(tmp_path):
     planned = sweep(ARMS, (5,), SEEDS)
     newer = of_version(sweep(("guided_only",), (5,), SEEDS), 2)
-    told = report.build(store(tmp_path, [*planned, *newer], planned), tensorboard=False)
+    told = build(store(tmp_path, [*planned, *newer], planned), tensorboard=False)
     assert "3 stored trials are of other settings and left out" in told
     assert "guided - mixed" in told
     assert "guided_only" not in told
@@ -141,7 +141,7 @@ def test_a_search_shows_trials_with_new_seeds_of_its_own_version_alone(tmp_path,
     ]
     store(tmp_path / "confirmed", again, experiment="confirm", baseline="default")
     store(tmp_path, records, search=about)
-    report.build(tmp_path, tensorboard=False)
+    build(tmp_path, tensorboard=False)
     text = Seen(tmp_path / "report.html").text
     assert ("With new seeds:" in text) == shown
     assert ("not shown: they were made by version 2 of the numbers" in text) == (not shown)
@@ -151,7 +151,7 @@ def test_the_table_of_numbers_is_the_newest_ones_own(tmp_path):
     old = of_version(sweep(ARMS, (5,), SEEDS), 1, accuracy=0.01)
     new = of_version(sweep(ARMS, (5,), SEEDS), 2, accuracy=0.75)
     out = store(tmp_path, [*old, *new])
-    report.build(out, tensorboard=False)
+    build(out, tensorboard=False)
     with (out / "table.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if (row["table"], row["metric"]) == ("accuracy", ACCURACY)]
     assert {(float(row["mean"]), row["n"]) for row in rows} == {(0.75, "3")}

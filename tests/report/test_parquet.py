@@ -13,13 +13,14 @@ import pytest
 
 from condkd_ray.core.method import InputError
 from condkd_ray.report.parquet import predictions_table, write_tables
+from condkd_ray.report.results import read
 from report.report_factory import IMAGES, LABELS, ROUNDS, make_manifest, make_record
 
 
 def test_parquet_columns_and_types(folder):
     failed = make_record("mixed", 5, 1, status="failed", reason="oom", metrics={}, history=[], predictions=[])
     out = folder([make_record("none", 0, 0), make_record("guided", 5, 0, metrics={"kd/odd": math.nan}), failed])
-    write_tables(out)
+    write_tables(read(out))
     table = pq.read_table(out / "records.parquet")
     types = {field.name: field.type for field in table.schema}
     assert [types[name] for name in ("arm", "config", "versions", "reason")] == [pa.string()] * 4
@@ -34,7 +35,7 @@ def test_parquet_columns_and_types(folder):
 
 def test_rounds_and_predictions_parquet(folder):
     out = folder([make_record("none", 0, 0), make_record("guided", 5, 1)])
-    write_tables(out)
+    write_tables(read(out))
     rounds = pq.read_table(out / "rounds.parquet")
     assert rounds.num_rows == 2 * ROUNDS
     assert rounds.schema.field("round").type == pa.int32()
@@ -58,11 +59,11 @@ def test_many_classes_need_wider_predictions(tmp_path):
 def test_predictions_that_do_not_fit_the_test_set_are_named(folder):
     out: Path = folder([make_record(predictions=[1, 2])])
     with pytest.raises(InputError, match=make_record().config_hash):
-        write_tables(out)
+        write_tables(read(out))
 
 
 def test_parquet_of_nothing_has_the_columns(folder):
     out = folder([])
-    write_tables(out)
+    write_tables(read(out))
     assert pq.read_table(out / "records.parquet").num_rows == 0
     assert "prediction" in pq.read_table(out / "predictions.parquet").column_names

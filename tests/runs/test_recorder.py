@@ -5,7 +5,6 @@ import pytest
 import torch
 from toy import make_prepared, toy_config
 
-from condkd_ray import report
 from condkd_ray.core.config import from_tree
 from condkd_ray.core.records import (
     Manifest,
@@ -22,6 +21,7 @@ from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
+from condkd_ray.report.build import build
 from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
 from condkd_ray.runs.plan import Plan, spread
 from condkd_ray.runs.recorder import Watch, make_record, round_line
@@ -119,7 +119,7 @@ def test_a_watch_writes_record_grid_and_events_that_a_report_can_be_made_of(tmp_
     assert grid_path(tmp_path, key).stat().st_size > 0
     assert any((tmp_path / "tensorboard").rglob("events*"))
     write_manifest(tmp_path, manifest(prepared, key))
-    assert "guided" in report.build(tmp_path)
+    assert "guided" in build(tmp_path)
 
 
 def test_a_watch_counts_and_tells_of_failures(tmp_path, prepared, key, capsys):

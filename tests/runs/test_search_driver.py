@@ -10,7 +10,8 @@ from toy import make_prepared, toy_config
 
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.records import Outcome, read_manifest, read_records
-from condkd_ray.report.tables.search import ranked, search_table
+from condkd_ray.report.results import read
+from condkd_ray.report.tables.search import search_table
 from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import RunFlags
 from condkd_ray.runs.search_driver import Explorer
@@ -137,10 +138,10 @@ def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):
     hear(guide, guide.propose(), "pruned")
     guide.describe(over=True)
     guide.close()
-    records, manifest = read_records(tmp_path), read_manifest(tmp_path)
-    assert manifest.search["constraints"] == ["time/wall_seconds<=3", "proxy/kl<=2"]
-    assert ranked(records, manifest) == []
-    table = search_table(records, manifest)
+    results = read(tmp_path)
+    assert results.manifest.search["constraints"] == ["time/wall_seconds<=3", "proxy/kl<=2"]
+    assert results.ranked == []
+    table = search_table(results)
     assert [row[1] for row in table.rows] == ["finished, infeasible", "pruned"]
     assert "Infeasible are those that break one of time/wall_seconds<=3, proxy/kl<=2" in table.markdown()
     complete, pruned = Study(

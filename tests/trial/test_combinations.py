@@ -12,7 +12,6 @@ import pytest
 from contracts.toy_methods import INVERTERS, sized, small
 from toy import IPC, MEAN, NUM_CLASSES, STD, blobs, make_prepared, toy_config
 
-from condkd_ray import report
 from condkd_ray.core import checkpoint
 from condkd_ray.core.records import Manifest, read_records, write_manifest, write_record
 from condkd_ray.core.rng import Streams
@@ -23,6 +22,7 @@ from condkd_ray.methods.losses.kd import AnyKdLoss
 from condkd_ray.methods.memory import AnyMemory
 from condkd_ray.methods.targets import AnyTargets, Balanced
 from condkd_ray.methods.weighing import AnyWeighing
+from condkd_ray.report.build import build
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.trial.config import TrialConfig
@@ -132,7 +132,7 @@ def test_it_trains_resumes_to_equal_numbers_and_is_recorded(number, out, tmp_pat
 
 
 def test_they_are_reported_together(out):
-    told = report.build(out)
+    told = build(out)
     recorded = read_records(out)
     assert recorded
     assert all(f"arm {int(record.config_hash):02d}" in told for record in recorded)

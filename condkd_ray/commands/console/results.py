@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from condkd_ray import report
 from condkd_ray.commands.console import bar, columns
 from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.export import kept_path
@@ -25,8 +24,11 @@ def tell_results(out: Path, *, study: str | None = None, tell: Callable[[Path], 
 
     `study`: the storage that was named for it. `tell`: what does so in another way, and gives what is printed.
     """
+    # It draws, which whoever imports this need not wait for.
+    from condkd_ray.report.build import build
+
     with bar("tables, figures and page"):
-        tables = report.build(out, width=columns()) if tell is None else tell(out)
+        tables = build(out, width=columns()) if tell is None else tell(out)
     show(tables)
     log.info("\n".join(kept(out, study)))
 

@@ -75,13 +75,14 @@ class _Curve:
         return np.array([deviation(seeds) for seeds in self.points])
 
 
-def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
+def write(out: Path, records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
     """Write `figure.*`, `curves.png`, `diagnosis.png` and `histograms.png` under `out`, as far as there is data."""
     drawn = draw(records, manifest)
     with matplotlib.rc_context(STYLE):
         save(Path(out) / "figure.svg", drawn["figure"])
         for stem, figure in drawn.items():
             save(Path(out) / f"{stem}.png", figure)
+    return drawn
 
 
 def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:

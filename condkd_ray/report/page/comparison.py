@@ -2,37 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Manifest, Record, check_same_numbers
-from condkd_ray.report import planned
+from condkd_ray.report import significance
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.style import name
 from condkd_ray.report.page import search as search_page
 from condkd_ray.report.page import sections
 from condkd_ray.report.page.elements import Code, Element, Page, Rows, Section, Text
 from condkd_ray.report.page.images import vector
-from condkd_ray.report.page.pairing import A, B, Pairing, differences, paired
-from condkd_ray.report.page.summary import caution, facts, forest, judged, judgement
-from condkd_ray.report.statistics import ACCURACY, Difference, groups, spread
+from condkd_ray.report.page.summary import caution, facts, forest, judgement
+from condkd_ray.report.results import Results, read
+from condkd_ray.report.significance import Judged
+from condkd_ray.report.statistics import ACCURACY, Difference, difference, spread
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import search, teachers
-from condkd_ray.report.tables.table import Table, count, over, shown
+from condkd_ray.report.tables.table import Table, count, over, place, shown
 
 LEAVES = 10
 """Of the configs, on the first screen."""
-_SIDES = (A, B)
+ABSENT = "absent"
+A, B = "A", "B"
+Pair = tuple[Record, Record]
+Change = tuple[str, str]
+"""A leaf's value in A and in B."""
+Sides = Mapping[str, Results]
+"""A and B."""
 
 
 @dataclass(frozen=True)
-class _Side:
-    letter: str
-    out: Path
-    manifest: Manifest
-    records: Sequence[Record]
+class Pairing:
+    """Trials of equal arm, IPC and seed whose configs differ only in what the two runs differ in; the others apart.
+
+    `changes`: by the path of a leaf, its value in A and in B and in how many of all pairs it is so.
+    """
+
+    pairs: Sequence[Pair]
+    odd: Sequence[Pair]
+    changes: Mapping[str, tuple[Change, int]]
+
+
+def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
+    """What two runs differ in is, leaf by leaf, the change that most of the pairs in which it changes have in common.
+
+    A pair in which a leaf changes otherwise differs in more than that and is not compared.
+    """
+    theirs = {_key(record): record for record in second}
+    pairs = [(record, theirs[_key(record)]) for record in first if _key(record) in theirs]
+    found = [_changes(a.config, b.config) for a, b in pairs]
+    counts: dict[str, Counter[Change]] = {}
+    for changes in found:
+        for path, change in changes.items():
+            counts.setdefault(path, Counter())[change] += 1
+    common = {path: seen.most_common(1)[0] for path, seen in sorted(counts.items())}
+    alike = [all(common[path][0] == change for path, change in changes.items()) for changes in found]
+    return Pairing(
+        pairs=[pair for pair, fine in zip(pairs, alike, strict=True) if fine],
+        odd=[pair for pair, fine in zip(pairs, alike, strict=True) if not fine],
+        changes=common,
+    )
+
+
+def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
+    """B minus A in test accuracy of each arm and IPC, paired by seed."""
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for pair in pairing.pairs:
+        for side, record in zip((A, B), pair, strict=True):
+            groups.setdefault((record.arm, record.ipc), []).append(replace(record, arm=side))
+    found = [(arm, difference(members, B, A, ipc, labels)) for (arm, ipc), members in groups.items()]
+    return [replace(one, left=f"{arm}: {B}", right=A) for arm, one in found if one is not None]
 
 
 def page(out: Path, other: Path) -> Page:
@@ -40,52 +85,50 @@ def page(out: Path, other: Path) -> Page:
 
     Raises `InputError` where the data sets, what was done with them, or the versions of the numbers differ.
     """
-    sides = [_read(letter, folder) for letter, folder in zip(_SIDES, (out, other), strict=True)]
-    _check(*sides)
-    searching = bool(sides[0].manifest.search)
-    pairing = Pairing([], [], {}) if searching else paired(sides[0].records, sides[1].records)
-    found = differences(pairing, sides[0].manifest.test_labels)
-    arms = [] if searching else _side_by_side(*sides)
+    first, second = read(out), read(other)
+    sides = {A: first, B: second}
+    _check(first, second)
+    pairing = Pairing([], [], {}) if first.searching else paired(first.records, second.records)
+    found = significance.judged(differences(pairing, first.manifest.test_labels))
     return Page(
         name=f"{A}: {out}   |   {B}: {other}",
-        question=_question(*(side.manifest for side in sides)),
-        verdict=_searched(sides) if searching else _verdict(found),
-        facts=_facts(*sides),
-        lead=[*([forest(judged(found), _teachers(sides))] if found else []), _differing(sides[0], sides[1], pairing)],
+        question=_question(first.manifest, second.manifest),
+        verdict=_searched(sides) if first.searching else _verdict(found),
+        facts=_facts(first, second),
+        lead=[*([forest(found, _teachers(sides))] if found else []), _differing(first, second, pairing)],
         sections=[
-            Section("Arms side by side", arms),
+            Section("Arms side by side", [] if first.searching else _side_by_side(first, second)),
             Section("Paired differences", _differences(found, pairing)),
             Section("What the configs differ in", _configs(pairing)),
-            *(section for side in sides for section in _own(side)),
-            Section("Commands", [element for side in sides for element in _command(side)]),
+            *(section for letter, side in sides.items() for section in _own(letter, side)),
+            Section("Commands", [element for letter, side in sides.items() for element in _command(letter, side)]),
         ],
     )
 
 
-def _read(letter: str, folder: Path) -> _Side:
-    return _Side(letter, folder, *planned(folder))
-
-
-def _check(first: _Side, second: _Side) -> None:
+def _check(first: Results, second: Results) -> None:
     ours, theirs = (f"{one.manifest.dataset.get('name')} {one.manifest.dataset.get('hash')}" for one in (first, second))
     same = f"{ours}, the data set of {first.out}"
     require(ours == theirs, f"the data set of {second.out}", theirs, same)
-    kinds = ["a search" if one.manifest.search else "an experiment" for one in (first, second)]
+    kinds = ["a search" if one.searching else "an experiment" for one in (first, second)]
     require(kinds[0] == kinds[1], str(second.out), kinds[1], f"{kinds[0]}, as {first.out} is")
     check_same_numbers({one.out: one.records for one in (first, second)})
 
 
-def _facts(first: _Side, second: _Side) -> list[tuple[str, str]]:
+def _both(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) -> dict[str, Change]:
+    """The values of each key in A and in B."""
+    return {key: (ours.get(key, absent), theirs.get(key, absent)) for key in {**ours, **theirs}}
+
+
+def _facts(first: Results, second: Results) -> list[tuple[str, str]]:
     """Once where they are equal."""
-    ours, theirs = (dict(facts(side.records, side.manifest)) for side in (first, second))
-    keys = [*ours, *(key for key in theirs if key not in ours)]
-    both = [(key, ours.get(key, "none"), theirs.get(key, "none")) for key in keys]
-    return [(key, a if a == b else f"{A} {a}; {B} {b}") for key, a, b in both]
+    both = _both(dict(facts(first)), dict(facts(second)), "none")
+    return [(key, a if a == b else f"{A} {a}; {B} {b}") for key, (a, b) in both.items()]
 
 
-def _teachers(sides: Sequence[_Side]) -> str:
+def _teachers(sides: Sides) -> str:
     """What the seeds' teachers mean for the intervals; once where both runs say the same."""
-    told = {side.letter: sentence for side in sides if (sentence := teachers.sentence(side.records))}
+    told = {letter: sentence for letter, side in sides.items() if (sentence := teachers.sentence(side))}
     if len(told) == len(sides) and len(set(told.values())) == 1:
         return next(iter(told.values()))
     return " ".join(f"{letter}: {sentence}" for letter, sentence in told.items())
@@ -95,37 +138,36 @@ def _question(first: Manifest, second: Manifest) -> str:
     return first.question if first.question == second.question else f"{first.question} | {second.question}"
 
 
-def _verdict(found: Sequence[Difference]) -> list[str]:
+def _verdict(found: Sequence[Judged]) -> list[str]:
     if not found:
         return ["The two have no finished trial of equal arm, IPC and seed in common that may be compared."]
-    if all(one.mean == 0 and one.std in (None, 0) for one in found):
+    if all(one.mean == 0 and one.std in (None, 0) for one, _ in found):
         return ["Each trial has the same test accuracy in both."]
-    pairs = [(replace(one, left=one.left.removesuffix(f": {B}")), p) for one, p in judged(found)]
+    pairs = [(replace(one, left=one.left.removesuffix(f": {B}")), p) for one, p in found]
     return [f"{B} against {A}, {judgement(pairs)}.", *caution(pairs)]
 
 
-def _searched(sides: Sequence[_Side]) -> list[str]:
-    return [f"{side.letter}: {line}" for side in sides for line in search_page.best(side.records, side.manifest)[:1]]
+def _searched(sides: Sides) -> list[str]:
+    return [f"{letter}: {search_page.best(side)[0]}" for letter, side in sides.items()]
 
 
-def _side_by_side(first: _Side, second: _Side) -> list[Element]:
-    ours, theirs = (groups(one for one in side.records if one.status == "finished") for side in (first, second))
-    keys = [*ours, *(key for key in theirs if key not in ours)]
-    header = ["arm", "IPC", *(f"{what} {side}" for what in ("n", "test accuracy (%)", "CPU s") for side in _SIDES)]
+def _side_by_side(first: Results, second: Results) -> list[Element]:
+    sides, columns = (first, second), ("n", "test accuracy (%)", "CPU s")
+    header = ["arm", "IPC", *(f"{column} {letter}" for column in columns for letter in (A, B))]
     rows = []
-    for arm, ipc in keys:
-        both = [side.get((arm, ipc), []) for side in (ours, theirs)]
+    for arm, ipc in {**first.groups, **second.groups}:
+        both = [side.groups.get((arm, ipc), []) for side in sides]
         numbers = [str(count(members)) for members in both]
         accuracies = [shown(over(members, ACCURACY), count(members), factor=100) for members in both]
         seconds = [
             shown(spread(one.outcome.cpu_seconds for one in members), len(members), digits=1) for members in both
         ]
-        rows.append([name(arm), str(ipc or "-"), *numbers, *accuracies, *seconds])
+        rows.append([*place(name(arm), ipc), *numbers, *accuracies, *seconds])
     legend = "Mean ± standard deviation over n seeds; a dash where a run has no such arm."
     return [Rows(Table("Arms side by side", header, rows, legend, keys=2))]
 
 
-def _differences(found: Sequence[Difference], pairing: Pairing) -> list[Element]:
+def _differences(found: Sequence[Judged], pairing: Pairing) -> list[Element]:
     odd = [f"{a.arm} IPC {a.ipc or '-'} seed {a.seed}" for a, _ in pairing.odd]
     words = f"Not compared, as their configs differ in more than the runs do: {', '.join(odd)}."
     table = [Rows(tables.difference_table(found))] if found else []
@@ -143,11 +185,10 @@ def _configs(pairing: Pairing) -> list[Element]:
     return [Rows(Table("Configs", ["field", A, B, "pairs"], rows, legend, keys=1))]
 
 
-def _differing(first: _Side, second: _Side, pairing: Pairing) -> Element:
+def _differing(first: Results, second: Results, pairing: Pairing) -> Element:
     """Versions, places, what was made beforehand, and the first leaves of the configs: what differs."""
-    ours, theirs = (_about(side) for side in (first, second))
-    keys = [*ours, *(key for key in theirs if key not in ours)]
-    rows = [[key, ours.get(key, "-"), theirs.get(key, "-")] for key in keys if ours.get(key) != theirs.get(key)]
+    both = _both(_about(first), _about(second), "-")
+    rows = [[key, *values] for key, values in both.items() if values[0] != values[1]]
     rows += [[path, *change] for path, (change, _) in list(pairing.changes.items())[:LEAVES]]
     if not rows:
         return Text("Both ran the same experiment with equal configs, versions and teachers in the same places.")
@@ -156,7 +197,7 @@ def _differing(first: _Side, second: _Side, pairing: Pairing) -> Element:
     )
 
 
-def _about(side: _Side) -> dict[str, str]:
+def _about(side: Results) -> dict[str, str]:
     manifest, known = side.manifest, teachers.listed(side.manifest)
     told = {"experiment": manifest.experiment, "begun": manifest.created}
     told |= {"teacher": ", ".join(str(one.get("label", "")) for one in known)}
@@ -166,14 +207,33 @@ def _about(side: _Side) -> dict[str, str]:
     return told | sections.environment(side.records)
 
 
-def _own(side: _Side) -> list[Section]:
+def _own(letter: str, side: Results) -> list[Section]:
     """What a run has that cannot be laid over the other's."""
-    if side.manifest.search:
-        return [Section(f"Trials of {side.letter}", [Rows(search.search_table(side.records, side.manifest), most=5)])]
+    if side.searching:
+        return [Section(f"Trials of {letter}", [Rows(search.search_table(side), most=5)])]
     drawn = accuracy.draw(side.records, side.manifest)
-    pictures = vector(drawn["figure"], f"test accuracy in {side.letter}")
-    return [Section(f"Accuracy in {side.letter}", [*pictures, *vector(drawn["curves"], f"rounds in {side.letter}")])]
+    pictures = vector(drawn["figure"], f"test accuracy in {letter}")
+    return [Section(f"Accuracy in {letter}", [*pictures, *vector(drawn["curves"], f"rounds in {letter}")])]
 
 
-def _command(side: _Side) -> list[Element]:
-    return [Text(f"{side.letter}, {side.out}"), Code(side.manifest.command)]
+def _command(letter: str, side: Results) -> list[Element]:
+    return [Text(f"{letter}, {side.out}"), Code(side.manifest.command)]
+
+
+def _key(record: Record) -> tuple[str, int, int]:
+    return record.arm, record.ipc, record.seed
+
+
+def _changes(first: Any, second: Any) -> dict[str, Change]:
+    both = _both(_leaves(first), _leaves(second), ABSENT)
+    return {path: values for path, values in both.items() if values[0] != values[1]}
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, str]:
+    """Values as JSON, by their paths; lists are values."""
+    if not isinstance(tree, Mapping):
+        return {path: json.dumps(tree, sort_keys=True)}
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        found |= _leaves(value, f"{path}/{key}" if path else str(key))
+    return found

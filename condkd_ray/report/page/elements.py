@@ -107,6 +107,11 @@ class Forest:
 Element = Text | Code | Rows | Picture | Gallery | Bars | Forest
 
 
+def tables(*found: Table, most: int = LONG) -> list[Element]:
+    """Those that have rows."""
+    return [Rows(table, most) for table in found if table.rows]
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading and what stands below it; left out where that is nothing."""

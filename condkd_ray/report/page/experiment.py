@@ -2,69 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-from condkd_ray.core.records import Manifest, Record
+from matplotlib.figure import Figure
+
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.style import name
 from condkd_ray.report.page import sections
-from condkd_ray.report.page.elements import Element, Page, Rows, Section
+from condkd_ray.report.page.elements import Element, Page, Section, tables
 from condkd_ray.report.page.images import grids, vector
-from condkd_ray.report.page.summary import alone, at_largest, facts, forest, judged, verdict
-from condkd_ray.report.statistics import comparisons, groups
+from condkd_ray.report.page.summary import alone, at_largest, facts, forest, verdict
+from condkd_ray.report.results import Results
 from condkd_ray.report.tables import arms, teachers
 from condkd_ray.report.tables.rounds import places_table, rounds_table
 
-ACCURACY, PAIRED = "Accuracy", "Paired differences"
 
-
-def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
-    """What `report.tables` and `report.figures` have, on one page."""
-    differences = comparisons(records, manifest.test_labels, baseline=manifest.baseline)
-    shown = at_largest(judged(differences))
-    drawn = accuracy.draw(records, manifest)
-    looks = accuracy.arm_looks(records, manifest)
-    finished = [record for record in records if record.status == "finished"]
-    by_arm = {f"{name(arm)}{f', IPC {ipc}' if ipc else ''}": one for (arm, ipc), one in groups(finished).items()}
-    lead: list[Element] = [forest(shown, teachers.sentence(records))] if shown else []
+def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
+    """What `report.tables` has and `drawn`, the figures of `report.figures.accuracy`, on one page."""
+    shown = at_largest(results.judged)
+    looks = accuracy.arm_looks(results.records, results.manifest)
+    by_arm = {f"{name(arm)}{f', IPC {ipc}' if ipc else ''}": one for (arm, ipc), one in results.groups.items()}
+    lead: list[Element] = [forest(shown, teachers.sentence(results))] if shown else []
     return Page(
-        name=manifest.experiment,
-        question=manifest.question,
-        verdict=verdict(shown) if shown else alone(finished),
-        facts=facts(records, manifest),
+        name=results.manifest.experiment,
+        question=results.manifest.question,
+        verdict=verdict(shown) if shown else alone(results),
+        facts=facts(results),
         lead=[*lead, *vector(drawn["figure"], "test accuracy of each arm")],
         sections=[
-            Section(ACCURACY, _rows(arms.accuracy_table(records))),
-            Section(PAIRED, _rows(arms.difference_table(differences))),
+            Section("Accuracy", tables(arms.accuracy_table(results))),
+            Section("Paired differences", tables(arms.difference_table(results.judged))),
             Section(
                 "Each teacher's students",
-                [
-                    *_rows(teachers.accuracy_table(records)),
-                    *_rows(teachers.difference_table(records, differences)),
-                ],
+                tables(teachers.accuracy_table(results), teachers.difference_table(results)),
             ),
             Section(
                 "Over the rounds",
-                [*vector(drawn["curves"], "test accuracy over the rounds"), *_rows(rounds_table(records))],
+                [*vector(drawn["curves"], "test accuracy over the rounds"), *tables(rounds_table(results))],
             ),
-            Section("Images", grids(out, finished, looks)),
+            Section("Images", grids(results.out, results.finished, looks)),
             Section(
                 "Where the synthetic images lie",
                 [
                     *vector(drawn["diagnosis"], "diagnosis over the rounds"),
                     *vector(drawn["histograms"], "classes and confidences of the memory"),
-                    *_rows(places_table(records)),
+                    *tables(places_table(results)),
                 ],
             ),
-            sections.proxy(records, "proxy/agreement", looks),
+            sections.proxy(results, looks),
             sections.cost(by_arm),
-            sections.trouble(records, manifest, out),
-            sections.remarks(arms.notes(records, manifest)),
-            sections.repeat(records, manifest),
+            sections.trouble(results),
+            sections.remarks(arms.notes(results)),
+            sections.repeat(results),
         ],
     )
-
-
-def _rows(table: arms.Table) -> list[Element]:
-    return [Rows(table)] if table.rows else []

@@ -6,56 +6,76 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from condkd_ray.core.method import InputError
-from condkd_ray.core.records import Manifest, Record
-from condkd_ray.report.figures.search import course_plot, front_plot, importance_plot
-from condkd_ray.report.page import confirmed, held_rounds, sections
-from condkd_ray.report.page.elements import Element, Page, Rows, Section, Text
+from condkd_ray.core.records import MANIFEST, Record
+from condkd_ray.report import significance
+from condkd_ray.report.figures.search import COLOURS, course_plot, front_plot, importance_plot, rounds_plot
+from condkd_ray.report.page import sections
+from condkd_ray.report.page.elements import Element, Page, Rows, Section, Text, tables
 from condkd_ray.report.page.images import gallery, vector
-from condkd_ray.report.page.summary import facts, tested
-from condkd_ray.report.statistics import ACCURACY, rankings
-from condkd_ray.report.tables import search
+from condkd_ray.report.page.summary import facts, forest, verdict
+from condkd_ray.report.results import Results, read, value
+from condkd_ray.report.significance import Judged
+from condkd_ray.report.statistics import ACCURACY, comparisons
+from condkd_ray.report.tables import arms, search, teachers
+from condkd_ray.report.tables.rounds import rounds_table
+from condkd_ray.report.tables.table import Table, between, compared, signed
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances, stored_trials
 
 IMPORTANCE = "Importance of parameters"
 STUDY = "search"
 """The name a study has where the command gives it none."""
-BEST = 6
-"""So many of the best trials show their images."""
+BEST, LISTED = 6, 8
+"""So many of the best trials show their images; and their rounds in a table."""
+CONFIRMED = "confirmed"
+"""The folder, below the search's, of the best trials and the default, run again with new seeds."""
+_ONE_SEED = "All trials share one seed; whether it is better than another shows only with new ones."
+_OTHER = (
+    "The trials with new seeds are not shown: they were made by version {} of the numbers, the search's by another."
+)
+_OBJECTIVE = (
+    "The same difference in what the search looked at, in its own unit; intervals and p as above. A gain here that "
+    "test accuracy does not show is one of the proxy alone."
+)
+_FORGETTING = (
+    "Forgetting: how much better the best round was than the last, in the objective. Test accuracy is not measured "
+    "in the rounds of a search, so that nothing can follow it."
+)
+Curve = tuple[list[int], list[float]]
+"""Rounds, and the objective in each."""
 
 
-def page(out: Path, records: Sequence[Record], manifest: Manifest) -> Page:
-    """What `report.searches` has, the study, and what came of the best with new seeds."""
-    objective, directions = manifest.search["objective"], manifest.search["directions"]
-    table = search.search_table(records, manifest)
-    ranked = search.ranked(records, manifest)
-    again, sentences = confirmed.section(out, objective[0], {one.numbers for one in records})
-    course = course_plot(_course(records, manifest), directions[0], objective[0])
-    by_status = {status: [one for one in records if one.status == status] for status in ("finished", "pruned")}
-    lead = [*(again.elements[:1] if again else []), *vector(course, f"{objective[0]} of each trial")]
-    importance = _importance(out, manifest)
+def page(results: Results) -> Page:
+    """What `report.tables.search` has, the study, and what came of the best with new seeds."""
+    manifest, objective = results.manifest, results.objectives[0]
+    again, sentences = confirmed(results)
+    course = course_plot(_course(results), manifest.search["directions"][0], objective)
+    lead = [*(again.elements[:1] if again else []), *vector(course, f"{objective} of each trial")]
+    importance = _importance(results)
     return Page(
         name=manifest.experiment,
         question=manifest.question,
-        verdict=[*best(records, manifest), *sentences],
-        facts=[*facts(records, manifest), *_rho(records, objective[0])],
+        verdict=[*best(results), *sentences],
+        facts=[
+            *facts(results),
+            *(("rho with test accuracy", f"{one.rho:+.2f} (n = {one.n})") for one in results.rankings[:1]),
+        ],
         lead=lead if again else [*lead, *importance],
         sections=[
             *([replace(again, elements=again.elements[1:]), Section(IMPORTANCE, importance)] if again else []),
-            _front(ranked, manifest),
-            Section("Trials", [Rows(table, most=12)] if table.rows else []),
-            held_rounds.section(ranked, records, objective[0], directions[0]),
-            sections.proxy(records, objective[0], None),
-            Section("Images of the best trials", gallery(out, ranked[:BEST])),
-            sections.cost(by_status),
-            sections.trouble(records, manifest, out),
-            sections.remarks(search.notes(records, manifest)),
-            sections.repeat(records, manifest),
+            _front(results),
+            Section("Trials", tables(search.search_table(results), most=12)),
+            _over_rounds(results),
+            sections.proxy(results, None),
+            Section("Images of the best trials", gallery(results.out, results.ranked[:BEST])),
+            sections.cost({"finished": results.finished, "pruned": results.of("pruned")}),
+            sections.trouble(results),
+            sections.remarks(search.notes(results)),
+            sections.repeat(results),
         ],
     )
 
@@ -67,42 +87,102 @@ def front(points: np.ndarray, directions: Sequence[str]) -> list[int]:
     return [place for place, worse in enumerate(beaten) if not worse]
 
 
-def best(records: Sequence[Record], manifest: Manifest) -> list[str]:
+def best(results: Results) -> list[str]:
     """Which trial, with which values, and what it is worth."""
-    ranked, table = search.ranked(records, manifest), search.search_table(records, manifest)
+    ranked, objective, table = results.ranked, results.objectives[0], search.search_table(results)
     if not ranked:
-        limited = any(one.status == "finished" for one in records)
-        return ["No trial that has finished keeps to all limits." if limited else "No trial has finished yet."]
-    first, objective = ranked[0], manifest.search["objective"][0]
-    row = dict(zip(table.header, table.rows[0], strict=True))
-    leaves = ", ".join(f"{path} {row[path]}" for path in manifest.search["parameters"] if row[path])
-    equal = sum(search.value(one, objective) == search.value(first, objective) for one in ranked[1:])
+        return ["No trial that has finished keeps to all limits." if results.finished else "No trial has finished yet."]
+    first, row = ranked[0], dict(zip(table.header, table.rows[0], strict=True))
+    leaves = ", ".join(f"{path} {row[path]}" for path in results.manifest.search["parameters"] if row[path])
+    equal = sum(value(one, objective) == value(first, objective) for one in ranked[1:])
     tied = f", with {equal} as good," if equal else ""
     told = f"{first.arm.capitalize()}{tied} is the best of {len(ranked)} by {objective}, {row[objective]}: {leaves}."
     test = first.metrics.get(ACCURACY)
     return [told, *([f"Its test accuracy, which decided nothing: {100 * test:.2f} %."] if test is not None else [])]
 
 
-def _course(records: Sequence[Record], manifest: Manifest) -> list[float]:
+def confirmed(results: Results) -> tuple[Section | None, list[str]]:
+    """What came of the best trials and the default with new seeds: the only claim that a search makes.
+
+    The section, its first element for the first screen, and the claim; where nothing was run again, a caution. Trials
+    of another version of the numbers than the search's are not shown beside them.
+    """
+    place, objective = results.out / CONFIRMED, results.objectives[0]
+    again = read(place) if (place / MANIFEST).is_file() else None
+    numbers = {one.numbers for one in results.records}
+    if numbers and again and again.records and again.records[0].numbers not in numbers:
+        return None, [_ONE_SEED, _OTHER.format(again.records[0].numbers)]
+    if again is None or not again.judged:
+        return None, [_ONE_SEED]
+    told = [arms.accuracy_table(again), arms.difference_table(again.judged)]
+    if objective != ACCURACY:
+        found = comparisons(again.finished, baseline=again.manifest.baseline, metric=objective)
+        told.append(_objective_table(significance.judged(found), objective))
+    shown = forest(again.judged, teachers.sentence(again))
+    claim = verdict(again.judged)[0]
+    section = Section("The best again, with new seeds", [shown, *tables(*told, rounds_table(again))])
+    return section, [f"With new seeds: {claim[0].lower()}{claim[1:]}"]
+
+
+def _objective_table(found: Sequence[Judged], objective: str) -> Table:
+    """A row a comparison."""
+    rows = [
+        [
+            *compared(one),
+            str(one.n),
+            signed(one, factor=1, digits=4),
+            between(one.low, one.high, factor=1, digits=4),
+            significance.told(p),
+            one.method,
+        ]
+        for one, p in found
+    ]
+    header = ["difference", "IPC", "n", objective, "95 % over seeds", "p (Holm)", "method"]
+    return Table(f"Paired differences in {objective}", header, rows, _OBJECTIVE)
+
+
+def _course(results: Results) -> list[float]:
     """The first objective of each trial as proposed; NaN for those that have not come to their end."""
-    done = {one.config_hash: one for one in search.ranked(records, manifest)}
-    proposed = [trial["config_hash"] for trial in manifest.planned]
-    first = manifest.search["objective"][0]
-    return [search.value(done[key], first) if key in done else math.nan for key in proposed]
+    done = {one.config_hash: value(one, results.objectives[0]) for one in results.ranked}
+    return [done.get(trial["config_hash"], math.nan) for trial in results.manifest.planned]
 
 
-def _rho(records: Sequence[Record], objective: str) -> list[tuple[str, str]]:
-    found = rankings(tested(records), objective)
-    return [("rho with test accuracy", f"{one.rho:+.2f} (n = {one.n})") for one in found[:1]]
+def _over_rounds(results: Results) -> Section:
+    """Lines of all trials, the best in colours, and a table of these."""
+    objective, title = results.objectives[0], "Over the rounds"
+    others = [one for one in results.records if one.status in ("pruned", "running")]
+    curves = {one.arm: curve for one in [*results.ranked, *others] if len((curve := _curve(one, objective))[0]) > 1}
+    if not curves:
+        return Section(title, [])
+    named = sum(one.arm in curves for one in results.ranked[: len(COLOURS)])
+    drawn = vector(rounds_plot(curves, objective, named), f"{objective} over the rounds")
+    direction = results.manifest.search["directions"][0]
+    rows = [_row(one.arm, *curves[one.arm], direction) for one in results.ranked[:LISTED] if one.arm in curves]
+    table = Table("Rounds", ["trial", "last", "best", "in round", "forgetting"], rows, _FORGETTING, keys=1)
+    return Section(title, [*drawn, *tables(table)])
 
 
-def _importance(out: Path, manifest: Manifest) -> list[Element]:
+def _curve(record: Record, objective: str) -> Curve:
+    """Times are those of a round: what counts of them is the sum, which is no curve."""
+    told = [] if objective.startswith("time/") else record.history
+    known = [(int(row["round"]), row[objective]) for row in told if math.isfinite(row.get(objective, math.nan))]
+    return [number for number, _ in known], [value for _, value in known]
+
+
+def _row(trial: str, rounds: list[int], values: list[float], direction: str) -> list[str]:
+    best = (min if direction == "minimize" else max)(values)
+    lost = abs(best - values[-1])
+    numbers = [f"{values[-1]:.4f}", f"{best:.4f}", str(rounds[values.index(best)]), f"{lost:.4f}"]
+    return [trial.removeprefix("trial "), *numbers]
+
+
+def _importance(results: Results) -> list[Element]:
     try:
-        trials = _trials(out, manifest)
+        trials = _trials(results)
     except InputError as error:
         return [Text(f"Importance of parameters is not shown: {error}.")]
     complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
-    found = importances(trials, manifest.search["directions"])
+    found = importances(trials, results.manifest.search["directions"])
     if not found:
         return [Text(f"Importance of parameters is told from {LEAST} complete trials on; there are {complete}.")]
     caption = (
@@ -113,10 +193,10 @@ def _importance(out: Path, manifest: Manifest) -> list[Element]:
     return vector(importance_plot(found, complete), "importance of each parameter", caption)
 
 
-def _trials(out: Path, manifest: Manifest) -> list[FrozenTrial]:
+def _trials(results: Results) -> list[FrozenTrial]:
     """Of the study, wherever the command has put it."""
-    words = shlex.split(manifest.command)
-    return stored_trials(out, _flag(words, "--study") or STUDY, _flag(words, "--study-storage"))
+    words = shlex.split(results.manifest.command)
+    return stored_trials(results.out, _flag(words, "--study") or STUDY, _flag(words, "--study-storage"))
 
 
 def _flag(words: Sequence[str], flag: str) -> str | None:
@@ -127,16 +207,16 @@ def _flag(words: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def _front(ranked: Sequence[Record], manifest: Manifest) -> Section:
+def _front(results: Results) -> Section:
     """With several objectives, the trials among which none is better in all."""
-    objective, directions = manifest.search["objective"], manifest.search["directions"]
-    known = [one for one in ranked if np.isfinite([search.value(one, key) for key in objective]).all()]
-    if len(objective) < 2 or not known:
-        return Section("Pareto front", [])
-    points = np.array([[search.value(one, key) for key in objective] for one in known])
-    best = front(points, directions)
+    objectives, title = results.objectives, "Pareto front"
+    known = [one for one in results.ranked if np.isfinite([value(one, key) for key in objectives]).all()]
+    if len(objectives) < 2 or not known:
+        return Section(title, [])
+    points = np.array([[value(one, key) for key in objectives] for one in known])
+    best = front(points, results.manifest.search["directions"])
     names = [one.arm.removeprefix("trial ") for one in known]
-    table = search.search_table([known[place] for place in best], manifest)
-    drawn = front_plot(points, best, names, objective)
+    table = search.search_table(replace(results, records=[known[place] for place in best]))
+    drawn = front_plot(points, best, names, objectives)
     told = "Trials that no other beats in one objective without losing in another."
-    return Section("Pareto front", [*vector(drawn, "Pareto front"), Text(told), Rows(table)])
+    return Section(title, [*vector(drawn, title), Text(told), Rows(table)])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
-from condkd_ray.core.records import Manifest, Record
+from condkd_ray.core.records import Record
 from condkd_ray.report.figures.search import proxy_plot
 from condkd_ray.report.figures.style import Looks
 from condkd_ray.report.page.elements import Bar, Bars, Code, Element, Rows, Section, Text
 from condkd_ray.report.page.images import vector
-from condkd_ray.report.page.summary import seconds, tested
-from condkd_ray.report.statistics import rankings, spread
+from condkd_ray.report.page.summary import seconds
+from condkd_ray.report.results import Results
+from condkd_ray.report.statistics import spread, tested
 from condkd_ray.report.tables import failures, teachers
 from condkd_ray.report.tables.table import Table, over
 
@@ -21,12 +21,11 @@ _PHASE, _WHOLE = ("time/", "_seconds"), ("wall", "cpu")
 """How the metrics of phases begin and end; and what is the time of all of them."""
 
 
-def proxy(records: Sequence[Record], metric: str, looks: Looks | None) -> Section:
+def proxy(results: Results, looks: Looks | None) -> Section:
     """How well what may be looked at ranks the trials by what counts."""
-    finished = tested(records)
-    drawn = vector(proxy_plot(finished, metric, looks), f"{metric} against test accuracy")
+    metric, found = results.objectives[0], results.rankings
+    drawn = vector(proxy_plot(tested(results.records), metric, looks), f"{metric} against test accuracy")
     words: list[Element] = []
-    found = rankings(finished, metric)
     if found:
         rhos = sorted(one.rho for one in found)
         trials = sum(one.n for one in found)
@@ -73,9 +72,9 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
     return Section("Cost by phase", [Bars(phases, bars), Rows(Table("Cost", header, rows, legend))])
 
 
-def trouble(records: Sequence[Record], manifest: Manifest, out: Path) -> Section:
+def trouble(results: Results) -> Section:
     """What failed, why, and the command that runs it again."""
-    wrong = failures.screen(records, manifest, out)
+    wrong = failures.screen(results)
     return Section("Failures", [Code(wrong.rstrip())] if wrong else [])
 
 
@@ -84,10 +83,12 @@ def remarks(lines: Sequence[str]) -> Section:
     return Section("Notes", [Text(line) for line in lines])
 
 
-def repeat(records: Sequence[Record], manifest: Manifest) -> Section:
+def repeat(results: Results) -> Section:
     """The command, and where the numbers were made."""
-    rows = [[key, told] for key, told in environment(records).items()]
-    rows += [[f"{kind} hash", str(tree["hash"])] for kind, tree in _hashed(manifest) if tree.get("hash")]
+    manifest = results.manifest
+    hashed = [("data", manifest.dataset), *(("teacher", teacher) for teacher in teachers.listed(manifest))]
+    rows = [[key, told] for key, told in environment(results.records).items()]
+    rows += [[f"{kind} hash", str(tree["hash"])] for kind, tree in hashed if tree.get("hash")]
     rows += [["begun", manifest.created]]
     words = "The same command with the same versions on the same kind of machine gives the same numbers, but for times."
     table = Table("Environment", ["", "of the trials"], rows, "", keys=1)
@@ -115,10 +116,6 @@ def _values(counts: Counter[str]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{value} ({count} trials)" for value, count in sorted(counts.items()))
-
-
-def _hashed(manifest: Manifest) -> list[tuple[str, Mapping[str, object]]]:
-    return [("data", manifest.dataset), *(("teacher", teacher) for teacher in teachers.listed(manifest))]
 
 
 def _phase(metric: str) -> str:

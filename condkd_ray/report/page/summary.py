@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report import significance
 from condkd_ray.report.page.elements import Forest, Stretch
-from condkd_ray.report.statistics import ACCURACY, Difference
+from condkd_ray.report.results import Results
+from condkd_ray.report.significance import Judged
+from condkd_ray.report.statistics import ACCURACY, Difference, tested
 from condkd_ray.report.tables import teachers
 
 SURE = 0.05
@@ -16,13 +16,6 @@ SURE = 0.05
 MOST = 14
 """Rows of the first screen; all are in the table below."""
 NAMED, SENTENCES = 4, 4
-Judged = tuple[Difference, float | None]
-"""A difference and its p, corrected for all that were made."""
-
-
-def judged(differences: Sequence[Difference]) -> list[Judged]:
-    """Each with its corrected p."""
-    return list(zip(differences, significance.corrected(differences), strict=True))
 
 
 def mood(one: Difference, p: float | None) -> str:
@@ -50,11 +43,11 @@ def verdict(found: Sequence[Judged]) -> list[str]:
     return [*lines, *caution(found)]
 
 
-def alone(records: Sequence[Record]) -> list[str]:
+def alone(results: Results) -> list[str]:
     """Where no two arms have a seed in common: what there is."""
     found = [
         f"{one.arm}{f' IPC {one.ipc}' if one.ipc else ''} seed {one.seed} ({100 * one.metrics[ACCURACY]:.2f} %)"
-        for one in tested(records)
+        for one in tested(results.records)
     ]
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     said = f"Test accuracy: {', '.join(found[:NAMED])}{more}. " if found else ""
@@ -143,20 +136,18 @@ def _interval(one: Difference) -> tuple[float | None, float | None]:
     return (one.image_low, one.image_high) if one.n == 1 else (one.low, one.high)
 
 
-def facts(records: Sequence[Record], manifest: Manifest) -> list[tuple[str, str]]:
+def facts(results: Results) -> list[tuple[str, str]]:
     """What the answer rests on."""
-    counts = {status: sum(record.status == status for record in records) for status in ("finished", "pruned", "failed")}
-    planned = len(manifest.planned) or len(records)
-    seeds = {record.seed for record in records if record.status == "finished"}
+    manifest, counts = results.manifest, results.counts
     data = manifest.dataset
-    found = [("trials finished", f"{counts['finished']} of {planned}")]
+    found = [("trials finished", f"{counts['finished']} of {results.planned}")]
     found += [(f"trials {status}", str(counts[status])) for status in ("pruned", "failed") if counts[status]]
-    found += [("seeds", str(len(seeds)))]
+    found += [("seeds", str(len({record.seed for record in results.finished})))]
     found += [("data", f"{data['name']}, {len(manifest.test_labels)} test images")] if data.get("name") else []
     return [
         *found,
         *teachers.fact(manifest),
-        ("CPU time of the trials", seconds(_spent(records))),
+        ("CPU time of the trials", seconds(results.cpu_seconds)),
         ("begun", manifest.created[:10]),
     ]
 
@@ -167,12 +158,3 @@ def seconds(value: float) -> str:
         if value >= 2 * size:
             return f"{value / size:.1f} {unit}"
     return f"{value:.3g} s"
-
-
-def tested(records: Iterable[Record]) -> list[Record]:
-    """Finished trials whose test accuracy is known."""
-    return [one for one in records if one.status == "finished" and ACCURACY in one.metrics]
-
-
-def _spent(records: Sequence[Record]) -> float:
-    return sum(seconds for record in records if not math.isnan(seconds := record.outcome.cpu_seconds))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from condkd_ray.core.records import Manifest, Record
+from condkd_ray.report.results import Results
 from condkd_ray.report.tables.table import WIDTH
 
 SHORTEST = 6
@@ -19,16 +20,17 @@ HERE = ("--only", "--fresh", "--explain")
 """Flags of a command that shall not stand in the one that runs its failed trials again."""
 
 
-def screen(records: Sequence[Record], manifest: Manifest, out: Path) -> str:
-    """What went wrong under `out`, as plain text; empty where nothing did."""
-    failed = [record for record in records if record.status == "failed"]
+def screen(results: Results) -> str:
+    """What went wrong, as plain text; empty where nothing did."""
+    failed, manifest, out = results.of("failed"), results.manifest, results.out
     if not failed:
         return ""
-    names = _short([trial["config_hash"] for trial in manifest.planned] + [record.config_hash for record in records])
+    planned = [trial["config_hash"] for trial in manifest.planned]
+    names = _short(planned + [record.config_hash for record in results.records])
     reasons: dict[str, list[Record]] = {}
     for record in failed:
         reasons.setdefault(" ".join(record.outcome.reason.split()) or "no reason stored", []).append(record)
-    lines = [f"{len(failed)} of {len(manifest.planned) or len(records)} trials failed", ""]
+    lines = [f"{len(failed)} of {results.planned} trials failed", ""]
     told = sorted(reasons.items(), key=lambda pair: -len(pair[1]))
     for reason, members in told[:REASONS]:
         lines += _group(reason, members, names, out)

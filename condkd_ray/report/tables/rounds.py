@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.statistics import groups
-from condkd_ray.report.tables.table import Table, count, over, shown
+from condkd_ray.report.results import Results
+from condkd_ray.report.tables.table import Table, count, over, place, shown
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ _PLACES_LEGEND = (
 )
 
 
-def rounds_table(records: Sequence[Record]) -> Table:
+def rounds_table(results: Results) -> Table:
     """A row an arm and IPC: over the rounds, memory and times."""
-    legend = _ROUNDS_LEGEND + (_D_LEGEND if over(records, "guidance/accuracy") else "")
-    return _table("Over the rounds", _ROUNDS, legend, records, {"test images": _on})
+    legend = _ROUNDS_LEGEND + (_D_LEGEND if over(results.records, "guidance/accuracy") else "")
+    return _table("Over the rounds", _ROUNDS, legend, results, {"test images": _on})
 
 
-def places_table(records: Sequence[Record]) -> Table:
+def places_table(results: Results) -> Table:
     """A row an arm and IPC that made synthetic images: what a diagnosis of the last measured round found."""
-    return _table("Where the synthetic images lie", _PLACES, _PLACES_LEGEND, records, {})
+    return _table("Where the synthetic images lie", _PLACES, _PLACES_LEGEND, results, {})
 
 
 def test_images(records: Sequence[Record]) -> str:
@@ -103,17 +103,16 @@ def _table(
     title: str,
     columns: Sequence[_Column],
     legend: str,
-    records: Sequence[Record],
+    results: Results,
     words: Mapping[str, Callable[[Sequence[Record]], str]],
 ) -> Table:
     """Without the columns, and the rows, of which nothing was measured; `words`: columns of text, by their headers."""
-    found = groups(record for record in records if record.status == "finished")
+    found = results.groups
     kept = [one for one in columns if any(over(members, one.metric) for members in found.values())]
     spoken = {header: tell for header, tell in words.items() if any(tell(one) != "-" for one in found.values())}
     rows = [
         [
-            arm,
-            str(ipc or "-"),
+            *place(arm, ipc),
             str(count(members)),
             *(tell(members) for tell in spoken.values()),
             *(_cell(members, column) for column in kept),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.statistics import ACCURACY, Spread, spread
+from condkd_ray.report.statistics import ACCURACY, Difference, Spread, spread
 
 WIDTH = 120
 """Columns of a table as text, where nothing else is asked for; wider tables go on below."""
@@ -76,3 +76,30 @@ def shown(found: Spread | None, n: int, *, factor: float = 1.0, digits: int = 2,
         return "-"
     std = f" ± {factor * found.std:.{digits}f}" if deviation and found.std is not None else ""
     return f"{factor * found.mean:.{digits}f}{std}" + ("" if found.n == n else f" (n = {found.n})")
+
+
+def place(arm: str, ipc: int) -> list[str]:
+    """The cells of an arm, or of a comparison of two, and of its IPC; a dash for none."""
+    return [arm, str(ipc or "-")]
+
+
+def compared(one: Difference) -> list[str]:
+    """The cells of a comparison and its IPC."""
+    return place(f"{one.left} - {one.right}", one.ipc)
+
+
+def signed(found: Difference | None, *, factor: float = 100.0, digits: int = 2) -> str:
+    """A mean difference with its sign, and its standard deviation where there is one; a dash without any."""
+    if found is None:
+        return "-"
+    std = "" if found.std is None else f" ± {factor * found.std:.{digits}f}"
+    return f"{factor * found.mean:+.{digits}f}{std}"
+
+
+def between(
+    low: float | None, high: float | None, *, factor: float = 100.0, digits: int = 2, unknown: str = "-"
+) -> str:
+    """An interval with signs; `unknown` where there is none."""
+    if low is None or high is None:
+        return unknown
+    return f"{factor * low:+.{digits}f} to {factor * high:+.{digits}f}"

@@ -6,7 +6,6 @@ than those of different teachers, so the means of each teacher stand beside the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from condkd_ray.core.records import Manifest, Record
-from condkd_ray.report.statistics import ACCURACY, Difference, difference, groups, interval, spread
-from condkd_ray.report.tables.table import Table, shown
+from condkd_ray.report.results import Results
+from condkd_ray.report.statistics import ACCURACY, groups, interval, spread, teacher_names, tested
+from condkd_ray.report.tables.table import Table, between, compared, place, shown, signed
 
 _LISTED = 12
 """Seeds of a teacher that are listed one by one; of more their number is given."""
@@ -30,37 +30,14 @@ _TEST = "test_accuracy"
 _MEASURED = ((_TEST, "test"), ("val_accuracy", "validation"))
 
 
-def names(records: Sequence[Record]) -> dict[str, str]:
-    """By hash, how each teacher is called: by the seed it was trained with where that tells all apart.
-
-    Records without a teacher's hash are passed over.
-    """
-    first = {record.teacher_hash: record for record in reversed(records) if record.teacher_hash}
-    seeds = {key: _seed(record) for key, record in first.items()}
-    if None in seeds.values() or len(set(seeds.values())) < len(seeds):
-        found = {key: f"teacher {record.teacher} {key[:8]}" for key, record in first.items()}
-    else:
-        found = {key: f"teacher {seed}" for key, seed in seeds.items()}
-    return dict(sorted(found.items(), key=lambda pair: (seeds[pair[0]] or 0, pair[1])))
-
-
-def by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Tested trials by their teacher's name, where the seeds of some arm have several teachers; else empty."""
-    tested = _tested(records)
-    if all(len({one.teacher_hash for one in members}) < 2 for members in groups(tested).values()):
-        return {}
-    return {name: [one for one in tested if one.teacher_hash == key] for key, name in names(tested).items()}
-
-
-def sentence(records: Sequence[Record]) -> str:
+def sentence(results: Results) -> str:
     """What the seeds' teachers mean for the intervals; empty with fewer than two seeds or where none is known."""
-    tested = _tested(records)
-    seeds, hashes = {one.seed for one in tested}, {one.teacher_hash for one in tested}
+    known = [one for one in tested(results.records) if one.teacher_hash]
+    seeds, hashes = {one.seed for one in known}, {one.teacher_hash for one in known}
     if len(seeds) < 2:
         return ""
-    apart = by_teacher(tested)
-    if apart:
-        return _spread_out(apart, len(seeds))
+    if results.by_teacher:
+        return _spread_out(results.by_teacher, len(seeds))
     shared = (
         f"All {len(seeds)} seeds share one teacher" if len(hashes) == 1 else "All seeds of an arm share one teacher"
     )
@@ -79,28 +56,24 @@ def _spread_out(apart: Mapping[str, Sequence[Record]], seeds: int) -> str:
     )
 
 
-def accuracy_table(records: Sequence[Record]) -> Table:
+def accuracy_table(results: Results) -> Table:
     """A row an arm and IPC, a column a teacher; without rows where no arm has several teachers."""
-    apart = by_teacher(records)
-    parts = {name: groups(members) for name, members in apart.items()}
-    rows = [
-        [arm, str(ipc or "-"), *(_percent(part.get((arm, ipc), [])) for part in parts.values())]
-        for arm, ipc in (groups(_tested(records)) if apart else ())
-    ]
+    apart = results.by_teacher
+    parts = [groups(members) for members in apart.values()]
+    known = groups(one for one in tested(results.records) if one.teacher_hash) if apart else {}
+    rows = [[*place(*key), *(_percent(part.get(key, [])) for part in parts)] for key in known]
     return Table("Test accuracy of each teacher's students", ["arm", "IPC", *apart], rows, _ACCURACIES, keys=2)
 
 
-def difference_table(records: Sequence[Record], differences: Sequence[Difference]) -> Table:
+def difference_table(results: Results) -> Table:
     """A row a comparison and IPC, a column a teacher; without rows where no arm has several teachers."""
-    apart = by_teacher(records)
     rows = []
-    for one in differences if apart else ():
-        found = [difference(members, one.left, one.right, one.ipc) for members in apart.values()]
-        means = np.array([part.mean for part in found if part is not None])
-        low, high, _ = interval(means)
-        over = "-" if low is None or high is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
-        rows.append([f"{one.left} - {one.right}", str(one.ipc or "-"), *map(_points, found), over])
-    header = ["difference", "IPC", *apart, "95 % over teachers"]
+    for (one, _), found in zip(results.judged, results.differences_by_teacher, strict=False):
+        low, high, _ = interval(np.array([part.mean for part in found if part is not None]))
+        counts = ["" if part is None else f" (n = {part.n})" for part in found]
+        told = [f"{signed(part)}{count}" for part, count in zip(found, counts, strict=True)]
+        rows.append([*compared(one), *told, between(low, high)])
+    header = ["difference", "IPC", *results.by_teacher, "95 % over teachers"]
     return Table("Paired differences of each teacher's students", header, rows, _DIFFERENCES, keys=2)
 
 
@@ -109,11 +82,12 @@ def listed(manifest: Manifest) -> Sequence[Mapping[str, Any]]:
     return manifest.teachers or [manifest.teacher]
 
 
-def lines(records: Sequence[Record], manifest: Manifest) -> list[str]:
+def lines(results: Results) -> list[str]:
     """A sentence on each teacher's accuracy, and one on what sharing it means."""
-    called = names(records) if len(listed(manifest)) > 1 else {}
-    found = [_accuracies(teacher, called.get(teacher.get("hash", ""), "teacher")) for teacher in listed(manifest)]
-    return [*found, sentence(records)]
+    known = listed(results.manifest)
+    called = teacher_names(results.records) if len(known) > 1 else {}
+    found = [_accuracies(teacher, called.get(teacher.get("hash", ""), "teacher")) for teacher in known]
+    return [*found, sentence(results)]
 
 
 def accuracy(manifest: Manifest) -> tuple[str, float] | None:
@@ -148,19 +122,6 @@ def _accuracies(teacher: Mapping[str, Any], name: str) -> str:
     return f"{told}: accuracy {', '.join(found)}." if found else ""
 
 
-def _tested(records: Sequence[Record]) -> list[Record]:
-    return [
-        one
-        for one in records
-        if one.status == "finished" and one.teacher_hash and math.isfinite(one.metrics.get(ACCURACY, math.nan))
-    ]
-
-
-def _seed(record: Record) -> int | None:
-    teacher = record.config.get("teacher")
-    return teacher.get("seed", 0) if isinstance(teacher, Mapping) else None
-
-
 def _listed(seeds: set[int]) -> str:
     if len(seeds) > _LISTED:
         return f"{len(seeds)} seeds"
@@ -169,9 +130,3 @@ def _listed(seeds: set[int]) -> str:
 
 def _percent(members: Sequence[Record]) -> str:
     return shown(spread(one.metrics[ACCURACY] for one in members), 0, factor=100)
-
-
-def _points(one: Difference | None) -> str:
-    if one is None:
-        return "-"
-    return f"{100 * one.mean:+.2f}" + ("" if one.std is None else f" ± {100 * one.std:.2f}") + f" (n = {one.n})"

@@ -13,7 +13,7 @@ import numpy as np
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, groups, interval, spread
-from condkd_ray.report.tables.table import Table, over, shown
+from condkd_ray.report.tables.table import Table, between, over, shown
 
 TAUGHT_BY = {
     "none": "synthetic images",
@@ -163,4 +163,4 @@ def _side(low: float | None, high: float | None) -> int:
 
 
 def _range(low: float | None, high: float | None) -> str:
-    return "unknown" if low is None or high is None else f"{points(low)} to {points(high)}"
+    return between(low, high, digits=1, unknown="unknown")

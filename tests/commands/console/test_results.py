@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from condkd_ray import report
 from condkd_ray.commands.console import results
 from condkd_ray.commands.console.exit_codes import speak
 from condkd_ray.commands.console.results import kept, tell_results
@@ -48,7 +47,7 @@ def test_products_and_studies_are_told_of_but_no_storage_with_its_password(tmp_p
 
 def test_tables_are_as_wide_as_the_terminal_and_come_first(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(results, "columns", lambda: 47)
-    monkeypatch.setattr(report, "build", lambda out, width: f"tables of {out} in {width} columns")
+    monkeypatch.setattr("condkd_ray.report.build.build", lambda out, width: f"tables of {out} in {width} columns")
     speak()
     tell_results(tmp_path)
     assert capsys.readouterr() == (f"tables of {tmp_path} in 47 columns\n", "\n".join(kept(tmp_path)) + "\n")

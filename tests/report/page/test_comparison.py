@@ -13,7 +13,7 @@ from condkd_ray.__main__ import Report, rebuild
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Record, write_manifest, write_record
 from condkd_ray.report import page
-from condkd_ray.report.page.pairing import differences, paired
+from condkd_ray.report.page.comparison import differences, paired
 from report.page.page_reader import Seen, searched
 from report.report_factory import LABELS, altered, make_manifest, make_record, sweep
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from condkd_ray import report
 from condkd_ray.core.records import write_manifest, write_record
 from condkd_ray.report import page
+from condkd_ray.report.build import build
+from condkd_ray.report.figures import accuracy
 from condkd_ray.report.statistics import comparisons
 from condkd_ray.report.tables.arms import accuracy_table, difference_table
 from report.page.page_reader import Seen, searched
-from report.report_factory import altered, diagnosed, make_manifest, make_record, remembering, sweep
+from report.report_factory import altered, diagnosed, make_manifest, make_record, remembering, results, sweep
 
 EVIL = '<script>alert("x")</script>&\'"'
 
@@ -23,7 +24,8 @@ def written(out: Path, records, **changes) -> Path:
     write_manifest(out, make_manifest(records, **changes))
     for record in records:
         write_record(out, record)
-    page.write(out, records, make_manifest(records, **changes))
+    manifest = make_manifest(records, **changes)
+    page.write(results(records, manifest, out), None if manifest.search else accuracy.draw(records, manifest))
     return out / page.PAGE
 
 
@@ -37,7 +39,8 @@ def whole(tmp_path_factory) -> tuple[list, Path]:
 def test_its_numbers_are_those_of_the_tables(whole):
     records, path = whole
     rows = Seen(path).rows
-    for table in (accuracy_table(records), difference_table(comparisons(records, make_manifest().test_labels))):
+    found = results(records, make_manifest())
+    for table in (accuracy_table(found), difference_table(found.judged)):
         told = [list(row) for row in (table.header, *table.rows)]
         assert [row for row in rows if row in told] == told
 
@@ -83,7 +86,7 @@ def test_nothing_is_asked_for_from_outside(whole):
 def test_every_picture_is_whole_and_told_in_words(folder):
     records = sweep(ipcs=(1, 10), seeds=(0, 1))
     out = folder(records)
-    page.write(out, records, make_manifest(records))
+    page.write(results(records, out=out), accuracy.draw(records, make_manifest(records)))
     found = Seen(out / page.PAGE).attributes
     pictures = [value for tag, name, value in found if (tag, name) == ("img", "src")]
     grid = next((out / "grids").iterdir()).read_bytes()
@@ -168,5 +171,5 @@ def test_a_search_tells_what_came_of_the_best_with_new_seeds(tmp_path):
 
 def test_build_writes_it(folder):
     out = folder(sweep(seeds=(0,)))
-    report.build(out, tensorboard=False)
+    build(out, tensorboard=False)
     assert b"Against none with 10" in (out / "report.html").read_bytes()

@@ -10,12 +10,12 @@ import math
 import numpy as np
 import pytest
 
-from condkd_ray.report.statistics import ACCURACY, comparisons
+from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables import arms
 from condkd_ray.report.tables.arms import accuracy_table, difference_table, notes, terminal_table
 from condkd_ray.report.tables.rounds import places_table, rounds_table
 from condkd_ray.report.tables.table import WIDTH, Table
-from report.report_factory import LABELS, diagnosed, make_manifest, make_record, sweep
+from report.report_factory import LABELS, diagnosed, make_manifest, make_record, results, sweep
 
 
 def cells(table: Table, **where: str) -> dict[str, str]:
@@ -36,21 +36,21 @@ def test_accuracy_by_hand():
     values = [0.70, 0.72, 0.77]
     measured = [{ACCURACY: v, "time/cpu_seconds": 10.0 + s} for s, v in enumerate(values)]
     records = [make_record("mixed", 5, s, metrics=metrics) for s, metrics in enumerate(measured)]
-    row = cells(accuracy_table(records), arm="mixed")
+    row = cells(accuracy_table(results(records)), arm="mixed")
     std = math.sqrt(sum((v - 0.73) ** 2 for v in values) / 2)
     assert row == {"arm": "mixed", "IPC": "5", "n": "3", "test accuracy (%)": f"73.00 ± {100 * std:.2f}",
                    "CPU s a trial": "11.0"}  # fmt: skip
 
 
 def test_a_single_seed_has_no_spread():
-    row = cells(accuracy_table([make_record("none", 0, 0, metrics={ACCURACY: 0.5})]))
+    row = cells(accuracy_table(results([make_record("none", 0, 0, metrics={ACCURACY: 0.5})])))
     assert (row["n"], row["test accuracy (%)"], row["IPC"]) == ("1", "50.00", "-")
 
 
 def test_failed_and_pruned_trials_are_counted():
     records = [make_record("mixed", 5, 0), failed("mixed", 5, 1), failed("mixed", 5, 2, status="pruned"),
                failed("guided", 5, 0), make_record("guided", 5, 3, status="running")]  # fmt: skip
-    table = accuracy_table(records)
+    table = accuracy_table(results(records))
     assert (cells(table, arm="mixed")["failed"], cells(table, arm="mixed")["pruned"]) == ("1", "1")
     row = cells(table, arm="guided")
     assert (row["n"], row["test accuracy (%)"], row["failed"], row["CPU s a trial"]) == ("0", "-", "1", "-")
@@ -59,7 +59,7 @@ def test_failed_and_pruned_trials_are_counted():
 def test_a_mean_over_fewer_trials_says_so():
     with_val = make_record("mixed", 5, 0, metrics={ACCURACY: 0.5, "student/val_accuracy": 0.4})
     without = make_record("mixed", 5, 1, metrics={ACCURACY: 0.6})
-    row = cells(accuracy_table([with_val, without]))
+    row = cells(accuracy_table(results([with_val, without])))
     assert row["validation (%)"] == "40.00 (n = 1)"
     assert "proxy agreement (%)" not in row
 
@@ -67,7 +67,7 @@ def test_a_mean_over_fewer_trials_says_so():
 def test_differences_in_points():
     records = [make_record("none", 0, s, metrics={ACCURACY: 0.5}, predictions=[]) for s in (0, 1)]
     records += [make_record("mixed", 5, s, metrics={ACCURACY: 0.52 + 0.02 * s}, predictions=[]) for s in (0, 1)]
-    row = cells(difference_table(comparisons(records)))
+    row = cells(difference_table(results(records).judged))
     assert row["difference"] == "mixed - none"
     assert row["points"] == "+3.00 ± 1.41"
     # t quantile with one degree of freedom is 12.706, times 1 point.
@@ -79,7 +79,7 @@ def test_notes_name_what_went_wrong():
     records = [*sweep(("none", "mixed"), (5,), (0, 1, 2)), failed("guided", 5, 2, status="pruned", reason="too\n slow")]
     manifest = make_manifest(records, cpu_seconds=321.0)
     manifest.dataset["notes"].append("The test set is lossy.")
-    said = notes(records, manifest)
+    said = notes(results(records, manifest))
     assert "Data digits: 400 test images." in said
     assert "Teacher lenet: accuracy test 97.22 %, validation 98.00 %." in said
     assert "6 of 7 planned trials have finished." in said
@@ -91,7 +91,7 @@ def test_notes_name_what_went_wrong():
 
 def test_markdown_has_every_row_and_note(tmp_path):
     records = sweep()
-    arms.write(tmp_path, records, make_manifest(records))
+    arms.write(results(records, out=tmp_path))
     text = (tmp_path / "table.md").read_text()
     body = [line for line in text.splitlines() if line.startswith("|")]
     # Three tables of a header and a rule each: 4 arms x 3 IPCs + 2 arms; 13 differences to none and 4 pairs x 3;
@@ -105,7 +105,7 @@ def test_markdown_has_every_row_and_note(tmp_path):
 
 def test_csv_is_tidy_and_in_fractions(tmp_path):
     records = sweep(seeds=(0, 1, 2))
-    arms.write(tmp_path, records, make_manifest(records))
+    arms.write(results(records, out=tmp_path))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     assert list(rows[0]) == ["table", "arm", "minus", "ipc", "metric", "mean", "std", "n", "low", "high", "method"]
     (row,) = [
@@ -125,7 +125,7 @@ def test_csv_is_tidy_and_in_fractions(tmp_path):
 
 def test_the_terminal_gets_aligned_columns():
     records = sweep(ipcs=(1,), seeds=(0, 1))
-    text = terminal_table(records, make_manifest(records))
+    text = terminal_table(results(records))
     lines = text.splitlines()
     first = lines.index("Accuracy")
     rule = lines[first + 2]
@@ -143,9 +143,9 @@ def test_a_bar_in_a_cell_does_not_break_markdown():
 @pytest.mark.parametrize("records", [[], [make_record(status="running")]])
 def test_nothing_finished_yet(tmp_path, records):
     manifest = make_manifest(sweep())
-    arms.write(tmp_path, records, manifest)
+    arms.write(results(records, manifest, tmp_path))
     assert "No trial has ended yet." in (tmp_path / "table.md").read_text()
-    assert "0 of 70 planned trials have finished." in terminal_table(records, manifest)
+    assert "0 of 70 planned trials have finished." in terminal_table(results(records, manifest))
 
 
 def test_the_rounds_by_hand():
@@ -160,7 +160,7 @@ def test_the_rounds_by_hand():
         "time/inversion_seconds": 12.34,
     }
     others = metrics | {"student/forgetting": 0.0125}
-    row = cells(rounds_table([make_record("mixed", 5, s, metrics=m) for s, m in enumerate((metrics, others))]))
+    row = cells(rounds_table(results([make_record("mixed", 5, s, metrics=m) for s, m in enumerate((metrics, others))])))
     assert row == {
         "arm": "mixed",
         "IPC": "5",
@@ -187,7 +187,9 @@ MEAN, IMAGES = "student/test_accuracy_mean", "student/test_images"
 def test_the_mean_over_the_rounds_says_on_how_many_images_it_is(images, tested, said):
     """Records of before there was a choice do not say it: they measured a subset of at most 1 000."""
     metrics = {ACCURACY: 0.6, MEAN: 0.5} | ({} if images is None else {IMAGES: images})
-    table = rounds_table([make_record("mixed", 5, s, metrics=metrics, predictions=[0] * tested) for s in (0, 1)])
+    table = rounds_table(
+        results([make_record("mixed", 5, s, metrics=metrics, predictions=[0] * tested) for s in (0, 1)])
+    )
     assert cells(table)["test images"] == said
     assert "--test-rounds full" in table.legend
 
@@ -198,15 +200,15 @@ def test_arms_measured_on_different_images_are_told_apart():
         for arm, images in (("mixed", 1000.0), ("guided", 2000.0))
     ]
     unmeasured = make_record("none", 0, 0, metrics={ACCURACY: 0.6, "memory/bytes": 1.0})
-    table = rounds_table([*made, unmeasured])
+    table = rounds_table(results([*made, unmeasured]))
     assert [row[3] for row in table.rows] == ["-", "1 000 of 2 000", "all 2 000"]
     both = [dataclasses.replace(made[0], seed=1), dataclasses.replace(made[1], arm="mixed")]
-    assert cells(rounds_table(both))["test images"] == "1 000 of 2 000 and all 2 000"
+    assert cells(rounds_table(results(both)))["test images"] == "1 000 of 2 000 and all 2 000"
 
 
 def test_where_synthetic_images_lie_has_a_row_for_each_arm_that_made_some():
     made = [diagnosed(make_record(arm, ipc, 0)) for arm, ipc in (("none", 0), ("mixed", 5), ("guided", 5))]
-    table = places_table([*made, make_record("condensed_only", 5, 0), failed("guided_only", 5, 0)])
+    table = places_table(results([*made, make_record("condensed_only", 5, 0), failed("guided_only", 5, 0)]))
     assert [row[0] for row in table.rows] == ["none", "mixed", "guided"]
     assert (cells(table, arm="none")["coverage"], cells(table, arm="none")["nearest guide"]) == ("-", "-")
     wanted = made[2].metrics["diagnosis/frechet_real"]
@@ -217,9 +219,9 @@ def test_where_synthetic_images_lie_has_a_row_for_each_arm_that_made_some():
 def test_the_diagnosis_is_told_where_there_is_one(tmp_path):
     records = sweep(ipcs=(5,), seeds=(0, 1))
     manifest = make_manifest(records)
-    assert "Where the synthetic images lie" not in terminal_table(records, manifest)
-    assert "Where the synthetic images lie" in terminal_table([diagnosed(one) for one in records], manifest)
-    arms.write(tmp_path, [diagnosed(one) for one in records], manifest)
+    assert "Where the synthetic images lie" not in terminal_table(results(records, manifest))
+    assert "Where the synthetic images lie" in terminal_table(results([diagnosed(one) for one in records], manifest))
+    arms.write(results([diagnosed(one) for one in records], manifest, tmp_path))
     assert "## Where the synthetic images lie" in (tmp_path / "table.md").read_text()
     assert ",diagnosis/frechet_real," in (tmp_path / "table.csv").read_text()
 
@@ -230,7 +232,7 @@ def test_no_line_is_wider_than_a_terminal():
     made += [failed("mixed", 10, 2)]
     made = [dataclasses.replace(one, arm=names[one.arm]) for one in made]
     manifest = make_manifest(made, baseline=names["mixed"])
-    text = terminal_table(made, manifest)
+    text = terminal_table(results(made, manifest))
     assert max(map(len, text.splitlines())) <= WIDTH
     # Each of the two IPCs in both blocks of the folded table.
     assert text.count("none with a long name - mixed with a long name") == 4
@@ -245,7 +247,7 @@ def test_a_wide_table_goes_on_below_with_the_same_rows():
 
 def test_differences_are_to_the_baseline():
     records = sweep(("mixed", "guided"), (5,), (0, 1))
-    text = terminal_table(records, make_manifest(records, baseline="guided"))
+    text = terminal_table(results(records, make_manifest(records, baseline="guided")))
     assert "mixed - guided" in text
     assert "guided - mixed" not in text
 
@@ -254,7 +256,7 @@ def test_a_narrow_terminal_gets_more_blocks_none_wider_than_it():
     records = [make_record(arm, 1, seed) for arm in ("none", "mixed") for seed in (0, 1)]
     blocks = []
     for width in (120, 50):
-        lines = terminal_table(records, make_manifest(records), width).splitlines()
+        lines = terminal_table(results(records), width).splitlines()
         rules = [line for line in lines if line.startswith("---")]
         assert all(len(line) <= width for line in rules)
         blocks.append(len(rules))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.tables.failures import screen
-from report.report_factory import make_manifest, make_record
+from report.report_factory import make_manifest, make_record, results
 
 OUT = Path("runs/a sweep")
 
@@ -13,18 +13,18 @@ def failed(seed: int, reason: str, **changes) -> Record:
 
 
 def commands(records: list[Record], **changes) -> tuple[str, str]:
-    lines = screen(records, make_manifest(records, **changes), OUT).splitlines()
+    lines = screen(results(records, make_manifest(records, **changes), OUT)).splitlines()
     return lines[-3].strip(), lines[-1].strip()
 
 
 def test_nothing_is_said_where_nothing_failed():
     records = [make_record(), make_record(seed=1, status="pruned"), make_record(seed=2, status="running")]
-    assert screen(records, make_manifest(records), OUT) == ""
+    assert screen(results(records, out=OUT)) == ""
 
 
 def test_equal_reasons_are_told_once_the_commonest_first():
     records = [make_record(), failed(1, "a full\n disk"), failed(2, "NaN"), failed(3, "NaN")]
-    lines = screen(records, make_manifest(records), OUT).splitlines()
+    lines = screen(results(records, out=OUT)).splitlines()
     assert lines[:6] == [
         "3 of 4 trials failed",
         "",
@@ -40,18 +40,18 @@ def test_the_traces_of_exceptions_are_named(tmp_path):
     kept = tmp_path / "trials" / records[0].config_hash / "attempts.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
-    said = screen(records, make_manifest(records), tmp_path)
+    said = screen(results(records, out=tmp_path))
     assert [line.strip() for line in said.splitlines() if "traces:" in line] == [f"traces: {kept}"]
 
 
 def test_it_stays_one_screen_whatever_failed():
     records = [failed(seed, "x" * 500) for seed in range(40)]
-    lines = screen(records, make_manifest(records), OUT).splitlines()
+    lines = screen(results(records, out=OUT)).splitlines()
     assert len(lines) == 9
     assert lines[3].endswith("(0004be), 35 more")
     assert all(len(line) <= 200 for line in lines[:8])
     each = [failed(seed, f"reason {seed}") for seed in range(40)]
-    lines = screen(each, make_manifest(each), OUT).splitlines()
+    lines = screen(results(each, make_manifest(each), OUT)).splitlines()
     assert lines[14] == "and 34 more reasons, in runs/a sweep/records"
     assert len(lines) == 20
 
@@ -67,12 +67,14 @@ def test_only_the_failed_ones_are_run_again():
     records = [make_record(), failed(1, "NaN"), failed(2, "NaN")]
     command = "python x.py --only ffff eeee --seeds 0 1 --fresh --out=a"
     assert commands(records, command=command)[1] == "python x.py --seeds 0 1 --out=a --only 0001be 0002be"
-    single = screen(records, make_manifest(records, command="condkd train x.yaml --fresh", experiment="train"), OUT)
+    single = screen(
+        results(records, make_manifest(records, command="condkd train x.yaml --fresh", experiment="train"), OUT)
+    )
     assert single.endswith("\n\nAgain:\n  condkd train x.yaml\n")
 
 
 def test_hashes_are_as_long_as_they_need_to_be():
     records = [failed(1, "NaN", config_hash="0001beef00"), make_record(config_hash="0001beef11")]
-    assert "(0001beef0)" in screen(records, make_manifest(records), OUT)
+    assert "(0001beef0)" in screen(results(records, out=OUT))
     twins = [failed(1, "NaN", config_hash="0001beef"), make_record(config_hash="0001beef11")]
-    assert "(0001beef)" in screen(twins, make_manifest(twins), OUT)
+    assert "(0001beef)" in screen(results(twins, make_manifest(twins), OUT))

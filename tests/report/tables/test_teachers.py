@@ -14,11 +14,11 @@ from condkd_ray.core.records import Record
 from condkd_ray.report import page
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.page.summary import facts
-from condkd_ray.report.statistics import ACCURACY, comparisons
+from condkd_ray.report.statistics import ACCURACY, by_teacher
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import teachers
 from report.page.page_reader import Seen
-from report.report_factory import make_manifest, make_record, sweep
+from report.report_factory import make_manifest, make_record, results, sweep
 
 SHARED = "seeds share one teacher: the intervals say nothing about another teacher."
 ARMS = ("none", "condensed_only", "mixed", "guided")
@@ -51,55 +51,56 @@ def cells(table, **where):
 def test_seeds_of_one_teacher_are_said_to_share_it(tmp_path):
     records = spread_out(1)
     manifest = manifest_of(records, 1)
-    assert teachers.sentence(records) == f"All 6 {SHARED}"
-    tables.write(tmp_path, records, manifest)
-    page.write(tmp_path, records, manifest)
+    assert teachers.sentence(results(records)) == f"All 6 {SHARED}"
+    told = results(records, manifest, tmp_path)
+    tables.write(told)
+    page.write(told, accuracy.draw(records, manifest))
     assert f"All 6 {SHARED}" in (tmp_path / "table.md").read_text()
-    assert f"All 6 {SHARED}" in tables.terminal_table(records, manifest)
+    assert f"All 6 {SHARED}" in tables.terminal_table(told)
     # On the first screen below the intervals, and among the notes.
     assert Seen(tmp_path / "report.html").text.count(f"All 6 {SHARED}") == 2
-    for table in (teachers.accuracy_table(records), teachers.difference_table(records, comparisons(records))):
+    for table in (teachers.accuracy_table(results(records)), teachers.difference_table(results(records))):
         assert table.rows == []
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say():
-    assert teachers.sentence([]) == ""
-    assert teachers.sentence(spread_out(1, seeds=(0,))) == ""
+    assert teachers.sentence(results([])) == ""
+    assert teachers.sentence(results(spread_out(1, seeds=(0,)))) == ""
     # Records of before there were hashes.
-    assert teachers.sentence(sweep(ARMS, (1,), (0, 1))) == ""
-    assert teachers.lines(sweep(ARMS, (1,), (0, 1)), make_manifest(teacher={})) == ["", ""]
+    assert teachers.sentence(results(sweep(ARMS, (1,), (0, 1)))) == ""
+    assert teachers.lines(results(sweep(ARMS, (1,), (0, 1)), make_manifest(teacher={}))) == ["", ""]
 
 
 def test_arms_with_a_teacher_each_share_it_within_the_arm():
     records = [taught(make_record(arm, 5, seed), arm) for arm in ("mixed", "guided") for seed in (0, 1)]
-    assert teachers.sentence(records) == (
+    assert teachers.sentence(results(records)) == (
         "All seeds of an arm share one teacher: the intervals say nothing about another teacher."
     )
-    assert teachers.by_teacher(records) == {}
+    assert by_teacher(records) == {}
 
 
 def test_spread_seeds_are_listed_and_no_teacher_is_hidden():
-    told = teachers.sentence(spread_out(2))
+    told = teachers.sentence(results(spread_out(2)))
     assert told.startswith(
         "The 6 seeds are spread over 2 teachers (teacher 0: seeds 0, 2, 4; teacher 1: seeds 1, 3, 5)."
     )
     assert SHARED not in told
-    assert teachers.sentence(spread_out(3, range(3))) == (
+    assert teachers.sentence(results(spread_out(3, range(3)))) == (
         "Each of the 3 seeds has a teacher of its own: the intervals over seeds hold for other teachers too."
     )
-    assert "teacher 0: 15 seeds" in teachers.sentence(spread_out(2, range(30), ("mixed",)))
+    assert "teacher 0: 15 seeds" in teachers.sentence(results(spread_out(2, range(30), ("mixed",))))
 
 
 def test_a_failed_trial_of_another_teacher_spreads_nothing():
     records = [*spread_out(1), taught(make_record("mixed", 10, 9, status="failed", metrics={}, predictions=[]), 1)]
-    assert teachers.by_teacher(records) == {}
-    assert teachers.sentence(records) == f"All 6 {SHARED}"
+    assert by_teacher(records) == {}
+    assert teachers.sentence(results(records)) == f"All 6 {SHARED}"
 
 
 def test_each_teachers_mean_by_hand():
     values = {0: 0.70, 1: 0.60, 2: 0.72, 3: 0.66, 4: 0.80}
     records = [taught(make_record("mixed", 5, s, metrics={ACCURACY: v}), s % 2) for s, v in values.items()]
-    row = cells(teachers.accuracy_table(records), arm="mixed")
+    row = cells(teachers.accuracy_table(results(records)), arm="mixed")
     assert row["teacher 0"] == f"74.00 ± {100 * np.std([0.70, 0.72, 0.80], ddof=1):.2f} (n = 3)"
     assert row["teacher 1"] == f"63.00 ± {100 * np.std([0.60, 0.66], ddof=1):.2f} (n = 2)"
 
@@ -111,7 +112,7 @@ def test_each_teachers_paired_difference_by_hand():
         taught(make_record("mixed", 5, s, metrics={ACCURACY: none + 0.01 * s + gain}), s % 2)
         for s, gain in gains.items()
     ]
-    row = cells(teachers.difference_table(records, comparisons(records)), difference="mixed - none")
+    row = cells(teachers.difference_table(results(records)), difference="mixed - none")
     assert (row["teacher 0"], row["teacher 1"]) == ("+3.00 ± 1.41 (n = 2)", "+9.00 ± 1.41 (n = 2)")
     # Of the two means 3 and 9 points: their standard error is 3.
     half = stats.t.ppf(0.975, 1) * 3
@@ -120,7 +121,7 @@ def test_each_teachers_paired_difference_by_hand():
 
 def test_a_pair_that_one_teacher_lacks_is_a_dash():
     records = [one for one in spread_out(2) if not (one.arm == "guided" and one.seed % 2)]
-    row = cells(teachers.difference_table(records, comparisons(records)), difference="guided - mixed", IPC="10")
+    row = cells(teachers.difference_table(results(records)), difference="guided - mixed", IPC="10")
     assert row["teacher 1"] == "-"
     assert row["95 % over teachers"] == "-"
 
@@ -128,18 +129,19 @@ def test_a_pair_that_one_teacher_lacks_is_a_dash():
 def test_every_teacher_is_in_tables_page_and_notes(tmp_path):
     records = spread_out(2)
     manifest = manifest_of(records, 2)
-    tables.write(tmp_path, records, manifest)
-    page.write(tmp_path, records, manifest)
+    told = results(records, manifest, tmp_path)
+    tables.write(told)
+    page.write(told, accuracy.draw(records, manifest))
     text, seen = (tmp_path / "table.md").read_text(), Seen(tmp_path / "report.html")
-    for told in (text, tables.terminal_table(records, manifest), seen.text):
-        assert "Test accuracy of each teacher's students" in told or told is seen.text
-        assert "Teacher 0 (lenet): accuracy test 90.00 %." in told
-        assert "Teacher 1 (lenet): accuracy test 92.00 %." in told
-        assert "spread over 2 teachers" in told
-        assert SHARED not in told
+    for said in (text, tables.terminal_table(told), seen.text):
+        assert "Test accuracy of each teacher's students" in said or said is seen.text
+        assert "Teacher 0 (lenet): accuracy test 90.00 %." in said
+        assert "Teacher 1 (lenet): accuracy test 92.00 %." in said
+        assert "spread over 2 teachers" in said
+        assert SHARED not in said
     assert ["arm", "IPC", "teacher 0", "teacher 1"] in seen.rows
     assert ["difference", "IPC", "teacher 0", "teacher 1", "95 % over teachers"] in seen.rows
-    assert ("2 teachers", "lenet 90.00 / 92.00 %") in facts(records, manifest)
+    assert ("2 teachers", "lenet 90.00 / 92.00 %") in facts(told)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     (row,) = [row for row in rows if (row["table"], row["arm"], row["ipc"]) == ("accuracy, teacher 1", "guided", "10")]
     values = [r.metrics[ACCURACY] for r in records if (r.arm, r.ipc, r.seed % 2) == ("guided", 10, 1)]
@@ -148,7 +150,7 @@ def test_every_teacher_is_in_tables_page_and_notes(tmp_path):
 
 def test_teachers_of_equal_seed_are_told_apart_by_their_hash():
     records = [taught(make_record("mixed", 5, seed), f"{seed % 2}abcdef0123") for seed in range(4)]
-    assert list(teachers.by_teacher(records)) == ["teacher lenet 0abcdef0", "teacher lenet 1abcdef0"]
+    assert list(by_teacher(records)) == ["teacher lenet 0abcdef0", "teacher lenet 1abcdef0"]
 
 
 def test_many_teachers_fit_the_first_screen():
