@@ -24,6 +24,7 @@ _KINDS = ("dataset", "teacher", "student", "condensation", "inversion", "guidanc
 _HASHES = ("config_hash", "teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "pool_key")
 _COSTS = ("wall_seconds", "cpu_seconds", "peak_bytes", "threads", "node", "rounds")
 _ORDER = ("experiment", "arm", "ipc", "seed", *_KINDS, "status", "reason", "config")
+_TRIAL = ("config_hash", "arm", "ipc", "seed")
 _COLUMNS = (*_ORDER, *_HASHES, "numbers", "versions", "git", *_COSTS)
 
 
@@ -50,11 +51,10 @@ def records_table(records: Sequence[Record]) -> pa.Table:
 def rounds_table(records: Sequence[Record]) -> pa.Table:
     """A row a round of each trial."""
     names = [name for name in _names([row for record in records for row in record.history]) if name != "round"]
-    keys = {"config_hash": pa.string(), "seed": pa.int64(), "arm": pa.string(), "ipc": pa.int64(), "round": pa.int32()}
-    schema = pa.schema([*keys.items(), *((name, pa.float64()) for name in names)])
+    trial = [(name, _type(name)) for name in ("config_hash", "seed", "arm", "ipc")]
+    schema = pa.schema([*trial, ("round", pa.int32()), *((name, pa.float64()) for name in names)])
     rows = [
-        {**row, "config_hash": record.config_hash, "seed": record.seed, "arm": record.arm, "ipc": record.ipc}
-        | {"round": int(row["round"])}
+        {**row, "round": int(row["round"])} | {name: getattr(record, name) for name in _TRIAL}
         for record in records
         for row in record.history
     ]
@@ -66,17 +66,8 @@ def predictions_table(out: Path, records: Sequence[Record], manifest: Manifest) 
     labels = np.asarray(manifest.test_labels, dtype=np.int64)
     small = int(manifest.dataset.get("num_classes", 0)) <= 256 and labels.max(initial=0) < 256
     kind = pa.uint8() if small else pa.uint16()
-    schema = pa.schema(
-        {
-            "config_hash": pa.string(),
-            "arm": pa.string(),
-            "ipc": pa.int64(),
-            "seed": pa.int64(),
-            "image": pa.int32(),
-            "prediction": kind,
-            "label": kind,
-        }
-    )
+    images = {"image": pa.int32(), "prediction": kind, "label": kind}
+    schema = pa.schema([(name, _type(name)) for name in _TRIAL] + list(images.items()))
     parts = [_predictions(out, record, labels, schema) for record in records if record.outcome.predictions]
     return pa.concat_tables([schema.empty_table(), *parts])
 
@@ -87,17 +78,9 @@ def _predictions(out: Path, record: Record, labels: np.ndarray, schema: pa.Schem
             f"{record_path(out, record.config_hash)} has {len(record.outcome.predictions)} predictions; "
             f"accepted: {len(labels)}, one a test image of experiment.json"
         )
-    count = len(labels)
-    arrays = {
-        "config_hash": pa.repeat(record.config_hash, count),
-        "arm": pa.repeat(record.arm, count),
-        "ipc": pa.repeat(record.ipc, count),
-        "seed": pa.repeat(record.seed, count),
-        "image": pa.array(np.arange(count)),
-        "prediction": pa.array(record.outcome.predictions),
-        "label": pa.array(labels),
-    }
-    return pa.table(arrays).cast(schema)
+    trial = {name: pa.repeat(getattr(record, name), len(labels)) for name in _TRIAL}
+    images = {"image": np.arange(len(labels)), "prediction": record.outcome.predictions, "label": labels}
+    return pa.table(trial | images).cast(schema)
 
 
 def _type(name: str) -> pa.DataType:

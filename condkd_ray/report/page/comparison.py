@@ -21,10 +21,10 @@ from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.summary import caution, facts, forest, judgement
 from condkd_ray.report.results import Results, read
 from condkd_ray.report.significance import Judged
-from condkd_ray.report.statistics import ACCURACY, Difference, difference, spread
+from condkd_ray.report.statistics import ACCURACY, Difference, difference
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import search, teachers
-from condkd_ray.report.tables.table import Table, count, over, place, shown
+from condkd_ray.report.tables.table import CPU, Table, count, over, place, shown
 
 LEAVES = 10
 """Of the configs, on the first screen."""
@@ -159,9 +159,7 @@ def _side_by_side(first: Results, second: Results) -> list[Element]:
         both = [side.groups.get((arm, ipc), []) for side in sides]
         numbers = [str(count(members)) for members in both]
         accuracies = [shown(over(members, ACCURACY), count(members), factor=100) for members in both]
-        seconds = [
-            shown(spread(one.outcome.cpu_seconds for one in members), len(members), digits=1) for members in both
-        ]
+        seconds = [shown(over(members, CPU), len(members), digits=1) for members in both]
         rows.append([*place(name(arm), ipc), *numbers, *accuracies, *seconds])
     legend = "Mean ± standard deviation over n seeds; a dash where a run has no such arm."
     return [Rows(Table("Arms side by side", header, rows, legend, keys=2))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.figures.search import proxy_plot
@@ -13,9 +13,9 @@ from condkd_ray.report.page.elements import Bar, Bars, Code, Element, Rows, Sect
 from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.summary import seconds
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import spread, tested
+from condkd_ray.report.statistics import tested
 from condkd_ray.report.tables import failures, teachers
-from condkd_ray.report.tables.table import Table, over
+from condkd_ray.report.tables.table import CPU, WALL, Table, over, shown
 
 _PHASE, _WHOLE = ("time/", "_seconds"), ("wall", "cpu")
 """How the metrics of phases begin and end; and what is the time of all of them."""
@@ -62,8 +62,7 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
             label,
             str(len(kept[label])),
             *(f"{part:.2f}" for part in row),
-            _told(one.outcome.wall_seconds for one in kept[label]),
-            _told(one.outcome.cpu_seconds for one in kept[label]),
+            *(shown(over(kept[label], metric), None, deviation=False) for metric in (WALL, CPU)),
         ]
         for label, row in totals.items()
     ]
@@ -128,8 +127,3 @@ def _phase(metric: str) -> str:
 def _mean(members: Sequence[Record], metric: str) -> float:
     found = over(members, metric)
     return found.mean if found else 0.0
-
-
-def _told(values: Iterable[float]) -> str:
-    found = spread(values)
-    return f"{found.mean:.2f}" if found else "-"

@@ -14,10 +14,10 @@ from condkd_ray.core.files import atomic_write
 from condkd_ray.report import significance
 from condkd_ray.report.results import Results
 from condkd_ray.report.significance import Judged
-from condkd_ray.report.statistics import ACCURACY, groups, spread
+from condkd_ray.report.statistics import ACCURACY, groups
 from condkd_ray.report.tables import failures, teachers
 from condkd_ray.report.tables.rounds import places_table, rounds_table
-from condkd_ray.report.tables.table import WIDTH, Table, between, compared, count, over, place, shown, signed
+from condkd_ray.report.tables.table import CPU, WALL, WIDTH, Table, between, compared, count, over, place, shown, signed
 
 _CSV_HEADER = ("table", "arm", "minus", "ipc", "metric", "mean", "std", "n", "low", "high", "method")
 _PERCENT = {
@@ -66,9 +66,9 @@ def accuracy_table(results: Results) -> Table:
     rows = []
     for key, begun in found.items():
         done = results.groups.get(key, [])
-        n, spent = count(done), spread(record.outcome.cpu_seconds for record in done)
+        n = count(done)
         accuracies = [shown(over(done, metric), n, factor=100) for metric in percent]
-        seconds = shown(spent, n, digits=1, deviation=False)
+        seconds = shown(over(done, CPU), n, digits=1, deviation=False)
         counts = [str(sum(record.status == status for record in begun)) for status in lost]
         rows.append([*place(*key), str(n), *accuracies, seconds, *counts])
     header = ["arm", "IPC", "n", *percent.values(), "CPU s a trial", *lost]
@@ -153,8 +153,7 @@ def _accuracy_rows(results: Results) -> Iterator[tuple[object, ...]]:
     for (arm, ipc), members in results.groups.items():
         measured = {metric for record in members for metric in record.metrics}
         found = {metric: over(members, metric) for metric in sorted(measured)}
-        found["cpu_seconds"] = spread(record.outcome.cpu_seconds for record in members)
-        found["wall_seconds"] = spread(record.outcome.wall_seconds for record in members)
+        found |= {"cpu_seconds": over(members, CPU), "wall_seconds": over(members, WALL)}
         for metric, one in found.items():
             if one is not None:
                 yield "accuracy", arm, "", ipc, metric, one.mean, one.std, one.n, "", "", ""

@@ -59,6 +59,9 @@ def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: Seq
     return [_GAP.join(row).rstrip() for row in (rows[0], rule, *rows[1:])]
 
 
+CPU, WALL = "time/cpu_seconds", "time/wall_seconds"
+
+
 def over(records: Sequence[Record], metric: str) -> Spread | None:
     """Mean and spread of a metric over the trials that have it."""
     return spread(record.metrics.get(metric, math.nan) for record in records)
@@ -70,12 +73,12 @@ def count(records: Sequence[Record]) -> int:
     return found.n if found else 0
 
 
-def shown(found: Spread | None, n: int, *, factor: float = 1.0, digits: int = 2, deviation: bool = True) -> str:
+def shown(found: Spread | None, n: int | None, *, factor: float = 1.0, digits: int = 2, deviation: bool = True) -> str:
     """Mean, and standard deviation where there is one; a mean over another number of trials than `n` says so."""
     if found is None:
         return "-"
     std = f" ± {factor * found.std:.{digits}f}" if deviation and found.std is not None else ""
-    return f"{factor * found.mean:.{digits}f}{std}" + ("" if found.n == n else f" (n = {found.n})")
+    return f"{factor * found.mean:.{digits}f}{std}" + ("" if n in (None, found.n) else f" (n = {found.n})")
 
 
 def place(arm: str, ipc: int) -> list[str]:

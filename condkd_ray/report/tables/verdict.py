@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.statistics import ACCURACY, Difference, difference, groups, interval, spread
-from condkd_ray.report.tables.table import Table, between, over, shown
+from condkd_ray.report.statistics import ACCURACY, Difference, difference, groups, interval
+from condkd_ray.report.tables.table import CPU, WALL, Table, between, over, shown
 
 TAUGHT_BY = {
     "none": "synthetic images",
@@ -57,8 +57,7 @@ def arms_table(records: Sequence[Record], labels: Sequence[int], answers: Sequen
             str(len(members)),
             shown(over(members, ACCURACY), len(members), factor=100, digits=1),
             shown(over(by_answer[arm, ipc], ACCURACY), len(members), factor=100, digits=1),
-            shown(spread(one.outcome.wall_seconds for one in members), len(members), digits=1, deviation=False),
-            shown(spread(one.outcome.cpu_seconds for one in members), len(members), digits=1, deviation=False),
+            *(shown(over(members, metric), len(members), digits=1, deviation=False) for metric in (WALL, CPU)),
         ]
         for (arm, ipc), members in groups(named(records, labels)).items()
     ]
@@ -78,7 +77,7 @@ def differences_table(records: Sequence[Record], labels: Sequence[int], answers:
         [
             f"{what}, {one.left} - {one.right}",
             str(one.n),
-            points(one.mean),
+            _points(one),
             _range(one.low, one.high),
             _range(one.image_low, one.image_high),
         ]
@@ -123,7 +122,7 @@ def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
     if one is None:
         return "Verdict: none yet, there is no seed of which both mixed and guided have finished."
     measured = (
-        f"guided - mixed is {points(one.mean)} points (95 % over seeds {_range(one.low, one.high)}, over the "
+        f"guided - mixed is {_points(one)} points (95 % over seeds {_range(one.low, one.high)}, over the "
         f"{len(labels)} held-out images {_range(one.image_low, one.image_high)}), at {cost(records)}"
     )
     sides = _sides(one)
@@ -135,9 +134,8 @@ def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
     return f"Verdict: with {seeds} {shown_so}: {measured}{_alone(records, labels)}."
 
 
-def points(fraction: float) -> str:
-    """A difference of shares in percentage points."""
-    return f"{100 * fraction:+.1f}"
+def _points(one: Difference) -> str:
+    return f"{100 * one.mean:+.1f}"
 
 
 def _alone(records: Sequence[Record], labels: Sequence[int]) -> str:
@@ -147,7 +145,7 @@ def _alone(records: Sequence[Record], labels: Sequence[int]) -> str:
     if one is None or sides == {1}:
         return ""
     shown_so = "your images alone are better" if sides == {-1} else "that it beats your images alone is not shown"
-    return f"; {shown_so} ({points(one.mean)}, over seeds {_range(one.low, one.high)})"
+    return f"; {shown_so} ({_points(one)}, over seeds {_range(one.low, one.high)})"
 
 
 def _sides(one: Difference) -> set[int]:
