@@ -16,10 +16,10 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.provenance import git_state, versions
 from condkd_ray.core.storage import Location
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
-from condkd_ray.report.figures import grids
 from condkd_ray.report.records import Record, write_record
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import Board, beyond_base, hparams, run_name, varying
+from condkd_ray.runs.images import write_grids
 from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS, pool_key
@@ -93,7 +93,7 @@ class Watch:
         record, (plan, prepared) = self._record(key, outcome), self._work[key]
         label = self._label(plan)
         # Whoever has a record is not run again, so what it has made must be kept before.
-        grids.keep(self._out, record, outcome, prepared)
+        write_grids(self._out, record, outcome, prepared)
         if candidate:
             self._shelf.offer(record, prepared)
         write_record(self._out, record)

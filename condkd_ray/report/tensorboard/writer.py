@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from condkd_ray.report.figures import grids
+from condkd_ray.report.figures import image_grids
 from condkd_ray.report.records import Record, record_path
-from condkd_ray.report.tensorboard import charts, events, projector
+from condkd_ray.report.tensorboard import charts, embeddings, events
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.spread import over_seeds
 
@@ -170,9 +170,9 @@ class Board:
         self.chart(final)
         for name, counts in record.held.items():
             writer.add_event(events.histogram(f"memory/{name}", counts, bin_edges(name, len(counts)), step, now))
-        if shown := grids.captioned(self._out, record):
-            writer.add_event(events.image(GRID, grids.beside(shown), step, now))
-        projector.write_own(self._folder / run, self._out, record)
+        if shown := image_grids.captioned(self._out, record):
+            writer.add_event(events.image(GRID, image_grids.beside(shown), step, now))
+        embeddings.write_own(self._folder / run, self._out, record)
         writer.add_event(events.session_end(record.status, now))
         writer.close()
 
@@ -200,7 +200,7 @@ def rebuild(out: Path, records: Sequence[Record]) -> None:
         if record.status != "running":
             board.trial_finished(record, ended)
     board.close()
-    projector.write_together(Path(out) / FOLDER, out, records)
+    embeddings.write_together(Path(out) / FOLDER, out, records)
 
 
 def _now(when: float | None) -> float:
