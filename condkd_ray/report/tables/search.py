@@ -14,7 +14,7 @@ from condkd_ray.core.files import atomic_write
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import ACCURACY, rankings
 from condkd_ray.report.tables.table import WIDTH, Table
-from condkd_ray.study import constraints
+from condkd_ray.study.objective import parse_constraints
 
 SHOWN = 12
 """As many of the best trials, at most, stand in the table for a terminal."""
@@ -56,7 +56,7 @@ def ranked(records: Sequence[Record], manifest: Manifest) -> list[Record]:
 def keeps(record: Record, manifest: Manifest) -> bool:
     """Whether a trial has kept to all limits of its search, as far as it came."""
     return all(
-        not one.excess(value(record, one.name)) > 0 for one in constraints.parse(manifest.search.get(LIMITS, []))
+        not one.excess(value(record, one.name)) > 0 for one in parse_constraints(manifest.search.get(LIMITS, []))
     )
 
 
