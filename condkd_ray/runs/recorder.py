@@ -18,7 +18,7 @@ from condkd_ray.core.storage import Location
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
 from condkd_ray.report.records import Record, write_record
 from condkd_ray.report.tensorboard.events import Scalar
-from condkd_ray.report.tensorboard.writer import Board, beyond_base, hparams, run_name, varying
+from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
 from condkd_ray.runs.images import write_grids
 from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.config import Prepared
@@ -63,7 +63,7 @@ class Watch:
         self._hparams: dict[str, dict[str, Scalar]] = {}
         self._runs: dict[str, str] = {}
         self._leaves: dict[str, Mapping[str, Any]] = {}
-        self._board = Board(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
+        self._board = EventFiles(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
         self._shelf = Shelf(out, storage)
         self.failed = 0
         for key, (plan, prepared) in work.items():

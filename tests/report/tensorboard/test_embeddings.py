@@ -16,7 +16,7 @@ from werkzeug.test import Client
 
 from condkd_ray.core.method import InputError
 from condkd_ray.report.tensorboard.embeddings import COLUMNS, Points, points_path, read_points, write_points
-from condkd_ray.report.tensorboard.writer import Board, rebuild, run_name
+from condkd_ray.report.tensorboard.writer import EventFiles, rebuild, run_name
 from report.report_factory import make_record
 
 with warnings.catch_warnings():
@@ -142,7 +142,7 @@ def test_without_points_there_is_none(tmp_path):
 
 def test_a_live_board_has_it_as_soon_as_the_trial_has_ended(tmp_path):
     record, _ = kept(tmp_path, "mixed", 10)
-    board = Board(tmp_path)
-    board.trial_finished(record)
+    files = EventFiles(tmp_path)
+    files.trial_finished(record)
     assert Reader(tmp_path / "tensorboard").runs == {run_name(record)}
-    board.close()
+    files.close()
