@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,18 +18,19 @@ from condkd_ray.report.figures.dots import dots_figure
 from condkd_ray.report.figures.memory import held_figure
 from condkd_ray.report.figures.rounds import curves_figure, diagnosis_figure
 from condkd_ray.report.figures.style import (
-    STYLE,
     Label,
     Looks,
     canvas,
     caption,
     deviation,
+    grid,
     looks,
     name,
     over_seeds,
     percents,
     place_labels,
     save,
+    styled,
 )
 from condkd_ray.report.records import Manifest, Record
 from condkd_ray.report.statistics import groups
@@ -78,25 +78,24 @@ class _Curve:
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> None:
     """Write `figure.*`, `curves.png`, `diagnosis.png` and `histograms.png` under `out`, as far as there is data."""
     drawn = draw(records, manifest)
-    with matplotlib.rc_context(STYLE):
-        save(Path(out) / "figure.svg", drawn["figure"])
-        for stem, figure in drawn.items():
-            save(Path(out) / f"{stem}.png", figure)
+    save(Path(out) / "figure.svg", drawn["figure"])
+    for stem, figure in drawn.items():
+        save(Path(out) / f"{stem}.png", figure)
 
 
+@styled
 def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
     """The figures by the names of their files; None where there is no data."""
     finished = [record for record in records if record.status == "finished"]
     styles = arm_looks(records, manifest)
     ipcs = {trial["ipc"] for trial in manifest.planned} | {record.ipc for record in records}
     accuracy = _accuracy_figure if len(ipcs - {0}) > 1 else dots_figure
-    with matplotlib.rc_context(STYLE):
-        return {
-            "figure": accuracy(finished, manifest, styles),
-            "curves": curves_figure(finished, styles),
-            "diagnosis": diagnosis_figure(finished, styles),
-            "histograms": held_figure(finished, styles),
-        }
+    return {
+        "figure": accuracy(finished, manifest, styles),
+        "curves": curves_figure(finished, styles),
+        "diagnosis": diagnosis_figure(finished, styles),
+        "histograms": held_figure(finished, styles),
+    }
 
 
 def arm_looks(records: Sequence[Record], manifest: Manifest) -> Looks:
@@ -178,8 +177,7 @@ def _ipc_axis(axes: Axes, ipcs: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="y", lw=0.3, color="#DDDDDD")
-    axes.set_axisbelow(True)
+    grid(axes, "y")
     if ipcs:
         axes.set_xlabel("condensed images per class (IPC)")
 

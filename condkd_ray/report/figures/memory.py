@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from condkd_ray.report.figures.style import GREY, Looks, caption, dark, name, over_seeds
+from condkd_ray.report.figures.style import (
+    GREY,
+    WIDE,
+    Looks,
+    at_ipc,
+    caption,
+    dark,
+    largest_ipc,
+    name,
+    over_seeds,
+    panels,
+)
 from condkd_ray.report.records import Record
-from condkd_ray.report.statistics import groups
 
 _ROW, _FOOT, _HEAD = 0.72, 0.85, 0.3
 """Heights in inches."""
@@ -22,37 +32,31 @@ _WHISKERS = 25
 
 def held_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
     """A row an arm, at the largest IPC or without condensed images; None where no memory held anything."""
-    largest = max((record.ipc for record in records), default=0)
-    found = {
-        arm: counted
-        for (arm, ipc), members in groups(records).items()
-        if ipc in (0, largest) and (counted := [one.held for one in members if one.held])
-    }
+    largest, at = largest_ipc(records)
+    found = at_ipc([record for record in records if record.held], largest)
     if not found:
         return None
-    height, left = _HEAD + _ROW * len(found) + _FOOT, 0.09 + 0.0085 * max(len(name(arm)) for arm in found)
-    figure = Figure(figsize=(7.2, height))
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(len(found), 2, left=left, right=0.985, top=1 - _HEAD / height, hspace=0.3, wspace=0.16,
-                               bottom=(_FOOT - 0.15) / height)  # fmt: skip
-    panels = [[figure.add_subplot(grid[row, column]) for column in range(2)] for row in range(len(found))]
-    for row, (arm, counted) in zip(panels, found.items(), strict=True):
+    height = _HEAD + _ROW * len(found) + _FOOT
+    place: Any = {"left": 0.09 + 0.0085 * max(len(name(arm)) for arm in found), "right": 0.985,
+             "top": 1 - _HEAD / height, "bottom": (_FOOT - 0.15) / height}  # fmt: skip
+    figure, drawn = panels((WIDE, height), len(found), 2, hspace=0.3, wspace=0.16, **place)
+    lines = list(zip(drawn[::2], drawn[1::2], strict=True))
+    for row, (arm, members) in zip(lines, found.items(), strict=True):
         color = looks[arm][0]
-        shares = [_shares(counted, kind) for kind in ("class", "confidence")]
+        shares = [_shares(members, kind) for kind in ("class", "confidence")]
         for axes, values in zip(row, shares, strict=True):
             _bars(axes, values, color)
         _tell(row, arm, shares, color)
-    _frame(panels)
-    at = f" at IPC {largest}" if largest else ""
-    told = over_seeds({len(counted) for counted in found.values()}, spread="whiskers")
+    _frame(lines)
+    told = over_seeds({len(members) for members in found.values()}, spread="whiskers")
     what = f"Synthetic images the memory held in the end{at}, by the teacher's answers. Dashed: even classes; uneven: "
     caption(figure, f"{what}share of the\nimages that would have to be of another class. {told}")
     return figure
 
 
-def _shares(counted: Sequence[dict[str, list[int]]], kind: str) -> np.ndarray:
+def _shares(members: Sequence[Record], kind: str) -> np.ndarray:
     """(seeds, bins) in percent."""
-    counts = np.array([one[kind] for one in counted], dtype=float)
+    counts = np.array([one.held[kind] for one in members], dtype=float)
     return 100 * counts / counts.sum(1, keepdims=True)
 
 

@@ -7,11 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from condkd_ray.report.figures.style import GREY, Label, Looks, canvas, caption, name, over_seeds, place_labels, tiles
+from condkd_ray.report.figures.style import (
+    GREY,
+    Label,
+    Looks,
+    at_ipc,
+    canvas,
+    caption,
+    grid,
+    largest_ipc,
+    name,
+    over_seeds,
+    place_labels,
+    tiles,
+    whole_numbers,
+)
 from condkd_ray.report.records import Record
-from condkd_ray.report.statistics import ACCURACY, groups
+from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.rounds import test_images
 
 _ROUND = "round"
@@ -32,35 +45,39 @@ _MOST_BANDS = 6
 
 def curves_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
     """Test accuracy for the largest IPC and the arms without condensed images; None where none was measured."""
-    shown = {arm: found for arm, members in _arms(records).items() if len((found := _by_round(members, ACCURACY))[0])}
+    largest, at = largest_ipc(records)
+    arms = at_ipc(records, largest)
+    shown = {arm: found for arm, members in arms.items() if len((found := _by_round(members, ACCURACY))[0])}
     if not shown:
         return None
     figure, (axes,) = canvas(max(3.0, 0.6 + 0.17 * len(shown)))
     labels = [_draw(axes, arm, rounds, 100 * values, looks, len(shown)) for arm, (rounds, values) in shown.items()]
-    images = test_images([record for members in _arms(records).values() for record in members])
+    images = test_images([record for members in arms.values() for record in members])
     axes.set(xlabel=f"round (measured on {images} test images)", ylabel="test accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    whole_numbers(axes, 8)
     place_labels(figure, labels)
     told = _over_seeds({len(values) for _, values in shown.values()}, len(shown))
-    caption(figure, f"As measured while training{_at(records)}. {told}")
+    caption(figure, f"As measured while training{at}. {told}")
     return figure
 
 
 def diagnosis_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
     """A panel a figure of the diagnosis, for the same arms; None where none was recorded."""
+    largest, at = largest_ipc(records)
+    trials = at_ipc(records, largest)
     found = {
-        metric: {arm: one for arm, members in _arms(records).items() if len((one := _by_round(members, metric))[0])}
+        metric: {arm: one for arm, members in trials.items() if len((one := _by_round(members, metric))[0])}
         for metric in _PANELS
     }
     kept = {metric: curves for metric, curves in found.items() if curves}
     if not kept:
         return None
-    arms = [arm for arm in _arms(records) if any(arm in curves for curves in kept.values())]
+    arms = [arm for arm in trials if any(arm in curves for curves in kept.values())]
     legend_rows = -(-len(arms) // _columns([name(arm) for arm in arms]))
     figure, panels = tiles(len(kept), foot=0.9 + 0.17 * legend_rows)
     for axes, (metric, curves) in zip(panels, kept.items(), strict=True):
         axes.set_title(_PANELS[metric], fontsize=8, loc="left")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        whole_numbers(axes, 5)
         for arm, (rounds, values) in curves.items():
             _draw(axes, arm, rounds, values, looks, len(arms))
         if metric in _AS_REAL:
@@ -71,24 +88,13 @@ def diagnosis_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
                   ncols=-(-len(arms) // legend_rows), bbox_to_anchor=(0.5, 0.34 / height), fontsize=8)  # fmt: skip
     counts = {len(values) for curves in kept.values() for _, values in curves.values()}
     where = "Synthetic images of each measured round in the teacher's features"
-    caption(figure, f"{where}{_at(records)}; for the report only.\n{_over_seeds(counts, len(arms))}")
+    caption(figure, f"{where}{at}; for the report only.\n{_over_seeds(counts, len(arms))}")
     return figure
 
 
 def _columns(labels: Sequence[str]) -> int:
     """Of a legend, so that its rows do not reach beyond the figure."""
     return max(1, min(_LEGEND_COLUMNS, _ROOM // (max(map(len, labels)) + 10)))
-
-
-def _arms(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Trials at the largest IPC and those without condensed images, by arm; of an arm with both, the former."""
-    largest = max((record.ipc for record in records), default=0)
-    return {arm: members for (arm, ipc), members in groups(records).items() if ipc in (0, largest)}
-
-
-def _at(records: Sequence[Record]) -> str:
-    largest = max(record.ipc for record in records)
-    return f" at IPC {largest}" if largest else ""
 
 
 def _over_seeds(counts: set[int], arms: int) -> str:
@@ -110,8 +116,7 @@ def _draw(axes: Axes, arm: str, rounds: Sequence[int], values: np.ndarray, looks
     """An arm's curve; its band only where there are few arms."""
     (color, marker), style = looks[arm], "-." if arm == "real" else "-"
     mean = values.mean(0)
-    axes.grid(axis="y", lw=0.3, color="#DDDDDD")
-    axes.set_axisbelow(True)
+    grid(axes, "y")
     axes.plot(rounds, mean, color=color, ls=style, lw=1.3, marker=marker, markevery=[-1], ms=4, label=arm)
     if len(values) > 1 and arms <= _MOST_BANDS:
         std = values.std(0, ddof=1)
