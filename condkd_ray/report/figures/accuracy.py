@@ -244,7 +244,7 @@ def _draw_row(axes: Axes, place: int, values: np.ndarray, look: tuple[str, str],
     if len(values) > 1:
         axes.plot(values, np.full(len(values), place + 0.24), ls="", marker=".", ms=3.6, mew=0, color=color, alpha=0.7)
         axes.errorbar([mean], [place], xerr=[std], ls="", color=color, elinewidth=1.0, zorder=3)
-    axes.plot([mean], [place], ls="", marker=marker, ms=5.5, mec="white", mew=0.6, color=color, zorder=4)
+    axes.plot([mean], [place], **style.POINT, marker=marker, ms=5.5, mew=0.6, color=color, zorder=4)
 
 
 def _row_limits(found: dict[tuple[str, int], np.ndarray]) -> tuple[float, float]:

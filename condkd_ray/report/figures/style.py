@@ -1,4 +1,4 @@
-"""What all figures share: the look of an arm, panels, axes, bars, labels that keep apart, files equal each time."""
+"""What all figures share: the look of an arm, panels, axes, labels that keep apart, files equal each time."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars
@@ -33,32 +33,19 @@ METRICS = (
 """Of these TensorBoard shows the first five, until told otherwise."""
 
 
-class Trial(Protocol):
-    """What names a trial: a `Record`, or anything planned that has these."""
-
-    @property
-    def arm(self) -> str: ...  # noqa: D102
-    @property
-    def ipc(self) -> int: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def config_hash(self) -> str: ...  # noqa: D102
-
-
-def run_name(trial: Trial) -> str:
+def run_name(record: Record) -> str:
     """`ipc10/guided/seed0-1a2b3c`, or `none/seed0-1a2b3c` for an arm without condensed images.
 
     Of an arm's name what a regular expression would take for an operator is left out, and `-` stands for spaces:
     `trial 7` is `trial-7`, so that what is typed into TensorBoard's filter finds it.
     """
-    return f"{arm_name(trial)}/seed{trial.seed}-{trial.config_hash[:6]}"
+    return f"{arm_name(record)}/seed{record.seed}-{record.config_hash[:6]}"
 
 
-def arm_name(trial: Trial) -> str:
+def arm_name(record: Record) -> str:
     """What the run names of all seeds of an arm and IPC begin with: `ipc10/guided`."""
-    arm = re.sub(r"[^\w.,=-]+", "-", re.sub(r"['\"()\[\]]", "", trial.arm)).strip("-") or "-"
-    return f"ipc{trial.ipc}/{arm}" if trial.ipc else arm
+    arm = re.sub(r"[^\w.,=-]+", "-", re.sub(r"['\"()\[\]]", "", record.arm)).strip("-") or "-"
+    return f"ipc{record.ipc}/{arm}" if record.ipc else arm
 
 
 def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
