@@ -17,8 +17,8 @@ from condkd_ray.core.method import require
 from condkd_ray.runs.experiment import Flags, command_line, run
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.proxy_validation import validate
-from condkd_ray.study.quiet import quiet
 from condkd_ray.study.space import close, read
+from condkd_ray.study.storage import quiet
 from condkd_ray.trial.artifacts import Workshop
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"

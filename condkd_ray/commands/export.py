@@ -23,7 +23,8 @@ from condkd_ray.core.samples import to_unit
 from condkd_ray.core.storage import Location, take
 from condkd_ray.data.writers import write_images
 from condkd_ray.methods.condensation import AllReal
-from condkd_ray.report.tensorboard.embeddings import look, points_path, write_points
+from condkd_ray.report.tensorboard.embeddings import points_path, write_points
+from condkd_ray.runs.images import feature_points
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.product import Product, product_path, read_product
 
@@ -77,7 +78,7 @@ class Shelf:
         if fresh.is_file():
             take(fresh, kept)
         if prepared is not None:
-            write_points(points_path(self._out, record.config_hash), look(prepared, read_product(kept)))
+            write_points(points_path(self._out, record.config_hash), feature_points(prepared, read_product(kept)))
         self._best[_group(record)] = record
         if former is not None and former.config_hash != record.config_hash:
             for path in (kept_path, points_path):

@@ -27,6 +27,8 @@ FORMAT = 1
 MANIFEST = "experiment.json"
 ARM_ORDER = ("none", "condensed_only", "mixed", "guided", "guided_only", "real")
 """The order of arms in every table and figure; arms not named here follow in alphabetical order."""
+ALL_REAL = "all_real"
+"""`Record.condensation` of a trial whose condensed set is all real images."""
 
 Status = Literal["finished", "failed", "pruned", "running"]
 _T = TypeVar("_T")

@@ -12,8 +12,7 @@ from condkd_ray.core.records import Manifest, Record, Status, newest, read_all_r
 from condkd_ray.report import statistics
 from condkd_ray.report.significance import Judged, judged
 from condkd_ray.report.statistics import Difference, Ranking
-from condkd_ray.study import constraints
-from condkd_ray.study.objective import at_end
+from condkd_ray.study.objective import at_end, parse_constraints
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Results:
 
     def keeps(self, record: Record) -> bool:
         """Whether a trial has kept to all limits of its search, as far as it came."""
-        return all(not one.excess(value(record, one.name)) > 0 for one in constraints.parse(self.limits))
+        return all(not one.excess(value(record, one.name)) > 0 for one in parse_constraints(self.limits))
 
 
 def read(out: Path) -> Results:

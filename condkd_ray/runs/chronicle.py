@@ -19,8 +19,8 @@ from condkd_ray.core.records import Outcome, Record, read_records
 from condkd_ray.core.storage import remove
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.study_recorder import ARTIFACTS, Scribe
-from condkd_ray.study import Ledger, Objective, open_storage
-from condkd_ray.study.quiet import quiet
+from condkd_ray.study import Objective, TrialLog, open_storage
+from condkd_ray.study.storage import quiet
 from condkd_ray.study.study import VERSION
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS
@@ -76,7 +76,7 @@ class Chronicle:
         with quiet():
             self._study = _opened(self._storage, experiment, objective, _differences(self._entries.values()), out)
         self._choices = self._study.user_attrs[PARAMETERS]
-        self._ledger = Ledger(self._storage, experiment, objective)
+        self._ledger = TrialLog(self._storage, experiment, objective)
         self._scribe = Scribe(self._ledger, objective, out)
         told = [trial for trial in self._ledger.trials if trial.state != TrialState.FAIL]
         failed = {trial.user_attrs[KEY] for trial in self._ledger.trials} - {trial.user_attrs[KEY] for trial in told}

@@ -15,9 +15,9 @@ from condkd_ray.core.provenance import git_state, versions
 from condkd_ray.core.records import Outcome, Record, write_record
 from condkd_ray.core.storage import Location
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
-from condkd_ray.report.figures import grids
 from condkd_ray.report.tensorboard.events import Scalar
-from condkd_ray.report.tensorboard.writer import Board, beyond_base, hparams, run_name, varying
+from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
+from condkd_ray.runs.images import write_grids
 from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS, pool_key
@@ -60,7 +60,7 @@ class Watch:
         self._hparams: dict[str, dict[str, Scalar]] = {}
         self._runs: dict[str, str] = {}
         self._leaves: dict[str, Mapping[str, Any]] = {}
-        self._board = Board(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
+        self._board = EventFiles(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
         self._shelf = Shelf(out, storage)
         self.failed = 0
         for key, (plan, prepared) in work.items():
@@ -90,7 +90,7 @@ class Watch:
         record, (plan, prepared) = self._record(key, outcome), self._work[key]
         label = self._label(plan)
         # Whoever has a record is not run again, so what it has made must be kept before.
-        grids.keep(self._out, record, outcome, prepared)
+        write_grids(self._out, record, outcome, prepared)
         if candidate:
             self._shelf.offer(record, prepared)
         write_record(self._out, record)

@@ -28,12 +28,12 @@ from condkd_ray.runs.estimate.text import explain_search
 from condkd_ray.runs.options import RunFlags
 from condkd_ray.runs.population_driver import Breeder
 from condkd_ray.runs.search_driver import Explorer
-from condkd_ray.study import Objective, Pruner, Sampler, Study, constraints, open_storage, stored_study
+from condkd_ray.study import Objective, Pruner, Sampler, Study, open_storage, stored_study
+from condkd_ray.study.objective import parse_constraints
 from condkd_ray.study.population import Population, check_population
-from condkd_ray.study.pruners import check_pruner, make_pruner
 from condkd_ray.study.space import default, leaves, read
 from condkd_ray.study.storage import holds
-from condkd_ray.study.strategies import check_sampler
+from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
 from condkd_ray.trial.artifacts import Workshop
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     with connect(flags.address):
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
         budget = _gpu_budget(study, flags)
-        limits = constraints.parse(flags.constraint)
+        limits = parse_constraints(flags.constraint)
         if flags.population:
             guide = Breeder(question, study, objective, tree, workshop, flags, _population(study, tree, flags))
         else:
@@ -166,7 +166,7 @@ def study_of(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> 
         sampler=flags.chosen_sampler,
         seed=flags.sampler_seed,
         pruner=make_pruner(flags.pruner, least=flags.least_rounds, most=_rounds(tree)),
-        constraints=constraints.parse(flags.constraint),
+        constraints=parse_constraints(flags.constraint),
         population=(flags.population, flags.generation_rounds) if flags.population else (),
     )
 
@@ -187,7 +187,7 @@ def _check(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> No
     require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, "a number > 0: they would never end")
     require(flags.least_rounds >= 1, "--least-rounds", flags.least_rounds, "an integer >= 1")
     require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
-    check_sampler(flags.chosen_sampler, tree, constrained=bool(constraints.parse(flags.constraint)))
+    check_sampler(flags.chosen_sampler, tree, constrained=bool(parse_constraints(flags.constraint)))
     check_pruner(flags.pruner, objective)
     if flags.population:
         _check_population(tree, flags, objective)

@@ -22,7 +22,7 @@ from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import Watch
 from condkd_ray.runs.study_recorder import Scribe
 from condkd_ray.study import Constraint, Objective, Proposal, Study
-from condkd_ray.study.constraints import feasible
+from condkd_ray.study.objective import feasible
 from condkd_ray.study.space import leaves
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared

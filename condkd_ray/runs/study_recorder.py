@@ -15,19 +15,20 @@ from condkd_ray.core.config import Tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, grid_path
 from condkd_ray.report.figures.image_grids import write_grid
-from condkd_ray.study import Ledger, Objective
-from condkd_ray.study.constraints import Constraint, excesses
-from condkd_ray.study.objective import COST, at_end
+from condkd_ray.study import Objective, TrialLog
+from condkd_ray.study.objective import COST, Constraint, at_end, excesses
 
 ARTIFACTS = "artifacts"
 """Folder of the images and configs that the dashboard shows beside a trial."""
 
 
 class Scribe:
-    """Writes into the study of `ledger` what its `objective` sees of trials; files lie in the result folder `out`."""
+    """Writes into the study what its `objective` sees of trials; files lie in the result folder `out`."""
 
-    def __init__(self, ledger: Ledger, objective: Objective, out: Path, constraints: Sequence[Constraint] = ()) -> None:
-        self._ledger, self._objective, self._out, self._constraints = ledger, objective, out, constraints
+    def __init__(
+        self, study: TrialLog, objective: Objective, out: Path, constraints: Sequence[Constraint] = ()
+    ) -> None:
+        self._ledger, self._objective, self._out, self._constraints = study, objective, out, constraints
         (out / ARTIFACTS).mkdir(parents=True, exist_ok=True)
         self._store = FileSystemArtifactStore(out / ARTIFACTS)
 

@@ -19,8 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from condkd_ray.core.method import require
 from condkd_ray.study.objective import Direction
-from condkd_ray.study.quiet import quiet
-from condkd_ray.study.storage import JOURNAL, open_storage, stored_study
+from condkd_ray.study.storage import exists, open_storage, place_of, quiet, stored_study
 from condkd_ray.study.study import REPEAT
 
 RESAMPLES = 100
@@ -67,9 +66,8 @@ def importances(trials: Sequence[FrozenTrial], directions: Sequence[Direction], 
 
 def stored_trials(out: Path, name: str, storage: str | None) -> list[FrozenTrial]:
     """Of the study of a search whose folder is `out`. Raises `InputError` where there is none; makes none."""
-    told = storage or str(out / JOURNAL)
-    file = told.removeprefix("sqlite:///")
-    require("://" in file or Path(file).is_file(), "the study", told, "where the search has kept it")
+    told = place_of(storage or None, out)
+    require(exists(told, out), "the study", told, "where the search has kept it")
     with quiet():
         return stored_study(open_storage(storage, out), name, f"{told}#{name}").get_trials(deepcopy=False)
 

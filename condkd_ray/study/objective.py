@@ -1,11 +1,14 @@
-"""What a search may look at, round by round and at a trial's end. Test accuracy is never among it."""
+"""What a search optimises and the limits it keeps to, round by round and at a trial's end; never test accuracy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial
 
 from condkd_ray.core.method import Metrics, require
 
@@ -23,6 +26,7 @@ COST: dict[str, Direction] = {
 }
 """What a trial takes: its seconds, all rounds together, and the bytes its memory holds at the end."""
 TEST = "choosing by test accuracy makes the number that is then reported too good"
+FORM = "NAME<=NUMBER or NAME>=NUMBER, such as memory/bytes<=2e6, with a NAME of"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,63 @@ def at_end(name: str, history: Sequence[Metrics]) -> float:
     if not told:
         return math.nan
     return sum(told) if name.startswith("time/") else told[-1]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """The limit that `text` sets: `name` is at most `limit` at a trial's end, or at least, where `least`."""
+
+    text: str
+    name: str
+    least: bool
+    limit: float
+
+    def excess(self, value: float) -> float:
+        """How far a value is beyond the limit; at most 0 where it keeps to it."""
+        return self.limit - value if self.least else value - self.limit
+
+
+def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
+    """The constraints that a user has written. Raises `InputError`."""
+    found = tuple(map(_parsed, texts))
+    kinds = [(one.name, one.least) for one in found]
+    require(len(set(kinds)) == len(kinds), "--constraint", " ".join(texts), "one limit of a kind for each name")
+    return found
+
+
+def _parsed(text: str) -> Constraint:
+    names = ", ".join(QUALITY | COST)
+    parts = re.fullmatch(r"\s*([^<>=\s]+)\s*(<=|>=)\s*(\S+)\s*", text)
+    name = parts[1] if parts else text
+    require("test" not in name, "--constraint", text, f"{FORM} {names}; {TEST}")
+    require(parts is not None and (name in QUALITY or name in COST), "--constraint", text, f"{FORM} {names}")
+    assert parts is not None
+    try:
+        limit = float(parts[3])
+    except ValueError:
+        limit = math.nan
+    require(math.isfinite(limit), "--constraint", text, f"{FORM} {names}")
+    return Constraint(f"{name}{parts[2]}{limit:g}", name, parts[2] == ">=", limit)
+
+
+def excesses(constraints: Sequence[Constraint], history: Sequence[Metrics]) -> dict[str, float]:
+    """Of a trial with these rounds, by the text of each constraint; NaN where nothing was told."""
+    return {one.text: one.excess(at_end(one.name, history)) for one in constraints}
+
+
+def feasible(constraints: Sequence[Constraint], history: Sequence[Metrics]) -> bool:
+    """Whether a trial with these rounds has kept to all of them."""
+    return all(value <= 0 for value in excesses(constraints, history).values())
+
+
+def known_excesses(
+    constraints: Sequence[Constraint], trial: FrozenTrial, names: Sequence[str]
+) -> dict[str, float] | None:
+    """As `excesses`, of a trial of another study whose values have these `names`; None where it lacks one of them."""
+    told: Mapping[str, Any] = {**trial.user_attrs, **dict(zip(names, trial.values, strict=False))}
+    if any(one.name not in told for one in constraints):
+        return None
+    return {one.text: one.excess(told[one.name]) for one in constraints}
 
 
 def _listed(names: dict[str, Direction]) -> str:

@@ -86,7 +86,7 @@ class Population:
         self._rounds, self.generations = rounds, math.ceil(total / rounds)
         self.settings = (size, rounds, total, seed)
         for number in range(len(study.own), size):
-            params = {name: _drawn(leaf, self._dice(number, 0, name)) for name, leaf in self._leaves.items()}
+            params = {name: _drawn(leaf, self._stream(number, 0, name)) for name, leaf in self._leaves.items()}
             study.begin(create_trial(state=TrialState.RUNNING, user_attrs={TO_RUN: True, LIFE: [{"params": params}]}))
 
     @property
@@ -103,11 +103,11 @@ class Population:
         begun = max(len(member.life) for member in members)
         if min(len(member.life) for member in members) < begun:
             # Its driver was killed over it, and would have done the same.
-            self._breed(members, begun - 1)
+            self._begin_generation(members, begun - 1)
         elif begun < self.generations and all(member.ended == begun for member in members):
             if all(member.failed(begun - 1) for member in members):
                 return []
-            self._breed(members, begun)
+            self._begin_generation(members, begun)
         return [m for m in self.members if m.ended < len(m.life) and not m.trial.state.is_finished()]
 
     def rests_after(self, generation: int) -> int:
@@ -127,7 +127,7 @@ class Population:
         params = Member(self._study.trial(number)).life[-1]["params"]
         self._study.set_params(number, params, {name: _distribution(leaf) for name, leaf in self._leaves.items()})
 
-    def _breed(self, members: Sequence[Member], generation: int) -> None:
+    def _begin_generation(self, members: Sequence[Member], generation: int) -> None:
         """Have those begin a generation that have not begun it yet."""
         ranked = sorted(members, key=lambda member: (-self._score(member, generation - 1), member.number))
         count = max(1, int(QUARTER * len(members)))
@@ -137,8 +137,8 @@ class Population:
             if len(member.life) > generation:
                 continue
             life = {"params": member.life[generation - 1]["params"], "from": member.number}
-            dice = self._dice(member.number, generation, "parent")
-            parent = dice.choice(best)
+            stream = self._stream(member.number, generation, "parent")
+            parent = stream.choice(best)
             if member in worst and self._score(member, generation - 1) < self._score(parent, generation - 1):
                 params = parent.life[generation - 1]["params"]
                 life = {"params": self._explored(params, member.number, generation), "from": parent.number}
@@ -155,21 +155,21 @@ class Population:
     def _explored(self, params: Mapping[str, float], number: int, generation: int) -> dict[str, float]:
         found = {}
         for name, leaf in self._leaves.items():
-            dice = self._dice(number, generation, name)
+            stream = self._stream(number, generation, name)
             low, high = leaf.values
-            moved = min(max(params[name] * dice.choice(FACTORS), low), high)
-            found[name] = _drawn(leaf, dice) if dice.random() < RESAMPLED else moved
+            moved = min(max(params[name] * stream.choice(FACTORS), low), high)
+            found[name] = _drawn(leaf, stream) if stream.random() < RESAMPLED else moved
         return found
 
-    def _dice(self, number: int, generation: int, name: str) -> random.Random:
+    def _stream(self, number: int, generation: int, name: str) -> random.Random:
         return random.Random(derive_seed(self._seed, f"population/{generation}/{number}/{name}"))
 
 
-def _drawn(leaf: Open, dice: random.Random) -> float:
+def _drawn(leaf: Open, stream: random.Random) -> float:
     low, high = leaf.values
     if leaf.kind == "uniform":
-        return dice.uniform(low, high)
-    return min(max(math.exp(dice.uniform(math.log(low), math.log(high))), low), high)
+        return stream.uniform(low, high)
+    return min(max(math.exp(stream.uniform(math.log(low), math.log(high))), low), high)
 
 
 def _distribution(leaf: Open) -> FloatDistribution:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,11 @@ class Open:
         return [value["name"] if isinstance(value, dict) else value for value in self.values]
 
 
-def _construct(kind: str) -> Callable[[yaml.SafeLoader, yaml.Node], Open]:
-    def construct(loader: yaml.SafeLoader, node: yaml.Node) -> Open:
-        listed = isinstance(node, yaml.SequenceNode)
-        require(listed, f"!{kind} in line {node.start_mark.line + 1}", node.value, "a list")
-        values = loader.construct_sequence(node, deep=True)  # type: ignore[arg-type]
-        return _choice(values) if kind == "choice" else _range(kind, values)
-
-    return construct
+def _construct(kind: str, loader: yaml.SafeLoader, node: yaml.Node) -> Open:
+    listed = isinstance(node, yaml.SequenceNode)
+    require(listed, f"!{kind} in line {node.start_mark.line + 1}", node.value, "a list")
+    values = loader.construct_sequence(node, deep=True)  # type: ignore[arg-type]
+    return _choice(values) if kind == "choice" else _range(kind, values)
 
 
 def _choice(values: list[Any]) -> Open:
@@ -73,7 +71,7 @@ class _Loader(yaml.SafeLoader):
 
 
 for _kind in ("uniform", "log_uniform", "int", "choice"):
-    _Loader.add_constructor(f"!{_kind}", _construct(_kind))
+    _Loader.add_constructor(f"!{_kind}", partial(_construct, _kind))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -164,38 +162,35 @@ def corners(tree: dict[str, Any]) -> dict[str, TrialConfig]:
 
 
 def _at(tree: Any, place: int, end: int) -> Any:
-    if isinstance(tree, Open):
-        chosen = tree.values[place % len(tree.values)] if tree.kind == "choice" else tree.values[end]
-        return _at(chosen, place, end)
-    if isinstance(tree, dict):
-        return {key: _at(value, place, end) for key, value in tree.items()}
-    return [_at(value, place, end) for value in tree] if isinstance(tree, list) else tree
+    def chosen(leaf: Open, path: str) -> Any:
+        return _at(leaf.values[place % len(leaf.values) if leaf.kind == "choice" else end], place, end)
+
+    return _replaced(tree, chosen)
 
 
 def to_plain(tree: Any) -> Any:
     """The space in plain values, to be compared and written down."""
-    if isinstance(tree, Open):
-        return {f"!{tree.kind}": [to_plain(value) for value in tree.values]}
-    if isinstance(tree, dict):
-        return {key: to_plain(value) for key, value in tree.items()}
-    return [to_plain(value) for value in tree] if isinstance(tree, list) else tree
+    return _replaced(tree, lambda leaf, path: {f"!{leaf.kind}": to_plain(list(leaf.values))})
 
 
 def close(tree: dict[str, Any], trial: optuna.trial.BaseTrial) -> TrialConfig:
     """The config that `trial`'s suggestions give. Raises `InputError` for keys that name no field."""
-    return from_tree(_close(tree, trial, ""), "search space")
+
+    def suggested(leaf: Open, path: str) -> Any:
+        return _replaced(_suggest(leaf, trial, path), suggested, path)
+
+    return from_tree(_replaced(tree, suggested), "search space")
 
 
-def _close(node: Any, trial: optuna.trial.BaseTrial, path: str) -> Any:
-    if isinstance(node, Open):
-        return (
-            _close(_suggest(node, trial, path), trial, path) if node.kind == "choice" else _suggest(node, trial, path)
-        )
-    if isinstance(node, dict):
-        return {key: _close(value, trial, f"{path}/{key}".strip("/")) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_close(value, trial, f"{path}/{i}") for i, value in enumerate(node)]
-    return node
+def _replaced(tree: Any, made_of: Callable[[Open, str], Any], path: str = "") -> Any:
+    """The tree with, for each open leaf, what is `made_of` it and its path."""
+    if isinstance(tree, Open):
+        return made_of(tree, path)
+    if isinstance(tree, dict):
+        return {key: _replaced(value, made_of, f"{path}/{key}".strip("/")) for key, value in tree.items()}
+    return (
+        [_replaced(value, made_of, f"{path}/{i}") for i, value in enumerate(tree)] if isinstance(tree, list) else tree
+    )
 
 
 def _suggest(leaf: Open, trial: optuna.trial.BaseTrial, path: str) -> Any:

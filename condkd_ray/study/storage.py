@@ -1,7 +1,10 @@
-"""Where a study lies: a journal file, or a data base by its URL."""
+"""Where a study is stored: a journal file, or a data base by its URL; and Optuna without its words to developers."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -21,7 +24,7 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
     A journal is only ever appended to and so bears network file systems, which SQLite's locks do not; several drivers
     on one study need PostgreSQL. Raises `InputError` where it cannot be reached or written.
     """
-    text = str(out / JOURNAL) if place is None else place
+    text = place_of(place, out)
     try:
         if "://" in text:
             return RDBStorage(text)
@@ -36,10 +39,18 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
 
 def holds(place: str | None, out: Path, name: str) -> bool:
     """Whether there is a study of that name at `place`. No file is made for the question. Raises `InputError`."""
-    text = str(out / JOURNAL) if place is None else place
-    path = text.removeprefix("sqlite:///")
-    there = "://" in path or Path(path).is_file()
-    return there and name in optuna.get_all_study_names(open_storage(place, out))
+    return exists(place, out) and name in optuna.get_all_study_names(open_storage(place, out))
+
+
+def place_of(place: str | None, out: Path) -> str:
+    """The journal's path or data base's URL: `place`, a journal in `out` if None."""
+    return str(out / JOURNAL) if place is None else place
+
+
+def exists(place: str | None, out: Path) -> bool:
+    """Whether there is such a file; of a data base server it is assumed."""
+    path = place_of(place, out).removeprefix("sqlite:///")
+    return "://" in path or Path(path).is_file()
 
 
 def _database_errors() -> tuple[type[Exception], ...]:
@@ -54,3 +65,16 @@ def stored_study(storage: BaseStorage, name: str, told: str) -> optuna.Study:
     found = [other for other in names if not name or other == name]
     require(len(found) == 1, "an earlier study", told, f"STORAGE#NAME with a NAME of {', '.join(names) or 'none'}")
     return optuna.load_study(study_name=found[0], storage=storage)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No information on each step, no word on what may change in a later version: the lower bound is in pyproject."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,4 +1,4 @@
-"""Who proposes the next trial: Optuna's samplers, each asked only for what it can do."""
+"""Optuna's samplers, which propose trials, and pruners, which end them early; each asked only for what it can do."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import derive_seed
-from condkd_ray.study.quiet import quiet
+from condkd_ray.study.objective import Objective
 from condkd_ray.study.space import Open, conditional, leaves
+from condkd_ray.study.storage import quiet
 
 Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]
 """Tree-structured Parzen estimator, Gaussian process, uniform, quasi-Monte-Carlo (scrambled Sobol), every combination.
 """
 FIXED = ("gp", "qmc", "grid")
 """Those that need the same open leaves in every trial."""
-
-
 CONSTRAINED = ("tpe", "gp")
 """Those that learn from what is beyond a limit."""
+Pruner = Literal["none", "asha", "hyperband", "median"]
+"""Nobody; asynchronous successive halving; several brackets of it; below the median of earlier trials at that round."""
+REDUCTION = 3
+"""One in so many goes on at each rung."""
 
 
 def check_sampler(name: Sampler, tree: dict[str, Any], *, constrained: bool = False) -> None:
@@ -76,3 +80,20 @@ def _listed(leaf: Open) -> list[Any]:
     if leaf.kind == "int":
         return list(range(leaf.values[0], leaf.values[1] + 1))
     return leaf.examples
+
+
+def check_pruner(name: Pruner, objective: Objective) -> None:
+    """Raise `InputError` where it cannot judge by several objectives."""
+    several = f"{name} for the objectives {' '.join(objective.names)}"
+    require(name == "none" or not objective.several, "--pruner", several, "none, or one objective")
+
+
+def make_pruner(name: Pruner, *, least: int, most: int) -> BasePruner:
+    """The pruner, for trials of `most` rounds that are first judged after `least` of them."""
+    if name == "asha":
+        return SuccessiveHalvingPruner(min_resource=least, reduction_factor=REDUCTION)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=least, max_resource=most, reduction_factor=REDUCTION)
+    if name == "median":
+        return MedianPruner(n_warmup_steps=least)
+    return NopPruner()

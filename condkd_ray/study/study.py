@@ -18,12 +18,11 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import InputError, require
-from condkd_ray.study.constraints import Constraint, known
-from condkd_ray.study.objective import Objective
-from condkd_ray.study.quiet import quiet
+from condkd_ray.study.objective import Constraint, Objective, known_excesses
 from condkd_ray.study.space import close, to_plain
+from condkd_ray.study.storage import quiet
 from condkd_ray.study.strategies import Sampler, check_sampler, make_sampler
-from condkd_ray.study.trial_log import Ledger
+from condkd_ray.study.trial_log import TrialLog
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.identity import NUMBERS
 
@@ -48,7 +47,7 @@ class Proposal:
     params: Mapping[str, Any]
 
 
-class Study(Ledger):
+class Study(TrialLog):
     """A study in `storage`, new or as an earlier driver has left it.
 
     Raises `InputError` where a study of that name has another space or other objectives.
@@ -84,9 +83,10 @@ class Study(Ledger):
     @property
     def ranked(self) -> list[FrozenTrial]:
         """Complete trials that keep to all limits, the best by the first objective first; of equal ones the earlier."""
-        complete = [trial for trial in self.finished if trial.state == TrialState.COMPLETE and _feasible(trial)]
+        complete = [trial for trial in self.finished if trial.state == TrialState.COMPLETE]
+        allowed = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
         sign = 1 if self._objective.directions[0] == "minimize" else -1
-        return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+        return sorted(allowed, key=lambda trial: (sign * trial.values[0], trial.number))
 
     @property
     def front(self) -> list[FrozenTrial]:
@@ -154,7 +154,7 @@ class Study(Ledger):
             name = f"{other.study_name} {trial.number}"
             if name in before or len(trial.values) != len(self._objective.names) or not self._fits(trial):
                 continue
-            beyond = known(self._constraints, trial, self._objective.names)
+            beyond = known_excesses(self._constraints, trial, self._objective.names)
             if beyond is None:
                 continue
             copy = optuna.trial.create_trial(
@@ -208,9 +208,9 @@ class Study(Ledger):
 
 def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Objective) -> optuna.Study:
     """The study, told what it is for; one that was told otherwise before is refused and left as it was."""
-    there = {summary.study_name: summary for summary in storage_summaries(storage)}
-    if name in there:
-        told = there[name].user_attrs
+    stored = optuna.get_all_study_summaries(storage, include_best_trial=False)
+    told = next((summary.user_attrs for summary in stored if summary.study_name == name), None)
+    if told is not None:
         check_numbers(name, told)
         for key, value in asked.items():
             if told.get(key, []) != json.loads(json.dumps(value)):
@@ -231,15 +231,6 @@ def check_numbers(name: str, attributes: Mapping[str, Any]) -> None:
     """Raise `InputError` where the study with these user attributes holds values of another version of the numbers."""
     found, accepted = attributes.get(VERSION, 1), f"{NUMBERS}, that of this program; or another --out, or --study"
     require(found == NUMBERS, f"version of the numbers of study {name!r}", found, accepted)
-
-
-def _feasible(trial: FrozenTrial) -> bool:
-    return all(value <= 0 for value in trial.constraints.values())
-
-
-def storage_summaries(storage: BaseStorage) -> list[optuna.study.StudySummary]:
-    """Of all studies in a storage."""
-    return optuna.get_all_study_summaries(storage, include_best_trial=False)
 
 
 def _short(value: Any) -> str:

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from condkd_ray.study.objective import Direction, Objective
 
 
-class Ledger:
+class TrialLog:
     """The trials of the study `name` in `storage`, which is there already.
 
     Anything may be told twice, as by a trial that was killed: it counts once; and of a trial that is over nothing more
@@ -55,9 +55,9 @@ class Ledger:
     def set_params(self, number: int, params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> None:
         """Give a trial parameters that were not known when it began."""
         trial = self._running(number)
-        for name, value in params.items() if trial is not None else ():
-            if trial is not None and name not in trial.params:
-                internal = space[name].to_internal_repr(value)
+        if trial is not None:
+            for name in [name for name in params if name not in trial.params]:
+                internal = space[name].to_internal_repr(params[name])
                 self._storage.set_trial_param(trial._trial_id, name, internal, space[name])
 
     def report(self, number: int, step: int, value: float | None) -> None:
@@ -75,17 +75,17 @@ class Ledger:
     def note(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Write down user attributes."""
         trial = self._running(number)
-        for name, value in attributes.items() if trial is not None else ():
-            if trial is not None and trial.user_attrs.get(name) != value:
-                self._storage.set_trial_user_attr(trial._trial_id, name, value)
+        if trial is not None:
+            for name in [name for name, value in attributes.items() if trial.user_attrs.get(name) != value]:
+                self._storage.set_trial_user_attr(trial._trial_id, name, attributes[name])
 
     def constrain(self, number: int, excesses: Mapping[str, float]) -> None:
         """Write down how far a trial is beyond each limit: for samplers, and, as user attributes, to be read."""
         trial = self._running(number)
         told = {name: value for name, value in excesses.items() if math.isfinite(value)}
-        for name, value in told.items() if trial is not None else ():
-            if trial is not None and name not in trial.constraints:
-                Trial(self._view, trial._trial_id).set_constraint(name, value)
+        if trial is not None:
+            for name in [name for name in told if name not in trial.constraints]:
+                Trial(self._view, trial._trial_id).set_constraint(name, told[name])
         if told:
             self.note(number, {"feasible": all(value <= 0 for value in told.values()), "beyond": told})
 

@@ -16,7 +16,7 @@ from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import RunFlags
 from condkd_ray.runs.search_driver import Explorer
 from condkd_ray.study import Objective, Study, open_storage
-from condkd_ray.study.constraints import parse
+from condkd_ray.study.objective import parse_constraints
 from condkd_ray.study.space import Open
 
 PREPARED = make_prepared()
@@ -53,7 +53,7 @@ class Workshop:
 
 
 def explorer(out: Path, trials: int = 3, limits: tuple[str, ...] = ()) -> Explorer:
-    objective, constraints = Objective(), parse(limits)
+    objective, constraints = Objective(), parse_constraints(limits)
     study = Study(open_storage(None, out), "search", TREE, objective, constraints=constraints)
     return Explorer("Which?", study, objective, TREE, Workshop(), RunFlags(out=out), trials, constraints)
 
@@ -149,7 +149,7 @@ def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):
         "search",
         TREE,
         Objective(),
-        constraints=parse(("time/wall_seconds<=3", "proxy/kl<=2")),
+        constraints=parse_constraints(("time/wall_seconds<=3", "proxy/kl<=2")),
     ).trials
     assert complete.user_attrs["beyond"] == {"time/wall_seconds<=3": 1.0, "proxy/kl<=2": -1.0}
     assert (complete.user_attrs["feasible"], pruned.user_attrs["feasible"]) == (False, True)

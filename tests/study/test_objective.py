@@ -1,12 +1,18 @@
-"""What a search may look at."""
+"""What a search may look at, and limits that a trial must keep to: what the study holds of them."""
 
 import math
 
+import optuna
 import pytest
 
 from condkd_ray.core.method import InputError
-from condkd_ray.study import Objective
+from condkd_ray.study import Objective, open_storage
+from condkd_ray.study.objective import excesses, feasible, parse_constraints
+from study.test_study import CONDITIONAL, study
 
+LIMITS = parse_constraints(["memory/bytes <= 2e6", "proxy/agreement>=0.5"])
+KEEPS = [{"round": 1, "proxy/agreement": 0.75, "memory/bytes": 10**6}]
+BREAKS = [{"round": 1, "proxy/agreement": 0.25, "memory/bytes": 3 * 10**6}]
 HISTORY = [
     {"round": 1, "proxy/agreement": 0.5, "time/wall_seconds": 2.0, "memory/bytes": 10},
     {"round": 2, "time/wall_seconds": 3.0, "memory/bytes": 20},
@@ -44,3 +50,123 @@ def test_values_are_the_last_quality_all_seconds_and_the_bytes_at_the_end():
 
 def test_the_quality_after_a_round_is_none_where_nobody_measured():
     assert [Objective().now(metrics) for metrics in HISTORY] == [0.5, None]
+
+
+def test_how_far_a_trial_is_beyond_each_limit():
+    assert excesses(LIMITS, KEEPS) == {"memory/bytes<=2e+06": -(10**6), "proxy/agreement>=0.5": -0.25}
+    assert excesses(LIMITS, BREAKS) == {"memory/bytes<=2e+06": 10**6, "proxy/agreement>=0.5": 0.25}
+    (seconds,) = parse_constraints(["time/wall_seconds<=30"])
+    assert seconds.excess(31) == 1
+    assert [feasible(LIMITS, history) for history in (KEEPS, BREAKS, [])] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["student/test_accuracy>=0.9"], "--constraint is 'student/test_accuracy>=0.9'; accepted: .*choosing by test"),
+        (["memory/bytes"], "--constraint is 'memory/bytes'; accepted: NAME<=NUMBER or NAME>=NUMBER"),
+        (["memory/bytes<2"], "--constraint is 'memory/bytes<2'; accepted: NAME<=NUMBER"),
+        (["memory/bytes<=2MB"], "--constraint is 'memory/bytes<=2MB'; accepted: NAME<=NUMBER"),
+        (["memory/bytes<=nan"], "accepted: NAME<=NUMBER"),
+        (["loss<=1"], "--constraint is 'loss<=1'; accepted: .*time/wall_seconds, time/cpu_seconds, memory/bytes"),
+        (["memory/bytes<=1", "memory/bytes<=2"], "accepted: one limit of a kind for each name"),
+    ],
+)
+def test_what_is_no_limit_is_refused(texts, message):
+    with pytest.raises(InputError, match=message):
+        parse_constraints(texts)
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc", "grid"])
+def test_a_sampler_that_takes_no_notice_is_refused(tmp_path, sampler):
+    with pytest.raises(InputError, match=f"--sampler is '{sampler} with --constraint'; accepted: tpe, gp"):
+        study(tmp_path, sampler=sampler, constraints=LIMITS)
+    assert optuna.get_all_study_names(open_storage(None, tmp_path)) == []
+
+
+def ended(found, value: float, history) -> int:
+    number = found.propose().number
+    found.constrain(number, excesses(LIMITS, history))
+    found.complete(number, [value])
+    return number
+
+
+def test_the_best_keeps_to_all_limits_and_each_trial_says_how_far_it_is(tmp_path):
+    found = study(tmp_path, constraints=LIMITS)
+    ended(found, 0.9, BREAKS)
+    assert found.ranked == [] == found.front
+    kept = ended(found, 0.6, KEEPS)
+    assert [trial.number for trial in found.ranked] == [kept] == [trial.number for trial in found.front]
+    stored = optuna.load_study(study_name="s", storage=found._storage)
+    assert stored.best_trial.number == kept
+    broken, fine = stored.trials
+    assert broken.constraints == {"memory/bytes<=2e+06": 10**6, "proxy/agreement>=0.5": 0.25}
+    assert (broken.user_attrs["feasible"], fine.user_attrs["feasible"]) == (False, True)
+    assert broken.user_attrs["beyond"] == broken.constraints
+    # Told again by another driver, it changes nothing.
+    again = study(tmp_path, constraints=LIMITS)
+    again.constrain(0, excesses(LIMITS, KEEPS))
+    assert again.trials[0].constraints == broken.constraints
+
+
+def test_of_several_objectives_the_front_keeps_to_all_limits(tmp_path):
+    found = study(tmp_path, objective=("proxy/agreement", "memory/bytes"), constraints=LIMITS)
+    for values, history in (([0.9, 3e6], BREAKS), ([0.8, 1e6], KEEPS)):
+        number = found.propose().number
+        found.constrain(number, excesses(LIMITS, history))
+        found.complete(number, values)
+    assert [trial.values for trial in found.front] == [[0.8, 1e6]]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_sampler_learns_to_keep_to_it(tmp_path, sampler):
+    """What is good is beyond the limit: it proposes more within than it would without."""
+
+    def within(folder, constraints) -> float:
+        found = study(folder, sampler=sampler, constraints=constraints)
+        weights = []
+        # Without a limit a Gaussian process soon comes back to the best end of the range alone.
+        while len(weights) < 20 and (proposal := found.propose()) is not None:
+            weights.append(weight := proposal.config.inversion.bn_weight)
+            found.constrain(proposal.number, {one.text: weight - 2.0 for one in constraints})
+            found.complete(proposal.number, [weight / 100])
+        return sum(weight <= 2 for weight in weights) / len(weights)
+
+    assert within(tmp_path / "limited", LIMITS[:1]) > within(tmp_path / "free", ())
+
+
+def test_a_repeat_is_as_feasible_as_its_twin(tmp_path):
+    found = study(tmp_path, "{data: {name: digits}, rounds: !choice [1, 2]}", constraints=LIMITS)
+    for _ in range(2):
+        ended(found, 0.9, BREAKS)
+    assert found.propose() is None
+    assert {trial.user_attrs.get("feasible", False) for trial in found.trials} == {False}
+    assert all(trial.constraints == found.trials[0].constraints for trial in found.trials)
+
+
+def test_other_limits_are_another_search(tmp_path):
+    study(tmp_path, constraints=LIMITS)
+    with pytest.raises(InputError, match="study 's' was made for another constraints, "):
+        study(tmp_path)
+    study(tmp_path / "none")
+    with pytest.raises(InputError, match=r"was made for another constraints, \[\]; accepted: the same constraints"):
+        study(tmp_path / "none", constraints=LIMITS)
+
+
+def test_an_earlier_study_is_known_as_far_as_it_tells_of_the_limits(tmp_path):
+    earlier = study(tmp_path / "a")
+    for told in ({"memory/bytes": 3e6}, {}):
+        number = earlier.propose().number
+        earlier.note(number, told)
+        earlier.complete(number, [0.9])
+    other = optuna.load_study(study_name="s", storage=earlier._storage)
+    found = study(tmp_path / "b", constraints=LIMITS)
+    assert found.learn_from(other) == 1
+    assert found.trials[0].constraints == {"memory/bytes<=2e+06": 10**6, "proxy/agreement>=0.5": -0.4}
+
+
+def test_conditional_spaces_can_be_limited(tmp_path):
+    found = study(tmp_path, CONDITIONAL, constraints=LIMITS)
+    for place in range(12):
+        ended(found, place / 12, KEEPS if place % 2 else BREAKS)
+    assert len(found.finished) == 12

@@ -9,8 +9,8 @@ from optuna.trial import TrialState
 
 from condkd_ray.core.method import InputError
 from condkd_ray.study import Objective, Study, open_storage
-from condkd_ray.study.pruners import make_pruner
 from condkd_ray.study.space import parse
+from condkd_ray.study.strategies import make_pruner
 from condkd_ray.trial.identity import NUMBERS
 
 SPACE = """

@@ -1,4 +1,4 @@
-"""The result as pictures for a paper: accuracy against images per class, and what else there is over the rounds.
+"""The result as pictures for a paper: test accuracy by arm and images per class, and what else there is by round.
 
 Drawn without pyplot, so nothing global is touched, and the same records give the same bytes of SVG.
 """
@@ -9,37 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from condkd_ray.core.records import Manifest, Record
-from condkd_ray.report.figures.dots import dots_figure
+from condkd_ray.report.figures import style
 from condkd_ray.report.figures.memory import held_figure
 from condkd_ray.report.figures.rounds import curves_figure, diagnosis_figure
-from condkd_ray.report.figures.style import (
-    STYLE,
-    Label,
-    Looks,
-    canvas,
-    caption,
-    deviation,
-    looks,
-    name,
-    over_seeds,
-    percents,
-    place_labels,
-    save,
-)
 from condkd_ray.report.statistics import groups
 from condkd_ray.report.tables import teachers
 
 _DODGE = 0.02
 """Neighbouring curves are this share of the axis apart, so that their bars do not cover each other."""
 _BREAK = 0.8
-"""The axis is broken where the references stand this many heights of the data, or more, above it."""
+"""References that stand this many heights of the data, or more, beyond it are drawn beyond a break of the axis; where
+arms are rows, `real` is then told in words."""
 
 
 @dataclass(frozen=True)
@@ -72,47 +58,46 @@ class _Curve:
 
     @property
     def stds(self) -> np.ndarray:
-        return np.array([deviation(seeds) for seeds in self.points])
+        return np.array([style.deviation(seeds) for seeds in self.points])
 
 
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
     """Write `figure.*`, `curves.png`, `diagnosis.png` and `histograms.png` under `out`, as far as there is data."""
     drawn = draw(records, manifest)
-    with matplotlib.rc_context(STYLE):
-        save(Path(out) / "figure.svg", drawn["figure"])
-        for stem, figure in drawn.items():
-            save(Path(out) / f"{stem}.png", figure)
+    style.save(Path(out) / "figure.svg", drawn["figure"])
+    for stem, figure in drawn.items():
+        style.save(Path(out) / f"{stem}.png", figure)
     return drawn
 
 
+@style.styled
 def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
     """The figures by the names of their files; None where there is no data."""
     finished = [record for record in records if record.status == "finished"]
     styles = arm_looks(records, manifest)
     ipcs = {trial["ipc"] for trial in manifest.planned} | {record.ipc for record in records}
     accuracy = _accuracy_figure if len(ipcs - {0}) > 1 else dots_figure
-    with matplotlib.rc_context(STYLE):
-        return {
-            "figure": accuracy(finished, manifest, styles),
-            "curves": curves_figure(finished, styles),
-            "diagnosis": diagnosis_figure(finished, styles),
-            "histograms": held_figure(finished, styles),
-        }
+    return {
+        "figure": accuracy(finished, manifest, styles),
+        "curves": curves_figure(finished, styles),
+        "diagnosis": diagnosis_figure(finished, styles),
+        "histograms": held_figure(finished, styles),
+    }
 
 
-def arm_looks(records: Sequence[Record], manifest: Manifest) -> Looks:
+def arm_looks(records: Sequence[Record], manifest: Manifest) -> style.Looks:
     """By what is planned, so that nothing changes its look while an experiment runs."""
-    return looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
+    return style.looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
 
 
-def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: Looks) -> Figure | None:
+def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: style.Looks) -> Figure | None:
     levels, curves = _levels(records, manifest, styles), _curves(records, styles)
     if not curves and not any(level.seeds for level in levels):
         return None
     limits = _limits(levels, curves)
-    figure, panels = canvas(3.5, (1, 3.2) if len(limits) > 1 else (1,))
+    figure, panels = style.canvas(3.5, (1, 3.2) if len(limits) > 1 else (1,))
     ipcs = sorted({ipc for curve in curves for ipc in curve.ipcs})
-    labels: list[Label] = []
+    labels: list[style.Label] = []
     for axes, bounds in zip(panels, limits, strict=True):
         axes.set_ylim(*bounds)
         _ipc_axis(axes, ipcs)
@@ -122,29 +107,29 @@ def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: Look
     if len(panels) > 1:
         _mark_break(panels)
     figure.supylabel("test accuracy (%)", x=0.012, y=0.585, fontsize=8)
-    place_labels(figure, labels)
-    caption(figure, _caption(levels, curves, broken=len(panels) > 1))
+    style.place_labels(figure, labels)
+    style.caption(figure, _caption(levels, curves, broken=len(panels) > 1))
     return figure
 
 
-def _levels(records: Sequence[Record], manifest: Manifest, styles: Looks) -> list[_Level]:
+def _levels(records: Sequence[Record], manifest: Manifest, styles: style.Looks) -> list[_Level]:
     found = []
     for (arm, ipc), members in groups(records).items():
-        values = percents(members)
+        values = style.percents(members)
         if ipc == 0 and len(values):
-            style, mean = "-" if arm == "none" else "-.", float(values.mean())
-            label = name(arm) if arm == "none" else f"{name(arm)}, {mean:.1f}"
-            found.append(_Level(label, styles[arm][0], style, mean, deviation(values), len(values), arm != "none"))
+            line, mean = "-" if arm == "none" else "-.", float(values.mean())
+            label = style.name(arm) if arm == "none" else f"{style.name(arm)}, {mean:.1f}"
+            found.append(_Level(label, styles[arm][0], line, mean, style.deviation(values), len(values), arm != "none"))
     if teacher := teachers.accuracy(manifest):
         word, mean = teacher[0], 100 * teacher[1]
         found.append(_Level(f"{word}, {mean:.1f}", "#000000", "--", mean, 0.0, 0, True))
     return found
 
 
-def _curves(records: Sequence[Record], styles: Looks) -> list[_Curve]:
+def _curves(records: Sequence[Record], styles: style.Looks) -> list[_Curve]:
     found: dict[str, dict[int, np.ndarray]] = {}
     for (arm, ipc), members in groups(records).items():
-        values = percents(members)
+        values = style.percents(members)
         if ipc and len(values):
             found.setdefault(arm, {})[ipc] = values
     return [_Curve(arm, styles[arm], list(points), list(points.values())) for arm, points in found.items()]
@@ -179,20 +164,19 @@ def _ipc_axis(axes: Axes, ipcs: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="y", lw=0.3, color="#DDDDDD")
-    axes.set_axisbelow(True)
+    style.grid(axes, "y")
     if ipcs:
         axes.set_xlabel("condensed images per class (IPC)")
 
 
-def _draw_level(axes: Axes, level: _Level) -> Label:
+def _draw_level(axes: Axes, level: _Level) -> style.Label:
     axes.axhline(level.mean, color=level.color, ls=level.style, lw=1.0, zorder=2)
     if level.std:
         axes.axhspan(level.mean - level.std, level.mean + level.std, color=level.color, alpha=0.15, lw=0, zorder=1)
-    return Label(axes, axes.get_xlim()[1], level.mean, level.label, level.color)
+    return style.Label(axes, axes.get_xlim()[1], level.mean, level.label, level.color)
 
 
-def _draw_curve(axes: Axes, curve: _Curve, place: float) -> Label:
+def _draw_curve(axes: Axes, curve: _Curve, place: float) -> style.Label:
     """`place`: the curve's number, counted from the middle one, by which it is moved aside to keep bars apart."""
     color, marker = curve.look
     left, right = axes.get_xlim()
@@ -203,7 +187,7 @@ def _draw_curve(axes: Axes, curve: _Curve, place: float) -> Label:
     axes.plot(at, curve.means, color=color, marker=marker, ms=4.5, mec="white", mew=0.6, lw=1.3, zorder=4)
     if curve.stds.any():
         axes.errorbar(at, curve.means, curve.stds, ls="", color=color, elinewidth=0.9, zorder=4)
-    return Label(axes, float(at[-1]), float(curve.means[-1]), name(curve.arm), color)
+    return style.Label(axes, float(at[-1]), float(curve.means[-1]), style.name(curve.arm), color)
 
 
 def _mark_break(panels: Sequence[Axes]) -> None:
@@ -222,4 +206,68 @@ def _caption(levels: Sequence[_Level], curves: Sequence[_Curve], broken: bool) -
     counts = {len(seeds) for curve in curves for seeds in curve.points} | {one.seeds for one in levels if one.seeds}
     points = " (small points: single seeds)" if curves and counts != {1} else ""
     axis = "\nThe vertical axis is broken; its parts differ in scale." if broken else ""
-    return over_seeds(counts, points) + axis
+    return style.over_seeds(counts, points) + axis
+
+
+def dots_figure(records: Sequence[Record], manifest: Manifest, looks: style.Looks) -> Figure | None:
+    """A row an arm, where at most one number of condensed images was tried; None without a tested trial.
+
+    Means, deviations and single seeds of each arm, and the baseline as a line.
+    """
+    found = {key: values for key, members in groups(records).items() if len(values := style.percents(members))}
+    if not found:
+        return None
+    arms = [arm for arm, _ in found]
+    several = len(set(arms)) < len(arms)
+    labels = [style.name(arm) + (f", IPC {ipc}" if several and ipc else "") for arm, ipc in found]
+    figure, axes = style.rows(labels)
+    low, high = _row_limits(found)
+    for place, ((arm, _), values) in enumerate(found.items()):
+        _draw_row(axes, place, values, looks[arm], high)
+    for (arm, _), values in found.items():
+        if arm == manifest.baseline and values.mean() <= high:
+            axes.axvline(float(values.mean()), color=looks[arm][0], lw=0.9, ls="--", zorder=1)
+    axes.set_xlim(low, high)
+    ipc = max(ipc for _, ipc in found)
+    axes.set_xlabel(f"test accuracy (%){f' at IPC {ipc}' if ipc else ''}")
+    style.caption(figure, _rows_caption(found, arms, manifest))
+    return figure
+
+
+def _draw_row(axes: Axes, place: int, values: np.ndarray, look: tuple[str, str], high: float) -> None:
+    color, marker = look
+    mean, std = float(values.mean()), style.deviation(values)
+    told = f"{mean:.1f}" + (f" ± {std:.1f}" if len(values) > 1 else "")
+    axes.text(1.02, place, told, transform=axes.get_yaxis_transform(), va="center", color=style.dark(color))
+    if mean > high:
+        axes.plot([0.985], [place], transform=axes.get_yaxis_transform(), marker=">", ms=5, color=color, ls="")
+        return
+    if len(values) > 1:
+        axes.plot(values, np.full(len(values), place + 0.24), ls="", marker=".", ms=3.6, mew=0, color=color, alpha=0.7)
+        axes.errorbar([mean], [place], xerr=[std], ls="", color=color, elinewidth=1.0, zorder=3)
+    axes.plot([mean], [place], **style.POINT, marker=marker, ms=5.5, mew=0.6, color=color, zorder=4)
+
+
+def _row_limits(found: dict[tuple[str, int], np.ndarray]) -> tuple[float, float]:
+    def bounds(arms: list[np.ndarray]) -> list[float]:
+        ends = [float(values.mean()) + side * style.deviation(values) for values in arms for side in (-1, 1)]
+        return ends + [float(value) for values in arms for value in values]
+
+    real = bounds([values for (arm, _), values in found.items() if arm == "real"])
+    data = bounds([values for (arm, _), values in found.items() if arm != "real"])
+    if not data or (real and min(real) - max(data) <= _BREAK * max(max(data) - min(data), 2.0)):
+        data += real
+    low, high = min(data), max(data)
+    pad = max(0.06 * (high - low), 0.5)
+    return low - pad, high + pad
+
+
+def _rows_caption(found: dict[tuple[str, int], np.ndarray], arms: list[str], manifest: Manifest) -> str:
+    counts = {len(values) for values in found.values()}
+    points = " (small points: single seeds)" if counts != {1} else ""
+    teacher = teachers.accuracy(manifest)
+    line = manifest.baseline
+    told = [f"Dashed: {style.name(line)}." if isinstance(line, str) and line in arms else ""]
+    told += [f"{teacher[0].capitalize()}: {100 * teacher[1]:.1f} %." if teacher else ""]
+    second = " ".join(filter(None, told))
+    return style.over_seeds(counts, points, "bars") + (f"\n{second}" if second else "")

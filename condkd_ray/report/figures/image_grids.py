@@ -1,20 +1,26 @@
-"""A grid of images as a PNG file, a row a class."""
+"""Grids of images as PNG files, a row a class; and the grids of a trial side by side, under captions."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from condkd_ray.core.files import atomic_write
+from condkd_ray.core.records import ALL_REAL, Record, condensed_path, grid_path
 
 _GUTTER = 2
 _VISIBLE = 48
 """Images are magnified by whole factors until their shorter side has about this many pixels."""
 _PAPER = 255
+_HEAD, _GAP, _MARGIN = 32, 24, 3
+"""Pixels: above a grid, between two of them, before a caption."""
+_LETTERS = 22
+"""Height of the captions: TensorBoard shows pictures at less than half their size."""
 
 
 def write_grid(path: Path, images: Any, per_class: int) -> None:
@@ -45,3 +51,40 @@ def _tile(pixels: np.ndarray, columns: int) -> np.ndarray:
     picture = grid.reshape(rows * (height + _GUTTER), columns * (width + _GUTTER), channels)
     picture = np.pad(picture, ((_GUTTER, 0), (_GUTTER, 0), (0, 0)), constant_values=_PAPER)
     return picture[..., 0] if channels == 1 else picture
+
+
+def captioned(out: Path, record: Record) -> list[tuple[str, Path]]:
+    """Captions and files of the trial's grids, as far as they are there: of condensed images, then of synthetic ones.
+
+    All real images, as a condensed set, are shown where nothing else is: they guide nobody.
+    """
+    guides, own = condensed_path(out, record.condensed_hash), grid_path(out, record.config_hash)
+    real = record.condensation == ALL_REAL
+    given = "real" if real else "condensed"
+    # Where nothing is synthesised, a trial's own examples are of the images it was given.
+    if record.inversion == "none":
+        found = [(given, own)]
+    else:
+        found = [] if real or not record.condensed_hash else [(given, guides)]
+        found.append(("synthetic", own))
+    return [(caption, path) for caption, path in found if path.is_file()]
+
+
+def beside(grids: Sequence[tuple[str, Path]]) -> Image.Image:
+    """One picture of captioned PNG files, left to right. At least one; colour where one of them has colour."""
+    pictures = []
+    for _, path in grids:
+        with Image.open(path) as picture:
+            pictures.append(picture.copy())
+    font = ImageFont.load_default(_LETTERS)
+    words = [_MARGIN + round(font.getlength(caption) + 0.5) for caption, _ in grids]
+    widths = [max(picture.width, word) for picture, word in zip(pictures, words, strict=True)]
+    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
+    height = _HEAD + max(picture.height for picture in pictures)
+    whole = Image.new(mode, (sum(widths) + _GAP * (len(widths) - 1), height), "white")
+    draw, left = ImageDraw.Draw(whole), 0
+    for (caption, _), picture, width in zip(grids, pictures, widths, strict=True):
+        draw.text((left + _MARGIN, _MARGIN), caption, fill="black", font=font)
+        whole.paste(picture, (left, _HEAD))
+        left += width + _GAP
+    return whole

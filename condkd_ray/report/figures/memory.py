@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.figures.style import GREY, Looks, caption, dark, name, over_seeds
-from condkd_ray.report.statistics import groups
+from condkd_ray.report.figures import style
 
 _ROW, _FOOT, _HEAD = 0.72, 0.85, 0.3
 """Heights in inches."""
@@ -20,39 +19,33 @@ _WHISKERS = 25
 """Of more bars than this the whiskers would run into one another."""
 
 
-def held_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
+def held_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
     """A row an arm, at the largest IPC or without condensed images; None where no memory held anything."""
-    largest = max((record.ipc for record in records), default=0)
-    found = {
-        arm: counted
-        for (arm, ipc), members in groups(records).items()
-        if ipc in (0, largest) and (counted := [one.outcome.held for one in members if one.outcome.held])
-    }
+    largest, at = style.largest_ipc(records)
+    found = style.at_ipc([record for record in records if record.outcome.held], largest)
     if not found:
         return None
-    height, left = _HEAD + _ROW * len(found) + _FOOT, 0.09 + 0.0085 * max(len(name(arm)) for arm in found)
-    figure = Figure(figsize=(7.2, height))
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(len(found), 2, left=left, right=0.985, top=1 - _HEAD / height, hspace=0.3, wspace=0.16,
-                               bottom=(_FOOT - 0.15) / height)  # fmt: skip
-    panels = [[figure.add_subplot(grid[row, column]) for column in range(2)] for row in range(len(found))]
-    for row, (arm, counted) in zip(panels, found.items(), strict=True):
+    height = _HEAD + _ROW * len(found) + _FOOT
+    place: Any = {"left": 0.09 + 0.0085 * max(len(style.name(arm)) for arm in found), "right": 0.985,
+             "top": 1 - _HEAD / height, "bottom": (_FOOT - 0.15) / height}  # fmt: skip
+    figure, drawn = style.panels((style.WIDE, height), len(found), 2, hspace=0.3, wspace=0.16, **place)
+    lines = list(zip(drawn[::2], drawn[1::2], strict=True))
+    for row, (arm, members) in zip(lines, found.items(), strict=True):
         color = looks[arm][0]
-        shares = [_shares(counted, kind) for kind in ("class", "confidence")]
+        shares = [_shares(members, kind) for kind in ("class", "confidence")]
         for axes, values in zip(row, shares, strict=True):
             _bars(axes, values, color)
         _tell(row, arm, shares, color)
-    _frame(panels)
-    at = f" at IPC {largest}" if largest else ""
-    told = over_seeds({len(counted) for counted in found.values()}, spread="whiskers")
+    _frame(lines)
+    told = style.over_seeds({len(members) for members in found.values()}, spread="whiskers")
     what = f"Synthetic images the memory held in the end{at}, by the teacher's answers. Dashed: even classes; uneven: "
-    caption(figure, f"{what}share of the\nimages that would have to be of another class. {told}")
+    style.caption(figure, f"{what}share of the\nimages that would have to be of another class. {told}")
     return figure
 
 
-def _shares(counted: Sequence[dict[str, list[int]]], kind: str) -> np.ndarray:
+def _shares(members: Sequence[Record], kind: str) -> np.ndarray:
     """(seeds, bins) in percent."""
-    counts = np.array([one[kind] for one in counted], dtype=float)
+    counts = np.array([one.outcome.held[kind] for one in members], dtype=float)
     return 100 * counts / counts.sum(1, keepdims=True)
 
 
@@ -60,7 +53,7 @@ def _bars(axes: Axes, shares: np.ndarray, color: str) -> None:
     bins = shares.shape[1]
     spread = shares.std(0, ddof=1) if len(shares) > 1 and bins <= _WHISKERS else None
     axes.bar(np.arange(bins), shares.mean(0), 0.85, color=color, alpha=0.75, yerr=spread,
-             error_kw={"elinewidth": 0.7, "ecolor": dark(color)})  # fmt: skip
+             error_kw={"elinewidth": 0.7, "ecolor": style.dark(color)})  # fmt: skip
     axes.set_xlim(-0.7, bins - 0.3)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
     axes.tick_params(length=2)
@@ -71,13 +64,14 @@ def _tell(row: Sequence[Axes], arm: str, shares: Sequence[np.ndarray], color: st
     left, right = row
     classes, confidence = shares
     even = 100 / classes.shape[1]
-    left.axhline(even, color=GREY, lw=0.7, ls="--", zorder=3)
+    left.axhline(even, color=style.GREY, lw=0.7, ls="--", zorder=3)
     uneven = np.abs(classes - even).sum(1).mean() / 2
     middles = (np.arange(confidence.shape[1]) + 0.5) / confidence.shape[1]
     sure = (confidence / 100 @ middles).mean()
-    left.text(-0.13, 0.5, name(arm), transform=left.transAxes, ha="right", va="center", color=dark(color), fontsize=8)
+    beside = {"transform": left.transAxes, "ha": "right", "va": "center"}
+    left.text(-0.13, 0.5, style.name(arm), color=style.dark(color), fontsize=8, **beside)
     for axes, text in ((left, f"uneven: {uneven:.1f} %"), (right, f"mean {sure:.2f}")):
-        axes.set_title(text, fontsize=6.5, loc="right", pad=1, color=GREY)
+        axes.set_title(text, fontsize=6.5, loc="right", pad=1, color=style.GREY)
 
 
 def _frame(panels: Sequence[Sequence[Axes]]) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.figures.style import GREY, Label, Looks, canvas, caption, name, over_seeds, place_labels, tiles
-from condkd_ray.report.statistics import ACCURACY, groups
+from condkd_ray.report.figures import style
+from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.rounds import test_images
 
 _ROUND = "round"
@@ -30,48 +29,52 @@ _MOST_BANDS = 6
 """Of more arms than this the bands would hide one another."""
 
 
-def curves_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
+def curves_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
     """Test accuracy for the largest IPC and the arms without condensed images; None where none was measured."""
-    shown = {arm: found for arm, members in _arms(records).items() if len((found := _by_round(members, ACCURACY))[0])}
+    largest, at = style.largest_ipc(records)
+    arms = style.at_ipc(records, largest)
+    shown = {arm: found for arm, members in arms.items() if len((found := _by_round(members, ACCURACY))[0])}
     if not shown:
         return None
-    figure, (axes,) = canvas(max(3.0, 0.6 + 0.17 * len(shown)))
+    figure, (axes,) = style.canvas(max(3.0, 0.6 + 0.17 * len(shown)))
     labels = [_draw(axes, arm, rounds, 100 * values, looks, len(shown)) for arm, (rounds, values) in shown.items()]
-    images = test_images([record for members in _arms(records).values() for record in members])
+    images = test_images([record for members in arms.values() for record in members])
     axes.set(xlabel=f"round (measured on {images} test images)", ylabel="test accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    place_labels(figure, labels)
+    style.whole_numbers(axes, 8)
+    style.place_labels(figure, labels)
     told = _over_seeds({len(values) for _, values in shown.values()}, len(shown))
-    caption(figure, f"As measured while training{_at(records)}. {told}")
+    style.caption(figure, f"As measured while training{at}. {told}")
     return figure
 
 
-def diagnosis_figure(records: Sequence[Record], looks: Looks) -> Figure | None:
+def diagnosis_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
     """A panel a figure of the diagnosis, for the same arms; None where none was recorded."""
+    largest, at = style.largest_ipc(records)
+    trials = style.at_ipc(records, largest)
     found = {
-        metric: {arm: one for arm, members in _arms(records).items() if len((one := _by_round(members, metric))[0])}
+        metric: {arm: one for arm, members in trials.items() if len((one := _by_round(members, metric))[0])}
         for metric in _PANELS
     }
     kept = {metric: curves for metric, curves in found.items() if curves}
     if not kept:
         return None
-    arms = [arm for arm in _arms(records) if any(arm in curves for curves in kept.values())]
-    legend_rows = -(-len(arms) // _columns([name(arm) for arm in arms]))
-    figure, panels = tiles(len(kept), foot=0.9 + 0.17 * legend_rows)
+    arms = [arm for arm in trials if any(arm in curves for curves in kept.values())]
+    legend_rows = -(-len(arms) // _columns([style.name(arm) for arm in arms]))
+    figure, panels = style.tiles(len(kept), foot=0.9 + 0.17 * legend_rows)
     for axes, (metric, curves) in zip(panels, kept.items(), strict=True):
         axes.set_title(_PANELS[metric], fontsize=8, loc="left")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        style.whole_numbers(axes, 5)
         for arm, (rounds, values) in curves.items():
             _draw(axes, arm, rounds, values, looks, len(arms))
         if metric in _AS_REAL:
-            axes.axhline(1.0, color=GREY, lw=0.7, ls=":", zorder=1)
+            axes.axhline(1.0, color=style.GREY, lw=0.7, ls=":", zorder=1)
     lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
     height = figure.get_figheight()
-    figure.legend([lines[arm] for arm in arms], [name(arm) for arm in arms], loc="lower center", frameon=False,
+    figure.legend([lines[arm] for arm in arms], [style.name(arm) for arm in arms], loc="lower center", frameon=False,
                   ncols=-(-len(arms) // legend_rows), bbox_to_anchor=(0.5, 0.34 / height), fontsize=8)  # fmt: skip
     counts = {len(values) for curves in kept.values() for _, values in curves.values()}
     where = "Synthetic images of each measured round in the teacher's features"
-    caption(figure, f"{where}{_at(records)}; for the report only.\n{_over_seeds(counts, len(arms))}")
+    style.caption(figure, f"{where}{at}; for the report only.\n{_over_seeds(counts, len(arms))}")
     return figure
 
 
@@ -80,19 +83,8 @@ def _columns(labels: Sequence[str]) -> int:
     return max(1, min(_LEGEND_COLUMNS, _ROOM // (max(map(len, labels)) + 10)))
 
 
-def _arms(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Trials at the largest IPC and those without condensed images, by arm; of an arm with both, the former."""
-    largest = max((record.ipc for record in records), default=0)
-    return {arm: members for (arm, ipc), members in groups(records).items() if ipc in (0, largest)}
-
-
-def _at(records: Sequence[Record]) -> str:
-    largest = max(record.ipc for record in records)
-    return f" at IPC {largest}" if largest else ""
-
-
 def _over_seeds(counts: set[int], arms: int) -> str:
-    return over_seeds(counts, spread="bands" if arms <= _MOST_BANDS else "")
+    return style.over_seeds(counts, spread="bands" if arms <= _MOST_BANDS else "")
 
 
 def _by_round(members: Sequence[Record], metric: str) -> tuple[list[int], np.ndarray]:
@@ -106,14 +98,15 @@ def _by_round(members: Sequence[Record], metric: str) -> tuple[list[int], np.nda
     return rounds, np.array([[one[number] for number in rounds] for one in series])
 
 
-def _draw(axes: Axes, arm: str, rounds: Sequence[int], values: np.ndarray, looks: Looks, arms: int) -> Label:
+def _draw(
+    axes: Axes, arm: str, rounds: Sequence[int], values: np.ndarray, looks: style.Looks, arms: int
+) -> style.Label:
     """An arm's curve; its band only where there are few arms."""
-    (color, marker), style = looks[arm], "-." if arm == "real" else "-"
+    (color, marker), line = looks[arm], "-." if arm == "real" else "-"
     mean = values.mean(0)
-    axes.grid(axis="y", lw=0.3, color="#DDDDDD")
-    axes.set_axisbelow(True)
-    axes.plot(rounds, mean, color=color, ls=style, lw=1.3, marker=marker, markevery=[-1], ms=4, label=arm)
+    style.grid(axes, "y")
+    axes.plot(rounds, mean, color=color, ls=line, lw=1.3, marker=marker, markevery=[-1], ms=4, label=arm)
     if len(values) > 1 and arms <= _MOST_BANDS:
         std = values.std(0, ddof=1)
         axes.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, lw=0)
-    return Label(axes, rounds[-1], float(mean[-1]), name(arm), color)
+    return style.Label(axes, rounds[-1], float(mean[-1]), style.name(arm), color)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.records import Record, check_same_numbers, read_records
@@ -104,21 +102,21 @@ def _paired(differences: np.ndarray) -> str:
     return f"{differences.mean():+.3g} ({shown})"
 
 
+@style.styled
 def draw(path: Path, curves: Curves, first: int, objective: str) -> None:
     """Each seed as a thin line, their mean as a thick one; the shared start is shaded."""
     looks = style.looks(curves)
-    with matplotlib.rc_context(style.STYLE):
-        figure, (axes,) = style.canvas(3.0)
-        labels = []
-        for name, found in curves.items():
-            numbers, (color, _) = np.arange(1, found.shape[1] + 1), looks[name]
-            axes.plot(numbers, found.T, color=color, lw=0.5, alpha=0.4, drawstyle="steps-post")
-            axes.plot(numbers, found.mean(0), color=color, lw=1.6, drawstyle="steps-post")
-            labels.append(style.Label(axes, numbers[-1], found[:, -1].mean(), name, color))
-        axes.axvspan(1, first, color="#EEEEEE", lw=0)
-        axes.set(xlabel="trials", ylabel=f"best {objective} so far", xlim=(1, None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        style.place_labels(figure, labels)
-        seeds = len(next(iter(curves.values())))
-        style.caption(figure, f"Thin: each of {seeds} seeds; thick: their mean. Shaded: random trials shared by all.")
-        style.save(path, figure)
+    figure, (axes,) = style.canvas(3.0)
+    labels = []
+    for name, found in curves.items():
+        numbers, (color, _) = np.arange(1, found.shape[1] + 1), looks[name]
+        axes.plot(numbers, found.T, color=color, lw=0.5, alpha=0.4, drawstyle="steps-post")
+        axes.plot(numbers, found.mean(0), color=color, lw=1.6, drawstyle="steps-post")
+        labels.append(style.Label(axes, numbers[-1], found[:, -1].mean(), name, color))
+    axes.axvspan(1, first, color="#EEEEEE", lw=0)
+    axes.set(xlabel="trials", ylabel=f"best {objective} so far", xlim=(1, None))
+    style.whole_numbers(axes)
+    style.place_labels(figure, labels)
+    seeds = len(next(iter(curves.values())))
+    style.caption(figure, f"Thin: each of {seeds} seeds; thick: their mean. Shaded: random trials shared by all.")
+    style.save(path, figure)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.figures.style import GREY, STYLE, Label, Looks, canvas, caption, name, place_labels, rows
+from condkd_ray.report.figures import style
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.study.importance import Importance
 
@@ -20,98 +18,97 @@ COLOURS = (_BLUE, _ORANGE, "#009E73", "#CC79A7")
 """Of the lines that are named."""
 
 
-def proxy_plot(records: Sequence[Record], proxy: str, looks: Looks | None) -> Figure | None:
+@style.styled
+def proxy_plot(records: Sequence[Record], proxy: str, looks: style.Looks | None) -> Figure | None:
     """A point a trial, coloured by arm where `looks` are given; None where fewer than two have both."""
     shown = [one for one in records if np.isfinite([one.metrics.get(key, np.nan) for key in (proxy, ACCURACY)]).all()]
     if len(shown) < 2:
         return None
-    with matplotlib.rc_context(STYLE):
-        figure, (axes,) = canvas(3.4)
-        arms = sorted({one.arm for one in shown}, key=list(looks).index) if looks else [""]
-        labels = []
-        for arm in arms:
-            members = [one for one in shown if not looks or one.arm == arm]
-            color, marker = looks[arm] if looks else (_BLUE, "o")
-            x, y = (np.array([one.metrics[key] for one in members]) for key in (proxy, ACCURACY))
-            # A star's arms are thin.
-            size = 8.5 if marker == "*" else 4.5
-            axes.plot(x, 100 * y, ls="", marker=marker, ms=size, mec="white", mew=0.5, color=color, alpha=0.85)
-            last = int(x.argmax())
-            labels += [Label(axes, float(x[last]), float(100 * y[last]), name(arm), color)] if looks else []
-        _grid(axes, proxy, "test accuracy (%)")
-        if len(labels) <= 14:
-            place_labels(figure, labels)
-        ties = " Lines go to an arm's rightmost point." if labels else ""
-        caption(figure, f"n = {len(shown)} trials, a point each.{ties}")
-        return figure
+    figure, (axes,) = style.canvas(3.4)
+    arms = sorted({one.arm for one in shown}, key=list(looks).index) if looks else [""]
+    labels = []
+    for arm in arms:
+        members = [one for one in shown if not looks or one.arm == arm]
+        color, marker = looks[arm] if looks else (_BLUE, "o")
+        x, y = (np.array([one.metrics[key] for one in members]) for key in (proxy, ACCURACY))
+        # A star's arms are thin.
+        size = 8.5 if marker == "*" else 4.5
+        axes.plot(x, 100 * y, **style.POINT, marker=marker, ms=size, mew=0.5, color=color, alpha=0.85)
+        last = int(x.argmax())
+        labels += [style.Label(axes, float(x[last]), float(100 * y[last]), style.name(arm), color)] if looks else []
+    _frame(axes, proxy, "test accuracy (%)")
+    if len(labels) <= 14:
+        style.place_labels(figure, labels)
+    ties = " Lines go to an arm's rightmost point." if labels else ""
+    style.caption(figure, f"n = {len(shown)} trials, a point each.{ties}")
+    return figure
 
 
+@style.styled
 def course_plot(values: Sequence[float], direction: str, objective: str) -> Figure | None:
     """The objective of each trial in the order of their numbers, and the best so far; NaN where one has none."""
     told = np.array(values, dtype=float)
     if not np.isfinite(told).any():
         return None
     better = np.fmin if direction == "minimize" else np.fmax
-    with matplotlib.rc_context(STYLE):
-        figure, (axes,) = canvas(3.1)
-        numbers = np.arange(len(told))
-        axes.plot(numbers, told, ls="", marker="o", ms=3.8, mec="white", mew=0.5, color=GREY, alpha=0.7)
-        axes.step(numbers, better.accumulate(told), where="post", color=_BLUE, lw=1.4)
-        _grid(axes, "trial, in the order of proposals", objective)
-        place_labels(figure, [Label(axes, numbers[-1], better.accumulate(told)[-1], "best so far", _BLUE)])
-        caption(figure, f"n = {int(np.isfinite(told).sum())} finished trials, a point each.")
-        return figure
+    figure, (axes,) = style.canvas(3.1)
+    numbers = np.arange(len(told))
+    axes.plot(numbers, told, **style.POINT, marker="o", ms=3.8, mew=0.5, color=style.GREY, alpha=0.7)
+    axes.step(numbers, better.accumulate(told), where="post", color=_BLUE, lw=1.4)
+    _frame(axes, "trial, in the order of proposals", objective)
+    style.place_labels(figure, [style.Label(axes, numbers[-1], better.accumulate(told)[-1], "best so far", _BLUE)])
+    style.caption(figure, f"n = {int(np.isfinite(told).sum())} finished trials, a point each.")
+    return figure
 
 
+@style.styled
 def rounds_plot(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], objective: str, named: int) -> Figure:
     """The objective over the rounds, a line a trial by its name: the first `named` in colours, the others grey."""
-    with matplotlib.rc_context(STYLE):
-        figure, (axes,) = canvas(3.1)
-        labels = []
-        for place, (trial, (rounds, values)) in enumerate(curves.items()):
-            color = COLOURS[place] if place < named else "#BBBBBB"
-            axes.plot(rounds, values, color=color, lw=1.4 if place < named else 0.7, zorder=2 + (place < named),
-                      marker="o", markevery=[-1], ms=2.5)  # fmt: skip
-            labels += [Label(axes, rounds[-1], values[-1], trial, color)] if place < named else []
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        _grid(axes, "round", objective)
-        place_labels(figure, labels)
-        caption(figure, f"n = {len(curves)} trials, a line each; the best in colours, dots where a trial ended.")
-        return figure
+    figure, (axes,) = style.canvas(3.1)
+    labels = []
+    for place, (trial, (rounds, values)) in enumerate(curves.items()):
+        color = COLOURS[place] if place < named else "#BBBBBB"
+        axes.plot(rounds, values, color=color, lw=1.4 if place < named else 0.7, zorder=2 + (place < named),
+                  marker="o", markevery=[-1], ms=2.5)  # fmt: skip
+        labels += [style.Label(axes, rounds[-1], values[-1], trial, color)] if place < named else []
+    style.whole_numbers(axes, 8)
+    _frame(axes, "round", objective)
+    style.place_labels(figure, labels)
+    style.caption(figure, f"n = {len(curves)} trials, a line each; the best in colours, dots where a trial ended.")
+    return figure
 
 
+@style.styled
 def importance_plot(found: Sequence[Importance], trials: int) -> Figure | None:
     """A bar a parameter, with the range of the bootstrap."""
     if not found:
         return None
-    with matplotlib.rc_context(STYLE):
-        figure, axes = rows([one.name for one in found])
-        places, shares = np.arange(len(found)), np.array([one.share for one in found])
-        axes.barh(places, shares, 0.55, color="#8FC1E3")
-        axes.hlines(places, [one.low for one in found], [one.high for one in found], color="#1C2430", lw=1.1)
-        for place, one in enumerate(found):
-            text = f"{one.share:.2f}"
-            axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=GREY)
-        axes.set(xlim=(0, 1), xlabel="share of importance")
-        caption(figure, f"n = {trials} complete trials. Lines: the middle 90 % of bootstrap resamples.")
-        return figure
+    figure, axes = style.rows([one.name for one in found])
+    places, shares = np.arange(len(found)), np.array([one.share for one in found])
+    axes.barh(places, shares, 0.55, color="#8FC1E3")
+    axes.hlines(places, [one.low for one in found], [one.high for one in found], color="#1C2430", lw=1.1)
+    for place, one in enumerate(found):
+        text = f"{one.share:.2f}"
+        axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=style.GREY)
+    axes.set(xlim=(0, 1), xlabel="share of importance")
+    style.caption(figure, f"n = {trials} complete trials. Lines: the middle 90 % of bootstrap resamples.")
+    return figure
 
 
+@style.styled
 def front_plot(points: np.ndarray, front: Sequence[int], names: Sequence[str], objectives: Sequence[str]) -> Figure:
     """Two objectives of each trial (trials, 2), those of the front labelled and joined."""
-    with matplotlib.rc_context(STYLE):
-        figure, (axes,) = canvas(3.4)
-        axes.plot(points[:, 1], points[:, 0], ls="", marker="o", ms=4, mec="white", mew=0.5, color=GREY, alpha=0.6)
-        best = sorted(front, key=lambda i: points[i, 1])
-        axes.plot(points[best, 1], points[best, 0], color=_ORANGE, marker="D", ms=4.5, mec="white", mew=0.5, lw=1.0)
-        for i in best[:12]:
-            axes.annotate(names[i], (points[i, 1], points[i, 0]), (4, 4), textcoords="offset points", fontsize=7)
-        _grid(axes, objectives[1], objectives[0])
-        caption(figure, f"n = {len(points)} complete trials; diamonds: no other is better in every objective.")
-        return figure
+    figure, (axes,) = style.canvas(3.4)
+    axes.plot(points[:, 1], points[:, 0], **style.POINT, marker="o", ms=4, mew=0.5, color=style.GREY, alpha=0.6)
+    best = sorted(front, key=lambda i: points[i, 1])
+    axes.plot(points[best, 1], points[best, 0], color=_ORANGE, marker="D", ms=4.5, mec="white", mew=0.5, lw=1.0)
+    for i in best[:12]:
+        axes.annotate(names[i], (points[i, 1], points[i, 0]), (4, 4), textcoords="offset points", fontsize=7)
+    _frame(axes, objectives[1], objectives[0])
+    style.caption(figure, f"n = {len(points)} complete trials; diamonds: no other is better in every objective.")
+    return figure
 
 
-def _grid(axes: Axes, below: str, beside: str) -> None:
-    axes.grid(lw=0.3, color="#DDDDDD")
-    axes.set_axisbelow(True)
+def _frame(axes: Axes, below: str, beside: str) -> None:
+    style.grid(axes)
     axes.set(xlabel=below, ylabel=beside)

@@ -1,4 +1,4 @@
-"""What all figures share: the look of an arm, panels, labels that keep apart, files that come out equal each time."""
+"""What all figures share: the look of an arm, panels, axes, labels that keep apart, files equal each time."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.records import Record, arm_rank
-from condkd_ray.report.statistics import ACCURACY
+from condkd_ray.report.statistics import ACCURACY, groups
 
 STYLE: Any = {
     "font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.linewidth": 0.6,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False,
-    "svg.hashsalt": "condkd_ray", "svg.fonttype": "none",
+    "grid.linewidth": 0.3, "grid.color": "#DDDDDD", "svg.hashsalt": "condkd_ray", "svg.fonttype": "none",
 }  # fmt: skip
+styled = matplotlib.rc_context(STYLE)
+"""Decorates what draws or saves a figure."""
+POINT: Any = {"ls": "", "mec": "white"}
+"""Of a marker without a line: set off by a white edge."""
 GREY = "#555555"
 # Okabe and Ito's colours, which the colour-blind tell apart; the markers tell them apart in grey.
 _LOOK = {
@@ -39,7 +45,8 @@ _GAP = 0.165
 """Least distance of two labels, in inches."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.105, 0.735, 0.97, 0.2
 _DPI = 200
-_WIDTH = 5.5
+_WIDTH, WIDE = 5.5, 7.2
+"""Of figures, in inches: of most, and of those with panels side by side."""
 Looks = Mapping[str, tuple[str, str]]
 """Colour and marker of each arm."""
 
@@ -97,27 +104,25 @@ def over_seeds(counts: set[int], points: str = "", spread: str = "bars and bands
 
 def canvas(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
     """A figure of paper width (5.5 inches) with panels one above the other and room for labels at the right."""
-    figure = Figure(figsize=(_WIDTH, height))
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(
-        len(ratios), 1, height_ratios=list(ratios), hspace=0.07, left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM
-    )
-    return figure, [figure.add_subplot(grid[row, 0]) for row in range(len(ratios))]
+    place: Any = {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM, "hspace": 0.07}
+    return panels((_WIDTH, height), len(ratios), 1, height_ratios=list(ratios), **place)
 
 
 def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure of paper width with a row a label, the first on top, and room for a few words right of each."""
-    foot, row = 0.75, 0.26
-    figure = Figure(figsize=(_WIDTH, foot + 0.1 + row * max(len(labels), 2)))
-    FigureCanvasAgg(figure)
+    foot, head = 0.75, 0.1
+    height = foot + head + 0.26 * max(len(labels), 2)
     left = min(0.2 + 0.064 * max(map(len, labels)), 0.5 * _WIDTH)
-    height = figure.get_figheight()
-    width = (_WIDTH - left - 0.85) / _WIDTH
-    axes = figure.add_axes((left / _WIDTH, foot / height, width, 1 - (foot + 0.1) / height))
+    place: Any = {
+        "left": left / _WIDTH,
+        "right": 1 - 0.85 / _WIDTH,
+        "bottom": foot / height,
+        "top": 1 - head / height,
+    }
+    figure, (axes,) = panels((_WIDTH, height), 1, 1, **place)
     axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=range(len(labels)), yticklabels=labels)
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", lw=0.3, color="#DDDDDD")
-    axes.set_axisbelow(True)
+    grid(axes, "x")
     return figure, axes
 
 
@@ -125,15 +130,43 @@ def tiles(count: int, foot: float) -> tuple[Figure, list[Axes]]:
     """Small panels, three in a row, over rounds, and `foot` inches below them for a legend."""
     lines, across = -(-count // 3), min(count, 3)
     height = 1.65 * lines + foot
-    figure = Figure(figsize=(7.2, height))
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(
-        lines, across, left=0.065, right=0.985, top=1 - 0.22 / height, bottom=foot / height, hspace=0.42, wspace=0.26
-    )
-    panels = [figure.add_subplot(grid[i // 3, i % 3]) for i in range(count)]
-    for axes in panels[-across:]:
+    place: Any = {"left": 0.065, "right": 0.985, "top": 1 - 0.22 / height, "bottom": foot / height}
+    figure, drawn = panels((WIDE, height), lines, across, count, hspace=0.42, wspace=0.26, **place)
+    for axes in drawn[-across:]:
         axes.set_xlabel("round")
-    return figure, panels
+    return figure, drawn
+
+
+def panels(
+    size: tuple[float, float], lines: int, across: int, count: int | None = None, **grid: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of that size in inches with panels row by row, all or the first `count`; `grid`: of its GridSpec."""
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    places = figure.add_gridspec(lines, across, **grid)
+    return figure, [figure.add_subplot(places[i]) for i in range(lines * across if count is None else count)]
+
+
+def grid(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
+    """Thin lines behind the data."""
+    axes.grid(True, axis=axis)
+    axes.set_axisbelow(True)
+
+
+def whole_numbers(axes: Axes, most: int = 10) -> None:
+    """Ticks of rounds or trials."""
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
+
+
+def at_ipc(records: Iterable[Record], ipc: int) -> dict[str, list[Record]]:
+    """Trials at that IPC and those without condensed images, by arm; of an arm with both, the former."""
+    return {arm: members for (arm, own), members in groups(records).items() if own in (0, ipc)}
+
+
+def largest_ipc(records: Iterable[Record]) -> tuple[int, str]:
+    """The largest IPC of these trials, 0 without condensed images; and how a caption tells it."""
+    largest = max((record.ipc for record in records), default=0)
+    return largest, f" at IPC {largest}" if largest else ""
 
 
 def caption(figure: Figure, text: str) -> None:
@@ -166,6 +199,7 @@ def keep_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> 
     return placed.tolist()
 
 
+@styled
 def save(path: Path, figure: Figure | None) -> None:
     """Write the figure in the format of the suffix, without dates; with None remove an older one.
 

@@ -6,19 +6,20 @@ trial, families as categories. The Scalars tab shows the same figures among all 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from types import MappingProxyType
-from typing import Any
 
-from tensorboard.plugins.custom_scalar import layout_pb2
+from condkd_ray.core.records import Record
+from condkd_ray.report.statistics import groups
 
-from condkd_ray.report.tensorboard.spread import METRICS, PARTS
-
-# The classes of this module are made at import from a descriptor, which no type checker sees.
-_LAYOUT: Any = layout_pb2
-
+Layout = dict[str, dict[str, tuple[str, list[str]]]]
+"""By category and title, the kind of each chart, and its expressions: as torch's `custom_scalars` takes them."""
 ARMS = "arms, over their seeds"
+METRICS = ("student/test_accuracy", "student/val_accuracy", "proxy/agreement", "proxy/kl")
+"""Of which an arm has a mean, lowest and highest over its seeds: scalars such as `mean/proxy/kl`."""
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "student": ("test_accuracy", "val_accuracy"),
@@ -40,31 +41,50 @@ def telling(tags: Iterable[str]) -> set[str]:
     return {tag for tag in tags if _tells(*tag.partition("/"))}
 
 
-def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Any:
-    """The Layout of the charts of `tags`: each expression is met by one of them, and a chart has one but for `BESIDE`.
+def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Layout:
+    """The charts of `tags`: each expression is met by one of them, and a chart has one but for `BESIDE`.
 
     `spread`: metrics of which there are means and ranges over the seeds of an arm; their charts come first.
     """
     shown = sorted(telling(tags))
     # TensorBoard shows charts with bands from the last to the first, those with lines as they come.
-    charts = {ARMS: [_over_seeds(name) for name in reversed(METRICS) if name in set(spread)]}
+    bands = [name for name in reversed(METRICS) if name in set(spread)]
+    charts: Layout = {ARMS: {f"{name}, mean and range": ("Margin", _parts(name)) for name in bands}}
     for family in FAMILIES:
         own = [tag for tag in shown if tag.startswith(f"{family}/") and BESIDE.get(tag) not in shown]
-        charts[family] = [_over_trials([tag, *(t for t in shown if BESIDE.get(t) == tag)]) for tag in own]
-    return _LAYOUT.Layout(
-        category=[_LAYOUT.Category(title=title, chart=members) for title, members in charts.items() if members]
-    )
+        together = {tag: [tag, *(other for other in shown if BESIDE.get(other) == tag)] for tag in own}
+        charts[family] = {tag: ("Multiline", [f"^{re.escape(t)}$" for t in same]) for tag, same in together.items()}
+    return {title: members for title, members in charts.items() if members}
 
 
-def _over_trials(tags: Sequence[str]) -> Any:
-    expressions = [f"^{re.escape(tag)}$" for tag in tags]
-    return _LAYOUT.Chart(title=tags[0], multiline=_LAYOUT.MultilineChartContent(tag=expressions))
+def over_seeds(records: Sequence[Record]) -> Iterator[tuple[Record, list[dict[str, float]]]]:
+    """Of each arm and IPC with two finished trials or more: one of them, and rows of its rounds.
+
+    A round counts where all of them measured it: a mean over other seeds than the round before would jump.
+    """
+    finished = [record for record in records if record.status == "finished"]
+    for members in groups(finished).values():
+        if len(members) < 2:
+            continue
+        by_round = [{int(row["round"]): row for row in record.history} for record in members]
+        numbers = sorted(set.intersection(*(set(rows) for rows in by_round)))
+        rows = [{"round": number} | _spread([rows[number] for rows in by_round]) for number in numbers]
+        if any(len(row) > 1 for row in rows):
+            yield members[0], rows
 
 
-def _over_seeds(name: str) -> Any:
-    mean, lowest, highest = (f"{part}/{name}" for part in PARTS)
-    series = _LAYOUT.MarginChartContent.Series(value=mean, lower=lowest, upper=highest)
-    return _LAYOUT.Chart(title=f"{name}, mean and range", margin=_LAYOUT.MarginChartContent(series=[series]))
+def _spread(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    found = {}
+    for name in METRICS:
+        values = [row.get(name, math.nan) for row in rows]
+        if all(math.isfinite(value) for value in values):
+            found |= dict(zip(_parts(name), (fmean(values), min(values), max(values)), strict=True))
+    return found
+
+
+def _parts(name: str) -> list[str]:
+    """The scalars over the seeds that there are of a metric."""
+    return [f"{part}/{name}" for part in ("mean", "lowest", "highest")]
 
 
 def _tells(family: str, slash: str, term: str) -> bool:

@@ -1,34 +1,39 @@
-"""Real, condensed and synthetic images as the teacher sees them: a few hundred points a trial, kept beside its record.
+"""Real, condensed and synthetic images as the teacher sees them, kept beside a trial's record and shown by TensorBoard.
 
     OUT/points/<hash>.safetensors    of the trials whose products are kept: the best of each arm and IPC, or of a search
 
-For the report alone: real train images are among them.
+In TensorBoard's projector they are an embedding, coloured and searched by class and kind: one in the run of each such
+trial, and in the run of the whole experiment one in which all of them lie in one teacher's space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
+from google.protobuf import text_format
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from tensorboard.plugins.projector import metadata, projector_config_pb2
 from torch import Tensor
 
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import InputError
-from condkd_ray.core.samples import Codec
-from condkd_ray.models.teacher import Teacher
-from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.product import Product
+from condkd_ray.core.records import ALL_REAL, Record
+
+# The classes of this module are made at import from a descriptor, which no type checker sees.
+_CONFIG: Any = projector_config_pb2
 
 KINDS = ("real", "condensed", "synthetic")
-MOST = 200
-"""Images of each kind, as many of each class as there are of another."""
-PER_POINT = 8
-"""Bytes of a value as it is kept and as text, twice, to those of it as it is kept."""
-_BATCH = 50
+COLUMNS = ("what", "kind", "class", "arm", "ipc", "seed")
+"""What is said of each point. `what` is all but class and seed in one, for colours."""
+TENSORS, METADATA, BOOKMARKS = "tensors.tsv", "metadata.tsv", "bookmarks.json"
+COLOURS = {"by what it is": "what", "by class": "class"}
+"""Bookmarks, one click each, and the column that each colours the points by: at first they have one colour."""
 
 
 @dataclass(frozen=True)
@@ -41,32 +46,13 @@ class Points:
     """(N,): labels; of synthetic images the classes that were asked for."""
 
 
+Cloud = tuple[Points, Mapping[str, str]]
+"""Points of one kind, and what is said of all of them by column."""
+
+
 def points_path(out: Path, config_hash: str) -> Path:
     """Where the points of that trial are kept, if they are."""
     return Path(out) / "points" / f"{config_hash}.safetensors"
-
-
-def most_bytes(teacher: Teacher) -> int:
-    """What the points of one trial take at most, and the embeddings made of them."""
-    return PER_POINT * 2 * len(KINDS) * MOST * teacher.num_features
-
-
-@torch.no_grad()
-def look(prepared: Prepared, product: Product) -> dict[str, Points]:
-    """Points by kind, as far as the trial has such images; none where no real images were looked at."""
-    marks, samples = prepared.landmarks, product.samples
-    if marks is None:
-        return {}
-    found = {"real": _some(marks.real, marks.real_labels)}
-    if marks.condensed is not None and marks.condensed_labels is not None:
-        found["condensed"] = _some(marks.condensed, marks.condensed_labels)
-    if samples is not None:
-        chosen = samples[_rows(samples.labels)]
-        teacher = prepared.teacher
-        images = Codec(product.space, product.mean, product.std).decode(chosen).images.to(teacher.device)
-        seen = torch.cat([teacher.observe(part, bn=False).features for part in images.split(_BATCH)])
-        found["synthetic"] = Points(seen / marks.scale, chosen.labels)
-    return found
 
 
 def write_points(path: Path, found: Mapping[str, Points]) -> None:
@@ -87,13 +73,73 @@ def read_points(path: Path) -> dict[str, Points]:
     return {kind: Points(tensors[kind].float(), tensors[f"{kind}_classes"].long()) for kind in KINDS if kind in tensors}
 
 
-def _some(features: Tensor, labels: Tensor) -> Points:
-    rows = _rows(labels)
-    return Points(features[rows], labels[rows])
+def write_own(folder: Path, out: Path, record: Record) -> None:
+    """The embedding of a trial, where its points are kept, into the `folder` of its run."""
+    clouds = _clouds(out, record)
+    if clouds:
+        _write(folder, "teacher features", list(clouds.values()))
 
 
-def _rows(labels: Tensor) -> Tensor:
-    """At most `MOST` rows, evenly through the classes and, within a class, from first to last."""
-    order = labels.argsort(stable=True)
-    places = torch.linspace(0, len(order) - 1, min(MOST, len(order)), dtype=torch.float64, device=order.device)
-    return order[places.round().long()]
+def write_together(folder: Path, out: Path, records: Sequence[Record]) -> None:
+    """Those of all `records` of the first one's teacher and data; images that trials have in common stand there once.
+
+    Nothing is written where there are not two of them.
+    """
+    kept = [record for record in records if points_path(out, record.config_hash).is_file()]
+    alike = [one for one in kept if (one.teacher_hash, one.data_hash) == (kept[0].teacher_hash, kept[0].data_hash)]
+    if len(alike) < 2:
+        return
+    together: dict[tuple[str, ...], Cloud] = {}
+    for record in alike:
+        for key, cloud in _clouds(out, record).items():
+            together.setdefault(key, cloud)
+    _write(folder, "teacher features of all arms", list(together.values()))
+
+
+def _clouds(out: Path, record: Record) -> dict[tuple[str, ...], Cloud]:
+    """By what makes two of them equal."""
+    path = points_path(out, record.config_hash)
+    found = read_points(path) if path.is_file() else {}
+    # All real images, as a condensed set, stand there as real ones.
+    if record.condensation == ALL_REAL:
+        found.pop("condensed", None)
+    ipc, name = str(record.ipc), f"ipc {record.ipc}" if record.ipc else "no ipc"
+    own = {"arm": record.arm, "ipc": ipc, "seed": str(record.seed)}
+    told: dict[str, tuple[str, dict[str, str]]] = {
+        "real": ("", {"what": "real"}),
+        "condensed": (record.condensed_hash, {"what": f"condensed {name}", "ipc": ipc}),
+        "synthetic": (record.config_hash, {"what": f"synthetic {record.arm} {name}"} | own),
+    }
+    return {(kind, told[kind][0]): (points, {"kind": kind} | told[kind][1]) for kind, points in found.items()}
+
+
+def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
+    features = np.concatenate([points.features.numpy() for points, _ in clouds])
+    rows = ["\t".join(f"{value:.3g}" for value in row) for row in features.tolist()]
+    said = ["\t".join(COLUMNS)]
+    for points, told in clouds:
+        for label in points.classes.tolist():
+            said.append("\t".join({**told, "class": str(label)}.get(column, "-") for column in COLUMNS))
+    atomic_write(folder / TENSORS, "".join(f"{row}\n" for row in rows).encode())
+    atomic_write(folder / METADATA, "".join(f"{row}\n" for row in said).encode())
+    views = [_view(label, column, features.shape) for label, column in COLOURS.items()]
+    atomic_write(folder / BOOKMARKS, json.dumps(views).encode())
+    embedding = _CONFIG.EmbeddingInfo(
+        tensor_name=name, tensor_path=TENSORS, metadata_path=METADATA, bookmarks_path=BOOKMARKS
+    )
+    embedding.tensor_shape.extend(features.shape)
+    # Last, for who reads it reads the others.
+    config = _CONFIG.ProjectorConfig(embeddings=[embedding])
+    atomic_write(folder / metadata.PROJECTOR_FILENAME, text_format.MessageToString(config).encode())
+
+
+def _view(label: str, column: str, shape: Sequence[int]) -> Mapping[str, Any]:
+    """A state of the projector: the two largest principal components, which it has computed by then, in colours."""
+    sides: dict[str, Any] = {f"custom{side}{what}": empty for side in ("XLeft", "XRight", "YUp", "YDown")
+             for what, empty in (("Text", ""), ("Regex", False))}  # fmt: skip
+    tsne = {"tSNEIteration": 0, "tSNEPerplexity": 30, "tSNELearningRate": 10, "tSNEis3d": False}
+    umap = {"umapIs3d": False, "umapNeighbors": 15, "umapMinDist": 0.1}
+    shown = {"selectedProjection": "pca", "pcaComponentDimensions": [0, 1], "projections": [], "selectedPoints": []}
+    coloured = {"selectedColorOptionName": column, "forceCategoricalColoring": True, "selectedLabelOption": column}
+    named = {"label": label, "isSelected": False, "dataSetDimensions": list(shape)}
+    return named | shown | coloured | tsne | umap | sides | {"customSelectedSearchByMetadataOption": column}

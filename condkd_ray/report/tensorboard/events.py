@@ -1,7 +1,7 @@
-"""TensorBoard events as values: the HParams protos, charts, scalars, histograms and images, put together by hand.
+"""What stands in TensorBoard's event files, as Summary protos; torch and TensorBoard make those that they can.
 
-`tensorboard.plugins.hparams.summary` would do, but imports TensorFlow; torch's `add_hparams` writes an experiment of
-its own for every trial, and they collide.
+The columns of the HParams tab are put together here: neither marks those that `differ`, torch's `add_hparams` writes
+an experiment of its own for every trial, which collide, and TensorBoard's `summary` imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
-from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
-from tensorboard.plugins.custom_scalar import metadata as custom_scalar
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
+from torch.utils.tensorboard import summary
 
 from condkd_ray.core.records import Status
 
 # The classes of these modules are made at import from a descriptor, which no type checker sees.
 _API: Any = api_pb2
 _DATA: Any = plugin_data_pb2
-_EVENT: Any = event_pb2
 _SUMMARY: Any = summary_pb2
-_TENSOR: Any = tensor_pb2
-_TYPES: Any = types_pb2
 
 Scalar = str | bool | int | float
 _MAX_CHOICES = 20
@@ -48,65 +45,54 @@ def columns(planned: Sequence[Mapping[str, Scalar]], always: Sequence[str]) -> d
 
 def intervals(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     """Columns of numbers between two bounds."""
-    infos = {name: _API.HParamInfo(name=name, type=_API.DATA_TYPE_FLOAT64, differs=True) for name in ranges}
-    for name, (low, high) in ranges.items():
-        infos[name].domain_interval.min_value, infos[name].domain_interval.max_value = low, high
-    return infos
+    return {
+        name: _API.HParamInfo(name=name, type=_API.DATA_TYPE_FLOAT64, differs=True, domain_interval=_interval(*bounds))
+        for name, bounds in ranges.items()
+    }
 
 
 def experiment(infos: Mapping[str, Any], metrics: Sequence[str]) -> Any:
-    """The event that makes a folder an HParams experiment."""
-    now = time.time()
+    """The summary that makes a folder an HParams experiment."""
     content = _API.Experiment(
-        time_created_secs=now,
+        time_created_secs=time.time(),
         hparam_infos=infos.values(),
         metric_infos=[_API.MetricInfo(name=_API.MetricName(tag=tag), display_name=tag) for tag in metrics],
     )
-    return _plugin_event(metadata.EXPERIMENT_TAG, now, experiment=content)
+    return _plugin_summary(metadata.EXPERIMENT_TAG, experiment=content)
 
 
 def session_start(name: str, hparams: Mapping[str, Scalar], infos: Mapping[str, Any], when: float) -> Any:
-    """The event that enters a trial, still running, in the HParams tab. `when`: seconds since 1970."""
-    content = _DATA.SessionStartInfo(group_name=name, start_time_secs=when)
-    for key, value in hparams.items():
-        _assign(content.hparams[key], value, infos.get(key))
-    return _plugin_event(metadata.SESSION_START_INFO_TAG, when, session_start_info=content)
+    """The summary that enters a trial, still running, in the HParams tab. `when`: seconds since 1970."""
+    values = {key: _value(value, infos.get(key)) for key, value in hparams.items()}
+    return summary_v2.hparams_pb(values, trial_id=name, start_time_secs=when)
 
 
 def session_end(status: Status, when: float) -> Any:
-    """The event that ends a trial."""
+    """The summary that ends a trial."""
     content = _DATA.SessionEndInfo(status=_STATUS.get(status, _API.STATUS_UNKNOWN), end_time_secs=when)
-    return _plugin_event(metadata.SESSION_END_INFO_TAG, when, session_end_info=content)
+    return _plugin_summary(metadata.SESSION_END_INFO_TAG, session_end_info=content)
 
 
-def scalars(step: int, metrics: Mapping[str, float], when: float) -> Any:
-    """One event with a point for each finite metric."""
+def scalars(metrics: Mapping[str, float]) -> Any:
+    """One summary with a value for each finite metric."""
     values = [
         _SUMMARY.Summary.Value(tag=name, simple_value=float(value))
         for name, value in sorted(metrics.items())
         if name != "round" and math.isfinite(value)
     ]
-    return _EVENT.Event(wall_time=when, step=step, summary=_SUMMARY.Summary(value=values))
+    return _SUMMARY.Summary(value=values)
 
 
-def histogram(tag: str, counts: Sequence[int], edges: Sequence[float], step: int, when: float) -> Any:
-    """An event with `counts` of the bins between as many `edges` and one more; values count as their bin's middle."""
+def histogram(tag: str, counts: Sequence[int], edges: Sequence[float]) -> Any:
+    """A summary with `counts` of the bins between as many `edges` and one more; values count as their bin's middle."""
     middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
-    content = _SUMMARY.HistogramProto(
-        min=edges[0],
-        max=edges[-1],
-        num=sum(counts),
-        sum=sum(n * x for n, x in zip(counts, middles, strict=True)),
-        sum_squares=sum(n * x * x for n, x in zip(counts, middles, strict=True)),
-        bucket_limit=edges[1:],
-        bucket=counts,
-    )
-    summary = _SUMMARY.Summary(value=[_SUMMARY.Summary.Value(tag=tag, histo=content)])
-    return _EVENT.Event(wall_time=when, step=step, summary=summary)
+    total = sum(n * x for n, x in zip(counts, middles, strict=True))
+    squares = sum(n * x * x for n, x in zip(counts, middles, strict=True))
+    return summary.histogram_raw(tag, edges[0], edges[-1], sum(counts), total, squares, edges[1:], counts)
 
 
-def image(tag: str, picture: Image.Image, step: int, when: float) -> Any:
-    """An event with the picture."""
+def image(tag: str, picture: Image.Image) -> Any:
+    """A summary with the picture; grey ones stay grey, which torch's would not."""
     content = io.BytesIO()
     picture.save(content, format="PNG")
     shown = _SUMMARY.Summary.Image(
@@ -115,28 +101,22 @@ def image(tag: str, picture: Image.Image, step: int, when: float) -> Any:
         colorspace=len(picture.getbands()),
         encoded_image_string=content.getvalue(),
     )
-    summary = _SUMMARY.Summary(value=[_SUMMARY.Summary.Value(tag=tag, image=shown)])
-    return _EVENT.Event(wall_time=when, step=step, summary=summary)
-
-
-def charts(layout: Any, step: int) -> Any:
-    """An event with the Layout of the custom scalars. Of several, TensorBoard takes the last."""
-    content = _TENSOR.TensorProto(dtype=_TYPES.DT_STRING, string_val=[layout.SerializeToString()])
-    about = custom_scalar.create_summary_metadata()
-    value = _SUMMARY.Summary.Value(tag=custom_scalar.CONFIG_SUMMARY_TAG, metadata=about, tensor=content)
-    return _EVENT.Event(wall_time=time.time(), step=step, summary=_SUMMARY.Summary(value=[value]))
+    return _SUMMARY.Summary(value=[_SUMMARY.Summary.Value(tag=tag, image=shown)])
 
 
 def _column(name: str, values: list[Scalar]) -> Any:
     info = _API.HParamInfo(name=name, type=_data_type(name, values))
     choices = sorted(set(values), key=lambda value: (str(type(value)), value))
     if len(choices) <= _MAX_CHOICES:
-        for value in choices:
-            _assign(info.domain_discrete.values.add(), value, info)
+        info.domain_discrete.extend(_value(value, info) for value in choices)
     elif info.type == _API.DATA_TYPE_FLOAT64:
         numbers = [float(value) for value in values]
-        info.domain_interval.min_value, info.domain_interval.max_value = min(numbers), max(numbers)
+        info.domain_interval.CopyFrom(_interval(min(numbers), max(numbers)))
     return info
+
+
+def _interval(low: float, high: float) -> Any:
+    return _API.Interval(min_value=low, max_value=high)
 
 
 def _data_type(name: str, values: list[Scalar]) -> int:
@@ -148,17 +128,13 @@ def _data_type(name: str, values: list[Scalar]) -> int:
     return _API.DATA_TYPE_FLOAT64 if numbers else _API.DATA_TYPE_STRING
 
 
-def _assign(target: Any, value: Scalar, info: Any | None) -> None:
-    """Set a protobuf Value by its column's type, so that a column never mixes types."""
+def _value(value: Scalar, info: Any | None) -> str | bool | float:
+    """The value as its column's type, so that a column never mixes types."""
     if isinstance(value, str) or (info is not None and info.type == _API.DATA_TYPE_STRING):
-        target.string_value = str(value)
-    elif isinstance(value, bool):
-        target.bool_value = value
-    else:
-        target.number_value = float(value)
+        return str(value)
+    return value if isinstance(value, bool) else float(value)
 
 
-def _plugin_event(tag: str, when: float, **content: Any) -> Any:
+def _plugin_summary(tag: str, **content: Any) -> Any:
     data = metadata.create_summary_metadata(_DATA.HParamsPluginData(**content))
-    value = _SUMMARY.Summary.Value(tag=tag, metadata=data, tensor=metadata.NULL_TENSOR)
-    return _EVENT.Event(wall_time=when, summary=_SUMMARY.Summary(value=[value]))
+    return _SUMMARY.Summary(value=[_SUMMARY.Summary.Value(tag=tag, metadata=data, tensor=metadata.NULL_TENSOR)])

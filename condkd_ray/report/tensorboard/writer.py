@@ -9,15 +9,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from torch.utils.tensorboard import FileWriter
+from torch.utils.tensorboard.summary import custom_scalars
 
 from condkd_ray.core.records import Record, record_path
-from condkd_ray.report.figures import grids
-from condkd_ray.report.tensorboard import charts, events, projector
+from condkd_ray.report.figures import image_grids
+from condkd_ray.report.tensorboard import charts, embeddings, events
+from condkd_ray.report.tensorboard.charts import over_seeds
 from condkd_ray.report.tensorboard.events import Scalar
-from condkd_ray.report.tensorboard.spread import over_seeds
 
 FOLDER = "tensorboard"
 GRID = "samples/grid"
@@ -32,32 +33,19 @@ METRICS = (
 """Of these TensorBoard shows the first five, until told otherwise."""
 
 
-class Trial(Protocol):
-    """What names a trial: a `Record`, or anything planned that has these."""
-
-    @property
-    def arm(self) -> str: ...  # noqa: D102
-    @property
-    def ipc(self) -> int: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def config_hash(self) -> str: ...  # noqa: D102
-
-
-def run_name(trial: Trial) -> str:
+def run_name(record: Record) -> str:
     """`ipc10/guided/seed0-1a2b3c`, or `none/seed0-1a2b3c` for an arm without condensed images.
 
     Of an arm's name what a regular expression would take for an operator is left out, and `-` stands for spaces:
     `trial 7` is `trial-7`, so that what is typed into TensorBoard's filter finds it.
     """
-    return f"{arm_name(trial)}/seed{trial.seed}-{trial.config_hash[:6]}"
+    return f"{arm_name(record)}/seed{record.seed}-{record.config_hash[:6]}"
 
 
-def arm_name(trial: Trial) -> str:
+def arm_name(record: Record) -> str:
     """What the run names of all seeds of an arm and IPC begin with: `ipc10/guided`."""
-    arm = re.sub(r"[^\w.,=-]+", "-", re.sub(r"['\"()\[\]]", "", trial.arm)).strip("-") or "-"
-    return f"ipc{trial.ipc}/{arm}" if trial.ipc else arm
+    arm = re.sub(r"[^\w.,=-]+", "-", re.sub(r"['\"()\[\]]", "", record.arm)).strip("-") or "-"
+    return f"ipc{record.ipc}/{arm}" if record.ipc else arm
 
 
 def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -87,7 +75,7 @@ def bin_edges(name: str, bins: int) -> list[float]:
     return [number - 0.5 if name == "class" else number / bins for number in range(bins + 1)]
 
 
-class Board:
+class EventFiles:
     """Event files of a running experiment under `out`/tensorboard. One process writes them, the driver.
 
     `planned`: the hyper-parameters of every trial to come, as `hparams` gives them. The columns of the HParams tab and
@@ -103,14 +91,14 @@ class Board:
     ) -> None:
         self._out, self._folder = Path(out), Path(out) / FOLDER
         self._columns = events.columns([_flatten(trial) for trial in planned], BASE) | events.intervals(ranges)
-        self._writers: dict[str, EventFileWriter] = {}
+        self._writers: dict[str, FileWriter] = {}
         self._latest: dict[str, tuple[int, Mapping[str, float]]] = {}
         # One experiment a tree: tensorboard keeps the first it finds. What is over seeds lacks those to come.
         for stale in self._folder.rglob("events.out.tfevents.*"):
             if not stale.parent.name.startswith("seed"):
                 stale.unlink()
-        self._root = EventFileWriter(str(self._folder), flush_secs=2)
-        self._root.add_event(events.experiment(self._columns, METRICS))
+        self._root = FileWriter(self._folder, flush_secs=2)
+        self._root.add_summary(events.experiment(self._columns, METRICS))
         self._root.flush()
         self._charts: set[str] = set()
         self._spread: set[str] = set()
@@ -127,9 +115,9 @@ class Board:
             return
         shutil.rmtree(self._folder / run, ignore_errors=True)
         self._latest.pop(run, None)
-        self._writers[run] = EventFileWriter(str(self._folder / run), flush_secs=2)
-        now = _now(when)
-        self._writers[run].add_event(events.session_start(run, hparams, self._columns, now))
+        self._writers[run] = FileWriter(self._folder / run, flush_secs=2)
+        now = time.time() if when is None else when
+        self._writers[run].add_summary(events.session_start(run, hparams, self._columns, now), walltime=now)
         for row in history:
             seconds = row.get("time/wall_seconds", 0.0)
             now += seconds if math.isfinite(seconds) else 0.0
@@ -139,7 +127,7 @@ class Board:
         """Add a round's metrics. A round already written, as after a resume, is not written twice."""
         if run not in self._writers or step <= self._latest.get(run, (-1, {}))[0]:
             return
-        self._writers[run].add_event(events.scalars(step, metrics, _now(when)))
+        self._writers[run].add_summary(events.scalars(metrics), step, when)
         self.chart(metrics)
         self._latest[run] = (step, dict(metrics))
 
@@ -148,32 +136,33 @@ class Board:
         fresh = charts.telling(name for name, value in metrics.items() if math.isfinite(value)) - self._charts
         if fresh:
             self._charts |= fresh
-            self._root.add_event(events.charts(charts.layout(self._charts, self._spread), len(self._charts)))
+            # Of several layouts TensorBoard takes the last.
+            self._root.add_summary(custom_scalars(charts.layout(self._charts, self._spread)), len(self._charts))
 
     def arm(self, run: str, rows: Sequence[Mapping[str, float]], when: float | None = None) -> None:
         """Write a run over the seeds of an arm; to be charted, before any scalar of a trial."""
-        writer = EventFileWriter(str(self._folder / run))
+        writer = FileWriter(self._folder / run)
         for row in rows:
-            writer.add_event(events.scalars(int(row["round"]), row, _now(when)))
+            writer.add_summary(events.scalars(row), int(row["round"]), when)
             self._spread |= {name.partition("/")[2] for name in row if name != "round"}
         writer.close()
 
     def trial_finished(self, record: Record, when: float | None = None) -> None:
         """Add final metrics, what the memory held, what is there of images and embedding, and the status; close."""
-        run, now = run_name(record), _now(when)
+        run, now = run_name(record), time.time() if when is None else when
         self.trial_started(run, hparams(record, self._columns), record.history, when)
         writer = self._writers.pop(run)
         step, written = self._latest.get(run, (record.outcome.rounds, {}))
         # The last round may have measured a subset of the test images; an equal value stands there already.
         final = {name: value for name, value in record.metrics.items() if written.get(name) != value}
-        writer.add_event(events.scalars(step, final, now))
+        writer.add_summary(events.scalars(final), step, now)
         self.chart(final)
         for name, counts in record.outcome.held.items():
-            writer.add_event(events.histogram(f"memory/{name}", counts, bin_edges(name, len(counts)), step, now))
-        if shown := grids.captioned(self._out, record):
-            writer.add_event(events.image(GRID, grids.beside(shown), step, now))
-        projector.write_own(self._folder / run, self._out, record)
-        writer.add_event(events.session_end(record.status, now))
+            writer.add_summary(events.histogram(f"memory/{name}", counts, bin_edges(name, len(counts))), step, now)
+        if shown := image_grids.captioned(self._out, record):
+            writer.add_summary(events.image(GRID, image_grids.beside(shown)), step, now)
+        embeddings.write_own(self._folder / run, self._out, record)
+        writer.add_summary(events.session_end(record.status, now), walltime=now)
         writer.close()
 
     def close(self) -> None:
@@ -187,24 +176,20 @@ def rebuild(out: Path, records: Sequence[Record]) -> None:
     """Delete the folder and write it again from records and grids. The end of a trial is the time of its file."""
     shutil.rmtree(Path(out) / FOLDER, ignore_errors=True)
     names = varying([record.config for record in records])
-    board = Board(out, [hparams(record, names) for record in records])
+    files = EventFiles(out, [hparams(record, names) for record in records])
     for record, rows in over_seeds(records):
-        board.arm(arm_name(record), rows)
+        files.arm(arm_name(record), rows)
     for row in (row for record in records for row in [*record.history, record.metrics]):
-        board.chart(row)
+        files.chart(row)
     for record in records:
         path = record_path(out, record.config_hash)
         ended = path.stat().st_mtime if path.exists() else time.time()
         started = ended - (record.outcome.wall_seconds if math.isfinite(record.outcome.wall_seconds) else 0.0)
-        board.trial_started(run_name(record), hparams(record, names), record.history, started)
+        files.trial_started(run_name(record), hparams(record, names), record.history, started)
         if record.status != "running":
-            board.trial_finished(record, ended)
-    board.close()
-    projector.write_together(Path(out) / FOLDER, out, records)
-
-
-def _now(when: float | None) -> float:
-    return time.time() if when is None else when
+            files.trial_finished(record, ended)
+    files.close()
+    embeddings.write_together(Path(out) / FOLDER, out, records)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:

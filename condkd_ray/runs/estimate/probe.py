@@ -19,8 +19,9 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.methods.condensation import AnyCondensation
 from condkd_ray.methods.supervised import bf16_pays
 from condkd_ray.report.figures.image_grids import write_grid
-from condkd_ray.report.tensorboard.embeddings import PER_POINT, most_bytes, points_path
+from condkd_ray.report.tensorboard.embeddings import points_path
 from condkd_ray.runs.estimate.stand_ins import Sketch
+from condkd_ray.runs.images import PER_STORED_BYTE, most_bytes
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.trial.config import Prepared, TrialConfig
@@ -168,7 +169,7 @@ def _recorded(record: Record, out: Path) -> Cost:
         wall=Span(record.outcome.wall_seconds, record.outcome.wall_seconds) * RECORDED,
         cpu=Span(record.outcome.cpu_seconds, record.outcome.cpu_seconds) * RECORDED,
         kept=Span(kept, kept),
-        product=Span(product or held, (product or held) + PER_POINT * _bytes(points_path(out, key))),
+        product=Span(product or held, (product or held) + PER_STORED_BYTE * _bytes(points_path(out, key))),
         working=Span(held, 2 * held + 2 * product),
         memory=Span(record.outcome.peak_bytes, record.outcome.peak_bytes) * RECORDED,
     )

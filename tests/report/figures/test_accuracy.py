@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from condkd_ray.report.figures import accuracy
-from condkd_ray.report.figures.dots import dots_figure
+from condkd_ray.report.figures.accuracy import dots_figure
 from condkd_ray.report.figures.rounds import diagnosis_figure
 from condkd_ray.report.figures.style import STYLE, keep_apart, looks
 from condkd_ray.report.statistics import ACCURACY

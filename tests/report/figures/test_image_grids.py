@@ -1,4 +1,4 @@
-"""Image grids: what is in the file is what was given, enlarged."""
+"""Image grids: what is in the file is what was given, enlarged; and side by side all of them are whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from condkd_ray.report.figures.image_grids import write_grid
+from condkd_ray.report.figures.image_grids import beside, write_grid
 
 
 def pixels(count: int, channels: int, size: int) -> np.ndarray:
@@ -55,3 +55,20 @@ def test_other_things_are_refused(tmp_path, images, per_class):
     with pytest.raises(ValueError, match="accepted"):
         write_grid(tmp_path / "grid.png", images, per_class)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_grey_beside_colour_is_colour_and_both_are_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, channels, rows in (("grey", 1, 2), ("colour", 3, 4)):
+        write_grid(tmp_path / name, rng.integers(0, 256, (3 * rows, channels, 8, 8), dtype=np.uint8), 3)
+    both = beside([("a", tmp_path / "grey"), ("b", tmp_path / "colour")])
+    assert both.mode == "RGB"
+    with Image.open(tmp_path / "grey") as grey, Image.open(tmp_path / "colour") as colour:
+        head = both.height - colour.height
+        assert np.array_equal(
+            np.asarray(both.crop((0, head, grey.width, head + grey.height)))[..., 0], np.asarray(grey)
+        )
+        place = (both.width - colour.width, head, both.width, both.height)
+        assert np.array_equal(np.asarray(both.crop(place)), np.asarray(colour))
+        assert both.width > grey.width + colour.width
+    assert beside([("a", tmp_path / "grey")]).mode == "L"

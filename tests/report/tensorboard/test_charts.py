@@ -16,9 +16,8 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 
-from condkd_ray.report.tensorboard.charts import ARMS, layout, telling
-from condkd_ray.report.tensorboard.spread import over_seeds
-from condkd_ray.report.tensorboard.writer import Board, hparams, rebuild, run_name
+from condkd_ray.report.tensorboard.charts import ARMS, layout, over_seeds, telling
+from condkd_ray.report.tensorboard.writer import EventFiles, hparams, rebuild, run_name
 from report.report_factory import altered, diagnosed, make_record
 
 with warnings.catch_warnings():
@@ -72,11 +71,11 @@ def test_each_chart_has_every_trial_in_it_and_one_scalar_alone(tmp_path):
 
 def test_of_what_is_written_while_trials_run_the_last_layout_counts(tmp_path):
     record = make_record("mixed", 10, 0)
-    board = Board(tmp_path)
+    files = EventFiles(tmp_path)
     for arm, row in (("mixed", {"kd/loss": 1.0, "inversion/bn": math.nan}), ("guided", LOSSES)):
-        board.trial_started(run := f"ipc10/{arm}", hparams(record))
-        board.round(run, 1, row)
-        board.close() if arm == "guided" else None
+        files.trial_started(run := f"ipc10/{arm}", hparams(record))
+        files.round(run, 1, row)
+        files.close() if arm == "guided" else None
     assert set(shown(tmp_path / "tensorboard")) == set(LOSSES)
 
 
@@ -92,26 +91,26 @@ def test_what_tells_nothing_has_no_chart(tag):
 
 def test_categories_are_in_order_and_expressions_literal():
     found = layout(["diagnosis/a+b", "kd/loss", "student/val_accuracy", "time/x"])
-    assert [category.title for category in found.category] == ["student", "kd", "diagnosis"]
-    (expression,) = found.category[2].chart[0].multiline.tag
+    assert list(found) == ["student", "kd", "diagnosis"]
+    ((_, (expression,)),) = found["diagnosis"].values()
     assert re.match(expression, "diagnosis/a+b")
     assert not re.match(expression, "diagnosis/aab")
 
 
 def test_what_a_perfect_generator_would_get_stands_in_the_chart_of_the_accuracy():
     tags = ["guidance/accuracy", "guidance/adversarial", "guidance/perfect_accuracy"]
-    (category,) = layout(tags).category
-    assert [(chart.title, list(chart.multiline.tag)) for chart in category.chart] == [
-        ("guidance/accuracy", ["^guidance/accuracy$", "^guidance/perfect_accuracy$"]),
-        ("guidance/adversarial", ["^guidance/adversarial$"]),
+    (charts,) = layout(tags).values()
+    assert list(charts.items()) == [
+        ("guidance/accuracy", ("Multiline", ["^guidance/accuracy$", "^guidance/perfect_accuracy$"])),
+        ("guidance/adversarial", ("Multiline", ["^guidance/adversarial$"])),
     ]
-    (alone,) = layout(tags[2:]).category[0].chart
-    assert (alone.title, list(alone.multiline.tag)) == (tags[2], ["^guidance/perfect_accuracy$"])
+    (alone,) = layout(tags[2:]).values()
+    assert alone == {tags[2]: ("Multiline", ["^guidance/perfect_accuracy$"])}
 
 
 def test_charts_with_bands_are_given_in_the_order_that_tensorboard_turns_round():
-    (arms,) = layout([], ["student/test_accuracy", "proxy/kl"]).category
-    assert [chart.title.partition(",")[0] for chart in arms.chart] == ["proxy/kl", "student/test_accuracy"]
+    (arms,) = layout([], ["student/test_accuracy", "proxy/kl"]).values()
+    assert [title.partition(",")[0] for title in arms] == ["proxy/kl", "student/test_accuracy"]
 
 
 def test_arms_come_first_with_mean_and_range_over_their_seeds(tmp_path):
@@ -149,7 +148,7 @@ def test_a_round_that_one_seed_lacks_and_trials_that_failed_do_not_count():
 def test_whoever_goes_on_writing_removes_what_lacks_seeds(tmp_path):
     records = [make_record("mixed", 10, seed) for seed in (0, 1)]
     rebuild(tmp_path, records)
-    Board(tmp_path).close()
+    EventFiles(tmp_path).close()
     root = tmp_path / "tensorboard"
     assert not list((root / "ipc10" / "mixed").glob("events*"))
     assert len(list((root / "ipc10" / "mixed").rglob("events*"))) == 2

@@ -1,119 +1,148 @@
-"""What is kept for embeddings: features of the images themselves, evenly of all classes, beside the kept products."""
+"""Points as they are kept, and embeddings as TensorBoard's own plugin serves them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from toy import NUM_CLASSES, make_prepared, samples, toy_config
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.base_plugin import TBContext
+from werkzeug.test import Client
 
 from condkd_ray.core.method import InputError
-from condkd_ray.core.samples import Codec
-from condkd_ray.methods.inversion import DeepInversion
-from condkd_ray.report.tensorboard import embeddings
-from condkd_ray.report.tensorboard.embeddings import look, most_bytes, points_path, read_points, write_points
-from condkd_ray.report.tensorboard.writer import rebuild
-from condkd_ray.runs.plan import Plan
-from condkd_ray.runs.recorder import Watch
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.product import Product, product_path, read_product
-from condkd_ray.trial.run import local_store, run_trial
+from condkd_ray.report.tensorboard.embeddings import COLUMNS, Points, points_path, read_points, write_points
+from condkd_ray.report.tensorboard.writer import EventFiles, rebuild, run_name
 from report.report_factory import make_record
 
-PREPARED = make_prepared()
-TEACHER = PREPARED.teacher
+with warnings.catch_warnings():
+    # What TensorBoard carries with it warns of itself.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from tensorboard.plugins.projector.projector_plugin import ProjectorPlugin
+
+COUNTS = {"real": 6, "condensed": 3, "synthetic": 4}
 
 
-def product(images, space="unit") -> Product:
-    encoded = Codec(space, TEACHER.mean, TEACHER.std).encode(images)
-    return Product(
-        mean=TEACHER.mean, std=TEACHER.std, space=space,
-        images=encoded.images, labels=encoded.labels, logits=encoded.logits,
-    )  # fmt: skip
+class Reader:
+    """The embeddings under a folder."""
+
+    def __init__(self, root: Path) -> None:
+        multiplexer = EventMultiplexer().AddRunsFromDirectory(str(root)).Reload()
+        provider = MultiplexerDataProvider(multiplexer, str(root))
+        self._apps = ProjectorPlugin(TBContext(logdir=str(root), data_provider=provider)).get_plugin_apps()
+
+    def get(self, route: str, **query: str) -> bytes:
+        response = Client(self._apps[route]).get("/", query_string=query)
+        assert response.status_code == 200, response.data
+        return response.data
+
+    @property
+    def runs(self) -> set[str]:
+        return set(json.loads(self.get("/runs")))
+
+    def read(self, run: str) -> tuple[np.ndarray, list[dict[str, str]]]:
+        """Vectors and what is said of each."""
+        (embedding,) = json.loads(self.get("/info", run=run))["embeddings"]
+        name = embedding["tensorName"]
+        vectors = np.frombuffer(self.get("/tensor", run=run, name=name), np.float32)
+        head, *rows = self.get("/metadata", run=run, name=name).decode().splitlines()
+        assert head.split("\t") == list(COLUMNS)
+        said = [dict(zip(COLUMNS, row.split("\t"), strict=True)) for row in rows]
+        assert embedding["tensorShape"] == [len(said), 5]
+        return vectors.reshape(len(said), 5), said
 
 
-def close(left, right) -> bool:
-    return torch.allclose(left, right, atol=2e-3, rtol=2e-3)
-
-
-def test_points_are_features_in_units_of_the_real_ones():
-    shown = samples(6)
-    found = look(PREPARED, product(shown))
-    marks = PREPARED.landmarks
-    assert set(found) == {"real", "condensed", "synthetic"}
-    assert len(found["real"].classes) == len(marks.real)
-    assert found["real"].features.square().sum(1).mean().sqrt() == pytest.approx(1, abs=1e-4)
-    assert torch.equal(found["condensed"].features, marks.condensed)
-    order = sorted(range(6), key=lambda row: int(shown.labels[row]))
-    assert found["synthetic"].classes.tolist() == [int(shown.labels[row]) for row in order]
-    for place, row in enumerate(order):
-        alone = TEACHER.observe(shown.images[row : row + 1]).features[0] / marks.scale
-        assert close(found["synthetic"].features[place], alone)
-
-
-def test_what_is_written_takes_no_more_bytes_than_was_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings, "MOST", 20)
-    labels = torch.arange(40) % NUM_CLASSES
-    found = look(PREPARED, product(samples(40, labels=labels)))
-    # As many as there may be of a kind.
-    found["condensed"] = found["real"]
-    records = [make_record(arm, 2, 0, condensed_hash=arm) for arm in ("mixed", "guided")]
-    for record in records:
-        write_points(points_path(tmp_path, record.config_hash), found)
-    rebuild(tmp_path, records)
-    written = sum(path.stat().st_size for name in ("tensors.tsv", "*.safetensors") for path in tmp_path.rglob(name))
-    assert 0.3 < written / (2 * most_bytes(TEACHER)) <= 1
-
-
-def test_free_pixels_are_not_clipped():
-    shown = samples(4)
-    loud = replace(shown, images=3 * shown.images)
-    seen = TEACHER.observe(loud.images[loud.labels.argsort(stable=True)]).features / PREPARED.landmarks.scale
-    assert close(look(PREPARED, product(loud, "model"))["synthetic"].features, seen)
-    assert not close(look(PREPARED, product(loud, "unit"))["synthetic"].features, seen)
-
-
-def test_many_images_are_thinned_out_evenly(monkeypatch):
-    monkeypatch.setattr(embeddings, "MOST", 2 * NUM_CLASSES)
-    labels = torch.arange(40) % NUM_CLASSES
-    found = look(PREPARED, product(samples(40, labels=labels)))
-    for kind in ("real", "synthetic"):
-        assert found[kind].classes.bincount().tolist() == [2] * NUM_CLASSES
-
-
-def test_without_condensed_or_synthetic_images_there_are_fewer_kinds():
-    assert set(look(make_prepared(condensed=False), product(samples(3)))) == {"real", "synthetic"}
-    assert set(look(PREPARED, Product())) == {"real", "condensed"}
-    assert look(replace(PREPARED, landmarks=None), product(samples(3))) == {}
+def kept(out: Path, arm: str, ipc: int, kinds=tuple(COUNTS), **changes):
+    """A trial with points, whose values tell where they came from."""
+    record = make_record(arm, ipc, 0, **{"condensed_hash": f"c{ipc}"} | changes)
+    number = int(record.config_hash[:4], 16) / 1e4
+    found = {
+        kind: Points(number + torch.arange(5.0 * COUNTS[kind]).view(-1, 5) / 100, torch.arange(COUNTS[kind]) % 3)
+        for kind in kinds
+    }
+    write_points(points_path(out, record.config_hash), found)
+    return record, found
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    found = look(PREPARED, product(samples(5)))
-    write_points(tmp_path / "points", found)
-    again = read_points(tmp_path / "points")
+    _, found = kept(tmp_path, "mixed", 10)
+    (path,) = (tmp_path / "points").iterdir()
+    again = read_points(path)
     assert list(again) == list(found)
     for kind, one in found.items():
-        assert close(again[kind].features, one.features)
+        assert torch.allclose(again[kind].features, one.features, atol=2e-3, rtol=2e-3)
         assert torch.equal(again[kind].classes, one.classes)
-    (tmp_path / "points").write_bytes(b"no")
-    with pytest.raises(InputError, match="points cannot be read"):
-        read_points(tmp_path / "points")
+    path.write_bytes(b"no")
+    with pytest.raises(InputError, match=r"points.* cannot be read"):
+        read_points(path)
 
 
-@pytest.mark.parametrize("inversion", [None, DeepInversion(steps=2, batch=16)])
-def test_the_best_trial_of_an_arm_keeps_its_points_and_another_loses_them(tmp_path, inversion):
-    more = {} if inversion is None else {"inversion": inversion}
-    configs = [toy_config(rounds=1, seed=seed, **more) for seed in (0, 1)]
-    work = {trial_hash(one, PREPARED): (Plan("mixed", 2, one.seed, one), PREPARED) for one in configs}
-    watch = Watch("test", tmp_path, work)
-    for (key, (plan, _)), better in zip(work.items(), (0.1, 0.2), strict=True):
-        place = product_path(tmp_path / "trials" / key)
-        outcome = run_trial(plan.config, PREPARED, local_store(plan.config, PREPARED, None), product=place)
-        watch.outcome(key, replace(outcome, metrics=outcome.metrics | {"student/val_accuracy": better}))
-    watch.close()
-    best = list(work)[1]
-    assert [path.stem for path in (tmp_path / "points").iterdir()] == [best]
-    kept = read_product(tmp_path / "products" / f"{best}.safetensors")
-    expected = look(PREPARED, kept)["synthetic"]
-    assert close(read_points(points_path(tmp_path, best))["synthetic"].features, expected.features)
+def test_each_kept_trial_has_its_embedding(tmp_path):
+    (mixed, found), (none, _) = kept(tmp_path, "mixed", 10), kept(tmp_path, "none", 0, ("real", "synthetic"))
+    other = make_record("guided", 10, 0)
+    rebuild(tmp_path, [none, mixed, other])
+    reader = Reader(tmp_path / "tensorboard")
+    assert reader.runs == {".", run_name(mixed), run_name(none)}
+    vectors, said = reader.read(run_name(mixed))
+    assert np.allclose(vectors, torch.cat([one.features for one in found.values()]), atol=5e-3, rtol=5e-3)
+    assert [row["kind"] for row in said] == [kind for kind, count in COUNTS.items() for _ in range(count)]
+    assert [row["class"] for row in said[:6]] == ["0", "1", "2", "0", "1", "2"]
+    assert said[0] == {"what": "real", "kind": "real", "class": "0", "arm": "-", "ipc": "-", "seed": "-"}
+    assert said[6] | {"class": ""} == said[0] | {
+        "what": "condensed ipc 10",
+        "kind": "condensed",
+        "ipc": "10",
+        "class": "",
+    }
+    assert said[9] == {
+        "what": "synthetic mixed ipc 10", "kind": "synthetic", "class": "0", "arm": "mixed", "ipc": "10", "seed": "0"
+    }  # fmt: skip
+    assert {row["what"] for row in reader.read(run_name(none))[1]} == {"real", "synthetic none no ipc"}
+
+
+def test_it_offers_colours_by_columns_that_are_there(tmp_path):
+    record, _ = kept(tmp_path, "mixed", 10)
+    rebuild(tmp_path, [record])
+    run = run_name(record)
+    views = json.loads(Reader(tmp_path / "tensorboard").get("/bookmarks", run=run, name="teacher features"))
+    assert [view["selectedColorOptionName"] for view in views] == ["what", "class"]
+    assert all(view["selectedColorOptionName"] in COLUMNS for view in views)
+    assert all(view["dataSetDimensions"] == [sum(COUNTS.values()), 5] for view in views)
+
+
+def test_all_arms_lie_in_one_space_and_what_they_share_is_there_once(tmp_path):
+    trials = [kept(tmp_path, arm, ipc) for arm in ("mixed", "guided") for ipc in (1, 10)]
+    stranger, _ = kept(tmp_path, "none", 0, teacher_hash="another")
+    rebuild(tmp_path, [record for record, _ in trials] + [stranger])
+    vectors, said = Reader(tmp_path / "tensorboard").read(".")
+    counted = {what: sum(row["what"] == what for row in said) for what in {row["what"] for row in said}}
+    synthetic = {f"synthetic {arm} ipc {ipc}": 4 for arm in ("mixed", "guided") for ipc in (1, 10)}
+    assert counted == {"real": 6, "condensed ipc 1": 3, "condensed ipc 10": 3} | synthetic
+    for record, found in trials:
+        rows = [i for i, row in enumerate(said) if (row["arm"], row["ipc"]) == (record.arm, str(record.ipc))]
+        assert np.allclose(vectors[rows], found["synthetic"].features, atol=5e-3, rtol=5e-3)
+
+
+def test_all_real_images_are_no_condensed_set(tmp_path):
+    record, _ = kept(tmp_path, "real", 0, ("real", "condensed"), condensation="all_real")
+    rebuild(tmp_path, [record])
+    reader = Reader(tmp_path / "tensorboard")
+    assert reader.runs == {run_name(record)}
+    assert {row["kind"] for row in reader.read(run_name(record))[1]} == {"real"}
+
+
+def test_without_points_there_is_none(tmp_path):
+    rebuild(tmp_path, [make_record("mixed", 10, 0)])
+    assert Reader(tmp_path / "tensorboard").runs == set()
+
+
+def test_a_live_board_has_it_as_soon_as_the_trial_has_ended(tmp_path):
+    record, _ = kept(tmp_path, "mixed", 10)
+    files = EventFiles(tmp_path)
+    files.trial_finished(record)
+    assert Reader(tmp_path / "tensorboard").runs == {run_name(record)}
+    files.close()

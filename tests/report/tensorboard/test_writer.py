@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 
 from condkd_ray.core.records import condensed_path, grid_path
 from condkd_ray.report.figures.image_grids import write_grid
-from condkd_ray.report.tensorboard.writer import GRID, METRICS, Board, hparams, rebuild, run_name, varying
+from condkd_ray.report.tensorboard.writer import GRID, METRICS, EventFiles, hparams, rebuild, run_name, varying
 from report.report_factory import ROUNDS, altered, diagnosed, make_record, remembering, sweep
 
 API: Any = api_pb2
@@ -184,22 +184,22 @@ def test_a_live_board_equals_the_rebuilt_one(folder):
     record = make_record("guided", 10, 0)
     out = folder([record])
     names = varying([record.config, make_record("none", 0, 0).config])
-    board = Board(out, [hparams(record, names)])
+    files = EventFiles(out, [hparams(record, names)])
     run = out / "tensorboard" / run_name(record)
-    board.trial_started(run_name(record), hparams(record, names))
+    files.trial_started(run_name(record), hparams(record, names))
     for row in record.history[:2]:
-        board.round(run_name(record), int(row["round"]), row)
-    board.close()
+        files.round(run_name(record), int(row["round"]), row)
+    files.close()
     # The driver was killed here: TensorBoard shows a trial without an end. Another driver goes on with it.
     assert start(run).hparams["arm"].string_value == "guided"
     assert end(run) is None
-    board = Board(out, [hparams(record, names)])
-    board.trial_started(run_name(record), hparams(record, names), record.history[:2])
-    board.trial_started(run_name(record), hparams(record, names))
+    files = EventFiles(out, [hparams(record, names)])
+    files.trial_started(run_name(record), hparams(record, names), record.history[:2])
+    files.trial_started(run_name(record), hparams(record, names))
     for row in record.history[1:]:
-        board.round(run_name(record), int(row["round"]), row)
-    board.trial_finished(record)
-    board.close()
+        files.round(run_name(record), int(row["round"]), row)
+    files.trial_finished(record)
+    files.close()
     live = {tag: points(run, tag) for tag in read(run).Tags()["scalars"]}
     images = len(read(run).Images(GRID))
     rebuild(out, [record])
@@ -223,8 +223,8 @@ def test_other_ends(tmp_path, status, shown):
 def test_a_final_value_of_its_own_is_added(tmp_path):
     record = make_record()
     record = altered(record, metrics=record.metrics | {"student/test_accuracy": 0.5})
-    board = Board(tmp_path)
-    board.trial_finished(record)
+    files = EventFiles(tmp_path)
+    files.trial_finished(record)
     found = points(tmp_path / "tensorboard" / run_name(record), "student/test_accuracy")
     assert len(found) == ROUNDS + 1
     assert found[-1] == (ROUNDS, 0.5)
@@ -232,10 +232,10 @@ def test_a_final_value_of_its_own_is_added(tmp_path):
 
 def test_a_search_has_its_open_leaves_as_columns_before_any_trial_has_ended(tmp_path):
     examples = [{"loss.name": "hinton"}, {"loss.name": "l1"}, {"resets": [1, 2]}, {"resets": None}]
-    board = Board(tmp_path, examples, {"inversion.bn_weight": (0.1, 100.0)})
+    files = EventFiles(tmp_path, examples, {"inversion.bn_weight": (0.1, 100.0)})
     record = make_record("trial 0", 2, 0, config={"loss": {"name": "l1"}, "inversion": {"bn_weight": 3.0}})
-    board.trial_started(run_name(record), hparams(record, ["loss.name", "inversion.bn_weight"]))
-    board.close()
+    files.trial_started(run_name(record), hparams(record, ["loss.name", "inversion.bn_weight"]))
+    files.close()
     root = tmp_path / "tensorboard"
     infos = {
         info.name: info
@@ -264,10 +264,10 @@ def test_varying_names_only_what_tells_trials_apart():
 def test_columns_never_mix_types(tmp_path):
     mixed = {"flag": True, "size": "all", "many": 0, "text": "0"}
     planned = [mixed, {"flag": False, "size": 3, "many": 1}, *({"many": i, "text": str(i)} for i in range(30))]
-    board = Board(tmp_path, planned)
-    board.trial_started("run", mixed)
-    board.trial_started("other", {"size": 3, "unplanned": 2})
-    board.close()
+    files = EventFiles(tmp_path, planned)
+    files.trial_started("run", mixed)
+    files.trial_started("other", {"size": 3, "unplanned": 2})
+    files.close()
     root = tmp_path / "tensorboard"
     experiment = metadata.parse_experiment_plugin_data(content(root, metadata.EXPERIMENT_TAG))
     infos = {info.name: info for info in experiment.hparam_infos}
