@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.cache import cached, default_cache
-from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import free_bytes
+from condkd_ray.core.hashing import content_hash, file_digest
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.view import SILENT, View
@@ -27,11 +27,10 @@ from condkd_ray.methods.condensation.imported import check_recognised
 from condkd_ray.methods.supervised import TeacherConfig, as_teacher, bf16_pays
 from condkd_ray.models import label
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.weights import file_digest, load_into, read_weights
+from condkd_ray.models.weights import load_into, read_weights
 from condkd_ray.trial.config import Prepared, TrialConfig, digests
 from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks
-from condkd_ray.trial.evaluation import accuracy
-from condkd_ray.trial.proxy import hold_out, views
+from condkd_ray.trial.evaluation import accuracy, hold_out, views
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,7 @@ from condkd_ray.methods.memory import Store
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import diagnose
 from condkd_ray.trial.evaluation import evaluate
-from condkd_ray.trial.producers import Pipelined, make_round, new_student
-from condkd_ray.trial.synthesis import Production, begin, codec, precision, produce
-
-__all__ = ["Prepared", "TrialConfig", "TrialState", "codec", "run_round", "start"]
+from condkd_ray.trial.synthesis import Pipelined, Production, begin, make_round, new_student, precision, produce
 
 
 @dataclass

@@ -6,7 +6,6 @@ import torch
 from toy import make_prepared, toy_config
 
 from condkd_ray import report
-from condkd_ray.core.config import from_tree
 from condkd_ray.data.datasets import DataConfig
 from condkd_ray.methods.condensation import Imported, RandomReal, SqueezeRecover
 from condkd_ray.methods.distiller import Distiller
@@ -18,7 +17,7 @@ from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
 from condkd_ray.runs.plan import Plan, spread
 from condkd_ray.runs.recorder import Watch, make_record, round_line
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.config import Prepared, from_tree
 from condkd_ray.trial.identity import NUMBERS, trial_hash
 from condkd_ray.trial.outcome import Outcome
 from condkd_ray.trial.run import local_store, run_trial
