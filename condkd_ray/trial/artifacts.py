@@ -25,7 +25,7 @@ from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.condensation.imported import check_recognised
 from condkd_ray.methods.supervised import TeacherConfig, as_teacher, bf16_pays
-from condkd_ray.models import label
+from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import load_into, read_weights
 from condkd_ray.trial.config import Prepared, TrialConfig, digests

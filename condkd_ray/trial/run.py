@@ -14,7 +14,7 @@ from condkd_ray.core import checkpoint as states
 from condkd_ray.core.method import Metrics, NonFiniteError
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import LocalStore, Store
-from condkd_ray.models import label
+from condkd_ray.models.network import label
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
 from condkd_ray.trial.outcome import Outcome, broken, end, remembered_logits, tested

@@ -130,8 +130,8 @@ import torch
 torch.set_num_threads(1)
 import logging
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.core.config import read
-from condkd_ray.models.weights import tensor_digest
+from condkd_ray.trial.config import read
+from condkd_ray.core.hashing import tensor_digest
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 config = read(Path(sys.argv[1]) / "trial.yaml")
 teacher = Workshop(Path(sys.argv[1])).teacher(config)
