@@ -47,7 +47,7 @@ class MobileNetV2Module(nn.Module):
         stages = []
         for expansion, base, blocks, stride in STAGES:
             inputs, outputs = outputs, rounded(base, width)
-            stages.append(stage(partial(InvertedResidual, expansion), inputs, outputs, blocks, stride))
+            stages.append(stage(partial(InvertedResidual, expansion=expansion), inputs, outputs, blocks, stride))
         self.stages = nn.Sequential(*stages)
         features = rounded(HEAD, max(width, 100))
         self.head = nn.Sequential(*_filtered(outputs, features, 1))
@@ -62,7 +62,7 @@ class MobileNetV2Module(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand, filter, project; added to what came in where the shape is the same."""
 
-    def __init__(self, expansion: int, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, expansion: int) -> None:
         super().__init__()
         inner = expansion * inputs
         self.branch = nn.Sequential(
