@@ -8,7 +8,6 @@ of one. What is read from there or written goes through a temporary file of this
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 import tempfile
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pyarrow import memory_map
 
-from condkd_ray.core.files import naming
+from condkd_ray.core.files import naming, whole
 from condkd_ray.core.method import InputError, require
 
 if TYPE_CHECKING:
@@ -166,18 +165,8 @@ def writing(file: Location, *, durable: bool = False) -> Iterator[Path]:
                 yield partial
             _put(partial, file)
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        with naming(file):
-            yield partial
-            if durable:
-                with open(partial, "rb") as written:
-                    os.fsync(written.fileno())
-            os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole(file, durable=durable) as partial:
+        yield partial
 
 
 @contextmanager
