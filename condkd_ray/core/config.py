@@ -51,7 +51,7 @@ def build(kind: type[T], tree: Any, path: str) -> T:
 
 
 def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
-    kinds = get_args(hint) if _is_union(hint) else (hint,)
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     members: list[Any] = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
     if not members or (value is None and type(None) in get_args(hint)):
         return _leaf(hint, value, path)
@@ -77,10 +77,6 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
         raise InputError(f"{path} is {value!r}; accepted: {message}") from None
 
 
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) in (Union, types.UnionType)
-
-
 def _default_name(owner: type, key: str) -> str | None:
     """A tree that gives leaves but no name means the default method."""
     default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
@@ -93,9 +89,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
-@cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
+_adapter = cache(TypeAdapter)
 
 
 def read_tree(path: Path) -> Tree:

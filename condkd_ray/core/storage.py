@@ -174,7 +174,8 @@ def reading(file: Location) -> Iterator[Path]:
     """A path on this machine with the content of `file`, for the length of the block; a map of it may live longer."""
     if isinstance(file, Remote):
         with _scratch(file.name) as local:
-            _fetch(file, local)
+            with file.filesystem.open_input_file(file.path) as stream, open(local, "wb") as copy:
+                shutil.copyfileobj(stream, copy, PIECE)
             yield local
     else:
         yield file
@@ -225,9 +226,3 @@ def _put(source: Path, target: Remote) -> None:
     stream = target.filesystem.open_output_stream(target.path)
     stream.write(whole)
     stream.close()
-
-
-def _fetch(source: Remote, target: Path) -> None:
-    with source.filesystem.open_input_file(source.path) as stream, open(target, "wb") as file:
-        while piece := stream.read(PIECE):
-            file.write(piece)

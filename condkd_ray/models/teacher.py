@@ -153,6 +153,11 @@ class Teacher:
         """(B, K) logits, differentiable in `images`; no hook runs."""
         return self.network(images).float()
 
+    @torch.no_grad()
+    def answers(self, images: Tensor) -> Tensor:
+        """(B, K) logits of any number of images, in batches and outside the graph."""
+        return torch.cat([self.logits(part) for part in images.split(512)])
+
     def observe(
         self, images: Tensor, layers: Sequence[str] = (), *, bn: bool = True, input_means: Sequence[str] = ()
     ) -> Observation:

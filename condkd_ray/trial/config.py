@@ -112,11 +112,10 @@ class TrialConfig(Method):
         share, condensed = self.distiller.condensed_share, self.condensation is not None
         require(condensed or share == 0, "condensed_share without a condensation", share, "0, or a condensation")
         guided = not isinstance(self.guidance, NoGuidance)
-        require(
-            condensed or not guided, "guidance without a condensation", self.guidance.name, "none, or a condensation"
-        )
+        name = self.guidance.name
+        require(condensed or not guided, "guidance without a condensation", name, "none, or a condensation")
         idle, least = isinstance(self.inversion, NoInversion), share * self.distiller.share_schedule.smallest
-        require(not idle or not guided, "guidance without an inversion", self.guidance.name, "none, or an inversion")
+        require(not idle or not guided, "guidance without an inversion", name, "none, or an inversion")
         require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
         takes = not self.targets.soft or self.inversion.hears == "answers"
         require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", HEARING)

@@ -111,15 +111,8 @@ def measure(config: TrialConfig, prepared: Prepared, state: TrialState) -> Metri
     """Where this round is one to be measured, how good the student is by now."""
     if not config.measures(state.round):
         return {}
-    student, teacher = state.distiller.student, prepared.teacher
-    return evaluate(
-        student,
-        teacher=teacher,
-        proxy=prepared.proxy,
-        val=prepared.val,
-        test=prepared.test,
-        test_rounds=config.test_rounds,
-    )
+    seen = {"proxy": prepared.proxy, "val": prepared.val, "test": prepared.test}
+    return evaluate(state.distiller.student, teacher=prepared.teacher, test_rounds=config.test_rounds, **seen)
 
 
 @contextmanager

@@ -68,16 +68,7 @@ def load_outcome(path: Location) -> Outcome:
 
 def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outcome:
     """The outcome of a trial whose next round came out as NaN."""
-    return Outcome(
-        status="failed",
-        reason=f"round {state.round + 1}: {error}",
-        metrics={},
-        history=state.history,
-        predictions=[],
-        images=None,
-        peak_bytes=peak_bytes(prepared.teacher.device),
-        threads=torch.get_num_threads(),
-    )
+    return _outcome(state, prepared, status="failed", reason=f"round {state.round + 1}: {error}", metrics={})
 
 
 def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Outcome:
@@ -87,17 +78,14 @@ def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
     """
     images, per_class = examples(config, prepared, state, store)
     test_images = 0 if prepared.test is None else len(in_round(prepared.test, config.test_rounds))
-    return Outcome(
-        status="finished",
-        metrics=summary(state.history, test_images),
-        history=state.history,
-        predictions=[],
-        images=images,
-        images_per_class=per_class,
-        held=histograms(logits) if len(logits) else {},
-        peak_bytes=peak_bytes(prepared.teacher.device),
-        threads=torch.get_num_threads(),
-    )
+    figures = {"metrics": summary(state.history, test_images), "held": histograms(logits) if len(logits) else {}}
+    return _outcome(state, prepared, status="finished", images=images, images_per_class=per_class, **figures)
+
+
+def _outcome(state: TrialState, prepared: Prepared, *, images: Tensor | None = None, **fields: Any) -> Outcome:
+    """With no test image looked at yet."""
+    taken = {"peak_bytes": peak_bytes(prepared.teacher.device), "threads": torch.get_num_threads()}
+    return Outcome(history=state.history, predictions=[], images=images, **taken, **fields)
 
 
 def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:

@@ -88,7 +88,10 @@ def run_trial(
     logits = remembered_logits(config, prepared, state, store)
     if product is not None:
         write_product(make_product(config, prepared, state, store, logits), product)
-    return finish(config, prepared, state, store, logits, before_test)
+    untested = end(config, prepared, state, store, logits)
+    if before_test is not None:
+        before_test(untested)
+    return tested(untested, state, prepared)
 
 
 def _check_through(round: int, last: int, total: int) -> None:
@@ -116,21 +119,6 @@ def resume(
         config.distiller.check_loaded(state.distiller, checkpoint)
     store.restore(state.num_ids, config.memory.live(state.memory))
     return state
-
-
-def finish(
-    config: TrialConfig,
-    prepared: Prepared,
-    state: TrialState,
-    store: Store,
-    logits: Tensor,
-    before_test: Callable[[Outcome], None] | None,
-) -> Outcome:
-    """The outcome of a trial after its last round, with the `remembered_logits`."""
-    untested = end(config, prepared, state, store, logits)
-    if before_test is not None:
-        before_test(untested)
-    return tested(untested, state, prepared)
 
 
 def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:

@@ -108,7 +108,7 @@ def answers(teacher: Teacher, images: Tensor) -> Tensor:
     """The teacher's logits (B, K) float32 of images (B, C, H, W), as a store keeps them: rounded to float16."""
     if not len(images):
         return images.new_zeros(0, teacher.num_classes)
-    return torch.cat([teacher.logits(part) for part in images.split(512)]).half().float()
+    return teacher.answers(images).half().float()
 
 
 def codec(config: TrialConfig, teacher: Teacher) -> Codec:
@@ -153,7 +153,7 @@ class Pipelined:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Become as at a checkpoint."""
         self.past, self.here = dict(saved["past"]), {}
-        self.states = {number: partial(_same, packed) for number, packed in saved["states"].items()}
+        self.states = {number: partial(Packed, packed) for number, packed in saved["states"].items()}
 
 
 class Producer:
@@ -199,7 +199,3 @@ def new_student(config: TrialConfig, teacher: Teacher) -> nn.Module:
     with Streams(config.seed).forked("init/student"):
         student = config.student.build(teacher.image_shape, teacher.num_classes)
     return student.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _same(packed: Packed) -> Packed:
-    return packed

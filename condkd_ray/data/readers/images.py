@@ -107,12 +107,8 @@ def checked(pixels: Tensor, labels: Tensor, names: tuple[str, ...] | None, what:
     require(len(labels) > 0, f"number of images in {what}", 0, "at least 1")
     lowest, highest = int(labels.min()), int(labels.max())
     names = names or tuple(str(number) for number in range(highest + 1))
-    require(
-        lowest >= 0 and highest < len(names),
-        f"labels in {what}",
-        (lowest, highest),
-        f"0 to {len(names) - 1}, the classes",
-    )
+    within = lowest >= 0 and highest < len(names)
+    require(within, f"labels in {what}", (lowest, highest), f"0 to {len(names) - 1}, the classes")
     return Raw(pixels, labels, names)
 
 
