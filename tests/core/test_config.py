@@ -51,6 +51,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if get_origin(hint) in (Union, types.UnionType):
         return st.one_of(*map(values, parts))
     assert get_origin(hint) is tuple
+    if Ellipsis not in parts:
+        return st.tuples(*map(values, parts))
     return st.lists(values(parts[0]), min_size=1, max_size=3).map(tuple)
 
 
