@@ -12,14 +12,14 @@ import torch
 import tyro
 
 from condkd_ray.commands.console import TERMINAL
-from condkd_ray.core import config as configs
+from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import require
 from condkd_ray.core.samples import Codec, Samples, to_unit
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.data.writers import write_dc, write_images
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, RandomReal
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.config import TrialConfig, read
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Condense:
 
 def condense(command: Condense, rest: list[str]) -> int:
     """`condkd condense FILE`. The exit code. Raises `InputError` before the first set is made."""
-    base, prog = configs.read(command.config), "condkd condense"
+    base, prog = read(command.config), "condkd condense"
     config = tyro.cli(TrialConfig, default=base, args=rest, prog=prog, config=(tyro.conf.AvoidSubcommands,))
     planned = _plan(command, config)
     for paths in planned.values():
@@ -133,5 +133,5 @@ def _about(dataset: Dataset, method: AnyCondensation, seed: int) -> dict[str, st
         "method": method.label,
         "paper": method.paper,
         "seed": str(seed),
-        "config": json.dumps(configs.to_tree(method)),
+        "config": json.dumps(to_tree(method)),
     }

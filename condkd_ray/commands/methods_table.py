@@ -18,8 +18,9 @@ from condkd_ray.methods.losses.kd import AnyKdLoss
 from condkd_ray.methods.memory import AnyMemory
 from condkd_ray.methods.targets import AnyTargets
 from condkd_ray.methods.weighing import AnyWeighing
-from condkd_ray.models import Network, label, parse
+from condkd_ray.models import parse
 from condkd_ray.models.cost import cost_of, short
+from condkd_ray.models.network import Network, label
 from condkd_ray.models.torchvision import SMALLEST
 
 FAMILIES = {

@@ -14,7 +14,6 @@ import tyro
 from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import CpuClock, open_folder, show
 from condkd_ray.commands.console.results import tell_results
-from condkd_ray.core import config as configs
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Outcome, Record, find_record, finished, flat, write_manifest
 from condkd_ray.methods.memory.store import MissingSamplesError
@@ -22,7 +21,7 @@ from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import Watch
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.config import Prepared, TrialConfig, from_tree, read
 from condkd_ray.trial.identity import NUMBERS, trial_hash
 from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import local_store, run_trial
@@ -74,7 +73,7 @@ class Repeat(_Here):
 
 def train(command: Train, rest: list[str]) -> int:
     """`condkd train FILE`. The exit code."""
-    base = configs.read(command.config)
+    base = read(command.config)
     config = tyro.cli(TrialConfig, default=base, args=rest, prog="condkd train", config=(tyro.conf.AvoidSubcommands,))
     return _train(config, command.arm, command)[0]
 
@@ -84,7 +83,7 @@ def repeat(command: Repeat) -> int:
     first = find_record(*command.from_record)
     drawn = f"{first.scope}: it drew what other trials made, as they came"
     require(first.scope != "sweep", "scope of the record", drawn, "a trial with images of its own")
-    config = configs.from_tree(first.config, f"record {first.config_hash[:12]}")
+    config = from_tree(first.config, f"record {first.config_hash[:12]}")
     if first.numbers != NUMBERS:
         versions = f"the record is of version {first.numbers} of the numbers, this program of version {NUMBERS}"
         log.info(f"{versions}: the number cannot be expected to repeat")

@@ -19,9 +19,10 @@ from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import open_folder
 from condkd_ray.commands.model_card import Card, read_card
 from condkd_ray.commands.teacher_checks import check_classes, check_form, check_known, mirrors
-from condkd_ray.core import config as configs
 from condkd_ray.core import records
+from condkd_ray.core.config import merge, read_tree, to_tree
 from condkd_ray.core.files import atomic_write
+from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import require
 from condkd_ray.data.datasets import DataConfig, Dataset
 from condkd_ray.methods.guidance import NoGuidance
@@ -35,7 +36,7 @@ from condkd_ray.runs.estimate.probe import round_seconds
 from condkd_ray.runs.experiment import Flags
 from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.config import TrialConfig, dump, from_tree, read
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def try_out(command: Try) -> int:
     with connect():
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
         base = replace(base, rounds=_rounds(command, base, workshop, begin))
-        atomic_write(command.out / CONFIG, configs.dump(base).encode())
+        atomic_write(command.out / CONFIG, dump(base).encode())
         plans = [arm(base, name, _guides(base), seed) for name in ARMS for seed in command.seeds]
         kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
         flags = Flags(**{name: getattr(command, name) for name in kept})
@@ -156,8 +157,8 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
     )
     base = replace(flags.base(), data=data, teacher=teacher, inversion=Fast(width=WIDTH))
     if command.config is not None:
-        tree = configs.merge(configs.to_tree(base), configs.read_tree(command.config))
-        base = configs.from_tree(tree, str(command.config))
+        tree = merge(to_tree(base), read_tree(command.config))
+        base = from_tree(tree, str(command.config))
     guided = base.condensation is not None and not isinstance(base.guidance, NoGuidance)
     require(guided, f"guidance in {command.config}", base.guidance.name, "one that guides, with a condensation")
     workshop.check(base)
@@ -232,13 +233,13 @@ def _head(base: TrialConfig, dataset: Dataset, share: float) -> str:
 
 def _rounds(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
     """Those asked for, those chosen before for the same trials, or as many as fit."""
-    asked = configs.read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
+    asked = read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
     if asked is not None:
         return asked
     before = command.out / CONFIG
     if before.is_file():
-        known = configs.read(before)
-        if configs.content_hash(known) == configs.content_hash(replace(base, rounds=known.rounds)):
+        known = read(before)
+        if content_hash(known) == content_hash(replace(base, rounds=known.rounds)):
             log.info(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)

@@ -10,6 +10,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from condkd_ray.core.files import whole
 from condkd_ray.core.method import InputError
 
 
@@ -32,11 +33,11 @@ def cached(path: Path, make: Callable[[], dict[str, Tensor]], what: str) -> dict
         raise InputError(f"--cache is {str(path.parent)!r}; accepted: a folder that can be written ({error})") from None
     try:
         if not path.is_file():
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            save_file(make(), partial, metadata={"what": what})
-            # It is made for its owner alone, but caches are meant to be shared.
-            partial.chmod(0o644)
-            os.replace(partial, path)
+            tensors = make()
+            with whole(path) as partial:
+                save_file(tensors, partial, metadata={"what": what})
+                # It is made for its owner alone, but caches are meant to be shared.
+                partial.chmod(0o644)
     finally:
         lock.release()
     return load_file(path)

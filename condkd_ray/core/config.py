@@ -1,11 +1,9 @@
-"""YAML tree <-> `TrialConfig`, merging, and the content hash. The only user of pydantic."""
+"""YAML tree <-> frozen dataclasses, and merging of trees. The only user of pydantic."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import types
 from functools import cache
 from pathlib import Path
@@ -15,8 +13,6 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from condkd_ray.core.method import InputError
-from condkd_ray.models.weights import file_digest
-from condkd_ray.trial.config import TrialConfig
 
 Tree = dict[str, Any]
 """Plain values only: what a YAML or JSON file holds."""
@@ -32,16 +28,11 @@ def to_tree(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_tree(tree: Tree, source: str = "config") -> TrialConfig:
-    """The config a tree describes; leaves not given keep their defaults.
-
-    Raises `InputError` with the first bad key, its value and what is accepted; `source` names the file.
-    """
-    return build(TrialConfig, tree, source)
-
-
 def build(kind: type[T], tree: Any, path: str) -> T:
-    """A frozen dataclass from its tree. Raises `InputError` as `from_tree` does; messages begin with `path`."""
+    """A frozen dataclass from its tree; leaves not given keep their defaults.
+
+    Raises `InputError` with the first bad key, its value and what is accepted; messages begin with `path`.
+    """
     if not isinstance(tree, dict):
         raise InputError(f"{path} is {tree!r}; accepted: a mapping with {', '.join(_hints(kind))}")
     for key in tree:
@@ -60,7 +51,7 @@ def build(kind: type[T], tree: Any, path: str) -> T:
 
 
 def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
-    kinds = get_args(hint) if _is_union(hint) else (hint,)
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     members: list[Any] = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
     if not members or (value is None and type(None) in get_args(hint)):
         return _leaf(hint, value, path)
@@ -86,10 +77,6 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
         raise InputError(f"{path} is {value!r}; accepted: {message}") from None
 
 
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) in (Union, types.UnionType)
-
-
 def _default_name(owner: type, key: str) -> str | None:
     """A tree that gives leaves but no name means the default method."""
     default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
@@ -102,9 +89,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
-@cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
+_adapter = cache(TypeAdapter)
 
 
 def read_tree(path: Path) -> Tree:
@@ -120,16 +105,6 @@ def read_tree(path: Path) -> Tree:
     if tree is not None and not isinstance(tree, dict):
         raise InputError(f"{path} holds a {type(tree).__name__}; accepted: a mapping of config fields")
     return tree or {}
-
-
-def read(path: Path) -> TrialConfig:
-    """The config in a YAML file; see `from_tree`."""
-    return from_tree(read_tree(path), str(path))
-
-
-def dump(config: TrialConfig) -> str:
-    """The complete config as YAML."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False)
 
 
 def merge(base: Tree, over: Tree) -> Tree:
@@ -148,48 +123,3 @@ def merge(base: Tree, over: Tree) -> Tree:
         both = isinstance(value, dict) and isinstance(old, dict) and not other_method
         merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
-
-
-def identity(value: Any, *, complete: bool = False) -> Any:
-    """The tree of all that shapes numbers, not where files lie: equal for two configs just if they are the same run.
-
-    A field at its default is left out, so that a config keeps its identity when its class gets a new field. The `name`
-    of a method always stays, as it tells which class the other fields are of. A default must therefore never change
-    within one version of the numbers: see `condkd_ray.trial.identity.NUMBERS`. `complete` keeps fields at their
-    defaults too.
-
-    Fields marked `identity: False` are left out, for they stand elsewhere by content; a path in a field marked
-    `identity: "content"` is read, and its file's digest put there. Raises `InputError` where it cannot be read.
-    """
-    if dataclasses.is_dataclass(value):
-        parts = {f.name: _part(f, getattr(value, f.name), complete) for f in _kept(value)}
-        if complete:
-            return parts
-        defaults = default_identities(type(value))  # type: ignore[arg-type]
-        return {k: part for k, part in parts.items() if k == "name" or k not in defaults or part != defaults[k]}
-    if isinstance(value, (list, tuple)):
-        return [identity(item, complete=complete) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _part(field: dataclasses.Field[Any], value: Any, complete: bool) -> Any:
-    by_content = field.metadata.get("identity") == "content" and isinstance(value, Path)
-    return file_digest(value) if by_content else identity(value, complete=complete)
-
-
-def _kept(kind: Any) -> list[dataclasses.Field[Any]]:
-    return [f for f in dataclasses.fields(kind) if f.metadata.get("identity", True)]
-
-
-@cache
-def default_identities(kind: type) -> dict[str, Any]:
-    """Identities of the defaults of a dataclass, by field; a field without a default is not in it."""
-    made = {f: f.default_factory() for f in _kept(kind) if f.default_factory is not dataclasses.MISSING}
-    given = {f: f.default for f in _kept(kind) if f.default is not dataclasses.MISSING}
-    return {f.name: _part(f, default, False) for f, default in {**given, **made}.items()}
-
-
-def content_hash(value: Any, digests: dict[str, str] | None = None, *, complete: bool = False) -> str:
-    """16 hex digits of SHA-256 over the `identity` tree and the contents that the left-out paths stand for."""
-    text = json.dumps([identity(value, complete=complete), digests or {}], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,17 +1,22 @@
-"""The process that computes: made like a fresh one before a trial, what it took at its peak, and what is free."""
+"""The process that computes: reset before a trial, its peak and free memory, and the versions of its code."""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
 import gc
+import platform
 import resource
+import subprocess
 import sys
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import torch
+
+import condkd_ray
 
 
 @cache
@@ -61,3 +66,23 @@ def free_bytes(device: torch.device) -> int:
         return psutil.virtual_memory().available
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + idle
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what shapes numbers."""
+    # Of our own not that which is installed: shipped to a cluster, or in a checkout, it need not be.
+    ours = {"condkd-ray": condkd_ray.__version__, "python": platform.python_version()}
+    return ours | {name: version(name) for name in ("torch", "torchvision", "ray", "numpy")}
+
+
+@cache
+def git_state() -> str:
+    """Commit of the checkout this package runs from, with `+` if it was changed; empty outside one."""
+    here = Path(condkd_ray.__file__).parent
+    try:
+        commit = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain", "."], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "") if commit.returncode == 0 else ""

@@ -51,36 +51,27 @@ class Meter:
 
     def __init__(self, family: str) -> None:
         self._family = family
-        self._sums: dict[str, Tensor] = {}
-        self._finite: dict[str, Tensor] = {}
-        self._steps: dict[str, int] = {}
+        self._terms: dict[str, tuple[Tensor, Tensor, int]] = {}
+        """Of each term its sum, the steps at which that was finite, and all steps."""
 
     def add(self, **terms: Tensor) -> None:
         """Add one step's terms, 0-dimensional tensors on any device. No host sync."""
         for name, value in terms.items():
             value = value.detach().float()
-            if name not in self._sums:
-                self._sums[name] = torch.zeros_like(value)
-                self._finite[name] = torch.zeros_like(value)
-                self._steps[name] = 0
-            self._sums[name] = self._sums[name] + value
+            zero = torch.zeros_like(value)
+            total, finite, steps = self._terms.get(name, (zero, zero, 0))
+            total = total + value
             # A sum stays non-finite once one summand was, so counting finite sums counts the steps before.
-            self._finite[name] = self._finite[name] + self._sums[name].isfinite()
-            self._steps[name] += 1
+            self._terms[name] = (total, finite + total.isfinite(), steps + 1)
 
     def read(self) -> Metrics:
         """Means by `family/term`: the one host copy of a round. Raises `NonFiniteError` naming term and step."""
-        if not self._sums:
+        if not self._terms:
             return {}
-        sums = torch.stack(list(self._sums.values())).tolist()
-        finite = torch.stack(list(self._finite.values())).tolist()
-        broken = [
-            (count, name) for (name, steps), count in zip(self._steps.items(), finite, strict=True) if count < steps
-        ]
+        totals, counts, steps = zip(*self._terms.values(), strict=True)
+        sums, finite = torch.stack(totals).tolist(), torch.stack(counts).tolist()
+        broken = [(count, name) for name, count, all_ in zip(self._terms, finite, steps, strict=True) if count < all_]
         if broken:
             count, name = min(broken, key=lambda pair: pair[0])
             raise NonFiniteError(f"loss term {self._family}/{name} is not finite at step {int(count) + 1}")
-        return {
-            f"{self._family}/{name}": total / steps
-            for (name, steps), total in zip(self._steps.items(), sums, strict=True)
-        }
+        return {f"{self._family}/{name}": total / n for name, total, n in zip(self._terms, sums, steps, strict=True)}

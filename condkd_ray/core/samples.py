@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -20,13 +20,8 @@ PixelSpace = Literal["unit", "model"]
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Labelled images with the teacher's answer.
-
-    `images` (B, C, H, W) float32 in the teacher's normalised space; `labels` (B,) int64, `UNLABELLED` between an
-    unconditional inversion and `production.settle`; `logits` (B, K) float32 of the teacher on just these images, or
-    (B, 0) where it has not been asked yet.
-    """
+class _Labelled:
+    """Images, labels and logits, row by row."""
 
     images: Tensor
     labels: Tensor
@@ -35,12 +30,8 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Tensor | slice) -> Samples:
-        return Samples(self.images[index], self.labels[index], self.logits[index])
-
-    def to(self, device: torch.device | str) -> Samples:
-        """The same samples on `device`."""
-        return Samples(self.images.to(device), self.labels.to(device), self.logits.to(device))
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        return type(self)(self.images[index], self.labels[index], self.logits[index])
 
     @property
     def asked(self) -> bool:
@@ -51,6 +42,19 @@ class Samples:
     def classes(self) -> Tensor:
         """(B,) int64: the teacher's class of each, `UNLABELLED` where it has not been asked."""
         return self.logits.argmax(1) if self.asked else torch.full_like(self.labels, UNLABELLED)
+
+
+class Samples(_Labelled):
+    """Labelled images with the teacher's answer.
+
+    `images` (B, C, H, W) float32 in the teacher's normalised space; `labels` (B,) int64, `UNLABELLED` between an
+    unconditional inversion and `synthesis.settle`; `logits` (B, K) float32 of the teacher on just these images, or
+    (B, 0) where it has not been asked yet.
+    """
+
+    def to(self, device: torch.device | str) -> Samples:
+        """The same samples on `device`."""
+        return Samples(self.images.to(device), self.labels.to(device), self.logits.to(device))
 
 
 def unseen(images: Tensor, labels: Tensor) -> Samples:
@@ -73,29 +77,8 @@ def cat(parts: Sequence[Samples]) -> Samples:
     return Samples(images, labels, torch.cat([part.logits for part in parts]))
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(_Labelled):
     """Samples as every store keeps them: `images` uint8 or float16, `labels` int64, `logits` float16 or (B, 0)."""
-
-    images: Tensor
-    labels: Tensor
-    logits: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Tensor | slice) -> Encoded:
-        return Encoded(self.images[index], self.labels[index], self.logits[index])
-
-    @property
-    def asked(self) -> bool:
-        """Whether the teacher's logits are there."""
-        return self.logits.shape[1] > 0
-
-    @property
-    def classes(self) -> Tensor:
-        """(B,) int64: the teacher's class of each, `UNLABELLED` where it has not been asked."""
-        return self.logits.argmax(1) if self.asked else torch.full_like(self.labels, UNLABELLED)
 
     def without_logits(self) -> Encoded:
         """The same images and labels, with (B, 0) logits."""

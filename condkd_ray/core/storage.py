@@ -8,7 +8,6 @@ of one. What is read from there or written goes through a temporary file of this
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 import tempfile
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pyarrow import memory_map
 
-from condkd_ray.core.files import naming
+from condkd_ray.core.files import naming, whole
 from condkd_ray.core.method import InputError, require
 
 if TYPE_CHECKING:
@@ -166,18 +165,8 @@ def writing(file: Location, *, durable: bool = False) -> Iterator[Path]:
                 yield partial
             _put(partial, file)
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        with naming(file):
-            yield partial
-            if durable:
-                with open(partial, "rb") as written:
-                    os.fsync(written.fileno())
-            os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole(file, durable=durable) as partial:
+        yield partial
 
 
 @contextmanager
@@ -185,7 +174,8 @@ def reading(file: Location) -> Iterator[Path]:
     """A path on this machine with the content of `file`, for the length of the block; a map of it may live longer."""
     if isinstance(file, Remote):
         with _scratch(file.name) as local:
-            _fetch(file, local)
+            with file.filesystem.open_input_file(file.path) as stream, open(local, "wb") as copy:
+                shutil.copyfileobj(stream, copy, PIECE)
             yield local
     else:
         yield file
@@ -236,9 +226,3 @@ def _put(source: Path, target: Remote) -> None:
     stream = target.filesystem.open_output_stream(target.path)
     stream.write(whole)
     stream.close()
-
-
-def _fetch(source: Remote, target: Path) -> None:
-    with source.filesystem.open_input_file(source.path) as stream, open(target, "wb") as file:
-        while piece := stream.read(PIECE):
-            file.write(piece)

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condkd_ray.core.method import require
-from condkd_ray.models.teacher import Teacher
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 CROP_SHARE, CUTOUT_SHARE, SCALE, DEGREES = 0.125, 0.5, 1.2, 15.0
@@ -48,14 +47,6 @@ def shift_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool
     if flip:
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     return _gather(images, rows, columns, black)
-
-
-def view(images: Tensor, teacher: Teacher, rng: torch.Generator, share: float) -> Tensor:
-    """`shift_flip` of images (B, C, H, W) in the space of `teacher`: black moves in, mirrored where the class allows.
-
-    Equals moving the [0, 1] pixels and normalising them afterwards.
-    """
-    return shift_flip(images, rng=rng, share=share, flip=teacher.flip_ok, black=teacher.black.to(images))
 
 
 def roll_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool) -> Tensor:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
+
+from condkd_ray.core.files import whole
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -48,7 +48,7 @@ def write_images(
         columns["logits"] = pa.FixedSizeListArray.from_arrays(flat, logits.shape[1]).cast(pa.list_(pa.float32()))
         features["logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}}), **(about or {})}
-    with _whole(path) as partial:
+    with whole(path) as partial:
         pq.write_table(pa.table(columns).replace_schema_metadata(metadata), partial)
 
 
@@ -59,21 +59,8 @@ def write_dc(path: Path, images: Tensor, labels: Tensor, *, about: Mapping[str, 
     `accs_all_exps`, empty; and `about`, what the set is. `torch.load(path, weights_only=True)` reads it.
     """
     pair = [part.detach().cpu().contiguous().clone() for part in (images.float(), labels)]
-    with _whole(path) as partial:
+    with whole(path) as partial:
         torch.save({"data": [pair], "accs_all_exps": {}, "about": dict(about or {})}, partial)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes its place at the end, or is deleted where something went wrong."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _png(image: np.ndarray) -> bytes:

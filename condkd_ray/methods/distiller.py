@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise, product
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
 from condkd_ray.core.schedule import Schedule
-from condkd_ray.data.augment import require_shift, view
+from condkd_ray.data.augment import require_shift, shift_flip
 from condkd_ray.methods.losses.kd import Answer, AnyKdLoss, Hinton, divergence
 from condkd_ray.methods.memory import AnyMemory, Store
 from condkd_ray.models.hooks import tapped
@@ -255,10 +256,11 @@ class Distiller(Method):
         return Step({"loss": loss, "agreement": agree}, divergence(given.logits.detach(), taught.logits))
 
     def _augmented(self, images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
-        parts = [view(images[: self.batch], teacher, rng["augment/student"], self.shift)]
+        move = partial(shift_flip, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
+        parts = [move(images[: self.batch], rng=rng["augment/student"])]
         if len(images) > self.batch:
             # From a stream of their own, so that synthetic images move alike with or without condensed ones behind.
-            parts.append(view(images[self.batch :], teacher, rng["augment/condensed"], self.shift))
+            parts.append(move(images[self.batch :], rng=rng["augment/condensed"]))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

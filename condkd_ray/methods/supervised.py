@@ -28,8 +28,9 @@ from condkd_ray.core.samples import to_model
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import require_shift, shift_flip
 from condkd_ray.data.datasets import Dataset
-from condkd_ray.models import AnyNetwork, ResNet, label
+from condkd_ray.models import AnyNetwork, ResNet
 from condkd_ray.models.hooks import BatchNorms
+from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 
 Precision = Literal["float32", "bfloat16"]

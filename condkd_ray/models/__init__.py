@@ -15,33 +15,12 @@ from condkd_ray.models.alexnet import AlexNet, AlexNetHalf
 from condkd_ray.models.convnet import ConvNet
 from condkd_ray.models.lenet import LeNet5, LeNet5Half
 from condkd_ray.models.mobilenet import MobileNetV2
-from condkd_ray.models.network import Network, label
-from condkd_ray.models.resnet import ResNet
-from condkd_ray.models.resnet18 import ResNet18, ResNet34
+from condkd_ray.models.network import label
+from condkd_ray.models.resnet import ResNet, ResNet18, ResNet34
 from condkd_ray.models.squeezenet import SqueezeNet
 from condkd_ray.models.torchvision import Torchvision
 from condkd_ray.models.vgg import Vgg11
 from condkd_ray.models.wrn import Wrn
-
-__all__ = [
-    "AlexNet",
-    "AlexNetHalf",
-    "AnyNetwork",
-    "ConvNet",
-    "LeNet5",
-    "LeNet5Half",
-    "MobileNetV2",
-    "Network",
-    "ResNet",
-    "ResNet18",
-    "ResNet34",
-    "SqueezeNet",
-    "Torchvision",
-    "Vgg11",
-    "Wrn",
-    "label",
-    "parse",
-]
 
 AnyNetwork = (
     LeNet5

@@ -20,11 +20,12 @@ from condkd_ray.models.network import Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlexNet(Network):
-    """Convolutions of 48, 128, 192, 192 and 128 channels, then 512 and 256 units; `fc2` names the layer of 256."""
+class _Size(Network):
+    """An AlexNet by the channels of its convolutions and the units of its hidden layers."""
 
     paper: ClassVar[str] = "Krizhevsky et al., NeurIPS 2012"
-    name: Literal["alexnet"] = "alexnet"
+    convs: ClassVar[tuple[int, int, int, int, int]]
+    hidden: ClassVar[tuple[int, int]]
 
     @property
     def min_size(self) -> int:
@@ -32,23 +33,25 @@ class AlexNet(Network):
         return 15
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        return AlexNetModule(image_shape, num_classes, convs=(48, 128, 192, 192, 128), hidden=(512, 256))
+        return AlexNetModule(image_shape, num_classes, convs=self.convs, hidden=self.hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlexNetHalf(Network):
+class AlexNet(_Size):
+    """Convolutions of 48, 128, 192, 192 and 128 channels, then 512 and 256 units; `fc2` names the layer of 256."""
+
+    name: Literal["alexnet"] = "alexnet"
+    convs = (48, 128, 192, 192, 128)
+    hidden = (512, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlexNetHalf(_Size):
     """Convolutions of 24, 64, 96, 96 and 64 channels, then 256 and 128 units; `fc2` names the layer of 128."""
 
-    paper: ClassVar[str] = "Krizhevsky et al., NeurIPS 2012"
     name: Literal["alexnet_half"] = "alexnet_half"
-
-    @property
-    def min_size(self) -> int:
-        """Three poolings leave one place of 15."""
-        return 15
-
-    def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        return AlexNetModule(image_shape, num_classes, convs=(24, 64, 96, 96, 64), hidden=(256, 128))
+    convs = (24, 64, 96, 96, 64)
+    hidden = (256, 128)
 
 
 class AlexNetModule(nn.Module):

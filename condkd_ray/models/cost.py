@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -44,15 +45,12 @@ def cost(module: nn.Module, image_shape: tuple[int, ...]) -> Cost:
             counts.append(output[0].numel() * layer.in_features)
             widths.append(layer.in_features)
 
-    handles = [layer.register_forward_hook(see) for layer in module.modules()]
     was_training = module.training
-    try:
-        with torch.no_grad():
-            module.eval()(torch.zeros(2, *image_shape, device=next(module.parameters()).device))
-    finally:
-        module.train(was_training)
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        hooks.callback(module.train, was_training)
+        for layer in module.modules():
+            hooks.enter_context(layer.register_forward_hook(see))
+        module.eval()(torch.zeros(2, *image_shape, device=next(module.parameters()).device))
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Cost(parameters, sum(counts), widths[-1], any(isinstance(layer, BatchNorms) for layer in module.modules()))
 

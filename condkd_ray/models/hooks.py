@@ -11,13 +11,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.method import InputError, require
 
+T = TypeVar("T")
 BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -34,17 +36,28 @@ def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
     """
     taps: dict[str, Tensor] = {}
 
-    def see(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                taps[name] = output.float()
-
-        return hook
+    def see(name: str, _: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            taps[name] = output.float()
 
     with ExitStack() as hooks:
         for name in layers:
-            hooks.enter_context(hooked(network.get_submodule(name).register_forward_hook(see(name))))
+            hooks.enter_context(network.get_submodule(name).register_forward_hook(partial(see, name)))
         yield taps
+
+
+@contextmanager
+def watched(layers: Mapping[str, nn.Module], read: Callable[[Tensor], T]) -> Iterator[dict[str, T]]:
+    """Within it each layer, before it runs, leaves what `read` gives of its float32 input in the dictionary."""
+    found: dict[str, T] = {}
+
+    def see(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[name] = read(inputs[0].float())
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(partial(see, name)))
+        yield found
 
 
 @torch.no_grad()
@@ -55,26 +68,6 @@ def spatial_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> lis
     with tapped(copied, names) as taps:
         copied(torch.zeros(1, *image_shape, device=next(copied.parameters()).device))
     return [name for name in names if name in taps and taps[name].ndim == 4 and taps[name][0, 0].numel() > 1]
-
-
-@contextmanager
-def hooked(handle: Any) -> Iterator[None]:
-    """Within it the hook of `handle` runs; afterwards it is gone."""
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def watched(name: str, layer: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within it each run of `layer` calls `see` with `name` and the layer's input, float32, before the layer runs."""
-
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        see(name, inputs[0].float())
-
-    with hooked(layer.register_forward_pre_hook(hook)):
-        yield
 
 
 @dataclass(frozen=True)
@@ -103,38 +96,29 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
     weighted: dict[str, nn.Module] = {}
     device = next(network.parameters()).device
 
-    def hook(name: str) -> Callable[..., None]:
-        def see(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            ran[name] = output
-            read[name] = inputs[0] if inputs else None
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                weighted[name] = module
-            if isinstance(module, nn.Linear):
-                linear.append(module)
-            elif isinstance(module, BatchNorms) and module.running_mean is not None:
-                bn_names.append(name)
-
-        return see
+    def see(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        ran[name] = output
+        read[name] = inputs[0] if inputs else None
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            weighted[name] = module
+        if isinstance(module, nn.Linear):
+            linear.append(module)
+        elif isinstance(module, BatchNorms) and module.running_mean is not None:
+            bn_names.append(name)
 
     with ExitStack() as hooks:
         for name, module in network.named_modules():
-            hooks.enter_context(hooked(module.register_forward_hook(hook(name))))
+            hooks.enter_context(module.register_forward_hook(partial(see, name)))
         try:
             logits = network(images := torch.zeros(2, *shape, device=device))
         except RuntimeError as error:
             raise InputError(f"the teacher cannot read images of shape {shape}: {error}") from error
-    require(
-        tuple(logits.shape) == (2, num_classes),
-        "shape of the teacher's answer to 2 images",
-        tuple(logits.shape),
-        f"(2, {num_classes})",
-    )
-    require(
-        bool(linear) and linear[-1].out_features == num_classes,
-        "last linear layer of the teacher",
-        linear[-1] if linear else None,
-        f"a torch.nn.Linear with {num_classes} outputs that makes the logits",
-    )
+    answered, expected = tuple(logits.shape), (2, num_classes)
+    require(answered == expected, "shape of the teacher's answer to 2 images", answered, str(expected))
+    last = linear[-1] if linear else None
+    accepted = f"a torch.nn.Linear with {num_classes} outputs that makes the logits"
+    fits = last is not None and last.out_features == num_classes
+    require(fits, "last linear layer of the teacher", last, accepted)
     # In the order of definition: a reader of the list finds a stage before its parts.
     tappable = tuple(name for name, _ in network.named_modules() if name and isinstance(ran.get(name), Tensor))
     others = tuple(name for name, module in weighted.items() if module is not linear[-1])

@@ -20,11 +20,12 @@ KERNEL = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeNet5(Network):
-    """Convolutions of 6, 16 and 120 channels, a hidden layer of 84."""
+class _Size(Network):
+    """A LeNet by the channels of its convolutions and the units of its hidden layer."""
 
     paper: ClassVar[str] = "LeCun et al., Proc. IEEE 1998"
-    name: Literal["lenet5"] = "lenet5"
+    convs: ClassVar[tuple[int, int, int]]
+    hidden: ClassVar[int]
 
     @property
     def min_size(self) -> int:
@@ -32,49 +33,37 @@ class LeNet5(Network):
         return 16
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        return _lenet(image_shape, num_classes, convs=(6, 16, 120), hidden=84)
+        channels, *sides = image_shape
+        first, second, third = self.convs
+        layers = [
+            *(nn.Conv2d(channels, first, KERNEL), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(first, second, KERNEL), nn.ReLU(), nn.MaxPool2d(2)),
+            # It covers the map that remains: 5x5 of 32x32 images as in the paper, 4x4 of 28x28.
+            *(nn.Conv2d(second, third, (_remaining(sides[0]), _remaining(sides[1]))), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(third, self.hidden), nn.ReLU(), nn.Linear(self.hidden, num_classes)),
+        ]
+        named = [(str(index), layer) for index, layer in enumerate(layers)]
+        # A name for what the hidden layer gives. Renaming the layer itself would make weights saved before unreadable.
+        named.insert(10, ("fc2", nn.Identity()))
+        return nn.Sequential(OrderedDict(named))
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeNet5Half(Network):
+class LeNet5(_Size):
+    """Convolutions of 6, 16 and 120 channels, a hidden layer of 84."""
+
+    name: Literal["lenet5"] = "lenet5"
+    convs = (6, 16, 120)
+    hidden = 84
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeNet5Half(_Size):
     """Convolutions of 3, 8 and 60 channels, a hidden layer of 42."""
 
-    paper: ClassVar[str] = "LeCun et al., Proc. IEEE 1998"
     name: Literal["lenet5_half"] = "lenet5_half"
-
-    @property
-    def min_size(self) -> int:
-        """Two rounds of 5x5 convolution and halving leave one pixel of 16."""
-        return 16
-
-    def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        return _lenet(image_shape, num_classes, convs=(3, 8, 60), hidden=42)
-
-
-def _lenet(
-    image_shape: tuple[int, int, int], num_classes: int, *, convs: tuple[int, int, int], hidden: int
-) -> nn.Sequential:
-    """The third convolution covers the map that remains: 5x5 of 32x32 images as in the paper, 4x4 of 28x28."""
-    channels, height, width = image_shape
-    first, second, third = convs
-    layers = [
-        nn.Conv2d(channels, first, KERNEL),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(first, second, KERNEL),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(second, third, (_remaining(height), _remaining(width))),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(third, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, num_classes),
-    ]
-    named = [(str(index), layer) for index, layer in enumerate(layers)]
-    # A name for what the hidden layer gives. Renaming the layer itself would make weights saved before unreadable.
-    named.insert(10, ("fc2", nn.Identity()))
-    return nn.Sequential(OrderedDict(named))
+    convs = (3, 8, 60)
+    hidden = 42
 
 
 def _remaining(side: int) -> int:

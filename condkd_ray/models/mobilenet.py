@@ -10,13 +10,12 @@ Letters: B batch, C channels, H W height and width, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from condkd_ray.core.method import require
-from condkd_ray.models.network import Network
-from condkd_ray.models.residual import he_init
+from condkd_ray.models.network import WideNetwork, he_init, stage
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, channels, blocks, stride."""
@@ -24,22 +23,15 @@ STEM, HEAD = 32, 1280
 
 
 @dataclass(frozen=True, kw_only=True)
-class MobileNetV2(Network):
+class MobileNetV2(WideNetwork):
     """MobileNetV2 of any width."""
 
     paper: ClassVar[str] = "Sandler et al., CVPR 2018"
+    accepted_width: ClassVar[str] = "1 or more, in percent"
     name: Literal["mobilenet_v2"] = "mobilenet_v2"
     width: int = 100
     """The paper's width multiplier in percent. Channels are rounded to multiples of 8; below 100 the last convolution
     keeps its 1280."""
-
-    def __post_init__(self) -> None:
-        require(self.width >= 1, "mobilenet_v2 width", self.width, "1 or more, in percent")
-
-    @property
-    def min_size(self) -> int:
-        """Three halvings leave one place of 8."""
-        return 8
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         return MobileNetV2Module(image_shape[0], num_classes, width=self.width)
@@ -55,8 +47,7 @@ class MobileNetV2Module(nn.Module):
         stages = []
         for expansion, base, blocks, stride in STAGES:
             inputs, outputs = outputs, rounded(base, width)
-            rest = [InvertedResidual(outputs, outputs, expansion, 1) for _ in range(blocks - 1)]
-            stages.append(nn.Sequential(InvertedResidual(inputs, outputs, expansion, stride), *rest))
+            stages.append(stage(partial(InvertedResidual, expansion=expansion), inputs, outputs, blocks, stride))
         self.stages = nn.Sequential(*stages)
         features = rounded(HEAD, max(width, 100))
         self.head = nn.Sequential(*_filtered(outputs, features, 1))
@@ -71,7 +62,7 @@ class MobileNetV2Module(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand, filter, project; added to what came in where the shape is the same."""
 
-    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, expansion: int) -> None:
         super().__init__()
         inner = expansion * inputs
         self.branch = nn.Sequential(

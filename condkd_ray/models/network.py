@@ -1,4 +1,4 @@
-"""What an architecture is: a frozen dataclass that builds a module for a given image shape.
+"""What an architecture is: a frozen dataclass that builds a module for a given image shape; parts that several share.
 
 Letters: B batch, C channels, H W height and width, K classes.
 """
@@ -6,8 +6,9 @@ Letters: B batch, C channels, H W height and width, K classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import final
+from typing import ClassVar, final
 
 from torch import nn
 
@@ -47,6 +48,22 @@ class Network(Method, ABC):
         """`build` for a shape that is large enough."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WideNetwork(Network):
+    """Base of the architectures whose only field is a width, and which halve the image three times at most."""
+
+    width: int
+    accepted_width: ClassVar[str] = "1 or more"
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1, f"{self.name} width", self.width, self.accepted_width)
+
+    @property
+    def min_size(self) -> int:
+        """Three halvings leave one place of 8."""
+        return 8
+
+
 def label(network: Network) -> str:
     """The command-line spelling: the name, words after colons, numbers after dashes, all in the order of the fields.
 
@@ -55,3 +72,16 @@ def label(network: Network) -> str:
     values = [getattr(network, field.name) for field in fields(network)]
     words = [value for value in values if isinstance(value, str)]
     return "-".join([":".join(words), *(str(value) for value in values if not isinstance(value, str))])
+
+
+def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int, count: int, stride: int) -> nn.Module:
+    """`count` blocks, each made from (inputs, outputs, stride); the first alone changes the channels and strides."""
+    rest = [block(outputs, outputs, 1) for _ in range(count - 1)]
+    return nn.Sequential(block(inputs, outputs, stride), *rest)
+
+
+def he_init(network: nn.Module) -> None:
+    """He initialisation, by fan-out, of all convolutions (He et al., ICCV 2015, arXiv:1502.01852)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -18,30 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.core.method import require
-from condkd_ray.models.network import Network
-from condkd_ray.models.residual import he_init
+from condkd_ray.models.network import WideNetwork, he_init
 
 STAGES = ((1, 1, 2), (2, 3, 3, 4), (4,))
 """Squeezed channels of each fire module, in units of the width; pooling before each stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SqueezeNet(Network):
+class SqueezeNet(WideNetwork):
     """SqueezeNet of any width; the paper's has 16."""
 
     paper: ClassVar[str] = "Iandola et al., arXiv 1602.07360"
     name: Literal["squeezenet"] = "squeezenet"
     width: int = 16
     """Channels that the first fire module squeezes to; all others in proportion."""
-
-    def __post_init__(self) -> None:
-        require(self.width >= 1, "squeezenet width", self.width, "1 or more")
-
-    @property
-    def min_size(self) -> int:
-        """Three halvings leave one place of 8."""
-        return 8
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         return SqueezeNetModule(image_shape[0], num_classes, width=self.width)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
-from condkd_ray.models.hooks import hooked, over_space, tapped, trace, watched
+from condkd_ray.core.samples import to_model
+from condkd_ray.models.hooks import over_space, tapped, trace, watched
 
 PENULTIMATE = "penultimate"
 """The name of what enters the last linear layer, among layers."""
@@ -53,6 +53,7 @@ class Observation:
         return over_space(self.taps[layer])
 
 
+@dataclass(eq=False, kw_only=True)
 class Teacher:
     """A trained classifier, frozen and in eval mode, with what is known of its training data.
 
@@ -60,29 +61,19 @@ class Teacher:
     on; `flip_ok`, whether a mirrored image keeps its class (False for digits).
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        train_size: int,
-        flip_ok: bool,
-    ) -> None:
-        self.network = network.eval().requires_grad_(False)
-        self.num_classes = num_classes
-        self.image_shape = image_shape
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-        self.train_size = train_size
-        self.flip_ok = flip_ok
-        self._traced = trace(network, num_classes, image_shape)
-        self._layers: dict[str, nn.Module] = dict(network.named_modules())
-        device = self.device
-        self._mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
-        self._std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+    network: nn.Module = field(kw_only=False)
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_size: int
+    flip_ok: bool
+
+    def __post_init__(self) -> None:
+        self.network.eval().requires_grad_(False)
+        self.mean, self.std = tuple(self.mean), tuple(self.std)
+        self._traced = trace(self.network, self.num_classes, self.image_shape)
+        self._layers: dict[str, nn.Module] = dict(self.network.named_modules())
 
     @classmethod
     def from_module(
@@ -107,8 +98,8 @@ class Teacher:
             copy.deepcopy(module),
             num_classes=num_classes,
             image_shape=image_shape,
-            mean=mean,
-            std=std,
+            mean=tuple(mean),
+            std=tuple(std),
             train_size=train_size,
             flip_ok=flip_ok,
         )
@@ -121,7 +112,7 @@ class Teacher:
     @property
     def black(self) -> Tensor:
         """(1, C, 1, 1): pixels of 0 in [0, 1], in the space the teacher reads."""
-        return -self._mean / self._std
+        return self.normalise(torch.zeros(1, len(self.mean), 1, 1, device=self.device))
 
     @property
     def running_bn(self) -> list[tuple[Tensor, Tensor]]:
@@ -152,16 +143,20 @@ class Teacher:
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher on `device` (moved, not copied)."""
         self.network.to(device)
-        self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[0, 1] pixels (B, C, H, W) to the space the teacher reads."""
-        return (pixels - self._mean) / self._std
+        return to_model(pixels, self.mean, self.std)
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, K) logits, differentiable in `images`; no hook runs."""
         return self.network(images).float()
+
+    @torch.no_grad()
+    def answers(self, images: Tensor) -> Tensor:
+        """(B, K) logits of any number of images, in batches and outside the graph."""
+        return torch.cat([self.logits(part) for part in images.split(512)])
 
     def observe(
         self, images: Tensor, layers: Sequence[str] = (), *, bn: bool = True, input_means: Sequence[str] = ()
@@ -171,27 +166,13 @@ class Teacher:
         Without `bn` no BN statistics are computed. Raises `InputError` for a layer that does not exist.
         """
         self.check_layers([*layers, *input_means])
-        features: dict[str, Tensor] = {}
-        statistics: dict[str, tuple[Tensor, Tensor]] = {}
-        means: dict[str, Tensor] = {}
-
-        def see_features(_: str, x: Tensor) -> None:
-            features["last"] = x
-
-        def see_bn(name: str, x: Tensor) -> None:
-            var, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
-            statistics[name] = (mean, var)
-
-        def see_mean(name: str, x: Tensor) -> None:
-            means[name] = over_space(x)
-
         asked = self._traced.bn if bn else ()
-        with tapped(self.network, layers) as taps, ExitStack() as hooks:
-            hooks.enter_context(watched("", self._traced.classifier, see_features))
-            for name in asked:
-                hooks.enter_context(watched(name, self._layers[name], see_bn))
-            for name in input_means:
-                hooks.enter_context(watched(name, self._layers[name], see_mean))
+        with (
+            tapped(self.network, layers) as taps,
+            watched({"last": self._traced.classifier}, lambda x: x) as features,
+            watched({name: self._layers[name] for name in asked}, _moments) as statistics,
+            watched({name: self._layers[name] for name in input_means}, over_space) as means,
+        ):
             logits = self.network(images).float()
         own = torch.cat([means[name] for name in input_means], 1) if input_means else None
         return Observation(logits, features["last"], tuple(statistics[name] for name in asked), taps, own)
@@ -206,7 +187,7 @@ class Teacher:
             handle = self._traced.classifier.register_forward_pre_hook(lambda *_: (values,))
         else:
             handle = self._layers[layer].register_forward_hook(lambda *_: values)
-        with hooked(handle):
+        with handle:
             return self.network(self._blank() if image is None else image).float()
 
     @torch.no_grad()
@@ -229,3 +210,9 @@ class Teacher:
         there = self._traced.tappable
         for name in names:
             require(name in there, "teacher layer", name, ", ".join([PENULTIMATE, *there]))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of (B, C, ...)."""
+    var, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
+    return mean, var

@@ -14,30 +14,20 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from condkd_ray.core.method import require
-from condkd_ray.models.network import Network
-from condkd_ray.models.residual import he_init
+from condkd_ray.models.network import WideNetwork, he_init
 
 LARGE = 64
 """Pixels of the shorter side from which on the last stage has a pooling of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vgg11(Network):
+class Vgg11(WideNetwork):
     """VGG-11 with BN; the teacher of Fast's and its successors' second CIFAR pair."""
 
     paper: ClassVar[str] = "Simonyan & Zisserman, ICLR 2015"
     name: Literal["vgg11"] = "vgg11"
     width: int = 64
     """Channels of the first stage; the last two have eight times as many."""
-
-    def __post_init__(self) -> None:
-        require(self.width >= 1, "vgg11 width", self.width, "1 or more")
-
-    @property
-    def min_size(self) -> int:
-        """Three halvings leave one place of 8."""
-        return 8
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         return VggModule(image_shape, num_classes, width=self.width)

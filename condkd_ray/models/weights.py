@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,6 @@ from torch import Tensor, nn
 from condkd_ray.core.method import InputError
 
 ACCEPTED = "a safetensors file, or a .pt with a state dict, bare or under 'state_dict'"
-
-
-def file_digest(path: Path) -> str:
-    """16 hex digits of the SHA-256 of a file. Raises `InputError` where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise InputError(f"file is {str(path)!r}, which cannot be read ({error.strerror})") from None
-
-
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits of the SHA-256 of named tensors: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
-from condkd_ray.models.network import Network
-from condkd_ray.models.residual import he_init
+from condkd_ray.models.network import Network, he_init, stage
 
 STEM = 16
 
@@ -53,9 +52,9 @@ class WrnModule(nn.Module):
         first = STEM * width
         self.conv = nn.Conv2d(channels, STEM, 3, padding=1, bias=False)
         self.stages = nn.Sequential(
-            _stage(STEM, first, blocks, stride=1),
-            _stage(first, 2 * first, blocks, stride=2),
-            _stage(2 * first, 4 * first, blocks, stride=2),
+            stage(PreActivationBlock, STEM, first, blocks, 1),
+            stage(PreActivationBlock, first, 2 * first, blocks, 2),
+            stage(PreActivationBlock, 2 * first, 4 * first, blocks, 2),
         )
         self.bn = nn.BatchNorm2d(4 * first)
         self.classifier = nn.Linear(4 * first, num_classes)
@@ -87,8 +86,3 @@ class PreActivationBlock(nn.Module):
         active = F.relu(self.bn1(maps))
         inner = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return inner + (maps if self.shortcut is None else self.shortcut(active))
-
-
-def _stage(inputs: int, outputs: int, blocks: int, *, stride: int) -> nn.Sequential:
-    rest = [PreActivationBlock(outputs, outputs, 1) for _ in range(blocks - 1)]
-    return nn.Sequential(PreActivationBlock(inputs, outputs, stride), *rest)

@@ -25,7 +25,7 @@ from condkd_ray.cluster.worker.trials import Trial, clear, empty
 from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import CpuClock, ended, exit_codes, open_folder, show, speak
 from condkd_ray.commands.console.results import tell_results
-from condkd_ray.core.config import from_tree, merge, read_tree, to_tree
+from condkd_ray.core.config import merge, read_tree, to_tree
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.records import Outcome, finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
@@ -39,7 +39,7 @@ from condkd_ray.runs.plan import Plan, check_plans, scoped, scoped_baseline, spr
 from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
 from condkd_ray.runs.recorder import Watch
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
 from condkd_ray.trial.evaluation import TestRounds
 from condkd_ray.trial.identity import trial_hash
 

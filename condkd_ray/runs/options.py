@@ -13,8 +13,8 @@ import tyro
 
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import Location, locate
+from condkd_ray.trial.config import Allowance
 from condkd_ray.trial.identity import Scope
-from condkd_ray.trial.pipeline import Allowance
 
 UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 UNIT_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.core.config import content_hash, to_tree
+from condkd_ray.core.config import to_tree
+from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.runs.options import RunFlags

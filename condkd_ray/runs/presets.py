@@ -16,7 +16,7 @@ from math import ceil, sqrt
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from condkd_ray.core.config import Tree, from_tree, read_tree
+from condkd_ray.core.config import Tree, read_tree
 from condkd_ray.core.method import require
 from condkd_ray.core.schedule import Schedule
 from condkd_ray.methods.condensation import AllReal
@@ -30,7 +30,7 @@ from condkd_ray.models.cost import cost_of, meta_cost, short
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.vae import vae
 from condkd_ray.runs.plan import Plan
-from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.config import TrialConfig, from_tree
 
 Arm = Literal["none", "condensed_only", "mixed", "guided", "guided_only", "real"]
 ONCE = ("none", "real")

@@ -28,9 +28,9 @@ from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.table import Table
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.evaluation import compare, views
 from condkd_ray.trial.identity import NUMBERS
 from condkd_ray.trial.product import read_product
-from condkd_ray.trial.proxy import compare, views
 from condkd_ray.trial.synthesis import begin, produce
 
 INVERTED = 512

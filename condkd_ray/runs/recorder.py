@@ -10,8 +10,8 @@ from typing import Any
 from condkd_ray import models
 from condkd_ray.commands.export import Shelf
 from condkd_ray.core.config import to_tree
+from condkd_ray.core.environment import git_state, versions
 from condkd_ray.core.method import Metrics
-from condkd_ray.core.provenance import git_state, versions
 from condkd_ray.core.records import Outcome, Record, write_record
 from condkd_ray.core.storage import Location
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View

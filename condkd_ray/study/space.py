@@ -17,9 +17,8 @@ from typing import Any
 import optuna
 import yaml
 
-from condkd_ray.core.config import from_tree
 from condkd_ray.core.method import InputError, require
-from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.config import TrialConfig, from_tree
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from condkd_ray.core.cache import cached, default_cache
-from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import free_bytes
+from condkd_ray.core.hashing import content_hash, file_digest
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.view import SILENT, View
@@ -24,14 +24,13 @@ from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.condensation.imported import check_recognised
-from condkd_ray.methods.supervised import TeacherConfig, as_teacher, bf16_pays
-from condkd_ray.models import label
+from condkd_ray.methods.supervised import as_teacher, bf16_pays
+from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.weights import file_digest, load_into, read_weights
+from condkd_ray.models.weights import load_into, read_weights
 from condkd_ray.trial.config import Prepared, TrialConfig, digests
 from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks
-from condkd_ray.trial.evaluation import accuracy
-from condkd_ray.trial.proxy import hold_out, views
+from condkd_ray.trial.evaluation import accuracy, hold_out, views
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +41,7 @@ RECIPE = "1"
 class Workshop:
     """Makes and remembers artifacts; logs one sentence on each that a user should know of."""
 
-    def __init__(
-        self,
-        cache: Path | None = None,
-        device: str = "cpu",
-        view: View = SILENT,
-    ) -> None:
+    def __init__(self, cache: Path | None = None, device: str = "cpu", view: View = SILENT) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
         self._view = view
@@ -139,30 +133,27 @@ class Workshop:
         """Fractions of the test and, where there is one, validation images the teacher names right."""
         dataset, teacher = self.data(config), self.teacher(config)
         parts = {"test_accuracy": dataset.test, "val_accuracy": dataset.val}
+        there = {name: part for name, part in parts.items() if part is not None}
         key = ("teacher accuracy", self._teacher_key(config))
-        return self._once(
-            key,
-            lambda: {k: accuracy(teacher.network, part, teacher) for k, part in parts.items() if part is not None},
-        )
+        return self._once(key, lambda: {k: accuracy(teacher.network, part, teacher) for k, part in there.items()})
 
     def _teacher(self, config: TrialConfig) -> Teacher:
         dataset, recipe = self.data(config), config.teacher
         network = recipe.build(dataset)
         name = f"teacher {label(recipe.network)} on {dataset.name}"
+
+        def train() -> dict[str, Tensor]:
+            log.info(f"training {name}: {len(dataset.train)} images, {recipe.training.epochs} epochs")
+            with self._view.bar(name) as on_step:
+                return recipe.train(network, dataset, self.device, on_step)
+
         if recipe.weights is not None:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
         else:
             path = self._teacher_path(config)
-            weights = cached(path, lambda: self._train(recipe, network, dataset), name)
-            load_into(network, weights, f"cached weights {path}")
+            load_into(network, cached(path, train, name), f"cached weights {path}")
         teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         return teacher.to(self.device)
-
-    def _train(self, recipe: TeacherConfig, network: nn.Module, dataset: Dataset) -> dict[str, Tensor]:
-        name, epochs = f"teacher {label(recipe.network)} on {dataset.name}", recipe.training.epochs
-        log.info(f"training {name}: {len(dataset.train)} images, {epochs} epochs")
-        with self._view.bar(name) as on_step:
-            return recipe.train(network, dataset, self.device, on_step)
 
     def condensed(self, config: TrialConfig) -> Samples | None:
         """The condensed set in the teacher's space, without logits; None where the config has none."""
@@ -176,10 +167,8 @@ class Workshop:
         made = self._once(("condensed", key), lambda: make(config, whole))
         if isinstance(method, AllReal):
             return made
-        return self._once(
-            ("condensed", self._condensed_key(config, method)),
-            lambda: first_per_class(made, method.ipc, self.data(config).num_classes),
-        )
+        key, classes = self._condensed_key(config, method), self.data(config).num_classes
+        return self._once(("condensed", key), lambda: first_per_class(made, method.ipc, classes))
 
     def _condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
         dataset = self.data(config)
@@ -214,8 +203,7 @@ class Workshop:
             return None
         teacher, method = self.teacher(config), config.condensation
         seen = condensed.to(self.device)
-        with torch.no_grad():
-            logits = torch.cat([teacher.logits(part) for part in seen.images.split(512)])
+        logits = teacher.answers(seen.images)
         if isinstance(method, Imported):
             share = (logits.argmax(1) == seen.labels).float().mean().item()
             what = f"condensed set {method.source}, {method.ipc} a class"

@@ -1,10 +1,15 @@
-"""What determines a trial's numbers, as one value, and what it needs that others have made."""
+"""`TrialConfig`, all that determines a trial's numbers, its YAML form, and `Prepared`, what others have made for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
+import yaml
+
+from condkd_ray.core.config import Tree, build, read_tree, to_tree
+from condkd_ray.core.hashing import tensor_digest
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.datasets import DataConfig, Dataset, RealImages
@@ -18,12 +23,56 @@ from condkd_ray.methods.targets import AnyTargets, Balanced
 from condkd_ray.methods.weighing import AnyWeighing, Equal
 from condkd_ray.models import AnyNetwork, ResNet
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.weights import tensor_digest
 from condkd_ray.trial.diagnosis import Landmarks
 from condkd_ray.trial.evaluation import TestRounds
-from condkd_ray.trial.pipeline import Pipeline
 
 HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline(Method):
+    """Inversion goes on while the student learns. Staleness is exact, so that timing decides nothing: a run repeats.
+
+    Rounds are counted from 0. Producers take turns, each with an inversion, a guidance and random streams of its own;
+    one alone has those of a trial without a pipeline. A round is made with the student (and, for a weighing that reads
+    the memory, the class counts) as `staleness` rounds before, or as at the very start. So staleness 0 and one producer
+    are the numbers of a trial without a pipeline, and so are one producer and any staleness where nobody asks the
+    student or the memory.
+    """
+
+    ours: ClassVar[tuple[str, ...]] = ("producers", "staleness")
+    producers: int = 1
+    """How many make images. Under Ray each is a process beside the trial's own, on its share of a GPU."""
+    staleness: int = 1
+    """Rounds by which the student that an inversion asks may be behind; as many are made ahead. 0: none is."""
+
+    def __post_init__(self) -> None:
+        require(self.producers >= 1, "pipeline producers", self.producers, "an integer >= 1")
+        require(self.staleness >= 0, "pipeline staleness", self.staleness, "an integer >= 0")
+        # Beyond that some would only ever wait: no more rounds are in the making at a time.
+        most = self.staleness + 1
+        require(self.producers <= most, "pipeline producers", self.producers, f"at most {most}, the staleness + 1")
+
+    def producer(self, round: int) -> int:
+        """Who makes `round`."""
+        return round % self.producers
+
+    def shown(self, round: int) -> int:
+        """After how many rounds the student was what the producer of `round` is shown."""
+        return max(0, round - self.staleness)
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a producer gets of the cluster."""
+
+    cpus: float = 1
+    gpus: float = 0
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """As Ray writes it."""
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +112,10 @@ class TrialConfig(Method):
         share, condensed = self.distiller.condensed_share, self.condensation is not None
         require(condensed or share == 0, "condensed_share without a condensation", share, "0, or a condensation")
         guided = not isinstance(self.guidance, NoGuidance)
-        require(
-            condensed or not guided, "guidance without a condensation", self.guidance.name, "none, or a condensation"
-        )
+        name = self.guidance.name
+        require(condensed or not guided, "guidance without a condensation", name, "none, or a condensation")
         idle, least = isinstance(self.inversion, NoInversion), share * self.distiller.share_schedule.smallest
-        require(not idle or not guided, "guidance without an inversion", self.guidance.name, "none, or an inversion")
+        require(not idle or not guided, "guidance without an inversion", name, "none, or an inversion")
         require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
         takes = not self.targets.soft or self.inversion.hears == "answers"
         require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", HEARING)
@@ -105,6 +153,24 @@ class TrialConfig(Method):
         """Whether the student is measured in the round after `round` others: never while the inversion warms up."""
         learnt = round + 1 - self.inversion.warm_up
         return learnt >= 1 and (learnt % self.evaluate_every == 0 or learnt >= self.rounds)
+
+
+def from_tree(tree: Tree, source: str = "config") -> TrialConfig:
+    """The config a tree describes; leaves not given keep their defaults.
+
+    Raises `InputError` with the first bad key, its value and what is accepted; `source` names the file.
+    """
+    return build(TrialConfig, tree, source)
+
+
+def read(path: Path) -> TrialConfig:
+    """The config in a YAML file; see `from_tree`."""
+    return from_tree(read_tree(path), str(path))
+
+
+def dump(config: TrialConfig) -> str:
+    """The complete config as YAML."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)
 
 
 @dataclass(frozen=True)

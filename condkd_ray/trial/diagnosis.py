@@ -19,7 +19,7 @@ from condkd_ray.core.method import Metrics, NonFiniteError
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.losses.discrepancy import by_class, class_frechet, class_mmd, median_distance
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.trial.proxy import compare
+from condkd_ray.trial.evaluation import compare
 
 NUM_IMAGES = 256
 """Synthetic images looked at in a round: its first ones."""

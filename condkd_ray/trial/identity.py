@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from condkd_ray.core.config import content_hash
+from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.schedule import Schedule
 from condkd_ray.trial.config import Prepared, TrialConfig
 

@@ -16,10 +16,7 @@ from condkd_ray.methods.memory import Store
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import diagnose
 from condkd_ray.trial.evaluation import evaluate
-from condkd_ray.trial.producers import Pipelined, make_round, new_student
-from condkd_ray.trial.synthesis import Production, begin, codec, precision, produce
-
-__all__ = ["Prepared", "TrialConfig", "TrialState", "codec", "run_round", "start"]
+from condkd_ray.trial.synthesis import Pipelined, Production, begin, make_round, new_student, precision, produce
 
 
 @dataclass
@@ -114,15 +111,8 @@ def measure(config: TrialConfig, prepared: Prepared, state: TrialState) -> Metri
     """Where this round is one to be measured, how good the student is by now."""
     if not config.measures(state.round):
         return {}
-    student, teacher = state.distiller.student, prepared.teacher
-    return evaluate(
-        student,
-        teacher=teacher,
-        proxy=prepared.proxy,
-        val=prepared.val,
-        test=prepared.test,
-        test_rounds=config.test_rounds,
-    )
+    seen = {"proxy": prepared.proxy, "val": prepared.val, "test": prepared.test}
+    return evaluate(state.distiller.student, teacher=prepared.teacher, test_rounds=config.test_rounds, **seen)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Product:
     student: dict[str, Tensor] = field(default_factory=dict)
     """The student's state dict."""
     network: str = ""
-    """Its architecture, as `networks.parse` spells it."""
+    """Its architecture, as `models.parse` reads it."""
     num_classes: int = 0
     image_shape: tuple[int, int, int] = (0, 0, 0)
     """(C, H, W)."""

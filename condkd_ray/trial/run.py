@@ -15,7 +15,7 @@ from condkd_ray.core.method import Metrics, NonFiniteError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import LocalStore, Store
-from condkd_ray.models import label
+from condkd_ray.models.network import label
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
 from condkd_ray.trial.outcome import broken, end, remembered_logits, tested
@@ -89,7 +89,10 @@ def run_trial(
     logits = remembered_logits(config, prepared, state, store)
     if product is not None:
         write_product(make_product(config, prepared, state, store, logits), product)
-    return finish(config, prepared, state, store, logits, before_test)
+    untested = end(config, prepared, state, store, logits)
+    if before_test is not None:
+        before_test(untested)
+    return tested(untested, state, prepared)
 
 
 def _check_through(round: int, last: int, total: int) -> None:
@@ -117,21 +120,6 @@ def resume(
         config.distiller.check_loaded(state.distiller, checkpoint)
     store.restore(state.num_ids, config.memory.live(state.memory))
     return state
-
-
-def finish(
-    config: TrialConfig,
-    prepared: Prepared,
-    state: TrialState,
-    store: Store,
-    logits: Tensor,
-    before_test: Callable[[Outcome], None] | None,
-) -> Outcome:
-    """The outcome of a trial after its last round, with the `remembered_logits`."""
-    untested = end(config, prepared, state, store, logits)
-    if before_test is not None:
-        before_test(untested)
-    return tested(untested, state, prepared)
 
 
 def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:

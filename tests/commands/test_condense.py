@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from condkd_ray import __main__
-from condkd_ray.core import config as configs
+from condkd_ray.core.config import read_tree
 from condkd_ray.core.samples import Samples, to_unit
-from condkd_ray.data.readers import read_parquet
+from condkd_ray.data.readers.parquet import read_parquet
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import from_tree, read
 
 METHOD = "{name: distribution_matching, ipc: 3, condensed_together: 3, iterations: 8, width: 4, lr: 30}"
 
@@ -45,7 +46,7 @@ def run(folder, monkeypatch):
 
 def made(folder: Path, **changes) -> Samples:
     """What a trial of `dm.yaml` would get."""
-    config = configs.from_tree(configs.read_tree(folder / "dm.yaml") | changes)
+    config = from_tree(read_tree(folder / "dm.yaml") | changes)
     samples = Workshop(folder / "cache").condensed(config)
     assert samples is not None
     return samples
@@ -53,14 +54,14 @@ def made(folder: Path, **changes) -> Samples:
 
 def read_back(folder: Path, name: str) -> Samples:
     """By `imported`."""
-    data = Workshop(folder / "cache").data(configs.read(folder / "dm.yaml"))
+    data = Workshop(folder / "cache").data(read(folder / "dm.yaml"))
     options = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": data.mean, "std": data.std}
     return Imported(path=folder / name, ipc=1, force=True).read(**options)  # type: ignore[arg-type]
 
 
 def test_the_torch_file_is_exact_and_parquet_is_clipped_and_rounded(folder, run, capsys):
     assert run("dm.yaml", "sets/dm.parquet", "--dc", str(folder / "sets/dm.pt"), "--control") == 0
-    data = Workshop(folder / "cache").data(configs.read(folder / "dm.yaml"))
+    data = Workshop(folder / "cache").data(read(folder / "dm.yaml"))
     sets = {"dm": made(folder), "dm_random_real": made(folder, condensation={"name": "random_real", "ipc": 3})}
     printed = capsys.readouterr().out.splitlines()
     for (name, expected), line in zip(reversed(sets.items()), printed[1:], strict=True):
@@ -94,7 +95,7 @@ def test_the_torch_file_is_read_without_unpickling_code_and_says_what_it_is(fold
     about = content["about"]
     assert (about["method"], about["seed"], about["dataset"]) == ("distribution_matching", "4", "digits")
     assert json.loads(about["config"])["iterations"] == 8
-    data = Workshop(folder / "cache").data(configs.read(folder / "dm.yaml"))
+    data = Workshop(folder / "cache").data(read(folder / "dm.yaml"))
     assert (json.loads(about["mean"]), json.loads(about["std"])) == (list(data.mean), list(data.std))
     metadata = pq.read_schema(folder / "own.parquet").metadata
     assert {key: metadata[key.encode()].decode() for key in about if key != "pixels"} == {
@@ -106,7 +107,7 @@ def test_the_torch_file_is_read_without_unpickling_code_and_says_what_it_is(fold
 
 def test_real_images_come_back_as_they_were(folder, run, capsys):
     assert run("real.yaml", "real.parquet") == 0
-    data = Workshop(folder / "cache").data(configs.read(folder / "real.yaml"))
+    data = Workshop(folder / "cache").data(read(folder / "real.yaml"))
     pixels = read_parquet([folder / "real.parquet"]).pixels
     assert all((data.train.pixels == image).flatten(1).all(1).any() for image in pixels)
     assert "clipped;" not in capsys.readouterr().err

@@ -17,7 +17,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Manifest, write_manifest, write_record
 from condkd_ray.core.samples import to_unit
 from condkd_ray.core.storage import locate
-from condkd_ray.data.readers import read_parquet
+from condkd_ray.data.readers.parquet import read_parquet
 from condkd_ray.methods.inversion import Dafl, NoInversion
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record

@@ -9,8 +9,9 @@ from places import README
 
 from condkd_ray.commands import methods_table
 from condkd_ray.methods.inversion import AnyInversion
-from condkd_ray.models import AnyNetwork, label, parse
+from condkd_ray.models import AnyNetwork, parse
 from condkd_ray.models.cost import short
+from condkd_ray.models.network import label
 
 KINDS = [kind for union in methods_table.FAMILIES.values() for kind in methods_table.methods(union)]
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from condkd_ray.commands import try_teacher
 from condkd_ray.commands.try_teacher import ARMS, CONFIG, Try, configure, try_out
-from condkd_ray.core import config as configs
+from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.core.rng import Streams
@@ -23,6 +23,7 @@ from condkd_ray.data.datasets import CONSTANTS, DataConfig, load
 from condkd_ray.methods.supervised import Supervised
 from condkd_ray.models import ResNet
 from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import read
 
 EACH = 6
 SMALL = """
@@ -94,7 +95,7 @@ def test_it_leaves_a_result_folder_with_the_verdict_in_it(tried: subprocess.Comp
     assert verdict in (home / "out" / "table.md").read_text()
     assert "Verdict: with 2 seeds" in (home / "out" / "report.html").read_text()
     guided = next(one for one in found if (one.arm, one.seed) == ("guided", 0))
-    assert configs.to_tree(configs.read(home / "out" / CONFIG)) == guided.config
+    assert to_tree(read(home / "out" / CONFIG)) == guided.config
 
 
 @pytest.mark.usefixtures("cluster")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config, wrap
 
-from condkd_ray.core import checkpoint, config
+from condkd_ray.core import checkpoint
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, Codec, to_unit
@@ -19,6 +19,7 @@ from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance.no_guidance import Unguided
 from condkd_ray.methods.inversion import AnyInversion, Cmi, DeepInversion, Dfq, Fast, Nayer, NoInversion, PreDfkd
 from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial import config
 from contracts.toy_methods import (
     INVERTERS,
     Breaking,

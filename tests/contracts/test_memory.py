@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config
 
-from condkd_ray.core import checkpoint, config
+from condkd_ray.core import checkpoint
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec, Samples, unseen
 from condkd_ray.methods.memory import AnyMemory, Bank, Generative, Growing, Latest, LocalStore, Prioritized, Reservoir
+from condkd_ray.trial import config
 from contracts.toy_methods import SMALL, pointers, same, sized, small, snake, tensors
 
 each_memory = pytest.mark.parametrize("kind", get_args(AnyMemory), ids=lambda kind: kind.__name__)

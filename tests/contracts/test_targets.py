@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import NUM_CLASSES, make_teacher, toy_config
 
-from condkd_ray.core import config
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.targets import AnyTargets, Balanced
 from condkd_ray.methods.targets.balanced import balanced_labels
+from condkd_ray.trial import config
 from contracts.toy_methods import snake
 
 TARGETS = get_args(AnyTargets)

@@ -8,8 +8,8 @@ import torch
 import yaml
 from toy import NUM_CLASSES, make_teacher, toy_config
 
-from condkd_ray.core import config
 from condkd_ray.methods.weighing import AnyWeighing, Equal
+from condkd_ray.trial import config
 from contracts.toy_methods import INVERTERS, frozen, same, small, snake, synthesize
 
 KINDS = get_args(AnyWeighing)

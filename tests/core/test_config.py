@@ -12,7 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condkd_ray.core.config import content_hash, dump, from_tree, identity, merge, read, to_tree
+from condkd_ray.core.config import merge, to_tree
+from condkd_ray.core.hashing import content_hash, identity
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import DataConfig
 from condkd_ray.methods.condensation import Imported
@@ -21,8 +22,7 @@ from condkd_ray.methods.losses.kd import Attention, LogitL1
 from condkd_ray.methods.memory import Growing
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet18, Torchvision, Wrn
-from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.pipeline import Pipeline
+from condkd_ray.trial.config import Pipeline, TrialConfig, dump, from_tree, read
 
 PLAIN: dict[Any, Any] = {
     bool: st.booleans(),
@@ -51,6 +51,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if get_origin(hint) in (Union, types.UnionType):
         return st.one_of(*map(values, parts))
     assert get_origin(hint) is tuple
+    if Ellipsis not in parts:
+        return st.tuples(*map(values, parts))
     return st.lists(values(parts[0]), min_size=1, max_size=3).map(tuple)
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from condkd_ray.core.environment import clean_process, free_bytes, keep_imports, peak_bytes
+from condkd_ray.core.environment import clean_process, free_bytes, git_state, keep_imports, peak_bytes, versions
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
@@ -71,3 +71,8 @@ def test_free_memory_is_that_of_the_machine():
         pytest.skip("no /proc/meminfo here to compare with")
     (available,) = [int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line]
     assert free_bytes(torch.device("cpu")) == pytest.approx(1024 * available, rel=0.2)
+
+
+def test_versions_and_commit_are_told():
+    assert torch.__version__.startswith(versions()["torch"])
+    assert git_state() == "" or len(git_state().removesuffix("+")) == 12

@@ -43,7 +43,7 @@ def test_a_meter_holds_no_graph():
     weight = torch.ones((), requires_grad=True)
     found = Meter("kd")
     found.add(loss=weight * 2)
-    assert not found._sums["loss"].requires_grad
+    assert not found._terms["loss"][0].requires_grad
 
 
 def test_require_names_thing_value_and_what_is_accepted():

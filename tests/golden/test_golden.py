@@ -20,8 +20,8 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.memory import LocalStore
 from condkd_ray.models import ConvNet
 from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.evaluation import views
 from condkd_ray.trial.loop import run_round, start
-from condkd_ray.trial.proxy import views
 from condkd_ray.trial.synthesis import codec
 
 SMALL = Discriminator(hidden=32, weight=10.0)

@@ -13,7 +13,7 @@ from toy import make_prepared, make_teacher, samples, toy_config
 
 from condkd_ray.cluster.driver.gpu_memory import one_step
 from condkd_ray.core import checkpoint as states
-from condkd_ray.core.config import dump, from_tree, read, to_tree
+from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
@@ -23,6 +23,7 @@ from condkd_ray.methods.losses.kd import LogitL1
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.runs.estimate.probe import probe_trial
 from condkd_ray.runs.plan import Plan
+from condkd_ray.trial.config import dump, from_tree, read
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.run import local_store, resume, run_trial
 from condkd_ray.trial.transfer import inherit

@@ -36,7 +36,7 @@ def test_channels_are_multiples_of_8_and_lose_no_tenth(channels, percent, expect
 def test_a_block_adds_only_where_the_shape_is_the_same():
     maps = torch.randn(2, 8, 4, 4)
     for outputs, stride in ((8, 1), (8, 2), (16, 1)):
-        block = InvertedResidual(8, outputs, 6, stride)
+        block = InvertedResidual(8, outputs, stride, expansion=6)
         torch.nn.init.zeros_(list(block.branch)[-1].weight)  # type: ignore[arg-type]
         silent = block(maps)
         assert torch.equal(silent, maps) if (outputs, stride) == (8, 1) else not silent.any()

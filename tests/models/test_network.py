@@ -25,9 +25,9 @@ from condkd_ray.models import (
     Torchvision,
     Vgg11,
     Wrn,
-    label,
     parse,
 )
+from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.torchvision import SMALLEST
 

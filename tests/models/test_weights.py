@@ -7,8 +7,9 @@ from safetensors.torch import save_file
 from torch import nn
 from toy import IMAGE_SHAPE, NUM_CLASSES, TEACHER
 
+from condkd_ray.core.hashing import file_digest, tensor_digest
 from condkd_ray.core.method import InputError
-from condkd_ray.models.weights import file_digest, load_into, read_weights, tensor_digest
+from condkd_ray.models.weights import load_into, read_weights
 
 
 def network(seed: int = 0) -> nn.Module:

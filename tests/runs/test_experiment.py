@@ -20,7 +20,7 @@ from condkd_ray.methods.memory import Latest
 from condkd_ray.runs.experiment import Flags, run
 from condkd_ray.runs.presets import arm
 from condkd_ray.study import open_storage
-from condkd_ray.trial.pipeline import Pipeline
+from condkd_ray.trial.config import Pipeline
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
 SMALL = {

@@ -5,7 +5,6 @@ import pytest
 import torch
 from toy import make_prepared, toy_config
 
-from condkd_ray.core.config import from_tree
 from condkd_ray.core.records import (
     Manifest,
     Outcome,
@@ -26,7 +25,7 @@ from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
 from condkd_ray.runs.plan import Plan, spread
 from condkd_ray.runs.recorder import Watch, make_record, round_line
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.config import Prepared, from_tree
 from condkd_ray.trial.identity import NUMBERS, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 

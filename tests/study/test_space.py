@@ -4,11 +4,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FixedTrial
 from places import SPACES
 
-from condkd_ray.core.config import from_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.guidance import Discriminator, Mmd, NoGuidance
 from condkd_ray.methods.inversion import Dafl, DeepInversion, Fast
 from condkd_ray.study.space import Open, close, conditional, corners, default, leaves, parse, read
+from condkd_ray.trial.config import from_tree
 
 FILES = sorted(SPACES.glob("*.yaml"))
 METHODS = """

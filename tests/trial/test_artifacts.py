@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from toy import blobs
 
-from condkd_ray.core.config import dump, to_tree
+from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.core.view import Silent
@@ -36,9 +36,9 @@ from condkd_ray.models import ConvNet, ResNet
 from condkd_ray.runs.estimate.stand_ins import Sketch
 from condkd_ray.trial import artifacts
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.config import TrialConfig, dump
+from condkd_ray.trial.evaluation import views
 from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.proxy import views
 
 RECIPE = TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=3))
 CONFIG = TrialConfig(
@@ -130,8 +130,8 @@ import torch
 torch.set_num_threads(1)
 import logging
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.core.config import read
-from condkd_ray.models.weights import tensor_digest
+from condkd_ray.trial.config import read
+from condkd_ray.core.hashing import tensor_digest
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 config = read(Path(sys.argv[1]) / "trial.yaml")
 teacher = Workshop(Path(sys.argv[1])).teacher(config)

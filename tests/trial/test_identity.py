@@ -14,8 +14,8 @@ from condkd_ray.methods.inversion import AnyInversion, Cmi, DeepInversion, Fast,
 from condkd_ray.methods.memory import Latest
 from condkd_ray.methods.weighing import Modulating
 from condkd_ray.models import ResNet
+from condkd_ray.trial.config import Pipeline
 from condkd_ray.trial.identity import NUMBERS, can_share, pool_key, production_key, trial_hash
-from condkd_ray.trial.pipeline import Pipeline
 from condkd_ray.trial.synthesis import begin, produce
 
 FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16))

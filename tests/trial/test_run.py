@@ -26,7 +26,7 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from condkd_ray.core.config import from_tree
+from condkd_ray.trial.config import from_tree
 from condkd_ray.trial.outcome import save_outcome
 from condkd_ray.trial.run import local_store, run_trial
 from toy import make_prepared

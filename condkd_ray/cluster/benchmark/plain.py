@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from condkd_ray.cluster.benchmark.worlds import prepare
-from condkd_ray.core.config import from_tree
+from condkd_ray.trial.config import from_tree
 from condkd_ray.trial.run import local_store, run_trial
 
 

@@ -14,11 +14,10 @@ from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.driver.sweep import sweep
 from condkd_ray.cluster.worker.trainable import outcome_path
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.core.config import from_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
 from condkd_ray.trial.outcome import save_outcome
 
 CPUS = 2

@@ -10,15 +10,14 @@ import torch
 
 from condkd_ray.cluster.worker.jobs import Job
 from condkd_ray.cluster.worker.object_store import unpack
-from condkd_ray.core.config import content_hash, from_tree
+from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import InputError, Metrics, require
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.methods.memory import Store
-from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
-from condkd_ray.trial.producers import Producer
 from condkd_ray.trial.run import local_store
-from condkd_ray.trial.synthesis import codec, settle
+from condkd_ray.trial.synthesis import Producer, codec, settle
 
 Role = Literal["trial", "learner", "producer"]
 """Of a process: a trial that makes its images itself, or the parts of one with a pipeline."""

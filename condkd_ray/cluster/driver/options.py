@@ -17,8 +17,7 @@ from condkd_ray.cluster.worker.retries import ATTEMPTS
 from condkd_ray.cluster.worker.trainable import Work, chunks_folder
 from condkd_ray.core.storage import Location
 from condkd_ray.runs.options import RunFlags
-from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.pipeline import Allowance
+from condkd_ray.trial.config import Allowance, TrialConfig
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.datasets import RealImages
-from condkd_ray.models import label
+from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import Landmarks

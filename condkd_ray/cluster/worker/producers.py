@@ -19,11 +19,9 @@ from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.memory import Store
 from condkd_ray.methods.memory.chunks import to_arrays
-from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.config import Allowance, Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState
-from condkd_ray.trial.pipeline import Allowance
-from condkd_ray.trial.producers import Look, Pipelined, Producer
-from condkd_ray.trial.synthesis import codec
+from condkd_ray.trial.synthesis import Look, Pipelined, Producer, codec
 
 RESTARTS = 3
 """Of producers that die while the trial waits for one round (our choice); then the trial itself is to begin again."""

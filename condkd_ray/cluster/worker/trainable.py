@@ -16,16 +16,14 @@ from condkd_ray.cluster.worker.object_store import own_device, unpack
 from condkd_ray.cluster.worker.producers import Crew
 from condkd_ray.cluster.worker.retries import note, of_the_trial
 from condkd_ray.cluster.worker.shared_rounds import SharedSource, sweep_source
-from condkd_ray.core.config import from_tree
 from condkd_ray.core.environment import clean_process, keep_imports
 from condkd_ray.core.files import no_room
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory.store import MissingSamplesError
-from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.config import Allowance, Prepared, TrialConfig, from_tree
 from condkd_ray.trial.outcome import load_outcome, save_outcome
-from condkd_ray.trial.pipeline import Allowance
 from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import OutOfTimeError, RestsError, passed, run_trial
 from condkd_ray.trial.synthesis import codec

@@ -49,7 +49,6 @@ def read_idx_pair(images: Path, labels: Path, names: tuple[str, ...] | None = No
     """Grey images (N, 1, H, W) and their labels from two IDX files; classes are numbered unless `names` are given."""
     pixels, numbers = read_idx(images), read_idx(labels)
     require(pixels.ndim == 3, f"dimensions of {images}", pixels.ndim, "3: images, rows, columns")
-    require(
-        numbers.shape == pixels.shape[:1], f"shape of {labels}", tuple(numbers.shape), f"{len(pixels)}, one an image"
-    )
+    found = tuple(numbers.shape)
+    require(found == pixels.shape[:1], f"shape of {labels}", found, f"{len(pixels)}, one an image")
     return checked(pixels[:, None], numbers.long(), names, str(labels))

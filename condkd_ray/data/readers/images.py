@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.rng import derive_seed
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")  # named, as some of Pillow's others start programs
@@ -27,6 +28,8 @@ Source = tuple[str, bytes | Path]
 """An image as it lies: what to call it in a message, and its bytes or file."""
 
 BATCH_ROWS = 1000
+LEAST = 3
+"""Images of a class in `read_halves`: one to learn from, one for the proxy set, one to be measured on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,26 @@ def read_folder(root: Path, size: int | None = None) -> Raw:
     return checked(pixels, labels, tuple(folder.name for folder in folders), str(root))
 
 
+def read_halves(root: Path, size: int | None, seed: int) -> tuple[Raw, Raw]:
+    """Train and test, both in the folder's order: of each class a random half by `seed`, the odd one for train.
+
+    Raises `InputError` as `read_folder` does, and where a class has fewer than `LEAST` images.
+    """
+    whole = read_folder(root, size)
+    counts = whole.labels.bincount(minlength=len(whole.class_names))
+    fewest = int(counts.argmin())
+    what = f"number of images of class {whole.class_names[fewest]} in {root}"
+    accepted = f"{LEAST} or more: one to learn from, one for the proxy set, one held out to be measured on"
+    require(int(counts[fewest]) >= LEAST, what, int(counts[fewest]), accepted)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "halves"))
+    order = torch.randperm(len(whole), generator=generator)
+    shuffled = [order[whole.labels[order] == label] for label in range(len(counts))]
+    held_out = torch.cat([rows[: len(rows) // 2] for rows in shuffled])
+    is_test = torch.zeros(len(whole), dtype=torch.bool).index_fill(0, held_out, True)
+    train, test = (Raw(whole.pixels[kept], whole.labels[kept], whole.class_names) for kept in (~is_test, is_test))
+    return train, test
+
+
 def _ordered(root: Path, folders: list[Path]) -> list[Path]:
     order = root / "classes.txt"
     if order.is_file():
@@ -84,12 +107,8 @@ def checked(pixels: Tensor, labels: Tensor, names: tuple[str, ...] | None, what:
     require(len(labels) > 0, f"number of images in {what}", 0, "at least 1")
     lowest, highest = int(labels.min()), int(labels.max())
     names = names or tuple(str(number) for number in range(highest + 1))
-    require(
-        lowest >= 0 and highest < len(names),
-        f"labels in {what}",
-        (lowest, highest),
-        f"0 to {len(names) - 1}, the classes",
-    )
+    within = lowest >= 0 and highest < len(names)
+    require(within, f"labels in {what}", (lowest, highest), f"0 to {len(names) - 1}, the classes")
     return Raw(pixels, labels, names)
 
 

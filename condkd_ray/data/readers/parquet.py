@@ -35,17 +35,12 @@ def find_parquet(root: Path, train: str | None, test: str | None) -> tuple[list[
     trains = _sets(folder.glob("train*.parquet")) if train is None else [_named(folder, train)]
     tests = _sets(folder.glob("test*.parquet")) if test is None else [_named(folder, test)]
     if not trains:
-        require(
-            test is None, "test file without a train file", test, f"train*.parquet in {folder}, or a train file named"
-        )
+        accepted = f"train*.parquet in {folder}, or a train file named"
+        require(test is None, "test file without a train file", test, accepted)
         return None
     listed = [files[0].name for files in trains]
-    require(
-        len(trains) == 1,
-        f"train files in {folder}",
-        listed,
-        "one set, or name it with --train-file (a pattern will do)",
-    )
+    accepted = "one set, or name it with --train-file (a pattern will do)"
+    require(len(trains) == 1, f"train files in {folder}", listed, accepted)
     shared = [path.name for files in tests for path in files if path.resolve() in {p.resolve() for p in trains[0]}]
     require(not shared, "files read as train and as test", shared, "different files")
     return trains[0], tests
@@ -85,9 +80,8 @@ def read_parquet(files: Sequence[Path], size: int | None = None) -> Raw:
         # By way of a list: Arrow's own conversion would import pandas.
         labels.append(torch.tensor(numbers.to_pylist(), dtype=torch.int64))
         here = _class_names(file, column)
-        require(
-            names is None or here is None or here == names, f"class names of {path}", here, f"{names}, as in {files[0]}"
-        )
+        same = names is None or here is None or here == names
+        require(same, f"class names of {path}", here, f"{names}, as in {files[0]}")
         names = names or here
     pixels = decode_all((s for path, file in zip(files, tables, strict=True) for s in _sources(path, file)), size)
     return checked(pixels, torch.cat(labels), names, ", ".join(map(str, files)))

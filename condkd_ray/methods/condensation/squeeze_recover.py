@@ -188,8 +188,8 @@ class SqueezeRecover(Condensation):
             network,
             num_classes=num_classes,
             image_shape=(channels, height, width),
-            mean=mean,
-            std=std,
+            mean=tuple(mean),
+            std=tuple(std),
             train_size=len(real),
             flip_ok=flip_ok,
         )

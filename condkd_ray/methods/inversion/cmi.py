@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Meter, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
-from condkd_ray.data.augment import require_shift, resized_crop, view
+from condkd_ray.data.augment import require_shift, resized_crop, shift_flip
 from condkd_ray.methods.interfaces import Guide, Targets, Weigh
 from condkd_ray.methods.inversion.inversion import Inversion, Lowest, require_bn
 from condkd_ray.methods.losses.adversarial import disagreement
@@ -101,7 +101,7 @@ class Cmi(Inversion[CmiState]):
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
         """The global view. Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
-        return view(images, teacher, rng, self.shift)
+        return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
 
     def init(self, teacher: Teacher, rng: Streams) -> CmiState:
         """A head from stream `init/head`. Raises `InputError` for a teacher without BN or stages to compare."""

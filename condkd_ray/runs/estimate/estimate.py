@@ -20,7 +20,7 @@ import torch
 from condkd_ray.cluster.connection.connect import check_resources, connect, slots
 from condkd_ray.cluster.worker.producers import check_room, crew_size, teams
 from condkd_ray.commands.console import bar
-from condkd_ray.core.config import content_hash, from_tree
+from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.records import Record, read_records
 from condkd_ray.core.view import OnStep, unheard
@@ -29,7 +29,7 @@ from condkd_ray.runs.estimate.stand_ins import Sketch
 from condkd_ray.runs.options import RunFlags
 from condkd_ray.runs.plan import Plan
 from condkd_ray.study.space import corners, default
-from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.identity import NUMBERS, can_share
 
 PROBING_SECONDS = 90.0

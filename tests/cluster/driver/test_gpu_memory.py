@@ -9,7 +9,7 @@ from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
-from condkd_ray.trial.pipeline import Pipeline
+from condkd_ray.trial.config import Pipeline
 
 SYNTHESIZE, STEP = Fast.synthesize, Distiller.step
 BOTH = ("inversion", "distillation")

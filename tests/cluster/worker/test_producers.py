@@ -22,8 +22,7 @@ from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import DeepInversion
 from condkd_ray.methods.memory import Latest
-from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.pipeline import Allowance, Pipeline
+from condkd_ray.trial.config import Allowance, Pipeline, TrialConfig
 from condkd_ray.trial.run import run_trial
 from condkd_ray.trial.synthesis import codec
 

@@ -9,7 +9,7 @@ from reference.inversion import nayer
 from safetensors.torch import save_file
 from toy import MEAN, NUM_CLASSES, STD, make_teacher, toy_config
 
-from condkd_ray.core.config import content_hash, dump, from_tree
+from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.no_guidance import Unguided
@@ -19,6 +19,7 @@ from condkd_ray.methods.inversion.nayer import NamedGenerator, NoisyLayers, deal
 from condkd_ray.methods.targets import Balanced
 from condkd_ray.models import LeNet5
 from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.config import dump, from_tree
 
 
 def lists(statistics):

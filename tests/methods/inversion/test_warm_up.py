@@ -6,9 +6,10 @@ import torch
 from contracts.toy_methods import frozen, same, tensors
 from toy import make_prepared, toy_config
 
-from condkd_ray.core import checkpoint, config
+from condkd_ray.core import checkpoint
+from condkd_ray.core.config import to_tree
 from condkd_ray.methods.inversion import Fast
-from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.run import local_store
 
@@ -33,7 +34,7 @@ def begin(folder: Any = None, settings: TrialConfig = SETTINGS) -> tuple[Any, An
 def test_they_come_before_the_rounds_of_the_student():
     assert SETTINGS.total_rounds == 4
     assert [SETTINGS.progress(number) for number in range(4)] == [0, 0, 0, 1]
-    assert config.from_tree(config.to_tree(SETTINGS)) == SETTINGS
+    assert from_tree(to_tree(SETTINGS)) == SETTINGS
 
 
 def test_the_memory_fills_and_the_student_stands_still():

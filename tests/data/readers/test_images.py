@@ -7,7 +7,7 @@ import torch
 
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import DataConfig, load
-from condkd_ray.data.readers import read_halves
+from condkd_ray.data.readers.images import read_halves
 from data.image_files import random_pixels, write_folder
 
 NAMES = ["ant", "bee", "cow"]

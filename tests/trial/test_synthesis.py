@@ -12,9 +12,8 @@ from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import DeepInversion, Fast
 from condkd_ray.methods.memory import Latest
 from condkd_ray.methods.weighing import Modulating
-from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.config import Pipeline, Prepared, TrialConfig
 from condkd_ray.trial.loop import run_round, start
-from condkd_ray.trial.pipeline import Pipeline
 from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import begin, produce
 

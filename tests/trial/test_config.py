@@ -1,12 +1,11 @@
 import pytest
 from toy import toy_config
 
-from condkd_ray.core.config import from_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast, NoInversion
 from condkd_ray.runs.presets import arm
-from condkd_ray.trial.pipeline import Pipeline
+from condkd_ray.trial.config import Pipeline, from_tree
 
 
 def test_producers_take_turns_and_see_the_student_of_some_rounds_before():
