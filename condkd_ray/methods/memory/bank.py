@@ -56,12 +56,12 @@ class Bank(ReplayMemory[BankState]):
 
     def init(self, teacher: Teacher, rng: Streams) -> BankState:
         """Empty."""
-        return BankState(Deck.of(torch.empty(0, dtype=torch.int64)), [])
+        return BankState(Deck(), [])
 
     def add(self, state: BankState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Fresh ids replace the last round's; every `period` rounds the first of them become an entry."""
         before = self.live(state)
-        state.fresh = Deck.of(store.append(samples))
+        state.fresh = Deck(store.append(samples))
         if state.rounds % self.period == 0:
             state.entries = [*state.entries, state.fresh.ids[: self.entry_size]][-self.entries :]
         state.rounds += 1

@@ -97,7 +97,7 @@ class Generative(ReplayMemory[GenerativeState]):
             for network in networks
         )
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], self.lr)
-        return GenerativeState(encoder, decoder, optimizer, Deck.of(torch.empty(0, dtype=torch.int64)))
+        return GenerativeState(encoder, decoder, optimizer, Deck())
 
     def add(self, state: GenerativeState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """`steps` VAE steps, whose mean terms it gives; then fresh ids replace the last round's.
@@ -114,7 +114,7 @@ class Generative(ReplayMemory[GenerativeState]):
             meter.add(**self._step(state, batch, teacher=teacher, rng=rng))
         metrics = meter.read()
         store.drop(state.fresh.ids)
-        state.fresh = Deck.of(store.append(samples))
+        state.fresh = Deck(store.append(samples))
         return metrics
 
     def draw(self, state: GenerativeState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:

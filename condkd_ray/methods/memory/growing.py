@@ -11,7 +11,7 @@ from torch import Tensor
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.memory.memory import Draw, ReplayMemory, gathered
+from condkd_ray.methods.memory.memory import Draw, ReplayMemory, gathered, no_ids
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher
 
@@ -38,7 +38,7 @@ class Growing(ReplayMemory[GrowingState]):
 
     def init(self, teacher: Teacher, rng: Streams) -> GrowingState:
         """Empty."""
-        return GrowingState(torch.empty(0, dtype=torch.int64))
+        return GrowingState(no_ids())
 
     def add(self, state: GrowingState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Append; drop what exceeds the capacity."""

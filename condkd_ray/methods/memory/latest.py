@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from condkd_ray.core.method import Metrics
@@ -25,12 +24,12 @@ class Latest(ReplayMemory[Deck]):
 
     def init(self, teacher: Teacher, rng: Streams) -> Deck:
         """Empty."""
-        return Deck.of(torch.empty(0, dtype=torch.int64))
+        return Deck()
 
     def add(self, state: Deck, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """The new round replaces the old."""
         store.drop(state.ids)
-        fresh = Deck.of(store.append(samples))
+        fresh = Deck(store.append(samples))
         state.ids, state.order, state.cursor = fresh.ids, fresh.order, fresh.cursor
         return {}
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from condkd_ray.core.method import Metrics, NonFiniteError, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.memory.memory import Draw, ReplayMemory
+from condkd_ray.methods.memory.memory import Draw, ReplayMemory, no_ids
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher
 
@@ -84,7 +84,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         accepted = f"at least {least / size:.2g}: {least} samples, one a class, where the train set has {size}"
         require(self.capacity(teacher) >= least, "prioritized scale", self.scale, accepted)
         none = torch.empty(0, dtype=torch.float64)
-        return PrioritizedState(torch.empty(0, dtype=torch.int64), none, none.clone())
+        return PrioritizedState(no_ids(), none, none.clone())
 
     def add(
         self, state: PrioritizedState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams

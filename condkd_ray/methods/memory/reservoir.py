@@ -15,7 +15,7 @@ from torch import Tensor
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.memory.memory import Draw, ReplayMemory, gathered
+from condkd_ray.methods.memory.memory import Draw, ReplayMemory, gathered, no_ids
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher
 
@@ -47,7 +47,7 @@ class Reservoir(ReplayMemory[ReservoirState]):
 
     def init(self, teacher: Teacher, rng: Streams) -> ReservoirState:
         """Empty."""
-        return ReservoirState(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
+        return ReservoirState(no_ids(), torch.empty(0, dtype=torch.float64))
 
     def add(self, state: ReservoirState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Keep the smallest keys of old and new; the rest is dropped."""
