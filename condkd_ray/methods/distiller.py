@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,10 +64,8 @@ class Distiller(Method):
     None has a warm-up of the rate or Nesterov momentum.
     """
 
-    paper: ClassVar[str] = "Fang et al., IJCAI 2021 (CMI); Fang et al., AAAI 2022 (Fast)"
-    ours: ClassVar[tuple[str, ...]] = (
-        *("steps", "batch", "condensed_share", "mix", "share_schedule", "lr_epoch", "warm_up"),
-    )
+    paper = "Fang et al., IJCAI 2021 (CMI); Fang et al., AAAI 2022 (Fast)"
+    ours = (*("steps", "batch", "condensed_share", "mix", "share_schedule", "lr_epoch", "warm_up"),)
     loss: AnyKdLoss = Hinton()
     steps: int = 20
     """Student steps a round."""

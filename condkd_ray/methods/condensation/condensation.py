@@ -36,6 +36,9 @@ class Condensation(Method, ABC):
     ipc: int = 10
     """Images per class."""
 
+    def __post_init__(self) -> None:
+        require(self.ipc >= 1, "condensation.ipc", self.ipc, "1 or more; no condensation at all is another arm")
+
     @property
     def needs_teacher(self) -> bool:
         """Whether its images are made of the very teacher that they will guide. Records must then say so."""
@@ -69,14 +72,9 @@ class Condensation(Method, ABC):
         tells `on_step`. Raises `InputError` where a class has too few images.
         """
 
-    @abstractmethod
     def whole(self) -> Self:
-        """The largest set of which this one's images are the first of each class, at no more work: what to cache."""
-
-
-def require_ipc(ipc: int) -> None:
-    """Raise `InputError` unless there is at least one image a class."""
-    require(ipc >= 1, "condensation.ipc", ipc, "1 or more; no condensation at all is another arm")
+        """The config to compute and cache; smaller `ipc` sets are prefixes of it."""
+        return self
 
 
 def class_table(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

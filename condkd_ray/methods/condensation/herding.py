@@ -5,10 +5,9 @@ Letters: N images, K classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar, Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
-from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows, require_ipc
+from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows
 from condkd_ray.methods.condensation.convnets import convnet_for, train
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
@@ -59,8 +58,8 @@ class Herding(Condensation):
     momentum 0.9 and a learning rate that falls to 0, shuffled by the trial's seed: our choice. It is never the teacher.
     """
 
-    paper: ClassVar[str] = "Welling, ICML 2009"
-    ours: ClassVar[tuple[str, ...]] = ("epochs", "batch", "lr", "width", "depth")
+    paper = "Welling, ICML 2009"
+    ours = ("epochs", "batch", "lr", "width", "depth")
     name: Literal["herding"] = "herding"
     epochs: int = 5
     """Of the ConvNet's training; 0 leaves it as it was initialised."""
@@ -74,22 +73,14 @@ class Herding(Condensation):
     """Its blocks; each halves the image. Fewer on images below 16x16, where the last map would be a single place."""
 
     def __post_init__(self) -> None:
-        require_ipc(self.ipc)
+        super().__post_init__()
         require(self.epochs >= 0, "condensation.epochs", self.epochs, "0 or more")
         require(self.batch >= 1, "condensation.batch", self.batch, "1 or more")
         require(self.lr > 0, "condensation.lr", self.lr, "more than 0")
         ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
 
     def condense(
-        self,
-        real: Samples,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
-        on_step: OnStep = unheard,
+        self, real: Samples, *, num_classes: int, rng: Streams, on_step: OnStep = unheard, **_: object
     ) -> Samples:
         """Train the embedding, then choose. Raises `NonFiniteError` where the training diverges."""
         first_rows(real.labels, self.ipc, num_classes)  # refuses a class with too few images before the training
@@ -110,7 +101,3 @@ class Herding(Condensation):
             train(module, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])
         assert isinstance(module, ConvNetModule)
         return module
-
-    def whole(self) -> Self:
-        """Itself."""
-        return self

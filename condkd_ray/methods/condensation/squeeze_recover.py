@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, to_model, unseen
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import require_shift, resized_crop, roll_flip, shift_flip
-from condkd_ray.methods.condensation.condensation import Condensation, require_ipc
+from condkd_ray.methods.condensation.condensation import Condensation
 from condkd_ray.methods.condensation.convnets import train
 from condkd_ray.methods.losses.priors import BnStatistics, bn_distance, total_variation
 from condkd_ray.models.resnet import ResNet
@@ -53,19 +53,9 @@ class SqueezeRecover(Condensation):
     (`peers.md` B.4), and records call it "squeeze_recover (of the teacher)".
     """
 
-    paper: ClassVar[str] = "Yin et al., NeurIPS 2023"
-    ours: ClassVar[tuple[str, ...]] = (
-        "squeeze",
-        "network",
-        "epochs",
-        "batch",
-        "train_lr",
-        "iterations",
-        "bn_weight",
-        "least_crop",
-        "shift",
-    )
-    recipe: ClassVar[int] = 2
+    paper = "Yin et al., NeurIPS 2023"
+    ours = ("squeeze", "network", "epochs", "batch", "train_lr", "iterations", "bn_weight", "least_crop", "shift")
+    recipe = 2
     """2: while it squeezes, black moves in; while it recovers, the batch is rolled."""
     name: Literal["squeeze_recover"] = "squeeze_recover"
     squeeze: Literal["own", "teacher"] = "own"
@@ -97,7 +87,7 @@ class SqueezeRecover(Condensation):
     of 8x8: test accuracy of a ConvNet trained on 10 images a class alone 0.496 with 1 pixel, 0.832 with 0 (3 seeds)."""
 
     def __post_init__(self) -> None:
-        require_ipc(self.ipc)
+        super().__post_init__()
         for field in ("epochs", "iterations"):
             require(getattr(self, field) >= 1, f"condensation.{field}", getattr(self, field), "1 or more")
         require(self.batch >= 2, "condensation.batch", self.batch, "2 or more, for batch normalisation")
@@ -123,10 +113,6 @@ class SqueezeRecover(Condensation):
         accepted = "1 or more, as in resnet-8-16; or condensation.squeeze own"
         number = len(teacher.running_bn)
         require(not self.needs_teacher or number > 0, "number of the teacher's BN layers to invert", number, accepted)
-
-    def whole(self) -> Self:
-        """Itself."""
-        return self
 
     def condense(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,8 +47,8 @@ class TrajectoryMatching(Together):
     `prefixes`; shallower networks for tiny images.
     """
 
-    paper: ClassVar[str] = "Cazenavette et al., CVPR 2022"
-    ours: ClassVar[tuple[str, ...]] = (
+    paper = "Cazenavette et al., CVPR 2022"
+    ours = (
         "condensed_together",
         "prefixes",
         "iterations",

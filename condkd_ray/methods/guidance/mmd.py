@@ -7,7 +7,7 @@ bandwidths and layer are our choice.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class MmdState:
 class Mmd(Guidance[MmdState]):
     """Squared MMD of each class, mean over the classes present, under a sum of Gaussian kernels of the features."""
 
-    ours: ClassVar[tuple[str, ...]] = ("weight", "augment", "layer", "schedule")
+    ours = ("weight", "augment", "layer", "schedule")
     name: Literal["mmd"] = "mmd"
     weight: float = 100.0
     """Of 10 and 100 the better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""

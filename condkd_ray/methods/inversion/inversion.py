@@ -29,6 +29,7 @@ class Inversion(Method, ABC, Generic[State]):
     A host asks the teacher once a step (`teacher.observe(self.augment(images), guide.layers, bn=self.reads_bn)`), adds
     `guide.penalty(images, seen, labels)` to its loss, takes gradients of its own leaves only
     (`torch.autograd.grad`: teacher, student and guide collect none) and then calls `guide.update` on detached values.
+    `Host` does so.
     """
 
     pixel_space: ClassVar[PixelSpace]

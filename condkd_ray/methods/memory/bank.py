@@ -7,7 +7,7 @@ not known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ class Bank(ReplayMemory[BankState]):
     student's steps, of the epoch's last batch.
     """
 
-    paper: ClassVar[str] = "Binici et al., WACV 2022"
-    reads_logits: ClassVar[bool] = False
+    paper = "Binici et al., WACV 2022"
+    reads_logits = False
     name: Literal["bank"] = "bank"
     entries: int = 10
     """Entries kept; the oldest goes first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ class GrowingState:
 class Growing(ReplayMemory[GrowingState]):
     """Everything ever made, drawn uniformly with replacement."""
 
-    ours: ClassVar[tuple[str, ...]] = ("capacity",)
-    reads_logits: ClassVar[bool] = False
+    ours = ("capacity",)
+    reads_logits = False
     name: Literal["growing"] = "growing"
     capacity: int | None = None
     """Samples kept; the oldest go first. None keeps all."""

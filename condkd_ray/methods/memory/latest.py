@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from condkd_ray.models.teacher import Teacher
 class Latest(ReplayMemory[Deck]):
     """What adversarial hosts (DAFL) use: each student step gets fresh images while they last."""
 
-    reads_logits: ClassVar[bool] = False
+    reads_logits = False
     name: Literal["latest"] = "latest"
 
     def init(self, teacher: Teacher, rng: Streams) -> Deck:

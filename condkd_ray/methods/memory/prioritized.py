@@ -11,7 +11,7 @@ Letters: N samples held, n samples drawn.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,9 +44,9 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     largest delta there is, so that each is seen soon.
     """
 
-    paper: ClassVar[str] = "Liu et al., CVPR 2024"
-    ours: ClassVar[tuple[str, ...]] = ("alpha", "beta", "eps", "divide_by", "evict", "refresh")
-    reads_logits: ClassVar[bool] = False
+    paper = "Liu et al., CVPR 2024"
+    ours = ("alpha", "beta", "eps", "divide_by", "evict", "refresh")
+    reads_logits = False
     name: Literal["prioritized"] = "prioritized"
     scale: float = 0.1
     """Samples kept, as a share of the teacher's train set; the paper has 0.1 and goes down to 0.01."""

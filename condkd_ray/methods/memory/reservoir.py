@@ -7,7 +7,7 @@ A bank spans its last entries only; here the first round counts as much as the l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ class Reservoir(ReplayMemory[ReservoirState]):
     rounds, and of most rounds something stays: a process may hold more than the live samples that are counted.
     """
 
-    ours: ClassVar[tuple[str, ...]] = ("capacity",)
-    reads_logits: ClassVar[bool] = False
+    ours = ("capacity",)
+    reads_logits = False
     name: Literal["reservoir"] = "reservoir"
     capacity: int = 1280
     """Samples kept; as many as MB-DFKD's bank has."""
