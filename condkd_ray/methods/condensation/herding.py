@@ -17,7 +17,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows
-from condkd_ray.methods.condensation.convnets import convnet_for, train
+from condkd_ray.methods.condensation.convnets import fresh_convnet, train
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
 BATCH = 512
@@ -84,20 +84,15 @@ class Herding(Condensation):
     ) -> Samples:
         """Train the embedding, then choose. Raises `NonFiniteError` where the training diverges."""
         first_rows(real.labels, self.ipc, num_classes)  # refuses a class with too few images before the training
-        network = self._network(real, num_classes, rng, on_step)
+        network = fresh_convnet(real.images, num_classes, "condenser", rng, width=self.width, depth=self.depth)
+        if self.epochs:
+            self._train(network, real, rng, on_step)
         with torch.no_grad():
             embedded = torch.cat([network.embed(part) for part in real.images.split(BATCH)])
         rows = herd(embedded, real.labels, self.ipc, num_classes)
         return unseen(real.images[rows], real.labels[rows])
 
-    def _network(self, real: Samples, num_classes: int, rng: Streams, on_step: OnStep) -> ConvNetModule:
-        channels, height, width = real.images.shape[1:]
-        network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
-        with rng.forked("init/condenser"):
-            module = network.build((channels, height, width), num_classes).to(real.images.device)
+    def _train(self, network: ConvNetModule, real: Samples, rng: Streams, on_step: OnStep) -> None:
         recipe = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "momentum": 0.9, "falls": True}
-        if self.epochs:
-            epochs = count(1)
-            train(module, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])
-        assert isinstance(module, ConvNetModule)
-        return module
+        epochs = count(1)
+        train(network, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])

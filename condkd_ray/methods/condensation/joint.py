@@ -20,7 +20,7 @@ from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import dsa
 from condkd_ray.methods.condensation.condensation import Condensation, first_per_class, random_per_class
-from condkd_ray.methods.condensation.convnets import convnet_for
+from condkd_ray.methods.condensation.convnets import fresh_convnet
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
 
@@ -76,12 +76,7 @@ class Together(Condensation):
 
     def network(self, images: Tensor, num_classes: int, name: str, rng: Streams) -> ConvNetModule:
         """A fresh ConvNet for `images`, from stream `init/<name>`."""
-        channels, height, width = images.shape[1:]
-        network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
-        with rng.forked(f"init/{name}"):
-            module = network.build((channels, height, width), num_classes)
-        assert isinstance(module, ConvNetModule)
-        return module.to(images.device)
+        return fresh_convnet(images, num_classes, name, rng, width=self.width, depth=self.depth)
 
     def augmented(self, images: Tensor, use: str, *, flip_ok: bool, rng: Streams) -> Tensor:
         """One randomly chosen augmentation, each image by draws of its own, from stream `augment/<use>`; or none."""

@@ -119,19 +119,18 @@ class SqueezeRecover(Condensation):
         real: Samples,
         *,
         num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
         on_step: OnStep = unheard,
         teacher: Teacher | None = None,
+        **scale: Sequence[float],
     ) -> Samples:
         """Train, then invert, `ipc` times one image a class. `teacher`: to be inverted, if it `needs_teacher`.
 
         Raises `InputError` where that has no BN, and `NonFiniteError` on divergence.
         """
         if not self.needs_teacher:
-            teacher = self._squeeze(real, num_classes, mean=mean, std=std, flip_ok=flip_ok, rng=rng)
+            teacher = self._squeeze(real, num_classes, rng, flip_ok=flip_ok, **scale)
         assert teacher is not None, "needs_teacher"
         self.check_teacher(teacher)
         made = [self._recover(number, teacher, rng, on_step) for number in range(self.ipc)]
@@ -140,45 +139,21 @@ class SqueezeRecover(Condensation):
         return unseen(images.flatten(0, 1).contiguous(), labels)
 
     def _squeeze(
-        self,
-        real: Samples,
-        num_classes: int,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
+        self, real: Samples, num_classes: int, rng: Streams, *, flip_ok: bool, **scale: Sequence[float]
     ) -> Teacher:
-        """The network of its own, as a teacher."""
+        """The network of its own, as a teacher. `scale`: the `mean` and `std` of the normalisation."""
         channels, height, width = real.images.shape[1:]
         with rng.forked("init/squeezed"):
             network = self.network.build((channels, height, width), num_classes).to(real.images.device)
-        black = to_model(real.images.new_zeros(1, channels, 1, 1), mean, std)
+        black = to_model(real.images.new_zeros(1, channels, 1, 1), **scale)
 
         def moved(images: Tensor) -> Tensor:
             return shift_flip(images, rng=rng["augment/squeeze"], share=self.shift, flip=flip_ok, black=black)
 
-        train(
-            network,
-            real,
-            epochs=self.epochs,
-            batch=self.batch,
-            lr=self.train_lr,
-            momentum=0.9,
-            weight_decay=5e-4,
-            falls=True,
-            augment=moved,
-            rng=rng["squeeze"],
-        )
-        return Teacher(
-            network,
-            num_classes=num_classes,
-            image_shape=(channels, height, width),
-            mean=mean,
-            std=std,
-            train_size=len(real),
-            flip_ok=flip_ok,
-        )
+        recipe = {"batch": self.batch, "lr": self.train_lr, "momentum": 0.9, "weight_decay": 5e-4, "falls": True}
+        train(network, real, epochs=self.epochs, **recipe, augment=moved, rng=rng["squeeze"])
+        shape, size = (channels, height, width), len(real)
+        return Teacher(network, num_classes=num_classes, image_shape=shape, train_size=size, flip_ok=flip_ok, **scale)
 
     def _recover(self, number: int, teacher: Teacher, rng: Streams, on_step: OnStep) -> Tensor:
         """Image `number` of each class (K, C, H, W), by streams of its own."""

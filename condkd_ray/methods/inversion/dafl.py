@@ -29,12 +29,8 @@ class Dafl(Unconditional):
     paper = "Chen et al., ICCV 2019"
     ours = ("steps", "batch", "images_per_round")
     name: Literal["dafl"] = "dafl"
-    steps: int = 20
-    """Adam steps of the generator a round."""
     batch: int = 128
     """Images a generator step (512 to 1024 in the official code)."""
-    latent: int = 1000
-    lr: float = 0.02
     oh_weight: float = 0.05
     ie_weight: float = 5.0
     act_weight: float = 0.01

@@ -36,11 +36,8 @@ class PreDfkd(Unconditional):
     paper = "Binici et al., AAAI 2022"
     ours = ("steps", "batch", "images_per_round")
     name: Literal["pre_dfkd"] = "pre_dfkd"
-    steps: int = 20
-    """Adam steps of the generator a round."""
     batch: int = 128
     """Images a generator step (1024 in the released code)."""
-    latent: int = 1000
     lr: float = 0.02
     """As released, for batches of 1024. A tenth of it served batches of 128 better on digits."""
     oh_weight: float = 1.0
