@@ -3,14 +3,12 @@
 Letters: B batch, K classes.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +154,7 @@ class Distiller(Method):
         require(last < rounds, "milestone", last, f"less than {rounds}, the student's rounds")
         require(self.lr_epoch <= rounds, "lr_epoch", self.lr_epoch, f"at most {rounds}, the student's rounds")
 
-    def within(self, rounds: int) -> Distiller:
+    def within(self, rounds: int) -> Self:
         """The same for a trial cut to `rounds`, whose cost is measured: later milestones are left out."""
         kept = tuple(milestone for milestone in self.milestones if milestone < rounds)
         schedule = self.lr_schedule if kept or self.lr_schedule == "cosine" else "constant"

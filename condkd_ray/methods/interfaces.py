@@ -3,8 +3,6 @@
 Letters: B batch, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

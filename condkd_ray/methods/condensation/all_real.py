@@ -1,7 +1,5 @@
 """All real images: the upper reference, distillation with the data that is not there."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -3,8 +3,6 @@
 Letters: N images, M images a class, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +67,8 @@ class Condensation(Method, ABC):
 
         `real` is in the teacher's space, which `mean` and `std` (a channel, in units of [0, 1] pixels) define; it is
         not changed. `flip_ok`: a mirrored image keeps its class. `rng` is fresh, seeded by the trial. What takes long
-        tells `on_step`. Raises `InputError` where a class has too few images.
+        tells `on_step`. A condenser names the arguments it uses and takes the others as `**_`. Raises `InputError`
+        where a class has too few images.
         """
 
     def whole(self) -> Self:

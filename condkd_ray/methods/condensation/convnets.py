@@ -3,8 +3,6 @@
 Letters: N images, B batch, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

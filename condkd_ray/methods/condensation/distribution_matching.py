@@ -4,8 +4,6 @@ Letters: K classes, N real and M synthetic images a class, B = K x N or K x M, C
 D features.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ DSA: Zhao & Bilen, ICML 2021. Facts: `methods.md` 6.4, `peers.md` B.2, B.4.
 Letters: K classes, N real and M synthetic images a class, C channels, H W height and width, O output channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -3,8 +3,6 @@
 Letters: N images, K classes, D features.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal

@@ -5,8 +5,6 @@ declared, and what does not look like images in the teacher's space is refused w
 Letters: N images, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

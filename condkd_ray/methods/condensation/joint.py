@@ -5,8 +5,6 @@ What they make the images agree with stands in each paper's file: `optimise`.
 Letters: K classes, N real and M synthetic images a class, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal, Self, final

@@ -1,7 +1,5 @@
 """Random real images: no condensation, and the control that every condensed set has to beat."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@ relabelling, is what the teacher does here.
 Letters: K classes, C channels, H W height and width; a batch is one image of each class.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

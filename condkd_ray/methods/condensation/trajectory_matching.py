@@ -5,8 +5,6 @@ Letters: K classes, M images a class, B synthetic images a step, C channels, H W
 E epochs of an expert, N steps.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect
 from collections.abc import Callable, Iterable

@@ -6,8 +6,6 @@ from over-fitting. The form of the condition, the architecture, optimiser and lo
 fields below.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

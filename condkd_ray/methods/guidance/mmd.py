@@ -4,8 +4,6 @@ PGDI uses class-wise MMD on few-shot images (`peers.md` A.13; its released code 
 bandwidths and layer are our choice.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

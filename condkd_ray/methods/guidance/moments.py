@@ -3,8 +3,6 @@
 Our choice, as the simplest thing a discriminator has to beat.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """No guidance: the host runs as published."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -5,8 +5,6 @@ Formulas, schedule and weights: `peers.md` A.6 and `methods.md` 6.1, 6.2 (read i
 Letters: B images of the batch, N rows of the bank, D features.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """What hosts have in common whose generator makes images of wanted classes: CMI, Fast, NAYER."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

@@ -3,8 +3,6 @@
 Formulas and weights: `peers.md` A.1 (read in the authors' released code).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

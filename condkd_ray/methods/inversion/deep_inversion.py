@@ -3,8 +3,6 @@
 Weights and settings: `peers.md` A.0, A.5 (read in the authors' released code and its DataFree port).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

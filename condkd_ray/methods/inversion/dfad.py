@@ -3,8 +3,6 @@
 Formula, network and rates: `peers.md` A.3 (read in the authors' released code).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

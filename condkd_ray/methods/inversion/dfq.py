@@ -3,8 +3,6 @@
 Formulas, weights, network and rates: `peers.md` A.4 (read in a public re-run of it as a distillation baseline).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

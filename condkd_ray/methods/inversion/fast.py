@@ -3,8 +3,6 @@
 Formulas, schedule and weights: `peers.md` A.7 and `methods.md` 6.1, 6.2 (read in the authors' released code).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Letters: B batch, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +49,7 @@ class Look(NamedTuple):
 class Round:
     """One call of `synthesize`: what it was given, the means of its terms, and the step of lowest loss."""
 
-    host: Host
+    host: "Host"
     teacher: Teacher
     student: nn.Module
     guide: Guide

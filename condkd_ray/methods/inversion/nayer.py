@@ -6,8 +6,6 @@ weights: `peers.md` A.8 (read in the authors' released code).
 Letters: B batch, K classes, E embedding size, Z latent size, R images of the most frequent class.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -33,6 +31,13 @@ EMBEDDINGS = "embeddings"
 """The tensor's name in a file of embeddings."""
 
 
+class NoisyLayers(NamedTuple):
+    """R linear layers, E to Z: `weight` (R, Z, E), `bias` (R, Z)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 class NamedGenerator(nn.Module):
     """Embeddings of the classes, normalised, through a layer that is handed in, to images in [0, 1]."""
 
@@ -45,13 +50,6 @@ class NamedGenerator(nn.Module):
         """(K, E) embeddings to (B, C, H, W): image i is of class `labels[i]`, through layer `places[i]`, both (B,)."""
         latents = torch.einsum("rze,ke->rkz", noisy.weight, self.norm(embeddings)) + noisy.bias[:, None]
         return self.body(latents[places, labels])
-
-
-class NoisyLayers(NamedTuple):
-    """R linear layers, E to Z: `weight` (R, Z, E), `bias` (R, Z)."""
-
-    weight: Tensor
-    bias: Tensor
 
 
 @dataclass

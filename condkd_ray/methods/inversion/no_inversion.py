@@ -1,7 +1,5 @@
 """No inversion: for arms that distil from condensed or real images alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -4,8 +4,6 @@ Networks, formulas and weights: `methods.md` 2.2 to 2.4 and `peers.md` A.9 (read
 the student rehearses between rounds is a memory's matter.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@
 and of a re-implementation; it has no released code).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@ What a host wants of its images stands in its paper's file: `build` and `terms`.
 Letters: B batch, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final

@@ -4,8 +4,6 @@ Formula, network and rates: `peers.md` A.2 (read in the authors' released code).
 teacher's attention is a matter of the distiller's loss.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

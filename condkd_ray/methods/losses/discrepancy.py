@@ -4,8 +4,6 @@ Full precision even under autocast: differences of bfloat16 products would drown
 K classes. Sources: `peers.md` A.13 (class-wise MMD and its pitfalls); the rest is our choice.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -4,8 +4,6 @@ Sizes and period as its re-implementation by the authors of LRA runs them (`meth
 not known.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

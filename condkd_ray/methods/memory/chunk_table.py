@@ -3,8 +3,6 @@
 Letters: N samples, M chunks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -51,7 +49,7 @@ class ChunkTable:
         index, wanted = self._indexed(), ids.cpu().numpy()
         return index.rows.gather(index.locate(wanted), wanted)
 
-    def _indexed(self) -> _Index:
+    def _indexed(self) -> "_Index":
         # Made when it is asked for: a refresh changes many chunks at once.
         if self._index is None:
             self._index = _Index(self.items())
@@ -76,7 +74,7 @@ class _Index:
         return which
 
     @cached_property
-    def rows(self) -> Spanned | Parted:
+    def rows(self) -> "Spanned | Parted":
         """All samples. Raises `KeyError` where there is no chunk."""
         if not self._chunks:
             raise KeyError("no chunk holds anything")

@@ -4,8 +4,6 @@ An id is the running number of a sample in its store; a chunk holds consecutive 
 Letters: N samples, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ Networks, losses, rates and shares: `methods.md` 2.2 to 2.4 (read in the authors
 Letters: B batch, C channels, H W height and width, K classes, Z latent size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

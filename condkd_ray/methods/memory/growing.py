@@ -1,7 +1,5 @@
 """A pool that only grows, or forgets its oldest beyond a capacity: the memory of CMI and Fast."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Only the round just made, dealt out in disjoint batches: no replay at all."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

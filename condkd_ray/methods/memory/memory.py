@@ -1,7 +1,5 @@
 """What every replay memory is: a policy of keeping and drawing. Its state holds ids and counters, never images."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, NamedTuple, TypeVar

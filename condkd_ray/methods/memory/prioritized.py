@@ -8,8 +8,6 @@ they are our choice, and so are all fields but the meaning of `scale` and `beta`
 Letters: N samples held, n samples drawn.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

@@ -4,8 +4,6 @@ The alternative to MB-DFKD's first-in-first-out bank (`methods.md` 3.5: that it 
 A bank spans its last entries only; here the first round counts as much as the last.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

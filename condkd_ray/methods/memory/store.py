@@ -1,7 +1,5 @@
 """Where remembered samples lie. What is kept and what is drawn is the memory's policy; a store only holds rows."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from pathlib import Path
 

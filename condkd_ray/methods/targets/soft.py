@@ -7,8 +7,6 @@ re-implementation; it has no released code).
 Letters: B batch, K classes, d units of the layer, k weights that come in to each.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

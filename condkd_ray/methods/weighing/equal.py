@@ -1,7 +1,5 @@
 """Equal weights: what every method but SSD-KD does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@ teacher puts into the same class, the second favours low confidence with the exp
 formula below is recalled, not read: it is our choice, as are all fields but gamma.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -6,8 +6,6 @@ the maps are Zagoruyko and Komodakis', ICLR 2017.
 Letters: B batch, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

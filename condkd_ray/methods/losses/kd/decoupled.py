@@ -7,8 +7,6 @@ student's learning rate has a warm-up of its own (our choice).
 Letters: B batch, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ Letters: B batch, C channels, H W height and width, K classes. Sources: `peers.m
 in the hosts' released code).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
