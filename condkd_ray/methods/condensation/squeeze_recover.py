@@ -6,9 +6,8 @@ Letters: K classes, C channels, H W height and width; a batch is one image of ea
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +120,7 @@ class SqueezeRecover(Condensation):
         rng: Streams,
         on_step: OnStep = unheard,
         teacher: Teacher | None = None,
-        **scale: Sequence[float],
+        **scale: Any,
     ) -> Samples:
         """Train, then invert, `ipc` times one image a class. `teacher`: to be inverted, if it `needs_teacher`.
 
@@ -136,9 +135,7 @@ class SqueezeRecover(Condensation):
         labels = torch.arange(num_classes, device=rng.device).repeat_interleave(self.ipc)
         return unseen(images.flatten(0, 1).contiguous(), labels)
 
-    def _squeeze(
-        self, real: Samples, num_classes: int, rng: Streams, *, flip_ok: bool, **scale: Sequence[float]
-    ) -> Teacher:
+    def _squeeze(self, real: Samples, num_classes: int, rng: Streams, *, flip_ok: bool, **scale: Any) -> Teacher:
         """The network of its own, as a teacher. `scale`: the `mean` and `std` of the normalisation."""
         channels, height, width = real.images.shape[1:]
         with rng.forked("init/squeezed"):
