@@ -3,15 +3,13 @@
 Letters: B batch, K classes.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise, product
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +63,8 @@ class Distiller(Method):
     None has a warm-up of the rate or Nesterov momentum.
     """
 
-    paper: ClassVar[str] = "Fang et al., IJCAI 2021 (CMI); Fang et al., AAAI 2022 (Fast)"
-    ours: ClassVar[tuple[str, ...]] = (
-        *("steps", "batch", "condensed_share", "mix", "share_schedule", "lr_epoch", "warm_up"),
-    )
+    paper = "Fang et al., IJCAI 2021 (CMI); Fang et al., AAAI 2022 (Fast)"
+    ours = (*("steps", "batch", "condensed_share", "mix", "share_schedule", "lr_epoch", "warm_up"),)
     loss: AnyKdLoss = Hinton()
     steps: int = 20
     """Student steps a round."""
@@ -159,7 +155,7 @@ class Distiller(Method):
         require(last < rounds, "milestone", last, f"less than {rounds}, the student's rounds")
         require(self.lr_epoch <= rounds, "lr_epoch", self.lr_epoch, f"at most {rounds}, the student's rounds")
 
-    def within(self, rounds: int) -> Distiller:
+    def within(self, rounds: int) -> Self:
         """The same for a trial cut to `rounds`, whose cost is measured: later milestones are left out."""
         kept = tuple(milestone for milestone in self.milestones if milestone < rounds)
         schedule = self.lr_schedule if kept or self.lr_schedule == "cosine" else "constant"

@@ -3,8 +3,6 @@
 Letters: B batch, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,3 +66,16 @@ class Weigh(Protocol):
 def equal_weights(seen: Observation, labels: Tensor) -> Tensor:
     """Every sample counts the same: the `Weigh` of all methods but SSD-KD."""
     return torch.ones(len(labels), device=labels.device)
+
+
+class Unguided:
+    """The `Guide` of a host that runs as published: it says nothing and learns nothing."""
+
+    layers: tuple[str, ...] = ()
+
+    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
+        """Zero."""
+        return seen.logits.new_zeros(())
+
+    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
+        """Nothing."""

@@ -11,8 +11,6 @@ bfloat16, 5 epochs of 50 000: 0.909 of 10 000 held out, 149 s. Digits 8x8, resne
 Letters: N images, B batch, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +113,10 @@ class Supervised(Method):
                 scheduler.step()
                 meter.add(loss=loss, train_accuracy=(logits.argmax(1) == target).float().mean())
                 on_step(step, self.epochs * steps)
-            metrics = _read(meter, epoch)
+            try:
+                metrics = meter.read()
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error} of epoch {epoch}") from None
         network.eval()
         return metrics
 
@@ -128,11 +129,10 @@ class Supervised(Method):
         peak = self.warmup * total
 
         def factor(step: int) -> float:
-            middle = step + 0.5
+            middle = min(step, total - 1) + 0.5  # the scheduler asks once more after the last step
             return middle / peak if middle < peak else (total - middle) / (total - peak)
 
-        # The scheduler asks once more after the last step.
-        return lambda step: factor(min(step, total - 1))
+        return factor
 
     def _batches(
         self, images: Tensor, labels: Tensor, *, flip_ok: bool, steps: int, rng: Streams
@@ -142,13 +142,6 @@ class Supervised(Method):
         for index in order.tensor_split(steps):
             moved = shift_flip(images[index], rng=rng["augment/teacher"], share=self.shift, flip=flip_ok, black=0)
             yield moved.contiguous(memory_format=torch.channels_last).float() / 255, labels[index]
-
-
-def _read(meter: Meter, epoch: int) -> Metrics:
-    try:
-        return meter.read()
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error} of epoch {epoch}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,7 @@ from torch import nn
 from toy import make_teacher
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.no_guidance import Unguided
-from condkd_ray.methods.interfaces import equal_weights
+from condkd_ray.methods.interfaces import Unguided, equal_weights
 from condkd_ray.methods.inversion import AnyInversion, NoInversion
 from condkd_ray.methods.targets import Balanced
 

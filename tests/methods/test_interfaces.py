@@ -5,8 +5,7 @@ import torch
 from toy import make_prepared
 
 from condkd_ray.methods.guidance.guidance import BoundGuide
-from condkd_ray.methods.guidance.no_guidance import Unguided
-from condkd_ray.methods.interfaces import Guide, Weigh, equal_weights
+from condkd_ray.methods.interfaces import Guide, Unguided, Weigh, equal_weights
 
 
 @pytest.mark.parametrize("kind", [BoundGuide, Unguided])

@@ -100,7 +100,7 @@ class SweepStore(MappedStore):
         start, chunk = self.num_ids, self._chunks[pool_start]
         self._places[pool_start] = start
         self._table.put(start, chunk)
-        self._ledger.cover(start, chunk.classes)
+        self._ids.cover(start, chunk.classes)
 
     def _append(self, start: int, encoded: Encoded) -> None:
         raise AssertionError("a sweep's store is contributed to, round by round")
@@ -110,7 +110,7 @@ class SweepStore(MappedStore):
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
         self._chunks[start] = chunk
-        if start in self._places and self._ledger.any_live(self._places[start], len(chunk)):
+        if start in self._places and self._ids.any_live(self._places[start], len(chunk)):
             self._table.put(self._places[start], chunk)
 
     def _unmap(self, start: int) -> None:

@@ -16,7 +16,7 @@ from condkd_ray.cluster.pool.stopwatch import WATCH
 from condkd_ray.core.samples import Codec, Encoded, Samples
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory.chunks import Arrays, from_arrays, read_chunk, to_arrays
-from condkd_ray.methods.memory.store import TableStore
+from condkd_ray.methods.memory.store import Store
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
@@ -38,7 +38,7 @@ def patiently(ask: Callable[[], T]) -> T:
             time.sleep(0.1)
 
 
-class MappedStore(TableStore):
+class MappedStore(Store):
     """What these stores share: they hear from the pool where the chunks of a key are, and map them."""
 
     def __init__(
@@ -132,7 +132,7 @@ class PoolStore(OwnedStore):
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
         self._table.put(start, chunk)
-        self._ledger.cover(start, chunk.classes)
+        self._ids.cover(start, chunk.classes)
 
 
 class AdoptingStore(MappedStore):
@@ -151,7 +151,7 @@ class AdoptingStore(MappedStore):
     def append(self, samples: Samples) -> Tensor:
         """Take over those at which `look` has looked: nothing is sent. Their ids."""
         start = self.num_ids
-        self._ledger.cover(start, samples.classes)
+        self._ids.cover(start, samples.classes)
         return torch.arange(start, self.num_ids)
 
     def _append(self, start: int, encoded: Encoded) -> None:
@@ -161,14 +161,14 @@ class AdoptingStore(MappedStore):
         """See `Store`."""
         for start, chunk in self._table.items():
             if start < num_ids:
-                self._ledger.cover(start, chunk[: num_ids - start].classes)
+                self._ids.cover(start, chunk[: num_ids - start].classes)
         super().restore(num_ids, live)
 
     def _dead(self) -> list[tuple[int, Encoded]]:
         return [(start, chunk) for start, chunk in super()._dead() if start + len(chunk) <= self.num_ids]
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
-        if start + len(chunk) > self.num_ids or self._ledger.any_live(start, len(chunk)):
+        if start + len(chunk) > self.num_ids or self._ids.any_live(start, len(chunk)):
             self._table.put(start, chunk)
 
     def _unmap(self, start: int) -> None:

@@ -1,15 +1,10 @@
 """All real images: the upper reference, distillation with the data that is not there."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from condkd_ray.core.method import require
-from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
-from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.methods.condensation.condensation import Condensation
 
 
@@ -24,21 +19,7 @@ class AllReal(Condensation):
     def __post_init__(self) -> None:
         require(self.ipc == 0, "condensation.ipc of all_real", self.ipc, "0, which stands for all images")
 
-    def condense(
-        self,
-        real: Samples,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
-        on_step: OnStep = unheard,
-    ) -> Samples:
+    def condense(self, real: Samples, **_: object) -> Samples:
         """All rows, sorted by class."""
         rows = real.labels.argsort(stable=True)
         return unseen(real.images[rows], real.labels[rows])
-
-    def whole(self) -> Self:
-        """Itself."""
-        return self

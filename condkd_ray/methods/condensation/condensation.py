@@ -3,8 +3,6 @@
 Letters: N images, M images a class, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +34,9 @@ class Condensation(Method, ABC):
     ipc: int = 10
     """Images per class."""
 
+    def __post_init__(self) -> None:
+        require(self.ipc >= 1, "condensation.ipc", self.ipc, "1 or more; no condensation at all is another arm")
+
     @property
     def needs_teacher(self) -> bool:
         """Whether its images are made of the very teacher that they will guide. Records must then say so."""
@@ -66,17 +67,13 @@ class Condensation(Method, ABC):
 
         `real` is in the teacher's space, which `mean` and `std` (a channel, in units of [0, 1] pixels) define; it is
         not changed. `flip_ok`: a mirrored image keeps its class. `rng` is fresh, seeded by the trial. What takes long
-        tells `on_step`. Raises `InputError` where a class has too few images.
+        tells `on_step`. A condenser names the arguments it uses and takes the others as `**_`. Raises `InputError`
+        where a class has too few images.
         """
 
-    @abstractmethod
     def whole(self) -> Self:
-        """The largest set of which this one's images are the first of each class, at no more work: what to cache."""
-
-
-def require_ipc(ipc: int) -> None:
-    """Raise `InputError` unless there is at least one image a class."""
-    require(ipc >= 1, "condensation.ipc", ipc, "1 or more; no condensation at all is another arm")
+        """The config to compute and cache; smaller `ipc` sets are prefixes of it."""
+        return self
 
 
 def class_table(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

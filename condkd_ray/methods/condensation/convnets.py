@@ -3,8 +3,6 @@
 Letters: N images, B batch, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 
@@ -13,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.core.method import Meter
+from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.models.convnet import ConvNet
+from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
 
 def train(
@@ -55,6 +54,18 @@ def train(
         on_epoch()
     optimizer.zero_grad()
     return network.eval().requires_grad_(False)
+
+
+def fresh_convnet(
+    images: Tensor, num_classes: int, name: str, rng: Streams, *, width: int, depth: int
+) -> ConvNetModule:
+    """A new ConvNet for `images` (B, C, H, W), on their device, from stream `init/<name>`; see `convnet_for`."""
+    channels, height, wide = images.shape[1:]
+    network = convnet_for((channels, height, wide), width=width, depth=depth)
+    with rng.forked(f"init/{name}"):
+        module = network.build((channels, height, wide), num_classes)
+    assert isinstance(module, ConvNetModule)
+    return module.to(images.device)
 
 
 def convnet_for(image_shape: Sequence[int], *, width: int, depth: int) -> ConvNet:

@@ -4,10 +4,8 @@ Letters: K classes, N real and M synthetic images a class, B = K x N or K x M, C
 D features.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,8 +45,8 @@ class DistributionMatching(Together):
     draw a class); `condensed_together`; and shallower networks for tiny images.
     """
 
-    paper: ClassVar[str] = "Zhao and Bilen, WACV 2023"
-    ours: ClassVar[tuple[str, ...]] = ("condensed_together", "prefixes", "iterations", "real_batch", "width")
+    paper = "Zhao and Bilen, WACV 2023"
+    ours = ("condensed_together", "prefixes", "iterations", "real_batch", "width")
     name: Literal["distribution_matching"] = "distribution_matching"
     prefixes: bool = True
     """Match the mean of every prefix of a class, not of all its images alone. Our choice: the first of ten images that

@@ -4,11 +4,9 @@ DSA: Zhao & Bilen, ICML 2021. Facts: `methods.md` 6.4, `peers.md` B.2, B.4.
 Letters: K classes, N real and M synthetic images a class, C channels, H W height and width, O output channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,17 +65,8 @@ class GradientMatching(Together):
     images.
     """
 
-    paper: ClassVar[str] = "Zhao et al., ICLR 2021; Zhao and Bilen, ICML 2021"
-    ours: ClassVar[tuple[str, ...]] = (
-        "condensed_together",
-        "prefixes",
-        "iterations",
-        "outer",
-        "inner",
-        "real_batch",
-        "net_batch",
-        "width",
-    )
+    paper = "Zhao et al., ICLR 2021; Zhao and Bilen, ICML 2021"
+    ours = ("condensed_together", "prefixes", "iterations", "outer", "inner", "real_batch", "net_batch", "width")
     name: Literal["gradient_matching"] = "gradient_matching"
     prefixes: bool = True
     """Each iteration is of the first images of each class, a random number of them; False, of all, as published.

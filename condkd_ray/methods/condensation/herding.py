@@ -3,12 +3,9 @@
 Letters: N images, K classes, D features.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar, Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +14,8 @@ from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
-from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows, require_ipc
-from condkd_ray.methods.condensation.convnets import convnet_for, train
+from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows
+from condkd_ray.methods.condensation.convnets import fresh_convnet, train
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
 BATCH = 512
@@ -59,8 +56,8 @@ class Herding(Condensation):
     momentum 0.9 and a learning rate that falls to 0, shuffled by the trial's seed: our choice. It is never the teacher.
     """
 
-    paper: ClassVar[str] = "Welling, ICML 2009"
-    ours: ClassVar[tuple[str, ...]] = ("epochs", "batch", "lr", "width", "depth")
+    paper = "Welling, ICML 2009"
+    ours = ("epochs", "batch", "lr", "width", "depth")
     name: Literal["herding"] = "herding"
     epochs: int = 5
     """Of the ConvNet's training; 0 leaves it as it was initialised."""
@@ -74,43 +71,26 @@ class Herding(Condensation):
     """Its blocks; each halves the image. Fewer on images below 16x16, where the last map would be a single place."""
 
     def __post_init__(self) -> None:
-        require_ipc(self.ipc)
+        super().__post_init__()
         require(self.epochs >= 0, "condensation.epochs", self.epochs, "0 or more")
         require(self.batch >= 1, "condensation.batch", self.batch, "1 or more")
         require(self.lr > 0, "condensation.lr", self.lr, "more than 0")
         ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
 
     def condense(
-        self,
-        real: Samples,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
-        on_step: OnStep = unheard,
+        self, real: Samples, *, num_classes: int, rng: Streams, on_step: OnStep = unheard, **_: object
     ) -> Samples:
         """Train the embedding, then choose. Raises `NonFiniteError` where the training diverges."""
         first_rows(real.labels, self.ipc, num_classes)  # refuses a class with too few images before the training
-        network = self._network(real, num_classes, rng, on_step)
+        network = fresh_convnet(real.images, num_classes, "condenser", rng, width=self.width, depth=self.depth)
+        if self.epochs:
+            self._train(network, real, rng, on_step)
         with torch.no_grad():
             embedded = torch.cat([network.embed(part) for part in real.images.split(BATCH)])
         rows = herd(embedded, real.labels, self.ipc, num_classes)
         return unseen(real.images[rows], real.labels[rows])
 
-    def _network(self, real: Samples, num_classes: int, rng: Streams, on_step: OnStep) -> ConvNetModule:
-        channels, height, width = real.images.shape[1:]
-        network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
-        with rng.forked("init/condenser"):
-            module = network.build((channels, height, width), num_classes).to(real.images.device)
+    def _train(self, network: ConvNetModule, real: Samples, rng: Streams, on_step: OnStep) -> None:
         recipe = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "momentum": 0.9, "falls": True}
-        if self.epochs:
-            epochs = count(1)
-            train(module, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])
-        assert isinstance(module, ConvNetModule)
-        return module
-
-    def whole(self) -> Self:
-        """Itself."""
-        return self
+        epochs = count(1)
+        train(network, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])

@@ -5,12 +5,10 @@ declared, and what does not look like images in the teacher's space is refused w
 Letters: N images, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +16,8 @@ from torch import Tensor
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, to_model, unseen
-from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.readers.condensed_sets import is_copy, read_pixels, resolve, unpack
-from condkd_ray.methods.condensation.condensation import Condensation, random_per_class, require_ipc
+from condkd_ray.methods.condensation.condensation import Condensation, random_per_class
 
 Space = Literal["unit", "normalised", "uint8"]
 
@@ -57,7 +54,7 @@ class Imported(Condensation):
     """Take a set although its statistics or the teacher's answers speak against it."""
 
     def __post_init__(self) -> None:
-        require_ipc(self.ipc)
+        super().__post_init__()
         require(self.factor >= 1, "condensation.factor", self.factor, "1 or more")
 
     @property
@@ -66,20 +63,8 @@ class Imported(Condensation):
         found = resolve(self.path)
         return f"{found.name} (un-whitened)" if is_copy(found) else found.name
 
-    def whole(self) -> Self:
-        """Itself."""
-        return self
-
     def condense(
-        self,
-        real: Samples,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
-        on_step: OnStep = unheard,
+        self, real: Samples, *, num_classes: int, mean: Sequence[float], std: Sequence[float], rng: Streams, **_: object
     ) -> Samples:
         """A seeded choice from the file, nested over `ipc`. Raises `InputError` as `read` does, or for a larger ipc."""
         samples = self.read(num_classes=num_classes, image_shape=tuple(real.images.shape[1:]), mean=mean, std=std)

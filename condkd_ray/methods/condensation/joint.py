@@ -5,10 +5,7 @@ What they make the images agree with stands in each paper's file: `optimise`.
 Letters: K classes, N real and M synthetic images a class, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self, final
 
@@ -20,8 +17,8 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import dsa
-from condkd_ray.methods.condensation.condensation import Condensation, first_per_class, random_per_class, require_ipc
-from condkd_ray.methods.condensation.convnets import convnet_for
+from condkd_ray.methods.condensation.condensation import Condensation, first_per_class, random_per_class
+from condkd_ray.methods.condensation.convnets import fresh_convnet
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
 
@@ -47,7 +44,7 @@ class Together(Condensation):
     augment: Literal["dsa", "none"] = "dsa"
 
     def __post_init__(self) -> None:
-        require_ipc(self.ipc)
+        super().__post_init__()
         together = self.condensed_together
         require(together >= self.ipc, "condensation.condensed_together", together, f"{self.ipc} or more, the ipc")
         require(self.iterations >= 1, "condensation.iterations", self.iterations, "1 or more")
@@ -67,15 +64,7 @@ class Together(Condensation):
 
     @final
     def condense(
-        self,
-        real: Samples,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
-        on_step: OnStep = unheard,
+        self, real: Samples, *, num_classes: int, flip_ok: bool, rng: Streams, on_step: OnStep = unheard, **_: object
     ) -> Samples:
         """Optimise `condensed_together` images of each class; the first `ipc` of each. See `optimise` too."""
         rows = random_per_class(real.labels, self.condensed_together, num_classes, rng["condensation"])
@@ -85,12 +74,7 @@ class Together(Condensation):
 
     def network(self, images: Tensor, num_classes: int, name: str, rng: Streams) -> ConvNetModule:
         """A fresh ConvNet for `images`, from stream `init/<name>`."""
-        channels, height, width = images.shape[1:]
-        network = convnet_for((channels, height, width), width=self.width, depth=self.depth)
-        with rng.forked(f"init/{name}"):
-            module = network.build((channels, height, width), num_classes)
-        assert isinstance(module, ConvNetModule)
-        return module.to(images.device)
+        return fresh_convnet(images, num_classes, name, rng, width=self.width, depth=self.depth)
 
     def augmented(self, images: Tensor, use: str, *, flip_ok: bool, rng: Streams) -> Tensor:
         """One randomly chosen augmentation, each image by draws of its own, from stream `augment/<use>`; or none."""

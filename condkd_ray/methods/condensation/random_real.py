@@ -1,15 +1,11 @@
 """Random real images: no condensation, and the control that every condensed set has to beat."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
-from condkd_ray.core.view import OnStep, unheard
-from condkd_ray.methods.condensation.condensation import Condensation, random_per_class, require_ipc
+from condkd_ray.methods.condensation.condensation import Condensation, random_per_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,24 +14,7 @@ class RandomReal(Condensation):
 
     name: Literal["random_real"] = "random_real"
 
-    def __post_init__(self) -> None:
-        require_ipc(self.ipc)
-
-    def condense(
-        self,
-        real: Samples,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
-        on_step: OnStep = unheard,
-    ) -> Samples:
+    def condense(self, real: Samples, *, num_classes: int, rng: Streams, **_: object) -> Samples:
         """Random rows of each class; nested over `ipc`."""
         rows = random_per_class(real.labels, self.ipc, num_classes, rng["condensation"])
         return unseen(real.images[rows], real.labels[rows])
-
-    def whole(self) -> Self:
-        """Itself."""
-        return self

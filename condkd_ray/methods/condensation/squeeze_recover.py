@@ -5,12 +5,9 @@ relabelling, is what the teacher does here.
 Letters: K classes, C channels, H W height and width; a batch is one image of each class.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +18,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, to_model, unseen
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import require_shift, resized_crop, roll_flip, shift_flip
-from condkd_ray.methods.condensation.condensation import Condensation, require_ipc
+from condkd_ray.methods.condensation.condensation import Condensation
 from condkd_ray.methods.condensation.convnets import train
 from condkd_ray.methods.losses.priors import BnStatistics, bn_distance, total_variation
 from condkd_ray.models.resnet import ResNet
@@ -53,19 +50,9 @@ class SqueezeRecover(Condensation):
     (`peers.md` B.4), and records call it "squeeze_recover (of the teacher)".
     """
 
-    paper: ClassVar[str] = "Yin et al., NeurIPS 2023"
-    ours: ClassVar[tuple[str, ...]] = (
-        "squeeze",
-        "network",
-        "epochs",
-        "batch",
-        "train_lr",
-        "iterations",
-        "bn_weight",
-        "least_crop",
-        "shift",
-    )
-    recipe: ClassVar[int] = 2
+    paper = "Yin et al., NeurIPS 2023"
+    ours = ("squeeze", "network", "epochs", "batch", "train_lr", "iterations", "bn_weight", "least_crop", "shift")
+    recipe = 2
     """2: while it squeezes, black moves in; while it recovers, the batch is rolled."""
     name: Literal["squeeze_recover"] = "squeeze_recover"
     squeeze: Literal["own", "teacher"] = "own"
@@ -97,7 +84,7 @@ class SqueezeRecover(Condensation):
     of 8x8: test accuracy of a ConvNet trained on 10 images a class alone 0.496 with 1 pixel, 0.832 with 0 (3 seeds)."""
 
     def __post_init__(self) -> None:
-        require_ipc(self.ipc)
+        super().__post_init__()
         for field in ("epochs", "iterations"):
             require(getattr(self, field) >= 1, f"condensation.{field}", getattr(self, field), "1 or more")
         require(self.batch >= 2, "condensation.batch", self.batch, "2 or more, for batch normalisation")
@@ -124,28 +111,23 @@ class SqueezeRecover(Condensation):
         number = len(teacher.running_bn)
         require(not self.needs_teacher or number > 0, "number of the teacher's BN layers to invert", number, accepted)
 
-    def whole(self) -> Self:
-        """Itself."""
-        return self
-
     def condense(
         self,
         real: Samples,
         *,
         num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
         on_step: OnStep = unheard,
         teacher: Teacher | None = None,
+        **scale: Any,
     ) -> Samples:
         """Train, then invert, `ipc` times one image a class. `teacher`: to be inverted, if it `needs_teacher`.
 
         Raises `InputError` where that has no BN, and `NonFiniteError` on divergence.
         """
         if not self.needs_teacher:
-            teacher = self._squeeze(real, num_classes, mean=mean, std=std, flip_ok=flip_ok, rng=rng)
+            teacher = self._squeeze(real, num_classes, rng, flip_ok=flip_ok, **scale)
         assert teacher is not None, "needs_teacher"
         self.check_teacher(teacher)
         made = [self._recover(number, teacher, rng, on_step) for number in range(self.ipc)]
@@ -153,46 +135,21 @@ class SqueezeRecover(Condensation):
         labels = torch.arange(num_classes, device=rng.device).repeat_interleave(self.ipc)
         return unseen(images.flatten(0, 1).contiguous(), labels)
 
-    def _squeeze(
-        self,
-        real: Samples,
-        num_classes: int,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip_ok: bool,
-        rng: Streams,
-    ) -> Teacher:
-        """The network of its own, as a teacher."""
+    def _squeeze(self, real: Samples, num_classes: int, rng: Streams, *, flip_ok: bool, **scale: Any) -> Teacher:
+        """The network of its own, as a teacher. `scale`: the `mean` and `std` of the normalisation."""
         channels, height, width = real.images.shape[1:]
         with rng.forked("init/squeezed"):
             network = self.network.build((channels, height, width), num_classes).to(real.images.device)
-        black = to_model(real.images.new_zeros(1, channels, 1, 1), mean, std)
+        black = to_model(real.images.new_zeros(1, channels, 1, 1), **scale)
 
         def moved(images: Tensor) -> Tensor:
             return shift_flip(images, rng=rng["augment/squeeze"], share=self.shift, flip=flip_ok, black=black)
 
-        train(
-            network,
-            real,
-            epochs=self.epochs,
-            batch=self.batch,
-            lr=self.train_lr,
-            momentum=0.9,
-            weight_decay=5e-4,
-            falls=True,
-            augment=moved,
-            rng=rng["squeeze"],
-        )
-        return Teacher(
-            network,
-            num_classes=num_classes,
-            image_shape=(channels, height, width),
-            mean=tuple(mean),
-            std=tuple(std),
-            train_size=len(real),
-            flip_ok=flip_ok,
-        )
+        recipe = {"batch": self.batch, "lr": self.train_lr, "momentum": 0.9, "weight_decay": 5e-4, "falls": True}
+        train(network, real, epochs=self.epochs, **recipe, augment=moved, rng=rng["squeeze"])
+        shape, size = (channels, height, width), len(real)
+        scale = {name: tuple(values) for name, values in scale.items()}
+        return Teacher(network, num_classes=num_classes, image_shape=shape, train_size=size, flip_ok=flip_ok, **scale)
 
     def _recover(self, number: int, teacher: Teacher, rng: Streams, on_step: OnStep) -> Tensor:
         """Image `number` of each class (K, C, H, W), by streams of its own."""

@@ -6,10 +6,8 @@ from over-fitting. The form of the condition, the architecture, optimiser and lo
 fields below.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +42,8 @@ class Discriminator(Guidance[DiscriminatorState]):
     beside `accuracy`: what it has where the fakes are perfect, being condensed images held out, under the same views.
     """
 
-    paper: ClassVar[str] = "Binici et al., arXiv 2408.13850 (AAAI 2026)"
-    ours: ClassVar[tuple[str, ...]] = (
+    paper = "Binici et al., arXiv 2408.13850 (AAAI 2026)"
+    ours = (
         *("weight", "augment", "schedule", "condition", "loss", "steps", "optimizer", "lr", "hidden"),
         *("adversarial_weight", "class_weight", "spectral_norm", "r1_weight", "label_smoothing"),
         *("instance_noise", "held_out"),

@@ -3,10 +3,8 @@
 Letters: B batch, D features, K classes.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -93,8 +91,12 @@ class Guidance(Method, ABC, Generic[State]):
         shown, _ = self._split(condensed, teacher.num_classes)
         shown = shown[:: -(-len(shown) // MOST_AT_START)]
         with torch.no_grad():
-            looks = [teacher.observe(part, self.layers, bn=False) for part in shown.images.split(512)]
-        return self.init(teacher, torch.cat([look.pooled(self.layer) for look in looks]), shown.labels, rng)
+            return self.init(teacher, self.features(teacher, shown.images), shown.labels, rng)
+
+    def features(self, teacher: Teacher, images: Tensor) -> Tensor:
+        """What is compared, (B, D), of images (B, C, H, W) as they are."""
+        looks = [teacher.observe(part, self.layers, bn=False) for part in images.split(512)]
+        return torch.cat([look.pooled(self.layer) for look in looks])
 
     def bind(
         self,
@@ -161,7 +163,8 @@ class BoundGuide:
         fake = self._fake(images, seen).detach() if self._last is None else self._last
         self._last = None
         rows = same_class_rows(self.condensed.labels, labels, self.rng["augment/guide"])
-        real = self._look(self.condensed.images[rows])
+        with torch.no_grad():
+            real = self.guidance.features(self.teacher, self._view(self.condensed.images[rows]))
         with torch.enable_grad():
             terms = self.guidance.update(self.state, fake, real, labels, rng=self.rng["augment/guide"])
         self.meter.add(**terms)
@@ -178,10 +181,14 @@ class BoundGuide:
         images, labels, rng = self.held_out.images, self.held_out.labels, self.rng["augment/guide"]
         views = range(min(VIEWS, -(-VIEWED // len(images))))
         rows = [same_class_rows(self.condensed.labels, labels, rng) for _ in views]
-        shown = self._features([self._view(self.condensed.images[drawn]) for drawn in rows])
-        held_out = fakes = self._features([self._view(images) for _ in views])
+
+        def features(batches: list[Tensor]) -> Tensor:
+            return self.guidance.features(self.teacher, torch.cat(batches))
+
+        shown = features([self._view(self.condensed.images[drawn]) for drawn in rows])
+        held_out = fakes = features([self._view(images) for _ in views])
         if self.guidance.augment == "condensed":
-            fakes = self._features([self.host_augment(images, rng) for _ in views])
+            fakes = features([self.host_augment(images, rng) for _ in views])
         return self.guidance.examine(self.state, shown, held_out, fakes, labels.repeat(len(views)), rng=rng)
 
     def _fake(self, images: Tensor, seen: Observation) -> Tensor:
@@ -190,30 +197,15 @@ class BoundGuide:
             seen = self.teacher.observe(self._dsa(images), self.layers, bn=False)
         return seen.pooled(self.guidance.layer)
 
-    @torch.no_grad()
-    def _look(self, images: Tensor) -> Tensor:
-        """Features of condensed images, augmented as the guidance wants them."""
-        return self._features([self._view(images)])
-
     def _view(self, images: Tensor) -> Tensor:
         """Condensed images, augmented as the guidance wants them."""
         if self.guidance.augment != "dsa":
             images = self.host_augment(images, self.rng["augment/guide"])
         return images if self.guidance.augment == "host" else self._dsa(images)
 
-    def _features(self, batches: Sequence[Tensor]) -> Tensor:
-        """(M, D): of all images of the batches, as they are."""
-        parts = torch.cat(tuple(batches)).split(512)
-        looks = [self.teacher.observe(part, self.layers, bn=False) for part in parts]
-        return torch.cat([look.pooled(self.guidance.layer) for look in looks])
-
     def _dsa(self, images: Tensor) -> Tensor:
-        return dsa(
-            images,
-            rng=self.rng["augment/guide"],
-            choice=self.rng.host("augment/guide"),
-            flip=self.teacher.flip_ok,
-        )
+        name = "augment/guide"
+        return dsa(images, rng=self.rng[name], choice=self.rng.host(name), flip=self.teacher.flip_ok)
 
 
 def same_class_rows(known: Tensor, wanted: Tensor, rng: torch.Generator) -> Tensor:

@@ -4,10 +4,8 @@ PGDI uses class-wise MMD on few-shot images (`peers.md` A.13; its released code 
 bandwidths and layer are our choice.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +30,7 @@ class MmdState:
 class Mmd(Guidance[MmdState]):
     """Squared MMD of each class, mean over the classes present, under a sum of Gaussian kernels of the features."""
 
-    ours: ClassVar[tuple[str, ...]] = ("weight", "augment", "layer", "schedule")
+    ours = ("weight", "augment", "layer", "schedule")
     name: Literal["mmd"] = "mmd"
     weight: float = 100.0
     """Of 10 and 100 the better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""

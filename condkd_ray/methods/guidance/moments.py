@@ -3,10 +3,8 @@
 Our choice, as the simplest thing a discriminator has to beat.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +33,7 @@ class Moments(Guidance[MomentsState]):
     With one condensed image a class, the covariance is that of its augmentations.
     """
 
-    ours: ClassVar[tuple[str, ...]] = ("weight", "augment", "layer", "schedule", "covariance_weight")
+    ours = ("weight", "augment", "layer", "schedule", "covariance_weight")
     name: Literal["moments"] = "moments"
     weight: float = 100.0
     """As that of `mmd`; 300 was not better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""

@@ -1,31 +1,13 @@
 """No guidance: the host runs as published."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
-
-from torch import Tensor
 
 from condkd_ray.core.method import Method
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.guidance.guidance import HostAugment
-from condkd_ray.methods.interfaces import Guide
-from condkd_ray.models.teacher import Observation, Teacher
-
-
-class Unguided:
-    """A guide that says nothing and learns nothing."""
-
-    layers: tuple[str, ...] = ()
-
-    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
-        """Zero."""
-        return seen.logits.new_zeros(())
-
-    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
-        """Nothing."""
+from condkd_ray.methods.interfaces import Guide, Unguided
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +20,7 @@ class NoGuidance(Method):
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> None:
         """No state."""
 
-    def bind(
-        self,
-        state: None,
-        *,
-        teacher: Teacher,
-        condensed: Samples | None,
-        host_augment: HostAugment,
-        rng: Streams,
-        progress: float = 0.0,
-    ) -> Guide:
+    def bind(self, state: None, **_: object) -> Guide:
         """A guide that says nothing."""
         return Unguided()
 

@@ -1,26 +1,25 @@
 """CMI (Fang et al., IJCAI 2021, "Contrastive model inversion for data-free knowledge distillation").
 
 Formulas, schedule and weights: `peers.md` A.6 and `methods.md` 6.1, 6.2 (read in the authors' released code).
+
+Letters: B images of the batch, N rows of the bank, D features.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.core.method import Meter, Metrics, require
+from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import PixelSpace, Samples, unseen
-from condkd_ray.data.augment import require_shift, resized_crop, shift_flip
-from condkd_ray.methods.interfaces import Guide, Targets, Weigh
-from condkd_ray.methods.inversion.inversion import Inversion, Lowest, require_bn
-from condkd_ray.methods.losses.adversarial import disagreement
-from condkd_ray.methods.losses.contrastive import instance_discrimination
-from condkd_ray.methods.losses.priors import bn_distance, class_prior
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.data.augment import require_shift, resized_crop
+from condkd_ray.methods.interfaces import Targets
+from condkd_ray.methods.inversion.conditional import Conditional
+from condkd_ray.methods.inversion.host import Round, drawn
+from condkd_ray.methods.inversion.inversion import require_bn
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.teacher import Observation, Teacher
 
@@ -39,7 +38,7 @@ class CmiState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cmi(Inversion[CmiState]):
+class Cmi(Conditional[CmiState]):
     r"""Each round a new generator and its latents are optimised together, to make images unlike all made before.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + cr C + guide(x, y) over the
@@ -49,12 +48,10 @@ class Cmi(Inversion[CmiState]):
     their features.
     """
 
-    paper: ClassVar[str] = "Fang et al., IJCAI 2021"
-    ours: ClassVar[tuple[str, ...]] = ("layers", "steps", "batch")
+    paper = "Fang et al., IJCAI 2021"
+    ours = ("layers", "steps", "batch")
     name: Literal["cmi"] = "cmi"
-    pixel_space: ClassVar[PixelSpace] = "unit"
     hears = "answers"
-    reads_bn = True
     layers: Literal["stages", "all"] = "stages"
     """Whose inputs C compares. `stages`: the stages' alone, as the official code does for a ResNet-34 (4 stages, 512
     values an image). Our choice for other teachers, see `condkd_ray.models.hooks.stage_inputs`: a stage that reads the
@@ -94,15 +91,6 @@ class Cmi(Inversion[CmiState]):
         require(self.negatives <= self.bank, "inversion negatives", self.negatives, accepted)
         require_shift(self.shift, "inversion shift")
 
-    @property
-    def images_per_round(self) -> int:
-        """One batch."""
-        return self.batch
-
-    def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """The global view. Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
-        return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
-
     def init(self, teacher: Teacher, rng: Streams) -> CmiState:
         """A head from stream `init/head`. Raises `InputError` for a teacher without BN or stages to compare."""
         require_bn(teacher)
@@ -129,50 +117,33 @@ class Cmi(Inversion[CmiState]):
         """Names of the layers whose inputs are compared, and the channels of each."""
         return teacher.stage_inputs if self.layers == "stages" else teacher.bn_inputs
 
-    def synthesize(
-        self,
-        state: CmiState,
-        targets: Targets,
-        *,
-        teacher: Teacher,
-        student: nn.Module,
-        guide: Guide,
-        weigh: Weigh,
-        rng: Streams,
-    ) -> tuple[Samples, Metrics]:
+    def run(self, state: CmiState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
         """`steps` steps of a generator from stream `init/generator/<round>`, of its latents and of the head."""
+        teacher, rng = now.teacher, now.rng
         state.round += 1
-        with rng.forked(f"init/generator/{state.round}"):
-            generator = Generator(self.latent, self.width, teacher.image_shape, init="normal")
-        generator = generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        latents = torch.randn(len(targets), self.latent, generator=rng["latents"], device=rng.device).requires_grad_()
-        optimizer = torch.optim.Adam([*generator.parameters(), latents], self.lr, betas=(0.5, 0.999))
-        leaves = [*generator.parameters(), latents, *state.head.parameters()]
-        meter, lowest, inputs = Meter("inversion"), Lowest(), tuple(self._inputs(teacher))
-        for _ in range(self.steps):
-            images = teacher.normalise(generator(latents))
-            shifted = self.augment(images, teacher=teacher, rng=rng["augment/inversion"])
-            part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)
-            seen = teacher.observe(shifted, guide.layers, input_means=inputs)
-            pair = _features(teacher.observe(part, bn=False, input_means=inputs)), _features(seen)
-            weight = weigh(seen, targets.labels)
-            bn = bn_distance(seen.bn, teacher.running_bn)
-            oh = (weight * class_prior(seen.logits, targets.answers, targets.temperature)).mean()
-            adv = torch.zeros_like(oh)
-            if self.asks_student:
-                adv = (weight * disagreement(student(shifted), seen.logits)).mean()
-            cr = self._contrast(state, *pair, rng)
-            pull = guide.penalty(images, seen, targets.labels)
-            loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + self.cr_weight * cr + pull
-            for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
-                leaf.grad = gradient
+        size = (self.latent, self.width, teacher.image_shape)
+        generator = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher, rng)
+        latents = now.latents(len(targets), self.latent).requires_grad_()
+        made = [*generator.parameters(), latents]
+        optimizer = torch.optim.Adam(made, self.lr, betas=(0.5, 0.999))
+        leaves = [*made, *state.head.parameters()]
+
+        def move() -> None:
             optimizer.step()
             state.optimizer.step()
-            guide.update(images.detach(), seen.detach(), targets.labels)
-            meter.add(bn=bn, oh=oh, adv=adv, cr=cr, guide=pull, loss=loss)
-            lowest.offer(loss, images, torch.cat(pair, 1))
-        metrics = meter.read()
-        best, features = lowest.kept
+
+        inputs = tuple(self._inputs(teacher))
+        rival = now.student if self.asks_student else None
+        for _ in range(self.steps):
+            images = teacher.normalise(generator(latents))
+            look = now.look(images, targets, input_means=inputs)
+            part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)
+            pair = _features(teacher.observe(part, bn=False, input_means=inputs)), _features(look.seen)
+            terms = self.terms(look, bn=look.seen.bn, teacher=teacher, student=rival)
+            terms["cr"] = self._contrast(state, *pair, rng)
+            now.step(look, terms, leaves, move, images, torch.cat(pair, 1))
+        metrics = now.meter.read()
+        best, features = now.lowest.kept
         state.bank = (features if state.bank is None else torch.cat([state.bank, features]))[-self.bank :]
         return unseen(best, targets.labels), metrics
 
@@ -195,3 +166,17 @@ def _features(seen: Observation) -> Tensor:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.3g} GB"
+
+
+def instance_discrimination(local: Tensor, whole: Tensor, count: int, temperature: float = 0.1) -> Tensor:
+    """InfoNCE of unit vectors, (B + N, D) twice, to a scalar; the first `count` = B rows are the batch, N may be 0.
+
+    Each local view has to name, among all, its own global view by their inner products over `temperature`. Nothing
+    flows back into the global side `whole`. The means over the batch and over the cached rows are added up, so that
+    the batch's share does not shrink as the cache fills.
+    """
+    with torch.autocast(local.device.type, enabled=False):
+        alike = local.float() @ whole.detach().float().T / temperature
+        losses = F.cross_entropy(alike, torch.arange(len(alike), device=alike.device), reduction="none")
+    current = losses[:count].mean()
+    return current + losses[count:].mean() if len(losses) > count else current

@@ -3,17 +3,16 @@
 Formulas and weights: `peers.md` A.1 (read in the authors' released code).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
+from condkd_ray.methods.inversion.host import Look
 from condkd_ray.methods.inversion.unconditional import Unconditional
-from condkd_ray.methods.losses.priors import class_prior, negative_activation, negative_entropy
+from condkd_ray.methods.losses.priors import negative_activation, negative_entropy
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +24,11 @@ class Dafl(Unconditional):
     pass; here a round is `steps` generator steps and then `images_per_round` fresh images for the student.
     """
 
-    paper: ClassVar[str] = "Chen et al., ICCV 2019"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "images_per_round")
+    paper = "Chen et al., ICCV 2019"
+    ours = ("steps", "batch", "images_per_round")
     name: Literal["dafl"] = "dafl"
-    steps: int = 20
-    """Adam steps of the generator a round."""
     batch: int = 128
     """Images a generator step (512 to 1024 in the official code)."""
-    latent: int = 1000
-    lr: float = 0.02
     oh_weight: float = 0.05
     ie_weight: float = 5.0
     act_weight: float = 0.01
@@ -42,12 +37,10 @@ class Dafl(Unconditional):
         """BN eps 0.8 and a final BN without affine, as the official code."""
         return Generator(self.latent, self.width, teacher.image_shape, head="tanh_bn", eps=0.8)
 
-    def terms(
-        self, images: Tensor, seen: Observation, labels: Tensor, weight: Tensor, *, teacher: Teacher, student: nn.Module
-    ) -> dict[str, Tensor]:
+    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`oh`, `ie` and `act`."""
         return {
-            "oh": (weight * class_prior(seen.logits, labels)).mean(),
-            "ie": negative_entropy(seen.logits),
-            "act": negative_activation(seen.features),
+            "oh": look.oh,
+            "ie": negative_entropy(look.seen.logits),
+            "act": negative_activation(look.seen.features),
         }

@@ -3,22 +3,20 @@
 Weights and settings: `peers.md` A.0, A.5 (read in the authors' released code and its DataFree port).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.interfaces import Targets
+from condkd_ray.methods.inversion.host import Look
 from condkd_ray.methods.inversion.inversion import require_bn
 from condkd_ray.methods.inversion.pixelwise import Pixelwise
 from condkd_ray.methods.losses.adversarial import JsReduction, jensen_shannon
-from condkd_ray.methods.losses.priors import bn_distance, class_prior, total_variation
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.methods.losses.priors import bn_distance, total_variation
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +32,8 @@ class DeepInversion(Pixelwise):
     ImageNet code and the port.
     """
 
-    paper: ClassVar[str] = "Yin et al., CVPR 2020"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch")
+    paper = "Yin et al., CVPR 2020"
+    ours = ("steps", "batch")
     name: Literal["deep_inversion"] = "deep_inversion"
     betas: tuple[float, float] = (0.5, 0.9)  # type: ignore[assignment]
     """Of Adam, as in the official ImageNet code; its CIFAR code has PyTorch's (0.9, 0.999)."""
@@ -63,29 +61,20 @@ class DeepInversion(Pixelwise):
         """Nothing is carried from round to round. Raises `InputError` for a teacher without BN."""
         require_bn(teacher)
 
-    def terms(
-        self,
-        images: Tensor,
-        augmented: Tensor,
-        seen: Observation,
-        targets: Targets,
-        weight: Tensor,
-        *,
-        teacher: Teacher,
-        student: nn.Module,
-    ) -> dict[str, Tensor]:
+    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`bn`, `oh`, `tv`, `l2` and `adv`."""
         return {
-            "bn": bn_distance(seen.bn, teacher.running_bn, self.first_bn_factor),
-            "oh": (weight * class_prior(seen.logits, targets.answers, targets.temperature)).mean(),
-            "tv": total_variation(images),
-            "l2": torch.linalg.vector_norm(images),
-            "adv": self._competition(augmented, seen.logits, student, weight),
+            "bn": bn_distance(look.seen.bn, teacher.running_bn, self.first_bn_factor),
+            "oh": look.oh,
+            "tv": total_variation(look.images),
+            "l2": torch.linalg.vector_norm(look.images),
+            "adv": self._competition(look, student),
         }
 
-    def _competition(self, images: Tensor, answers: Tensor, student: nn.Module, weight: Tensor) -> Tensor:
+    def _competition(self, look: Look, student: nn.Module) -> Tensor:
         """ADI's term, 1 where student and teacher answer alike; 0 where it has no weight."""
         if not self.asks_student:
-            return answers.new_zeros(())
-        js = jensen_shannon(student(images), answers, temperature=self.temperature, reduction=self.js_reduction)
-        return 1 - (weight * js).mean().clamp(0, 1)
+            return look.seen.logits.new_zeros(())
+        form = {"temperature": self.temperature, "reduction": self.js_reduction}
+        js = jensen_shannon(student(look.augmented), look.seen.logits, **form)
+        return 1 - look.mean(js).clamp(0, 1)

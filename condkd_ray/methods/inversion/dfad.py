@@ -3,17 +3,16 @@
 Formula, network and rates: `peers.md` A.3 (read in the authors' released code).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
+from condkd_ray.methods.inversion.host import Look
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.kd import logit_l1
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +26,8 @@ class Dfad(Unconditional):
     student in training mode; here the rate stays, and the student's BN statistics come from what it is taught alone.
     """
 
-    paper: ClassVar[str] = "Fang et al., arXiv 1912.11006"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "images_per_round")
+    paper = "Fang et al., arXiv 1912.11006"
+    ours = ("steps", "batch", "images_per_round")
     name: Literal["dfad"] = "dfad"
     steps: int = 4
     """Adam steps of the generator a round: one to five of the distiller's 20, as published. Many more, and it runs away
@@ -44,8 +43,6 @@ class Dfad(Unconditional):
         """It ends in Tanh and a BN without affine."""
         return Generator(self.latent, self.width, teacher.image_shape, head="tanh_bn")
 
-    def terms(
-        self, images: Tensor, seen: Observation, labels: Tensor, weight: Tensor, *, teacher: Teacher, student: nn.Module
-    ) -> dict[str, Tensor]:
+    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`adv`."""
-        return {"adv": -(weight * logit_l1(student(images), seen.logits)).mean()}
+        return {"adv": -look.mean(logit_l1(student(look.images), look.seen.logits))}

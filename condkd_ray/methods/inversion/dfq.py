@@ -3,19 +3,18 @@
 Formulas, weights, network and rates: `peers.md` A.4 (read in a public re-run of it as a distillation baseline).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
+from condkd_ray.methods.inversion.host import Look
 from condkd_ray.methods.inversion.inversion import require_bn
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.kd import divergence
 from condkd_ray.methods.losses.priors import bn_distance, entropy, negative_entropy
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,8 @@ class Dfq(Unconditional):
     fresh images, the rate stays, and the student is asked in eval mode.
     """
 
-    paper: ClassVar[str] = "Choi et al., CVPRW 2020"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "images_per_round")
+    paper = "Choi et al., CVPRW 2020"
+    ours = ("steps", "batch", "images_per_round")
     name: Literal["dfq"] = "dfq"
     betas = (0.5, 0.999)
     reads_bn = True
@@ -58,13 +57,11 @@ class Dfq(Unconditional):
         """DAFL's."""
         return Generator(self.latent, self.width, teacher.image_shape, head="tanh_bn", eps=0.8)
 
-    def terms(
-        self, images: Tensor, seen: Observation, labels: Tensor, weight: Tensor, *, teacher: Teacher, student: nn.Module
-    ) -> dict[str, Tensor]:
+    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`adv`, `bn`, `ice` and `bce`."""
         return {
-            "adv": -(weight * divergence(student(images), seen.logits)).mean(),
-            "bn": bn_distance(seen.bn, teacher.running_bn, self.first_bn_factor),
-            "ice": (weight * entropy(seen.logits)).mean(),
-            "bce": negative_entropy(seen.logits),
+            "adv": -look.mean(divergence(student(look.images), look.seen.logits)),
+            "bn": bn_distance(look.seen.bn, teacher.running_bn, self.first_bn_factor),
+            "ice": look.mean(entropy(look.seen.logits)),
+            "bce": negative_entropy(look.seen.logits),
         }

@@ -3,24 +3,23 @@
 Formulas, schedule and weights: `peers.md` A.7 and `methods.md` 6.1, 6.2 (read in the authors' released code).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.core.method import Meter, Metrics, require
+from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import PixelSpace, Samples, unseen
-from condkd_ray.data.augment import require_shift, shift_flip
-from condkd_ray.methods.interfaces import Guide, Targets, Weigh
-from condkd_ray.methods.inversion.inversion import Inversion, Lowest, require_bn
-from condkd_ray.methods.losses.adversarial import disagreement
-from condkd_ray.methods.losses.priors import BnStatistics, bn_distance, class_prior, mix_bn
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.data.augment import require_shift
+from condkd_ray.methods.interfaces import Targets
+from condkd_ray.methods.inversion.conditional import Conditional
+from condkd_ray.methods.inversion.host import Round, drawn
+from condkd_ray.methods.inversion.inversion import require_bn
+from condkd_ray.methods.losses.priors import BnStatistics, mix_bn
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.teacher import Teacher
 
@@ -36,7 +35,7 @@ class FastState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fast(Inversion[FastState]):
+class Fast(Conditional[FastState]):
     r"""Each round a clone of the generator and fresh latents take a few Adam steps; their gradients move the original.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y), where BN_l(x) is
@@ -45,12 +44,10 @@ class Fast(Inversion[FastState]):
     lets A in one round early, at the last of the warm-up.
     """
 
-    paper: ClassVar[str] = "Fang et al., AAAI 2022"
-    ours: ClassVar[tuple[str, ...]] = ("batch", "warm_up")
+    paper = "Fang et al., AAAI 2022"
+    ours = ("batch", "warm_up")
     name: Literal["fast"] = "fast"
-    pixel_space: ClassVar[PixelSpace] = "unit"
     hears = "answers"
-    reads_bn = True
     steps: int = 10
     """Adam steps a round (k; the paper has 2, 5 and 10)."""
     batch: int = 128
@@ -87,78 +84,42 @@ class Fast(Inversion[FastState]):
         require(all(number >= 1 for number in self.resets), "inversion resets", self.resets, "integers >= 1")
         require_shift(self.shift, "inversion shift")
 
-    @property
-    def images_per_round(self) -> int:
-        """One batch."""
-        return self.batch
-
-    def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
-        return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
-
     def init(self, teacher: Teacher, rng: Streams) -> FastState:
         """A generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""
         require_bn(teacher)
-        with rng.forked("init/generator"):
-            generator = Generator(self.latent, self.width, teacher.image_shape)
-        generator = generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        size = (self.latent, self.width, teacher.image_shape)
+        generator = drawn(lambda: Generator(*size), "init/generator", teacher, rng)
         return FastState(generator, torch.optim.Adam(generator.parameters(), self.lr * self.steps, betas=(0.5, 0.999)))
 
-    def synthesize(
-        self,
-        state: FastState,
-        targets: Targets,
-        *,
-        teacher: Teacher,
-        student: nn.Module,
-        guide: Guide,
-        weigh: Weigh,
-        rng: Streams,
-    ) -> tuple[Samples, Metrics]:
+    def run(self, state: FastState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
         """`steps` inner steps, then one step of the original."""
         state.round += 1
         if state.round in self.resets:
-            _reset(state.generator, rng, state.round)
+            _reset(state.generator, now.rng, state.round)
         inner = state.generator if self.meta == "none" else copy.deepcopy(state.generator)
-        latents = torch.randn(len(targets), self.latent, generator=rng["latents"], device=rng.device).requires_grad_()
-        weights = list(inner.parameters())
-        optimizer = torch.optim.Adam(
-            [{"params": weights, "lr": self.lr}, {"params": [latents], "lr": self.lr_latent}], betas=(0.5, 0.999)
-        )
+        latents = now.latents(len(targets), self.latent).requires_grad_()
+        leaves = [*inner.parameters(), latents]
+        groups = [{"params": leaves[:-1], "lr": self.lr}, {"params": [latents], "lr": self.lr_latent}]
+        optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999))
         state.optimizer.zero_grad()
-        meter = Meter("inversion")
-        running = teacher.running_bn
-        lowest = Lowest()
+        rival = now.student if self.asks_student and state.round > self.warm_up else None
         bn_seen: BnStatistics = ()
         for _ in range(self.steps):
-            images = teacher.normalise(inner(latents))
-            augmented = self.augment(images, teacher=teacher, rng=rng["augment/inversion"])
-            seen = teacher.observe(augmented, guide.layers)
-            weight = weigh(seen, targets.labels)
-            bn = bn_distance(mix_bn(seen.bn, state.bn_memory, self.bn_momentum), running)
-            oh = (weight * class_prior(seen.logits, targets.answers, targets.temperature)).mean()
-            adv = torch.zeros_like(oh)
-            if self.asks_student and state.round > self.warm_up:
-                adv = (weight * disagreement(student(augmented), seen.logits)).mean()
-            pull = guide.penalty(images, seen, targets.labels)
-            loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + pull
-            gradients = torch.autograd.grad(loss, [*weights, latents])
-            for parameter, gradient in zip([*weights, latents], gradients, strict=True):
-                parameter.grad = gradient
+            images = now.teacher.normalise(inner(latents))
+            look = now.look(images, targets)
+            bn = mix_bn(look.seen.bn, state.bn_memory, self.bn_momentum)
+            terms = self.terms(look, bn=bn, teacher=now.teacher, student=rival)
+            gradients = now.step(look, terms, leaves, optimizer.step, images)
             if self.meta == "maml":
                 _add_gradients(state.generator, gradients[:-1])
-            optimizer.step()
-            guide.update(images.detach(), seen.detach(), targets.labels)
-            meter.add(bn=bn, oh=oh, adv=adv, guide=pull, loss=loss)
-            lowest.offer(loss, images)
-            bn_seen = seen.detach().bn
-        metrics = meter.read()
+            bn_seen = look.seen.detach().bn
+        metrics = now.meter.read()
         if self.meta == "reptile":
             _point_away(state.generator, inner, self.reptile_scale)
         if self.meta != "none":
             state.optimizer.step()
         state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
-        return unseen(lowest.kept[0], targets.labels), metrics
+        return unseen(now.lowest.kept[0], targets.labels), metrics
 
 
 def _add_gradients(generator: nn.Module, gradients: Sequence[Tensor]) -> None:

@@ -3,8 +3,6 @@
 Letters: B batch, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ class Inversion(Method, ABC, Generic[State]):
     A host asks the teacher once a step (`teacher.observe(self.augment(images), guide.layers, bn=self.reads_bn)`), adds
     `guide.penalty(images, seen, labels)` to its loss, takes gradients of its own leaves only
     (`torch.autograd.grad`: teacher, student and guide collect none) and then calls `guide.update` on detached values.
+    `Host` does so.
     """
 
     pixel_space: ClassVar[PixelSpace]
@@ -87,7 +86,7 @@ class Inversion(Method, ABC, Generic[State]):
         """One round: `images_per_round` images for as many `targets`, and the means of its loss terms.
 
         `student` comes in eval mode and is left as it was. Unconditional methods ignore the targets and leave their
-        images unlabelled. None asks the teacher about its finished images: `production.settle` does so, once. Raises
+        images unlabelled. None asks the teacher about its finished images: `settle` in `trial` does so, once. Raises
         `NonFiniteError` naming the first loss term that was NaN or infinite.
         """
 

@@ -6,30 +6,36 @@ weights: `peers.md` A.8 (read in the authors' released code).
 Letters: B batch, K classes, E embedding size, Z latent size, R images of the most frequent class.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.core.method import Meter, Metrics, require
+from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import PixelSpace, Samples, unseen
-from condkd_ray.data.augment import require_shift, shift_flip
-from condkd_ray.methods.interfaces import Guide, Targets, Weigh
-from condkd_ray.methods.inversion.inversion import Inversion, Lowest, require_bn
-from condkd_ray.methods.losses.adversarial import disagreement
-from condkd_ray.methods.losses.priors import BnStatistics, bn_distance, class_prior, mix_bn
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.data.augment import require_shift
+from condkd_ray.methods.interfaces import Targets
+from condkd_ray.methods.inversion.conditional import Conditional
+from condkd_ray.methods.inversion.host import Round, drawn
+from condkd_ray.methods.inversion.inversion import Lowest, require_bn
+from condkd_ray.methods.losses.priors import BnStatistics, mix_bn
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import read_weights
 
 EMBEDDINGS = "embeddings"
 """The tensor's name in a file of embeddings."""
+
+
+class NoisyLayers(NamedTuple):
+    """R linear layers, E to Z: `weight` (R, Z, E), `bias` (R, Z)."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 class NamedGenerator(nn.Module):
@@ -46,13 +52,6 @@ class NamedGenerator(nn.Module):
         return self.body(latents[places, labels])
 
 
-class NoisyLayers(NamedTuple):
-    """R linear layers, E to Z: `weight` (R, Z, E), `bias` (R, Z)."""
-
-    weight: Tensor
-    bias: Tensor
-
-
 @dataclass
 class NayerState:
     """The generator, the classes' embeddings (K, E), the remembered BN statistics (None at first), rounds so far."""
@@ -64,7 +63,7 @@ class NayerState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nayer(Inversion[NayerState]):
+class Nayer(Conditional[NayerState]):
     r"""Images of one class differ by the layer, drawn anew each round, that its embedding goes through.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y), where BN_l(x) is
@@ -82,12 +81,10 @@ class Nayer(Inversion[NayerState]):
     where an earlier loop of its epoch had a lower loss.
     """
 
-    paper: ClassVar[str] = "Tran et al., CVPR 2024"
-    ours: ClassVar[tuple[str, ...]] = ("embedding", "batch", "loops", "warm_up", "warm_up_life")
+    paper = "Tran et al., CVPR 2024"
+    ours = ("embedding", "batch", "loops", "warm_up", "warm_up_life")
     name: Literal["nayer"] = "nayer"
-    pixel_space: ClassVar[PixelSpace] = "unit"
     hears = "labels"
-    reads_bn = True
     embeddings: Path | None = field(default=None, metadata={"identity": "content"})
     """A safetensors file whose tensor `embeddings` (K, E) has a row a class, in the order of the labels; a worker must
     be able to read it. Where it lies does not count; its content does. None: orthogonal vectors are drawn."""
@@ -132,10 +129,6 @@ class Nayer(Inversion[NayerState]):
         """One batch a loop."""
         return self.loops * self.batch
 
-    def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
-        return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
-
     def init(self, teacher: Teacher, rng: Streams) -> NayerState:
         """A generator from stream `init/generator`, embeddings from the file or stream `init/embeddings`.
 
@@ -151,33 +144,18 @@ class Nayer(Inversion[NayerState]):
         return NayerState(self._generator(embeddings, teacher, rng, "init/generator"), embeddings)
 
     def _generator(self, embeddings: Tensor, teacher: Teacher, rng: Streams, stream: str) -> NamedGenerator:
-        with rng.forked(stream):
-            generator = NamedGenerator(embeddings.shape[1], self.latent, self.width, teacher.image_shape)
-        return generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        size = (embeddings.shape[1], self.latent, self.width, teacher.image_shape)
+        return drawn(lambda: NamedGenerator(*size), stream, teacher, rng)
 
-    def synthesize(
-        self,
-        state: NayerState,
-        targets: Targets,
-        *,
-        teacher: Teacher,
-        student: nn.Module,
-        guide: Guide,
-        weigh: Weigh,
-        rng: Streams,
-    ) -> tuple[Samples, Metrics]:
+    def run(self, state: NayerState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
         """`loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""
         if self._ends(state.round):
             stream = f"init/generator/{state.round + 1}"
-            state.generator = self._generator(state.embeddings, teacher, rng, stream)
+            state.generator = self._generator(state.embeddings, now.teacher, now.rng, stream)
         state.round += 1
-        meter = Meter("inversion")
         parts = dealt(targets.labels, self.loops)
-        made = [
-            self._loop(state, part, meter, teacher=teacher, student=student, guide=guide, weigh=weigh, rng=rng)
-            for part in parts
-        ]
-        return unseen(torch.cat(made), torch.cat(parts)), meter.read()
+        made = [self._loop(state, part, replace(now, lowest=Lowest())) for part in parts]
+        return unseen(torch.cat(made), torch.cat(parts)), now.meter.read()
 
     def _ends(self, round: int) -> bool:
         """Whether a generator's life ends before the round after `round` others."""
@@ -185,48 +163,25 @@ class Nayer(Inversion[NayerState]):
             return round % (self.warm_up_life or self.life) == 0
         return round > 0 and (round - self.warm_up) % self.life == 0
 
-    def _loop(
-        self,
-        state: NayerState,
-        labels: Tensor,
-        meter: Meter,
-        *,
-        teacher: Teacher,
-        student: nn.Module,
-        guide: Guide,
-        weigh: Weigh,
-        rng: Streams,
-    ) -> Tensor:
+    def _loop(self, state: NayerState, labels: Tensor, now: Round) -> Tensor:
         """Normalised images (B, C, H, W) of `labels` (B,), those of the step of lowest loss."""
-        places, count = occurrences(labels, teacher.num_classes)
+        places, count = occurrences(labels, now.teacher.num_classes)
         shape = (count, self.latent, state.embeddings.shape[1])
-        weight = torch.randn(shape, generator=rng["latents"], device=rng.device).requires_grad_()
-        noisy = NoisyLayers(weight, torch.zeros(shape[:2], device=rng.device).requires_grad_())
+        bias = torch.zeros(shape[:2], device=now.rng.device)
+        noisy = NoisyLayers(now.latents(*shape).requires_grad_(), bias.requires_grad_())
         leaves = [*state.generator.parameters(), *noisy]
         optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999))
-        lowest = Lowest()
+        rival = now.student if self.asks_student and state.round > self.warm_up else None
         bn_seen: BnStatistics = ()
         for _ in range(self.steps):
-            images = teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
-            augmented = self.augment(images, teacher=teacher, rng=rng["augment/inversion"])
-            seen = teacher.observe(augmented, guide.layers)
-            each = weigh(seen, labels)
-            bn = bn_distance(mix_bn(seen.bn, state.bn_memory, self.bn_momentum), teacher.running_bn)
-            oh = (each * class_prior(seen.logits, labels)).mean()
-            adv = torch.zeros_like(oh)
-            if self.asks_student and state.round > self.warm_up:
-                adv = (each * disagreement(student(augmented), seen.logits)).mean()
-            pull = guide.penalty(images, seen, labels)
-            loss = self.bn_weight * bn + self.oh_weight * oh + self.adv_weight * adv + pull
-            for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
-                leaf.grad = gradient
-            optimizer.step()
-            guide.update(images.detach(), seen.detach(), labels)
-            meter.add(bn=bn, oh=oh, adv=adv, guide=pull, loss=loss)
-            lowest.offer(loss, images)
-            bn_seen = seen.detach().bn
+            images = now.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
+            look = now.look(images, Targets(labels))
+            bn = mix_bn(look.seen.bn, state.bn_memory, self.bn_momentum)
+            terms = self.terms(look, bn=bn, teacher=now.teacher, student=rival)
+            now.step(look, terms, leaves, optimizer.step, images)
+            bn_seen = look.seen.detach().bn
         state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
-        return lowest.kept[0]
+        return now.lowest.kept[0]
 
 
 def dealt(labels: Tensor, loops: int) -> list[Tensor]:

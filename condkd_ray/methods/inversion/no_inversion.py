@@ -1,16 +1,12 @@
 """No inversion: for arms that distil from condensed or real images alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
-
-from torch import nn
 
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
-from condkd_ray.methods.interfaces import Guide, Targets, Weigh
+from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion.inversion import Inversion
 from condkd_ray.models.teacher import Teacher
 
@@ -31,16 +27,6 @@ class NoInversion(Inversion[None]):
     def init(self, teacher: Teacher, rng: Streams) -> None:
         """Nothing to keep."""
 
-    def synthesize(
-        self,
-        state: None,
-        targets: Targets,
-        *,
-        teacher: Teacher,
-        student: nn.Module,
-        guide: Guide,
-        weigh: Weigh,
-        rng: Streams,
-    ) -> tuple[Samples, Metrics]:
+    def synthesize(self, state: None, targets: Targets, *, teacher: Teacher, **_: object) -> tuple[Samples, Metrics]:
         """An empty batch."""
         return unseen(targets.labels.new_zeros(0, *teacher.image_shape).float(), targets.labels[:0]), {}

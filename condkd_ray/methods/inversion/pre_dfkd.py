@@ -4,19 +4,18 @@ Networks, formulas and weights: `methods.md` 2.2 to 2.4 and `peers.md` A.9 (read
 the student rehearses between rounds is a memory's matter.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
+from condkd_ray.methods.inversion.host import Look
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.adversarial import JsReduction, jensen_shannon
-from condkd_ray.methods.losses.priors import class_prior, negative_activation, negative_entropy
+from condkd_ray.methods.losses.priors import negative_activation, negative_entropy
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +31,11 @@ class PreDfkd(Unconditional):
     generator learns; here it is asked in eval mode, and its BN statistics come from what it is taught alone.
     """
 
-    paper: ClassVar[str] = "Binici et al., AAAI 2022"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "images_per_round")
+    paper = "Binici et al., AAAI 2022"
+    ours = ("steps", "batch", "images_per_round")
     name: Literal["pre_dfkd"] = "pre_dfkd"
-    steps: int = 20
-    """Adam steps of the generator a round."""
     batch: int = 128
     """Images a generator step (1024 in the released code)."""
-    latent: int = 1000
     lr: float = 0.02
     """As released, for batches of 1024. A tenth of it served batches of 128 better on digits."""
     oh_weight: float = 1.0
@@ -62,16 +58,14 @@ class PreDfkd(Unconditional):
         size = (self.latent, self.width, teacher.image_shape)
         return Generator(*size, head="tanh_bn", eps=0.8, spectral=True, init="uniform")
 
-    def terms(
-        self, images: Tensor, seen: Observation, labels: Tensor, weight: Tensor, *, teacher: Teacher, student: nn.Module
-    ) -> dict[str, Tensor]:
+    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`oh`, `ie`, `act` and `adv`."""
         # Constant, as released: through the teacher's answer this term would push far harder, and another way.
-        constant = seen.logits.detach()
-        js = jensen_shannon(student(images), constant, temperature=self.temperature, reduction=self.js_reduction)
+        constant = look.seen.logits.detach()
+        js = jensen_shannon(student(look.images), constant, temperature=self.temperature, reduction=self.js_reduction)
         return {
-            "oh": (weight * class_prior(seen.logits, labels)).mean(),
-            "ie": negative_entropy(seen.logits),
-            "act": negative_activation(seen.features),
-            "adv": 1 - (weight * js).mean().clamp(0, 1),
+            "oh": look.oh,
+            "ie": negative_entropy(look.seen.logits),
+            "act": negative_activation(look.seen.features),
+            "adv": 1 - look.mean(js).clamp(0, 1),
         }

@@ -5,17 +5,14 @@
 and of a re-implementation; it has no released code).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from condkd_ray.methods.interfaces import Targets
+from condkd_ray.methods.inversion.host import Look
 from condkd_ray.methods.inversion.pixelwise import Pixelwise
-from condkd_ray.methods.losses.priors import class_prior, negative_activation
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.methods.losses.priors import negative_activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +25,8 @@ class SoftTarget(Pixelwise):
     rolled by up to 2 of 32 pixels and mirrored by one coin (the re-implementation: likewise, by up to 4).
     """
 
-    paper: ClassVar[str] = "Z. Wang, AAAI 2021"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "act_weight", "shift")
+    paper = "Z. Wang, AAAI 2021"
+    ours = ("steps", "batch", "act_weight", "shift")
     name: Literal["soft_target"] = "soft_target"
     betas = (0.5, 0.99)
     steps: int = 100
@@ -42,19 +39,9 @@ class SoftTarget(Pixelwise):
     square of tau: at 20 those outweigh it, and all images excite a few classes. On digits, 20 steps, 12 rounds, one
     run each, validation accuracy at 0, 0.01 and 0.1: 0.38, 0.61, 0.05 (lenet5); 0.78, 0.85, 0.73 (resnet-8-16)."""
 
-    def terms(
-        self,
-        images: Tensor,
-        augmented: Tensor,
-        seen: Observation,
-        targets: Targets,
-        weight: Tensor,
-        *,
-        teacher: Teacher,
-        student: nn.Module,
-    ) -> dict[str, Tensor]:
+    def terms(self, look: Look, **_: object) -> dict[str, Tensor]:
         """`oh` and `act`."""
         return {
-            "oh": (weight * class_prior(seen.logits, targets.answers, targets.temperature)).mean(),
-            "act": negative_activation(seen.features),
+            "oh": look.oh,
+            "act": negative_activation(look.seen.features),
         }

@@ -5,8 +5,6 @@ What a host wants of its images stands in its paper's file: `build` and `terms`.
 Letters: B batch, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -14,13 +12,14 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.core.method import Meter, Metrics, require
+from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples
-from condkd_ray.methods.interfaces import Guide, Targets, Weigh
-from condkd_ray.methods.inversion.inversion import Inversion, fresh_images
+from condkd_ray.methods.interfaces import Targets
+from condkd_ray.methods.inversion.host import Host, Look, Round, drawn
+from condkd_ray.methods.inversion.inversion import fresh_images
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass
@@ -32,7 +31,7 @@ class GeneratorState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unconditional(Inversion[GeneratorState]):
+class Unconditional(Host[GeneratorState]):
     """Base of the hosts that label by the teacher's argmax. A round is `steps` steps, then `images_per_round` images.
 
     The released codes alternate steps of the generator and of the student; that the student's come after all of the
@@ -42,6 +41,7 @@ class Unconditional(Inversion[GeneratorState]):
     pixel_space: ClassVar[PixelSpace] = "model"
     hears = "nothing"
     fresh = True
+    penalty_first = True
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Of Adam."""
     steps: int = 20
@@ -68,13 +68,10 @@ class Unconditional(Inversion[GeneratorState]):
         """The untrained generator; draws from the global generator of random numbers."""
 
     @abstractmethod
-    def terms(
-        self, images: Tensor, seen: Observation, labels: Tensor, weight: Tensor, *, teacher: Teacher, student: nn.Module
-    ) -> dict[str, Tensor]:
+    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """Scalars to minimise, by names whose `<name>_weight` is a field.
 
-        `images` (B, C, H, W), what the teacher has `seen` of them, its argmax `labels` (B,), and `weight` (B,), by
-        which terms that are a mean over images weigh each.
+        The images are as they were made, and wanted of each is the teacher's argmax.
         """
 
     def limit(self, weights: list[nn.Parameter]) -> None:
@@ -84,45 +81,26 @@ class Unconditional(Inversion[GeneratorState]):
     def init(self, teacher: Teacher, rng: Streams) -> GeneratorState:
         """A generator from stream `init/generator`. Raises `InputError` for a teacher it cannot serve."""
         self.check_teacher(teacher)
-        with rng.forked("init/generator"):
-            generator = self.build(teacher)
-        generator = generator.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        generator = drawn(lambda: self.build(teacher), "init/generator", teacher, rng)
         return GeneratorState(generator, torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas))
 
     def check_teacher(self, teacher: Teacher) -> None:
         """Raise `InputError` for a teacher that lacks what the terms need."""
 
     @final
-    def synthesize(
-        self,
-        state: GeneratorState,
-        targets: Targets,
-        *,
-        teacher: Teacher,
-        student: nn.Module,
-        guide: Guide,
-        weigh: Weigh,
-        rng: Streams,
-    ) -> tuple[Samples, Metrics]:
+    def run(self, state: GeneratorState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
         """`steps` generator steps, then fresh images, not yet labelled; `targets` are not used."""
-        meter = Meter("inversion")
         weights = list(state.generator.parameters())
-        for _ in range(self.steps):
-            images = state.generator(self._latents(self.batch, rng))
-            seen = teacher.observe(images, guide.layers, bn=self.reads_bn)
-            labels = seen.logits.argmax(1)
-            terms = self.terms(images, seen, labels, weigh(seen, labels), teacher=teacher, student=student)
-            pull = guide.penalty(images, seen, labels)
-            loss = sum((getattr(self, f"{name}_weight") * term for name, term in terms.items()), pull)
-            for parameter, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-                parameter.grad = gradient
+
+        def move() -> None:
             self.limit(weights)
             state.optimizer.step()
-            guide.update(images.detach(), seen.detach(), labels)
-            meter.add(**terms, guide=pull, loss=loss)
-        metrics = meter.read()
-        made = fresh_images(lambda count: state.generator(self._latents(count, rng)), self.images_per_round, self.batch)
-        return made, metrics
 
-    def _latents(self, count: int, rng: Streams) -> Tensor:
-        return torch.randn(count, self.latent, generator=rng["latents"], device=rng.device)
+        def images(count: int) -> Tensor:
+            return state.generator(now.latents(count, self.latent))
+
+        for _ in range(self.steps):
+            look = now.look(images(self.batch))
+            now.step(look, self.terms(look, teacher=now.teacher, student=now.student), weights, move)
+        metrics = now.meter.read()
+        return fresh_images(images, self.images_per_round, self.batch), metrics

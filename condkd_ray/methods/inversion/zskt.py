@@ -4,18 +4,17 @@ Formula, network and rates: `peers.md` A.2 (read in the authors' released code).
 teacher's attention is a matter of the distiller's loss.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
+from condkd_ray.methods.inversion.host import Look
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.kd import divergence
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,8 @@ class Zskt(Unconditional):
     the student's BN statistics come from what it is taught alone.
     """
 
-    paper: ClassVar[str] = "Micaelli and Storkey, NeurIPS 2019"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "images_per_round")
+    paper = "Micaelli and Storkey, NeurIPS 2019"
+    ours = ("steps", "images_per_round")
     name: Literal["zskt"] = "zskt"
     steps: int = 2
     """Adam steps of the generator a round: one to ten of the distiller's 20, as published. Many more, and it runs away
@@ -53,11 +52,9 @@ class Zskt(Unconditional):
         """It ends in a BN with affine: its images know no bounds."""
         return Generator(self.latent, self.width, teacher.image_shape, head="bn")
 
-    def terms(
-        self, images: Tensor, seen: Observation, labels: Tensor, weight: Tensor, *, teacher: Teacher, student: nn.Module
-    ) -> dict[str, Tensor]:
+    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`adv`."""
-        return {"adv": -(weight * divergence(student(images), seen.logits)).mean()}
+        return {"adv": -look.mean(divergence(student(look.images), look.seen.logits))}
 
     def limit(self, weights: list[nn.Parameter]) -> None:
         """Shorten the whole gradient to `clip`."""

@@ -4,8 +4,6 @@ Letters: B batch, K classes. Sources: `methods.md` 6.1 (CMI, Fast), 2.3 (PRE-DFK
 choice).
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -4,8 +4,6 @@ Full precision even under autocast: differences of bfloat16 products would drown
 K classes. Sources: `peers.md` A.13 (class-wise MMD and its pitfalls); the rest is our choice.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,29 +15,20 @@ BANDWIDTHS = (0.5, 1.0, 2.0)
 def class_mmd(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int, median: Tensor
 ) -> Tensor:
-    """Mean over classes present on both sides of the biased squared MMD; (N, D), (N,), (M, D), (M,) to a scalar.
-
-    In full precision even under autocast: differences of bfloat16 products would drown it.
-    """
-    with torch.autocast(left.device.type, enabled=False):
-        return _class_mmd(left, left_labels, right, right_labels, num_classes, median)
-
-
-def _class_mmd(
-    left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, num_classes: int, median: Tensor
-) -> Tensor:
-    left_hot, right_hot = (F.one_hot(x, num_classes).to(left.dtype) for x in (left_labels, right_labels))
-    present = (left_hot.sum(0) > 0) & (right_hot.sum(0) > 0)
-    a = left_hot / left_hot.sum(0).clamp_min(1) * present
-    b = right_hot / right_hot.sum(0).clamp_min(1) * present
+    """Mean over classes present on both sides of the biased squared MMD; (N, D), (N,), (M, D), (M,) to a scalar."""
 
     def mean_kernel(x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
         squared = squared_distances(x, y)
         kernel = torch.stack([torch.exp(-squared / (scale * median)) for scale in BANDWIDTHS]).sum(0)
         return (u * (kernel @ v)).sum()
 
-    total = mean_kernel(left, a, left, a) + mean_kernel(right, b, right, b) - 2 * mean_kernel(left, a, right, b)
-    return total / present.sum().clamp_min(1)
+    with torch.autocast(left.device.type, enabled=False):
+        left_hot, right_hot = (F.one_hot(x, num_classes).to(left.dtype) for x in (left_labels, right_labels))
+        present = (left_hot.sum(0) > 0) & (right_hot.sum(0) > 0)
+        a = left_hot / left_hot.sum(0).clamp_min(1) * present
+        b = right_hot / right_hot.sum(0).clamp_min(1) * present
+        total = mean_kernel(left, a, left, a) + mean_kernel(right, b, right, b) - 2 * mean_kernel(left, a, right, b)
+        return total / present.sum().clamp_min(1)
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

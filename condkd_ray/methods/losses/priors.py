@@ -3,8 +3,6 @@
 Letters: B batch, C channels, H W height and width, K classes, D features. Sources: `peers.md` A.0, A.1, A.4, A.5.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,10 +4,8 @@ Sizes and period as its re-implementation by the authors of LRA runs them (`meth
 not known.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,8 +35,8 @@ class Bank(ReplayMemory[BankState]):
     student's steps, of the epoch's last batch.
     """
 
-    paper: ClassVar[str] = "Binici et al., WACV 2022"
-    reads_logits: ClassVar[bool] = False
+    paper = "Binici et al., WACV 2022"
+    reads_logits = False
     name: Literal["bank"] = "bank"
     entries: int = 10
     """Entries kept; the oldest goes first."""
@@ -56,12 +54,12 @@ class Bank(ReplayMemory[BankState]):
 
     def init(self, teacher: Teacher, rng: Streams) -> BankState:
         """Empty."""
-        return BankState(Deck.of(torch.empty(0, dtype=torch.int64)), [])
+        return BankState(Deck(), [])
 
     def add(self, state: BankState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Fresh ids replace the last round's; every `period` rounds the first of them become an entry."""
         before = self.live(state)
-        state.fresh = Deck.of(store.append(samples))
+        state.fresh = Deck(store.append(samples))
         if state.rounds % self.period == 0:
             state.entries = [*state.entries, state.fresh.ids[: self.entry_size]][-self.entries :]
         state.rounds += 1

@@ -3,8 +3,6 @@
 Letters: N samples, M chunks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 
 from condkd_ray.core.samples import Encoded
-from condkd_ray.methods.memory.chunks import join
+from condkd_ray.methods.memory.chunks import columns, join
 
 
 class ChunkTable:
@@ -25,7 +23,7 @@ class ChunkTable:
 
     def put(self, start: int, chunk: Encoded) -> None:
         """Add the chunk whose first id is `start`, or replace the one there."""
-        self._chunks[start] = Encoded(*(column.contiguous() for column in _columns(chunk)))
+        self._chunks[start] = Encoded(*(column.contiguous() for column in columns(chunk)))
         self._index = None
 
     def remove(self, start: int) -> None:
@@ -51,7 +49,7 @@ class ChunkTable:
         index, wanted = self._indexed(), ids.cpu().numpy()
         return index.rows.gather(index.locate(wanted), wanted)
 
-    def _indexed(self) -> _Index:
+    def _indexed(self) -> "_Index":
         # Made when it is asked for: a refresh changes many chunks at once.
         if self._index is None:
             self._index = _Index(self.items())
@@ -76,7 +74,7 @@ class _Index:
         return which
 
     @cached_property
-    def rows(self) -> Spanned | Parted:
+    def rows(self) -> "Spanned | Parted":
         """All samples. Raises `KeyError` where there is no chunk."""
         if not self._chunks:
             raise KeyError("no chunk holds anything")
@@ -94,9 +92,9 @@ class Spanned:
 
     def __init__(self, starts: np.ndarray, chunks: list[Encoded]) -> None:
         self._chunks = chunks  # keeps their memory
-        columns = list(zip(*map(_columns, chunks), strict=True))
-        firsts, self._rows = zip(*(_span(parts) for parts in columns), strict=True)
-        self._steps = np.array([[parts[0][0].numel()] for parts in columns])
+        by_column = list(zip(*map(columns, chunks), strict=True))
+        firsts, self._rows = zip(*map(_span, by_column), strict=True)
+        self._steps = np.array([[parts[0][0].numel()] for parts in by_column])
         # By column and chunk: the position at which id 0 would lie if the chunk began with it.
         self._origins = np.stack(firsts) - self._steps * starts
 
@@ -135,7 +133,3 @@ class Parted:
         taken = [self._chunks[i][part] for i, part in zip(met, parts, strict=True)]
         back = torch.from_numpy(order.argsort()).to(device)
         return join(taken or [self._chunks[0][:0]])[back]
-
-
-def _columns(chunk: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-    return chunk.images, chunk.labels, chunk.logits

@@ -4,8 +4,6 @@ An id is the running number of a sample in its store; a chunk holds consecutive 
 Letters: N samples, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from condkd_ray.core.samples import Encoded
 from condkd_ray.core.storage import Location, files, reading, writing
@@ -31,22 +30,26 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Images, labels, logits of an `Encoded`, as numpy: what crosses process borders."""
 
 
+def columns(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels, logits."""
+    return encoded.images, encoded.labels, encoded.logits
+
+
 def to_arrays(encoded: Encoded) -> Arrays:
     """Tensors to numpy, on the CPU."""
-    return tuple(t.detach().cpu().contiguous().numpy() for t in (encoded.images, encoded.labels, encoded.logits))  # type: ignore[return-value]
+    return tuple(column.detach().cpu().contiguous().numpy() for column in columns(encoded))  # type: ignore[return-value]
 
 
 def from_arrays(arrays: Arrays) -> Encoded:
     """Numpy to tensors over the same memory. Read-only arrays stay so by our care: gather copies, nothing writes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        images, labels, logits = (torch.from_numpy(array) for array in arrays)
-    return Encoded(images, labels, logits)
+        return Encoded(*map(torch.from_numpy, arrays))
 
 
 def moved(encoded: Encoded, device: torch.device) -> Encoded:
     """The same on `device`; not copied where it lies there."""
-    return Encoded(encoded.images.to(device), encoded.labels.to(device), encoded.logits.to(device))
+    return Encoded(*(column.to(device) for column in columns(encoded)))
 
 
 def chunk_path(folder: Location, start: int, stop: int) -> Location:
@@ -105,11 +108,7 @@ def stored_chunks(folder: Location) -> list[Location]:
 
 def join(chunks: list[Encoded]) -> Encoded:
     """Several chunks as one, copied."""
-    return Encoded(
-        torch.cat([c.images for c in chunks]),
-        torch.cat([c.labels for c in chunks]),
-        torch.cat([c.logits for c in chunks]),
-    )
+    return Encoded(*map(torch.cat, zip(*map(columns, chunks), strict=True)))
 
 
 def joinable(spans: Sequence[tuple[int, int]]) -> list[list[int]]:

@@ -1,22 +1,21 @@
 """PRE-DFKD's generative memory (Binici et al., AAAI 2022, arXiv 2201.03019): the past lives in a VAE, not in images.
 
 Networks, losses, rates and shares: `methods.md` 2.2 to 2.4 (read in the authors' released code).
-Letters: B batch, C channels, H W height and width, Z latent size.
+Letters: B batch, C channels, H W height and width, K classes, Z latent size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from condkd_ray.core.method import Meter, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.losses.vae import divergence, recall_loss, reconstruction
+from condkd_ray.methods.losses.priors import class_prior, negative_entropy
 from condkd_ray.methods.memory.memory import Deck, Draw, ReplayMemory, gathered, interleaved
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher
@@ -46,9 +45,9 @@ class Generative(ReplayMemory[GenerativeState]):
     every 10 student steps, on the images of that very step. Stream `replay` has all of its draws.
     """
 
-    paper: ClassVar[str] = "Binici et al., AAAI 2022"
-    ours: ClassVar[tuple[str, ...]] = ("steps", "batch", "latent", "width", "statistics")
-    reads_logits: ClassVar[bool] = False
+    paper = "Binici et al., AAAI 2022"
+    ours = ("steps", "batch", "latent", "width", "statistics")
+    reads_logits = False
     name: Literal["generative"] = "generative"
     steps: int = 8
     """VAE steps a round: 4 for every 10 of the student's, which are 20."""
@@ -97,7 +96,7 @@ class Generative(ReplayMemory[GenerativeState]):
             for network in networks
         )
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], self.lr)
-        return GenerativeState(encoder, decoder, optimizer, Deck.of(torch.empty(0, dtype=torch.int64)))
+        return GenerativeState(encoder, decoder, optimizer, Deck())
 
     def add(self, state: GenerativeState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """`steps` VAE steps, whose mean terms it gives; then fresh ids replace the last round's.
@@ -114,7 +113,7 @@ class Generative(ReplayMemory[GenerativeState]):
             meter.add(**self._step(state, batch, teacher=teacher, rng=rng))
         metrics = meter.read()
         store.drop(state.fresh.ids)
-        state.fresh = Deck.of(store.append(samples))
+        state.fresh = Deck(store.append(samples))
         return metrics
 
     def draw(self, state: GenerativeState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
@@ -182,3 +181,28 @@ class Generative(ReplayMemory[GenerativeState]):
         state.optimizer.step()
         state.optimizer.zero_grad()
         return {"reconstruction": pixels, "logits": logits, "kl": kl}
+
+
+def reconstruction(rebuilt: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute difference of the pixels (B, C, H, W); of logits (B, K) it is the teacher-aware half."""
+    return F.l1_loss(rebuilt, images)
+
+
+def divergence(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(mean, exp log_var) || N(0, I)), (B, Z) and (B, Z): a sum over the latent, the mean over the batch."""
+    return -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(1).mean()
+
+
+def off_normal(latents: Tensor) -> Tensor:
+    """How far the (B, Z) latents' moments are from 0 and 1: MSE of the batch's variances plus MSE of its means.
+
+    The variance is the unbiased one, as in the released code. Of a single latent, which has none, it is the biased one,
+    0 (our choice).
+    """
+    return (latents.var(0, correction=min(1, len(latents) - 1)) - 1).square().mean() + latents.mean(0).square().mean()
+
+
+def recall_loss(logits: Tensor, latents: Tensor, *, ie_weight: float, oh_weight: float) -> Tensor:
+    """What latents (B, Z) decoded to images of these logits (B, K) should lower: all classes, each certain, normal."""
+    oh = class_prior(logits, logits.argmax(1)).mean()
+    return ie_weight * negative_entropy(logits) + oh_weight * oh + off_normal(latents)

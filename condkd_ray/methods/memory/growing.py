@@ -1,9 +1,7 @@
 """A pool that only grows, or forgets its oldest beyond a capacity: the memory of CMI and Fast."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.memory.memory import Draw, ReplayMemory, gathered
+from condkd_ray.methods.memory.memory import Draw, ReplayMemory, gathered, no_ids
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher
 
@@ -27,8 +25,8 @@ class GrowingState:
 class Growing(ReplayMemory[GrowingState]):
     """Everything ever made, drawn uniformly with replacement."""
 
-    ours: ClassVar[tuple[str, ...]] = ("capacity",)
-    reads_logits: ClassVar[bool] = False
+    ours = ("capacity",)
+    reads_logits = False
     name: Literal["growing"] = "growing"
     capacity: int | None = None
     """Samples kept; the oldest go first. None keeps all."""
@@ -38,7 +36,7 @@ class Growing(ReplayMemory[GrowingState]):
 
     def init(self, teacher: Teacher, rng: Streams) -> GrowingState:
         """Empty."""
-        return GrowingState(torch.empty(0, dtype=torch.int64))
+        return GrowingState(no_ids())
 
     def add(self, state: GrowingState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Append; drop what exceeds the capacity."""

@@ -1,11 +1,8 @@
 """Only the round just made, dealt out in disjoint batches: no replay at all."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from condkd_ray.core.method import Metrics
@@ -20,17 +17,17 @@ from condkd_ray.models.teacher import Teacher
 class Latest(ReplayMemory[Deck]):
     """What adversarial hosts (DAFL) use: each student step gets fresh images while they last."""
 
-    reads_logits: ClassVar[bool] = False
+    reads_logits = False
     name: Literal["latest"] = "latest"
 
     def init(self, teacher: Teacher, rng: Streams) -> Deck:
         """Empty."""
-        return Deck.of(torch.empty(0, dtype=torch.int64))
+        return Deck()
 
     def add(self, state: Deck, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """The new round replaces the old."""
         store.drop(state.ids)
-        fresh = Deck.of(store.append(samples))
+        fresh = Deck(store.append(samples))
         state.ids, state.order, state.cursor = fresh.ids, fresh.order, fresh.cursor
         return {}
 

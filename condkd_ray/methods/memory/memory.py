@@ -1,9 +1,7 @@
 """What every replay memory is: a policy of keeping and drawing. Its state holds ids and counters, never images."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -81,18 +79,18 @@ def interleaved(fresh: Draw, replayed: Draw) -> Draw:
     return Draw(samples[rows], torch.cat([fresh.ids, replayed.ids])[order], weights[rows])
 
 
+def no_ids() -> Tensor:
+    """(0,) int64."""
+    return torch.empty(0, dtype=torch.int64)
+
+
 @dataclass
 class Deck:
-    """Ids dealt out in disjoint hands, shuffled anew when they run out."""
+    """Ids dealt out in disjoint hands, shuffled anew when they run out; the first deal shuffles too."""
 
-    ids: Tensor
-    order: Tensor
+    ids: Tensor = field(default_factory=no_ids)
+    order: Tensor = field(default_factory=no_ids)
     cursor: int = 0
-
-    @classmethod
-    def of(cls, ids: Tensor) -> Deck:
-        """A deck not yet shuffled: its first deal shuffles."""
-        return cls(ids, torch.empty(0, dtype=torch.int64), 0)
 
     def deal(self, count: int, rng: Streams) -> Tensor:
         """The next `count` ids; a hand larger than what is left goes on into the next shuffle."""

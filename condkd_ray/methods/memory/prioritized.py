@@ -8,10 +8,8 @@ they are our choice, and so are all fields but the meaning of `scale` and `beta`
 Letters: N samples held, n samples drawn.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from torch import Tensor
 from condkd_ray.core.method import Metrics, NonFiniteError, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.memory.memory import Draw, ReplayMemory
+from condkd_ray.methods.memory.memory import Draw, ReplayMemory, no_ids
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher
 
@@ -44,9 +42,9 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     largest delta there is, so that each is seen soon.
     """
 
-    paper: ClassVar[str] = "Liu et al., CVPR 2024"
-    ours: ClassVar[tuple[str, ...]] = ("alpha", "beta", "eps", "divide_by", "evict", "refresh")
-    reads_logits: ClassVar[bool] = False
+    paper = "Liu et al., CVPR 2024"
+    ours = ("alpha", "beta", "eps", "divide_by", "evict", "refresh")
+    reads_logits = False
     name: Literal["prioritized"] = "prioritized"
     scale: float = 0.1
     """Samples kept, as a share of the teacher's train set; the paper has 0.1 and goes down to 0.01."""
@@ -84,7 +82,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         accepted = f"at least {least / size:.2g}: {least} samples, one a class, where the train set has {size}"
         require(self.capacity(teacher) >= least, "prioritized scale", self.scale, accepted)
         none = torch.empty(0, dtype=torch.float64)
-        return PrioritizedState(torch.empty(0, dtype=torch.int64), none, none.clone())
+        return PrioritizedState(no_ids(), none, none.clone())
 
     def add(
         self, state: PrioritizedState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams

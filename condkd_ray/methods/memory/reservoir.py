@@ -4,10 +4,8 @@ The alternative to MB-DFKD's first-in-first-out bank (`methods.md` 3.5: that it 
 A bank spans its last entries only; here the first round counts as much as the last.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from torch import Tensor
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.memory.memory import Draw, ReplayMemory, gathered
+from condkd_ray.methods.memory.memory import Draw, ReplayMemory, gathered, no_ids
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher
 
@@ -36,8 +34,8 @@ class Reservoir(ReplayMemory[ReservoirState]):
     rounds, and of most rounds something stays: a process may hold more than the live samples that are counted.
     """
 
-    ours: ClassVar[tuple[str, ...]] = ("capacity",)
-    reads_logits: ClassVar[bool] = False
+    ours = ("capacity",)
+    reads_logits = False
     name: Literal["reservoir"] = "reservoir"
     capacity: int = 1280
     """Samples kept; as many as MB-DFKD's bank has."""
@@ -47,7 +45,7 @@ class Reservoir(ReplayMemory[ReservoirState]):
 
     def init(self, teacher: Teacher, rng: Streams) -> ReservoirState:
         """Empty."""
-        return ReservoirState(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
+        return ReservoirState(no_ids(), torch.empty(0, dtype=torch.float64))
 
     def add(self, state: ReservoirState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Keep the smallest keys of old and new; the rest is dropped."""

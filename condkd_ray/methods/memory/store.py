@@ -1,10 +1,7 @@
 """Where remembered samples lie. What is kept and what is drawn is the memory's policy; a store only holds rows."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,108 +20,129 @@ from condkd_ray.methods.memory.chunks import (
     to_arrays,
     write_chunk,
 )
-from condkd_ray.methods.memory.live_ids import Ledger
 
 
 class MissingSamplesError(ValueError):
     """Chunks that a checkpoint refers to are not there: the trial can only start anew."""
 
 
-class Store(Protocol):
-    """Append-only rows with running ids. Samples come back as encoded: uint8 or float16 images, float16 logits.
+class LiveIds:
+    """Classes and life of the ids given out so far, five bytes each. An id that no chunk ever covered is dead."""
 
-    Logits come back where the codec has them and the samples came with them, otherwise as (B, 0).
-    """
-
-    codec: Codec
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        # With room behind them, so that a round does not copy all: `_resize`.
+        self._all_classes = torch.empty(0, dtype=torch.int32)
+        self._all_live = torch.empty(0, dtype=torch.bool)
+        self._resize(0)
 
     @property
     def num_ids(self) -> int:
         """Ids given out so far."""
-        ...
+        return len(self._live)
+
+    @property
+    def num_live(self) -> int:
+        """Ids not dropped."""
+        return int(self._live.sum())
 
     @property
     def class_counts(self) -> Tensor:
-        """(K,) int64: live samples of each class, as the teacher sees them; without logits they count nowhere."""
-        ...
+        """(K,) int64: live ids of each class. Those of which the teacher has not been asked count nowhere."""
+        # One place further on, so that UNLABELLED, -1, has one too.
+        return torch.bincount(self._classes[self._live] + 1, minlength=self._num_classes + 1)[1:]
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the live samples, encoded. Chunks with dead ones among them take somewhat more."""
-        ...
-
-    def append(self, samples: Samples) -> Tensor:
-        """Keep a round's samples as one chunk; their ids (B,), consecutive, on the CPU."""
-        ...
-
-    def gather(self, ids: Tensor) -> Samples:
-        """Copies of the samples `ids`, decoded, in that order. Raises `KeyError` for an id it does not hold."""
-        ...
+    def cover(self, start: int, classes: Tensor) -> None:
+        """A chunk with `classes` (n,) lies at the ids from `start`: new ids live, known ones are as alive as before."""
+        known, stop = self.num_ids, start + len(classes)
+        self._resize(max(known, stop))
+        self._classes[start:stop] = classes.cpu().int()
+        self._live[max(start, known) : stop] = True
 
     def drop(self, ids: Tensor) -> None:
-        """Say that no memory refers to `ids` any more."""
-        ...
+        """Let `ids` die; ids unknown or dead already are passed over."""
+        ids = ids.cpu()
+        self._live[ids[(ids >= 0) & (ids < self.num_ids)]] = False
 
-    def commit(self) -> None:
-        """A checkpoint has been written: what was dropped before it may now really go."""
-        ...
+    def any_live(self, start: int, count: int) -> bool:
+        """Whether one of the `count` ids from `start` lives."""
+        return bool(self._live[start : start + count].any())
 
     def restore(self, num_ids: int, live: Tensor) -> None:
-        """Become as at a checkpoint: forget ids from `num_ids` on (they will be made again), drop all but `live`.
+        """Become as at a checkpoint: `num_ids` given out, of them exactly `live` alive."""
+        self._resize(num_ids)
+        self._live[:] = False
+        self._live[live.cpu()] = True
 
-        Raises `MissingSamplesError` where one of `live` is not there.
-        """
-        ...
+    def _resize(self, num_ids: int) -> None:
+        known = len(self._all_live)
+        if num_ids > known:
+            room = max(num_ids, known + known // 4) - known
+            self._all_classes = torch.cat([self._all_classes, self._all_classes.new_zeros(room)])
+            self._all_live = torch.cat([self._all_live, self._all_live.new_zeros(room)])
+        self._all_live[num_ids:] = False
+        self._classes, self._live = self._all_classes[:num_ids], self._all_live[:num_ids]
 
 
-class TableStore(ABC):
-    """What stores of chunks share: the table, the ledger, and all verbs that need no more than these two."""
+class Store(ABC):
+    """Append-only rows with running ids, in chunks. Samples come back as encoded: uint8 or float16 images.
+
+    Logits, float16, come back where the codec has them and the samples came with them, otherwise as (B, 0). Where the
+    chunks lie is left to the subclasses; all of them read from a table of chunks and keep account of the ids that live.
+    """
 
     def __init__(self, codec: Codec, num_classes: int, device: str | torch.device = "cpu") -> None:
         self.codec = codec
         self.device = torch.device(device)
         self._table = ChunkTable()
-        self._ledger = Ledger(num_classes)
+        self._ids = LiveIds(num_classes)
 
     @property
     def num_ids(self) -> int:
         """Ids given out so far."""
-        return self._ledger.num_ids
+        return self._ids.num_ids
 
     @property
     def class_counts(self) -> Tensor:
-        """(K,) int64: live samples of each class."""
-        return self._ledger.class_counts
+        """(K,) int64: live samples of each class, as the teacher sees them; without logits they count nowhere."""
+        return self._ids.class_counts
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the live samples, encoded."""
-        return self._ledger.num_live * self._table.row_bytes
+        """Bytes of the live samples, encoded. Chunks with dead ones among them take somewhat more."""
+        return self._ids.num_live * self._table.row_bytes
 
     def append(self, samples: Samples) -> Tensor:
-        """One chunk more; see `Store`."""
+        """Keep a round's samples as one chunk; their ids (B,), consecutive, on the CPU."""
         start, encoded = self.num_ids, self.codec.encode(samples)
         if len(encoded):
             self._append(start, encoded)
         return torch.arange(start, start + len(encoded))
 
     def gather(self, ids: Tensor) -> Samples:
-        """Decoded copies, on the device; see `Store`."""
+        """Decoded copies of the samples `ids`, in that order, on the device. Raises `KeyError` for an unknown id."""
         return self.codec.decode(moved(self._table.gather(ids), self.device))
 
     def drop(self, ids: Tensor) -> None:
-        """Mark as dead; see `Store`."""
-        self._ledger.drop(ids)
+        """Say that no memory refers to `ids` any more."""
+        self._ids.drop(ids)
+
+    @abstractmethod
+    def commit(self) -> None:
+        """A checkpoint has been written: what was dropped before it may now really go."""
 
     def restore(self, num_ids: int, live: Tensor) -> None:
-        """See `Store`."""
+        """Become as at a checkpoint: forget ids from `num_ids` on (they will be made again), drop all but `live`.
+
+        Raises `MissingSamplesError` where one of `live` is not there.
+        """
         self._truncate(num_ids)
         try:
             self._table.check(live)
         except KeyError as error:
             message = f"a checkpoint after {num_ids} samples needs what is gone: {error.args[0]}"
             raise MissingSamplesError(message) from None
-        self._ledger.restore(num_ids, live)
+        self._ids.restore(num_ids, live)
 
     def _returned(self, chunk: Encoded) -> Encoded:
         """A chunk from a file or the pool as this store gives it back: others may have stored logits with it.
@@ -139,11 +157,7 @@ class TableStore(ABC):
 
     @abstractmethod
     def _append(self, start: int, encoded: Encoded) -> None:
-        """Keep a chunk and enter it into table and ledger."""
-
-    @abstractmethod
-    def commit(self) -> None:
-        """See `Store`."""
+        """Keep a chunk and enter it into the table and among the live ids."""
 
     @abstractmethod
     def _truncate(self, num_ids: int) -> None:
@@ -151,10 +165,10 @@ class TableStore(ABC):
 
     def _dead(self) -> list[tuple[int, Encoded]]:
         """(First id, chunk) of chunks of which nothing lives."""
-        return [(start, c) for start, c in self._table.items() if not self._ledger.any_live(start, len(c))]
+        return [(start, c) for start, c in self._table.items() if not self._ids.any_live(start, len(c))]
 
 
-class LocalStore(TableStore):
+class LocalStore(Store):
     """A store in this process, on the samples' device; with a `folder`, each chunk is a file there as well.
 
     The files serve resuming alone: a checkpoint never holds images. See `Store` for the verbs.
@@ -190,7 +204,7 @@ class LocalStore(TableStore):
 
     def _put(self, start: int, encoded: Encoded) -> None:
         self._table.put(start, moved(encoded, self.device))
-        self._ledger.cover(start, encoded.classes)
+        self._ids.cover(start, encoded.classes)
 
     def _remove(self, start: int, chunk: Encoded) -> None:
         self._table.remove(start)

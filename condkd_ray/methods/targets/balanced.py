@@ -1,7 +1,5 @@
 """Balanced labels: every class equally often, up to one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -7,10 +7,8 @@ re-implementation; it has no released code).
 Letters: B batch, K classes, d units of the layer, k weights that come in to each.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +35,10 @@ class Soft(TargetSource):
     pooled vector, and a ReLU follows it.
     """
 
-    paper: ClassVar[str] = "Z. Wang, AAAI 2021"
-    ours: ClassVar[tuple[str, ...]] = ("layer", "activate")
+    paper = "Z. Wang, AAAI 2021"
+    ours = ("layer", "activate")
     name: Literal["soft"] = "soft"
-    soft: ClassVar[bool] = True
+    soft = True
     layer: str | None = None
     """A linear layer or convolution of the teacher. None: the last linear layer before the one that makes the logits
     ("FC-2" in the paper); without one, the last convolution larger than 1x1 whose channels are the features."""

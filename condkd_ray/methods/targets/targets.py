@@ -3,8 +3,6 @@
 Letters: B batch, K classes.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar

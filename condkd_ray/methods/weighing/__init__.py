@@ -1,9 +1,7 @@
 """Weighing: how much each image counts while it is made."""
 
-from condkd_ray.methods.weighing.equal import Equal
-from condkd_ray.methods.weighing.modulating import Modulating
-from condkd_ray.methods.weighing.weighing import Weighing
+from condkd_ray.methods.weighing.equal import Equal as Equal
+from condkd_ray.methods.weighing.modulating import Modulating as Modulating
+from condkd_ray.methods.weighing.weighing import Weighing as Weighing
 
 AnyWeighing = Equal | Modulating
-
-__all__ = ["AnyWeighing", "Equal", "Modulating", "Weighing"]

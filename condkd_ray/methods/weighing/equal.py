@@ -1,9 +1,7 @@
 """Equal weights: what every method but SSD-KD does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from condkd_ray.methods.weighing.weighing import Weighing
 class Equal(Weighing):
     """Every image counts the same."""
 
-    reads_memory: ClassVar[bool] = False
+    reads_memory = False
     name: Literal["equal"] = "equal"
 
     def bind(self, class_counts: Tensor) -> Weigh:

@@ -5,10 +5,8 @@ teacher puts into the same class, the second favours low confidence with the exp
 formula below is recalled, not read: it is our choice, as are all fields but gamma.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +25,8 @@ class Modulating(Weighing):
     statistics is of the whole batch and stays as it is.
     """
 
-    paper: ClassVar[str] = "Liu et al., CVPR 2024"
-    ours: ClassVar[tuple[str, ...]] = ("gamma", "counted", "share_of", "normalise", "through_confidence")
+    paper = "Liu et al., CVPR 2024"
+    ours = ("gamma", "counted", "share_of", "normalise", "through_confidence")
     name: Literal["modulating"] = "modulating"
     gamma: float = 2.0
     """Exponent of the difficulty term, focal loss's default (the paper's value is not known); 0 leaves it out."""

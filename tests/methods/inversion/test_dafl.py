@@ -12,8 +12,7 @@ from toy import NUM_CLASSES, make_teacher
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED
-from condkd_ray.methods.guidance.no_guidance import Unguided
-from condkd_ray.methods.interfaces import Targets, equal_weights
+from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights
 from condkd_ray.methods.inversion import Dafl
 
 

@@ -12,8 +12,7 @@ from toy import MEAN, NUM_CLASSES, STD, make_teacher, toy_config
 from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.no_guidance import Unguided
-from condkd_ray.methods.interfaces import Targets, equal_weights
+from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights
 from condkd_ray.methods.inversion import Nayer
 from condkd_ray.methods.inversion.nayer import NamedGenerator, NoisyLayers, dealt, occurrences, read_embeddings
 from condkd_ray.methods.targets import Balanced

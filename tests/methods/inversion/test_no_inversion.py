@@ -2,8 +2,7 @@ import torch
 from toy import IMAGE_SHAPE, make_prepared, toy_config
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.no_guidance import Unguided
-from condkd_ray.methods.interfaces import Targets, equal_weights
+from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights
 from condkd_ray.methods.inversion import NoInversion
 from condkd_ray.trial.run import local_store, run_trial
 

@@ -6,8 +6,7 @@ from toy import MEAN, NUM_CLASSES, STD, make_teacher
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.no_guidance import Unguided
-from condkd_ray.methods.interfaces import Targets, equal_weights
+from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights
 from condkd_ray.methods.inversion import SoftTarget
 from condkd_ray.methods.targets import Balanced, Soft
 from condkd_ray.models import LeNet5

@@ -30,6 +30,6 @@ def test_what_is_mixed_stays_together():
 
 
 def test_a_deck_gives_none_where_none_are_asked_for():
-    deck, rng = Deck.of(torch.arange(4)), Streams(0)
+    deck, rng = Deck(torch.arange(4)), Streams(0)
     assert deck.deal(0, rng).tolist() == []
     assert sorted(deck.deal(4, rng).tolist()) == [0, 1, 2, 3]

@@ -9,8 +9,7 @@ from toy import MEAN, NUM_CLASSES, STD, make_prepared, make_teacher, toy_config
 from condkd_ray.core import checkpoint
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.no_guidance import Unguided
-from condkd_ray.methods.interfaces import equal_weights
+from condkd_ray.methods.interfaces import Unguided, equal_weights
 from condkd_ray.methods.inversion import Cmi, Dafl, DeepInversion, Fast, SoftTarget
 from condkd_ray.methods.losses.priors import class_prior
 from condkd_ray.methods.memory import LocalStore

@@ -2,20 +2,9 @@
 
 from condkd_ray.methods.losses.kd.attention import Attention
 from condkd_ray.methods.losses.kd.decoupled import Dkd
-from condkd_ray.methods.losses.kd.logits import Hinton, LogitL1, SoftCrossEntropy, logit_l1
-from condkd_ray.methods.losses.kd.loss import Answer, KdLoss, divergence
+from condkd_ray.methods.losses.kd.loss import Answer, Hinton, KdLoss, LogitL1, SoftCrossEntropy, divergence, logit_l1
 
 AnyKdLoss = Hinton | LogitL1 | SoftCrossEntropy | Dkd | Attention
 
-__all__ = [
-    "Answer",
-    "AnyKdLoss",
-    "Attention",
-    "Dkd",
-    "Hinton",
-    "KdLoss",
-    "LogitL1",
-    "SoftCrossEntropy",
-    "divergence",
-    "logit_l1",
-]
+__all__ = ["Answer", "AnyKdLoss", "Attention", "Dkd", "Hinton", "KdLoss", "LogitL1", "SoftCrossEntropy"]
+__all__ += ["divergence", "logit_l1"]

@@ -6,10 +6,8 @@ the maps are Zagoruyko and Komodakis', ICLR 2017.
 Letters: B batch, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,8 +28,8 @@ class Attention(KdLoss):
     the maps of a pair differ in size, each is averaged down to the smaller height and width first (our choice).
     """
 
-    paper: ClassVar[str] = "Zagoruyko and Komodakis, ICLR 2017"
-    ours: ClassVar[tuple[str, ...]] = ("teacher_layers", "student_layers")
+    paper = "Zagoruyko and Komodakis, ICLR 2017"
+    ours = ("teacher_layers", "student_layers")
     name: Literal["attention"] = "attention"
     teacher_layers: tuple[str, ...]
     """Names of the teacher's layers, shallow to deep. There is no default: networks name their stages in their ways,

@@ -7,10 +7,8 @@ student's learning rate has a warm-up of its own (our choice).
 Letters: B batch, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +26,7 @@ class Dkd(KdLoss):
     thinks of the other classes hardly counts there.
     """
 
-    paper: ClassVar[str] = "Zhao et al., CVPR 2022"
+    paper = "Zhao et al., CVPR 2022"
     name: Literal["dkd"] = "dkd"
     alpha: float = 1.0
     """Weight of TCKD."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 from reference import vae as reference
 
-from condkd_ray.methods.losses.vae import divergence, off_normal, recall_loss, reconstruction
+from condkd_ray.methods.memory.generative import divergence, off_normal, recall_loss, reconstruction
 
 RNG = torch.Generator().manual_seed(0)
 

@@ -1,0 +1,43 @@
+"""What hosts have in common whose generator makes images of wanted classes: CMI, Fast, NAYER."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from condkd_ray.core.samples import PixelSpace
+from condkd_ray.data.augment import shift_flip
+from condkd_ray.methods.inversion.host import Host, Look
+from condkd_ray.methods.inversion.inversion import State
+from condkd_ray.methods.losses.adversarial import disagreement
+from condkd_ray.methods.losses.priors import BnStatistics, bn_distance
+from condkd_ray.models.teacher import Teacher
+
+
+class Conditional(Host[State]):
+    """Base of the hosts that match BN statistics and wanted classes; their generators make [0, 1] pixels.
+
+    It is no dataclass itself: the fields it names are those of every host, each in the order of its own.
+    """
+
+    pixel_space: ClassVar[PixelSpace] = "unit"
+    reads_bn = True
+    batch: int
+    shift: float
+
+    @property
+    def images_per_round(self) -> int:
+        """One batch."""
+        return self.batch
+
+    def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
+        """Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
+        return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
+
+    def terms(self, look: Look, *, bn: BnStatistics, teacher: Teacher, student: nn.Module | None) -> dict[str, Tensor]:
+        """`bn` of these statistics, `oh`, and `adv`, 0 where there is no `student` to compete with."""
+        distance, oh = bn_distance(bn, teacher.running_bn), look.oh
+        adv = torch.zeros_like(oh)
+        if student is not None:
+            adv = look.mean(disagreement(student(look.augmented), look.seen.logits))
+        return {"bn": distance, "oh": oh, "adv": adv}
