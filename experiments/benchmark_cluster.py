@@ -10,8 +10,9 @@ in --rows. About 25 minutes on an idle machine of 2 cores; figure by figure with
 from dataclasses import dataclass
 from pathlib import Path
 
-from condkd_ray.cluster.benchmark import FIGURES, Figure
-from condkd_ray.cluster.benchmark.rows import read, row, store, table
+from benchmark import FIGURES, Figure
+from benchmark.rows import read, row, store, table
+
 from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.runs.experiment import command_line
 

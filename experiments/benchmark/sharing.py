@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from condkd_ray.cluster.benchmark.rows import Measured
-from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, run_all, scratch
+from benchmark.rows import Measured
+from benchmark.worlds import CPUS, digits, prepare, run_all, scratch
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.method import Metrics

@@ -3,9 +3,8 @@ from collections import Counter
 
 import pytest
 import yaml
+from chaos.chaos import SHARES, check_untouched, machine, schedule, soak
 from places import EXPERIMENTS
-
-from condkd_ray.cluster.storm import SHARES, check_untouched, machine, schedule, soak
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
 FLAGS = "--ipcs 1 --seeds 0 --arms none mixed guided --share inversion --teacher-epochs 1 --rounds 12"
@@ -39,6 +38,7 @@ def test_a_record_lost_or_written_again_is_noticed(tmp_path):
         check_untouched(tmp_path, seen)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_eight_kills_change_no_number(tmp_path):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
-from condkd_ray.cluster.benchmark.rows import Measured
-from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, scratch
+from benchmark.rows import Measured
+from benchmark.worlds import CPUS, digits, prepare, scratch
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.pool.actor import default_limit, make_pool
 from condkd_ray.cluster.pool.stopwatch import WATCH

@@ -1,10 +1,11 @@
 import dataclasses
 import math
 
-from condkd_ray.report.compare import differences
+from chaos.compare import differences
+from report.report_factory import make_manifest, make_record, sweep
+
 from condkd_ray.report.records import write_record
 from condkd_ray.report.tables import arms
-from report.report_factory import make_manifest, make_record, sweep
 
 
 def written(folder, records):

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from condkd_ray.cluster.benchmark.rows import Measured
-from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, of_seeds, prepare, run_all, scratch
+from benchmark.rows import Measured
+from benchmark.worlds import CPUS, digits, idle, of_seeds, prepare, run_all, scratch
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree
@@ -105,7 +105,8 @@ def _swept(config: TrialConfig, prepared: Prepared, seeds: range) -> float:
 
 def _start_plain(config: TrialConfig, seeds: range | list[int]) -> subprocess.Popen:
     tree = json.dumps(to_tree(config))
-    return subprocess.Popen([sys.executable, "-m", "condkd_ray.cluster.benchmark.plain", tree, *map(str, seeds)])
+    command = [sys.executable, "-m", "benchmark.plain", tree, *map(str, seeds)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1])
 
 
 def _seconds_of(processes: list[subprocess.Popen]) -> float:

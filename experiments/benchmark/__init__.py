@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from condkd_ray.cluster.benchmark.drawing import blocked, draw, reader
-from condkd_ray.cluster.benchmark.rows import Measured
-from condkd_ray.cluster.benchmark.scheduling import driver, raylets
-from condkd_ray.cluster.benchmark.sharing import sharing
-from condkd_ray.cluster.benchmark.sweeping import startup, sweep, waiting
+from benchmark.drawing import blocked, draw, reader
+from benchmark.rows import Measured
+from benchmark.scheduling import driver, raylets
+from benchmark.sharing import sharing
+from benchmark.sweeping import startup, sweep, waiting
 
 Figure = Literal["draw", "blocked", "reader", "startup", "waiting", "sharing", "raylets", "driver", "sweep"]
 

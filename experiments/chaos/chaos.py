@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import psutil
 
+from chaos.compare import differences
 from condkd_ray.cluster.connection.connect import private
-from condkd_ray.report.compare import differences
 
 Kind = Literal["trial", "pool", "driver", "node"]
 SHARES: dict[Kind, int] = {"trial": 9, "pool": 5, "driver": 4, "node": 2}

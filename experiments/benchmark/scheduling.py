@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from condkd_ray.cluster.benchmark.rows import Measured
-from condkd_ray.cluster.benchmark.worlds import CPUS, digits, idle, prepare, run_all, scratch
+from benchmark.rows import Measured
+from benchmark.worlds import CPUS, digits, idle, prepare, run_all, scratch
 from condkd_ray.cluster.connection.connect import connect, private
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.outcome import Outcome
