@@ -5,21 +5,10 @@ from typing import Literal
 
 from benchmark.drawing import blocked, draw, reader
 from benchmark.rows import Measured
-from benchmark.scheduling import driver, raylets
-from benchmark.sharing import sharing
-from benchmark.sweeping import startup, sweep, waiting
+from benchmark.sweeping import driver, raylets, sharing, startup, sweep, waiting
 
 Figure = Literal["draw", "blocked", "reader", "startup", "waiting", "sharing", "raylets", "driver", "sweep"]
 
-FIGURES: dict[Figure, Callable[[], Iterator[Measured]]] = {
-    "draw": draw,
-    "blocked": blocked,
-    "reader": reader,
-    "startup": startup,
-    "waiting": waiting,
-    "sharing": sharing,
-    "raylets": raylets,
-    "driver": driver,
-    "sweep": sweep,
-}
+_ORDER = (draw, blocked, reader, startup, waiting, sharing, raylets, driver, sweep)
+FIGURES: dict[str, Callable[[], Iterator[Measured]]] = {figure.__name__: figure for figure in _ORDER}
 """What is measured, in this order."""

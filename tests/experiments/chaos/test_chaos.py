@@ -45,7 +45,7 @@ def test_eight_kills_change_no_number(tmp_path):
     flags = [*FLAGS.split(), "--config", str(tmp_path / "small.yaml"), "--cache", str(tmp_path / "cache")]
     with machine() as made:
         command = [sys.executable, str(SCRIPT), *flags, "--address", made.address]
-        verdict = soak(made, command, tmp_path, schedule(8, seed=0), say=print)
+        verdict = soak(made, command, tmp_path, schedule(8, seed=0))
     assert verdict.passed, verdict
     assert verdict.killed.total() == 8
     assert set(verdict.killed) == set(SHARES)
