@@ -32,8 +32,7 @@ READ_BYTES = 500e6
 
 def draw() -> Iterator[Measured]:
     """Draws from the pool against draws from tensors of one's own, by turns: seconds of this thread."""
-    ids, places, own = torch.arange(HELD), torch.Generator().manual_seed(0), _random(HELD)
-    columns = own.images, own.labels, own.logits
+    ids, places, private = torch.arange(HELD), torch.Generator().manual_seed(0), _random(HELD)
 
     def rows() -> torch.Tensor:
         return torch.randint(HELD, (BATCH,), generator=places)
@@ -43,7 +42,7 @@ def draw() -> Iterator[Measured]:
         draws: dict[str, Callable[[], Any]] = {
             name: lambda store=store: gathered(store, ids[rows()]) for name, store in stores.items()
         }
-        draws["own"] = lambda: _picked(columns, rows())
+        draws["own"] = lambda: _picked(private, rows())
         runs = [_by_turns(draws, 300) for _ in range(6)][1:]
         chunks = {name: len(store._table.items()) for name, store in stores.items()}
     for name, bound in (("after", 1.2), ("before", 2.0)):
@@ -120,7 +119,8 @@ def _random(count: int) -> Encoded:
     return Encoded(images, torch.randint(10, (count,)), torch.randn(count, 10).half())
 
 
-def _picked(columns: tuple[torch.Tensor, ...], rows: torch.Tensor) -> Any:
+def _picked(samples: Encoded, rows: torch.Tensor) -> Any:
+    columns = samples.images, samples.labels, samples.logits
     return CODE.decode(Encoded(*(column.index_select(0, rows) for column in columns)))
 
 

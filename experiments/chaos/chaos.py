@@ -49,12 +49,9 @@ def schedule(kills: int, seed: int) -> list[tuple[Kind, float]]:
 class Machine:
     """A cluster on this machine: a head, which is spared, and nodes with a CPU each, which can be lost and replaced."""
 
-    def __init__(self, nodes: int, head_cpus: int = 0) -> None:
-        from ray.cluster_utils import Cluster
-
-        head = {"num_cpus": head_cpus, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(nodes)]
+    def __init__(self, cluster: Any, nodes: int) -> None:
+        self._cluster = cluster
+        self._nodes = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
 
     @property
     def address(self) -> str:
@@ -63,45 +60,42 @@ class Machine:
 
     def runs(self, which: int, title: str) -> bool:
         """Whether a process whose title begins so runs on a node."""
-        return any(found.startswith(title) for found in titles(self._raylet(which)).values())
+        return any(found.startswith(title) for found in titles(_pid(self._nodes[which], "raylet")).values())
 
     def lose(self, which: int) -> None:
         """All processes of a node end at once."""
-        for pid in [self._raylet(which), *titles(self._raylet(which))]:
+        node = self._nodes.pop(which)
+        raylet = _pid(node, "raylet")
+        for pid in [raylet, *titles(raylet)]:
             _kill(pid)
-        self._cluster.remove_node(self._nodes.pop(which), allow_graceful=False)
+        self._cluster.remove_node(node, allow_graceful=False)
 
     def lose_head(self) -> None:
         """All of the head's own processes end at once, and with them what knows of the cluster."""
-        for pid in [self._pid(self._cluster.head_node, name) for name in ("gcs_server", "raylet")]:
+        for pid in [_pid(self._cluster.head_node, name) for name in ("gcs_server", "raylet")]:
             _kill(pid)
 
     def grow(self) -> None:
         """Another node with one CPU."""
         self._nodes.append(self._cluster.add_node(num_cpus=1))
 
-    def _raylet(self, which: int) -> int:
-        return self._pid(self._nodes[which], "raylet")
 
-    @staticmethod
-    def _pid(node: Any, name: str) -> int:
-        (found,) = node.all_processes[name]
-        return found.process.pid
-
-    def close(self) -> None:
-        """All nodes, and the head."""
-        self._cluster.shutdown()
+def _pid(node: Any, name: str) -> int:
+    (found,) = node.all_processes[name]
+    return found.process.pid
 
 
 @contextmanager
 def machine(nodes: int = 2, *, head_cpus: int = 0) -> Iterator[Machine]:
     """A private `Machine` for the length of a `with` block; processes started in it may connect to it."""
     with private():
-        made = Machine(nodes, head_cpus)
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": False})
         try:
-            yield made
+            yield Machine(cluster, nodes)
         finally:
-            made.close()
+            cluster.shutdown()
 
 
 @dataclass(frozen=True)
