@@ -1,7 +1,5 @@
 """The pool: what a draw costs, how long a round is held up, and what one more reader takes of memory."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

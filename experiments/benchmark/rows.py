@@ -1,7 +1,5 @@
 """Rows of results: stored as Parquet, told as a Markdown table."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform

@@ -1,7 +1,5 @@
 """Whole sweeps: against plain processes, their start, what trials wait, what sharing saves, the driver's own cost."""
 
-from __future__ import annotations
-
 import gc
 import json
 import math

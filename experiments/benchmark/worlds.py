@@ -1,7 +1,5 @@
 """What is measured on: trials on the bundled digits, and trials in which nothing is left to do; and sweeps of them."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

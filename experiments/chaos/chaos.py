@@ -4,8 +4,6 @@ Everything is on this machine: a cluster of several raylets, each with one CPU, 
 hits is found in the table of processes, and SIGKILL is what it gets.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import random
