@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from chaos.chaos import SHARES, check_untouched, machine, schedule, soak
+from chaos.chaos import SHARES, Chaos, check_untouched, machine, schedule, soak
 from places import EXPERIMENTS
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
@@ -36,6 +36,15 @@ def test_a_record_lost_or_written_again_is_noticed(tmp_path):
     record.unlink()
     with pytest.raises(AssertionError, match="is lost"):
         check_untouched(tmp_path, seen)
+
+
+def test_a_command_is_given_again_after_a_kill_of_its_process_alone(tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    chaos = Chaos(None, [("driver", 0.0)], seed=0)
+    chaos.sweep([sys.executable, "-c", "import time; time.sleep(0.5); print('done')"], out, log)
+    assert (dict(chaos.killed), chaos.plan, log.read_text()) == ({"driver": 1}, [], "done\n")
+    with pytest.raises(AssertionError, match="ended with exit code 3; see "):
+        chaos.sweep([sys.executable, "-c", "raise SystemExit(3)"], out, log)
 
 
 @pytest.mark.ray
