@@ -9,9 +9,11 @@ in --rows. About 25 minutes on an idle machine of 2 cores; figure by figure with
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from condkd_ray.cluster.benchmark import FIGURES, Figure
-from condkd_ray.cluster.benchmark.rows import read, row, store, table
+from benchmark import FIGURES, Figure
+from benchmark.rows import read, row, store, table
+
 from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.runs.experiment import command_line
 
@@ -20,7 +22,7 @@ from condkd_ray.runs.experiment import command_line
 class Args:
     """What to measure, and where the rows are."""
 
-    figures: tuple[Figure, ...] = tuple(FIGURES)
+    figures: tuple[Figure, ...] = get_args(Figure)
     rows: Path = Path(__file__).with_suffix(".parquet")
     table: bool = False
     """Measure nothing: print the table of the stored rows, which is the README's."""

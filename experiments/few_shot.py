@@ -37,10 +37,9 @@ def with_curriculum(base: TrialConfig, args: Args) -> TrialConfig:
     """The base with a falling share of real images, and a falling weight of the guidance."""
     fall = Schedule(end=args.late / args.early)
     distiller = replace(base.distiller, condensed_share=args.early, share_schedule=fall)
-    guided = not isinstance(base.guidance, NoGuidance)
-    return replace(
-        base, distiller=distiller, guidance=replace(base.guidance, schedule=fall) if guided else base.guidance
-    )
+    unguided = isinstance(base.guidance, NoGuidance)
+    guidance = base.guidance if unguided else replace(base.guidance, schedule=fall)
+    return replace(base, distiller=distiller, guidance=guidance)
 
 
 def plans(args: Args) -> Iterator[Plan]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from chaos.chaos import machine, schedule, soak
 
-from condkd_ray.cluster.storm import machine, schedule, soak
 from condkd_ray.commands.console.exit_codes import exit_codes, open_folder
 
 SWEEP = "--ipcs 1 --seeds 0 1 --condensation random_real --teacher-epochs 5 --arms none mixed guided --share inversion"

@@ -21,15 +21,13 @@ from condkd_ray.study.space import close, read
 from condkd_ray.study.storage import quiet
 from condkd_ray.trial.artifacts import Workshop
 
-SPACE = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
     """Flags of this experiment, and those common to all. Of a trial, theirs are data, networks and rounds."""
 
     configs: int = 24
-    space: Path = SPACE
+    space: Path = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"
     out: Path = Path("runs/validate_proxy")
 
 

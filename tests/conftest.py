@@ -18,7 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from places import EXPERIMENTS
 
+# Scripts find `benchmark` and `chaos` beside them; tests, and the workers that these start, find them here.
+sys.path.append(str(EXPERIMENTS))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(EXPERIMENTS)]))
 torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # It has SIGINT ignored, and so would all programs have that a test starts to interrupt them.

@@ -6,10 +6,11 @@ usage: losing_nodes.py FOLDER
 import sys
 from pathlib import Path
 
+from chaos.chaos import machine
+
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.driver.spilling import tell_of_spilling
 from condkd_ray.cluster.pool.actor import make_pool
-from condkd_ray.cluster.storm import machine
 
 
 def main(folder: Path) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.chaos import TITLES, Machine, machine, titles
 from places import CHECKOUT
 
 from cluster import processes
 from cluster.drivers import assert_gone, assert_undisturbed, driving, finish, outcomes
-from condkd_ray.cluster.storm import TITLES, Machine, machine, titles
 
 SECOND = {"round b 2", "round c 2", "done a"}
 """What has been said once a trial is done and two are under way."""

@@ -1,7 +1,5 @@
 """The pool: what a draw costs, how long a round is held up, and what one more reader takes of memory."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +11,8 @@ from typing import Any
 import psutil
 import torch
 
-from condkd_ray.cluster.benchmark.rows import Measured
-from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, scratch
+from benchmark.rows import Measured
+from benchmark.worlds import CPUS, digits, prepare, scratch, seconds
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.pool.actor import default_limit, make_pool
 from condkd_ray.cluster.pool.stopwatch import WATCH
@@ -32,33 +30,27 @@ READ_BYTES = 500e6
 
 def draw() -> Iterator[Measured]:
     """Draws from the pool against draws from tensors of one's own, by turns: seconds of this thread."""
-    ids, places, own = torch.arange(HELD), torch.Generator().manual_seed(0), _random(HELD)
-    columns = own.images, own.labels, own.logits
+    ids, places, private = torch.arange(HELD), torch.Generator().manual_seed(0), _random(HELD)
 
     def rows() -> torch.Tensor:
         return torch.randint(HELD, (BATCH,), generator=places)
 
     with _pool() as pool:
-        stores = {
-            name: _filled(pool, name, seal=name == "after", held=HELD, round=ROUND) for name in ("before", "after")
-        }
+        stores = {name: _filled(pool, name, HELD, ROUND, seal=name == "after") for name in ("before", "after")}
         draws: dict[str, Callable[[], Any]] = {
             name: lambda store=store: gathered(store, ids[rows()]) for name, store in stores.items()
         }
-        draws["own"] = lambda: _picked(columns, rows())
+        draws["own"] = lambda: _picked(private, rows())
         runs = [_by_turns(draws, 300) for _ in range(6)][1:]
         chunks = {name: len(store._table.items()) for name, store in stores.items()}
     for name, bound in (("after", 1.2), ("before", 2.0)):
-        yield Measured(
+        what = (
             f"draw of {BATCH} normalised float32 images 3x32x32 of {HELD}, with labels and logits, from the pool "
             f"{name} compaction ({chunks[name]} chunks) / from one private uint8 tensor, and one each of the others, "
-            "by `index_select`",
-            [run[name] / run["own"] for run in runs],
-            "x",
-            "<=",
-            bound,
-            "Ids are looked up in the table of chunks first, and these lie in shared memory, in pages of 4 KiB.",
+            "by `index_select`"
         )
+        why = "Ids are looked up in the table of chunks first, and these lie in shared memory, in pages of 4 KiB."
+        yield Measured(what, [run[name] / run["own"] for run in runs], "x", "<=", bound, why)
 
 
 def blocked() -> Iterator[Measured]:
@@ -74,15 +66,12 @@ def blocked() -> Iterator[Measured]:
             metrics = run_round(config, prepared, state, store)
             store.commit()
             shares.append(100 * (WATCH.seconds - begun) / metrics["time/inversion_seconds"])
-    yield Measured(
+    what = (
         "time a trial is blocked a round in the pool (append and refresh, one call) / time of that round's inversion, "
-        f"`fast`, digits, {config.inversion.images_per_round} images",
-        shares[6:],
-        "%",
-        "<=",
-        3.0,
-        "A round trip to the pool, the file of the chunk and its copy take a few milliseconds whatever the round.",
+        f"`fast`, digits, {config.inversion.images_per_round} images"
     )
+    why = "A round trip to the pool, the file of the chunk and its copy take a few milliseconds whatever the round."
+    yield Measured(what, shares[6:], "%", "<=", 3.0, why)
 
 
 def reader() -> Iterator[Measured]:
@@ -91,17 +80,14 @@ def reader() -> Iterator[Measured]:
 
     with _pool() as pool:
         held = int(READ_BYTES / 3072)
-        _filled(pool, "read", seal=True, held=held, round=2560)
-        grown = [ray.get(ray.remote(num_cpus=0)(_read).remote(pool, "read", held)) for _ in range(5)]
-    yield Measured(
+        _filled(pool, "read", held, 2560, seal=True)
+        grown = [ray.get(ray.remote(num_cpus=0)(_read).remote(pool, "read", held)) / 1e6 for _ in range(5)]
+    what = (
         f"private memory (USS) of one more reader of a pool of {READ_BYTES / 1e6:.0f} MB, all chunks mapped and read, "
-        "after 100 draws",
-        [after / 1e6 for after in grown],
-        "MB",
-        "<=",
-        5.0,
-        "Five bytes a sample for its class and whether it lives, and the buffers of a draw.",
+        "after 100 draws"
     )
+    why = "Five bytes a sample for its class and whether it lives, and the buffers of a draw."
+    yield Measured(what, grown, "MB", "<=", 5.0, why)
 
 
 @contextmanager
@@ -116,12 +102,11 @@ def _pool() -> Iterator[Any]:
             ray.kill(pool)
 
 
-def _filled(pool: Any, key: str, *, seal: bool, held: int, round: int) -> PoolStore:
+def _filled(pool: Any, key: str, held: int, round: int, *, seal: bool) -> PoolStore:
     """A store with `held` random samples in rounds of `round`; compacted as far as each is in a checkpoint: `seal`."""
     store = PoolStore(CODE, 10, pool, key)
     for first in range(0, held, round):
-        count = min(round, held - first)
-        store._append(first, _random(count))
+        store._append(first, _random(min(round, held - first)))
         if seal:
             store.commit()
     return store
@@ -132,26 +117,22 @@ def _random(count: int) -> Encoded:
     return Encoded(images, torch.randint(10, (count,)), torch.randn(count, 10).half())
 
 
-def _picked(columns: tuple[torch.Tensor, ...], rows: torch.Tensor) -> Any:
+def _picked(samples: Encoded, rows: torch.Tensor) -> Any:
+    columns = samples.images, samples.labels, samples.logits
     return CODE.decode(Encoded(*(column.index_select(0, rows) for column in columns)))
 
 
 def _by_turns(calls: dict[str, Callable[[], Any]], times: int) -> dict[str, float]:
     """Median seconds of this thread of each call, made one after the other `times` times."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(times):
-        for name, call in calls.items():
-            begin = time.thread_time()
-            call()
-            seconds[name].append(time.thread_time() - begin)
-    return {name: median(taken) for name, taken in seconds.items()}
+    turns = [{name: seconds(call, time.thread_time) for name, call in calls.items()} for _ in range(times)]
+    return {name: median(turn[name] for turn in turns) for name in calls}
 
 
 def _read(pool: Any, key: str, held: int) -> int:
     """Bytes by which this process's own memory grows by becoming a reader."""
     torch.set_num_threads(1)
     # What any reader has, however small the pool: code, and the buffers of a draw.
-    _filled(pool, f"warm {os.getpid()}", seal=True, held=BATCH, round=BATCH).gather(torch.arange(BATCH))
+    _filled(pool, f"warm {os.getpid()}", BATCH, BATCH, seal=True).gather(torch.arange(BATCH))
     before = psutil.Process().memory_full_info().uss
     store = PoolStore(CODE, 10, pool, key)
     for first in range(0, held, BATCH):

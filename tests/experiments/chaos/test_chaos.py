@@ -3,9 +3,8 @@ from collections import Counter
 
 import pytest
 import yaml
+from chaos.chaos import SHARES, Chaos, check_untouched, machine, schedule, soak
 from places import EXPERIMENTS
-
-from condkd_ray.cluster.storm import SHARES, check_untouched, machine, schedule, soak
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
 FLAGS = "--ipcs 1 --seeds 0 --arms none mixed guided --share inversion --teacher-epochs 1 --rounds 12"
@@ -39,13 +38,23 @@ def test_a_record_lost_or_written_again_is_noticed(tmp_path):
         check_untouched(tmp_path, seen)
 
 
+def test_a_command_is_given_again_after_a_kill_of_its_process_alone(tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    chaos = Chaos(None, [("driver", 0.0)], seed=0)
+    chaos.sweep([sys.executable, "-c", "import time; time.sleep(0.5); print('done')"], out, log)
+    assert (dict(chaos.killed), chaos.plan, log.read_text()) == ({"driver": 1}, [], "done\n")
+    with pytest.raises(AssertionError, match="ended with exit code 3; see "):
+        chaos.sweep([sys.executable, "-c", "raise SystemExit(3)"], out, log)
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 def test_eight_kills_change_no_number(tmp_path):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
     flags = [*FLAGS.split(), "--config", str(tmp_path / "small.yaml"), "--cache", str(tmp_path / "cache")]
     with machine() as made:
         command = [sys.executable, str(SCRIPT), *flags, "--address", made.address]
-        verdict = soak(made, command, tmp_path, schedule(8, seed=0), say=print)
+        verdict = soak(made, command, tmp_path, schedule(8, seed=0))
     assert verdict.passed, verdict
     assert verdict.killed.total() == 8
     assert set(verdict.killed) == set(SHARES)

@@ -1,6 +1,7 @@
 import pytest
+from benchmark import drawing
 
-from condkd_ray.cluster.benchmark import drawing
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Rows of results: stored as Parquet, told as a Markdown table."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform
@@ -15,6 +13,8 @@ from typing import Literal
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from condkd_ray.core.files import atomic_write
 
 Sense = Literal["<=", ">=", ""]
 SHAPING = ("ray", "torch", "numpy", "pyarrow")
@@ -92,34 +92,32 @@ def store(path: Path, figure: str, fresh: Sequence[Row], order: Sequence[str]) -
     """Put `fresh` in place of the rows of `figure`; figures come in `order`."""
     rows = [*(old for old in read(path) if old.figure != figure and old.figure in order), *fresh]
     rows.sort(key=lambda old: order.index(old.figure))
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist([asdict(one) for one in rows]), partial)
-    os.replace(partial, path)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([asdict(one) for one in rows]), buffer)
+    atomic_write(path, buffer.getvalue().to_pybytes())
 
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table, a row each; below it the machine, and for each bound that is missed by how much and why."""
-    lines = [HEADER, *(_line(one) for one in rows), "", _where(rows)]
-    missed = [one for one in rows if not one.met]
-    lines += [""] * bool(missed) + [f"- Missed: {one.what}, {_by(one)}. {one.why}".rstrip() for one in missed]
+    places = sorted({f"{one.machine}; {one.versions}; {one.date}" for one in rows})
+    missed = [
+        f"- Missed: {one.what}, by {_told(one, abs(one.value - one.bound))}. {one.why}" for one in rows if not one.met
+    ]
+    where = f"Medians of n measurements. {' | '.join(places)}."
+    lines = [HEADER, *map(_line, rows), "", where, *[""] * bool(missed), *map(str.rstrip, missed)]
     return "\n".join(lines) + "\n"
 
 
 def _line(one: Row) -> str:
-    bound = f"{one.sense} {_number(one.bound)} {one.unit}" if one.sense else ""
-    verdict = ("met" if one.met else "**missed**") if one.sense else ""
+    bound, verdict = "", ""
+    if one.sense:
+        bound, verdict = f"{one.sense} {_told(one, one.bound)}", "met" if one.met else "**missed**"
     spread = f"{_number(one.low)} to {_number(one.high)}" if one.n > 1 else ""
-    cells = (one.what, f"{_number(one.value)} {one.unit}", spread, str(one.n), bound, verdict)
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join((one.what, _told(one, one.value), spread, str(one.n), bound, verdict))} |"
 
 
-def _by(one: Row) -> str:
-    return f"by {_number(abs(one.value - one.bound))} {one.unit}"
-
-
-def _where(rows: Sequence[Row]) -> str:
-    places = sorted({f"{one.machine}; {one.versions}; {one.date}" for one in rows})
-    return "Medians of n measurements. " + " | ".join(places) + "."
+def _told(one: Row, value: float) -> str:
+    return f"{_number(value)} {one.unit}"
 
 
 def _number(value: float) -> str:

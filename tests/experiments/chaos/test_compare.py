@@ -1,9 +1,10 @@
 import math
 
-from condkd_ray.core.records import write_record
-from condkd_ray.report.compare import differences
-from condkd_ray.report.tables import arms
+from chaos.compare import differences
 from report.report_factory import altered, make_record, results, sweep
+
+from condkd_ray.core.records import write_record
+from condkd_ray.report.tables import arms
 
 
 def written(folder, records):

@@ -1,9 +1,8 @@
-"""What is measured on: trials on the bundled digits, and trials in which nothing is left to do."""
-
-from __future__ import annotations
+"""What is measured on: trials on the bundled digits, and trials in which nothing is left to do; and sweeps of them."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,10 @@ from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.driver.sweep import sweep
 from condkd_ray.cluster.worker.trainable import outcome_path
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
+from condkd_ray.trial.identity import Scope
 from condkd_ray.trial.outcome import save_outcome
 
 CPUS = 2
@@ -42,9 +41,14 @@ def prepare(config: TrialConfig) -> Prepared:
     return Workshop(None, device="cpu").prepare(config)
 
 
+def named(configs: Mapping[str, TrialConfig], prepared: Prepared, scope: Scope = "trial") -> list[Trial]:
+    """A trial a config, by its name."""
+    return [Trial(name, name, config, prepared, scope) for name, config in configs.items()]
+
+
 def of_seeds(config: TrialConfig, seeds: Sequence[int], prepared: Prepared) -> list[Trial]:
     """A trial a seed."""
-    return [Trial(f"seed{seed}", f"seed {seed}", replace(config, seed=seed), prepared) for seed in seeds]
+    return named({f"seed{seed}": replace(config, seed=seed) for seed in seeds}, prepared)
 
 
 def idle(count: int, folder: Path, prepared: Prepared) -> list[Trial]:
@@ -62,12 +66,23 @@ def idle(count: int, folder: Path, prepared: Prepared) -> list[Trial]:
 def run_all(
     trials: Sequence[Trial],
     folder: Path,
-    heard: Callable[[Trial, Outcome], None],
-    on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
-) -> None:
-    """A sweep to its end. Raises `KeyboardInterrupt` where it was stopped, as what it has taken then says nothing."""
-    if not sweep(trials, Terms(folder=folder), on_round=on_round, on_outcome=heard):
+    *,
+    on_round: Callable[[], None] = lambda: None,
+    on_outcome: Callable[[], None] = lambda: None,
+) -> list[Outcome]:
+    """What came of a sweep, in the order in which trials ended.
+
+    Raises `KeyboardInterrupt` where the sweep was stopped, as what it has taken then says nothing.
+    """
+    outcomes: list[Outcome] = []
+
+    def ended(trial: Trial, outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        on_outcome()
+
+    if not sweep(trials, Terms(folder=folder), on_round=lambda trial, metrics: on_round(), on_outcome=ended):
         raise KeyboardInterrupt
+    return outcomes
 
 
 @contextmanager
@@ -75,3 +90,10 @@ def scratch() -> Iterator[Path]:
     """A folder that is gone afterwards."""
     with TemporaryDirectory(prefix=f"condkd-benchmark-{os.getpid()}-") as folder:
         yield Path(folder)
+
+
+def seconds(call: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> float:
+    """That `call` takes."""
+    begin = clock()
+    call()
+    return clock() - begin

@@ -1,7 +1,5 @@
 """Whether two runs of one experiment came to the same."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 
@@ -32,8 +30,5 @@ def _numbers(record: Record) -> str:
 
 def _table(out: Path) -> list[list[str]]:
     with (out / "table.csv").open(newline="") as file:
-        return [
-            row
-            for row in csv.reader(file)
-            if not row[4].startswith(("time/", "pool/")) and not row[4].endswith("_seconds")
-        ]
+        rows = list(csv.reader(file))
+    return [row for row in rows if not (row[4].startswith(("time/", "pool/")) or row[4].endswith("_seconds"))]

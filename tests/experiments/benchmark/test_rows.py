@@ -1,20 +1,18 @@
 import math
-from pathlib import Path
 from typing import get_args
 
 import pytest
+from benchmark import FIGURES, Figure
+from benchmark.rows import Measured, read, row, store, table
+from places import EXPERIMENTS, README
 
-from condkd_ray.cluster.benchmark import FIGURES, Figure
-from condkd_ray.cluster.benchmark.rows import Measured, read, row, store, table
-
-ROOT = Path(__file__).parents[3]
-ROWS = ROOT / "experiments" / "benchmark_cluster.parquet"
+ROWS = EXPERIMENTS / "benchmark_cluster.parquet"
 FAST = Measured("a quick thing", [1.0, 3.0, 2.0], "s", "<=", 2.5, "It is not.")
 SLOW = Measured("a slow thing", [10.0], "s", "<=", 2.5, "Snails.")
 
 
 def test_the_readme_tells_what_was_measured():
-    told = (ROOT / "README.md").read_text().split("<!-- benchmark -->\n")[1].split("<!-- end benchmark -->")[0]
+    told = README.read_text().split("<!-- benchmark -->\n")[1].split("<!-- end benchmark -->")[0]
     assert told == table(read(ROWS)), (
         "the README's table is old: put in what `python experiments/benchmark_cluster.py --table` prints"
     )

@@ -1,10 +1,12 @@
+import pytest
 import toy
+from benchmark.worlds import idle, scratch
 
-from condkd_ray.cluster.benchmark.worlds import idle, scratch
 from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.driver.sweep import sweep
 
 
+@pytest.mark.ray
 def test_trials_in_which_nothing_is_left_to_do_are_heard_of_and_cleared_up(cluster, tmp_path):
     heard = []
     trials = idle(3, tmp_path, toy.make_prepared())

@@ -1,6 +1,6 @@
 """Trials one after another in this process, without Ray: what a sweep is measured against.
 
-usage: python -m condkd_ray.cluster.benchmark.plain CONFIG SEED [SEED ...]
+usage: python -m benchmark.plain CONFIG SEED [SEED ...]
 """
 
 import json
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from condkd_ray.cluster.benchmark.worlds import prepare
+from benchmark.worlds import prepare
 from condkd_ray.trial.config import from_tree
 from condkd_ray.trial.run import local_store, run_trial
 

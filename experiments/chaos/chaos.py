@@ -1,18 +1,17 @@
-"""A storm: processes of a running experiment are killed at seeded moments, and the same command is given again.
+"""Processes of a running experiment are killed at seeded moments, and the same command is given again.
 
 Everything is on this machine: a cluster of several raylets, each with one CPU, and the experiment's driver. What a kill
 hits is found in the table of processes, and SIGKILL is what it gets.
 """
 
-from __future__ import annotations
-
+import logging
 import os
 import random
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ from typing import Any, Literal
 
 import psutil
 
+from chaos.compare import differences
 from condkd_ray.cluster.connection.connect import private
-from condkd_ray.report.compare import differences
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["trial", "pool", "driver", "node"]
 SHARES: dict[Kind, int] = {"trial": 9, "pool": 5, "driver": 4, "node": 2}
@@ -44,13 +45,11 @@ def schedule(kills: int, seed: int) -> list[tuple[Kind, float]]:
 
 
 class Machine:
-    """A head without CPUs, which is spared, and nodes with one each, which can be lost and are then replaced."""
+    """A cluster on this machine: a head, which is spared, and nodes with a CPU each, which can be lost and replaced."""
 
-    def __init__(self, nodes: int) -> None:
-        from ray.cluster_utils import Cluster
-
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(nodes)]
+    def __init__(self, cluster: Any, nodes: int) -> None:
+        self._cluster = cluster
+        self._nodes = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
 
     @property
     def address(self) -> str:
@@ -59,48 +58,45 @@ class Machine:
 
     def runs(self, which: int, title: str) -> bool:
         """Whether a process whose title begins so runs on a node."""
-        return any(found.startswith(title) for found in titles(self._raylet(which)).values())
+        return any(found.startswith(title) for found in titles(_pid(self._nodes[which], "raylet")).values())
 
     def lose(self, which: int) -> None:
         """All processes of a node end at once."""
-        for pid in [self._raylet(which), *titles(self._raylet(which))]:
+        node = self._nodes.pop(which)
+        raylet = _pid(node, "raylet")
+        for pid in [raylet, *titles(raylet)]:
             _kill(pid)
-        self._cluster.remove_node(self._nodes.pop(which), allow_graceful=False)
+        self._cluster.remove_node(node, allow_graceful=False)
 
     def lose_head(self) -> None:
         """All of the head's own processes end at once, and with them what knows of the cluster."""
-        for pid in [self._pid(self._cluster.head_node, name) for name in ("gcs_server", "raylet")]:
+        for pid in [_pid(self._cluster.head_node, name) for name in ("gcs_server", "raylet")]:
             _kill(pid)
 
     def grow(self) -> None:
         """Another node with one CPU."""
         self._nodes.append(self._cluster.add_node(num_cpus=1))
 
-    def _raylet(self, which: int) -> int:
-        return self._pid(self._nodes[which], "raylet")
 
-    @staticmethod
-    def _pid(node: Any, name: str) -> int:
-        (found,) = node.all_processes[name]
-        return found.process.pid
-
-    def close(self) -> None:
-        """All nodes, and the head."""
-        self._cluster.shutdown()
+def _pid(node: Any, name: str) -> int:
+    (found,) = node.all_processes[name]
+    return found.process.pid
 
 
 @contextmanager
-def machine(nodes: int = 2) -> Iterator[Machine]:
+def machine(nodes: int = 2, *, head_cpus: int = 0) -> Iterator[Machine]:
     """A private `Machine` for the length of a `with` block; processes started in it may connect to it."""
     with private():
-        made = Machine(nodes)
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": False})
         try:
-            yield made
+            yield Machine(cluster, nodes)
         finally:
-            made.close()
+            cluster.shutdown()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verdict:
     """What came of a soak."""
 
@@ -121,66 +117,53 @@ class Verdict:
 
 
 def soak(
-    machine: Machine,
-    command: Sequence[str],
-    folder: Path,
-    plan: Sequence[tuple[Kind, float]],
-    *,
-    seed: int = 0,
-    say: Callable[[str], None] = lambda line: None,
+    machine: Machine, command: Sequence[str], folder: Path, plan: Sequence[tuple[Kind, float]], *, seed: int = 0
 ) -> Verdict:
     """Run the experiment `command --out ...` once undisturbed, then under `plan` again and again until that is done.
 
     All is left under `folder`: the outputs, and in `log.txt` what the commands said. Raises `AssertionError` where a
     command fails or gets stuck, or a record that was there is lost or written again.
     """
-    calm, log = folder / "calm", folder / "log.txt"
-    Storm(machine, [], seed, say).sweep([*command, "--out", str(calm)], calm, log)
-    storm, verdict = Storm(machine, plan, seed, say), Verdict(Counter(), 0, [])
-    while not storm.over:
-        verdict.sweeps += 1
-        out = folder / f"sweep{verdict.sweeps}"
-        storm.sweep([*command, "--out", str(out)], out, log)
+    calm, log_file = folder / "calm", folder / "log.txt"
+    Chaos(machine, [], seed).sweep(command, calm, log_file)
+    chaos, sweeps, wrong = Chaos(machine, plan, seed), 0, list[str]()
+    while chaos.plan:
+        sweeps += 1
+        out = folder / f"sweep{sweeps}"
+        chaos.sweep(command, out, log_file)
         found = differences(out, calm) + _left(out)
-        say(f"{out.name}: {'; '.join(found) or 'as undisturbed'}")
-        verdict.wrong += [f"{out.name}: {line}" for line in found]
-    verdict.killed = storm.killed
-    return verdict
+        log.info(f"{out.name}: {'; '.join(found) or 'as undisturbed'}")
+        wrong += [f"{out.name}: {line}" for line in found]
+    return Verdict(chaos.killed, sweeps, wrong)
 
 
-class Storm:
-    """Kills by `plan` while experiments run."""
+class Chaos:
+    """Kills by `plan`, what is left of it, while experiments run."""
 
-    def __init__(self, machine: Machine, plan: Sequence[tuple[Kind, float]], seed: int, say: Callable[[str], None]):
-        self._machine, self._plan, self._say = machine, list(plan), say
+    def __init__(self, machine: Machine, plan: Sequence[tuple[Kind, float]], seed: int):
+        self._machine, self.plan = machine, list(plan)
         self._rng = random.Random(seed + 1)
         self._due = 0.0
         self.killed: Counter[Kind] = Counter()
 
-    @property
-    def over(self) -> bool:
-        """Whether all kills have been done."""
-        return not self._plan
-
-    def sweep(self, command: Sequence[str], out: Path, log: Path) -> None:
+    def sweep(self, command: Sequence[str], out: Path, log_file: Path) -> None:
         """Bring one experiment to its end, giving its command again after each kill of the driver."""
-        records: dict[Path, tuple[int, int]] = {}
+        command, records = [*command, "--out", str(out)], dict[Path, tuple[int, int]]()
         self._wait()
-        while True:
-            with log.open("a") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as driver:
+        code = -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            with log_file.open("a") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as driver:
                 try:
                     code = self._watch(driver, out, records)
                 finally:
                     _kill(driver.pid)
-            if code == 0:
-                return
-            assert code == -signal.SIGKILL, f"{' '.join(command)} ended with exit code {code}; see {log}"
+        assert code == 0, f"{' '.join(command)} ended with exit code {code}; see {log_file}"
 
     def _watch(self, driver: subprocess.Popen[bytes], out: Path, records: dict[Path, tuple[int, int]]) -> int:
         while driver.poll() is None:
             assert time.monotonic() < self._due + STALL_SECONDS, f"no end of {out} within {STALL_SECONDS:g} s"
-            if self._plan and time.monotonic() >= self._due and self._strike(self._plan[0][0], driver.pid):
-                self._plan.pop(0)
+            if self.plan and time.monotonic() >= self._due and self._strike(self.plan[0][0], driver.pid):
+                self.plan.pop(0)
                 self._wait()
             check_untouched(out, records)
             time.sleep(0.1)
@@ -188,7 +171,7 @@ class Storm:
         return driver.returncode
 
     def _wait(self) -> None:
-        self._due = time.monotonic() + (self._plan[0][1] if self._plan else 0.0)
+        self._due = time.monotonic() + (self.plan[0][1] if self.plan else 0.0)
 
     def _strike(self, kind: Kind, driver: int) -> bool:
         """Whether something of that kind was there to be hit."""
@@ -203,7 +186,7 @@ class Storm:
                 return False
             _kill(self._rng.choice(victims))
         self.killed[kind] += 1
-        self._say(f"kill {self.killed.total()}: {kind}")
+        log.info(f"kill {self.killed.total()}: {kind}")
         return True
 
 
@@ -211,10 +194,8 @@ def titles(ancestor: int) -> dict[int, str]:
     """Command lines of all processes below `ancestor`, by pid."""
     found = {}
     for process in psutil.Process(ancestor).children(recursive=True):
-        try:
+        with suppress(psutil.Error):  # it has just ended
             found[process.pid] = " ".join(process.cmdline())
-        except psutil.Error:  # it has just ended
-            continue
     return found
 
 
