@@ -12,8 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
-from condkd_ray.runs.experiment import Flags, command_line, run
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.presets import arm
 

@@ -12,8 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, Reservoir
-from condkd_ray.runs.experiment import Flags, command_line, run
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.presets import arm
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import optuna
 
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import require
-from condkd_ray.runs.experiment import Flags, command_line, run
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.proxy_validation import validate
 from condkd_ray.study.quiet import quiet

@@ -15,8 +15,9 @@ import torch
 
 from condkd_ray import models, report
 from condkd_ray.cluster.connection.connect import check_resources, connect, slots
+from condkd_ray.commands import experiment
 from condkd_ray.commands.console import TERMINAL
-from condkd_ray.commands.console.exit_codes import open_folder
+from condkd_ray.commands.experiment import Flags
 from condkd_ray.commands.model_card import Card, read_card
 from condkd_ray.commands.teacher_checks import check_classes, check_form, check_known, mirrors
 from condkd_ray.core import config as configs
@@ -29,9 +30,8 @@ from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import AnyNetwork
 from condkd_ray.report import records
 from condkd_ray.report.tables import verdict
-from condkd_ray.runs import experiment
 from condkd_ray.runs.estimate.probe import round_seconds
-from condkd_ray.runs.experiment import Flags
+from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.config import content_hash, to_tree
 from condkd_ray.core.method import Metrics
-from condkd_ray.runs.options import RunFlags
+from condkd_ray.core.view import SILENT, View
+from condkd_ray.runs.options import Options
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.search_driver import Explorer
 from condkd_ray.study import Objective, Study
@@ -35,14 +36,15 @@ class Breeder(Explorer):
         objective: Objective,
         tree: dict[str, Any],
         workshop: Workshop,
-        flags: RunFlags,
+        options: Options,
         population: Population,
+        view: View = SILENT,
     ) -> None:
         self._population = population
         self._keys: dict[int, str] = {}
         self._rounds: dict[int, int] = {}
         self._running = set[str]()
-        super().__init__(question, study, objective, tree, workshop, flags, len(population.members))
+        super().__init__(question, study, objective, tree, workshop, options, len(population.members), view=view)
         self._queue = [proposal.number for proposal in self._again if study.over(proposal.number)]
 
     def propose(self) -> Trial | Literal["later"] | None:
@@ -95,7 +97,7 @@ class Breeder(Explorer):
         member = Member(self._study.trial(number))
         generation, config = len(member.life) - 1, self._study.proposal(member.trial).config
         prepared = self._workshop.prepare(config)
-        plan = Plan(f"trial {number}", getattr(config.condensation, "ipc", 0), config.seed, config, self._flags.share)
+        plan = Plan(f"trial {number}", getattr(config.condensation, "ipc", 0), config.seed, config, self._options.share)
         first = trial_hash(self._study.config(member.life[0]["params"]), prepared)
         self._keys[number] = content_hash([first, number, list(self._population.settings)])
         self._register(number, self._keys[number], plan, prepared, member.life[-1]["params"])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from condkd_ray import models
-from condkd_ray.commands.export import Shelf
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.provenance import git_state, versions
@@ -21,6 +20,7 @@ from condkd_ray.report.records import Record, write_record
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import Board, beyond_base, hparams, run_name, varying
 from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.products import Shelf
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS, pool_key
 from condkd_ray.trial.outcome import Outcome

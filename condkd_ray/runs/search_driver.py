@@ -10,14 +10,13 @@ from typing import Any, Literal
 from optuna.trial import TrialState
 
 from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.commands.console import TERMINAL
-from condkd_ray.commands.console.exit_codes import CpuClock
 from condkd_ray.core.config import to_tree
+from condkd_ray.core.environment import CpuClock
 from condkd_ray.core.method import Metrics
-from condkd_ray.core.view import Best, Goal
+from condkd_ray.core.view import SILENT, Best, Goal, View
 from condkd_ray.report.records import Record, read_records, write_manifest
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
-from condkd_ray.runs.options import RunFlags
+from condkd_ray.runs.options import Options
 from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import Watch
 from condkd_ray.runs.study_recorder import Scribe, recorded_outcome
@@ -42,20 +41,21 @@ class Explorer:
         objective: Objective,
         tree: dict[str, Any],
         workshop: Workshop,
-        flags: RunFlags,
+        options: Options,
         trials: int,
         constraints: Sequence[Constraint] = (),
+        view: View = SILENT,
     ) -> None:
         self._question, self._study, self._objective = question, study, objective
-        self._tree, self._workshop, self._flags, self._wanted = tree, workshop, flags, trials
+        self._tree, self._workshop, self._options, self._wanted = tree, workshop, options, trials
         self._constraints = constraints
         self._kinds: dict[Any, tuple[Plan, str]] = {}
         self._newest: dict[str, Plan] = {}
         self._numbers: dict[str, int] = {}
         self._last: dict[str, int] = {}
         self._clock = CpuClock()
-        self._scribe = Scribe(study, objective, flags.out, constraints)
-        records = {record.config_hash: record for record in read_records(flags.out)}
+        self._scribe = Scribe(study, objective, options.out, constraints)
+        records = {record.config_hash: record for record in read_records(options.out)}
         self._settle(records)
         self._again = [*study.left_running(), *self._unrecorded(records)]
         self._begun = len(study.finished) + len(study.left_running())
@@ -70,9 +70,9 @@ class Explorer:
             "ranges": ranges,
             "goal": goal,
             "best": self._best(),
-            "view": TERMINAL,
+            "view": view,
         }
-        self._watch = Watch("search", flags.out, {}, flags.place, **shown)
+        self._watch = Watch("search", options.out, {}, options.place, **shown)
 
     @property
     def failed(self) -> int:
@@ -125,7 +125,7 @@ class Explorer:
         # Of each kind one, for the teachers and the notes.
         told = {key: plan for plan, key in self._kinds.values()} | self._newest
         manifest = describe_experiment(
-            "search", self._question, list(told.values()), list(told), self._workshop, self._flags.out
+            "search", self._question, list(told.values()), list(told), self._workshop, self._options.out
         )
         about = {
             "objective": list(self._objective.names),
@@ -134,7 +134,7 @@ class Explorer:
             "parameters": list(leaves(self._tree)),
         }
         spent = self._clock.look() if over else None
-        write_manifest(self._flags.out, dataclasses.replace(manifest, search=about, cpu_seconds=spent))
+        write_manifest(self._options.out, dataclasses.replace(manifest, search=about, cpu_seconds=spent))
         self._newest.clear()
 
     def close(self) -> None:
@@ -168,8 +168,8 @@ class Explorer:
     def _trial(self, proposal: Proposal) -> Trial:
         config = proposal.config
         prepared = self._workshop.prepare(config)
-        key, ipc = trial_hash(config, prepared, self._flags.share), getattr(config.condensation, "ipc", 0)
-        plan = Plan(f"trial {proposal.number}", ipc, config.seed, config, self._flags.share)
+        key, ipc = trial_hash(config, prepared, self._options.share), getattr(config.condensation, "ipc", 0)
+        plan = Plan(f"trial {proposal.number}", ipc, config.seed, config, self._options.share)
         self._numbers[key] = proposal.number
         self._register(proposal.number, key, plan, prepared, proposal.params)
         return Trial(key, plan.label, config, prepared, plan.scope)
@@ -178,7 +178,7 @@ class Explorer:
         """From now on there is a trial of that number and key: in the study, on all screens and in the manifest."""
         config = plan.config
         if not self._kinds:
-            log.info(teacher_line(describe_experiment("search", "", [plan], [key], self._workshop, self._flags.out)))
+            log.info(teacher_line(describe_experiment("search", "", [plan], [key], self._workshop, self._options.out)))
         self._newest[key] = plan
         self._kinds.setdefault((config.teacher, type(config.condensation)), (plan, key))
         self._study.note(number, {"config_hash": key, "teacher_hash": prepared.hashes["teacher"]})

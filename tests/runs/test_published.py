@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from places import README
 from toy import make_prepared, toy_config
 
+from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.config import read_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.memory import Growing
 from condkd_ray.models.cost import cost_of
 from condkd_ray.runs import presets
-from condkd_ray.runs.experiment import Flags
 from condkd_ray.runs.presets import (
     FOLDER,
     LEAST_BATCH,

@@ -12,7 +12,7 @@ from condkd_ray.core.config import to_tree
 from condkd_ray.report.records import read_manifest, read_records
 from condkd_ray.report.tables.search import ranked, search_table
 from condkd_ray.runs import search_driver as module
-from condkd_ray.runs.options import RunFlags
+from condkd_ray.runs.options import Options
 from condkd_ray.runs.search_driver import Explorer
 from condkd_ray.study import Objective, Study, open_storage
 from condkd_ray.study.constraints import parse
@@ -55,7 +55,7 @@ class Workshop:
 def explorer(out: Path, trials: int = 3, limits: tuple[str, ...] = ()) -> Explorer:
     objective, constraints = Objective(), parse(limits)
     study = Study(open_storage(None, out), "search", TREE, objective, constraints=constraints)
-    return Explorer("Which?", study, objective, TREE, Workshop(), RunFlags(out=out), trials, constraints)
+    return Explorer("Which?", study, objective, TREE, Workshop(), Options(out=out), trials, constraints)
 
 
 def hear(guide: Explorer, trial, how: str) -> None:

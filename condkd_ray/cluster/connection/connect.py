@@ -16,8 +16,8 @@ from typing import Any
 from condkd_ray.cluster.connection.address import ADDRESS, check_versions, checked, on_loopback_alone
 from condkd_ray.cluster.connection.shipping import runtime_env
 from condkd_ray.cluster.connection.signals import as_ctrl_c, handling, interrupts_kept
-from condkd_ray.commands.console import bar
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.view import SILENT, View
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,9 @@ QUIET = {
 
 
 @contextmanager
-def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | None = None) -> Iterator[None]:
+def connect(
+    address: str | None = None, *, cpus: int | None = None, gpus: int | None = None, view: View = SILENT
+) -> Iterator[None]:
     """A connection for the length of a `with` block, in which SIGTERM acts as Ctrl-C.
 
     The cluster is the one at `address` (or `RAY_ADDRESS`), "host:port". Without either it is a new one on this
@@ -59,6 +61,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
         address: "host:port" of a running cluster's head, or "local" for a private one whatever `RAY_ADDRESS` says.
         cpus: of a private cluster; all of the machine by default.
         gpus: likewise.
+        view: What shows that it is being made.
 
     Raises:
         InputError: Nothing answers at `address`, it is of a form that is not accepted, or the Ray or Python there is
@@ -74,7 +77,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
             yield
             return
         try:
-            with bar("starting Ray" if found is None else "connecting to Ray"), interrupts_kept():
+            with view.bar("starting Ray" if found is None else "connecting to Ray"), interrupts_kept():
                 _init(found, cpus, gpus)
             # Ray's core would end the process on SIGTERM at once, with a stack dump.
             with handling(signal.SIGTERM, as_ctrl_c):

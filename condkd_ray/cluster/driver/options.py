@@ -16,7 +16,6 @@ from condkd_ray.cluster.worker.producers import check_room, crew_size
 from condkd_ray.cluster.worker.retries import ATTEMPTS
 from condkd_ray.cluster.worker.trainable import Work, chunks_folder
 from condkd_ray.core.storage import Location
-from condkd_ray.runs.options import RunFlags
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.pipeline import Allowance
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
@@ -50,22 +49,6 @@ class Terms:
     """Bytes of samples in shared memory, `default_limit` if not given; the rest is read from disk."""
     attempts: int = ATTEMPTS
     """Exceptions after which a trial is given up."""
-
-    @classmethod
-    def of(cls, flags: RunFlags, deadline: float, gpu_budget: GpuBudget | None = None) -> Terms:
-        """Those that a user has asked for. Raises `InputError`."""
-        return cls(
-            folder=flags.out,
-            storage=flags.place,
-            cpus_per_trial=flags.cpus_per_trial,
-            gpus_per_trial=flags.gpus_per_trial,
-            resources=flags.resources,
-            per_producer=flags.per_producer,
-            max_concurrent=flags.max_concurrent,
-            deadline=deadline,
-            gpu_budget=gpu_budget,
-            pool_limit=flags.pool_bytes,
-        )
 
     @property
     def place(self) -> Location:

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from condkd_ray.commands.console.live_table import lines
-from condkd_ray.commands.console.progress import Progress, duration
+from condkd_ray.commands.console.progress import Progress
 from condkd_ray.commands.console.progress_bar import bar
 from condkd_ray.commands.console.screen import SCREEN, Screen
+from condkd_ray.core.units import duration
 from condkd_ray.core.view import AGREEMENT, NONE, Best, Goal, OnStep, TrialsView
 
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from condkd_ray.commands.console.live_table import drawn_bar
-from condkd_ray.commands.console.progress import duration
 from condkd_ray.commands.console.screen import SCREEN, Screen
+from condkd_ray.core.units import duration
 
 
 @dataclass

@@ -19,16 +19,15 @@ import torch
 
 from condkd_ray.cluster.connection.connect import check_resources, connect, slots
 from condkd_ray.cluster.worker.producers import check_room, crew_size, teams
-from condkd_ray.commands.console import bar
 from condkd_ray.core.config import content_hash, from_tree
 from condkd_ray.core.method import InputError, NonFiniteError
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import SILENT, OnStep, View, unheard
 from condkd_ray.report.records import Record, read_records
 from condkd_ray.runs.estimate.probe import Cost, Span, join, probe_set, probe_teacher, probe_trial, recorded
-from condkd_ray.runs.estimate.stand_ins import Sketch
-from condkd_ray.runs.options import RunFlags
+from condkd_ray.runs.options import Options
 from condkd_ray.runs.plan import Plan
 from condkd_ray.study.space import corners, default
+from condkd_ray.trial.artifacts import StandIns, Workshop
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.identity import NUMBERS, can_share
 
@@ -89,20 +88,22 @@ class Estimate:
     memory: Span
 
 
-def estimate(work: Work, flags: RunFlags, device: str) -> Estimate:
+def estimate(work: Work, options: Options, device: str, view: View = SILENT) -> Estimate:
     """What is left of `work` will take, whose `costs` and `based_on` are filled in. Raises `InputError`."""
-    at_once, connected = fitting_at_once([plan.config for plan in work.missing], flags)
-    before = probe(work, flags, device)
+    at_once, connected = fitting_at_once([plan.config for plan in work.missing], options, view)
+    before = probe(work, options, device, view)
     return total(work, connected + before, at_once)
 
 
-def estimate_search(at_corners: Work, whole: Work, flags: RunFlags, device: str, shortest: float = 1) -> Estimate:
+def estimate_search(
+    at_corners: Work, whole: Work, options: Options, device: str, shortest: float = 1, view: View = SILENT
+) -> Estimate:
     """What `whole` will take, a search, whose trials lie somewhere between the corners of its space.
 
     `shortest`: part of its rounds after which a trial may be stopped. The rest as `estimate`.
     """
-    at_once, connected = fitting_at_once([plan.config for plan in at_corners.planned], flags)
-    before = probe(at_corners, flags, device)
+    at_once, connected = fitting_at_once([plan.config for plan in at_corners.planned], options, view)
+    before = probe(at_corners, options, device, view)
     if at_corners.costs:
         found, stopped = join(list(at_corners.costs.values())), Span(shortest, 1)
         whole.costs["trial"] = replace(found, wall=found.wall * stopped, cpu=found.cpu * stopped)
@@ -110,27 +111,28 @@ def estimate_search(at_corners: Work, whole: Work, flags: RunFlags, device: str,
     return total(whole, connected + before, at_once)
 
 
-def probe(work: Work, flags: RunFlags, device: str) -> Span:
+def probe(work: Work, options: Options, device: str, view: View = SILENT) -> Span:
     """Fill in the costs, with stand-ins for what is not cached; the seconds that making it will take."""
-    torch.set_num_threads(max(1, int(flags.cpus_per_trial)))
-    sketch = Sketch(flags.cache, device)
-    with bar("trying out what trials take") as on_step, tempfile.TemporaryDirectory() as folder:
-        before = _preparation(work, sketch)
-        _measure(work, sketch, flags.out, Path(folder), on_step)
+    torch.set_num_threads(max(1, int(options.cpus_per_trial)))
+    stand_ins = StandIns()
+    workshop = Workshop(options.cache, device, stand_ins=stand_ins)
+    with view.bar("trying out what trials take") as on_step, tempfile.TemporaryDirectory() as folder:
+        before = _preparation(work, workshop, stand_ins)
+        _measure(work, workshop, options.out, Path(folder), on_step, untrained=bool(stand_ins.teachers))
     return before
 
 
-def fitting_at_once(configs: Sequence[TrialConfig], flags: RunFlags) -> tuple[int, Span]:
+def fitting_at_once(configs: Sequence[TrialConfig], options: Options, view: View = SILENT) -> tuple[int, Span]:
     """Trials at once, and seconds until the cluster is there."""
     begin = time.perf_counter()
-    with connect(flags.address):
-        cpus, gpus = flags.cpus_per_trial, flags.gpus_per_trial
-        check_resources(cpus, gpus, flags.resources)
-        check_room(cpus, gpus, flags.per_producer, configs)
+    with connect(options.address, view=view):
+        cpus, gpus = options.cpus_per_trial, options.gpus_per_trial
+        check_resources(cpus, gpus, options.resources)
+        check_room(cpus, gpus, options.per_producer, configs)
         crew = max(map(crew_size, configs))
-        fitting = min(slots(cpus, gpus, flags.resources), teams(cpus, gpus, flags.per_producer, crew))
+        fitting = min(slots(cpus, gpus, options.resources), teams(cpus, gpus, options.per_producer, crew))
     connected = time.perf_counter() - begin
-    return min(fitting, flags.max_concurrent or fitting), Span(connected, 2 * connected)
+    return min(fitting, options.max_concurrent or fitting), Span(connected, 2 * connected)
 
 
 def total(work: Work, before: Span, at_once: int) -> Estimate:
@@ -164,23 +166,25 @@ def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
     return {plan: found[key] for plan in planned if (key := (content_hash(plan.config), plan.scope)) in found}
 
 
-def _preparation(work: Work, sketch: Sketch) -> Span:
+def _preparation(work: Work, workshop: Workshop, stand_ins: StandIns) -> Span:
     """Seconds of what has to be made before the first trial that is missing."""
     for plan in work.missing:
-        sketch.teacher(plan.config)
-        sketch.condensed(plan.config)
+        workshop.teacher(plan.config)
+        workshop.condensed(plan.config)
     total, known = Span(), {}
-    for config in sketch.teachers.values():
-        total += probe_teacher(config, sketch)
-    for config, method in sketch.sets.values():
+    for config in stand_ins.teachers.values():
+        total += probe_teacher(config, workshop)
+    for config, method in stand_ins.sets.values():
         if method not in known:
-            known[method] = probe_set(config, method, sketch)
+            known[method] = probe_set(config, method, workshop)
         total += known[method]
     return total
 
 
-def _measure(work: Work, sketch: Sketch, out: Path, folder: Path, on_step: OnStep = unheard) -> None:
-    """The cost of a trial of each arm that is not done."""
+def _measure(
+    work: Work, workshop: Workshop, out: Path, folder: Path, on_step: OnStep = unheard, *, untrained: bool = False
+) -> None:
+    """The cost of a trial of each arm that is not done. `untrained`: whether of a stand-in for the teacher."""
     begin, tried, diverged = time.perf_counter(), 0, []
     arms = {plan.arm: plan for plan in sorted(work.missing, key=lambda plan: (plan.ipc, -plan.seed))}
     for number, (arm, plan) in enumerate(arms.items()):
@@ -190,7 +194,7 @@ def _measure(work: Work, sketch: Sketch, out: Path, folder: Path, on_step: OnSte
             work.costs[arm] = recorded(records, out)
         elif time.perf_counter() - begin < PROBING_SECONDS:
             try:
-                work.costs[arm] = probe_trial(plan, sketch.prepare(plan.config), folder / str(len(work.costs)))
+                work.costs[arm] = probe_trial(plan, workshop.prepare(plan.config), folder / str(len(work.costs)))
                 tried += 1
             except NonFiniteError:
                 diverged.append(arm)
@@ -198,7 +202,7 @@ def _measure(work: Work, sketch: Sketch, out: Path, folder: Path, on_step: OnSte
     rest = [arm for arm in arms if arm not in work.costs]
     if rest and work.costs:
         work.costs |= dict.fromkeys(rest, join(list(work.costs.values())))
-    stand_in = ", a stand-in for the teacher," if sketch.teachers else ""
+    stand_in = ", a stand-in for the teacher," if untrained else ""
     work.based_on = [
         *[f"records of {len(work.done)} finished trials for {by_record} arms"] * bool(by_record),
         *[f"a few rounds{stand_in} of one trial for {tried} arms, on this machine"] * bool(tried),

@@ -10,7 +10,8 @@ from commands.console.terminals import Terminal
 from condkd_ray.commands.console import Screen
 from condkd_ray.commands.console import screen as module
 from condkd_ray.commands.console.live import Live
-from condkd_ray.commands.console.progress import Goal, Progress
+from condkd_ray.commands.console.progress import Progress
+from condkd_ray.core.view import Goal
 
 
 @pytest.fixture(autouse=True)
