@@ -20,7 +20,7 @@ from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs.chronicle import Chronicle
-from condkd_ray.runs.estimate.text import explain
+from condkd_ray.runs.estimate.estimate import explain
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder

@@ -22,7 +22,7 @@ from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.view import SILENT, View
-from condkd_ray.runs.estimate.text import explain_search
+from condkd_ray.runs.estimate.estimate import explain_search
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.population_driver import Breeder

@@ -23,9 +23,16 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.report.records import read_manifest, read_records, write_manifest, write_record
-from condkd_ray.runs.estimate.estimate import Estimate, Work, estimate, estimate_search, finished_before, makespan
+from condkd_ray.runs.estimate.estimate import (
+    Estimate,
+    Workload,
+    estimate,
+    explain,
+    explain_search,
+    finished_before,
+    makespan,
+)
 from condkd_ray.runs.estimate.probe import Span
-from condkd_ray.runs.estimate.text import explain, explain_search
 from condkd_ray.runs.options import Options
 from condkd_ray.runs.plan import Plan, spread
 from condkd_ray.runs.presets import arm
@@ -75,7 +82,7 @@ def test_an_account_of_what_was_never_run_leaves_no_trace(cluster, tmp_path):
 
 def test_producers_take_their_place_and_their_memory_and_spare_time(cluster, tmp_path):
     flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", cpus_per_trial=0.5, cpus_per_producer=0.5)
-    alone, helped = Work(plans(seeds=(0,)), {}), Work(plans(seeds=(0,), pipeline=Pipeline()), {})
+    alone, helped = Workload(plans(seeds=(0,)), {}), Workload(plans(seeds=(0,), pipeline=Pipeline()), {})
     assert estimate(alone, flags, "cpu").at_once == 2
     found = estimate(helped, replace(flags, cpus_per_producer=1.0), "cpu")
     assert found.at_once == 1
@@ -88,8 +95,8 @@ def test_producers_take_their_place_and_their_memory_and_spare_time(cluster, tmp
 def test_more_rounds_are_told_to_take_longer(cluster, tmp_path):
     flags = Options(out=tmp_path / "out", cache=tmp_path / "cache")
     short, long = (
-        Work(plans(seeds=(0,)), {}),
-        Work([replace(plan, config=replace(plan.config, rounds=2000)) for plan in plans(seeds=(0,))], {}),
+        Workload(plans(seeds=(0,)), {}),
+        Workload([replace(plan, config=replace(plan.config, rounds=2000)) for plan in plans(seeds=(0,))], {}),
     )
     for work in (short, long):
         estimate(work, flags, "cpu")
@@ -115,7 +122,7 @@ def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster,
     write_record(tmp_path / "older", older)
     assert finished_before(planned, tmp_path / "older") == {}
     flags = Options(out=tmp_path, cache=tmp_path / "cache")
-    work = Work(planned[:2], finished_before(planned[:2], tmp_path))
+    work = Workload(planned[:2], finished_before(planned[:2], tmp_path))
     found = estimate(work, flags, "cpu")
     assert work.costs["none"].cpu == Span(80, 140)
     assert work.based_on == ["records of 1 finished trials for 1 arms"]
@@ -154,7 +161,7 @@ def test_each_teacher_is_counted_before_the_trials(tmp_path):
 
 def test_nothing_is_left_to_run(cluster, tmp_path, monkeypatch):
     planned = plans(seeds=(0,))
-    monkeypatch.setattr("condkd_ray.runs.estimate.text.finished_before", lambda plans, out: dict.fromkeys(plans))
+    monkeypatch.setattr("condkd_ray.runs.estimate.estimate.finished_before", lambda plans, out: dict.fromkeys(plans))
     assert explain("x", planned, Options(out=tmp_path), "cpu").endswith("\nNothing is left to run.\n")
 
 
@@ -169,7 +176,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path):
 def one_of_each(args: Flags) -> Estimate:
     """In a process that holds nothing else, as the memory is measured."""
     names = ("none", "condensed_only", "mixed", "guided", "real")
-    return estimate(Work([arm(args.base(), name, 1, 0) for name in names], {}), args, "cpu")
+    return estimate(Workload([arm(args.base(), name, 1, 0) for name in names], {}), args, "cpu")
 
 
 @pytest.mark.slow
@@ -186,7 +193,7 @@ def test_it_comes_true(tmp_path):
 def a_search(args: Options) -> Estimate:
     """As `one_of_each`."""
     tree = read(SPACE)
-    return estimate_search(Work.of_corners(tree), Work.of_search(tree, 4), args, "cpu")
+    return estimate(Workload.of_corners(tree), args, "cpu", whole=Workload.of_search(tree, 4))
 
 
 @pytest.mark.slow
