@@ -58,27 +58,26 @@ def run(
 
 
 def _record(plan: Plan, key: str, prepared: Prepared, out: Path) -> None:
-    folder = out / "trials" / key
+    """Run the trial from its checkpoint, or anew where samples of that are gone, and write what came of it."""
+    folder, config = out / "trials" / key, plan.config
     watch = Watch(EXPERIMENT, out, {key: (plan, prepared)})
+
+    def attempt() -> Outcome:
+        return run_trial(
+            *(config, prepared, local_store(config, prepared, folder)),
+            checkpoint=folder / CHECKPOINT,
+            product=product_path(folder),
+            on_round=lambda metrics: watch.round(key, metrics),
+        )
+
     try:
         try:
-            outcome = _attempt(plan, key, prepared, folder, watch)
+            outcome = attempt()
         except MissingSamplesError as error:
             log.info(f"{error}: the trial begins anew")
             (folder / CHECKPOINT).unlink()
-            outcome = _attempt(plan, key, prepared, folder, watch)
+            outcome = attempt()
         watch.outcome(key, outcome)
     finally:
         watch.close()
     shutil.rmtree(folder / "chunks", ignore_errors=True)
-
-
-def _attempt(plan: Plan, key: str, prepared: Prepared, folder: Path, watch: Watch) -> Outcome:
-    return run_trial(
-        plan.config,
-        prepared,
-        local_store(plan.config, prepared, folder),
-        checkpoint=folder / CHECKPOINT,
-        product=product_path(folder),
-        on_round=lambda metrics: watch.round(key, metrics),
-    )
