@@ -7,12 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from condkd_ray.cluster.pool.actor import STATUS
 from condkd_ray.commands.console.progress import duration
 from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, get_text, reason
 
-STATUS = "pool.json"
-"""Written by the pool, beside its chunks."""
 COLUMNS = ("key", "trials", "rounds", "chunks", "samples", "MB", "MB on disk alone", "rounds spared", "made by")
 
 

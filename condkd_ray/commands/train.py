@@ -19,12 +19,12 @@ from condkd_ray.core.method import require
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.report.records import Record, find_record, finished, write_manifest
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
-from condkd_ray.runs.plan import Plan
-from condkd_ray.runs.recorder import Watch
+from condkd_ray.runs.recorder import Recorder
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import NUMBERS, trial_hash
 from condkd_ray.trial.outcome import Outcome
+from condkd_ray.trial.plan import Plan, PlannedTrial
 from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import local_store, run_trial
 
@@ -105,16 +105,16 @@ def _train(config: TrialConfig, arm: str, command: _Here) -> tuple[int, str]:
     open_folder(command.out, "train", fresh=command.fresh)
     plan = Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
     prepared = workshop.prepare(config)
-    key = trial_hash(config, prepared)
-    manifest = describe_experiment("train", "One trial.", [plan], [key], workshop, command.out)
+    trial = PlannedTrial(trial_hash(config, prepared), plan, prepared)
+    manifest = describe_experiment("train", "One trial.", [trial], workshop, command.out)
     write_manifest(command.out, manifest)
     log.info(teacher_line(manifest))
     code = 0
-    if key not in finished(command.out):
-        code = _run(plan, key, prepared, command.out)
+    if trial.key not in finished(command.out):
+        code = _run(trial, command.out)
     write_manifest(command.out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
     tell_results(command.out)
-    return code, key
+    return code, trial.key
 
 
 def compare(first: Record, again: Record) -> tuple[bool, str]:
@@ -138,29 +138,29 @@ def compare(first: Record, again: Record) -> tuple[bool, str]:
     return False, f"not equal: test accuracy {before:.4%} then, {now:.4%} now, {others} predictions; differs: {cause}"
 
 
-def _run(plan: Plan, key: str, prepared: Prepared, out: Path) -> int:
-    folder = out / "trials" / key
-    watch = Watch("train", out, {key: (plan, prepared)})
+def _run(trial: PlannedTrial[Prepared], out: Path) -> int:
+    folder = out / "trials" / trial.key
+    recorder = Recorder("train", out, [trial])
     try:
         try:
-            outcome = _attempt(plan, key, prepared, folder, watch)
+            outcome = _attempt(trial, folder, recorder)
         except MissingSamplesError as error:
             log.info(f"{error}: the trial begins anew")
             (folder / CHECKPOINT).unlink()
-            outcome = _attempt(plan, key, prepared, folder, watch)
-        watch.outcome(key, outcome)
+            outcome = _attempt(trial, folder, recorder)
+        recorder.ended(trial, outcome)
     finally:
-        watch.close()
+        recorder.close()
     shutil.rmtree(folder / "chunks", ignore_errors=True)
-    return 1 if watch.failed else 0
+    return 1 if recorder.failed else 0
 
 
-def _attempt(plan: Plan, key: str, prepared: Prepared, folder: Path, watch: Watch) -> Outcome:
+def _attempt(trial: PlannedTrial[Prepared], folder: Path, recorder: Recorder) -> Outcome:
     return run_trial(
-        plan.config,
-        prepared,
-        local_store(plan.config, prepared, folder),
+        trial.config,
+        trial.prepared,
+        local_store(trial.config, trial.prepared, folder),
         checkpoint=folder / CHECKPOINT,
         product=product_path(folder),
-        on_round=lambda metrics: watch.round(key, metrics),
+        on_round=lambda metrics: recorder.round(trial, metrics),
     )

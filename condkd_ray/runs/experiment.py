@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -15,13 +15,11 @@ import torch
 import tyro
 
 from condkd_ray import models
-from condkd_ray.cluster.connection.connect import check_resources, connect
-from condkd_ray.cluster.connection.shipping import in_job_folder
+from condkd_ray.cluster.connection.connect import connect, in_job_folder
+from condkd_ray.cluster.connection.resources import check_resources, check_room
 from condkd_ray.cluster.connection.storage_check import check_reach
-from condkd_ray.cluster.driver import sweep
-from condkd_ray.cluster.driver.options import Terms
-from condkd_ray.cluster.worker.producers import check_room
-from condkd_ray.cluster.worker.trials import Trial, clear, empty
+from condkd_ray.cluster.driver.sweep import sweep
+from condkd_ray.cluster.worker.paths import clear, empty
 from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import CpuClock, ended, exit_codes, open_folder, show, speak
 from condkd_ray.commands.console.results import tell_results
@@ -31,18 +29,19 @@ from condkd_ray.core.storage import check_writable
 from condkd_ray.methods.inversion import AnyInversion, Inversion
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs.chronicle import Chronicle
 from condkd_ray.runs.estimate.text import explain
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.options import RunFlags, chosen
-from condkd_ray.runs.plan import Plan, check_plans, scoped, scoped_baseline, spread
+from condkd_ray.runs.plan import check_plans, cluster_options, scoped, scoped_baseline, spread
 from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
-from condkd_ray.runs.recorder import Watch
+from condkd_ray.runs.recorder import Recorder
+from condkd_ray.runs.study_recorder import StudyRecorder
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.evaluation import TestRounds
 from condkd_ray.trial.identity import trial_hash
 from condkd_ray.trial.outcome import Outcome
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +50,7 @@ __all__ = ["Flags", "Plan", "command_line", "run"]
 TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
 """Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
 T = TypeVar("T")
-Whole = Mapping[str, tuple[Plan, Prepared]]
-"""Planned trials by key, with what they were prepared with."""
+Trial = PlannedTrial[Prepared]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,49 +227,58 @@ def run(
     if flags.storage is not None:
         check_writable(flags.place)
     open_folder(flags.out, experiment, fresh=flags.fresh)
-    with connect(flags.address):
+    with connect(flags.address, view=TERMINAL):
         check_resources(flags.cpus_per_trial, flags.gpus_per_trial, flags.resources)
         check_room(flags.cpus_per_trial, flags.gpus_per_trial, flags.per_producer, [plan.config for plan in planned])
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
         if flags.fresh:
             empty(flags.place)
         prepared = workshop.prepare_all([plan.config for plan in planned])
-        keys = [trial_hash(plan.config, made, plan.scope) for plan, made in zip(planned, prepared, strict=True)]
-        whole = {key: (plan, made) for key, plan, made in zip(keys, planned, prepared, strict=True)}
-        trials = [Trial(key, plan.label, plan.config, made, plan.scope) for key, (plan, made) in whole.items()]
-        manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out, baseline=baseline)
+        pairs = zip(planned, prepared, strict=True)
+        trials = [Trial(trial_hash(plan.config, made, plan.scope), plan, made) for plan, made in pairs]
+        manifest = describe_experiment(experiment, question, trials, workshop, flags.out, baseline=baseline)
         write_manifest(flags.out, manifest)
         log.info(teacher_line(manifest))
-        missing = _missing(trials, flags)
+        trials = list({trial.key: trial for trial in trials}.values())
         clock = CpuClock()
-        complete, failed = _sweep(experiment, whole, missing, flags, deadline, clock)
+        complete, failed = _sweep(experiment, trials, _missing(trials, flags), flags, deadline, clock)
         spent = clock.look()
     write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
     tell_results(flags.out, tell=tell)
     return ended(complete, failed, ["time"] if time.time() >= deadline else [])
 
 
+@dataclass(frozen=True)
+class Recorders:
+    """A `cluster.driver.monitor.TrialObserver` that tells all who write down what becomes of an experiment's trials."""
+
+    study: StudyRecorder
+    records: Recorder
+    clock: CpuClock
+
+    def round(self, trial: Trial, metrics: Metrics) -> None:
+        """A trial has ended a round."""
+        self.records.round(trial, metrics)
+        self.study.round(trial, metrics)
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        """A trial is over; the record comes last, as whoever has one is not run again."""
+        self.study.ended(trial, outcome)
+        self.records.ended(trial, outcome)
+        self.clock.look()
+
+
 def _sweep(
-    experiment: str, whole: Whole, missing: list[Trial], flags: Flags, deadline: float, clock: CpuClock
+    experiment: str, trials: list[Trial], missing: list[Trial], flags: Flags, deadline: float, clock: CpuClock
 ) -> tuple[bool, int]:
     """Whether all trials came to an end, and how many of them failed."""
-
-    def told(trial: Trial, metrics: Metrics) -> None:
-        watch.round(trial.key, metrics)
-        chronicle.round(trial.key, metrics)
-
-    def heard(trial: Trial, outcome: Outcome) -> None:
-        chronicle.ended(trial.key, outcome)
-        watch.outcome(trial.key, outcome)
-        clock.look()
-
-    chronicle = Chronicle(flags.out, experiment, whole)
-    watch = Watch(experiment, flags.out, {trial.key: whole[trial.key] for trial in missing}, flags.place, view=TERMINAL)
+    study = StudyRecorder(experiment, flags.out, trials)
+    records = Recorder(experiment, flags.out, missing, flags.place, view=TERMINAL)
     try:
-        complete = not missing or sweep.sweep(missing, Terms.of(flags, deadline), on_round=told, on_outcome=heard)
+        complete = sweep(missing, cluster_options(flags, deadline), Recorders(study, records, clock))
     finally:
-        watch.close()
-    return complete, watch.failed
+        records.close()
+    return complete, records.failed
 
 
 def _check_only(flags: Flags) -> None:

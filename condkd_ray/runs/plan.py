@@ -1,36 +1,17 @@
-"""What an experiment plans: its trials, checked, in the scope of sharing that is asked for."""
+"""The plans of an experiment: checked, their seeds spread over teachers, in the scope of sharing that is asked for."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.core.method import require
 from condkd_ray.report.statistics import Baseline
+from condkd_ray.runs.options import RunFlags
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.identity import Scope
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One trial of an experiment: its arm, images per class (0 where it has none), seed, config and sharing scope."""
-
-    arm: str
-    ipc: int
-    seed: int
-    config: TrialConfig
-    scope: Scope = "trial"
-
-    @property
-    def label(self) -> str:
-        """As shown while it runs."""
-        return f"{self.group} seed {self.seed}"
-
-    @property
-    def group(self) -> str:
-        """Of its arm and IPC, which trials of other seeds share."""
-        return f"{self.arm}{f' ipc {self.ipc}' if self.ipc else ''}"
+from condkd_ray.trial.plan import Plan
 
 
 def check_plans(planned: Sequence[Plan]) -> None:
@@ -87,3 +68,18 @@ def scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> 
     own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
     scoped = {_arm(arm, scope): _arm(base, scope) for arm, base in own.items()}
     return baseline if scope != "sweep" else own | scoped
+
+
+def cluster_options(flags: RunFlags, deadline: float) -> ClusterOptions:
+    """How trials run that are asked for with these flags. Raises `InputError`."""
+    return ClusterOptions(
+        folder=flags.out,
+        storage=flags.place,
+        cpus_per_trial=flags.cpus_per_trial,
+        gpus_per_trial=flags.gpus_per_trial,
+        resources=flags.resources,
+        per_producer=flags.per_producer,
+        max_concurrent=flags.max_concurrent,
+        deadline=deadline,
+        pool_limit=flags.pool_bytes,
+    )

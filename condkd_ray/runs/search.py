@@ -16,9 +16,8 @@ import yaml
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.connection.storage_check import check_reach
 from condkd_ray.cluster.driver.gpu_budget import GpuBudget
-from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.driver.search import search as run_search
-from condkd_ray.cluster.worker.trials import bury, empty
+from condkd_ray.cluster.worker.paths import bury, empty
 from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import ended, open_folder, show, speak
 from condkd_ray.commands.console.results import tell_results
@@ -26,8 +25,9 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
 from condkd_ray.runs.estimate.text import explain_search
 from condkd_ray.runs.options import RunFlags
-from condkd_ray.runs.population_driver import Breeder
-from condkd_ray.runs.search_driver import Explorer
+from condkd_ray.runs.plan import cluster_options
+from condkd_ray.runs.population_driver import PopulationDriver
+from condkd_ray.runs.search_driver import SearchDriver, SearchRecorder
 from condkd_ray.study import Objective, Pruner, Sampler, Study, constraints, open_storage, stored_study
 from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.pruners import check_pruner, make_pruner
@@ -119,24 +119,25 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
         empty(flags.place)
     study = study_of(tree, flags, objective)
     _teach(study, flags)
-    with connect(flags.address):
+    with connect(flags.address, view=TERMINAL):
         check_reach(flags.place, "--out" if flags.storage is None else "--storage")
         budget = _gpu_budget(study, flags)
         limits = constraints.parse(flags.constraint)
-        if flags.population:
-            guide = Breeder(question, study, objective, tree, workshop, flags, _population(study, tree, flags))
-        else:
-            guide = Explorer(question, study, objective, tree, workshop, flags, flags.trials, limits)
+        population = _population(study, tree, flags) if flags.population else None
+        recorder = SearchRecorder(
+            question, study, objective, tree, workshop, flags, flags.wanted, limits, view=TERMINAL
+        )
+        driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder, flags.trials)
         try:
-            complete = run_search(guide, Terms.of(flags, deadline, budget))
+            complete = run_search(driver, cluster_options(flags, deadline), budget)
         finally:
-            guide.close()
-        guide.describe(over=True)
-        if complete and isinstance(guide, Breeder):
-            bury(flags.place, guide.leftovers())
+            recorder.close()
+        recorder.describe(over=True)
+        if complete and isinstance(driver, PopulationDriver):
+            bury(flags.place, driver.leftovers())
     tell_results(flags.out, study=flags.study_storage)
     budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
-    return ended(complete, guide.failed, [name for name, over in budgets.items() if over])
+    return ended(complete, recorder.failed, [name for name, over in budgets.items() if over])
 
 
 def _check_population(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> None:

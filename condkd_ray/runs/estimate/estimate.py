@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from condkd_ray.cluster.connection.connect import check_resources, connect, slots
-from condkd_ray.cluster.worker.producers import check_room, crew_size, teams
-from condkd_ray.commands.console import bar
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.connection.resources import check_resources, check_room, crew_size, slots, teams
+from condkd_ray.commands.console import TERMINAL, bar
 from condkd_ray.core.config import content_hash, from_tree
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.view import OnStep, unheard
@@ -27,10 +27,10 @@ from condkd_ray.report.records import Record, read_records
 from condkd_ray.runs.estimate.probe import Cost, Span, join, probe_set, probe_teacher, probe_trial, recorded
 from condkd_ray.runs.estimate.stand_ins import Sketch
 from condkd_ray.runs.options import RunFlags
-from condkd_ray.runs.plan import Plan
 from condkd_ray.study.space import corners, default
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.identity import NUMBERS, can_share
+from condkd_ray.trial.plan import Plan
 
 PROBING_SECONDS = 90.0
 """After which no further arm is tried; it is then taken to lie between the cheapest and the dearest."""
@@ -123,7 +123,7 @@ def probe(work: Work, flags: RunFlags, device: str) -> Span:
 def fitting_at_once(configs: Sequence[TrialConfig], flags: RunFlags) -> tuple[int, Span]:
     """Trials at once, and seconds until the cluster is there."""
     begin = time.perf_counter()
-    with connect(flags.address):
+    with connect(flags.address, view=TERMINAL):
         cpus, gpus = flags.cpus_per_trial, flags.gpus_per_trial
         check_resources(cpus, gpus, flags.resources)
         check_room(cpus, gpus, flags.per_producer, configs)
