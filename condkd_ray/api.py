@@ -19,7 +19,6 @@ from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs import experiment, single_trial
 from condkd_ray.runs import search as searches
 from condkd_ray.runs.options import Options
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.products import Trained, choose, kept_product
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.runs.search import SearchSpec
@@ -27,6 +26,7 @@ from condkd_ray.study.space import read
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.product import product_path, read_product
 from condkd_ray.trial.run import local_store, run_trial
 

@@ -21,10 +21,11 @@ from condkd_ray.methods.inversion import AnyInversion, Inversion
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs import experiment as experiments
 from condkd_ray.runs.options import Options
-from condkd_ray.runs.plan import Plan, spread
+from condkd_ray.runs.plan import spread
 from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.evaluation import TestRounds
+from condkd_ray.trial.plan import Plan
 
 __all__ = ["Flags", "Plan", "command_line", "run"]
 

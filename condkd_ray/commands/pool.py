@@ -10,12 +10,11 @@ from typing import Any
 
 import tyro
 
+from condkd_ray.cluster.pool.actor import STATUS
 from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, get_text, locate, reason
 from condkd_ray.core.units import duration
 
-STATUS = "pool.json"
-"""Written by the pool, beside its chunks."""
 COLUMNS = ("key", "trials", "rounds", "chunks", "samples", "MB", "MB on disk alone", "rounds spared", "made by")
 
 

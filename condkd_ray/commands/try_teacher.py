@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from condkd_ray import models, report
-from condkd_ray.cluster.connection.connect import check_resources, connect, slots
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.connection.resources import check_resources, slots
 from condkd_ray.commands import experiment
 from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.experiment import Flags
@@ -122,7 +123,7 @@ def try_out(command: Try) -> int:
     share, answers = check_known(teacher, dataset, command.images, force=command.force)
     log.info(head := _head(base, dataset, share))
     open_folder(command.out, "try", fresh=command.fresh)
-    with connect():
+    with connect(view=TERMINAL):
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
         base = replace(base, rounds=_rounds(command, base, workshop, begin))
         atomic_write(command.out / CONFIG, configs.dump(base).encode())

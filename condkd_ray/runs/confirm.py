@@ -10,9 +10,9 @@ from condkd_ray.core.method import require
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.runs import experiment
 from condkd_ray.runs.options import Options, RunResult
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.search import SearchSpec, study_of
 from condkd_ray.study.space import default
+from condkd_ray.trial.plan import Plan
 
 
 def confirm(

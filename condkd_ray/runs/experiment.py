@@ -6,35 +6,35 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from condkd_ray.cluster.connection.connect import check_resources, connect
-from condkd_ray.cluster.connection.shipping import in_job_folder
+from condkd_ray.cluster.connection.connect import connect, in_job_folder
+from condkd_ray.cluster.connection.resources import check_resources, check_room
 from condkd_ray.cluster.connection.storage_check import check_reach
-from condkd_ray.cluster.driver import sweep
-from condkd_ray.cluster.worker.producers import check_room
-from condkd_ray.cluster.worker.trials import Trial, clear, empty
+from condkd_ray.cluster.driver.sweep import sweep
+from condkd_ray.cluster.worker.paths import clear, empty
 from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.records import finished, read_manifest, write_manifest
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs.chronicle import Chronicle
 from condkd_ray.runs.estimate.estimate import explain
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.plan import Plan, check_plans, scoped, scoped_baseline
-from condkd_ray.runs.recorder import Watch
+from condkd_ray.runs.plan import check_plans, scoped, scoped_baseline
+from condkd_ray.runs.recorder import Recorder
+from condkd_ray.runs.study_recorder import StudyRecorder
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import trial_hash
 from condkd_ray.trial.outcome import Outcome
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 log = logging.getLogger(__name__)
 
-Whole = Mapping[str, tuple[Plan, Prepared]]
-"""Planned trials by key, with what they were prepared with."""
+Trial = PlannedTrial[Prepared]
 
 
 def run(
@@ -68,18 +68,23 @@ def run(
         if options.fresh:
             empty(options.place)
         prepared = workshop.prepare_all([plan.config for plan in planned])
-        keys = [trial_hash(plan.config, made, plan.scope) for plan, made in zip(planned, prepared, strict=True)]
-        whole = {key: (plan, made) for key, plan, made in zip(keys, planned, prepared, strict=True)}
-        trials = [Trial(key, plan.label, plan.config, made, plan.scope) for key, (plan, made) in whole.items()]
-        manifest = describe_experiment(experiment, question, planned, keys, workshop, options.out, baseline=baseline)
+        pairs = zip(planned, prepared, strict=True)
+        trials = [Trial(trial_hash(plan.config, made, plan.scope), plan, made) for plan, made in pairs]
+        manifest = describe_experiment(experiment, question, trials, workshop, options.out, baseline=baseline)
         write_manifest(options.out, manifest)
         log.info(teacher_line(manifest))
+        trials = list({trial.key: trial for trial in trials}.values())
         missing = _missing(trials, options, only)
+        study = StudyRecorder(experiment, options.out, trials)
+        records = Recorder(experiment, options.out, missing, options.place, view=view)
         clock = CpuClock()
-        complete, failed = _sweep(experiment, whole, missing, options, deadline, clock, view)
+        try:
+            complete = sweep(missing, options.of_cluster(deadline), Recorders(study, records, clock))
+        finally:
+            records.close()
         spent = clock.look()
     write_manifest(options.out, dataclasses.replace(manifest, cpu_seconds=spent))
-    return RunResult(options.out, complete, failed, ("time",) if time.time() >= deadline else ())
+    return RunResult(options.out, complete, records.failed, ("time",) if time.time() >= deadline else ())
 
 
 def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view: View = SILENT) -> str:
@@ -99,33 +104,24 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
     return planned
 
 
-def _sweep(
-    experiment: str,
-    whole: Whole,
-    missing: list[Trial],
-    options: Options,
-    deadline: float,
-    clock: CpuClock,
-    view: View,
-) -> tuple[bool, int]:
-    """Whether all trials came to an end, and how many of them failed."""
+@dataclass(frozen=True)
+class Recorders:
+    """A `cluster.driver.monitor.TrialObserver` that tells all who write down what becomes of an experiment's trials."""
 
-    def told(trial: Trial, metrics: Metrics) -> None:
-        watch.round(trial.key, metrics)
-        chronicle.round(trial.key, metrics)
+    study: StudyRecorder
+    records: Recorder
+    clock: CpuClock
 
-    def heard(trial: Trial, outcome: Outcome) -> None:
-        chronicle.ended(trial.key, outcome)
-        watch.outcome(trial.key, outcome)
-        clock.look()
+    def round(self, trial: Trial, metrics: Metrics) -> None:
+        """A trial has ended a round."""
+        self.records.round(trial, metrics)
+        self.study.round(trial, metrics)
 
-    chronicle = Chronicle(options.out, experiment, whole)
-    watch = Watch(experiment, options.out, {trial.key: whole[trial.key] for trial in missing}, options.place, view=view)
-    try:
-        complete = not missing or sweep.sweep(missing, options.of_cluster(deadline), on_round=told, on_outcome=heard)
-    finally:
-        watch.close()
-    return complete, watch.failed
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        """A trial is over; the record comes last, as whoever has one is not run again."""
+        self.study.ended(trial, outcome)
+        self.records.ended(trial, outcome)
+        self.clock.look()
 
 
 def _check_only(only: Sequence[str], options: Options) -> None:

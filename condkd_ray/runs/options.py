@@ -11,8 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from condkd_ray.cluster.driver.gpu_budget import GpuBudget
-from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import Location, locate
 from condkd_ray.core.units import parse_duration, parse_size
@@ -96,9 +95,9 @@ class Options:
         require(most is None or most >= 1, "--max-concurrent", most, "an integer >= 1")
         _ = self.place, self.budget_seconds, self.resources, self.pool_bytes
 
-    def of_cluster(self, deadline: float, gpu_budget: GpuBudget | None = None) -> Terms:
-        """The options of a sweep or a search that ends at `deadline`, or with its `gpu_budget`. Raises `InputError`."""
-        return Terms(
+    def of_cluster(self, deadline: float) -> ClusterOptions:
+        """The options of a sweep or a search that ends at `deadline`. Raises `InputError`."""
+        return ClusterOptions(
             folder=self.out,
             storage=self.place,
             cpus_per_trial=self.cpus_per_trial,
@@ -107,7 +106,6 @@ class Options:
             per_producer=self.per_producer,
             max_concurrent=self.max_concurrent,
             deadline=deadline,
-            gpu_budget=gpu_budget,
             pool_limit=self.pool_bytes,
         )
 

@@ -17,7 +17,7 @@ from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.connection.storage_check import check_reach
 from condkd_ray.cluster.driver.gpu_budget import GpuBudget
 from condkd_ray.cluster.driver.search import search as run_search
-from condkd_ray.cluster.worker.trials import bury, empty
+from condkd_ray.cluster.worker.paths import bury, empty
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
@@ -25,8 +25,8 @@ from condkd_ray.core.view import SILENT, View
 from condkd_ray.runs.estimate.estimate import explain_search
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.population_driver import Breeder
-from condkd_ray.runs.search_driver import Explorer
+from condkd_ray.runs.population_driver import PopulationDriver
+from condkd_ray.runs.search_driver import SearchDriver, SearchRecorder
 from condkd_ray.study import Constraint, Objective, Pruner, Sampler, Study, constraints, open_storage, stored_study
 from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.pruners import check_pruner, make_pruner
@@ -110,19 +110,18 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
         check_reach(spec.place, spec.place_flag)
         budget = _gpu_budget(study, spec)
         given = (question, study, spec.parsed_objective, tree, workshop, spec)
-        if spec.population:
-            guide = Breeder(*given, _population(study, tree, spec), view)
-        else:
-            guide = Explorer(*given, spec.trials, spec.parsed_constraints, view)
+        recorder = SearchRecorder(*given, spec.wanted, spec.parsed_constraints, view)
+        population = _population(study, tree, spec) if spec.population else None
+        driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder, spec.trials)
         try:
-            complete = run_search(guide, spec.of_cluster(deadline, budget))
+            complete = run_search(driver, spec.of_cluster(deadline), budget)
         finally:
-            guide.close()
-        guide.describe(over=True)
-        if complete and isinstance(guide, Breeder):
-            bury(spec.place, guide.leftovers())
+            recorder.close()
+        recorder.describe(over=True)
+        if complete and isinstance(driver, PopulationDriver):
+            bury(spec.place, driver.leftovers())
     budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
-    return RunResult(spec.out, complete, guide.failed, tuple(name for name, over in budgets.items() if over))
+    return RunResult(spec.out, complete, recorder.failed, tuple(name for name, over in budgets.items() if over))
 
 
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:

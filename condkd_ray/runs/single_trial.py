@@ -13,12 +13,12 @@ from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.report.records import Record, find_record, finished, write_manifest
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.plan import Plan
-from condkd_ray.runs.recorder import Watch
+from condkd_ray.runs.recorder import Recorder
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import trial_hash
 from condkd_ray.trial.outcome import Outcome
+from condkd_ray.trial.plan import Plan, PlannedTrial
 from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import local_store, run_trial
 
@@ -47,27 +47,27 @@ def run(
     open_folder(out, EXPERIMENT, fresh=fresh)
     plan = Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
     prepared = workshop.prepare(config)
-    key = trial_hash(config, prepared)
-    manifest = describe_experiment(EXPERIMENT, "One trial.", [plan], [key], workshop, out)
+    trial = PlannedTrial(trial_hash(config, prepared), plan, prepared)
+    manifest = describe_experiment(EXPERIMENT, "One trial.", [trial], workshop, out)
     write_manifest(out, manifest)
     log.info(teacher_line(manifest))
-    if key not in finished(out):
-        _record(plan, key, prepared, out)
+    if trial.key not in finished(out):
+        _record(trial, out)
     write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
-    return find_record(out, key)
+    return find_record(out, trial.key)
 
 
-def _record(plan: Plan, key: str, prepared: Prepared, out: Path) -> None:
+def _record(trial: PlannedTrial[Prepared], out: Path) -> None:
     """Run the trial from its checkpoint, or anew where samples of that are gone, and write what came of it."""
-    folder, config = out / "trials" / key, plan.config
-    watch = Watch(EXPERIMENT, out, {key: (plan, prepared)})
+    folder = out / "trials" / trial.key
+    recorder = Recorder(EXPERIMENT, out, [trial])
 
     def attempt() -> Outcome:
         return run_trial(
-            *(config, prepared, local_store(config, prepared, folder)),
+            *(trial.config, trial.prepared, local_store(trial.config, trial.prepared, folder)),
             checkpoint=folder / CHECKPOINT,
             product=product_path(folder),
-            on_round=lambda metrics: watch.round(key, metrics),
+            on_round=lambda metrics: recorder.round(trial, metrics),
         )
 
     try:
@@ -77,7 +77,7 @@ def _record(plan: Plan, key: str, prepared: Prepared, out: Path) -> None:
             log.info(f"{error}: the trial begins anew")
             (folder / CHECKPOINT).unlink()
             outcome = attempt()
-        watch.outcome(key, outcome)
+        recorder.ended(trial, outcome)
     finally:
-        watch.close()
+        recorder.close()
     shutil.rmtree(folder / "chunks", ignore_errors=True)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.cluster.driver.spilling import tell_of_spilling
+from condkd_ray.cluster.driver.options import tell_of_spilling
 from condkd_ray.cluster.pool.actor import make_pool
 from condkd_ray.cluster.storm import machine
 

@@ -13,11 +13,11 @@ import psutil
 from condkd_ray.cluster.benchmark.rows import Measured
 from condkd_ray.cluster.benchmark.worlds import CPUS, digits, prepare, run_all, scratch
 from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.method import Metrics
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import Scope
 from condkd_ray.trial.outcome import Outcome
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 STUDENTS = 12
 METHODS: dict[str, dict[str, Any]] = {
@@ -57,10 +57,11 @@ def _spent(config: TrialConfig, prepared: Prepared, scope: Scope) -> tuple[float
     rates = [0.05 + 0.01 * number for number in range(STUDENTS)]
     distillers = [replace(config.distiller, lr=rate) for rate in rates]
     trials = [
-        Trial(f"lr{d.lr:.2f}", f"lr {d.lr:.2f}", replace(config, distiller=d), prepared, scope) for d in distillers
+        PlannedTrial(f"lr{d.lr:.2f}", Plan(f"lr {d.lr:.2f}", 0, 0, replace(config, distiller=d), scope), prepared)
+        for d in distillers
     ]
 
-    def heard(trial: Trial, told: Metrics | Outcome) -> None:
+    def heard(trial: PlannedTrial, told: Metrics | Outcome) -> None:
         pool.append(_cpu_seconds_of_pool())
         outcomes.extend([told] if isinstance(told, Outcome) else [])
 

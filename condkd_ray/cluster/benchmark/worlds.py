@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.driver.sweep import sweep
-from condkd_ray.cluster.worker.trainable import outcome_path
-from condkd_ray.cluster.worker.trials import Trial
+from condkd_ray.cluster.worker.paths import outcome_path
 from condkd_ray.core.config import from_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.outcome import Outcome, save_outcome
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 CPUS = 2
 """On which sweeps are measured."""
@@ -42,12 +42,13 @@ def prepare(config: TrialConfig) -> Prepared:
     return Workshop(None, device="cpu").prepare(config)
 
 
-def of_seeds(config: TrialConfig, seeds: Sequence[int], prepared: Prepared) -> list[Trial]:
+def of_seeds(config: TrialConfig, seeds: Sequence[int], prepared: Prepared) -> list[PlannedTrial]:
     """A trial a seed."""
-    return [Trial(f"seed{seed}", f"seed {seed}", replace(config, seed=seed), prepared) for seed in seeds]
+    plans = [Plan("", 0, seed, replace(config, seed=seed)) for seed in seeds]
+    return [PlannedTrial(f"seed{plan.seed}", plan, prepared) for plan in plans]
 
 
-def idle(count: int, folder: Path, prepared: Prepared) -> list[Trial]:
+def idle(count: int, folder: Path, prepared: Prepared) -> list[PlannedTrial]:
     """Trials whose outcomes lie in `folder` already: what they cost is what a trial costs that does nothing.
 
     Each is scheduled, opens its config, reads the outcome, reports one round, is fetched by the driver and cleared up.
@@ -59,14 +60,22 @@ def idle(count: int, folder: Path, prepared: Prepared) -> list[Trial]:
     return trials
 
 
+@dataclass(frozen=True)
+class Told:
+    """A `TrialObserver` of two functions."""
+
+    round: Callable[..., None]
+    ended: Callable[..., None]
+
+
 def run_all(
-    trials: Sequence[Trial],
+    trials: Sequence[PlannedTrial],
     folder: Path,
-    heard: Callable[[Trial, Outcome], None],
-    on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
+    heard: Callable[[PlannedTrial, Outcome], None],
+    on_round: Callable[[PlannedTrial, Metrics], None] = lambda trial, metrics: None,
 ) -> None:
     """A sweep to its end. Raises `KeyboardInterrupt` where it was stopped, as what it has taken then says nothing."""
-    if not sweep(trials, Terms(folder=folder), on_round=on_round, on_outcome=heard):
+    if not sweep(trials, ClusterOptions(folder=folder), Told(on_round, heard)):
         raise KeyboardInterrupt
 
 

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 from condkd_ray.cluster.pool.chunk_cache import ChunkCache, Placed
 from condkd_ray.cluster.pool.leases import Leases
-from condkd_ray.commands.pool import STATUS
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.storage import Location, get_text, put_text
 from condkd_ray.methods.memory.chunks import Arrays
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import Scope
 
+STATUS = "pool.json"
+"""What the pool holds, as it has last written it down, beside its chunks."""
 STATUS_SECONDS = 1.0
 Table = tuple[str, dict[int, Placed] | None]
 """A version, and all chunks of a key by first id; None where the asker has that version."""

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from condkd_ray.cluster.connection.connect import check_resources, connect, slots
-from condkd_ray.cluster.worker.producers import check_room, crew_size, teams
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.connection.resources import check_resources, check_room, crew_size, slots, teams
 from condkd_ray.core.config import content_hash, from_tree
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.units import byte_size, duration
@@ -27,11 +27,11 @@ from condkd_ray.report.records import Record, check_same_experiment, read_record
 from condkd_ray.report.tables.table import Table
 from condkd_ray.runs.estimate.probe import Cost, Span, join, probe_set, probe_teacher, probe_trial, recorded
 from condkd_ray.runs.options import Options
-from condkd_ray.runs.plan import Plan
 from condkd_ray.study.space import corners, default
 from condkd_ray.trial.artifacts import StandIns, Workshop
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.identity import NUMBERS, can_share
+from condkd_ray.trial.plan import Plan
 
 PROBING_SECONDS = 90.0
 """After which no further arm is tried; it is then taken to lie between the cheapest and the dearest."""

@@ -6,8 +6,8 @@ from toy import make_prepared, toy_config
 from condkd_ray.core.method import NonFiniteError
 from condkd_ray.methods.condensation import GradientMatching, Herding, SqueezeRecover, TrajectoryMatching
 from condkd_ray.runs.estimate.probe import Span, hull, probe_set, probe_teacher, probe_trial
-from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.artifacts import StandIns, Workshop
+from condkd_ray.trial.plan import Plan
 from runs.estimate.test_estimate import plans
 
 
