@@ -2,35 +2,28 @@
 
 import logging
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from condkd_ray.api import Trained, load, search, sweep, train
-    from condkd_ray.models.teacher import Teacher
-    from condkd_ray.runs.options import Options
-    from condkd_ray.runs.search import SearchSpec
-    from condkd_ray.trial.config import TrialConfig
-
-__all__ = ["Options", "SearchSpec", "Teacher", "Trained", "TrialConfig", "load", "search", "sweep", "train"]
 __version__ = "0.1.0"
 
-_ELSEWHERE = {
+_PUBLIC = {
     "Options": "runs.options",
     "SearchSpec": "runs.search",
     "Teacher": "models.teacher",
+    "Trained": "runs.products",
     "TrialConfig": "trial.config",
+    **dict.fromkeys(("load", "search", "sweep", "train"), "api"),
 }
-"""Modules of public names that `api` does not define."""
+"""Modules of the public names; their types stand in `__init__.pyi`."""
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """A public name. It is imported on first use: PyTorch takes seconds to import, and this package none."""
-    if name not in __all__:
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'api')}"), name)
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_PUBLIC})

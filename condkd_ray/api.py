@@ -30,7 +30,7 @@ from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.product import product_path, read_product
 from condkd_ray.trial.run import local_store, run_trial
 
-__all__ = ["Trained", "load", "search", "sweep", "train"]
+__all__ = ["load", "search", "sweep", "train"]
 
 
 def train(
