@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from condkd_ray.cluster.pool.store import patiently
+from condkd_ray.cluster.pool.actor import lasting_actor
+from condkd_ray.cluster.pool.store import ask
 from condkd_ray.trial.packing import PreparedRefs
 from condkd_ray.trial.plan import PlannedTrial
 
@@ -103,22 +104,14 @@ class SearchJobs:
     """
 
     def __init__(self) -> None:
-        import ray
-
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "DEFAULT"}
-        self._actor: Any = ray.remote(**options)(JobTable).remote()
+        self._actor = lasting_actor(JobTable)
 
     def __getitem__(self, key: str) -> Job:
-        import ray
-
-        job: Any = patiently(lambda: ray.get(self._actor.take.remote(key)))
-        return job
+        return ask(self._actor.take, key)
 
     def put(self, job: Job) -> None:
         """Keep a job; it is there when this returns."""
-        import ray
-
-        patiently(lambda: ray.get(self._actor.put.remote(job)))
+        ask(self._actor.put, job)
 
     def remove(self, key: str) -> None:
         """The trial is over."""
