@@ -32,7 +32,11 @@ class TrialObserver(Protocol):
 
 
 class Monitor:
-    """The listener of a sweep; see `condkd_ray.cluster.driver.tune_hooks`."""
+    """Follows a sweep; the `Listener` of `condkd_ray.cluster.driver.tune_hooks`.
+
+    `error`: what its methods raised, put there by the hooks, as Tune would take it for a failure of the trial. The
+    sweep is then stopped, and nothing more is heard.
+    """
 
     def __init__(self, context: WorkerContext, observer: TrialObserver) -> None:
         self._context, self._observer = context, observer
@@ -57,11 +61,11 @@ class Monitor:
         return passed(self._context.options.deadline) and not self.running
 
     def started(self, key: str) -> None:
-        """At its deadline it must be waited for."""
+        """The trial has a process of its own: at the deadline it must be waited for."""
         self.running.add(key)
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
-        """A trial that was killed tells its first rounds again."""
+        """A round was reported; a trial that was killed tells its first rounds again."""
         if FULL in result:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
@@ -76,11 +80,11 @@ class Monitor:
             self._observer.round(self.trials[key], metrics)
 
     def retried(self, key: str, reason: str) -> None:
-        """Nobody has to do anything, but should know why this takes longer."""
+        """The trial was interrupted, and will go on."""
         log.info(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
 
     def completed(self, key: str) -> None:
-        """Fetch the outcome."""
+        """The trial has ended by itself: it has left its outcome, or raised its last exception."""
         started, path = key in self.running, outcome_path(self._context.folder, key)
         self.running.discard(key)
         # Those that never started are ended by Tune when the sweep is over.
@@ -92,7 +96,7 @@ class Monitor:
             self.failed(key, last_reason(trial_folder(self._context.folder, key)))
 
     def failed(self, key: str, reason: str) -> None:
-        """Checkpoint and chunks stay, so that a later sweep can go on from them."""
+        """The trial was given up. Checkpoint and chunks stay, so that a later sweep can go on from them."""
         self.running.discard(key)
         self._end(key, self._outcome_so_far(key, "failed", reason))
 

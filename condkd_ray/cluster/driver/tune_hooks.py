@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+
+from condkd_ray.cluster.driver.monitor import Monitor
+from condkd_ray.cluster.driver.search import SearchMonitor
 
 LATER = "later"
 """The answer of a listener whose next proposal depends on trials that run."""
@@ -28,41 +31,8 @@ again for ever, as killed processes do not count.
 """
 
 
-class Listener(Protocol):
-    """Hears of a sweep's trials by their keys, in the driver's main thread.
-
-    `error`: what its methods raised, put there by us, as Tune would take it for a failure of the trial. The sweep is
-    then stopped, and nothing more is heard.
-    """
-
-    error: Exception | None
-
-    @property
-    def over(self) -> bool:
-        """Whether the sweep shall end, though not all trials have run."""
-        ...
-
-    def started(self, key: str) -> None:
-        """The trial has a process of its own."""
-        ...
-
-    def heard(self, key: str, result: dict[str, Any]) -> None:
-        """A round was reported."""
-        ...
-
-    def retried(self, key: str, reason: str) -> None:
-        """The trial was interrupted, and will go on."""
-        ...
-
-    def completed(self, key: str) -> None:
-        """The trial has ended by itself: it has left its outcome, or raised its last exception."""
-        ...
-
-    def failed(self, key: str, reason: str) -> None:
-        """The trial was given up because it got no further."""
-        ...
-
-
+Listener = Monitor | SearchMonitor
+"""Hears of trials by their keys, in the driver's main thread."""
 _listeners: dict[str, Listener] = {}
 
 

@@ -214,10 +214,15 @@ def make_pool(folder: Location, limit: int) -> Any:
     `limit`: bytes of its copies in shared memory. To be called by the driver: made inside a trial it would die with
     that trial's resources.
     """
+    return lasting_actor(SyntheticPool, folder, limit)
+
+
+def lasting_actor(kind: type, *args: Any) -> Any:
+    """An actor that holds no resources, and is started again where it dies. End it with `ray.kill`."""
     import ray
 
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "DEFAULT"}
-    return ray.remote(**options)(SyntheticPool).remote(folder, limit)
+    return ray.remote(**options)(kind).remote(*args)
 
 
 def default_limit() -> int:

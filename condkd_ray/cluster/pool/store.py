@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +36,13 @@ def patiently(ask: Callable[[], T]) -> T:
             time.sleep(0.1)
 
 
+def ask(method: Any, *args: Any) -> Any:
+    """What a method of the pool, or of another actor that is started again, returns; see `patiently`."""
+    import ray
+
+    return patiently(lambda: ray.get(method.remote(*args)))
+
+
 def _itself(answer: Table) -> Table:
     return answer
 
@@ -55,6 +61,9 @@ class PoolView:
         self._on_mapped, self._on_unmapped = mapped, unmapped
         self._placed: dict[int, Placed] = {}
         self._version = ""
+        self._drop: list[int] = []
+        self.sealed = 0
+        """Where the key belongs to one trial: ids below it are in a checkpoint."""
         self.ask("table", who=who)
 
     def ask(
@@ -77,8 +86,19 @@ class PoolView:
 
         return patiently(ask)
 
-    def unmap(self, start: int) -> None:
-        """Let go of a chunk."""
+    def tidy(self, starts: Iterable[int], sealed: int) -> None:
+        """Let go of chunks by first id; the pool hears that it may remove them, and of `sealed`, by `ask_tidily`."""
+        for start in starts:
+            self._unmap(start)
+            self._drop.append(start)
+        self.sealed = sealed
+
+    def ask_tidily(self, method: str, *args: Any) -> None:
+        """As `ask`, of a key that belongs to one trial."""
+        self.ask(method, *args, drop=self._drop, sealed=self.sealed)
+        self._drop = []
+
+    def _unmap(self, start: int) -> None:
         del self._placed[start]
         self._on_unmapped(start)
 
@@ -86,7 +106,7 @@ class PoolView:
         changed = [start for start, placed in chunks.items() if self._placed.get(start) != placed]
         arrays = _arrays([chunks[start] for start in changed])
         for start in set(self._placed) - set(chunks):
-            self.unmap(start)
+            self._unmap(start)
         for start, chunk in zip(changed, arrays, strict=True):
             self._placed[start] = chunks[start]
             self._on_mapped(start, chunk)
@@ -100,16 +120,6 @@ def _arrays(chunks: list[Placed]) -> list[Arrays]:
     return [read_chunk(c.source) if isinstance(c.source, Location) else next(copies) for c in chunks]
 
 
-@dataclass(frozen=True)
-class Tidying:
-    """What the pool hears of a key that belongs to one trial, with the trial's next call."""
-
-    drop: tuple[int, ...] = ()
-    """First ids of chunks that it may remove."""
-    sealed: int = 0
-    """Ids below it are in a checkpoint."""
-
-
 class PoolStore(TableStore):
     """The store of one trial, which alone writes to its key. See `Store` for the verbs.
 
@@ -118,24 +128,19 @@ class PoolStore(TableStore):
 
     def __init__(self, codec: Codec, num_classes: int, pool: Any, key: str, device: str | torch.device = "cpu") -> None:
         super().__init__(codec, num_classes, device)
-        self._tidying = Tidying()
         self._view = PoolView(pool, key, key, self._mapped, self._table.remove)
 
     def commit(self) -> None:
         """Unmap chunks of which nothing lives. The pool hears of it with the next call of a round."""
-        dead = tuple(start for start, _ in self._dead())
-        for start in dead:
-            self._view.unmap(start)
-        self._tidying = Tidying((*self._tidying.drop, *dead), self.num_ids)
+        self._view.tidy([start for start, _ in self._dead()], self.num_ids)
 
     def _append(self, start: int, encoded: Encoded) -> None:
-        self._view.ask("append", start, to_arrays(encoded), **vars(self._tidying))
-        self._tidying = replace(self._tidying, drop=())
+        self._view.ask_tidily("append", start, to_arrays(encoded))
 
     def _truncate(self, num_ids: int) -> None:
         if any(start + len(chunk) > num_ids for start, chunk in self._table.items()):
             self._view.ask("truncate", num_ids)
-        self._tidying = replace(self._tidying, sealed=num_ids)
+        self._view.sealed = num_ids
 
     def _mapped(self, start: int, arrays: Arrays) -> None:
         chunk = self._returned(from_arrays(arrays))
@@ -184,12 +189,10 @@ class FilledStore(AdoptingStore):
 
     def __init__(self, codec: Codec, num_classes: int, pool: Any, key: str, device: str | torch.device = "cpu") -> None:
         super().__init__(codec, num_classes, pool, key, key, device)
-        self._tidying = Tidying()
 
     def refresh(self) -> None:
         """See what has come. The one remote call of a round."""
-        self._view.ask("tend", **vars(self._tidying))
-        self._tidying = replace(self._tidying, drop=())
+        self._view.ask_tidily("tend")
 
     def clear_ahead(self) -> None:
         """Remove what the trial has not taken yet: it will be made again."""
@@ -197,12 +200,9 @@ class FilledStore(AdoptingStore):
 
     def commit(self) -> None:
         """As of a `PoolStore`."""
-        dead = self._dead_starts()
-        for start in dead:
-            self._view.unmap(start)
-        self._tidying = Tidying((*self._tidying.drop, *dead), self.num_ids)
+        self._view.tidy(self._dead_starts(), self.num_ids)
 
     def _truncate(self, num_ids: int) -> None:
         self._adopt(num_ids)
         self._view.ask("truncate", num_ids)
-        self._tidying = replace(self._tidying, sealed=min(self._tidying.sealed, num_ids))
+        self._view.sealed = min(self._view.sealed, num_ids)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from condkd_ray.cluster.pool.store import patiently
+from condkd_ray.cluster.pool.actor import lasting_actor
+from condkd_ray.cluster.pool.store import ask
 from condkd_ray.trial.packing import PreparedRefs
 from condkd_ray.trial.plan import PlannedTrial
 
@@ -33,7 +35,7 @@ class SweepJobs(Mapping[str, Job]):
         buffer, numbers = io.BytesIO(), {}
         for job in jobs:
             begin = buffer.tell()
-            _Writer(buffer, self._refs, numbers).dump(job)
+            _writer()(buffer, self._refs, numbers).dump(job)
             self._places[job.key] = begin, buffer.tell()
         self._bytes = np.frombuffer(buffer.getvalue(), np.uint8)
 
@@ -48,23 +50,30 @@ class SweepJobs(Mapping[str, Job]):
         return len(self._places)
 
 
-class _Writer(pickle.Pickler):
-    """References to objects go into a list beside: only Ray's own pickling knows of them and keeps the objects."""
+@cache
+def _writer() -> type:
+    """Ray's pickler, which sends a method that a script or a notebook defines by value.
 
-    def __init__(self, file: io.BytesIO, refs: list[Any], numbers: dict[Any, int]) -> None:
-        import ray
+    References to objects go into a list beside: Ray keeps an object only for those in its own messages.
+    """
+    import ray
+    from ray.cloudpickle import Pickler
 
-        super().__init__(file)
-        self._kind, self._refs, self._numbers = ray.ObjectRef, refs, numbers
+    class Writer(Pickler):
+        def __init__(self, file: io.BytesIO, refs: list[Any], numbers: dict[Any, int]) -> None:
+            super().__init__(file)
+            self._refs, self._numbers = refs, numbers
 
-    def persistent_id(self, obj: Any) -> int | None:
-        """The number of a reference; none for all else."""
-        if not isinstance(obj, self._kind):
-            return None
-        if obj not in self._numbers:
-            self._numbers[obj] = len(self._refs)
-            self._refs.append(obj)
-        return self._numbers[obj]
+        def persistent_id(self, obj: Any) -> int | None:
+            """The number of a reference; none for all else."""
+            if not isinstance(obj, ray.ObjectRef):
+                return None
+            if obj not in self._numbers:
+                self._numbers[obj] = len(self._refs)
+                self._refs.append(obj)
+            return self._numbers[obj]
+
+    return Writer
 
 
 class _Reader(pickle.Unpickler):
@@ -103,22 +112,14 @@ class SearchJobs:
     """
 
     def __init__(self) -> None:
-        import ray
-
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "DEFAULT"}
-        self._actor: Any = ray.remote(**options)(JobTable).remote()
+        self._actor = lasting_actor(JobTable)
 
     def __getitem__(self, key: str) -> Job:
-        import ray
-
-        job: Any = patiently(lambda: ray.get(self._actor.take.remote(key)))
-        return job
+        return ask(self._actor.take, key)
 
     def put(self, job: Job) -> None:
         """Keep a job; it is there when this returns."""
-        import ray
-
-        patiently(lambda: ray.get(self._actor.put.remote(job)))
+        ask(self._actor.put, job)
 
     def remove(self, key: str) -> None:
         """The trial is over."""

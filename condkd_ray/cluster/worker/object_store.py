@@ -37,7 +37,7 @@ class Packer:
         import ray
 
         if name not in self._stored:
-            self._stored[name] = ContentRef(name, ray.put({key: to_plain(tensor) for key, tensor in tensors.items()}))
+            self._stored[name] = ContentRef(name, ray.put(to_plain(tensors)))
         return self._stored[name]
 
 
@@ -56,8 +56,7 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
     missing = [kind for kind, key in keys.items() if key not in _unpacked]
     arrays = ray.get([refs.contents[kind].ref for kind in missing])
     for kind, found in zip(missing, arrays, strict=True):
-        tensors = {name: to_tensor(plain) for name, plain in found.items()}
-        _unpacked[keys[kind]] = build_content(kind, tensors, config, refs, device)
+        _unpacked[keys[kind]] = build_content(kind, to_tensor(found), config, refs, device)
     for key in set(_unpacked) - set(keys.values()):
         del _unpacked[key]
     contents: dict[str, Any] = {"test": None, "val": None, "condensed": None}

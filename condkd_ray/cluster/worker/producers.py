@@ -1,4 +1,4 @@
-"""A trial's producers as processes beside it, each on its part of a GPU, that fill its pool while its student learns.
+"""Producer processes of a trial with a pipeline, each on its part of a GPU: they fill its pool as its student learns.
 
 They lie in the trial's own placement group and belong to its process: they end with it, however it ends.
 """
@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from condkd_ray.cluster.pool.store import FilledStore, patiently
+from condkd_ray.cluster.pool.store import FilledStore, ask
 from condkd_ray.cluster.worker.object_store import own_device, unpack
-from condkd_ray.core.arrays import Plain, to_plain, to_tensor
+from condkd_ray.core.arrays import to_plain, to_tensor
 from condkd_ray.core.checkpoint import Packed
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
@@ -24,7 +24,7 @@ from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState
 from condkd_ray.trial.packing import PreparedRefs
 from condkd_ray.trial.pipeline import Allowance
-from condkd_ray.trial.producers import Look, Pipelined, Producer
+from condkd_ray.trial.producers import Pipelined, Producer
 from condkd_ray.trial.synthesis import codec
 
 RESTARTS = 3
@@ -44,19 +44,17 @@ class ProducerProcess:
 
         `state`: to go on from, where this is its first round here and there is one.
         """
-        import ray
-
         wall, cpu = time.perf_counter(), time.process_time()
         if self._producer is None:
             prepared = unpack(self._config, self._refs, own_device())
             self._codec = codec(self._config, prepared.teacher)
-            self._producer = Producer(self._config, prepared, number, None if state is None else _received(state))
-        samples, terms = self._producer.make(_received_look(look))
+            self._producer = Producer(self._config, prepared, number, to_tensor(state))
+        samples, terms = self._producer.make(to_tensor(look))
         arrays, start = to_arrays(self._codec.encode(samples)), round * len(samples)
-        patiently(lambda: ray.get(self._pool.fill.remote(self._key, start, arrays)))
+        ask(self._pool.fill, self._key, start, arrays)
         terms["time/production_seconds"] = time.perf_counter() - wall
         terms["time/production_cpu_seconds"] = time.process_time() - cpu
-        return terms, _sent(self._producer.state())
+        return terms, to_plain(self._producer.state())
 
 
 class Crew:
@@ -89,7 +87,7 @@ class Crew:
         terms = self._await(config, production, round, store)
         terms["time/waiting_seconds"] = time.perf_counter() - begun
         store.refresh()
-        production.states[pipeline.producer(round)] = partial(_fetched, self._asked.pop(round)[1])
+        production.states[pipeline.producer(round)] = partial(_state, self._asked.pop(round)[1])
         production.forget(pipeline.shown(round + 1))
         return store.look(config.inversion.images_per_round), terms
 
@@ -123,9 +121,9 @@ class Crew:
             if number not in self._actors:
                 self._actors[number] = self._hire(config, number)
                 state = production.states.get(number)
-            look = _sent_look(production.past[pipeline.shown(ahead)])
+            look = to_plain(production.past[pipeline.shown(ahead)])
             make = self._actors[number].make.options(num_returns=2)
-            self._asked[ahead] = make.remote(number, ahead, look, _sent(state()) if state else None)
+            self._asked[ahead] = make.remote(number, ahead, look, to_plain(state()) if state else None)
 
     def _hire(self, config: TrialConfig, number: int) -> Any:
         import ray
@@ -161,26 +159,8 @@ def bundles(
     return tune.PlacementGroupFactory([learner, *[per_producer.bundle] * crew])
 
 
-def _sent(state: Packed) -> Packed:
-    """Tensors as what Ray maps rather than copies."""
-    return state | {"tensors": {key: to_plain(tensor) for key, tensor in state["tensors"].items()}}
-
-
-def _received(state: Packed) -> Packed:
-    return state | {"tensors": {key: to_tensor(plain) for key, plain in state["tensors"].items()}}
-
-
-def _fetched(ref: Any) -> Packed:
+def _state(ref: Any) -> Packed:
+    """A producer's state, from its reference."""
     import ray
 
-    return _received(ray.get(ref))
-
-
-def _sent_look(look: Look) -> tuple[dict[str, Plain], Plain]:
-    weights, class_counts = look
-    return {name: to_plain(tensor) for name, tensor in weights.items()}, to_plain(class_counts)
-
-
-def _received_look(look: tuple[dict[str, Plain], Plain]) -> Look:
-    weights, class_counts = look
-    return {name: to_tensor(plain) for name, plain in weights.items()}, to_tensor(class_counts)
+    return to_tensor(ray.get(ref))

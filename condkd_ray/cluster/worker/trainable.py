@@ -10,7 +10,7 @@ from typing import Any
 from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.pool.shared_store import SharedStore, SweepStore
 from condkd_ray.cluster.pool.stopwatch import WATCH
-from condkd_ray.cluster.pool.store import FilledStore, PoolStore, patiently
+from condkd_ray.cluster.pool.store import FilledStore, PoolStore, ask
 from condkd_ray.cluster.worker.jobs import Job, SearchJobs, SweepJobs
 from condkd_ray.cluster.worker.object_store import own_device, unpack
 from condkd_ray.cluster.worker.paths import (
@@ -148,10 +148,8 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
 
 def _inherit(job: Job, prepared: Prepared, context: WorkerContext, checkpoint: Location) -> None:
     """Samples first: with its checkpoint there, a trial has all."""
-    import ray
-
     parent = job.lineage.heir_of
-    patiently(lambda: ray.get(context.pool.inherit.remote(job.place[1], parent)))
+    ask(context.pool.inherit, job.place[1], parent)
     inherit(job.config, prepared, checkpoint_path(context.folder, parent), checkpoint)
 
 

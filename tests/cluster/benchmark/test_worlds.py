@@ -1,6 +1,6 @@
 import toy
 
-from condkd_ray.cluster.benchmark.worlds import idle, scratch
+from condkd_ray.cluster.benchmark.worlds import Told, idle, scratch
 from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.driver.sweep import sweep
 

@@ -1,9 +1,11 @@
 import pickle
+from dataclasses import dataclass
 
 import toy
 
 from condkd_ray.cluster.worker.jobs import Job, SweepJobs
 from condkd_ray.cluster.worker.object_store import Packer
+from condkd_ray.methods.inversion import Fast
 from condkd_ray.trial.plan import Lineage, Plan, PlannedTrial
 
 
@@ -40,3 +42,16 @@ def test_references_are_kept_once(cluster):
     jobs = SweepJobs(made(20))
     assert len(jobs._refs) == len(next(iter(jobs.values())).prepared.contents)
     assert len(pickle.dumps(jobs._places)) + jobs._bytes.nbytes < 20 * 4000
+
+
+def test_a_method_of_a_script_or_notebook_travels_too(cluster):
+    import ray
+
+    @dataclass(frozen=True, kw_only=True)
+    class Own(Fast):
+        steps: int = 3
+
+    config = toy.toy_config(inversion=Own(batch=8))
+    job = Packer().job(PlannedTrial("key", Plan("own", 0, 0, config), toy.make_prepared()))
+    names = ray.remote(lambda jobs: (type(jobs["key"].config.inversion).__name__, jobs["key"].config.inversion.steps))
+    assert ray.get(names.remote(SweepJobs([job]))) == ("Own", 3)
