@@ -48,9 +48,8 @@ def main(args: Args) -> int:
     for name, base in bases.items():
         host = replace(base.inversion, adv_weight=0.0, steps=min(base.inversion.steps, args.inversion_steps))
         ways = (type("Old", (type(host),), {"augment": grey})(**vars(host)), host)
-        real = held_out(prepared := workshop.prepare(base))
-        trials = [[replace(base, inversion=way, seed=seed) for seed in args.seeds] for way in ways]
-        found[name] = [[measure(trial, prepared, real) for trial in side] for side in trials]
+        real, trials = held_out(made := workshop.prepare(base)), [replace(base, inversion=way) for way in ways]
+        found[name] = [[measure(replace(one, seed=seed), made, real) for seed in args.seeds] for one in trials]
         say(f"{name} is measured")
     show((table := side_by_side("Old padding (mean grey) and new (black)", found)).text())
     atomic_write(args.out / "padding.md", table.markdown().encode())
