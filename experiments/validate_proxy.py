@@ -15,11 +15,11 @@ import optuna
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import require
 from condkd_ray.runs.experiment import Flags, command_line, run
+from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.proxy_validation import validate
 from condkd_ray.study.quiet import quiet
 from condkd_ray.study.space import close, read
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.plan import Plan
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"
 

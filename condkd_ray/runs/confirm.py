@@ -13,10 +13,10 @@ from condkd_ray.core.method import require
 from condkd_ray.runs import experiment
 from condkd_ray.runs.experiment import Flags
 from condkd_ray.runs.options import RunFlags
+from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.search import SearchFlags, study_of
 from condkd_ray.study import Objective
 from condkd_ray.study.space import default
-from condkd_ray.trial.plan import Plan
 
 log = logging.getLogger(__name__)
 

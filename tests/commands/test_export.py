@@ -18,8 +18,8 @@ from condkd_ray.core.storage import locate
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.inversion import Dafl, NoInversion
 from condkd_ray.report.records import Manifest, write_manifest, write_record
+from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
-from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.product import product_path, read_product, write_product
 from condkd_ray.trial.run import local_store, run_trial
 

@@ -21,10 +21,10 @@ from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.records import Record, grid_path, record_path, write_record
 from condkd_ray.report.tensorboard.embeddings import PER_POINT, most_bytes, points_path
 from condkd_ray.runs.estimate.stand_ins import Sketch
+from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import run_round, start
-from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import answers

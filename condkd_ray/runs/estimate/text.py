@@ -11,7 +11,7 @@ from condkd_ray.report.tables.table import Table
 from condkd_ray.runs.estimate.estimate import Estimate, Work, estimate, estimate_search, finished_before
 from condkd_ray.runs.estimate.probe import Span
 from condkd_ray.runs.options import RunFlags
-from condkd_ray.trial.plan import Plan
+from condkd_ray.runs.plan import Plan
 
 
 def explain(experiment: str, planned: Sequence[Plan], flags: RunFlags, device: str) -> str:

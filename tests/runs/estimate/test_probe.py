@@ -7,7 +7,7 @@ from condkd_ray.core.method import NonFiniteError
 from condkd_ray.methods.condensation import GradientMatching, Herding, SqueezeRecover, TrajectoryMatching
 from condkd_ray.runs.estimate.probe import Span, hull, probe_set, probe_teacher, probe_trial
 from condkd_ray.runs.estimate.stand_ins import Sketch
-from condkd_ray.trial.plan import Plan
+from condkd_ray.runs.plan import Plan
 from runs.estimate.test_text import plans
 
 

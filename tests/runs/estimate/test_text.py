@@ -28,13 +28,12 @@ from condkd_ray.runs.estimate.stand_ins import Sketch
 from condkd_ray.runs.estimate.text import explain, explain_search
 from condkd_ray.runs.experiment import Flags
 from condkd_ray.runs.options import RunFlags
-from condkd_ray.runs.plan import spread
+from condkd_ray.runs.plan import Plan, spread
 from condkd_ray.runs.presets import arm
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.study.space import parse, read
 from condkd_ray.trial.identity import trial_hash
 from condkd_ray.trial.pipeline import Pipeline
-from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.run import local_store, run_trial
 
 SCRIPT, SPACE = EXPERIMENTS / "ablate_ipc.py", SPACES / "guidance.yaml"
