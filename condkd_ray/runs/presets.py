@@ -29,8 +29,8 @@ from condkd_ray.methods.targets import Balanced
 from condkd_ray.models.cost import cost_of, meta_cost, short
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.vae import vae
+from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.plan import Plan
 
 Arm = Literal["none", "condensed_only", "mixed", "guided", "guided_only", "real"]
 ONCE = ("none", "real")
