@@ -13,6 +13,7 @@ from pathlib import Path
 
 from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.runs.presets import ONCE, Arm, arm
+from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from condkd_ray.data.datasets import load
 from condkd_ray.methods.memory import Growing, Prioritized, Reservoir
 from condkd_ray.methods.weighing import Equal, Modulating
 from condkd_ray.runs.presets import arm
+from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from condkd_ray.core.schedule import Schedule
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.runs.presets import arm
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

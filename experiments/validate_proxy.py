@@ -19,6 +19,7 @@ from condkd_ray.runs.proxy_validation import validate
 from condkd_ray.study.quiet import quiet
 from condkd_ray.study.space import close, read
 from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.plan import Plan
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"
 

@@ -12,6 +12,7 @@ from condkd_ray.runs import experiment
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.search import SearchSpec, study_of
 from condkd_ray.study.space import default
+from condkd_ray.trial.plan import Plan
 
 
 def confirm(
