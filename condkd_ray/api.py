@@ -1,1 +1,136 @@
-"""What a notebook or another program calls."""
+"""What a notebook or another program calls: `train`, `sweep`, `search`, `load`. Silent unless a `View` is given.
+
+They do what the commands do, with the same numbers, and raise `InputError` where a command would end with code 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from condkd_ray.core.environment import default_device
+from condkd_ray.core.records import Record, read_manifest, read_records
+from condkd_ray.core.view import SILENT, View
+from condkd_ray.report.statistics import Baseline
+from condkd_ray.runs import experiment, single_trial
+from condkd_ray.runs import search as searches
+from condkd_ray.runs.options import Options
+from condkd_ray.runs.products import Trained, choose, kept_product
+from condkd_ray.runs.recorder import make_record
+from condkd_ray.runs.search import SearchSpec
+from condkd_ray.study.space import read
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.plan import Plan
+from condkd_ray.trial.product import product_path, read_product
+from condkd_ray.trial.run import local_store, run_trial
+
+__all__ = ["load", "search", "sweep", "train"]
+
+
+def train(
+    config: TrialConfig,
+    *,
+    out: Path | str | None = None,
+    cache: Path | None = None,
+    device: str | None = None,
+    view: View = SILENT,
+) -> Trained:
+    """Run one trial in this process, without Ray.
+
+    Args:
+        config: The trial.
+        out: A folder for record, checkpoint and product, as `condkd train` writes it; the same call again continues.
+            Without it nothing is kept but what is returned.
+        cache: Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given.
+        device: `cpu` or `cuda`; the GPU where there is one if not given.
+        view: Shows the training of a teacher and the making of a condensed set.
+
+    Returns:
+        The record, with status `failed` where a loss was not finite, and the product.
+    """
+    if out is not None:
+        record = single_trial.run(config, Path(out), cache=cache, device=device, view=view)
+        return Trained(record, kept_product(Path(out), record.config_hash))
+    prepared = Workshop(cache, device or default_device(), view).prepare(config)
+    with TemporaryDirectory() as folder:
+        path = product_path(Path(folder))
+        outcome = run_trial(config, prepared, local_store(config, prepared, None), product=path)
+        product = read_product(path) if outcome.status == "finished" else None
+    record = make_record("train", _plan("trial", config), trial_hash(config, prepared), prepared, outcome)
+    return Trained(record, product)
+
+
+def sweep(
+    arms: Mapping[str, TrialConfig],
+    options: Options,
+    *,
+    seeds: Sequence[int] = (0,),
+    baseline: Baseline = "none",
+    question: str = "",
+    view: View = SILENT,
+) -> list[Record]:
+    """Run each arm with each seed on a Ray cluster, and write records, tables, figures and page to `options.out`.
+
+    Args:
+        arms: Configs by the names that tables give them; their own seeds do not count.
+        options: Where and how much is run. The same call again runs what is missing.
+        seeds: Of the trials; a condensed set has its trial's seed.
+        baseline: The arm that every other is compared with, or for each arm its own.
+        question: What is asked, for the page.
+        view: Shows the trials as they run.
+
+    Returns:
+        The records of all trials planned in that folder that have ended, by arm, images per class and seed.
+    """
+    plans = [_plan(name, replace(config, seed=seed)) for name, config in arms.items() for seed in seeds]
+    experiment.run("sweep", question, plans, options, baseline=baseline, view=view)
+    _build(options.out)
+    planned = {trial["config_hash"] for trial in read_manifest(options.out).planned}
+    return [record for record in read_records(options.out) if record.config_hash in planned]
+
+
+def search(
+    space: Path | str | dict[str, Any], spec: SearchSpec, *, question: str = "", view: View = SILENT
+) -> list[Record]:
+    """Search a space on a Ray cluster, and write study, records, tables, figures and page to `spec.out`.
+
+    Args:
+        space: A YAML file of a config with open leaves, or what `study.space.read` makes of one.
+        spec: The objective, who proposes, how many trials, and where they run. The same call again goes on.
+        question: What is asked, for the page.
+        view: Shows the trials as they run.
+
+    Returns:
+        The records of complete trials that keep to the constraints, the best by the objective first.
+    """
+    tree = space if isinstance(space, dict) else read(Path(space))
+    searches.run(question, tree, spec, view=view)
+    _build(spec.out)
+    records = {record.config_hash: record for record in read_records(spec.out)}
+    return [records[trial.user_attrs["config_hash"]] for trial in searches.study_of(tree, spec).ranked]
+
+
+def load(path: Path | str, trial: str | None = None) -> Trained:
+    """The best kept trial of a result folder, or the one whose hash begins with `trial`, with its student and images.
+
+    The best by validation accuracy, or by agreement on the proxy set where there is none; never by test accuracy.
+    Raises `InputError` where none is kept.
+    """
+    record = choose(Path(path), trial)
+    return Trained(record, kept_product(Path(path), record.config_hash))
+
+
+def _plan(arm: str, config: TrialConfig) -> Plan:
+    return Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
+
+
+def _build(out: Path) -> None:
+    """Make the report. It draws, which whoever imports this module need not wait for."""
+    from condkd_ray.report.build import build
+
+    build(out)

@@ -12,10 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
-from condkd_ray.runs.experiment import Flags, command_line, run
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.presets import arm
+from condkd_ray.trial.plan import Plan
 
 NAMES = tuple(kind.name for kind in get_args(AnyCondensation) if kind not in (AllReal, Imported))
 

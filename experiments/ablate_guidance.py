@@ -11,11 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.methods.guidance import Discriminator, Mmd, Moments
 from condkd_ray.methods.guidance.guidance import Augmentation
-from condkd_ray.runs.experiment import Flags, command_line, run
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.presets import arm
+from condkd_ray.trial.plan import Plan
 
 FORMS = {
     "auxiliary": Discriminator(), "projection": Discriminator(condition="projection"),

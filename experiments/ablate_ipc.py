@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from condkd_ray.runs.experiment import Flags, command_line, run
-from condkd_ray.runs.plan import Plan
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.runs.presets import ONCE, Arm, arm
+from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, Reservoir
-from condkd_ray.runs.experiment import Flags, command_line, run
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.presets import arm
+from condkd_ray.trial.plan import Plan
 
 MEMORIES = {kind().name: kind for kind in (Latest, Growing, Reservoir, Bank, Generative)}
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.data.datasets import load
 from condkd_ray.methods.memory import Growing, Prioritized, Reservoir
 from condkd_ray.methods.weighing import Equal, Modulating
-from condkd_ray.runs.experiment import Flags, command_line, run
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.presets import arm
+from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

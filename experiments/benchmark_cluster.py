@@ -15,7 +15,7 @@ from benchmark import FIGURES, Figure
 from benchmark.rows import read, row, store, table
 
 from condkd_ray.commands.console.exit_codes import say
-from condkd_ray.runs.experiment import command_line
+from condkd_ray.commands.experiment import command_line
 
 
 @dataclass(frozen=True, kw_only=True)

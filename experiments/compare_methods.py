@@ -11,10 +11,10 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.core.method import require
-from condkd_ray.runs.experiment import Flags, command_line, run
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.presets import NAMES, Arm, Name, arm, arm_label, equal_rounds, network_pairs, with_rounds
+from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

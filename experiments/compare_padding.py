@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from condkd_ray.commands.console.exit_codes import open_folder, say, show
+from condkd_ray.commands.console.exit_codes import say, show
+from condkd_ray.commands.experiment import Flags, command_line
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
 from condkd_ray.data.augment import shift_flip
-from condkd_ray.runs.experiment import Flags, command_line
 from condkd_ray.runs.inverted import held_out, measure, side_by_side
+from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.presets import arm
 from condkd_ray.trial.artifacts import Workshop
 
@@ -47,9 +48,8 @@ def main(args: Args) -> int:
     for name, base in bases.items():
         host = replace(base.inversion, adv_weight=0.0, steps=min(base.inversion.steps, args.inversion_steps))
         ways = (type("Old", (type(host),), {"augment": grey})(**vars(host)), host)
-        real = held_out(prepared := workshop.prepare(base))
-        trials = [[replace(base, inversion=way, seed=seed) for seed in args.seeds] for way in ways]
-        found[name] = [[measure(trial, prepared, real) for trial in side] for side in trials]
+        real, trials = held_out(made := workshop.prepare(base)), [replace(base, inversion=way) for way in ways]
+        found[name] = [[measure(replace(one, seed=seed), made, real) for seed in args.seeds] for one in trials]
         say(f"{name} is measured")
     show((table := side_by_side("Old padding (mean grey) and new (black)", found)).text())
     atomic_write(args.out / "padding.md", table.markdown().encode())

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from search_guidance import SPACES
 
+from condkd_ray.commands.experiment import command_line
+from condkd_ray.commands.search import SearchFlags, run
 from condkd_ray.core.method import require
 from condkd_ray.report.figures.samplers import compare
-from condkd_ray.runs.experiment import command_line
-from condkd_ray.runs.search import SearchFlags, run
 from condkd_ray.study import JOURNAL, Objective, Sampler
 from condkd_ray.study.space import read
 

@@ -9,9 +9,8 @@ default, are run again with seeds that the search has not seen: the claim is the
 from dataclasses import dataclass
 from pathlib import Path
 
-from condkd_ray.runs.confirm import confirm
-from condkd_ray.runs.experiment import command_line
-from condkd_ray.runs.search import SearchFlags, run
+from condkd_ray.commands.experiment import command_line
+from condkd_ray.commands.search import SearchFlags, confirm, run
 from condkd_ray.study.space import read
 
 SPACES = Path(__file__).parents[1] / "search_spaces"

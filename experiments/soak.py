@@ -15,7 +15,8 @@ from pathlib import Path
 import tyro
 from chaos.chaos import machine, schedule, soak
 
-from condkd_ray.commands.console.exit_codes import exit_codes, open_folder
+from condkd_ray.commands.console.exit_codes import exit_codes
+from condkd_ray.runs.output_folder import open_folder
 
 SWEEP = "--ipcs 1 --seeds 0 1 --condensation random_real --teacher-epochs 5 --arms none mixed guided --share inversion"
 ASKS_NOBODY = "inversion: {adv_weight: 0}"

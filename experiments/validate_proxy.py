@@ -12,14 +12,14 @@ from pathlib import Path
 
 import optuna
 
+from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import require
-from condkd_ray.runs.experiment import Flags, command_line, run
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.proxy_validation import validate
 from condkd_ray.study.space import close, read
 from condkd_ray.study.storage import quiet
 from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from places import EXPERIMENTS
 
+from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.methods.guidance import NoGuidance
-from condkd_ray.runs.experiment import Flags
 from condkd_ray.runs.presets import NAMES as SYSTEMS
 
 SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.py") if not path.name.startswith("benchmark"))

@@ -12,14 +12,16 @@ import torch
 import tyro
 
 from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.train import configured
 from condkd_ray.core.config import to_tree
+from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import require
 from condkd_ray.core.samples import Codec, Samples, to_unit
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.data.writers import write_dc, write_images
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, RandomReal
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import TrialConfig, read
+from condkd_ray.trial.config import TrialConfig
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +55,15 @@ class Condense:
     """Of the CPU. More were slower wherever other work shared the cores."""
 
 
-def condense(command: Condense, rest: list[str]) -> int:
-    """`condkd condense FILE`. The exit code. Raises `InputError` before the first set is made."""
-    base, prog = read(command.config), "condkd condense"
-    config = tyro.cli(TrialConfig, default=base, args=rest, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+def condense(arguments: list[str]) -> int:
+    """`condkd condense FILE`, with flags that are fields of the config. Raises `InputError` before any set is made."""
+    command, config = configured(Condense, arguments, "condkd condense")
     planned = _plan(command, config)
     for paths in planned.values():
         for path in paths:
             _require_writable(path, command.force)
     torch.set_num_threads(command.threads)
-    workshop = Workshop(command.cache, device="cuda" if torch.cuda.is_available() else "cpu", view=TERMINAL)
+    workshop = Workshop(command.cache, device=default_device(), view=TERMINAL)
     if config.condensation is not None and config.condensation.needs_teacher:
         workshop.check(config)
     print(HEAD)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
-from condkd_ray.core.method import Method
+import tyro
+
+from condkd_ray.core.method import Method, require
 from condkd_ray.methods.condensation import AnyCondensation
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import AnyGuidance
@@ -22,6 +25,7 @@ from condkd_ray.models import parse
 from condkd_ray.models.cost import cost_of, short
 from condkd_ray.models.network import Network, label
 from condkd_ray.models.torchvision import SMALLEST
+from condkd_ray.runs import presets
 
 FAMILIES = {
     "condensation": AnyCondensation,
@@ -48,6 +52,24 @@ NETWORKS_HEADER = (
     f"multiply-adds of an image of {'x'.join(map(str, SHAPE))} | features | "
     "batch norm | smallest side |\n|---|---|---|---|---|---|---|"
 )
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Print every method with where it was published, its hyper-parameters, and which of them are our choice."""
+
+    networks: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the architectures instead, with their parameters and multiply-adds."""
+    published: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the published systems instead, which `--host` takes, with images made, images taught and multiply-adds."""
+
+
+def list_methods(command: Methods) -> int:
+    """`condkd methods`."""
+    require(not (command.networks and command.published), "--networks beside --published", "both", "one of them")
+    made = networks_table if command.networks else presets.table if command.published else table
+    print(made(), end="")
+    return 0
 
 
 def methods(family: Any) -> Iterator[type[Method]]:

@@ -1,4 +1,4 @@
-"""What a file beside a teacher's weights says of them: `student.json`, as `condkd export` writes it, or one's own."""
+"""`student.json`: what a file beside weights says of them. Written by `condkd export`, read of a teacher's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 from condkd_ray import models
 from condkd_ray.core.config import build, to_tree
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Record
 from condkd_ray.data.datasets import NO_FLIP
 from condkd_ray.models import AnyNetwork
+from condkd_ray.runs.products import merit
+from condkd_ray.trial.product import Product
 
 ACCEPTED = "JSON with any of network, num_classes, image_shape, mean, std, flip_ok, as `condkd export` writes it"
 
@@ -52,3 +55,20 @@ def _mirrored(tree: dict[str, Any]) -> dict[str, bool]:
         return {}
     told = data.get("flip_ok")
     return {"flip_ok": data["name"] not in NO_FLIP if told is None else bool(told)}
+
+
+def card_of(product: Product, record: Record) -> dict[str, object]:
+    """All a reader needs to use the weights, and where they come from."""
+    name, value = merit(record)
+    return {
+        "network": to_tree(models.parse(product.network)),
+        "num_classes": product.num_classes,
+        "image_shape": list(product.image_shape),
+        "mean": list(product.mean),
+        "std": list(product.std),
+        "chosen_by": {name: value},
+        "test_accuracy": record.metrics["student/test_accuracy"],
+        **{key: getattr(record, key) for key in ("experiment", "arm", "ipc", "seed", "dataset", "teacher")},
+        **{key: getattr(record, key) for key in ("config_hash", "teacher_hash", "data_hash", "versions", "git")},
+        "config": record.config,
+    }

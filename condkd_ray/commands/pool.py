@@ -5,15 +5,31 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from condkd_ray.commands.console.progress import duration
-from condkd_ray.core.method import InputError
-from condkd_ray.core.storage import Location, get_text, reason
+import tyro
 
-STATUS = "pool.json"
-"""Written by the pool, beside its chunks."""
+from condkd_ray.cluster.pool.actor import STATUS
+from condkd_ray.core.method import InputError
+from condkd_ray.core.storage import Location, get_text, locate, reason
+from condkd_ray.core.units import duration
+
 COLUMNS = ("key", "trials", "rounds", "chunks", "samples", "MB", "MB on disk alone", "rounds spared", "made by")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Print what the pool of a sweep holds: keys, chunks, bytes, readers, rounds that sharing spared."""
+
+    out: tyro.conf.Positional[str]
+    """The `--out` of an experiment, running or interrupted; or its `--storage`, where it has one apart."""
+
+
+def show_pool(command: Pool) -> int:
+    """`condkd pool`."""
+    print(pool_table(locate(command.out, "storage")))
+    return 0
 
 
 def pool_table(storage: Location) -> str:

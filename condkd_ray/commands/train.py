@@ -1,34 +1,27 @@
-"""One trial in this process, without Ray: of a YAML file, or of an earlier record, to see whether it repeats."""
+"""`condkd train`: one trial in this process, of a YAML file, or of an earlier record, to see whether it repeats."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import tyro
 
 from condkd_ray.commands.console import TERMINAL
-from condkd_ray.commands.console.exit_codes import CpuClock, open_folder, show
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.results import tell_results
 from condkd_ray.core.method import require
-from condkd_ray.core.records import Outcome, Record, find_record, finished, flat, write_manifest
-from condkd_ray.methods.memory.store import MissingSamplesError
-from condkd_ray.runs.manifest import describe_experiment, teacher_line
-from condkd_ray.runs.plan import Plan
-from condkd_ray.runs.recorder import Watch
-from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared, TrialConfig, from_tree, read
-from condkd_ray.trial.identity import NUMBERS, trial_hash
-from condkd_ray.trial.product import product_path
-from condkd_ray.trial.run import local_store, run_trial
+from condkd_ray.core.records import Record, find_record, flat
+from condkd_ray.runs import single_trial
+from condkd_ray.trial.config import TrialConfig, from_tree, read
+from condkd_ray.trial.identity import NUMBERS
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "state.safetensors"
+C = TypeVar("C")
 SHAPING = ("numbers", "teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "threads", "git", "node")
 """Fields of a record, beside config and versions, that can make a repeated number differ."""
 
@@ -71,11 +64,20 @@ class Repeat(_Here):
     """A result folder, and the (beginning of the) hash of one of its trials."""
 
 
-def train(command: Train, rest: list[str]) -> int:
-    """`condkd train FILE`. The exit code."""
-    base = read(command.config)
-    config = tyro.cli(TrialConfig, default=base, args=rest, prog="condkd train", config=(tyro.conf.AvoidSubcommands,))
-    return _train(config, command.arm, command)[0]
+def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, TrialConfig]:
+    """A command with a `config` file, and that config with the remaining flags, which are fields of it."""
+    command, rest = tyro.cli(kind, args=arguments, prog=prog, return_unknown_args=True)
+    base = read(command.config)  # type: ignore[attr-defined]
+    return command, tyro.cli(TrialConfig, default=base, args=rest, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+
+
+def train(arguments: list[str]) -> int:
+    """`condkd train`: of a file, with flags that are fields of the config, or from a record as it stands."""
+    prog = "condkd train"
+    if any(argument.partition("=")[0] == "--from-record" for argument in arguments):
+        return repeat(tyro.cli(Repeat, args=arguments, prog=prog))
+    command, config = configured(Train, arguments, prog)
+    return 1 if _run(config, command.arm, command).status == "failed" else 0
 
 
 def repeat(command: Repeat) -> int:
@@ -87,32 +89,20 @@ def repeat(command: Repeat) -> int:
     if first.numbers != NUMBERS:
         versions = f"the record is of version {first.numbers} of the numbers, this program of version {NUMBERS}"
         log.info(f"{versions}: the number cannot be expected to repeat")
-    code, key = _train(config, first.arm, command)
-    equal, told = compare(first, find_record(command.out, key))
+    again = _run(config, first.arm, command)
+    equal, told = compare(first, again)
     show(told)
-    return code if equal else 1
+    return 1 if again.status == "failed" or not equal else 0
 
 
-def _train(config: TrialConfig, arm: str, command: _Here) -> tuple[int, str]:
-    """The exit code, and the trial's hash."""
+def _run(config: TrialConfig, arm: str, command: _Here) -> Record:
+    """Run the trial and report; its record."""
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     torch.set_num_threads(command.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    workshop = Workshop(command.cache, device=device, view=TERMINAL)
-    workshop.check(config)
-    open_folder(command.out, "train", fresh=command.fresh)
-    plan = Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
-    prepared = workshop.prepare(config)
-    key = trial_hash(config, prepared)
-    manifest = describe_experiment("train", "One trial.", [plan], [key], workshop, command.out)
-    write_manifest(command.out, manifest)
-    log.info(teacher_line(manifest))
-    code = 0
-    if key not in finished(command.out):
-        code = _run(plan, key, prepared, command.out)
-    write_manifest(command.out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
+    kept = {"cache": command.cache, "fresh": command.fresh, "view": TERMINAL}
+    record = single_trial.run(config, command.out, arm=arm, **kept)
     tell_results(command.out)
-    return code, key
+    return record
 
 
 def compare(first: Record, again: Record) -> tuple[bool, str]:
@@ -135,31 +125,3 @@ def compare(first: Record, again: Record) -> tuple[bool, str]:
     unlike = [f"{name} ({old or 'none'} then, {new or 'none'} now)" for name, (old, new) in pairs.items() if old != new]
     cause = ", ".join(unlike) or "nothing that is recorded: please report it"
     return False, f"not equal: test accuracy {before:.4%} then, {now:.4%} now, {others} predictions; differs: {cause}"
-
-
-def _run(plan: Plan, key: str, prepared: Prepared, out: Path) -> int:
-    folder = out / "trials" / key
-    watch = Watch("train", out, {key: (plan, prepared)})
-    try:
-        try:
-            outcome = _attempt(plan, key, prepared, folder, watch)
-        except MissingSamplesError as error:
-            log.info(f"{error}: the trial begins anew")
-            (folder / CHECKPOINT).unlink()
-            outcome = _attempt(plan, key, prepared, folder, watch)
-        watch.outcome(key, outcome)
-    finally:
-        watch.close()
-    shutil.rmtree(folder / "chunks", ignore_errors=True)
-    return 1 if watch.failed else 0
-
-
-def _attempt(plan: Plan, key: str, prepared: Prepared, folder: Path, watch: Watch) -> Outcome:
-    return run_trial(
-        plan.config,
-        prepared,
-        local_store(plan.config, prepared, folder),
-        checkpoint=folder / CHECKPOINT,
-        product=product_path(folder),
-        on_round=lambda metrics: watch.round(key, metrics),
-    )

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from condkd_ray import models
-from condkd_ray.cluster.connection.connect import check_resources, connect, slots
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.connection.resources import check_resources, slots
+from condkd_ray.commands import experiment
 from condkd_ray.commands.console import TERMINAL
-from condkd_ray.commands.console.exit_codes import open_folder
+from condkd_ray.commands.experiment import Flags
 from condkd_ray.commands.model_card import Card, read_card
 from condkd_ray.commands.teacher_checks import check_classes, check_form, check_known, mirrors
 from condkd_ray.core import records
@@ -31,9 +33,8 @@ from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import AnyNetwork
 from condkd_ray.report import results
 from condkd_ray.report.tables import verdict
-from condkd_ray.runs import experiment
 from condkd_ray.runs.estimate.probe import round_seconds
-from condkd_ray.runs.experiment import Flags
+from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig, dump, from_tree, read
@@ -124,7 +125,7 @@ def try_out(command: Try) -> int:
     share, answers = check_known(teacher, dataset, command.images, force=command.force)
     log.info(head := _head(base, dataset, share))
     open_folder(command.out, "try", fresh=command.fresh)
-    with connect():
+    with connect(view=TERMINAL):
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
         base = replace(base, rounds=_rounds(command, base, workshop, begin))
         atomic_write(command.out / CONFIG, dump(base).encode())

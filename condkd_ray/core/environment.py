@@ -60,6 +60,11 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def default_device() -> str:
+    """The GPU where there is one, else the CPU, as PyTorch names them."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory of the device that is free, in bytes; of a GPU also what PyTorch holds and does not use."""
     if device.type != "cuda":
@@ -86,3 +91,29 @@ def git_state() -> str:
     except OSError:
         return ""
     return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "") if commit.returncode == 0 else ""
+
+
+class CpuClock:
+    """CPU seconds of this process and all it starts on this machine, Ray's processes included.
+
+    A process that Ray ends takes its times with it, so whoever runs a sweep has to `look` now and then; what a process
+    spends between the last look and its end is missed.
+    """
+
+    def __init__(self) -> None:
+        self._spent: dict[psutil.Process, float] = {}
+
+    def look(self) -> float:
+        """The seconds so far."""
+        own = psutil.Process()
+        for process in [own, *own.children(recursive=True)]:
+            self._spent[process] = max(self._spent.get(process, 0.0), _cpu_seconds(process))
+        return sum(self._spent.values())
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:  # it ended between two lines
+        return 0.0
+    return times.user + times.system

@@ -80,22 +80,20 @@ class View(Protocol):
 
 
 class Silent:
-    """A `View` that shows nothing."""
+    """A `View`, and a `TrialsView`, that shows nothing."""
 
     def bar(self, name: str) -> AbstractContextManager[OnStep]:
         """Nothing."""
         return nullcontext(unheard)
 
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
-        """Nothing."""
-        return _SilentTrials()
+        """Itself."""
+        return self
 
-
-class _SilentTrials:
-    def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
+    def round(self, *told: Any, **more: Any) -> None:
         """Nothing."""
 
-    def finished(self, key: str, label: str, status: str, accuracy: float | None, **shown: Any) -> None:
+    def finished(self, *told: Any, **more: Any) -> None:
         """Nothing."""
 
     def close(self) -> None:

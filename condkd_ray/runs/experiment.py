@@ -1,292 +1,151 @@
-"""What all experiments share: flags -> base config -> sweep -> records -> report."""
+"""An experiment: planned trials -> sweep -> records. What has its record already is not run again."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
 
-import torch
-import tyro
-
-from condkd_ray import models
-from condkd_ray.cluster.connection.connect import check_resources, connect
-from condkd_ray.cluster.connection.shipping import in_job_folder
+from condkd_ray.cluster.connection.connect import connect, in_job_folder
+from condkd_ray.cluster.connection.resources import check_resources, check_room
 from condkd_ray.cluster.connection.storage_check import check_reach
-from condkd_ray.cluster.driver import sweep
-from condkd_ray.cluster.driver.options import Terms
-from condkd_ray.cluster.worker.producers import check_room
-from condkd_ray.cluster.worker.trials import Trial, clear, empty
-from condkd_ray.commands.console import TERMINAL
-from condkd_ray.commands.console.exit_codes import CpuClock, ended, exit_codes, open_folder, show, speak
-from condkd_ray.commands.console.results import tell_results
-from condkd_ray.core.config import merge, read_tree, to_tree
+from condkd_ray.cluster.driver.sweep import sweep
+from condkd_ray.cluster.worker.paths import clear, empty
+from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.records import Outcome, finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
-from condkd_ray.methods.inversion import AnyInversion, Inversion
+from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs.chronicle import Chronicle
-from condkd_ray.runs.estimate.text import explain
+from condkd_ray.runs.estimate.estimate import explain
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
-from condkd_ray.runs.options import RunFlags, chosen
-from condkd_ray.runs.plan import Plan, check_plans, scoped, scoped_baseline, spread
-from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
-from condkd_ray.runs.recorder import Watch
+from condkd_ray.runs.options import Options, RunResult
+from condkd_ray.runs.output_folder import open_folder
+from condkd_ray.runs.plan import check_plans, scoped, scoped_baseline
+from condkd_ray.runs.recorder import Recorder
+from condkd_ray.runs.study_recorder import StudyRecorder
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
-from condkd_ray.trial.evaluation import TestRounds
+from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Flags", "Plan", "command_line", "run"]
-
-TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
-"""Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
-T = TypeVar("T")
-Whole = Mapping[str, tuple[Plan, Prepared]]
-"""Planned trials by key, with what they were prepared with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flags(RunFlags):
-    """Flags common to all experiments. Anything else of a trial's config can be set by a YAML file, `--config`."""
-
-    ipcs: tuple[int, ...] = (1, 5, 10)
-    """Condensed images per class."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of the trials; a condensed set has its trial's seed."""
-    host: str | None = None
-    """A published system to build all arms on: its inversion, memory, loss, student recipe and length. Those there are:
-    `condkd methods --published`. With --inversion instead, that inversion stands beside this project's own recipe."""
-    scale: float | None = None
-    """With --host: share of the published optimiser steps that a trial takes; all of them if not given."""
-    inversion: str | None = None
-    """`fast` if neither this nor --host is given."""
-    guidance: str = "discriminator"
-    guidance_weight: float | None = None
-    """Weight of the guidance in the inversion's loss; the method's default if not given."""
-    condensation: str = "distribution_matching"
-    condensed_path: Path | None = None
-    """A condensed set of somebody else's: a DC/DSA/DM .pt, Parquet, or an image folder."""
-    condensed_space: Literal["auto", "unit", "normalised", "uint8", "zca"] = "auto"
-    """Pixel space of that set."""
-    condensed_share: float = 0.5
-    """Allowance of condensed images in the student's batches, in the arms that mix."""
-    dataset: str = "digits"
-    data_root: Path | None = None
-    train_file: str | None = None
-    test_file: str | None = None
-    size: int | None = None
-    """Side the images are resized to."""
-    val_fraction: float = 0.0
-    """Allowance of train held out for validation (digits has its own 197)."""
-    teacher: str = "resnet-8-16"
-    teacher_weights: Path | None = None
-    teacher_epochs: int | None = None
-    teachers: int = 1
-    """The seeds are spread over so many teachers, each trained with another seed: the i-th of --seeds has teacher i mod
-    N. With one teacher a difference between arms says nothing about other teachers."""
-    student: str = "resnet-8-8"
-    rounds: int | None = None
-    """Of the student; 12 if not given. With --host the recipe's; or these, with all that it counts in rounds scaled."""
-    test_rounds: TestRounds = "subset"
-    """Test images measured in each round: `subset`, at most 1000; `full`, all of them (slower), as the published mean
-    and variance over rounds need. The final test accuracy is of all in any case."""
-    explain: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Tell how many trials there are and what they will take, and stop: nothing is trained or written."""
-    only: tuple[str, ...] = ()
-    """Run only these of the planned trials: (beginnings of) hashes as the tables and records name them."""
-    producers: int = 0
-    """Processes of each trial that make its images while its student learns; 0: they are made and learnt in turn."""
-    staleness: int | None = None
-    """With producers: rounds by which they are ahead, and the student that they ask behind; 1 if not given."""
-    config: Path | None = None
-    """A YAML file of config fields that goes over the flags."""
-
-    def base(self) -> TrialConfig:
-        """The config all arms start from, at the largest IPC. Raises `InputError`: field, value, what is accepted."""
-        accepted = "one or more integers >= 1 (without condensed images is the arm none)"
-        require(bool(self.ipcs) and min(self.ipcs) >= 1, "--ipcs", self.ipcs, accepted)
-        require(bool(self.seeds) and min(self.seeds) >= 0, "--seeds", self.seeds, "one or more integers >= 0")
-        max_ipc = max(self.ipcs)
-        epochs = TEACHER_EPOCHS.get(self.dataset, 10) if self.teacher_epochs is None else self.teacher_epochs
-        tree: dict[str, Any] = {
-            "data": {
-                "name": self.dataset,
-                "root": self.data_root,
-                "size": self.size,
-                "val_fraction": self.val_fraction,
-                "train_file": self.train_file,
-                "test_file": self.test_file,
-            },
-            "teacher": {
-                "network": to_tree(models.parse(self.teacher)),
-                "weights": self.teacher_weights,
-                "training": {"epochs": epochs},
-            },
-            "student": to_tree(models.parse(self.student)),
-            "condensation": self._condensation(max_ipc),
-            "guidance": {"name": self.guidance},
-            "test_rounds": self.test_rounds,
-        }
-        tree |= self._own_parts() if self.host is None else self._host_parts(self.host)
-        tree["distiller"] |= {"condensed_share": self.condensed_share}
-        if self.dataset == "digits" and "width" in tree["inversion"]:
-            tree["inversion"]["width"] = 64
-        if self.guidance_weight is not None:
-            tree["guidance"]["weight"] = self.guidance_weight
-        if self.producers or self.staleness is not None:
-            staleness = 1 if self.staleness is None else self.staleness
-            tree["pipeline"] = {"producers": self.producers, "staleness": staleness}
-        if self.config is not None:
-            given = read_tree(self.config)
-            if self.host is not None:
-                check_parts(self.host, given, str(self.config))
-            tree = merge(tree, given)
-        return from_tree(tree, "flags")
-
-    def _own_parts(self) -> dict[str, Any]:
-        """Inversion, memory and length without a host."""
-        require(self.scale is None, "--scale without --host", self.scale, "a published system to scale, --host NAME")
-        name = self.inversion or "fast"
-        # A name that is none of theirs is refused later, with all that are.
-        inversion = {kind.name: kind for kind in get_args(AnyInversion)}.get(name, Inversion)
-        rounds = 12 if self.rounds is None else self.rounds
-        parts: dict[str, Any] = {"inversion": {"name": name}, "distiller": {}, "rounds": rounds}
-        if hasattr(inversion, "width"):
-            parts["inversion"]["width"] = inversion.width
-        return parts | ({"memory": {"name": "latest"}} if inversion.fresh else {})
-
-    def _host_parts(self, host: str) -> dict[str, Any]:
-        """What the published system sets, scaled."""
-        accepted = f"one of them: --host {host} has the inversion {published(host).inversion.name}"
-        require(self.inversion is None, "--inversion beside --host", self.inversion, accepted)
-        both = self.scale is not None and self.rounds is not None
-        accepted = f"one of them, for a scale (here {self.scale}) sets the rounds; --scale None takes none"
-        require(not both, "--rounds beside --scale", self.rounds, accepted)
-        recipe = scaled(published(host), 1.0 if self.scale is None else self.scale)
-        if self.rounds is not None:
-            recipe = with_rounds(recipe, self.rounds)
-        return {part: to_tree(getattr(recipe, part)) for part in PARTS}
-
-    def _condensation(self, max_ipc: int) -> dict[str, Any]:
-        if self.condensed_path is not None or self.condensation == "imported":
-            require(self.condensed_path is not None, "--condensed-path", None, "the condensed set to import")
-            space = {"path": self.condensed_path, "space": self.condensed_space}
-            return {"name": "imported", "ipc": max_ipc, **space}
-        tree = {"name": self.condensation, "ipc": max_ipc}
-        if self.condensation in ("distribution_matching", "trajectory_matching"):
-            tree["condensed_together"] = max(max_ipc, 10)
-        if self.condensation == "squeeze_recover" and self.dataset == "digits":
-            # A pixel, the least there is, is an eighth of these images: it cost a third of the accuracy (LOG.md).
-            tree["shift"] = 0.0
-        return tree
-
-
-def command_line(flags: type[T], main: Callable[[T], int]) -> None:
-    """Parse, run, exit: 0 done, 1 some trials failed, 2 bad input, 3 out of time, 130 interrupted."""
-    torch.set_num_threads(1)
-    with exit_codes():
-        sys.exit(main(tyro.cli(flags)))
+Trial = PlannedTrial[Prepared]
 
 
 def run(
     experiment: str,
     question: str,
-    plans: Iterable[Plan],
-    flags: Flags,
+    plans: Sequence[Plan],
+    options: Options,
     *,
+    only: Sequence[str] = (),
     baseline: Baseline = "none",
-    tell: Callable[[Path], str] | None = None,
-) -> int:
-    """Run what is missing of `plans`, write records as trials end, report; each arm is compared with its `baseline`.
+    view: View = SILENT,
+) -> RunResult:
+    """Run what is missing of `plans` and write records as trials end; each arm is compared with its `baseline`.
 
-    `tell` makes another report of the output folder and gives what is printed of it. The exit code: see `command_line`.
+    `only`: beginnings of hashes; the other trials are not run. Raises `InputError` before anything is written.
     """
-    given, deadline = spread(plans, flags.seeds, flags.teachers), time.time() + flags.budget_seconds
-    planned, baseline = [scoped(plan, flags.share) for plan in given], scoped_baseline(baseline, given, flags.share)
-    flags.check()
-    speak(flags.verbose)
+    deadline = time.time() + options.budget_seconds
+    workshop = Workshop(options.cache, device=default_device(), view=view)
+    planned, baseline = checked(plans, options, workshop), scoped_baseline(baseline, plans, options.share)
+    _check_only(only, options)
+    where = "a folder that outlives the job, by its absolute path"
+    require(not in_job_folder(options.out), "--out", str(options.out), where)
+    if options.storage is not None:
+        check_writable(options.place)
+    open_folder(options.out, experiment, fresh=options.fresh)
+    with connect(options.address, view=view):
+        room = (options.cpus_per_trial, options.gpus_per_trial)
+        check_resources(*room, options.resources)
+        check_room(*room, options.per_producer, [plan.config for plan in planned])
+        check_reach(options.place, options.place_flag)
+        if options.fresh:
+            empty(options.place)
+        prepared = workshop.prepare_all([plan.config for plan in planned])
+        pairs = zip(planned, prepared, strict=True)
+        trials = [Trial(trial_hash(plan.config, made, plan.scope), plan, made) for plan, made in pairs]
+        manifest = describe_experiment(experiment, question, trials, workshop, options.out, baseline=baseline)
+        write_manifest(options.out, manifest)
+        log.info(teacher_line(manifest))
+        trials = list({trial.key: trial for trial in trials}.values())
+        missing = _missing(trials, options, only)
+        study = StudyRecorder(experiment, options.out, trials)
+        records = Recorder(experiment, options.out, missing, options.place, view=view)
+        clock = CpuClock()
+        try:
+            complete = sweep(missing, options.of_cluster(deadline), Recorders(study, records, clock))
+        finally:
+            records.close()
+        spent = clock.look()
+    write_manifest(options.out, dataclasses.replace(manifest, cpu_seconds=spent))
+    return RunResult(options.out, complete, records.failed, ("time",) if time.time() >= deadline else ())
+
+
+def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view: View = SILENT) -> str:
+    """How many trials there are and what they will take, as text. Raises `InputError` as `run` would."""
+    device = default_device()
+    planned = checked(plans, options, Workshop(options.cache, device=device, view=view))
+    return explain(experiment, planned, options, device, view)
+
+
+def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list[Plan]:
+    """The plans in the scope of the options. Raises `InputError` for options and trials that cannot be."""
+    planned = [scoped(plan, options.share) for plan in plans]
+    options.check()
     check_plans(planned)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    workshop = Workshop(flags.cache, device=device, view=TERMINAL)
     for plan in planned:
         workshop.check(plan.config)
-    if flags.explain:
-        show(explain(experiment, planned, flags, device))
-        return 0
-    _check_only(flags)
-    where = "a folder that outlives the job, by its absolute path"
-    require(not in_job_folder(flags.out), "--out", str(flags.out), where)
-    if flags.storage is not None:
-        check_writable(flags.place)
-    open_folder(flags.out, experiment, fresh=flags.fresh)
-    with connect(flags.address):
-        check_resources(flags.cpus_per_trial, flags.gpus_per_trial, flags.resources)
-        check_room(flags.cpus_per_trial, flags.gpus_per_trial, flags.per_producer, [plan.config for plan in planned])
-        check_reach(flags.place, "--out" if flags.storage is None else "--storage")
-        if flags.fresh:
-            empty(flags.place)
-        prepared = workshop.prepare_all([plan.config for plan in planned])
-        keys = [trial_hash(plan.config, made, plan.scope) for plan, made in zip(planned, prepared, strict=True)]
-        whole = {key: (plan, made) for key, plan, made in zip(keys, planned, prepared, strict=True)}
-        trials = [Trial(key, plan.label, plan.config, made, plan.scope) for key, (plan, made) in whole.items()]
-        manifest = describe_experiment(experiment, question, planned, keys, workshop, flags.out, baseline=baseline)
-        write_manifest(flags.out, manifest)
-        log.info(teacher_line(manifest))
-        missing = _missing(trials, flags)
-        clock = CpuClock()
-        complete, failed = _sweep(experiment, whole, missing, flags, deadline, clock)
-        spent = clock.look()
-    write_manifest(flags.out, dataclasses.replace(manifest, cpu_seconds=spent))
-    tell_results(flags.out, tell=tell)
-    return ended(complete, failed, ["time"] if time.time() >= deadline else [])
+    return planned
 
 
-def _sweep(
-    experiment: str, whole: Whole, missing: list[Trial], flags: Flags, deadline: float, clock: CpuClock
-) -> tuple[bool, int]:
-    """Whether all trials came to an end, and how many of them failed."""
+@dataclass(frozen=True)
+class Recorders:
+    """A `cluster.driver.monitor.TrialObserver` that tells all who write down what becomes of an experiment's trials."""
 
-    def told(trial: Trial, metrics: Metrics) -> None:
-        watch.round(trial.key, metrics)
-        chronicle.round(trial.key, metrics)
+    study: StudyRecorder
+    records: Recorder
+    clock: CpuClock
 
-    def heard(trial: Trial, outcome: Outcome) -> None:
-        chronicle.ended(trial.key, outcome)
-        watch.outcome(trial.key, outcome)
-        clock.look()
+    def round(self, trial: Trial, metrics: Metrics) -> None:
+        """A trial has ended a round."""
+        self.records.round(trial, metrics)
+        self.study.round(trial, metrics)
 
-    chronicle = Chronicle(flags.out, experiment, whole)
-    watch = Watch(experiment, flags.out, {trial.key: whole[trial.key] for trial in missing}, flags.place, view=TERMINAL)
-    try:
-        complete = not missing or sweep.sweep(missing, Terms.of(flags, deadline), on_round=told, on_outcome=heard)
-    finally:
-        watch.close()
-    return complete, watch.failed
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        """A trial is over; the record comes last, as whoever has one is not run again."""
+        self.study.ended(trial, outcome)
+        self.records.ended(trial, outcome)
+        self.clock.look()
 
 
-def _check_only(flags: Flags) -> None:
+def _check_only(only: Sequence[str], options: Options) -> None:
     """Hashes can only be known from an earlier run, so that what it planned is asked before anything is trained."""
-    if flags.only:
-        require(not flags.fresh, "--only", " ".join(flags.only), "trials of an earlier run, so not with --fresh")
-        before = read_manifest(flags.out).planned
-        chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, flags.only)
+    if only:
+        require(not options.fresh, "--only", " ".join(only), "trials of an earlier run, so not with --fresh")
+        before = read_manifest(options.out).planned
+        _chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, only)
 
 
-def _missing(trials: list[Trial], flags: Flags) -> list[Trial]:
+def _missing(trials: list[Trial], options: Options, only: Sequence[str]) -> list[Trial]:
     """The trials to be run, and words on those that are not; what these may have left is cleared."""
-    done = finished(flags.out)
-    clear(flags.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
-    wanted = chosen({trial.key: trial.label for trial in trials}, flags.only)
+    done = finished(options.out)
+    clear(options.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
+    wanted = _chosen({trial.key: trial.label for trial in trials}, only)
     before = sum(trial.key in done for trial in trials)
-    only = f", {len(wanted)} of them chosen" if flags.only else ""
-    log.info(f"{len(trials)} trials{only}, {before} of them finished before; results in {flags.out}")
+    chosen = f", {len(wanted)} of them chosen" if only else ""
+    log.info(f"{len(trials)} trials{chosen}, {before} of them finished before; results in {options.out}")
     return [trial for trial in trials if trial.key in wanted - done]
+
+
+def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
+    """The hashes that begin so, each just one; all where none is asked for. Raises `InputError`."""
+    there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
+    for beginning in beginnings:
+        found = sum(key.startswith(beginning) for key in labels)
+        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
+    return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}

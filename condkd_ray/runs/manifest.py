@@ -14,16 +14,15 @@ from condkd_ray.core.records import MANIFEST, Manifest, read_manifest
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 
 def describe_experiment(
     experiment: str,
     question: str,
-    plans: Sequence[Plan],
-    keys: Sequence[str],
+    trials: Sequence[PlannedTrial],
     workshop: Workshop,
     out: Path,
     *,
@@ -33,20 +32,21 @@ def describe_experiment(
 
     `baseline` names the arm that every other is compared with, or for each arm its own.
     """
+    plans = [trial.plan for trial in trials]
     config = plans[0].config
     dataset, teachers = workshop.data(config), _teachers(plans, workshop)
     labels = {teacher["label"] for teacher in teachers}
-    trials = _planned_before(out)
-    for plan, key in zip(plans, keys, strict=True):
-        place = {"arm": plan.arm, "ipc": plan.ipc, "seed": plan.seed}
-        trials[tuple(place.values())] = place | {"config_hash": key}
+    planned = _planned_before(out)
+    for trial in trials:
+        place = {"arm": trial.plan.arm, "ipc": trial.plan.ipc, "seed": trial.plan.seed}
+        planned[tuple(place.values())] = place | {"config_hash": trial.key}
     return Manifest(
         experiment=experiment,
         question=question.strip().split("\n")[0],
         command=shlex.join([Path(sys.executable).name, *sys.argv]),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         baseline=baseline,
-        planned=list(trials.values()),
+        planned=list(planned.values()),
         teacher=teachers[0] if len(labels) == 1 else {"label": f"{len(labels)} networks"},
         teachers=teachers if len(teachers) > 1 else [],
         dataset={

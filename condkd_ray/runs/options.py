@@ -1,29 +1,30 @@
-"""Where and how an experiment's trials run. No number in a table depends on these flags."""
+"""Where trials run, what each takes of the cluster, and how much is run. No number in a table depends on these."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import Location, locate
+from condkd_ray.core.units import parse_duration, parse_size
 from condkd_ray.trial.config import Allowance
 from condkd_ray.trial.identity import Scope
 
-UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-UNIT_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
-DURATION = "hours, minutes and seconds such as 2h, 90m or 1h30m"
-
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags:
-    """Flags of every experiment on where its files lie, what a trial takes of a cluster, and how much is run."""
+class Options:
+    """Where the files of a run lie, what its trials take of a cluster, and how much of it is run.
+
+    The commands have a flag for each field. Texts are parsed once, by `check` at the latest.
+    """
 
     out: Path = Path("runs/experiment")
     """The same folder again continues: what is finished stays."""
@@ -56,59 +57,57 @@ class RunFlags:
     fresh: bool = False
     """Move what `--out` holds aside, delete what trials have left in a `--storage` apart, and begin anew."""
 
-    @property
+    @cached_property
     def place(self) -> Location:
         """Where trials keep their files. Raises `InputError`."""
         return locate(str(self.out) if self.storage is None else self.storage)
 
     @property
+    def place_flag(self) -> str:
+        """The flag that names `place`."""
+        return "--out" if self.storage is None else "--storage"
+
+    @cached_property
     def budget_seconds(self) -> float:
-        """`--time-budget` in seconds; infinite where there is none. Raises `InputError`."""
-        return math.inf if self.time_budget is None else parse_duration(self.time_budget)
+        """`time_budget` in seconds; infinite where there is none. Raises `InputError`."""
+        return math.inf if self.time_budget is None else parse_duration(self.time_budget, "--time-budget")
 
     @property
     def per_producer(self) -> Allowance:
         """What each producer of a trial gets."""
         return Allowance(self.cpus_per_producer, self.gpus_per_producer)
 
-    @property
+    @cached_property
     def resources(self) -> dict[str, float]:
-        """`--resource` by name. Raises `InputError`."""
+        """Amounts of custom resources by name. Raises `InputError`."""
         pairs = [_resource(text) for text in self.resource]
         require(len(dict(pairs)) == len(pairs), "--resource", " ".join(self.resource), "each NAME once")
         return dict(pairs)
 
-    @property
+    @cached_property
     def pool_bytes(self) -> int | None:
-        """`--pool-limit` in bytes; None where there is none. Raises `InputError`."""
-        return None if self.pool_limit is None else parse_size(self.pool_limit)
+        """`pool_limit` in bytes; None where there is none. Raises `InputError`."""
+        return None if self.pool_limit is None else parse_size(self.pool_limit, "--pool-limit")
 
     def check(self) -> None:
-        """Raise `InputError` for flags that cannot be read."""
+        """Parse all texts. Raises `InputError` for options that cannot be."""
         most = self.max_concurrent
         require(most is None or most >= 1, "--max-concurrent", most, "an integer >= 1")
-        assert self.place
-        assert self.budget_seconds > 0
-        assert all(self.resources.values())
-        assert self.pool_bytes != 0
+        _ = self.place, self.budget_seconds, self.resources, self.pool_bytes
 
-
-def parse_duration(text: str) -> float:
-    """Seconds of a text such as `30m`, `2h`, `1h30m` or `90s`. Raises `InputError`."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
-    seconds = sum(float(number) * UNIT_SECONDS[unit] for number, unit in parts)
-    spelled = "".join(number + unit for number, unit in parts)
-    require(spelled == text and seconds > 0, "--time-budget", text, DURATION)
-    return seconds
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a text such as `500MB` or `4GB`. Raises `InputError`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(B|kB|MB|GB)", text)
-    accepted = "a size such as 500MB or 4GB"
-    require(found is not None and float(found[1]) > 0, "--pool-limit", text, accepted)
-    assert found is not None
-    return int(float(found[1]) * UNIT_BYTES[found[2]])
+    def of_cluster(self, deadline: float) -> ClusterOptions:
+        """The options of a sweep or a search that ends at `deadline`. Raises `InputError`."""
+        return ClusterOptions(
+            folder=self.out,
+            storage=self.place,
+            cpus_per_trial=self.cpus_per_trial,
+            gpus_per_trial=self.gpus_per_trial,
+            resources=self.resources,
+            per_producer=self.per_producer,
+            max_concurrent=self.max_concurrent,
+            deadline=deadline,
+            pool_limit=self.pool_bytes,
+        )
 
 
 def _resource(text: str) -> tuple[str, float]:
@@ -121,10 +120,14 @@ def _resource(text: str) -> tuple[str, float]:
     return name, value
 
 
-def chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
-    """The hashes that begin so, each just one; all where none is asked for. Raises `InputError`."""
-    there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
-    for beginning in beginnings:
-        found = sum(key.startswith(beginning) for key in labels)
-        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
-    return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run. Its records and tables lie in `out`."""
+
+    out: Path
+    complete: bool
+    """Whether all trials have come to an end: finished, failed or pruned."""
+    failed: int
+    """Trials of this run that failed."""
+    spent: tuple[str, ...] = ()
+    """Names of the budgets that are spent: `time`, `GPU`."""

@@ -1,36 +1,15 @@
-"""What an experiment plans: its trials, checked, in the scope of sharing that is asked for."""
+"""The plans of an experiment: checked, their seeds spread over teachers, in the scope of sharing that is asked for."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from condkd_ray.core.method import require
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.identity import Scope
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One trial of an experiment: its arm, images per class (0 where it has none), seed, config and sharing scope."""
-
-    arm: str
-    ipc: int
-    seed: int
-    config: TrialConfig
-    scope: Scope = "trial"
-
-    @property
-    def label(self) -> str:
-        """As shown while it runs."""
-        return f"{self.group} seed {self.seed}"
-
-    @property
-    def group(self) -> str:
-        """Of its arm and IPC, which trials of other seeds share."""
-        return f"{self.arm}{f' ipc {self.ipc}' if self.ipc else ''}"
+from condkd_ray.trial.plan import Plan
 
 
 def check_plans(planned: Sequence[Plan]) -> None:

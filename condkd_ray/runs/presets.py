@@ -29,8 +29,8 @@ from condkd_ray.methods.targets import Balanced
 from condkd_ray.models.cost import cost_of, meta_cost, short
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.vae import vae
-from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.config import TrialConfig, from_tree
+from condkd_ray.trial.plan import Plan
 
 Arm = Literal["none", "condensed_only", "mixed", "guided", "guided_only", "real"]
 ONCE = ("none", "real")
@@ -219,7 +219,7 @@ def equal_rounds(path: Path, flags: Any, ends: dict[str, str], name: str) -> int
 
 
 @dataclass(frozen=True)
-class Work:
+class Compute:
     """What a recipe takes on given networks."""
 
     images: int
@@ -230,7 +230,7 @@ class Work:
     """Of all networks, forwards and backwards; of convolutions and linear layers alone."""
 
 
-def work(recipe: TrialConfig, image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10) -> Work:
+def compute(recipe: TrialConfig, image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10) -> Compute:
     """What `recipe` takes, counted from its networks.
 
     A gradient to a network's input costs as much as its forward pass, one to its weights as much again; frozen networks
@@ -245,7 +245,7 @@ def work(recipe: TrialConfig, image_shape: tuple[int, int, int] = (3, 32, 32), n
     total = learnt * asked + _synthesis(recipe, image_shape, teacher, student)
     if isinstance(recipe.memory, Generative):
         total += _replay(recipe, recipe.memory, image_shape, teacher)
-    return Work(made, learnt, total)
+    return Compute(made, learnt, total)
 
 
 def _synthesis(recipe: TrialConfig, shape: tuple[int, int, int], teacher: int, student: int) -> float:
@@ -301,7 +301,7 @@ LEGEND = (
 
 def _row(name: str) -> str:
     recipe = published(name)
-    taken, before = work(recipe), recipe.inversion.warm_up
+    taken, before = compute(recipe), recipe.inversion.warm_up
     rounds = f"{recipe.rounds}" + (f" + {before}" if before else "")
     # A system named after its memory shares its inversion with another.
     paper = recipe.memory.paper or recipe.inversion.paper

@@ -14,7 +14,6 @@ import torch
 from scipy import stats
 from torch import nn
 
-from condkd_ray.commands.export import kept_path
 from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, read_records
@@ -23,9 +22,9 @@ from condkd_ray.core.samples import Samples
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import DeepInversion
-from condkd_ray.models import parse
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.table import Table
+from condkd_ray.runs.products import kept_path, load_student
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.evaluation import compare, views
@@ -80,10 +79,7 @@ def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
 def scores(out: Path, record: Record, sets: dict[str, Samples]) -> dict[str, float]:
     """A kept trial's student on each set: `few_shot/agreement`, `few_shot/kl` (minus it: more is better), and so on."""
     product = read_product(kept_path(out, record.config_hash))
-    student = parse(product.network).build(product.image_shape, product.num_classes)
-    student.load_state_dict(product.student)
-    device = next(iter(sets.values())).images.device
-    student.to(device).eval()
+    student = load_student(product).to(next(iter(sets.values())).images.device)
     found = {}
     for name, samples in sets.items():
         told = compare(student, samples)

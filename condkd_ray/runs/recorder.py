@@ -1,4 +1,4 @@
-"""What an experiment writes down as it runs: manifest, records, image grids, event files. Only the driver writes."""
+"""What an experiment writes down as it runs: records, image grids, event files. Only the driver writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from condkd_ray import models
-from condkd_ray.commands.export import Shelf
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.environment import git_state, versions
 from condkd_ray.core.method import Metrics
@@ -18,9 +17,10 @@ from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
 from condkd_ray.runs.images import write_grids
-from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.products import Shelf
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS, pool_key
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +28,19 @@ LOSSES = ("inversion/", "guidance/", "kd/")
 """Families of loss terms."""
 
 
-class Watch:
-    """Hears of rounds and outcomes in the driver; alone writes records, grids and event files.
+class Recorder:
+    """Is told of rounds and outcomes in the driver; alone writes records, grids and event files.
 
-    `work`: what there is to be done, by key; a search adds to it. `storage`: where trials leave their products.
-    `total`: how many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will
-    differ, by dotted name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before.
+    `trials`: what there is to be done; a search adds to it. `storage`: where trials leave their products. `total`: how
+    many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will differ, by dotted
+    name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before.
     """
 
     def __init__(
         self,
         experiment: str,
         out: Path,
-        work: Mapping[str, tuple[Plan, Prepared]],
+        trials: Sequence[PlannedTrial[Prepared]],
         storage: Location | None = None,
         *,
         total: int | None = None,
@@ -51,8 +51,7 @@ class Watch:
         view: View = SILENT,
     ) -> None:
         self._experiment, self._out, self._goal = experiment, out, goal
-        self._work: dict[str, tuple[Plan, Prepared]] = {}
-        running = [make_record(experiment, plan, key, prepared, None) for key, (plan, prepared) in work.items()]
+        running = [self._record(trial, None) for trial in trials]
         choices = {name: choices[name] for name in beyond_base(choices)}
         ranges = {name: ranges[name] for name in beyond_base(ranges)}
         self._names = [*varying([record.config for record in running]), *choices, *ranges]
@@ -63,39 +62,38 @@ class Watch:
         self._board = EventFiles(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
         self._shelf = Shelf(out, storage)
         self.failed = 0
-        for key, (plan, prepared) in work.items():
-            self.add(key, plan, prepared)
-        self._live = view.trials(len(work) if total is None else total, goal, best)
+        for trial in trials:
+            self.add(trial)
+        self._live = view.trials(len(trials) if total is None else total, goal, best)
 
-    def add(self, key: str, plan: Plan, prepared: Prepared, leaves: Mapping[str, Any] = NONE) -> None:
-        """Trial `key` may be heard of from now on; `leaves`: what was chosen for it, by name."""
-        self._work[key], self._leaves[key] = (plan, prepared), leaves
-        record = self._record(key, None)
-        self._hparams[key], self._runs[key] = hparams(record, self._names), run_name(record)
+    def add(self, trial: PlannedTrial[Prepared], leaves: Mapping[str, Any] = NONE) -> None:
+        """A trial may be heard of from now on; `leaves`: what was chosen for it, by name."""
+        record = self._record(trial, None)
+        self._leaves[trial.key] = leaves
+        self._hparams[trial.key], self._runs[trial.key] = hparams(record, self._names), run_name(record)
 
-    def round(self, key: str, metrics: Metrics) -> None:
-        """Trial `key` has ended a round."""
-        plan, number = self._work[key][0], int(metrics["round"])
+    def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
+        """A trial has ended a round."""
+        key, label, rounds = trial.key, self._label(trial), trial.config.total_rounds
         self._board.trial_started(self._runs[key], self._hparams[key])
-        self._board.round(self._runs[key], number, metrics)
-        self._live.round(key, self._label(plan), metrics, plan.config.total_rounds)
+        self._board.round(self._runs[key], int(metrics["round"]), metrics)
+        self._live.round(key, label, metrics, rounds)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug(round_line(self._label(plan), metrics, plan.config.total_rounds, self._goal.metric))
+            log.debug(round_line(label, metrics, rounds, self._goal.metric))
 
-    def outcome(self, key: str, outcome: Outcome, *, candidate: bool = True) -> None:
-        """Trial `key` has ended: its record is written, from then on it is finished.
+    def ended(self, trial: PlannedTrial[Prepared], outcome: Outcome, *, candidate: bool = True) -> None:
+        """A trial has ended: its record is written, from then on it is finished.
 
         `candidate`: whether what it has made may be kept as the best.
         """
-        record, (plan, prepared) = self._record(key, outcome), self._work[key]
-        label = self._label(plan)
+        record, key, label = self._record(trial, outcome), trial.key, self._label(trial)
         # Whoever has a record is not run again, so what it has made must be kept before.
-        write_grids(self._out, record, outcome, prepared)
+        write_grids(self._out, record, outcome, trial.prepared)
         if candidate:
-            self._shelf.offer(record, prepared)
+            self._shelf.offer(record, trial.prepared)
         write_record(self._out, record)
         self._board.trial_finished(record)
-        accuracy, arm = record.metrics.get("student/test_accuracy"), plan.group
+        accuracy, arm = record.metrics.get("student/test_accuracy"), trial.plan.group
         self._live.finished(key, label, record.status, accuracy, group=arm, leaves=self._leaves[key])
         if record.status == "failed":
             self.failed += 1
@@ -106,13 +104,12 @@ class Watch:
         self._live.close()
         self._board.close()
 
-    def _label(self, plan: Plan) -> str:
+    def _label(self, trial: PlannedTrial) -> str:
         # All trials of a search have one seed.
-        return plan.arm if self._goal.decides else plan.label
+        return trial.plan.arm if self._goal.decides else trial.label
 
-    def _record(self, key: str, outcome: Outcome | None) -> Record:
-        plan, prepared = self._work[key]
-        return make_record(self._experiment, plan, key, prepared, outcome)
+    def _record(self, trial: PlannedTrial[Prepared], outcome: Outcome | None) -> Record:
+        return make_record(self._experiment, trial.plan, trial.key, trial.prepared, outcome)
 
 
 def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outcome: Outcome | None) -> Record:

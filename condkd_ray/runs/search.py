@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 import yaml
 
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.connection.storage_check import check_reach
 from condkd_ray.cluster.driver.gpu_budget import GpuBudget
-from condkd_ray.cluster.driver.options import Terms
 from condkd_ray.cluster.driver.search import search as run_search
-from condkd_ray.cluster.worker.trials import bury, empty
-from condkd_ray.commands.console import TERMINAL
-from condkd_ray.commands.console.exit_codes import ended, open_folder, show, speak
-from condkd_ray.commands.console.results import tell_results
+from condkd_ray.cluster.worker.paths import bury, empty
+from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
-from condkd_ray.runs.estimate.text import explain_search
-from condkd_ray.runs.options import RunFlags
-from condkd_ray.runs.population_driver import Breeder
-from condkd_ray.runs.search_driver import Explorer
-from condkd_ray.study import Objective, Pruner, Sampler, Study, open_storage, stored_study
+from condkd_ray.core.view import SILENT, View
+from condkd_ray.runs.estimate.estimate import explain_search
+from condkd_ray.runs.options import Options, RunResult
+from condkd_ray.runs.output_folder import open_folder
+from condkd_ray.runs.population_driver import PopulationDriver
+from condkd_ray.runs.search_driver import SearchDriver, SearchRecorder
+from condkd_ray.study import Constraint, Objective, Pruner, Sampler, Study, open_storage, stored_study
 from condkd_ray.study.objective import parse_constraints
 from condkd_ray.study.population import Population, check_population
-from condkd_ray.study.space import default, leaves, read
+from condkd_ray.study.space import default, leaves
 from condkd_ray.study.storage import holds
 from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
 from condkd_ray.trial.artifacts import Workshop
@@ -40,8 +39,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchFlags(RunFlags):
-    """Flags of every search."""
+class SearchSpec(Options):
+    """How a space is searched, in which study, and where its trials run. The commands have a flag for each field."""
 
     trials: int = 24
     """Trials that shall have come to an end, those of earlier runs of the same command included."""
@@ -71,8 +70,6 @@ class SearchFlags(RunFlags):
     """A journal file, sqlite:///FILE or postgresql://USER@HOST/NAME; `study.journal` in `--out` if not given."""
     learn_from: tuple[str, ...] = ()
     """STORAGE#NAME of earlier studies, whose complete trials of this space are known from the start."""
-    explain: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Tell what the search will take, from probes of the space's corners, and stop: nothing is trained or written."""
     points: Path | None = None
     """A YAML list of mappings from parameters to values, that are tried first."""
 
@@ -86,111 +83,105 @@ class SearchFlags(RunFlags):
         """Trials in all."""
         return self.population or self.trials
 
+    @cached_property
+    def parsed_objective(self) -> Objective:
+        """`objective`, checked. Raises `InputError`."""
+        return Objective(self.objective)
 
-@dataclass(frozen=True, kw_only=True)
-class Search(SearchFlags):
-    """Search a space. The same command again goes on: what was running first, from where it stood."""
-
-    space: tyro.conf.Positional[Path]
-    """A YAML file of a config with open leaves, such as search_spaces/guidance.yaml."""
-    out: Path = Path("runs/search")
-
-
-def search(command: Search) -> int:
-    """`condkd search SPACE`. The exit code: as an experiment's."""
-    return run(f"Which {command.space.stem} is best?", read(command.space), command)
+    @cached_property
+    def parsed_constraints(self) -> Sequence[Constraint]:
+        """`constraint`, parsed. Raises `InputError`."""
+        return parse_constraints(self.constraint)
 
 
-def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
-    """Run what is missing of a search of the space `tree`, and report. The exit code: as an experiment's."""
-    flags.check()
-    speak(flags.verbose)
-    objective, deadline = Objective(flags.objective), time.time() + flags.budget_seconds
-    _check(tree, flags, objective)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if flags.explain:
-        show(_explained(tree, flags, objective, device))
-        return 0
-    workshop = Workshop(flags.cache, device=device, view=TERMINAL)
-    open_folder(flags.out, "search", fresh=flags.fresh)
-    if flags.storage is not None:
-        check_writable(flags.place)
-    if flags.fresh:
-        empty(flags.place)
-    study = study_of(tree, flags, objective)
-    _teach(study, flags)
-    with connect(flags.address):
-        check_reach(flags.place, "--out" if flags.storage is None else "--storage")
-        budget = _gpu_budget(study, flags)
-        limits = parse_constraints(flags.constraint)
-        if flags.population:
-            guide = Breeder(question, study, objective, tree, workshop, flags, _population(study, tree, flags))
-        else:
-            guide = Explorer(question, study, objective, tree, workshop, flags, flags.trials, limits)
+def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> RunResult:
+    """Run what is missing of a search of the space `tree`, and write down what came of it. Raises `InputError`."""
+    deadline = time.time() + spec.budget_seconds
+    check(tree, spec)
+    workshop = Workshop(spec.cache, device=default_device(), view=view)
+    open_folder(spec.out, "search", fresh=spec.fresh)
+    if spec.storage is not None:
+        check_writable(spec.place)
+    if spec.fresh:
+        empty(spec.place)
+    study = study_of(tree, spec)
+    _teach(study, spec)
+    with connect(spec.address, view=view):
+        check_reach(spec.place, spec.place_flag)
+        budget = _gpu_budget(study, spec)
+        given = (question, study, spec.parsed_objective, tree, workshop, spec)
+        recorder = SearchRecorder(*given, spec.wanted, spec.parsed_constraints, view)
+        population = _population(study, tree, spec) if spec.population else None
+        driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder, spec.trials)
         try:
-            complete = run_search(guide, Terms.of(flags, deadline, budget))
+            complete = run_search(driver, spec.of_cluster(deadline), budget)
         finally:
-            guide.close()
-        guide.describe(over=True)
-        if complete and isinstance(guide, Breeder):
-            bury(flags.place, guide.leftovers())
-    tell_results(flags.out, study=flags.study_storage)
+            recorder.close()
+        recorder.describe(over=True)
+        if complete and isinstance(driver, PopulationDriver):
+            bury(spec.place, driver.leftovers())
     budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
-    return ended(complete, guide.failed, [name for name, over in budgets.items() if over])
+    return RunResult(spec.out, complete, recorder.failed, tuple(name for name, over in budgets.items() if over))
 
 
-def _check_population(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> None:
-    check_population(flags.population, flags.generation_rounds, _rounds(tree), tree, objective)
-    require(flags.chosen_sampler == "random", "--sampler with --population", flags.sampler, "random")
+def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:
+    """What the rest of a search will take, as text. Raises `InputError` as `run` would."""
+    check(tree, spec)
+    # A fresh folder has a fresh study, unless that lies elsewhere.
+    anew, ended = spec.fresh and spec.study_storage is None, 0
+    if not anew and holds(spec.study_storage, spec.out, spec.study):
+        ended = len(study_of(tree, spec).finished)
+    shortest = 1.0 if spec.pruner == "none" else spec.least_rounds / _rounds(tree)
+    kept = {"trials": spec.wanted - ended, "shortest": min(1.0, shortest)}
+    return explain_search(tree, spec, default_device(), view, **kept)
+
+
+def check(tree: dict[str, Any], spec: SearchSpec) -> None:
+    """Raise `InputError` for what cannot be searched, or not so."""
+    spec.check()
+    assert spec.parsed_objective
+    require(spec.trials >= 1, "--trials", spec.trials, "an integer >= 1")
+    hours, gpus = spec.gpu_hours, spec.gpus_per_trial
+    require(hours is None or hours > 0, "--gpu-hours", hours, "a number > 0")
+    require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, "a number > 0: they would never end")
+    require(spec.least_rounds >= 1, "--least-rounds", spec.least_rounds, "an integer >= 1")
+    require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
+    check_sampler(spec.chosen_sampler, tree, constrained=bool(spec.parsed_constraints))
+    check_pruner(spec.pruner, spec.parsed_objective)
+    if spec.population:
+        _check_population(tree, spec)
+
+
+def _check_population(tree: dict[str, Any], spec: SearchSpec) -> None:
+    check_population(spec.population, spec.generation_rounds, _rounds(tree), tree, spec.parsed_objective)
+    require(spec.chosen_sampler == "random", "--sampler with --population", spec.sampler, "random")
     others = {"pruner": "none", "constraint": (), "points": None, "learn_from": (), "share": "trial"}
     for name, accepted in others.items():
-        given, flag = getattr(flags, name), name.replace("_", "-")
+        given, flag = getattr(spec, name), name.replace("_", "-")
         require(given == accepted, f"--{flag} with --population", given, accepted or "none")
 
 
-def _population(study: Study, tree: dict[str, Any], flags: SearchFlags) -> Population:
-    sizes = {"size": flags.population, "rounds": flags.generation_rounds, "total": default(tree).total_rounds}
-    return Population(study, tree, **sizes, seed=flags.sampler_seed)
+def _population(study: Study, tree: dict[str, Any], spec: SearchSpec) -> Population:
+    sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
+    return Population(study, tree, **sizes, seed=spec.sampler_seed)
 
 
-def _gpu_budget(study: Study, flags: SearchFlags) -> GpuBudget | None:
-    if flags.gpu_hours is None:
+def _gpu_budget(study: Study, spec: SearchSpec) -> GpuBudget | None:
+    if spec.gpu_hours is None:
         return None
-    return GpuBudget(3600 * flags.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
+    return GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
 
 
-def study_of(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> Study:
-    """The study that a search with these flags writes, new or as it was left."""
+def study_of(tree: dict[str, Any], spec: SearchSpec) -> Study:
+    """The study that a search of this spec writes, new or as it was left."""
     return Study(
-        *(open_storage(flags.study_storage, flags.out), flags.study, tree, objective),
-        sampler=flags.chosen_sampler,
-        seed=flags.sampler_seed,
-        pruner=make_pruner(flags.pruner, least=flags.least_rounds, most=_rounds(tree)),
-        constraints=parse_constraints(flags.constraint),
-        population=(flags.population, flags.generation_rounds) if flags.population else (),
+        *(open_storage(spec.study_storage, spec.out), spec.study, tree, spec.parsed_objective),
+        sampler=spec.chosen_sampler,
+        seed=spec.sampler_seed,
+        pruner=make_pruner(spec.pruner, least=spec.least_rounds, most=_rounds(tree)),
+        constraints=spec.parsed_constraints,
+        population=(spec.population, spec.generation_rounds) if spec.population else (),
     )
-
-
-def _explained(tree: dict[str, Any], flags: SearchFlags, objective: Objective, device: str) -> str:
-    # A fresh folder has a fresh study, unless that lies elsewhere.
-    anew, ended = flags.fresh and flags.study_storage is None, 0
-    if not anew and holds(flags.study_storage, flags.out, flags.study):
-        ended = len(study_of(tree, flags, objective).finished)
-    shortest = 1.0 if flags.pruner == "none" else flags.least_rounds / _rounds(tree)
-    return explain_search(tree, flags, device, trials=flags.wanted - ended, shortest=min(1.0, shortest))
-
-
-def _check(tree: dict[str, Any], flags: SearchFlags, objective: Objective) -> None:
-    require(flags.trials >= 1, "--trials", flags.trials, "an integer >= 1")
-    hours, gpus = flags.gpu_hours, flags.gpus_per_trial
-    require(hours is None or hours > 0, "--gpu-hours", hours, "a number > 0")
-    require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, "a number > 0: they would never end")
-    require(flags.least_rounds >= 1, "--least-rounds", flags.least_rounds, "an integer >= 1")
-    require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
-    check_sampler(flags.chosen_sampler, tree, constrained=bool(parse_constraints(flags.constraint)))
-    check_pruner(flags.pruner, objective)
-    if flags.population:
-        _check_population(tree, flags, objective)
 
 
 def _rounds(tree: dict[str, Any]) -> int:
@@ -198,13 +189,13 @@ def _rounds(tree: dict[str, Any]) -> int:
     return rounds if isinstance(rounds, int) else max(rounds.values)
 
 
-def _teach(study: Study, flags: SearchFlags) -> None:
-    for place in flags.learn_from:
+def _teach(study: Study, spec: SearchSpec) -> None:
+    for place in spec.learn_from:
         storage, _, name = place.rpartition("#")
-        other = stored_study(open_storage(storage or place, flags.out), name, place)
+        other = stored_study(open_storage(storage or place, spec.out), name, place)
         log.info(f"{study.learn_from(other)} trials known from {place}")
-    if flags.points is not None:
-        study.suggest_first(_points(flags.points))
+    if spec.points is not None:
+        study.suggest_first(_points(spec.points))
 
 
 def _points(path: Path) -> list[Mapping[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from condkd_ray.core.samples import Samples
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.data import datasets as data
 from condkd_ray.data.datasets import Dataset, RealImages
-from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
+from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported, RandomReal
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.condensation.imported import check_recognised
 from condkd_ray.methods.supervised import as_teacher, bf16_pays
@@ -38,13 +39,34 @@ RECIPE = "1"
 """Raised when artifacts are made otherwise, by other code or by another default, so that older ones are not used."""
 
 
-class Workshop:
-    """Makes and remembers artifacts; logs one sentence on each that a user should know of."""
+@dataclass(frozen=True)
+class StandIns:
+    """Artifacts that were not cached, by key: what a run would make first, once each.
 
-    def __init__(self, cache: Path | None = None, device: str = "cpu", view: View = SILENT) -> None:
+    In place of such a teacher stands an untrained one, and of such a condensed set random real images. A trial takes as
+    long with these as with the true ones.
+    """
+
+    teachers: dict[str, TrialConfig] = field(default_factory=dict)
+    sets: dict[str, tuple[TrialConfig, AnyCondensation]] = field(default_factory=dict)
+
+
+class Workshop:
+    """Makes and remembers artifacts; logs one sentence on each that a user should know of.
+
+    With `stand_ins` it makes nothing that takes long, but lists there what it would have had to make.
+    """
+
+    def __init__(
+        self,
+        cache: Path | None = None,
+        device: str = "cpu",
+        view: View = SILENT,
+        stand_ins: StandIns | None = None,
+    ) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
-        self._view = view
+        self._view, self._stand_ins = view, stand_ins
         self._made: dict[Any, Any] = {}
 
     def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
@@ -149,6 +171,8 @@ class Workshop:
 
         if recipe.weights is not None:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
+        elif self._stand_ins is not None and not self._teacher_path(config).is_file():
+            self._stand_ins.teachers[self._teacher_key(config)] = config
         else:
             path = self._teacher_path(config)
             load_into(network, cached(path, train, name), f"cached weights {path}")
@@ -188,6 +212,9 @@ class Workshop:
 
     def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
         path = self._condensed_path(config, method)
+        if self._stand_ins is not None and not path.is_file():
+            self._stand_ins.sets[self._condensed_key(config, method)] = (config, method)
+            return self._condense(config, RandomReal(ipc=method.ipc))
 
         def make() -> dict[str, Tensor]:
             log.info(f"condensing {self.data(config).name} by {method.label}, seed {config.seed}")
@@ -207,7 +234,8 @@ class Workshop:
         if isinstance(method, Imported):
             share = (logits.argmax(1) == seen.labels).float().mean().item()
             what = f"condensed set {method.source}, {method.ipc} a class"
-            check_recognised(share, teacher.num_classes, what, method.force)
+            # An untrained teacher recognises nothing; the run itself will ask the true one.
+            check_recognised(share, teacher.num_classes, what, method.force or self._stand_ins is not None)
             self._once(("said", what), lambda: log.info(f"{what}: the teacher names {share:.1%} right") or True)
         return Samples(seen.images, seen.labels, logits)
 

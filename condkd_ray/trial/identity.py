@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.schedule import Schedule
@@ -17,6 +17,15 @@ NUMBERS: int = 2
 It is raised only in a commit that moves golden numbers, or that changes the default of an existing field (a hash leaves
 defaults out, so an old hash would silently get a new meaning). 1 is all before 2026-11-28.
 """
+
+
+class Hashed(Protocol):
+    """A `Prepared`, or what stands for one on its way to another process."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Content hashes: data, teacher, condensed, proxy."""
+        ...
 
 
 def trial_hash(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> str:
@@ -40,7 +49,7 @@ def can_share(config: TrialConfig) -> bool:
     return makes_any and not config.inversion.asks_student and not config.weighing.reads_memory
 
 
-def production_key(config: TrialConfig, prepared: Prepared) -> str:
+def production_key(config: TrialConfig, prepared: Hashed) -> str:
     """Equal for two trials just if they make the same images in the same order. For a config that `can_share`.
 
     Neither the student nor the number of rounds is in it, unless a schedule stretches over these, nor the condensed
@@ -57,7 +66,7 @@ def production_key(config: TrialConfig, prepared: Prepared) -> str:
     return content_hash(shaping, _numbered({kind: hashes[kind] for kind in kinds}))
 
 
-def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Prepared) -> tuple[Scope, str]:
+def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Hashed) -> tuple[Scope, str]:
     """The scope a trial really has, and the key of its samples: where it cannot share, it has its own."""
     if scope == "sweep" and config.inversion.images_per_round > 0 and config.pipeline is None:
         # Samples come with a teacher's logits and in one pixel space.

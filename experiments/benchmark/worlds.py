@@ -4,20 +4,20 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.driver.sweep import sweep
-from condkd_ray.cluster.worker.trainable import outcome_path
-from condkd_ray.cluster.worker.trials import Trial
+from condkd_ray.cluster.worker.paths import outcome_path
 from condkd_ray.core.records import Outcome
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
 from condkd_ray.trial.identity import Scope
 from condkd_ray.trial.outcome import save_outcome
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 CPUS = 2
 """On which sweeps are measured."""
@@ -41,17 +41,17 @@ def prepare(config: TrialConfig) -> Prepared:
     return Workshop(None, device="cpu").prepare(config)
 
 
-def named(configs: Mapping[str, TrialConfig], prepared: Prepared, scope: Scope = "trial") -> list[Trial]:
+def named(configs: Mapping[str, TrialConfig], prepared: Prepared, scope: Scope = "trial") -> list[PlannedTrial]:
     """A trial a config, by its name."""
-    return [Trial(name, name, config, prepared, scope) for name, config in configs.items()]
+    return [PlannedTrial(name, Plan(name, 0, config.seed, config, scope), prepared) for name, config in configs.items()]
 
 
-def of_seeds(config: TrialConfig, seeds: Sequence[int], prepared: Prepared) -> list[Trial]:
+def of_seeds(config: TrialConfig, seeds: Sequence[int], prepared: Prepared) -> list[PlannedTrial]:
     """A trial a seed."""
     return named({f"seed{seed}": replace(config, seed=seed) for seed in seeds}, prepared)
 
 
-def idle(count: int, folder: Path, prepared: Prepared) -> list[Trial]:
+def idle(count: int, folder: Path, prepared: Prepared) -> list[PlannedTrial]:
     """Trials whose outcomes lie in `folder` already: what they cost is what a trial costs that does nothing.
 
     Each is scheduled, opens its config, reads the outcome, reports one round, is fetched by the driver and cleared up.
@@ -63,8 +63,16 @@ def idle(count: int, folder: Path, prepared: Prepared) -> list[Trial]:
     return trials
 
 
+@dataclass(frozen=True)
+class Told:
+    """A `TrialObserver` of two functions."""
+
+    round: Callable[..., None]
+    ended: Callable[..., None]
+
+
 def run_all(
-    trials: Sequence[Trial],
+    trials: Sequence[PlannedTrial],
     folder: Path,
     *,
     on_round: Callable[[], None] = lambda: None,
@@ -76,11 +84,11 @@ def run_all(
     """
     outcomes: list[Outcome] = []
 
-    def ended(trial: Trial, outcome: Outcome) -> None:
+    def ended(trial: PlannedTrial, outcome: Outcome) -> None:
         outcomes.append(outcome)
         on_outcome()
 
-    if not sweep(trials, Terms(folder=folder), on_round=lambda trial, metrics: on_round(), on_outcome=ended):
+    if not sweep(trials, ClusterOptions(folder=folder), Told(lambda trial, metrics: on_round(), ended)):
         raise KeyboardInterrupt
     return outcomes
 

@@ -8,6 +8,7 @@ usage: driver.py FOLDER [ADDRESS [TIMES]], with so many times the rounds
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray  # isort: skip
@@ -15,14 +16,14 @@ import toy
 
 from cluster import processes
 from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.driver.sweep import sweep
-from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.commands.console.exit_codes import exit_codes
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.outcome import save_outcome
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 ROUNDS = {"a": 3, "b": 30, "c": 30, "d": 3}
 
@@ -37,24 +38,28 @@ def done_path(folder: Path, key: str) -> Path:
     return folder / "done" / f"{key}.safetensors"
 
 
+@dataclass(frozen=True)
+class Teller:
+    folder: Path
+
+    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+        print("round", trial.key, metrics["round"], flush=True)
+
+    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+        save_outcome(outcome, done_path(self.folder, trial.key))
+        print("done", trial.key, outcome.reason, flush=True)
+
+
 def main(folder: Path, address: str = "local", times: str = "1") -> int:
     prepared = toy.make_prepared()
     missing = {key: config for key, config in configs(int(times)).items() if not done_path(folder, key).exists()}
-
-    def on_round(trial: Trial, metrics: Metrics) -> None:
-        print("round", trial.key, metrics["round"], flush=True)
-
-    def on_outcome(trial: Trial, outcome: Outcome) -> None:
-        save_outcome(outcome, done_path(folder, trial.key))
-        print("done", trial.key, outcome.reason, flush=True)
 
     print("connecting", flush=True)
     with connect(address, cpus=2 if address == "local" else None):
         assert ray.is_initialized()
         print("listening", *processes.listening({os.getpid(), *processes.descendants(os.getpid())}), flush=True)
-        trials = [Trial(key, f"toy {key}", config, prepared) for key, config in missing.items()]
-        terms = Terms(folder=folder, checkpoint_seconds=0)
-        complete = sweep(trials, terms, on_round=on_round, on_outcome=on_outcome)
+        trials = [PlannedTrial(key, Plan(f"toy {key}", 0, 0, config), prepared) for key, config in missing.items()]
+        complete = sweep(trials, ClusterOptions(folder=folder, checkpoint_seconds=0), Teller(folder))
     print("complete" if complete else "interrupted", flush=True)
     return 0 if complete else 130
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from chaos.chaos import machine
 
 from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.cluster.driver.spilling import tell_of_spilling
+from condkd_ray.cluster.driver.options import tell_of_spilling
 from condkd_ray.cluster.pool.actor import make_pool
 
 

@@ -1,5 +1,6 @@
 """What a reused process owes the next trial."""
 
+import contextlib
 import gc
 import subprocess
 import sys
@@ -11,7 +12,15 @@ import psutil
 import pytest
 import torch
 
-from condkd_ray.core.environment import clean_process, free_bytes, git_state, keep_imports, peak_bytes, versions
+from condkd_ray.core.environment import (
+    CpuClock,
+    clean_process,
+    free_bytes,
+    git_state,
+    keep_imports,
+    peak_bytes,
+    versions,
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
@@ -76,3 +85,25 @@ def test_free_memory_is_that_of_the_machine():
 def test_versions_and_commit_are_told():
     assert torch.__version__.startswith(versions()["torch"])
     assert git_state() == "" or len(git_state().removesuffix("+")) == 12
+
+
+def test_cpu_seconds_grow_with_work():
+    clock = CpuClock()
+    before = clock.look()
+    while clock.look() - before < 0.01:
+        sum(range(1000))
+
+
+def test_cpu_seconds_of_a_process_that_was_killed_stay():
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(60)"
+    clock = CpuClock()
+    before = clock.look()
+    child = subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE, text=True)
+    with child, contextlib.ExitStack() as stack:
+        stack.callback(child.kill)
+        assert child.stdout is not None
+        child.stdout.readline()
+        seen = clock.look() - before
+    # The kernel counts in hundredths of a second.
+    assert seen >= 0.28
+    assert clock.look() - before >= seen

@@ -22,9 +22,9 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.losses.kd import LogitL1
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.runs.estimate.probe import probe_trial
-from condkd_ray.runs.plan import Plan
 from condkd_ray.trial.config import dump, from_tree, read
 from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.run import local_store, resume, run_trial
 from condkd_ray.trial.transfer import inherit
 from methods.student_steps import begin, gradients, ones

@@ -13,14 +13,11 @@ import yaml
 from places import EXPERIMENTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from condkd_ray.commands.experiment import Flags, run
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Record, read_manifest, read_records
-from condkd_ray.methods.inversion import Fast
-from condkd_ray.methods.memory import Latest
-from condkd_ray.runs.experiment import Flags, run
 from condkd_ray.runs.presets import arm
 from condkd_ray.study import open_storage
-from condkd_ray.trial.config import Pipeline
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
 SMALL = {
@@ -173,53 +170,8 @@ def test_seeds_under_several_teachers(home: Path):
     assert "3 of them finished before" in again.stderr
 
 
-def test_flags_become_a_config(tmp_path: Path):
-    (tmp_path / "over.yaml").write_text("inversion: {steps: 3}\nprecision: bfloat16\n")
-    config = Flags(student="resnet-8-4", condensed_share=0.25, config=tmp_path / "over.yaml").base()
-    assert (config.inversion, config.precision) == (Fast(steps=3, width=64), "bfloat16")
-    assert (config.student.width, config.distiller.condensed_share) == (4, 0.25)
-    assert config.condensation.ipc == 10
-
-
 def test_producers_of_one_trial_serve_no_other(tmp_path: Path):
     flags = Flags(out=tmp_path / "out", ipcs=(1,), seeds=(0,), producers=1, share="sweep")
     with pytest.raises(InputError, match="--share with --producers is 'sweep'; accepted: trial"):
         run("toy", "Why?", [arm(flags.base(), "mixed", 1, 0)], flags)
     assert not flags.out.exists()
-
-
-def test_producers_become_a_pipeline():
-    assert Flags().base().pipeline is None
-    assert Flags(producers=1).base().pipeline == Pipeline(producers=1, staleness=1)
-    assert Flags(producers=3, staleness=2).base().pipeline == Pipeline(producers=3, staleness=2)
-
-
-@pytest.mark.parametrize("inversion", ["dafl", "zskt", "dfad", "dfq", "pre_dfkd"])
-def test_an_adversarial_host_gets_fresh_images(inversion):
-    config = Flags(inversion=inversion).base()
-    assert config.inversion.name == inversion
-    assert isinstance(config.memory, Latest)
-
-
-@pytest.mark.parametrize("inversion", ["fast", "cmi", "dafl", "zskt", "dfad", "dfq", "pre_dfkd"])
-def test_digits_get_a_narrower_generator(inversion):
-    assert Flags(inversion=inversion).base().inversion.width == 64
-    assert Flags(inversion=inversion, dataset="cifar10").base().inversion.width == 128
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"ipcs": (0, 1)}, r"--ipcs is \(0, 1\); accepted: one or more integers >= 1"),
-        ({"ipcs": ()}, "--ipcs is"),
-        ({"seeds": (-1,)}, "--seeds is"),
-        ({"condensation": "imported"}, "--condensed-path is None; accepted: the condensed set to import"),
-        ({"teacher": "./weights.pt"}, "network is './weights.pt'; accepted: .*resnet"),
-        ({"staleness": 2}, "pipeline producers is 0; accepted: an integer >= 1"),
-        ({"producers": 3}, "pipeline producers is 3; accepted: at most 2, the staleness"),
-        ({"guidance_weight": -1.0}, "guidance weight is -1.0; accepted: >= 0"),
-    ],
-)
-def test_bad_flags_are_answered_in_words(flags: dict, message: str):
-    with pytest.raises(InputError, match=message):
-        Flags(**flags).base()

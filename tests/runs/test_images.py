@@ -18,10 +18,10 @@ from condkd_ray.report.tensorboard.embeddings import points_path, read_points, w
 from condkd_ray.report.tensorboard.writer import rebuild
 from condkd_ray.runs import images
 from condkd_ray.runs.images import feature_points, most_bytes, write_grids
-from condkd_ray.runs.plan import Plan
-from condkd_ray.runs.recorder import Watch
+from condkd_ray.runs.recorder import Recorder
 from condkd_ray.trial.identity import trial_hash
 from condkd_ray.trial.outcome import pixels
+from condkd_ray.trial.plan import Plan, PlannedTrial
 from condkd_ray.trial.product import Product, product_path, read_product
 from condkd_ray.trial.run import local_store, run_trial
 
@@ -139,14 +139,14 @@ def test_without_condensed_or_synthetic_images_there_are_fewer_kinds():
 def test_the_best_trial_of_an_arm_keeps_its_points_and_another_loses_them(tmp_path, inversion):
     more = {} if inversion is None else {"inversion": inversion}
     configs = [toy_config(rounds=1, seed=seed, **more) for seed in (0, 1)]
-    work = {trial_hash(one, PREPARED): (Plan("mixed", 2, one.seed, one), PREPARED) for one in configs}
-    watch = Watch("test", tmp_path, work)
-    for (key, (plan, _)), better in zip(work.items(), (0.1, 0.2), strict=True):
-        place = product_path(tmp_path / "trials" / key)
-        outcome = run_trial(plan.config, PREPARED, local_store(plan.config, PREPARED, None), product=place)
-        watch.outcome(key, replace(outcome, metrics=outcome.metrics | {"student/val_accuracy": better}))
-    watch.close()
-    best = list(work)[1]
+    trials = [PlannedTrial(trial_hash(one, PREPARED), Plan("mixed", 2, one.seed, one), PREPARED) for one in configs]
+    recorder = Recorder("test", tmp_path, trials)
+    for trial, better in zip(trials, (0.1, 0.2), strict=True):
+        place = product_path(tmp_path / "trials" / trial.key)
+        outcome = run_trial(trial.config, PREPARED, local_store(trial.config, PREPARED, None), product=place)
+        recorder.ended(trial, replace(outcome, metrics=outcome.metrics | {"student/val_accuracy": better}))
+    recorder.close()
+    best = trials[1].key
     assert [path.stem for path in (tmp_path / "points").iterdir()] == [best]
     kept = read_product(tmp_path / "products" / f"{best}.safetensors")
     expected = feature_points(PREPARED, kept)["synthetic"]

@@ -4,22 +4,9 @@ from pathlib import Path
 import pytest
 import tyro
 
+from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.method import InputError
-from condkd_ray.runs.experiment import Flags
-from condkd_ray.runs.options import RunFlags, parse_duration
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800), ("1d", 86400)]
-)
-def test_durations(text, seconds):
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "30", "m", "2 h", "1x", "0s", "-1m", "1h30"])
-def test_other_texts_are_no_durations(text):
-    with pytest.raises(InputError, match=r"--time-budget is .*; accepted: hours, minutes and seconds"):
-        parse_duration(text)
+from condkd_ray.runs.options import Options
 
 
 def test_flags_as_typed():
@@ -32,9 +19,9 @@ def test_flags_as_typed():
 
 
 def test_trials_keep_their_files_in_the_output_folder_or_where_told():
-    assert RunFlags(out=Path("runs/x")).place == Path.cwd() / "runs/x"
-    assert RunFlags(storage="shared").place == Path.cwd() / "shared"
-    assert str(RunFlags(storage="s3://bucket/x?region=us-east-1").place) == "s3://bucket/x"
+    assert Options(out=Path("runs/x")).place == Path.cwd() / "runs/x"
+    assert Options(storage="shared").place == Path.cwd() / "shared"
+    assert str(Options(storage="s3://bucket/x?region=us-east-1").place) == "s3://bucket/x"
 
 
 @pytest.mark.parametrize(
@@ -53,4 +40,4 @@ def test_trials_keep_their_files_in_the_output_folder_or_where_told():
 )
 def test_bad_flags_are_answered_in_words(flags, message):
     with pytest.raises(InputError, match=message):
-        RunFlags(**flags).check()
+        Options(**flags).check()

@@ -6,8 +6,9 @@ import pytest
 import toy
 
 from condkd_ray.core.method import InputError
-from condkd_ray.runs.plan import Plan, scoped, scoped_baseline, spread
+from condkd_ray.runs.plan import scoped, scoped_baseline, spread
 from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.plan import Plan
 
 PLANS = [Plan(arm, 0, 0, toy.toy_config()) for arm in ("none", "mixed", "guided")]
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from places import README
 from toy import make_prepared, toy_config
 
+from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.config import read_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.memory import Growing
 from condkd_ray.models.cost import cost_of
 from condkd_ray.runs import presets
-from condkd_ray.runs.experiment import Flags
 from condkd_ray.runs.presets import (
     FOLDER,
     LEAST_BATCH,
@@ -24,11 +24,11 @@ from condkd_ray.runs.presets import (
     PARTS,
     Arm,
     arm,
+    compute,
     equal_rounds,
     published,
     scaled,
     with_rounds,
-    work,
 )
 from condkd_ray.trial.loop import start
 
@@ -187,11 +187,11 @@ def test_the_work_of_a_recipe_is_counted():
     # Linear 256 -> 128 x 8 x 8, and convolutions 128 -> 128 at 16 x 16, 128 -> 64 and 64 -> 3 at 32 x 32.
     generator = 256 * 128 * 64 + 9 * (128 * 128 * 256 + 128 * 64 * 1024 + 64 * 3 * 1024)
     synthesis = 220 * 10 * 256 * (3 * generator + 2 * teacher) + 200 * 10 * 256 * 2 * student
-    found = work(fast)
+    found = compute(fast)
     assert (found.images, found.student_images) == (220 * 256, 200 * 400 * 256)
     assert found.multiply_adds == synthesis + 200 * 400 * 256 * (teacher + 3 * student)
     plain = replace(fast, distiller=replace(fast.distiller, augment=False))
-    assert work(plain).multiply_adds == found.multiply_adds - (200 * 400 - 220) * 256 * teacher
+    assert compute(plain).multiply_adds == found.multiply_adds - (200 * 400 - 220) * 256 * teacher
 
 
 def test_the_readme_has_this_very_table():

@@ -22,11 +22,12 @@ from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.report.build import build
 from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
-from condkd_ray.runs.plan import Plan, spread
-from condkd_ray.runs.recorder import Watch, make_record, round_line
+from condkd_ray.runs.plan import spread
+from condkd_ray.runs.recorder import Recorder, make_record, round_line
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, from_tree
 from condkd_ray.trial.identity import NUMBERS, trial_hash
+from condkd_ray.trial.plan import Plan, PlannedTrial
 from condkd_ray.trial.run import local_store, run_trial
 
 CONFIG = toy_config(guidance=Discriminator(), rounds=2)
@@ -106,14 +107,15 @@ def manifest(prepared: Prepared, key: str) -> Manifest:
     )
 
 
-def test_a_watch_writes_record_grid_and_events_that_a_report_can_be_made_of(tmp_path, prepared, key, outcome):
-    watch = Watch("train", tmp_path, {key: (PLAN, prepared)})
+def test_a_recorder_writes_record_grid_and_events_that_a_report_can_be_made_of(tmp_path, prepared, key, outcome):
+    trial = PlannedTrial(key, PLAN, prepared)
+    recorder = Recorder("train", tmp_path, [trial])
     for metrics in outcome.history:
-        watch.round(key, metrics)
+        recorder.round(trial, metrics)
     assert not record_path(tmp_path, key).exists()
-    watch.outcome(key, outcome)
-    watch.close()
-    assert watch.failed == 0
+    recorder.ended(trial, outcome)
+    recorder.close()
+    assert recorder.failed == 0
     assert [record.config_hash for record in read_records(tmp_path)] == [key]
     assert grid_path(tmp_path, key).stat().st_size > 0
     assert any((tmp_path / "tensorboard").rglob("events*"))
@@ -121,12 +123,13 @@ def test_a_watch_writes_record_grid_and_events_that_a_report_can_be_made_of(tmp_
     assert "guided" in build(tmp_path)
 
 
-def test_a_watch_counts_and_tells_of_failures(tmp_path, prepared, key, capsys):
-    watch = Watch("train", tmp_path, {key: (PLAN, prepared)})
-    watch.outcome(key, FAILED)
-    watch.close()
-    assert watch.failed == 1
-    assert "guided ipc 2 seed 0 failed: round 2: loss term kd/loss" in capsys.readouterr().err
+def test_a_recorder_counts_and_tells_of_failures(tmp_path, prepared, key, heard):
+    trial = PlannedTrial(key, PLAN, prepared)
+    recorder = Recorder("train", tmp_path, [trial])
+    recorder.ended(trial, FAILED)
+    recorder.close()
+    assert recorder.failed == 1
+    assert "guided ipc 2 seed 0 failed: round 2: loss term kd/loss" in heard
     assert read_records(tmp_path)[0].status == "failed"
     assert not grid_path(tmp_path, key).exists()
 
@@ -134,13 +137,14 @@ def test_a_watch_counts_and_tells_of_failures(tmp_path, prepared, key, capsys):
 def test_two_trials_at_once_do_not_mix(tmp_path, prepared, key, outcome):
     other = dataclasses.replace(PLAN, seed=1, config=dataclasses.replace(CONFIG, seed=1))
     second = trial_hash(other.config, prepared)
-    watch = Watch("train", tmp_path, {key: (PLAN, prepared), second: (other, prepared)})
+    trials = PlannedTrial(key, PLAN, prepared), PlannedTrial(second, other, prepared)
+    recorder = Recorder("train", tmp_path, trials)
     for metrics in outcome.history:
-        watch.round(key, metrics)
-        watch.round(second, metrics)
-    watch.outcome(second, FAILED)
-    watch.outcome(key, outcome)
-    watch.close()
+        for trial in trials:
+            recorder.round(trial, metrics)
+    recorder.ended(trials[1], FAILED)
+    recorder.ended(trials[0], outcome)
+    recorder.close()
     assert {record.seed: record.status for record in read_records(tmp_path)} == {0: "finished", 1: "failed"}
 
 
@@ -151,6 +155,10 @@ SMALL = toy_config(
 )
 
 
+def named(plans: list[Plan], keys: list[str]) -> list[PlannedTrial]:
+    return [PlannedTrial(key, plan, None) for key, plan in zip(keys, plans, strict=True)]
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("cache"))
@@ -159,7 +167,7 @@ def workshop(tmp_path_factory) -> Workshop:
 def test_a_manifest_describes_data_teacher_and_plan(tmp_path, workshop, monkeypatch):
     monkeypatch.setattr("sys.argv", ["condkd", "train", "a file.yaml"])
     plan = Plan("trial", 2, 0, SMALL)
-    manifest = describe_experiment("train", "Why?\nMore.", [plan], ["abc"], workshop, tmp_path)
+    manifest = describe_experiment("train", "Why?\nMore.", named([plan], ["abc"]), workshop, tmp_path)
     assert manifest.question == "Why?"
     assert manifest.command.endswith("condkd train 'a file.yaml'")
     assert manifest.planned == [{"arm": "trial", "ipc": 2, "seed": 0, "config_hash": "abc"}]
@@ -174,14 +182,14 @@ def test_a_manifest_describes_data_teacher_and_plan(tmp_path, workshop, monkeypa
     assert all(0 <= share <= 1 for share in shares)
     assert teacher_line(manifest) == f"teacher resnet-8-4: accuracy {shares[0]:.2%} test, {shares[1]:.2%} val"
     assert (manifest.notes, manifest.baseline, manifest.teachers) == ([], "none", [])
-    told = describe_experiment("train", "", [plan], ["abc"], workshop, tmp_path, baseline="trial")
+    told = describe_experiment("train", "", named([plan], ["abc"]), workshop, tmp_path, baseline="trial")
     assert told.baseline == "trial"
 
 
 def test_trials_planned_before_in_the_same_folder_stay_unless_asked_for_anew(tmp_path, workshop):
     first, second = Plan("a", 2, 0, SMALL), Plan("b", 2, 0, SMALL)
-    write_manifest(tmp_path, describe_experiment("train", "", [first, second], ["1", "2"], workshop, tmp_path))
-    again = describe_experiment("train", "", [second, Plan("c", 2, 0, SMALL)], ["3", "4"], workshop, tmp_path)
+    write_manifest(tmp_path, describe_experiment("train", "", named([first, second], ["1", "2"]), workshop, tmp_path))
+    again = describe_experiment("train", "", named([second, Plan("c", 2, 0, SMALL)], ["3", "4"]), workshop, tmp_path)
     write_manifest(tmp_path, again)
     planned = {trial["arm"]: trial["config_hash"] for trial in read_manifest(tmp_path).planned}
     assert planned == {"a": "1", "b": "3", "c": "4"}
@@ -190,7 +198,7 @@ def test_trials_planned_before_in_the_same_folder_stay_unless_asked_for_anew(tmp
 def test_several_teachers_are_listed_and_none_stands_for_all(tmp_path, workshop):
     wider = dataclasses.replace(SMALL.teacher, network=dataclasses.replace(SMALL.teacher.network, width=5))
     plans = [Plan("a", 2, 0, SMALL), Plan("b", 2, 0, dataclasses.replace(SMALL, teacher=wider))]
-    manifest = describe_experiment("train", "", plans, ["1", "2"], workshop, tmp_path)
+    manifest = describe_experiment("train", "", named(plans, ["1", "2"]), workshop, tmp_path)
     assert manifest.teacher == {"label": "2 networks"}
     assert manifest.notes == []
     assert teacher_line(manifest) == "teacher 2 networks"
@@ -199,7 +207,7 @@ def test_several_teachers_are_listed_and_none_stands_for_all(tmp_path, workshop)
 
 def test_several_teachers_of_one_network_are_told_by_their_seeds_and_the_first_stands_first(tmp_path, workshop):
     plans = spread([Plan("a", 2, seed, dataclasses.replace(SMALL, seed=seed)) for seed in range(3)], range(3), 2)
-    manifest = describe_experiment("train", "", plans, ["1", "2", "3"], workshop, tmp_path)
+    manifest = describe_experiment("train", "", named(plans, ["1", "2", "3"]), workshop, tmp_path)
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
     assert manifest.teacher == manifest.teachers[0]
@@ -220,7 +228,7 @@ def test_an_imported_set_is_noted(tmp_path, workshop):
     few = dataset.train[dataset.train.labels.argsort(stable=True)].samples(dataset.mean, dataset.std)
     torch.save({"data": [[few.images, few.labels]]}, tmp_path / "set.pt")
     imported = dataclasses.replace(SMALL, condensation=Imported(path=tmp_path / "set.pt", ipc=1, force=True))
-    manifest = describe_experiment("train", "", [Plan("a", 1, 0, imported)], ["1"], workshop, tmp_path)
+    manifest = describe_experiment("train", "", named([Plan("a", 1, 0, imported)], ["1"]), workshop, tmp_path)
     assert len(manifest.notes) == 1
     assert "made elsewhere" in manifest.notes[0]
     assert "the validation images" in manifest.notes[0]

@@ -13,11 +13,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from condkd_ray.commands.search import SearchFlags, confirm
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.runs import experiment
-from condkd_ray.runs.confirm import confirm
-from condkd_ray.runs.search import SearchFlags
+from condkd_ray.runs.options import RunResult
 from condkd_ray.study import open_storage
 from condkd_ray.study.space import read
 from runs.small_search import SPACE, command, environment, search, stored
@@ -77,10 +77,12 @@ def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
 
 def test_the_page_of_the_search_is_made_again_once_its_best_are_confirmed(home: Path, finished: Path, monkeypatch):
     ran: list[str] = []
-    monkeypatch.setattr(experiment, "run", lambda name, *rest, **more: ran.append(name) or 0)
+    done = RunResult(finished / "confirmed", complete=True, failed=0)
+    monkeypatch.setattr(experiment, "run", lambda name, *rest, **more: ran.append(name) or done)
+    monkeypatch.setattr("condkd_ray.commands.search.tell_results", lambda out: ran.append(out.name))
     (finished / "report.html").unlink()
     assert confirm(read(home / "small.yaml"), SearchFlags(out=finished), best=1, seeds=[5]) == 0
-    assert ran == ["confirm"]
+    assert ran == ["confirm", "confirmed"]
     assert (finished / "report.html").is_file()
 
 

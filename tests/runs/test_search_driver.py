@@ -13,8 +13,8 @@ from condkd_ray.core.records import Outcome, read_manifest, read_records
 from condkd_ray.report.results import read
 from condkd_ray.report.tables.search import search_table
 from condkd_ray.runs import search_driver as module
-from condkd_ray.runs.options import RunFlags
-from condkd_ray.runs.search_driver import Explorer
+from condkd_ray.runs.options import Options
+from condkd_ray.runs.search_driver import SearchDriver, SearchRecorder
 from condkd_ray.study import Objective, Study, open_storage
 from condkd_ray.study.objective import parse_constraints
 from condkd_ray.study.space import Open
@@ -35,7 +35,7 @@ STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed"
 
 
 class Workshop:
-    """As much of one as an explorer needs."""
+    """As much of one as a driver needs."""
 
     def check(self, config):
         pass
@@ -52,18 +52,27 @@ class Workshop:
         return SimpleNamespace(**blobs, test=PREPARED.test or test)
 
 
-def explorer(out: Path, trials: int = 3, limits: tuple[str, ...] = ()) -> Explorer:
+class Whole(SearchDriver):
+    """A driver with its recorder."""
+
+    def __init__(self, recorder: SearchRecorder, trials: int) -> None:
+        super().__init__(recorder, trials)
+        self.describe, self.close = recorder.describe, recorder.close
+
+
+def driver_of(out: Path, trials: int = 3, limits: tuple[str, ...] = ()) -> Whole:
     objective, constraints = Objective(), parse_constraints(limits)
     study = Study(open_storage(None, out), "search", TREE, objective, constraints=constraints)
-    return Explorer("Which?", study, objective, TREE, Workshop(), RunFlags(out=out), trials, constraints)
+    recorder = SearchRecorder("Which?", study, objective, TREE, Workshop(), Options(out=out), trials, constraints)
+    return Whole(recorder, trials)
 
 
-def hear(guide: Explorer, trial, how: str) -> None:
+def hear(driver: SearchDriver, trial, how: str) -> None:
     for metrics in ENDS[how].history:
-        guide.round(trial, metrics)
+        driver.round(trial, metrics)
     if how == "finished":
-        guide.untested(trial, WHOLE)
-    guide.ended(trial, ENDS[how])
+        driver.untested(trial, WHOLE)
+    driver.ended(trial, ENDS[how])
 
 
 def stored(out: Path):
@@ -75,23 +84,23 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("how", ["finished", "pruned", "failed"])
-@pytest.mark.parametrize("where", ["scribe", "record"])
+@pytest.mark.parametrize("where", ["study", "record"])
 def test_whenever_its_driver_dies_a_trial_has_its_state_and_its_record_in_the_end(tmp_path, how, where, monkeypatch):
-    first = explorer(tmp_path)
+    first = driver_of(tmp_path)
     with monkeypatch.context() as patch:
         trial = first.propose()
 
         def die(*args, **rest):
             raise Killed
 
-        if where == "scribe":
-            patch.setattr(module.Scribe, "ended", die)
+        if where == "study":
+            patch.setattr(module.StudyWriter, "ended", die)
         else:
-            patch.setattr(module.Watch, "outcome", die)
+            patch.setattr(module.Recorder, "ended", die)
         with pytest.raises(Killed):
             hear(first, trial, how)
     first.close()
-    again = explorer(tmp_path)
+    again = driver_of(tmp_path)
     for end in ("pruned", "finished", "failed", "finished"):
         following = again.propose()
         if following is None:
@@ -106,24 +115,24 @@ def test_whenever_its_driver_dies_a_trial_has_its_state_and_its_record_in_the_en
 
 
 def test_a_value_that_is_not_finite_fails_and_still_has_its_record(tmp_path):
-    guide = explorer(tmp_path, trials=1)
-    trial = guide.propose()
-    guide.untested(trial, dataclasses.replace(WHOLE, history=[{"round": 1, "kd/loss": 1.0}]))
-    guide.close()
+    driver = driver_of(tmp_path, trials=1)
+    trial = driver.propose()
+    driver.untested(trial, dataclasses.replace(WHOLE, history=[{"round": 1, "kd/loss": 1.0}]))
+    driver.close()
     assert stored(tmp_path)[0].state == TrialState.FAIL
-    again = explorer(tmp_path, trials=1)
+    again = driver_of(tmp_path, trials=1)
     assert again.propose().key == trial.key
     again.ended(trial, ENDS["finished"])
     again.close()
-    assert explorer(tmp_path, trials=1).propose() is None
+    assert driver_of(tmp_path, trials=1).propose() is None
     assert len(read_records(tmp_path)) == 1
 
 
 def test_every_trial_says_where_it_ran_and_what_it_took(tmp_path):
-    guide = explorer(tmp_path)
+    driver = driver_of(tmp_path)
     for how in ENDS:
-        hear(guide, guide.propose(), how)
-    guide.close()
+        hear(driver, driver.propose(), how)
+    driver.close()
     for trial, outcome in zip(stored(tmp_path), ENDS.values(), strict=True):
         told = trial.user_attrs
         assert (told["node"], told["time/wall_seconds"], told["memory/bytes"]) == ("far", 2.0 * len(outcome.history), 9)
@@ -133,11 +142,11 @@ def test_every_trial_says_where_it_ran_and_what_it_took(tmp_path):
 
 
 def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):
-    guide = explorer(tmp_path, limits=("time/wall_seconds<=3", "proxy/kl<=2"))
-    hear(guide, guide.propose(), "finished")
-    hear(guide, guide.propose(), "pruned")
-    guide.describe(over=True)
-    guide.close()
+    driver = driver_of(tmp_path, limits=("time/wall_seconds<=3", "proxy/kl<=2"))
+    hear(driver, driver.propose(), "finished")
+    hear(driver, driver.propose(), "pruned")
+    driver.describe(over=True)
+    driver.close()
     results = read(tmp_path)
     assert results.manifest.search["constraints"] == ["time/wall_seconds<=3", "proxy/kl<=2"]
     assert results.ranked == []
@@ -162,10 +171,10 @@ def test_the_manifest_is_told_of_each_trial_once(tmp_path, monkeypatch):
     monkeypatch.setattr(
         module, "describe_experiment", lambda *args, **rest: told.append(len(args[2])) or whole(*args, **rest)
     )
-    guide = explorer(tmp_path, trials=6)
-    keys = [guide.propose().key for _ in range(6)]
-    guide.describe(over=True)
-    guide.close()
+    driver = driver_of(tmp_path, trials=6)
+    keys = [driver.propose().key for _ in range(6)]
+    driver.describe(over=True)
+    driver.close()
     # One of a kind, and the newest.
     assert max(told) == 2
     manifest = read_manifest(tmp_path)

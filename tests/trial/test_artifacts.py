@@ -33,9 +33,8 @@ from condkd_ray.methods.losses.kd import Attention
 from condkd_ray.methods.memory import Latest
 from condkd_ray.methods.supervised import Supervised, TeacherConfig, bf16_pays
 from condkd_ray.models import ConvNet, ResNet
-from condkd_ray.runs.estimate.stand_ins import Sketch
 from condkd_ray.trial import artifacts
-from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.artifacts import StandIns, Workshop
 from condkd_ray.trial.config import TrialConfig, dump
 from condkd_ray.trial.evaluation import views
 from condkd_ray.trial.identity import trial_hash
@@ -132,6 +131,9 @@ import logging
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import read
 from condkd_ray.core.hashing import tensor_digest
+from condkd_ray.trial.artifacts import StandIns, Workshop
+from condkd_ray.core.config import read
+from condkd_ray.models.weights import tensor_digest
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 config = read(Path(sys.argv[1]) / "trial.yaml")
 teacher = Workshop(Path(sys.argv[1])).teacher(config)
@@ -295,9 +297,9 @@ def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_pa
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
     files = set(tmp_path.rglob("*.safetensors"))
     assert Workshop(tmp_path).prepare(config).hashes == made.hashes
-    sketch = Sketch(tmp_path)
-    sketch.prepare(config)
-    assert (heard, sketch.teachers, sketch.sets) == ([], {}, {})
+    stand_ins = StandIns()
+    Workshop(tmp_path, stand_ins=stand_ins).prepare(config)
+    assert (heard, stand_ins) == ([], StandIns({}, {}))
     assert set(tmp_path.rglob("*.safetensors")) == files
     other = replace(config, teacher=replace(RECIPE, training=Supervised(epochs=3, lr=0.1)))
     Workshop(tmp_path).prepare(other)

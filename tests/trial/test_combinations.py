@@ -23,10 +23,10 @@ from condkd_ray.methods.memory import AnyMemory
 from condkd_ray.methods.targets import AnyTargets, Balanced
 from condkd_ray.methods.weighing import AnyWeighing
 from condkd_ray.report.build import build
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.run import local_store, run_trial
 
 COUNT = 30

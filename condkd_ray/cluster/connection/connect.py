@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import secrets
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
+import condkd_ray
 from condkd_ray.cluster.connection.address import ADDRESS, check_versions, checked, on_loopback_alone
-from condkd_ray.cluster.connection.shipping import runtime_env
 from condkd_ray.cluster.connection.signals import as_ctrl_c, handling, interrupts_kept
-from condkd_ray.commands.console import bar
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.view import SILENT, View
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "condkd"
-NO_MORE: Mapping[str, float] = MappingProxyType({})
-"""No custom resources."""
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where a program that `ray job submit` has started finds what it was submitted with, as JSON."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Named after systems where Ray, unless told otherwise, stays on loopback; with "0" it does so anywhere."""
 STORE_BYTES = 2 * 2**30
@@ -47,18 +48,21 @@ QUIET = {
 
 
 @contextmanager
-def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | None = None) -> Iterator[None]:
+def connect(
+    address: str | None = None, *, cpus: int | None = None, gpus: int | None = None, view: View = SILENT
+) -> Iterator[None]:
     """A connection for the length of a `with` block, in which SIGTERM acts as Ctrl-C.
 
     The cluster is the one at `address` (or `RAY_ADDRESS`), "host:port". Without either it is a new one on this
     machine: all sockets on loopback, a random token asked of every client, nothing reported to anyone, nothing
     written to the home folder; it ends with the block. A process that is connected already stays so. Workers of a
-    cluster that is not private get this package as it lies here, see `condkd_ray.cluster.connection.shipping`.
+    cluster that is not private get this package as it lies here, see `runtime_env`.
 
     Args:
         address: "host:port" of a running cluster's head, or "local" for a private one whatever `RAY_ADDRESS` says.
         cpus: of a private cluster; all of the machine by default.
         gpus: likewise.
+        view: shows that Ray is starting.
 
     Raises:
         InputError: Nothing answers at `address`, it is of a form that is not accepted, or the Ray or Python there is
@@ -74,7 +78,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
             yield
             return
         try:
-            with bar("starting Ray" if found is None else "connecting to Ray"), interrupts_kept():
+            with view.bar("starting Ray" if found is None else "connecting to Ray"), interrupts_kept():
                 _init(found, cpus, gpus)
             # Ray's core would end the process on SIGTERM at once, with a stack dump.
             with handling(signal.SIGTERM, as_ctrl_c):
@@ -85,58 +89,31 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
                 ray.shutdown()
 
 
+def runtime_env() -> dict[str, Any] | None:
+    """What to give to Ray when connecting to a cluster: the package as it lies here, without caches.
+
+    None in a job that was submitted with code of its own: workers then have what we have.
+    """
+    if _job_env().keys() & {"working_dir", "py_modules"}:
+        return None
+    return {"py_modules": [str(Path(condkd_ray.__file__).parent)], "excludes": ["**/__pycache__/"]}
+
+
+def in_job_folder(path: Path) -> bool:
+    """Whether `path` lies in the copy of a working directory that Ray made for a job, and deletes after it."""
+    return "working_dir" in _job_env() and path.resolve().is_relative_to(Path.cwd())
+
+
+def _job_env() -> dict[str, Any]:
+    return json.loads(os.environ.get(JOB, "{}")).get("runtime_env") or {}
+
+
 @contextmanager
 def private() -> Iterator[None]:
     """The environment of a private cluster; nodes started in it know one another, and this machine alone them."""
     with _environment(QUIET | _private_environment()):
         _read_environment(several_nodes=True)
         yield
-
-
-def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] = NO_MORE) -> None:
-    """Raise `InputError` where no node of the connected cluster could ever run such a trial.
-
-    `more`: amounts of custom resources by name.
-    """
-    import ray
-
-    require(cpus_per_trial > 0, "CPUs per trial", cpus_per_trial, "more than 0")
-    whole = 0 <= gpus_per_trial <= 1 or gpus_per_trial == int(gpus_per_trial) > 0
-    require(whole, "GPUs per trial", gpus_per_trial, "0 to 1, or a whole number")
-    asked = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **more}
-    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    best = sorted((_offer(offer) for offer in offers), key=_largest_first)
-    there = "; ".join(dict.fromkeys(_told(offer) for offer in best))
-    fits = any(_fits(offer, asked) for offer in offers)
-    require(fits, "resources per trial", _told(asked), f"at most what one machine has, of {there or 'none'}")
-
-
-def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] = NO_MORE) -> int:
-    """How many such trials run at once on the connected cluster."""
-    import ray
-
-    asked = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **more}
-    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return sum(int(min(offer.get(name, 0) / amount for name, amount in asked.items() if amount)) for offer in nodes)
-
-
-def _fits(offer: Mapping[str, float], asked: Mapping[str, float]) -> bool:
-    return all(offer.get(name, 0) >= amount for name, amount in asked.items())
-
-
-def _offer(resources: Mapping[str, float]) -> dict[str, float]:
-    """What of a node's resources a user counts: not memory, and not the names by which Ray itself finds it."""
-    own = {name: amount for name, amount in resources.items() if not name.startswith(("node:", "accelerator_type:"))}
-    return {"CPU": 0.0, "GPU": 0.0} | {k: v for k, v in own.items() if k not in ("memory", "object_store_memory")}
-
-
-def _largest_first(offer: Mapping[str, float]) -> tuple[float, float]:
-    return -offer["GPU"], -offer["CPU"]
-
-
-def _told(amounts: Mapping[str, float]) -> str:
-    custom = [f"{amount:g} {name}" for name, amount in amounts.items() if name not in ("CPU", "GPU")]
-    return ", ".join([f"{amounts['CPU']:g} CPUs", f"{amounts['GPU']:g} GPUs", *custom])
 
 
 @cache

@@ -14,7 +14,7 @@ from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import InputError, Metrics, require
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.methods.memory import Store
-from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
+from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
 from condkd_ray.trial.run import local_store
 from condkd_ray.trial.synthesis import Producer, codec, settle
@@ -71,14 +71,14 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
 
 def _roles(job: Job) -> tuple[Role, ...]:
     """The processes that a trial has."""
-    return ("trial",) if from_tree(job.tree, job.label).pipeline is None else ("learner", "producer")
+    return ("trial",) if job.config.pipeline is None else ("learner", "producer")
 
 
 def _kinds(jobs: Iterable[Job]) -> list[Job]:
     """One trial of each kind: those that differ in seed alone take the same memory."""
     found: dict[str, Job] = {}
     for job in jobs:
-        found.setdefault(content_hash(one_step(from_tree(job.tree, job.label))), job)
+        found.setdefault(content_hash(one_step(job.config)), job)
     return list(found.values())
 
 
@@ -99,9 +99,9 @@ def one_step(config: TrialConfig) -> TrialConfig:
 def _need(job: Job, role: Role) -> Need | None:
     if not torch.cuda.is_available():
         return None
-    config = one_step(from_tree(job.tree, job.label))
+    config = one_step(job.config)
     try:
-        work(config, unpack(config, job.parcel, "cuda"), role)
+        work(config, unpack(config, job.prepared, "cuda"), role)
     except torch.cuda.OutOfMemoryError:
         return TOO_LARGE
     free, total = torch.cuda.mem_get_info()

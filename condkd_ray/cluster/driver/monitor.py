@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from condkd_ray.cluster.worker.paths import outcome_path, trial_folder
 from condkd_ray.cluster.worker.retries import last_reason
-from condkd_ray.cluster.worker.trainable import FULL, OUT_OF_TIME, Work, outcome_path, trial_folder
-from condkd_ray.cluster.worker.trials import Trial
+from condkd_ray.cluster.worker.trainable import FULL, OUT_OF_TIME, WorkerContext
 from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Status
 from condkd_ray.core.storage import remove
 from condkd_ray.trial.outcome import load_outcome
+from condkd_ray.trial.plan import PlannedTrial
 from condkd_ray.trial.run import passed
 
 log = logging.getLogger(__name__)
 
 
-class Progress:
-    """The listener of a sweep; see `condkd_ray.cluster.driver.tune_hooks`."""
+class TrialObserver(Protocol):
+    """Is told of trials, in the driver."""
 
-    def __init__(
-        self,
-        trials: Sequence[Trial],
-        work: Work,
-        on_round: Callable[[Trial, Metrics], None],
-        on_outcome: Callable[[Trial, Outcome], None],
-    ) -> None:
-        self.work = work
-        self._on_round, self._on_outcome = on_round, on_outcome
-        self.trials: dict[str, Trial] = {}
-        self._places: dict[str, str] = {}
+    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+        """A trial has ended a round. Each is told once, in order."""
+        ...
+
+    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+        """A trial is over: finished, stopped early (`pruned`), or failed. Told once, before its files are deleted."""
+        ...
+
+
+class Monitor:
+    """Follows a sweep; the `Listener` of `condkd_ray.cluster.driver.tune_hooks`.
+
+    `error`: what its methods raised, put there by the hooks, as Tune would take it for a failure of the trial. The
+    sweep is then stopped, and nothing more is heard.
+    """
+
+    def __init__(self, context: WorkerContext, observer: TrialObserver) -> None:
+        self._context, self._observer = context, observer
+        self.trials: dict[str, PlannedTrial] = {}
         self._sharers: dict[str, set[str]] = defaultdict(set)
         self._history: dict[str, list[Metrics]] = {}
         self._workers: dict[str, tuple[str, int]] = {}
@@ -41,78 +49,84 @@ class Progress:
         self.running = set[str]()
         self.stopped = set[str]()
         self.error: Exception | None = None
-        for trial in trials:
-            self.add(trial, work.jobs[trial.key].pool_key)
 
-    def add(self, trial: Trial, pool_key: str) -> None:
-        """One more trial, with its samples at this key of the pool."""
+    def add(self, trial: PlannedTrial) -> None:
+        """One more trial."""
         self.trials[trial.key], self._history[trial.key] = trial, []
-        self._places[trial.key] = pool_key
-        self._sharers[pool_key].add(trial.key)
+        self._sharers[trial.place[1]].add(trial.key)
         self.open.add(trial.key)
 
     @property
     def over(self) -> bool:
         """Whether the deadline has come, and every trial that ran has stopped at it."""
-        return passed(self.work.deadline) and not self.running
+        return passed(self._context.options.deadline) and not self.running
 
     def started(self, key: str) -> None:
-        """At its deadline it must be waited for."""
+        """The trial has a process of its own: at the deadline it must be waited for."""
         self.running.add(key)
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
-        """A trial that was killed tells its first rounds again."""
+        """A round was reported; a trial that was killed tells its first rounds again."""
         if FULL in result:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
             self.stopped.add(key)
-        self._runs_on(key, result.get("hostname", ""), result.get("pid", 0))
+        worker = result.get("hostname", ""), result.get("pid", 0)
+        if self._workers.get(key) != worker:
+            self._workers[key] = worker
+            log.debug(f"{self.trials[key].label} runs on {worker[0]}, process {worker[1]}")
         metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
         if metrics.get("round", 0) > len(self._history[key]):
             self._history[key].append(metrics)
-            self._on_round(self.trials[key], metrics)
-
-    def _runs_on(self, key: str, node: str, process: int) -> None:
-        if self._workers.get(key) != (node, process):
-            self._workers[key] = node, process
-            log.debug(f"{self.trials[key].label} runs on {node}, process {process}")
+            self._observer.round(self.trials[key], metrics)
 
     def retried(self, key: str, reason: str) -> None:
-        """Nobody has to do anything, but should know why this takes longer."""
+        """The trial was interrupted, and will go on."""
         log.info(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
 
     def completed(self, key: str) -> None:
-        """Fetch the outcome."""
-        started, path = key in self.running, outcome_path(self.work.folder, key)
+        """The trial has ended by itself: it has left its outcome, or raised its last exception."""
+        started, path = key in self.running, outcome_path(self._context.folder, key)
         self.running.discard(key)
         # Those that never started are ended by Tune when the sweep is over.
         if not started or key in self.stopped:
             return
-        if not path.is_file():
-            return self.failed(key, last_reason(trial_folder(self.work.folder, key)))
-        self.over_with(key, load_outcome(path))
+        if path.is_file():
+            self._finish(key, load_outcome(path))
+        else:
+            self.failed(key, last_reason(trial_folder(self._context.folder, key)))
 
     def failed(self, key: str, reason: str) -> None:
-        """Checkpoint and chunks stay, so that a later sweep can go on from them."""
+        """The trial was given up. Checkpoint and chunks stay, so that a later sweep can go on from them."""
         self.running.discard(key)
-        self._over(key, self.outcome_so_far(key, "failed", reason))
+        self._end(key, self._outcome_so_far(key, "failed", reason))
 
-    def outcome_so_far(self, key: str, status: Status, reason: str = "") -> Outcome:
+    def pruned(self, key: str) -> None:
+        """The trial was stopped early."""
+        self.running.discard(key)
+        self._finish(key, self._outcome_so_far(key, "pruned"))
+
+    def rested(self, key: str) -> None:
+        """The trial has stopped for its heirs: its files stay."""
+        self.running.discard(key)
+        self.open.discard(key)
+
+    def _outcome_so_far(self, key: str, status: Status, reason: str = "") -> Outcome:
         """Of a trial that has left none."""
         history, (node, _) = self._history[key], self._workers.get(key, ("", 0))
         return Outcome(
             status=status, reason=reason, metrics={}, history=history, predictions=[], images=None, node=node
         )
 
-    def over_with(self, key: str, outcome: Outcome) -> None:
-        """Put the outcome into good hands, then clear up behind the trial."""
-        self._over(key, outcome)
-        place = self._places[key]
-        self._sharers[place].discard(key)
-        if not self._sharers[place]:
-            self.work.pool.forget.remote(place)
-        remove(trial_folder(self.work.folder, key))
+    def _finish(self, key: str, outcome: Outcome) -> None:
+        """Report the outcome, then delete the trial's files, and its samples once nobody shares them any more."""
+        self._end(key, outcome)
+        pool_key = self.trials[key].place[1]
+        self._sharers[pool_key].discard(key)
+        if not self._sharers[pool_key]:
+            self._context.pool.forget.remote(pool_key)
+        remove(trial_folder(self._context.folder, key))
 
-    def _over(self, key: str, outcome: Outcome) -> None:
-        self._on_outcome(self.trials[key], outcome)
+    def _end(self, key: str, outcome: Outcome) -> None:
+        self._observer.ended(self.trials[key], outcome)
         self.open.discard(key)

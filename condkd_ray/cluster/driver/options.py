@@ -1,28 +1,30 @@
-"""On which terms trials run: where their files lie, what each takes of the cluster, and how long."""
+"""How trials run: where their files lie, what each takes of the cluster, and how long; and the pool they share."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from condkd_ray.cluster.connection.connect import check_resources
-from condkd_ray.cluster.driver.gpu_budget import GpuBudget
-from condkd_ray.cluster.driver.spilling import tell_of_spilling
+from condkd_ray.cluster.connection.resources import check_resources, check_room, crew_size
 from condkd_ray.cluster.pool.actor import check_limit, default_limit, make_pool
-from condkd_ray.cluster.worker.producers import check_room, crew_size
+from condkd_ray.cluster.worker.paths import chunks_folder
 from condkd_ray.cluster.worker.retries import ATTEMPTS
-from condkd_ray.cluster.worker.trainable import Work, chunks_folder
 from condkd_ray.core.storage import Location
-from condkd_ray.runs.options import RunFlags
 from condkd_ray.trial.config import Allowance, TrialConfig
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
+log = logging.getLogger(__name__)
+
+STATS_SECONDS = 10.0
+"""How long the pool, and then the nodes, are waited for when a sweep is over; some may just have been lost."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class ClusterOptions:
     """What all trials of a sweep or a search have in common beside their work."""
 
     folder: Path
@@ -41,8 +43,6 @@ class Terms:
     """Trials at once, at most; by default as many as fit, also into a cluster that grows."""
     deadline: float | None = None
     """A `time.time()` from which no trial starts; each that runs stops after its round, with a checkpoint."""
-    gpu_budget: GpuBudget | None = None
-    """Of a search: once it is spent, as from the deadline on."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Between two checkpoints of a trial, at least."""
     pool_limit: int | None = None
@@ -50,25 +50,9 @@ class Terms:
     attempts: int = ATTEMPTS
     """Exceptions after which a trial is given up."""
 
-    @classmethod
-    def of(cls, flags: RunFlags, deadline: float, gpu_budget: GpuBudget | None = None) -> Terms:
-        """Those that a user has asked for. Raises `InputError`."""
-        return cls(
-            folder=flags.out,
-            storage=flags.place,
-            cpus_per_trial=flags.cpus_per_trial,
-            gpus_per_trial=flags.gpus_per_trial,
-            resources=flags.resources,
-            per_producer=flags.per_producer,
-            max_concurrent=flags.max_concurrent,
-            deadline=deadline,
-            gpu_budget=gpu_budget,
-            pool_limit=flags.pool_bytes,
-        )
-
     @property
     def place(self) -> Location:
-        """Where the trials keep checkpoints and chunks."""
+        """Where the trials keep checkpoints and chunks; to be asked in the driver, as it depends on its directory."""
         if self.storage is None:
             return self.folder.resolve()
         return self.storage.absolute() if isinstance(self.storage, Path) else self.storage
@@ -107,9 +91,40 @@ class Terms:
             tell_of_spilling(pool, limit)
             ray.kill(pool)
 
-    def work(self, pool: Any, jobs: Any, *, blind: bool = False) -> Work:
-        """What is sent to every trial."""
-        return Work(
-            *(self.place, pool, jobs, self.threads, self.checkpoint_seconds, self.attempts),
-            *(self.deadline, self.per_producer, blind, self.gpu_budget is not None),
-        )
+
+def tell_of_spilling(pool: Any, limit: int) -> None:
+    """Samples that had to be read from disk slow a sweep down, which nobody could tell from outside."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        # It also is waited for to have cleared up what it was told to.
+        stats: Any = ray.get(pool.stats.remote(), timeout=STATS_SECONDS)
+    except RayError:  # it is lost, which has been told of
+        stats = {"shed": 0}
+    if stats["shed"]:
+        told = f"{stats['shed'] / 1e6:.0f} MB of samples were beyond the pool's limit of {limit / 1e6:.0f} MB"
+        log.info(f"{told}: read from disk")
+    spilled = spilled_by_ray()
+    if spilled is None:
+        log.info("a node has just been lost: whether Ray moved objects to disk is not known")
+    elif spilled:
+        room = "a lower --pool-limit leaves it more room"
+        log.info(f"Ray moved {spilled / 1e6:.0f} MB of its object store to disk: {room}")
+
+
+def spilled_by_ray() -> int | None:
+    """Bytes that the connected cluster has moved from its object stores to disk so far; None where it does not say."""
+    import ray
+    from grpc import RpcError
+    from ray._private import internal_api, state
+
+    here = ray.get_runtime_context().get_node_id()
+    # Any node would do, but this one is alive as long as we are.
+    own = next(node for node in ray.nodes() if node["NodeID"] == here)
+    place = own["NodeManagerAddress"], own["NodeManagerPort"]
+    try:
+        reply = internal_api.get_memory_info_reply(state.state, *place, timeout_seconds=STATS_SECONDS)
+    except RpcError:
+        return None
+    return reply.store_stats.spilled_bytes_total

@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from condkd_ray.cluster.connection.resources import crew_size
 from condkd_ray.cluster.connection.signals import handling
 from condkd_ray.cluster.driver.gpu_memory import check_packing
-from condkd_ray.cluster.driver.monitor import Progress
-from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.monitor import Monitor, TrialObserver
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.pool.actor import chunk_bytes
-from condkd_ray.cluster.worker.jobs import Job, Jobs
-from condkd_ray.cluster.worker.object_store import Depot
-from condkd_ray.cluster.worker.producers import bundles, crew_size
+from condkd_ray.cluster.worker.jobs import SweepJobs
+from condkd_ray.cluster.worker.object_store import Packer
+from condkd_ray.cluster.worker.paths import trial_folder
+from condkd_ray.cluster.worker.producers import bundles
 from condkd_ray.cluster.worker.retries import start_anew
-from condkd_ray.cluster.worker.trainable import Work, run, trial_folder
-from condkd_ray.cluster.worker.trials import Trial, producers_first
-from condkd_ray.core.config import to_tree
-from condkd_ray.core.method import Metrics
-from condkd_ray.core.records import Outcome
+from condkd_ray.cluster.worker.trainable import WorkerContext, run
 from condkd_ray.core.storage import remove
+from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.plan import PlannedTrial
+
+if TYPE_CHECKING:
+    from condkd_ray.cluster.driver.tune_hooks import Listener
 
 
-def sweep(
-    trials: Sequence[Trial],
-    terms: Terms,
-    *,
-    on_round: Callable[[Trial, Metrics], None] = lambda trial, metrics: None,
-    on_outcome: Callable[[Trial, Outcome], None],
-) -> bool:
+def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, observer: TrialObserver) -> bool:
     """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
 
-    Their checkpoints and chunks lie where `terms` say, and a later sweep over the same place goes on from there with
-    what it is given. What a trial that came to its end leaves there is deleted once `on_outcome` has returned, so that
-    has to store all that shall stay; samples that others share, once these have ended too.
+    Their checkpoints and chunks lie where `options` say, and a later sweep over the same place goes on from there with
+    what it is given. What a trial that came to its end leaves there is deleted once `observer.ended` has returned, so
+    that has to store all that shall stay; samples that others share, once these have ended too.
 
     A trial whose process was killed goes on from its checkpoint as often as it takes, on another node if its own is
-    lost; only after `events.IN_VAIN` attempts without one more round it is given up.
+    lost; only after `tune_hooks.IN_VAIN` attempts without one more round it is given up.
 
     Args:
         trials: with different keys.
-        terms: where, on what, how long.
-        on_round: hears the metrics of each round once, in order.
-        on_outcome: hears of each trial once, as soon as it is over: finished, or failed with a reason of one line. A
-            trial fails by a NaN, or is given up; it can then go on later.
+        options: where, on what, how long.
+        observer: hears of each trial's rounds, and of its end as soon as it is over: finished, or failed with a reason
+            of one line. A trial fails by a NaN, or is given up; it can then go on later.
 
     Returns:
         Whether all trials were heard of; False after Ctrl-C, or when the deadline came first.
@@ -53,59 +50,61 @@ def sweep(
     Raises:
         InputError: No node has such resources, or a trial needs more of a GPU's memory than its part.
         StorageFullError: There was no room for the files of a trial; the sweep has been stopped.
-        Exception: What `on_round` or `on_outcome` raised, after the sweep has been stopped.
+        Exception: What `observer` raised, after the sweep has been stopped.
     """
     if not trials:
         return True
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
-    terms.check([trial.config for trial in trials])
-    trials, depot = producers_first(trials), Depot()
+    options.check([trial.config for trial in trials])
+    trials, packer = producers_first(trials), Packer()
     try:
-        with terms.pool([chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
-            jobs = Jobs({t.key: Job(t.label, to_tree(t.config), depot.pack(t.prepared), *t.place) for t in trials})
+        with options.pool([chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
+            jobs = SweepJobs(map(packer.job, trials))
             for key in jobs:
-                start_anew(trial_folder(terms.place, key))
-            check_packing(jobs.values(), terms.gpus_per_trial, terms.per_producer.gpus)
-            progress = Progress(trials, terms.work(pool, jobs), on_round, on_outcome)
-            crews = {trial.key: crew_size(trial.config) for trial in trials}
-            fit(progress, terms, crew_of=partial(_looked_up, crews), keys=list(jobs))
-            return not progress.open
+                start_anew(trial_folder(options.place, key))
+            check_packing(jobs.values(), options.gpus_per_trial, options.per_producer.gpus)
+            context = WorkerContext(options.place, pool, jobs, options)
+            monitor = Monitor(context, observer)
+            for trial in trials:
+                monitor.add(trial)
+            fit(monitor, context, crews={trial.key: crew_size(trial.config) for trial in trials})
+            return not monitor.open
     except KeyboardInterrupt:
         return False
 
 
-def _looked_up(crews: dict[str, int], setup: dict[str, Any]) -> int:
-    return crews[setup["key"]]
+def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+    """One trial of each pool key, then the next of each, and so on: those of a group wait less for one another."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for trial in trials:
+        turns.append(seen[trial.place[1]])
+        seen[trial.place[1]] += 1
+    return [trial for _, trial in sorted(zip(turns, trials, strict=True), key=lambda pair: pair[0])]
 
 
-def fit(
-    progress: Progress,
-    terms: Terms,
-    *,
-    crew_of: Callable[[dict[str, Any]], int],
-    keys: Sequence[str] | None = None,
-    searches: bool = False,
-) -> None:
-    """Let Tune run what `progress` follows: the trials `keys`, or what it proposes. Raises what `progress` raised."""
+def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | None = None) -> None:
+    """Let Tune run trials: those with these `crews` of producers, by key, or without any, what `listener` proposes.
+
+    Raises what `listener` raised.
+    """
     from ray import tune
 
-    from condkd_ray.cluster.driver.tune_hooks import UNLIMITED, listening
+    from condkd_ray.cluster.driver.tune_hooks import UNLIMITED, Proposing, Pruning, listening
 
+    options = context.options
     # Its workers never look there, as nothing is reported with a checkpoint: no node but this one needs to see it.
-    scratch = terms.folder.resolve() / "tune"
+    scratch = options.folder.resolve() / "tune"
     remove(scratch)
-    resources = partial(bundles, learner=terms.bundle, per_producer=terms.per_producer, crew_of=crew_of)
-    work: Work = progress.work
-    with listening(progress) as (events, stopper):
+    resources = partial(bundles, learner=options.bundle, per_producer=options.per_producer, crews=crews or {})
+    with listening(listener) as (events, stopper):
         proposing: dict[str, Any] = {}
-        if searches:
-            from condkd_ray.cluster.driver.searcher import Proposing, Pruning
-
+        if crews is None:
             proposing = {"search_alg": Proposing(events.word), "scheduler": Pruning(events.word), "num_samples": -1}
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(run, work=work), resources),
-            param_space={} if searches else {"key": tune.grid_search(list(keys or []))},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=terms.max_concurrent, **proposing),
+            tune.with_resources(tune.with_parameters(run, context=context), resources),
+            param_space={} if crews is None else {"key": tune.grid_search(list(crews))},
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=options.max_concurrent, **proposing),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(scratch),
@@ -121,5 +120,5 @@ def fit(
                 tuner.fit()
         finally:
             remove(scratch)
-    if progress.error is not None:
-        raise progress.error
+    if listener.error is not None:
+        raise listener.error

@@ -1,4 +1,7 @@
-"""What Tune tells the driver. Tune pickles its callbacks: these hold a word for who listens, not the listener."""
+"""What Tune tells the driver, and what it asks in a search: which trial next, and whether one goes on.
+
+Tune pickles all that it is given: the classes here hold a word for who listens, not the listener.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray.tune import Callback, Stopper
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
+from condkd_ray.cluster.driver.monitor import Monitor
+from condkd_ray.cluster.driver.search import SearchMonitor
+
+LATER = "later"
+"""The answer of a listener whose next proposal depends on trials that run."""
 UNLIMITED = -1
 IN_VAIN = 10
 """Attempts in a row, without one more round than ever before, after which a trial is given up (our choice).
@@ -21,41 +31,8 @@ again for ever, as killed processes do not count.
 """
 
 
-class Listener(Protocol):
-    """Hears of a sweep's trials by their keys, in the driver's main thread.
-
-    `error`: what its methods raised, put there by us, as Tune would take it for a failure of the trial. The sweep is
-    then stopped, and nothing more is heard.
-    """
-
-    error: Exception | None
-
-    @property
-    def over(self) -> bool:
-        """Whether the sweep shall end, though not all trials have run."""
-        ...
-
-    def started(self, key: str) -> None:
-        """The trial has a process of its own."""
-        ...
-
-    def heard(self, key: str, result: dict[str, Any]) -> None:
-        """A round was reported."""
-        ...
-
-    def retried(self, key: str, reason: str) -> None:
-        """The trial was interrupted, and will go on."""
-        ...
-
-    def completed(self, key: str) -> None:
-        """The trial has ended by itself: it has left its outcome, or raised its last exception."""
-        ...
-
-    def failed(self, key: str, reason: str) -> None:
-        """The trial was given up because it got no further."""
-        ...
-
-
+Listener = Monitor | SearchMonitor
+"""Hears of trials by their keys, in the driver's main thread."""
 _listeners: dict[str, Listener] = {}
 
 
@@ -68,6 +45,22 @@ def listening(listener: Listener) -> Iterator[tuple[Events, StopOnError]]:
         yield Events(word), StopOnError(word)
     finally:
         del _listeners[word]
+
+
+def told(word: str, what: str, trial: Any, *rest: Any) -> None:
+    """Have the listener of `word` hear of a Tune trial."""
+    asked(word, what, trial.config["key"], *rest)
+
+
+def asked(word: str, what: str, *rest: Any) -> Any:
+    """What the listener of `word` answers; None where it raises an error, or has raised one before."""
+    listener = _listeners[word]
+    if listener.error is None:
+        try:
+            return getattr(listener, what)(*rest)
+        except Exception as error:
+            listener.error = error
+    return None
 
 
 class Events(Callback):
@@ -112,22 +105,6 @@ class Events(Callback):
         )
 
 
-def told(word: str, what: str, trial: Any, *rest: Any) -> None:
-    """Have the listener of `word` hear of a Tune trial."""
-    asked(word, what, trial.config["key"], *rest)
-
-
-def asked(word: str, what: str, *rest: Any) -> Any:
-    """What the listener of `word` answers; None where it raises an error, or has raised one before."""
-    listener = _listeners[word]
-    if listener.error is None:
-        try:
-            return getattr(listener, what)(*rest)
-        except Exception as error:
-            listener.error = error
-    return None
-
-
 class StopOnError(Stopper):
     """Stops the whole sweep once the listener of `word` has raised an error, or says that it is over."""
 
@@ -142,6 +119,50 @@ class StopOnError(Stopper):
         """All of them."""
         listener = _listeners[self._word]
         return listener.error is not None or listener.over
+
+
+class Proposing(Searcher):
+    """Asks the listener of `word`, that of a search, for trials until it has none left.
+
+    Not Ray's `OptunaSearch`: with a study in a storage it cannot go on after its driver has died, counts trials that
+    were stopped early as complete, and leaves those that end with a NaN running for ever: see
+    `tests/cluster/driver/test_optuna_search.py`.
+    """
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self._word = word
+
+    def suggest(self, trial_id: str) -> Any:
+        """The setup of the next trial; None where it depends on those that run."""
+        setup = asked(self._word, "propose")
+        if setup == LATER:
+            return None
+        return Searcher.FINISHED if setup is None else setup
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The listener hears it from `Events`."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what is known is in the study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is ever restored from Tune's files."""
+
+
+class Pruning(FIFOScheduler):
+    """Trials run in their order; the listener of `word` says after each round whether one goes on."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self._word = word
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Asked before the callbacks hear of the round, so that it is told first."""
+        # Here, and here alone, it comes with the trial's setup spread out in it.
+        told(self._word, "heard", trial, {k: v for k, v in result.items() if not k.startswith("config/")})
+        on = asked(self._word, "goes_on", trial.config["key"])
+        return TrialScheduler.STOP if on is False else TrialScheduler.CONTINUE
 
 
 def _reason(trial: Any) -> str:

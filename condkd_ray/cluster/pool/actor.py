@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 from condkd_ray.cluster.pool.chunk_cache import ChunkCache, Placed
 from condkd_ray.cluster.pool.leases import Leases
-from condkd_ray.commands.pool import STATUS
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.storage import Location, get_text, put_text
 from condkd_ray.methods.memory.chunks import Arrays
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import Scope
 
+STATUS = "pool.json"
+"""What the pool holds, as it has last written it down, beside its chunks."""
 STATUS_SECONDS = 1.0
 Table = tuple[str, dict[int, Placed] | None]
 """A version, and all chunks of a key by first id; None where the asker has that version."""
@@ -213,10 +214,15 @@ def make_pool(folder: Location, limit: int) -> Any:
     `limit`: bytes of its copies in shared memory. To be called by the driver: made inside a trial it would die with
     that trial's resources.
     """
+    return lasting_actor(SyntheticPool, folder, limit)
+
+
+def lasting_actor(kind: type, *args: Any) -> Any:
+    """An actor that holds no resources, and is started again where it dies. End it with `ray.kill`."""
     import ray
 
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "DEFAULT"}
-    return ray.remote(**options)(SyntheticPool).remote(folder, limit)
+    return ray.remote(**options)(kind).remote(*args)
 
 
 def default_limit() -> int:

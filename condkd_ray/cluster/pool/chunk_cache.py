@@ -21,13 +21,14 @@ from condkd_ray.methods.memory.chunks import (
 
 
 class Placed(NamedTuple):
-    """Where a chunk can be mapped, and its number of samples.
+    """Where a chunk can be mapped, and its numbers of samples and bytes.
 
     `source`: the reference of its copy in the object store; or its file, where that is all there is.
     """
 
     source: Any
     size: int
+    num_bytes: int
 
 
 class ChunkCache:
@@ -40,7 +41,6 @@ class ChunkCache:
     def __init__(self, folder: Location, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self._keys: dict[str, dict[int, Placed]] = {}
-        self._bytes: dict[tuple[str, int], int] = {}
         self._copies: dict[tuple[str, int], int] = {}
         self.changes: dict[str, int] = {}
         """How often the chunks of a key have changed."""
@@ -77,7 +77,6 @@ class ChunkCache:
     def remove(self, key: str, start: int) -> None:
         """Delete a chunk."""
         placed = self.open(key).pop(start)
-        self._bytes.pop((key, start))
         self._copies.pop((key, start), None)
         chunk_path(self.folder / key, start, start + placed.size).unlink(missing_ok=True)
         self.changes[key] += 1
@@ -115,7 +114,6 @@ class ChunkCache:
     def forget(self, key: str) -> None:
         """Free all copies of `key` and delete its files."""
         for start in self._keys.pop(key, {}):
-            self._bytes.pop((key, start))
             self._copies.pop((key, start), None)
         remove(self.folder / key)
 
@@ -126,13 +124,12 @@ class ChunkCache:
 
     def sizes(self, key: str) -> dict[str, int]:
         """Chunks, samples and bytes of `key`, and the bytes that lie on disk alone."""
-        chunks = self._keys.get(key, {})
-        sizes = {(key, start): self._bytes[key, start] for start in chunks}
+        chunks = self._keys.get(key, {}).values()
         return {
             "chunks": len(chunks),
-            "samples": sum(placed.size for placed in chunks.values()),
-            "bytes": sum(sizes.values()),
-            "spilled_bytes": sum(size for place, size in sizes.items() if place not in self._copies),
+            "samples": sum(placed.size for placed in chunks),
+            "bytes": sum(placed.num_bytes for placed in chunks),
+            "spilled_bytes": sum(placed.num_bytes for placed in chunks if isinstance(placed.source, Location)),
         }
 
     @property
@@ -143,19 +140,20 @@ class ChunkCache:
     def _cache(self, key: str, start: int, arrays: Arrays, size: int) -> None:
         import ray
 
-        place = (key, start)
-        self._keys[key][start] = Placed(ray.put(arrays), size)
-        self._copies.pop(place, None)
-        self._copies[place] = self._bytes[place] = sum(array.nbytes for array in arrays)
+        num_bytes = sum(array.nbytes for array in arrays)
+        self._keys[key][start] = Placed(ray.put(arrays), size, num_bytes)
+        # The newest at the end.
+        self._copies.pop((key, start), None)
+        self._copies[key, start] = num_bytes
 
     def _shed(self) -> None:
         """Give up the oldest copies until the rest is within the limit."""
         total = sum(self._copies.values())
         while total > self.limit:
-            key, start = place = next(iter(self._copies))
-            given_up = self._copies.pop(place)
+            key, start = next(iter(self._copies))
+            given_up = self._copies.pop((key, start))
             total, self.shed = total - given_up, self.shed + given_up
-            size = self._keys[key][start].size
-            path = chunk_path(self.folder / key, start, start + size)
-            self._keys[key][start] = Placed(path, size)
+            placed = self._keys[key][start]
+            path = chunk_path(self.folder / key, start, start + placed.size)
+            self._keys[key][start] = placed._replace(source=path)
             self.changes[key] += 1

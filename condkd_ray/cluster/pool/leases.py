@@ -1,4 +1,4 @@
-"""Who of several may make something at a time. Whoever is silent for long is taken for dead, and another follows."""
+"""Per-key leases that expire after 15 s without a heartbeat."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 SILENCE_SECONDS = 15.0
-"""After so long without a sign of life a lease is free (our choice; signs come every two seconds)."""
+"""After so long without a heartbeat a lease is free (our choice; one comes every two seconds)."""
 
 
 class Leases:
@@ -17,7 +17,7 @@ class Leases:
         self._held: dict[str, tuple[str, float]] = {}
 
     def claim(self, key: str, who: str) -> bool:
-        """Whether `who` now holds the lease of `key`: it did before, or nobody does. A sign of life where it does."""
+        """Whether `who` now holds the lease of `key`: it did before, or nobody does. A heartbeat where it does."""
         holder, heard = self._held.get(key, (who, 0.0))
         free = self._clock() - heard > SILENCE_SECONDS
         if holder == who or free:

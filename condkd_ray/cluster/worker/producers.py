@@ -1,4 +1,4 @@
-"""A trial's producers as processes beside it, each on its part of a GPU, that fill its pool while its student learns.
+"""Producer processes of a trial with a pipeline, each on its part of a GPU: they fill its pool as its student learns.
 
 They lie in the trial's own placement group and belong to its process: they end with it, however it ends.
 """
@@ -6,22 +6,24 @@ They lie in the trial's own placement group and belong to its process: they end 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
-from condkd_ray.cluster.pool.store import FilledStore, patiently
-from condkd_ray.cluster.worker.object_store import Parcel, Plain, own_device, to_plain, to_tensor, unpack
+from condkd_ray.cluster.pool.store import FilledStore, ask
+from condkd_ray.cluster.worker.object_store import own_device, unpack
+from condkd_ray.core.arrays import to_plain, to_tensor
 from condkd_ray.core.checkpoint import Packed
-from condkd_ray.core.method import Metrics, require
+from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.memory import Store
 from condkd_ray.methods.memory.chunks import to_arrays
 from condkd_ray.trial.config import Allowance, Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState
-from condkd_ray.trial.synthesis import Look, Pipelined, Producer, codec
+from condkd_ray.trial.packing import PreparedRefs
+from condkd_ray.trial.synthesis import Pipelined, Producer, codec
 
 RESTARTS = 3
 """Of producers that die while the trial waits for one round (our choice); then the trial itself is to begin again."""
@@ -30,9 +32,9 @@ RESTARTS = 3
 class ProducerProcess:
     """A `Producer` as an actor; see `Crew`."""
 
-    def __init__(self, config: TrialConfig, parcel: Parcel, pool: Any, key: str, threads: int) -> None:
+    def __init__(self, config: TrialConfig, refs: PreparedRefs, pool: Any, key: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._config, self._parcel, self._pool, self._key = config, parcel, pool, key
+        self._config, self._refs, self._pool, self._key = config, refs, pool, key
         self._producer: Producer | None = None
 
     def make(self, number: int, round: int, look: Any, state: Any) -> tuple[Metrics, Any]:
@@ -40,19 +42,17 @@ class ProducerProcess:
 
         `state`: to go on from, where this is its first round here and there is one.
         """
-        import ray
-
         wall, cpu = time.perf_counter(), time.process_time()
         if self._producer is None:
-            prepared = unpack(self._config, self._parcel, own_device())
+            prepared = unpack(self._config, self._refs, own_device())
             self._codec = codec(self._config, prepared.teacher)
-            self._producer = Producer(self._config, prepared, number, None if state is None else _received(state))
-        samples, terms = self._producer.make(_received_look(look))
+            self._producer = Producer(self._config, prepared, number, to_tensor(state))
+        samples, terms = self._producer.make(to_tensor(look))
         arrays, start = to_arrays(self._codec.encode(samples)), round * len(samples)
-        patiently(lambda: ray.get(self._pool.fill.remote(self._key, start, arrays)))
+        ask(self._pool.fill, self._key, start, arrays)
         terms["time/production_seconds"] = time.perf_counter() - wall
         terms["time/production_cpu_seconds"] = time.process_time() - cpu
-        return terms, _sent(self._producer.state())
+        return terms, to_plain(self._producer.state())
 
 
 class Crew:
@@ -61,8 +61,8 @@ class Crew:
     At most `staleness` + 1 rounds are in the making: the one that the trial wants, and those that it is ahead of.
     """
 
-    def __init__(self, parcel: Parcel, pool: Any, key: str, per_producer: Allowance) -> None:
-        self._parcel, self._pool, self._key, self._each = parcel, pool, key, per_producer
+    def __init__(self, refs: PreparedRefs, pool: Any, key: str, per_producer: Allowance) -> None:
+        self._refs, self._pool, self._key, self._each = refs, pool, key, per_producer
         self._actors: dict[int, Any] = {}
         self._asked: dict[int, tuple[Any, Any]] = {}
 
@@ -85,7 +85,7 @@ class Crew:
         terms = self._await(config, production, round, store)
         terms["time/waiting_seconds"] = time.perf_counter() - begun
         store.refresh()
-        production.states[pipeline.producer(round)] = partial(_fetched, self._asked.pop(round)[1])
+        production.states[pipeline.producer(round)] = partial(_state, self._asked.pop(round)[1])
         production.forget(pipeline.shown(round + 1))
         return store.look(config.inversion.images_per_round), terms
 
@@ -119,9 +119,9 @@ class Crew:
             if number not in self._actors:
                 self._actors[number] = self._hire(config, number)
                 state = production.states.get(number)
-            look = _sent_look(production.past[pipeline.shown(ahead)])
+            look = to_plain(production.past[pipeline.shown(ahead)])
             make = self._actors[number].make.options(num_returns=2)
-            self._asked[ahead] = make.remote(number, ahead, look, _sent(state()) if state else None)
+            self._asked[ahead] = make.remote(number, ahead, look, to_plain(state()) if state else None)
 
     def _hire(self, config: TrialConfig, number: int) -> Any:
         import ray
@@ -134,7 +134,7 @@ class Crew:
         options = {"num_cpus": self._each.cpus, "num_gpus": self._each.gpus, "scheduling_strategy": place}
         threads = max(1, int(self._each.cpus))
         actor = ray.remote(**options)(ProducerProcess)
-        return actor.remote(config, self._parcel, self._pool, self._key, threads)
+        return actor.remote(config, self._refs, self._pool, self._key, threads)
 
     def _dismiss(self) -> None:
         import ray
@@ -144,86 +144,21 @@ class Crew:
         self._actors, self._asked = {}, {}
 
 
-def crew_size(config: TrialConfig) -> int:
-    """How many processes a trial has beside its own."""
-    return 0 if config.pipeline is None else config.pipeline.producers
-
-
 def bundles(
-    setup: dict[str, Any],
-    *,
-    learner: dict[str, float],
-    per_producer: Allowance,
-    crew_of: Callable[[dict[str, Any]], int],
+    setup: dict[str, Any], *, learner: dict[str, float], per_producer: Allowance, crews: Mapping[str, int]
 ) -> Any:
-    """The placement group of a trial: its own bundle, then one for each producer of its crew."""
+    """The placement group of a trial: its own bundle, then one for each of its producers.
+
+    `crews`: their numbers by key; of a trial that is not in it, the number stands in its setup.
+    """
     from ray import tune
 
-    return tune.PlacementGroupFactory([learner, *[per_producer.bundle] * crew_of(setup)])
+    crew = setup["crew"] if "crew" in setup else crews[setup["key"]]
+    return tune.PlacementGroupFactory([learner, *[per_producer.bundle] * crew])
 
 
-def check_room(cpus: float, gpus: float, each: Allowance, configs: Sequence[TrialConfig]) -> None:
-    """Raise `InputError` where the machines of the connected cluster cannot hold one of these with its producers."""
-    crew = max(map(crew_size, configs))
-    require(each.cpus > 0, "CPUs per producer", each.cpus, "more than 0")
-    whole = 0 <= each.gpus <= 1 or each.gpus == int(each.gpus) > 0
-    require(whole, "GPUs per producer", each.gpus, "0 to 1, or a whole number")
-    asked = f"{_told(cpus, gpus)} and {crew} producers of {_told(each.cpus, each.gpus)}"
-    held = " + ".join(_told(*node) for node in _nodes())
-    there = f"at most what the machines have, {held}"
-    require(teams(cpus, gpus, each, crew) > 0, "resources per trial", asked, there)
-
-
-def teams(cpus: float, gpus: float, each: Allowance, crew: int) -> int:
-    """How many trials with so many producers run at once on the connected cluster."""
-    free, count = _nodes(), 0
-    while _seat(free, [(cpus, gpus), *[(each.cpus, each.gpus)] * crew]):
-        count += 1
-    return count
-
-
-def _seat(free: list[tuple[float, float]], wanted: Sequence[tuple[float, float]]) -> bool:
-    """Take what is wanted, bundle by bundle, from what nodes have left."""
-    for cpus, gpus in wanted:
-        found = next((node for node in free if node[0] >= cpus and node[1] >= gpus), None)
-        if found is None:
-            return False
-        free[free.index(found)] = found[0] - cpus, found[1] - gpus
-    return True
-
-
-def _nodes() -> list[tuple[float, float]]:
-    """CPUs and GPUs of each."""
+def _state(ref: Any) -> Packed:
+    """A producer's state, from its reference."""
     import ray
 
-    there = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in there]
-
-
-def _told(cpus: float, gpus: float) -> str:
-    return f"{cpus:g} CPUs and {gpus:g} GPUs" if gpus else f"{cpus:g} CPUs"
-
-
-def _sent(state: Packed) -> Packed:
-    """Tensors as what Ray maps rather than copies."""
-    return state | {"tensors": {key: to_plain(tensor) for key, tensor in state["tensors"].items()}}
-
-
-def _received(state: Packed) -> Packed:
-    return state | {"tensors": {key: to_tensor(plain) for key, plain in state["tensors"].items()}}
-
-
-def _fetched(ref: Any) -> Packed:
-    import ray
-
-    return _received(ray.get(ref))
-
-
-def _sent_look(look: Look) -> tuple[dict[str, Plain], Plain]:
-    weights, class_counts = look
-    return {name: to_plain(tensor) for name, tensor in weights.items()}, to_plain(class_counts)
-
-
-def _received_look(look: tuple[dict[str, Plain], Plain]) -> Look:
-    weights, class_counts = look
-    return {name: to_tensor(plain) for name, plain in weights.items()}, to_tensor(class_counts)
+    return to_tensor(ray.get(ref))

@@ -1,4 +1,4 @@
-"""Where the images of a round come from when trials share: who makes them, and how the others get them.
+"""Sources of images for trials that share them: one trial makes a round, the others take it from the pool.
 
 Unlike the samples, the state of what makes them lies in a file beside the chunks, so that any sharer can go on with it.
 """
@@ -20,8 +20,8 @@ from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState
 from condkd_ray.trial.synthesis import Production, begin, produce
 
-SIGN_SECONDS = 2.0
-"""Between two signs of life of a trial that makes rounds for others."""
+HEARTBEAT_SECONDS = 2.0
+"""Between two heartbeats of a trial that makes rounds for others."""
 LONGEST_NAP = 0.2
 """Seconds between two questions of a trial that waits."""
 
@@ -39,16 +39,16 @@ class SharedSource:
         self._production: Production | None = None
         self._saved = time.monotonic()
         self._stop = threading.Event()
-        self._alive: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> SharedSource:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self._alive is not None:
+        if self._thread is not None:
             self._save()
-            self._alive.join()
+            self._thread.join()
             self._pool.release.remote(self._key, self._who)
 
     def __call__(
@@ -67,7 +67,7 @@ class SharedSource:
         return store.look(config.inversion.images_per_round), taken.metrics | {"pool/made": float(made)}
 
     def _make(self, config: TrialConfig, prepared: Prepared, state: TrialState, store: SharedStore) -> Taken:
-        self._show_life()
+        self._start_heartbeat()
         production = self._production or self._load(config, prepared)
         if production.round > state.round:
             production = begin(config, prepared)
@@ -94,16 +94,16 @@ class SharedSource:
             states.save(self._production, self._path)
             self._saved = time.monotonic()
 
-    def _show_life(self) -> None:
-        if self._alive is None or not self._alive.is_alive():
-            self._alive = threading.Thread(target=self._signs, daemon=True)
-            self._alive.start()
+    def _start_heartbeat(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._heartbeat, daemon=True)
+            self._thread.start()
 
-    def _signs(self) -> None:
+    def _heartbeat(self) -> None:
         import ray
         from ray.exceptions import RayError
 
-        while not self._stop.wait(SIGN_SECONDS):
+        while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 ours = ray.get(self._pool.claim.remote(self._key, self._who))
             except RayError:  # the pool is being restarted

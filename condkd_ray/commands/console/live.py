@@ -1,17 +1,45 @@
-"""What is seen of trials while they run: a live table on a terminal; elsewhere a line a finished trial."""
+"""What is seen of work while it runs: a bar for a long step; a live table of trials, or a line a finished one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from condkd_ray.commands.console.live_table import lines
-from condkd_ray.commands.console.progress import Progress, duration
-from condkd_ray.commands.console.progress_bar import bar
+from condkd_ray.commands.console.live_table import drawn_bar
+from condkd_ray.commands.console.live_table import lines as table
+from condkd_ray.commands.console.progress import Progress
 from condkd_ray.commands.console.screen import SCREEN, Screen
+from condkd_ray.core.units import duration
 from condkd_ray.core.view import AGREEMENT, NONE, Best, Goal, OnStep, TrialsView
+
+
+@contextmanager
+def bar(name: str, screen: Screen = SCREEN, clock: Callable[[], float] = time.monotonic) -> Iterator[OnStep]:
+    """A bar while the block runs, on a terminal, and nothing elsewhere.
+
+    What the block is given moves it: called with how much is done and how much there is to do, as often as you like.
+    """
+    begin, come = clock(), [0, 0]
+
+    def move(done: int, total: int) -> None:
+        come[:] = done, total
+
+    def lines(columns: int, rows: int) -> list[str]:
+        (done, total), spent = come, clock() - begin
+        told = [name]
+        if total:  # else nobody knows how much there is to do
+            told.append(drawn_bar(done / total, fine=screen.fine, width=min(20, columns // 4)))
+            told.append(f"{done / total:4.0%}")
+        told.append(duration(spent))
+        if 0 < done < total:
+            told.append(f"left {duration(spent * (total - done) / done)}")
+        return ["  ".join(told)[:columns]][:rows]
+
+    with screen.showing(lines):
+        yield move
 
 
 class Terminal:
@@ -71,7 +99,7 @@ class Live:
             self._screen.say(f"{progress.done} of {progress.total} trials{failed} in {duration(progress.seconds)}")
 
     def _part(self, columns: int, rows: int) -> list[str]:
-        return lines(self._progress, columns, rows, fine=self._screen.fine)
+        return table(self._progress, columns, rows, fine=self._screen.fine)
 
     def _came(self, status: str, value: float | None, accuracy: float | None) -> str:
         goal = self._progress.goal

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from condkd_ray.commands.console.progress import Best, Progress, Running, duration
+from condkd_ray.commands.console.progress import Progress, Running
+from condkd_ray.core.units import duration
+from condkd_ray.core.view import Best
 
 GAP = "  "
 NARROWEST = {4: 18, 3: 8}

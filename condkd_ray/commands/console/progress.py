@@ -109,14 +109,3 @@ class Progress:
         waiting = max(0, self.total - self.done - len(running))
         rounds = waiting * sum(lengths) / len(lengths) + sum(trial.rounds - trial.round for trial in running)
         return rounds * (self._clock() - self._counted_from) / self._rounds_seen
-
-
-def duration(seconds: float | None) -> str:
-    """`--` for None, else the two largest units: `45 s`, `3 min 05 s`, `2 h 10 min`, `1 d 04 h`."""
-    if seconds is None or not math.isfinite(seconds):
-        return "--"
-    whole = round(seconds)
-    for unit, size, below, smaller in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // smaller:02d} {below}"
-    return f"{whole} s"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from condkd_ray.commands.console import bar, columns
 from condkd_ray.commands.console.exit_codes import show
-from condkd_ray.commands.export import kept_path
 from condkd_ray.report.tensorboard.writer import FOLDER
+from condkd_ray.runs.products import kept_path
 from condkd_ray.study.storage import JOURNAL
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What is left of a run will take: time, memory, disk. Nothing is trained for good, or written.
+"""What is left of a run will take: time, memory, disk; and that as text. Nothing is trained for good, or written.
 
 What finished trials took is in their records. Others are tried for a few rounds in this process, one of each arm, with
 a stand-in for a teacher or a condensed set that does not exist yet.
@@ -17,20 +17,21 @@ from typing import Any
 
 import torch
 
-from condkd_ray.cluster.connection.connect import check_resources, connect, slots
-from condkd_ray.cluster.worker.producers import check_room, crew_size, teams
-from condkd_ray.commands.console import bar
+from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.connection.resources import check_resources, check_room, crew_size, slots, teams
 from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import InputError, NonFiniteError
-from condkd_ray.core.records import Record, read_records
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.records import Record, check_same_experiment, read_records
+from condkd_ray.core.units import byte_size, duration
+from condkd_ray.core.view import SILENT, OnStep, View, unheard
+from condkd_ray.report.tables.table import Table
 from condkd_ray.runs.estimate.probe import Cost, Span, join, probe_set, probe_teacher, probe_trial, recorded
-from condkd_ray.runs.estimate.stand_ins import Sketch
-from condkd_ray.runs.options import RunFlags
-from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.options import Options
 from condkd_ray.study.space import corners, default
+from condkd_ray.trial.artifacts import StandIns, Workshop
 from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.identity import NUMBERS, can_share
+from condkd_ray.trial.plan import Plan
 
 PROBING_SECONDS = 90.0
 """After which no further arm is tried; it is then taken to lie between the cheapest and the dearest."""
@@ -47,7 +48,7 @@ DRIVER = Span(0.4e9, 1.5e9)
 
 
 @dataclass
-class Work:
+class Workload:
     """What is to be done, and what is known of its cost."""
 
     planned: Sequence[Plan]
@@ -57,12 +58,12 @@ class Work:
     based_on: list[str] = field(default_factory=list)
 
     @classmethod
-    def of_corners(cls, tree: dict[str, Any]) -> Work:
+    def of_corners(cls, tree: dict[str, Any]) -> Workload:
         """A trial of each corner of a space, and of its default."""
         return cls([Plan(name, 0, config.seed, config) for name, config in corners(tree).items()], {})
 
     @classmethod
-    def of_search(cls, tree: dict[str, Any], trials: int) -> Work:
+    def of_search(cls, tree: dict[str, Any], trials: int) -> Workload:
         """So many trials of a space that nobody has chosen yet."""
         return cls([Plan("trial", 0, 0, default(tree))] * trials, {})
 
@@ -89,51 +90,56 @@ class Estimate:
     memory: Span
 
 
-def estimate(work: Work, flags: RunFlags, device: str) -> Estimate:
-    """What is left of `work` will take, whose `costs` and `based_on` are filled in. Raises `InputError`."""
-    at_once, connected = fitting_at_once([plan.config for plan in work.missing], flags)
-    before = probe(work, flags, device)
-    return total(work, connected + before, at_once)
+def estimate(
+    work: Workload,
+    options: Options,
+    device: str,
+    view: View = SILENT,
+    *,
+    whole: Workload | None = None,
+    shortest: float = 1,
+) -> Estimate:
+    """What is left of `work` will take, whose `costs` and `based_on` are filled in. Raises `InputError`.
 
-
-def estimate_search(at_corners: Work, whole: Work, flags: RunFlags, device: str, shortest: float = 1) -> Estimate:
-    """What `whole` will take, a search, whose trials lie somewhere between the corners of its space.
-
-    `shortest`: part of its rounds after which a trial may be stopped. The rest as `estimate`.
+    Or what the `whole` of a search will take, whose trials lie somewhere between those of `work`, the corners of its
+    space. `shortest`: part of its rounds after which a trial may be stopped.
     """
-    at_once, connected = fitting_at_once([plan.config for plan in at_corners.planned], flags)
-    before = probe(at_corners, flags, device)
-    if at_corners.costs:
-        found, stopped = join(list(at_corners.costs.values())), Span(shortest, 1)
+    at_once, connected = fitting_at_once([plan.config for plan in work.missing], options, view)
+    before = connected + probe(work, options, device, view)
+    if whole is None:
+        return total(work, before, at_once)
+    if work.costs:
+        found, stopped = join(list(work.costs.values())), Span(shortest, 1)
         whole.costs["trial"] = replace(found, wall=found.wall * stopped, cpu=found.cpu * stopped)
-    whole.based_on = at_corners.based_on
-    return total(whole, connected + before, at_once)
+    whole.based_on = work.based_on
+    return total(whole, before, at_once)
 
 
-def probe(work: Work, flags: RunFlags, device: str) -> Span:
+def probe(work: Workload, options: Options, device: str, view: View = SILENT) -> Span:
     """Fill in the costs, with stand-ins for what is not cached; the seconds that making it will take."""
-    torch.set_num_threads(max(1, int(flags.cpus_per_trial)))
-    sketch = Sketch(flags.cache, device)
-    with bar("trying out what trials take") as on_step, tempfile.TemporaryDirectory() as folder:
-        before = _preparation(work, sketch)
-        _measure(work, sketch, flags.out, Path(folder), on_step)
+    torch.set_num_threads(max(1, int(options.cpus_per_trial)))
+    stand_ins = StandIns()
+    workshop = Workshop(options.cache, device, stand_ins=stand_ins)
+    with view.bar("trying out what trials take") as on_step, tempfile.TemporaryDirectory() as folder:
+        before = _preparation(work, workshop, stand_ins)
+        _measure(work, workshop, options.out, Path(folder), on_step, untrained=bool(stand_ins.teachers))
     return before
 
 
-def fitting_at_once(configs: Sequence[TrialConfig], flags: RunFlags) -> tuple[int, Span]:
+def fitting_at_once(configs: Sequence[TrialConfig], options: Options, view: View = SILENT) -> tuple[int, Span]:
     """Trials at once, and seconds until the cluster is there."""
     begin = time.perf_counter()
-    with connect(flags.address):
-        cpus, gpus = flags.cpus_per_trial, flags.gpus_per_trial
-        check_resources(cpus, gpus, flags.resources)
-        check_room(cpus, gpus, flags.per_producer, configs)
+    with connect(options.address, view=view):
+        cpus, gpus = options.cpus_per_trial, options.gpus_per_trial
+        check_resources(cpus, gpus, options.resources)
+        check_room(cpus, gpus, options.per_producer, configs)
         crew = max(map(crew_size, configs))
-        fitting = min(slots(cpus, gpus, flags.resources), teams(cpus, gpus, flags.per_producer, crew))
+        fitting = min(slots(cpus, gpus, options.resources), teams(cpus, gpus, options.per_producer, crew))
     connected = time.perf_counter() - begin
-    return min(fitting, flags.max_concurrent or fitting), Span(connected, 2 * connected)
+    return min(fitting, options.max_concurrent or fitting), Span(connected, 2 * connected)
 
 
-def total(work: Work, before: Span, at_once: int) -> Estimate:
+def total(work: Workload, before: Span, at_once: int) -> Estimate:
     """Of all that is left of `work`, whose costs are known, so many trials at once."""
     costs = [work.costs[plan.arm] for plan in work.missing if plan.arm in work.costs]
     kinds = {(plan.arm, plan.ipc) for plan in work.missing}
@@ -164,23 +170,25 @@ def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
     return {plan: found[key] for plan in planned if (key := (content_hash(plan.config), plan.scope)) in found}
 
 
-def _preparation(work: Work, sketch: Sketch) -> Span:
+def _preparation(work: Workload, workshop: Workshop, stand_ins: StandIns) -> Span:
     """Seconds of what has to be made before the first trial that is missing."""
     for plan in work.missing:
-        sketch.teacher(plan.config)
-        sketch.condensed(plan.config)
+        workshop.teacher(plan.config)
+        workshop.condensed(plan.config)
     total, known = Span(), {}
-    for config in sketch.teachers.values():
-        total += probe_teacher(config, sketch)
-    for config, method in sketch.sets.values():
+    for config in stand_ins.teachers.values():
+        total += probe_teacher(config, workshop)
+    for config, method in stand_ins.sets.values():
         if method not in known:
-            known[method] = probe_set(config, method, sketch)
+            known[method] = probe_set(config, method, workshop)
         total += known[method]
     return total
 
 
-def _measure(work: Work, sketch: Sketch, out: Path, folder: Path, on_step: OnStep = unheard) -> None:
-    """The cost of a trial of each arm that is not done."""
+def _measure(
+    work: Workload, workshop: Workshop, out: Path, folder: Path, on_step: OnStep = unheard, *, untrained: bool = False
+) -> None:
+    """The cost of a trial of each arm that is not done. `untrained`: whether of a stand-in for the teacher."""
     begin, tried, diverged = time.perf_counter(), 0, []
     arms = {plan.arm: plan for plan in sorted(work.missing, key=lambda plan: (plan.ipc, -plan.seed))}
     for number, (arm, plan) in enumerate(arms.items()):
@@ -190,7 +198,7 @@ def _measure(work: Work, sketch: Sketch, out: Path, folder: Path, on_step: OnSte
             work.costs[arm] = recorded(records, out)
         elif time.perf_counter() - begin < PROBING_SECONDS:
             try:
-                work.costs[arm] = probe_trial(plan, sketch.prepare(plan.config), folder / str(len(work.costs)))
+                work.costs[arm] = probe_trial(plan, workshop.prepare(plan.config), folder / str(len(work.costs)))
                 tried += 1
             except NonFiniteError:
                 diverged.append(arm)
@@ -198,7 +206,7 @@ def _measure(work: Work, sketch: Sketch, out: Path, folder: Path, on_step: OnSte
     rest = [arm for arm in arms if arm not in work.costs]
     if rest and work.costs:
         work.costs |= dict.fromkeys(rest, join(list(work.costs.values())))
-    stand_in = ", a stand-in for the teacher," if sketch.teachers else ""
+    stand_in = ", a stand-in for the teacher," if untrained else ""
     work.based_on = [
         *[f"records of {len(work.done)} finished trials for {by_record} arms"] * bool(by_record),
         *[f"a few rounds{stand_in} of one trial for {tried} arms, on this machine"] * bool(tried),
@@ -218,3 +226,64 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
     for each in seconds:
         heapq.heapreplace(places, places[0] + each)
     return max(places)
+
+
+NOTHING = "Nothing is left to run.\n"
+
+
+def explain(experiment: str, planned: Sequence[Plan], options: Options, device: str, view: View = SILENT) -> str:
+    """The estimate of an experiment, as text for a terminal. Raises `InputError` as the run itself would."""
+    check_same_experiment(options.out, experiment)
+    work = Workload(planned, {} if options.fresh else finished_before(planned, options.out))
+    head = f"{len(planned)} trials, {len(work.done)} of them finished; results in {options.out}\n"
+    return head + (_told(work, estimate(work, options, device, view), options) if work.missing else NOTHING)
+
+
+def explain_search(
+    tree: dict[str, Any], options: Options, device: str, view: View = SILENT, *, trials: int, shortest: float = 1
+) -> str:
+    """The estimate of a search of `trials` more trials, from probes of the space's default and of its corners.
+
+    `shortest`: part of its rounds after which a trial may be stopped. Raises `InputError` as the search itself would.
+    """
+    if trials < 1:
+        return NOTHING
+    corners, whole = Workload.of_corners(tree), Workload.of_search(tree, trials)
+    found = estimate(corners, options, device, view, whole=whole, shortest=shortest)
+    head = f"{trials} trials to run; results in {options.out}\n"
+    return head + _told(whole, found, options, _arms(corners, "Corners of the space"))
+
+
+def _told(work: Workload, found: Estimate, options: Options, tried: Table | None = None) -> str:
+    if not work.costs:
+        return "No trial could be measured.\n"
+    whose = " of the GPU" if options.gpus_per_trial else ""
+    lines = [
+        "",
+        (tried or _arms(work)).text(),
+        f"at once      {found.at_once}, with {options.cpus_per_trial:g} CPUs and {options.gpus_per_trial:g} GPUs each",
+        f"before them  {_seconds(found.before)}: Ray, and what is not cached of teachers and condensed sets",
+        f"wall time    {_seconds(found.wall)}",
+        f"CPU time     {_seconds(found.cpu)}",
+        f"disk         {_size(found.kept)} stay; while it runs up to {byte_size(found.working.high)} more",
+        f"memory       {_size(found.trial_memory)} a trial{whose}, {_size(found.memory)} in all",
+        f"based on     {'; '.join(work.based_on)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _arms(work: Workload, title: str = "Trials") -> Table:
+    rows = []
+    for arm in dict.fromkeys(plan.arm for plan in work.planned):
+        plans, cost = [plan for plan in work.planned if plan.arm == arm], work.costs.get(arm)
+        done = sum(plan in work.done for plan in plans)
+        rows.append([arm, str(len(plans)), str(done), _seconds(cost.cpu) if cost else "-"])
+    return Table(title, ["arm", "trials", "finished", "CPU time of one"], rows, "", keys=1)
+
+
+def _seconds(span: Span) -> str:
+    return f"{duration(span.low)} to {duration(span.high)}"
+
+
+def _size(span: Span) -> str:
+    return f"{byte_size(span.low)} to {byte_size(span.high)}"

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from condkd_ray.commands.export import kept_path
 from condkd_ray.core.environment import clean_process, peak_bytes
 from condkd_ray.core.method import Metrics, NonFiniteError
 from condkd_ray.core.records import Record, grid_path, record_path, write_record
@@ -20,12 +19,13 @@ from condkd_ray.methods.condensation import AnyCondensation
 from condkd_ray.methods.supervised import bf16_pays
 from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.tensorboard.embeddings import points_path
-from condkd_ray.runs.estimate.stand_ins import Sketch
 from condkd_ray.runs.images import PER_STORED_BYTE, most_bytes
-from condkd_ray.runs.plan import Plan
+from condkd_ray.runs.products import kept_path
 from condkd_ray.runs.recorder import make_record
+from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import answers
@@ -191,28 +191,28 @@ def _seconds(row: Metrics, config: TrialConfig) -> float:
     return config.total_rounds * always + sum(parts[name] * count for name, count in times.items())
 
 
-def probe_teacher(config: TrialConfig, sketch: Sketch) -> Span:
+def probe_teacher(config: TrialConfig, workshop: Workshop) -> Span:
     """Seconds of a teacher's training, from some of its steps."""
-    dataset, recipe = sketch.data(config), replace(config.teacher.training, epochs=1)
+    dataset, recipe = workshop.data(config), replace(config.teacher.training, epochs=1)
     few = dataset.train[: STEPS * recipe.batch]
     rest: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std, "flip_ok": dataset.flip_ok}
-    rest |= {"precision": "bfloat16" if bf16_pays(sketch.device) else "float32", "rng": Streams(0, sketch.device)}
-    network = config.teacher.build(dataset).to(sketch.device)
-    images, labels = few.pixels.to(sketch.device), few.labels.to(sketch.device)
+    rest |= {"precision": "bfloat16" if bf16_pays(workshop.device) else "float32", "rng": Streams(0, workshop.device)}
+    network = config.teacher.build(dataset).to(workshop.device)
+    images, labels = few.pixels.to(workshop.device), few.labels.to(workshop.device)
     taken = hull(_time(lambda: recipe.train(network, images, labels, **rest)) for _ in range(2))
     return taken * (config.teacher.training.epochs * len(dataset.train) / len(few)) * PROBED
 
 
-def probe_set(config: TrialConfig, method: AnyCondensation, sketch: Sketch) -> Span:
+def probe_set(config: TrialConfig, method: AnyCondensation, workshop: Workshop) -> Span:
     """Seconds of the making of a condensed set, from what a little of each kind of its work takes."""
-    dataset, names = sketch.data(config), {field.name for field in fields(method)}
+    dataset, names = workshop.data(config), {field.name for field in fields(method)}
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:IMAGES]
-    real = dataset.train[order].samples(dataset.mean, dataset.std).to(sketch.device)
-    more: dict[str, Any] = {"teacher": sketch.teacher(config)} if method.needs_teacher else {}
+    real = dataset.train[order].samples(dataset.mean, dataset.std).to(workshop.device)
+    more: dict[str, Any] = {"teacher": workshop.teacher(config)} if method.needs_teacher else {}
     more |= {"num_classes": dataset.num_classes, "flip_ok": dataset.flip_ok}
 
     def seconds(tried: AnyCondensation) -> float:
-        rng = Streams(config.seed, sketch.device)
+        rng = Streams(config.seed, workshop.device)
         return _time(lambda: tried.condense(real, mean=dataset.mean, std=dataset.std, rng=rng, **more))
 
     least = replace(method, **{name: value for name, value in LEAST.items() if name in names})

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import condkd_ray
 from cluster import processes
 from condkd_ray.cluster.connection import connect as module
 from condkd_ray.cluster.connection.address import check_versions
-from condkd_ray.cluster.connection.connect import check_resources, connect, slots
+from condkd_ray.cluster.connection.connect import JOB, connect, in_job_folder, runtime_env
 from condkd_ray.core.method import InputError
 
 
@@ -98,13 +99,25 @@ def test_a_cluster_of_another_ray_or_python_is_refused_with_both_versions(cluste
     assert f"{theirs}one of Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
 
 
-@pytest.mark.parametrize(("cpus", "gpus"), [(64, 0), (1, 3), (0, 0), (1, 1.5), (1, -1)])
-def test_resources_nobody_has_are_refused(cluster, cpus, gpus):
-    with pytest.raises(InputError, match="per trial is"):
-        check_resources(cpus, gpus)
+def test_the_package_is_shipped_as_it_lies_here(monkeypatch):
+    monkeypatch.delenv(JOB, raising=False)
+    assert runtime_env() == {
+        "py_modules": [str(Path(condkd_ray.__file__).parent)],
+        "excludes": ["**/__pycache__/"],
+    }
 
 
-@pytest.mark.parametrize(("cpus", "gpus", "count"), [(1, 0, 2), (0.5, 0, 4), (2, 0, 1), (0.5, 1, 2), (0.5, 0.5, 4)])
-def test_slots(cluster, cpus, gpus, count):
-    check_resources(cpus, gpus)
-    assert slots(cpus, gpus) == count
+def test_a_job_that_brought_its_code_needs_no_more(monkeypatch):
+    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}, "metadata": {}}))
+    assert runtime_env() is None
+    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"env_vars": {"A": "1"}}, "metadata": {}}))
+    assert runtime_env() is not None
+
+
+def test_results_in_the_folder_of_a_job_would_be_lost(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(JOB, raising=False)
+    assert not in_job_folder(Path("runs/x"))
+    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}}))
+    assert in_job_folder(Path("runs/x"))
+    assert not in_job_folder(tmp_path.parent / "x")

@@ -11,31 +11,29 @@ import toy
 from cluster import processes
 from cluster.driver.test_sweep import Heard
 from cluster.drivers import assert_equal_numbers, direct
-from condkd_ray.cluster.driver.options import Terms
-from condkd_ray.cluster.driver.sweep import sweep
 from condkd_ray.cluster.driver.tune_hooks import IN_VAIN
+from condkd_ray.cluster.worker.paths import trial_folder
 from condkd_ray.cluster.worker.retries import ATTEMPTS, attempts_path
-from condkd_ray.cluster.worker.trainable import trial_folder
-from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
+from condkd_ray.trial.plan import PlannedTrial
 
 TRIAL, POOL = "ImplicitFunc", "SyntheticPool"
 
 
 @pytest.mark.slow
 def test_a_trial_killed_more_often_than_it_may_fail_finishes(cluster, tmp_path):
-    config, heard, left = toy.toy_config(rounds=8), Heard(), list(range(1, ATTEMPTS + 2))
+    config, left = toy.toy_config(rounds=8), list(range(1, ATTEMPTS + 2))
 
-    def on_round(trial: Trial, metrics: Metrics) -> None:
-        heard.on_round(trial, metrics)
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
         if metrics["round"] in left:
             left.remove(metrics["round"])
             (pid,) = processes.of_ray(TRIAL)
             os.kill(pid, signal.SIGKILL)
 
-    assert heard.sweep({"a": config}, tmp_path, on_round=on_round, checkpoint_seconds=0)
+    heard = Heard(disturb)
+    assert heard.sweep({"a": config}, tmp_path, checkpoint_seconds=0)
     assert not left
     assert_equal_numbers(heard.outcomes["a"], direct(config))
     assert heard.rounds["a"] == list(range(1, 9))
@@ -99,21 +97,21 @@ def test_a_trial_that_always_dies_is_given_up_and_tried_again_by_the_next_sweep(
 @pytest.mark.slow
 def test_a_straggler_holds_up_nobody_and_finishes_when_it_can(cluster, tmp_path):
     configs = {key: toy.toy_config(rounds=12, seed=seed) for seed, key in enumerate("abcd")}
-    heard, stopped = Heard(), []
+    stopped = []
 
-    def on_round(trial: Trial, metrics: Metrics) -> None:
-        heard.on_round(trial, metrics)
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
         if not stopped and len(heard.rounds) == 2:
             stopped.append(processes.of_ray(TRIAL)[0])
             os.kill(stopped[0], signal.SIGSTOP)
 
-    def on_outcome(trial: Trial, outcome: Outcome) -> None:
-        heard.on_outcome(trial, outcome)
-        if len(heard.outcomes) == 3:
-            os.kill(stopped[0], signal.SIGCONT)
+    class Patient(Heard):
+        def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+            super().ended(trial, outcome)
+            if len(self.outcomes) == 3:
+                os.kill(stopped[0], signal.SIGCONT)
 
-    trials = [Trial(key, key, config, toy.make_prepared()) for key, config in configs.items()]
-    assert sweep(trials, Terms(folder=tmp_path), on_round=on_round, on_outcome=on_outcome)
+    heard = Patient(disturb)
+    assert heard.sweep(configs, tmp_path)
     assert stopped
     for key, config in configs.items():
         assert_equal_numbers(heard.outcomes[key], direct(config))
@@ -122,17 +120,17 @@ def test_a_straggler_holds_up_nobody_and_finishes_when_it_can(cluster, tmp_path)
 @pytest.mark.parametrize(("whose", "file"), [(TRIAL, "state.safetensors"), (POOL, ".arrow")])
 def test_a_limit_on_file_size_ends_the_sweep_with_the_path_and_the_next_goes_on(cluster, tmp_path, whose, file):
     configs = {key: toy.toy_config(rounds=12, seed=seed) for seed, key in enumerate("ab")}
-    heard, limited = Heard(), []
+    limited = []
 
-    def on_round(trial: Trial, metrics: Metrics) -> None:
-        heard.on_round(trial, metrics)
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
         if metrics["round"] == 2 and not limited:
             limited.extend(processes.of_ray(whose))
             for pid in limited:
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, (512, resource.RLIM_INFINITY))
 
+    heard = Heard(disturb)
     with pytest.raises(StorageFullError, match=rf"{tmp_path}.*{file}.*: File too large"):
-        heard.sweep(configs, tmp_path, on_round=on_round, checkpoint_seconds=0)
+        heard.sweep(configs, tmp_path, checkpoint_seconds=0)
     assert limited
     assert list(tmp_path.rglob("*.partial")) == []
     last = Heard()

@@ -10,11 +10,12 @@ import toy
 
 from cluster import processes
 from cluster.driver.test_search import Plain
+from cluster.driver.test_sweep import planned
 from cluster.drivers import direct, timeless
-from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.driver.search import search
-from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.records import Outcome
+from condkd_ray.trial.plan import PlannedTrial
 
 CONFIGS = {key: toy.toy_config(seed=seed, rounds=6) for seed, key in enumerate("ab")}
 
@@ -26,7 +27,7 @@ class Generations(Plain):
     rests: list[str] = field(default_factory=list)
     generation: int = 0
 
-    def propose(self) -> Trial | Literal["later"] | None:
+    def propose(self) -> PlannedTrial | Literal["later"] | None:
         if not self.left and len(self.rests) < 2 and self.generation < 2:
             return "later"
         if not self.left and self.generation < 2:
@@ -34,14 +35,15 @@ class Generations(Plain):
         if not self.left:
             return None
         name, now = self.left.pop(0), self.generation
-        return Trial(
-            *(f"{name}{now}", name, self.configs[name], toy.make_prepared()),
+        return planned(
+            f"{name}{now}",
+            self.configs[name],
             heir_of=f"{name}{now - 1}" if now else "",
             rests=2 * now + 2 if now < 2 else None,
             buries=(f"{name}{now - 2}",) if now == 2 else (),
         )
 
-    def rested(self, trial: Trial) -> None:
+    def rested(self, trial: PlannedTrial) -> None:
         self.rests.append(trial.key)
 
 
@@ -54,7 +56,7 @@ def assert_equal(outcome: Outcome, expected: Outcome) -> None:
 
 def test_generation_by_generation_the_numbers_are_those_of_one_run(cluster, tmp_path):
     guide = Generations(CONFIGS)
-    assert search(guide, Terms(folder=tmp_path, checkpoint_seconds=1000))
+    assert search(guide, ClusterOptions(folder=tmp_path, checkpoint_seconds=1000))
     for name, config in CONFIGS.items():
         assert_equal(guide.outcomes[f"{name}2"], direct(config))
         # What it has been through before is told again: it is its history too.
@@ -73,6 +75,6 @@ def test_killed_in_their_generations_they_come_to_the_same(cluster, tmp_path):
                     os.kill(pid, signal.SIGKILL)
 
     guide = Hit(CONFIGS)
-    assert search(guide, Terms(folder=tmp_path, checkpoint_seconds=0, max_concurrent=1))
+    assert search(guide, ClusterOptions(folder=tmp_path, checkpoint_seconds=0, max_concurrent=1))
     for name, config in CONFIGS.items():
         assert_equal(guide.outcomes[f"{name}2"], direct(config))

@@ -8,15 +8,15 @@ import toy
 
 from cluster.driver.test_search import Plain
 from condkd_ray.cluster.driver.gpu_budget import GpuBudget
-from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.driver.search import search
-from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.method import Metrics
 from condkd_ray.runs import search as searches
 from condkd_ray.study import open_storage
 from condkd_ray.study.space import parse
 from condkd_ray.trial.loop import start
+from condkd_ray.trial.plan import PlannedTrial
 
 
 class Clock:
@@ -56,14 +56,14 @@ def test_once_it_is_spent_nothing_is_proposed_and_what_runs_stops_after_a_round(
     class Counting(Plain):
         """A round takes a second of that clock."""
 
-        def round(self, trial: Trial, metrics: Metrics) -> None:
+        def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
             super().round(trial, metrics)
             clock.now += 1.0
 
     kept: list[float] = []
     guide = Counting({key: toy.toy_config(seed=seed, rounds=5000) for seed, key in enumerate("abc")})
     budget = GpuBudget(4.0, 1.0, kept.append, clock)
-    assert not search(guide, Terms(folder=tmp_path, gpus_per_trial=1, max_concurrent=1, gpu_budget=budget))
+    assert not search(guide, ClusterOptions(folder=tmp_path, gpus_per_trial=1, max_concurrent=1), budget)
     assert guide.outcomes == {}
     assert guide.heard == [("propose", "a")]
     assert kept[-1] == budget.used == 1.0 + len(guide.rounds["a"]) >= 4.0
@@ -76,7 +76,7 @@ def test_once_it_is_spent_nothing_is_proposed_and_what_runs_stops_after_a_round(
 
 def test_a_budget_that_is_spent_before_starts_nothing(cluster, tmp_path):
     guide = Plain({"a": toy.toy_config(rounds=1)})
-    assert not search(guide, Terms(folder=tmp_path, gpus_per_trial=1, gpu_budget=GpuBudget(3.0, 4.0)))
+    assert not search(guide, ClusterOptions(folder=tmp_path, gpus_per_trial=1), GpuBudget(3.0, 4.0))
     assert guide.heard == []
 
 
@@ -92,7 +92,7 @@ rounds: 3
 
 
 def test_a_search_says_which_budget_is_spent_and_counts_all_its_runs(cluster, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(searches, "connect", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(searches, "connect", lambda address, view: contextlib.nullcontext())
     common = {"out": tmp_path / "out", "cache": tmp_path / "cache", "trials": 2, "gpus_per_trial": 0.5}
 
     def run(hours: float) -> int:

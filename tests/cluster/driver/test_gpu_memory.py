@@ -5,18 +5,18 @@ import toy
 
 from condkd_ray.cluster.driver.gpu_memory import Need, _kinds, _roles, check_need, check_packing, one_step, work
 from condkd_ray.cluster.worker.jobs import Job
-from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.trial.config import Pipeline
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 SYNTHESIZE, STEP = Fast.synthesize, Distiller.step
 BOTH = ("inversion", "distillation")
 
 
-def job(label: str, config, parcel=None) -> Job:
-    return Job(label, to_tree(config), parcel, "trial", label)
+def job(key: str, config) -> Job:
+    return PlannedTrial(key, Plan(key, 0, 0, config), None)
 
 
 def test_a_need_above_its_part_is_refused_with_the_part_it_needs():
@@ -35,7 +35,7 @@ def test_a_step_of_everything_is_enough_to_be_measured():
 def test_trials_that_differ_in_seed_and_length_alone_are_measured_once():
     wide = toy.toy_config(inversion=Fast(steps=2, batch=32, latent=16, width=8))
     jobs = [job("a", toy.toy_config()), job("b", toy.toy_config(seed=1, rounds=9)), job("c", wide)]
-    assert [job.label for job in _kinds(jobs)] == ["a", "c"]
+    assert [job.key for job in _kinds(jobs)] == ["a", "c"]
 
 
 @pytest.mark.parametrize("role", ["trial", "learner", "producer"])

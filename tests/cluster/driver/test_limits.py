@@ -6,10 +6,7 @@ import pytest
 import toy
 
 from cluster.driver.test_sweep import Heard
-from condkd_ray.cluster.connection.connect import check_resources, slots
-from condkd_ray.cluster.worker.trainable import trial_folder
-from condkd_ray.cluster.worker.trials import Trial
-from condkd_ray.core.method import InputError, Metrics
+from condkd_ray.cluster.worker.paths import trial_folder
 
 HERE = "node:127.0.0.1"
 """A resource of which each node of a cluster on loopback has 1."""
@@ -34,22 +31,6 @@ def test_at_its_deadline_a_sweep_ends_and_what_ran_has_a_checkpoint(cluster, tmp
 @pytest.mark.parametrize("limit", [{"max_concurrent": 1}, {"resources": {HERE: 0.6}}])
 def test_fewer_trials_at_once(cluster, tmp_path, limit):
     told: list[str] = []
-
-    def on_round(trial: Trial, metrics: Metrics) -> None:
-        told.append(trial.key)
-
     configs = {key: toy.toy_config(seed=seed, rounds=2) for seed, key in enumerate("ab")}
-    assert Heard().sweep(configs, tmp_path, on_round=on_round, **limit)
+    assert Heard(lambda trial, metrics: told.append(trial.key)).sweep(configs, tmp_path, **limit)
     assert told == ["a", "a", "b", "b"]
-
-
-def test_a_custom_resource_counts_for_slots(cluster):
-    assert slots(0.5, 0, {HERE: 0.5}) == 2
-    assert slots(1, 0, {HERE: 1}) == 1
-
-
-@pytest.mark.parametrize("more", [{"big_memory": 1.0}, {HERE: 2.0}])
-def test_a_custom_resource_nobody_has_is_refused_with_what_nodes_offer(cluster, more):
-    (name,) = more
-    with pytest.raises(InputError, match=f"{name}'; accepted: at most what one machine has, of 2 CPUs, 2 GPUs"):
-        check_resources(1, 0, more)

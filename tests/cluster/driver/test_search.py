@@ -8,14 +8,14 @@ import pytest
 import toy
 
 from cluster import processes
-from cluster.driver.test_sweep import diverging
+from cluster.driver.test_sweep import diverging, planned
 from cluster.drivers import direct
-from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.driver.search import search
-from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.plan import PlannedTrial
 
 
 @dataclass
@@ -32,24 +32,24 @@ class Plain:
     def __post_init__(self) -> None:
         self.left = list(self.configs)
 
-    def propose(self) -> Trial | None:
+    def propose(self) -> PlannedTrial | None:
         if not self.left:
             return None
         key = self.left.pop(0)
         self.heard.append(("propose", key))
-        return Trial(key, f"toy {key}", self.configs[key], toy.make_prepared())
+        return planned(key, self.configs[key])
 
-    def round(self, trial: Trial, metrics: Metrics) -> None:
+    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
         self.rounds.setdefault(trial.key, []).append(metrics)
 
-    def goes_on(self, trial: Trial) -> bool:
+    def goes_on(self, trial: PlannedTrial) -> bool:
         return len(self.rounds.get(trial.key, [])) != self.stops.get(trial.key)
 
-    def untested(self, trial: Trial, outcome: Outcome) -> None:
+    def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
         self.heard.append(("untested", trial.key))
         self.before_test[trial.key] = outcome
 
-    def ended(self, trial: Trial, outcome: Outcome) -> None:
+    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
         self.heard.append(("ended", trial.key))
         self.outcomes[trial.key] = outcome
 
@@ -58,7 +58,7 @@ def test_a_search_ends_with_what_was_proposed_each_tested_once_all_else_was_told
     configs = {key: toy.toy_config(seed=seed, rounds=3) for seed, key in enumerate("abc")}
     configs["nan"] = diverging(rounds=2)
     guide = Plain(configs | {"poor": toy.toy_config(seed=9, rounds=1000)}, stops={"poor": 2})
-    assert search(guide, Terms(folder=tmp_path))
+    assert search(guide, ClusterOptions(folder=tmp_path))
     assert [key for what, key in guide.heard if what == "propose"] == [*"abc", "nan", "poor"]
     for key in "abc":
         assert guide.heard.index(("untested", key)) < guide.heard.index(("ended", key))
@@ -81,15 +81,15 @@ def test_whoever_is_killed_the_numbers_stay(cluster, tmp_path):
     killed = []
 
     class Hit(Plain):
-        def round(self, trial: Trial, metrics: Metrics) -> None:
+        def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
             super().round(trial, metrics)
             if trial.key == "a" and metrics["round"] == 2:
-                killed.extend(pid for name in ("JobBoard", "ImplicitFunc") for pid in processes.of_ray(name))
+                killed.extend(pid for name in ("JobTable", "ImplicitFunc") for pid in processes.of_ray(name))
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
 
     guide = Hit(configs)
-    assert search(guide, Terms(folder=tmp_path, checkpoint_seconds=0, max_concurrent=1))
+    assert search(guide, ClusterOptions(folder=tmp_path, checkpoint_seconds=0, max_concurrent=1))
     assert len(killed) >= 2
     for key in "ab":
         # Rounds count once however often they are told.
@@ -100,14 +100,14 @@ def test_whoever_is_killed_the_numbers_stay(cluster, tmp_path):
 
 def test_what_the_guide_raises_ends_the_search(cluster, tmp_path):
     class Broken(Plain):
-        def propose(self) -> Trial | None:
+        def propose(self) -> PlannedTrial | None:
             raise OSError("no study")
 
     with pytest.raises(OSError, match="no study"):
-        search(Broken({}), Terms(folder=tmp_path))
+        search(Broken({}), ClusterOptions(folder=tmp_path))
 
 
 def test_at_its_deadline_nothing_more_is_proposed(cluster, tmp_path):
     guide = Plain({"a": toy.toy_config(rounds=1)})
-    assert not search(guide, Terms(folder=tmp_path, deadline=0.0))
+    assert not search(guide, ClusterOptions(folder=tmp_path, deadline=0.0))
     assert guide.heard == []

@@ -10,12 +10,11 @@ from pyarrow.fs import FileSelector
 
 from cluster import processes
 from cluster.drivers import assert_equal_numbers, direct
-from condkd_ray.cluster.driver.options import Terms
+from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.driver.sweep import sweep
 from condkd_ray.cluster.pool.actor import make_pool
 from condkd_ray.cluster.pool.store import PoolStore
-from condkd_ray.cluster.worker.trainable import outcome_path, trial_folder
-from condkd_ray.cluster.worker.trials import Trial, clear, empty
+from condkd_ray.cluster.worker.paths import clear, empty, outcome_path, trial_folder
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, locate, put_text
@@ -23,6 +22,7 @@ from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.memory import Latest
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.outcome import save_outcome
+from condkd_ray.trial.plan import Lineage, Plan, PlannedTrial
 from condkd_ray.trial.run import run_trial
 from condkd_ray.trial.synthesis import codec
 
@@ -35,27 +35,32 @@ def diverging(**changes) -> TrialConfig:
     return replace(config, distiller=replace(config.distiller, lr=1e30))
 
 
-class Heard:
-    """Callbacks of a sweep that keep what they hear."""
+def planned(key: str, config: TrialConfig, scope="trial", **lineage) -> PlannedTrial:
+    """A trial of the toy world."""
+    return PlannedTrial(key, Plan(f"toy {key}", 0, 0, config, scope), toy.make_prepared(), Lineage(**lineage))
 
-    def __init__(self) -> None:
+
+class Heard:
+    """An observer of a sweep that keeps what it hears, and calls `disturb` after each round."""
+
+    def __init__(self, disturb=lambda trial, metrics: None) -> None:
+        self._disturb = disturb
         self.rounds: dict[str, list[int]] = {}
         self.first_metrics: dict[tuple[str, int], Metrics] = {}
         self.outcomes: dict[str, Outcome] = {}
 
-    def on_round(self, trial: Trial, metrics: Metrics) -> None:
+    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
         self.rounds.setdefault(trial.key, []).append(metrics["round"])
         self.first_metrics[trial.key, metrics["round"]] = metrics
+        self._disturb(trial, metrics)
 
-    def on_outcome(self, trial: Trial, outcome: Outcome) -> None:
+    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
         assert trial.key not in self.outcomes
         self.outcomes[trial.key] = outcome
 
-    def sweep(self, configs: dict[str, TrialConfig], folder: Path, **options) -> bool:
-        prepared = toy.make_prepared()
-        trials = [Trial(key, f"toy {key}", config, prepared) for key, config in configs.items()]
-        on_round = options.pop("on_round", self.on_round)
-        return sweep(trials, Terms(folder=folder, **options), on_round=on_round, on_outcome=self.on_outcome)
+    def sweep(self, configs: dict[str, TrialConfig], folder: Path, scope="trial", **options) -> bool:
+        trials = [planned(key, config, scope) for key, config in configs.items()]
+        return sweep(trials, ClusterOptions(folder=folder, **options), self)
 
 
 def everything(folder: Location) -> list[str]:
@@ -130,17 +135,17 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd)
 def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster, tmp_path, place, request):
     storage = tmp_path if place == "folder" else locate(request.getfixturevalue("bucket"))
     config = toy.toy_config(rounds=7, memory=toy.toy_config().memory)
-    heard, killed = Heard(), {}
+    killed = {}
 
-    def on_round(trial: Trial, metrics: Metrics) -> None:
-        heard.on_round(trial, metrics)
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
         victim = {2: "ImplicitFunc", 5: "SyntheticPool"}.get(metrics["round"])
         if victim is not None:
             (pid,) = processes.of_ray(victim)
             os.kill(pid, signal.SIGKILL)
             killed[victim] = pid
 
-    assert heard.sweep({"a": config}, tmp_path, storage=storage, on_round=on_round, checkpoint_seconds=0)
+    heard = Heard(disturb)
+    assert heard.sweep({"a": config}, tmp_path, storage=storage, checkpoint_seconds=0)
     assert set(killed) == {"ImplicitFunc", "SyntheticPool"}
     assert heard.rounds["a"] == [1, 2, 3, 4, 5, 6, 7]
     assert_equal_numbers(heard.outcomes["a"], direct(config))
@@ -152,16 +157,15 @@ def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster
 
 
 def test_an_error_of_the_callers_ends_the_sweep(cluster, tmp_path):
-    def on_round(trial: Trial, metrics: Metrics) -> None:
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="disk is full"):
-        Heard().sweep({"a": toy.toy_config(rounds=1000)}, tmp_path, on_round=on_round)
+        Heard(disturb).sweep({"a": toy.toy_config(rounds=1000)}, tmp_path)
 
 
 def test_what_recorded_trials_left_is_cleared(tmp_path):
-    prepared = toy.make_prepared()
-    trials = [Trial(key, key, toy.toy_config(), prepared) for key in "abc"]
+    trials = [planned(key, toy.toy_config()) for key in "abc"]
     for trial in trials:
         trial_folder(tmp_path, trial.key).mkdir(parents=True)
         (tmp_path / "chunks" / trial.place[1]).mkdir(parents=True)

@@ -9,14 +9,15 @@ import torch
 import toy
 
 from cluster import processes
-from cluster.worker.test_shared_rounds import FREE, Sharing, assert_as_alone
+from cluster.driver.test_sweep import Heard, everything
+from cluster.worker.test_shared_rounds import FREE, assert_as_alone
 from condkd_ray.cluster.pool.actor import SyntheticPool, make_pool
 from condkd_ray.cluster.pool.store import PoolStore
-from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.samples import Codec
 from condkd_ray.core.storage import Remote, files, locate
 from condkd_ray.methods.memory import Latest
 from condkd_ray.methods.memory.chunks import chunk_path, stored_chunks, to_arrays, write_chunk
+from condkd_ray.trial.plan import PlannedTrial
 
 CODEC = Codec("unit", toy.MEAN, toy.STD)
 ROW = 64 + 8 + 8
@@ -62,23 +63,15 @@ def test_what_a_crash_left_half_done_is_cleared(cluster, folder):
 def test_sharers_keep_their_numbers_through_a_killed_pool_and_a_killed_maker(cluster, tmp_path, bucket):
     killed = {}
 
-    def disturb(trial: Trial, metrics: dict) -> None:
+    def disturb(trial: PlannedTrial, metrics: dict) -> None:
         victim = {2: "SyntheticPool", 4: "ImplicitFunc"}.get(metrics["round"])
         if victim and victim not in killed:
             killed[victim] = processes.of_ray(victim)[0]
             os.kill(killed[victim], signal.SIGKILL)
 
     configs = {"a": replace(FREE, rounds=6), "b": replace(FREE, rounds=6, memory=Latest())}
-    heard = Sharing(disturb)
-    assert heard.run(configs, tmp_path, storage=locate(bucket), checkpoint_seconds=0)
+    heard = Heard(disturb)
+    assert heard.sweep(configs, tmp_path, "inversion", storage=locate(bucket), checkpoint_seconds=0)
     assert set(killed) == {"SyntheticPool", "ImplicitFunc"}
     assert_as_alone(heard.outcomes, configs)
-    names = {info.path.rpartition("/")[2] for info in everything(locate(bucket))}
-    assert names == {"pool.json"}
-
-
-def everything(folder: Remote) -> list:
-    """All files below."""
-    from pyarrow.fs import FileSelector
-
-    return [info for info in folder.filesystem.get_file_info(FileSelector(folder.path, recursive=True)) if info.is_file]
+    assert {path.rpartition("/")[2] for path in everything(locate(bucket))} == {"pool.json"}

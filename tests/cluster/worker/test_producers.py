@@ -15,14 +15,14 @@ from cluster.driver.test_sweep import Heard, diverging
 from cluster.drivers import assert_equal_numbers, direct
 from condkd_ray.cluster.pool.actor import make_pool
 from condkd_ray.cluster.pool.store import FilledStore
-from condkd_ray.cluster.worker.object_store import Depot
+from condkd_ray.cluster.worker.object_store import Packer
 from condkd_ray.cluster.worker.producers import Crew
-from condkd_ray.cluster.worker.trials import Trial
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import DeepInversion
 from condkd_ray.methods.memory import Latest
 from condkd_ray.trial.config import Allowance, Pipeline, TrialConfig
+from condkd_ray.trial.plan import PlannedTrial
 from condkd_ray.trial.run import run_trial
 from condkd_ray.trial.synthesis import codec
 
@@ -68,16 +68,16 @@ def test_a_sweep_gives_the_numbers_of_one_process(cluster, tmp_path):
     [PRODUCER, pytest.param(LEARNER, marks=pytest.mark.slow), pytest.param("SyntheticPool", marks=pytest.mark.slow)],
 )
 def test_whoever_is_killed_the_numbers_stay_as_they_were(cluster, tmp_path, victim):
-    config, heard, killed = replace(TWO, rounds=8), Heard(), []
+    config, killed = replace(TWO, rounds=8), []
 
-    def on_round(trial: Trial, metrics: Metrics) -> None:
-        heard.on_round(trial, metrics)
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
         if metrics["round"] == 3:
             killed.extend(processes.of_ray(victim))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    assert heard.sweep({"a": config}, tmp_path, on_round=on_round, checkpoint_seconds=0, **HALF)
+    heard = Heard(disturb)
+    assert heard.sweep({"a": config}, tmp_path, checkpoint_seconds=0, **HALF)
     assert len(killed) == (2 if victim == PRODUCER else 1)
     assert heard.rounds["a"] == list(range(1, 9))
     assert_equal_numbers(heard.outcomes["a"], direct(config))
@@ -117,7 +117,7 @@ class Here:
 
     def run(self, on_round):
         place = (codec(self.config, self.prepared.teacher), toy.NUM_CLASSES, self.pool, "a")
-        with Crew(Depot().pack(self.prepared), self.pool, "a", Allowance(0.1)) as crew:
+        with Crew(Packer().pack(self.prepared), self.pool, "a", Allowance(0.1)) as crew:
             return run_trial(self.config, self.prepared, FilledStore(*place), source=crew, on_round=on_round)
 
 

@@ -8,21 +8,20 @@ import pytest
 import toy
 
 from cluster import processes
-from cluster.driver.test_sweep import Heard
+from cluster.driver.test_sweep import Heard, planned
 from cluster.drivers import PATH, direct, timeless
-from condkd_ray.cluster.driver.monitor import Progress
-from condkd_ray.cluster.driver.options import Terms
-from condkd_ray.cluster.driver.sweep import sweep
+from condkd_ray.cluster.driver.monitor import Monitor
+from condkd_ray.cluster.driver.sweep import producers_first
 from condkd_ray.cluster.pool.actor import make_pool
 from condkd_ray.cluster.pool.shared_store import SharedStore
 from condkd_ray.cluster.worker.shared_rounds import SharedSource
-from condkd_ray.cluster.worker.trials import Trial, producers_first
 from condkd_ray.core.records import Outcome
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import DeepInversion, Fast
 from condkd_ray.methods.memory import Latest, Reservoir
 from condkd_ray.models import ResNet
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.plan import PlannedTrial
 from condkd_ray.trial.run import run_trial
 from condkd_ray.trial.synthesis import codec
 
@@ -46,23 +45,6 @@ def rounds_made(outcomes: dict[str, Outcome], keys: set[str]) -> float:
     return sum(outcomes[key].metrics["pool/made"] for key in keys)
 
 
-class Sharing(Heard):
-    """A sweep of the scope `inversion`, that may be disturbed as rounds are heard."""
-
-    def __init__(self, disturb=lambda trial, metrics: None) -> None:
-        super().__init__()
-        self._disturb = disturb
-
-    def on_round(self, trial: Trial, metrics: dict) -> None:
-        super().on_round(trial, metrics)
-        self._disturb(trial, metrics)
-
-    def run(self, configs: dict[str, TrialConfig], folder: Path, scope="inversion", **options) -> bool:
-        prepared = toy.make_prepared()
-        trials = [Trial(key, key, config, prepared, scope) for key, config in configs.items()]
-        return sweep(trials, Terms(folder=folder, **options), on_round=self.on_round, on_outcome=self.on_outcome)
-
-
 def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_once(cluster, tmp_path):
     configs = {
         "plain": FREE,
@@ -77,8 +59,8 @@ def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_onc
         "other seed": replace(FREE, seed=1),
         "asks": toy.toy_config(),
     }
-    heard = Sharing()
-    assert heard.run(configs, tmp_path, checkpoint_seconds=0)
+    heard = Heard()
+    assert heard.sweep(configs, tmp_path, "inversion", checkpoint_seconds=0)
     assert_as_alone(heard.outcomes, configs)
     one = {"plain", "longer", "other student", "few condensed", "latest", "reservoir", "reads logits"}
     assert rounds_made(heard.outcomes, one) == 6
@@ -93,13 +75,13 @@ def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_onc
 def pids(monkeypatch) -> dict[str, int]:
     """Of the processes that trials were last heard from, by key."""
     found: dict[str, int] = {}
-    heard = Progress.heard
+    heard = Monitor.heard
 
     def spy(self, key: str, result: dict) -> None:
         found[key] = result["pid"]
         heard(self, key, result)
 
-    monkeypatch.setattr(Progress, "heard", spy)
+    monkeypatch.setattr(Monitor, "heard", spy)
     return found
 
 
@@ -108,14 +90,14 @@ def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved)
     """It comes back and goes on, or the one that waits takes over: whichever is first."""
     killed = []
 
-    def disturb(trial: Trial, metrics: dict) -> None:
+    def disturb(trial: PlannedTrial, metrics: dict) -> None:
         if metrics["round"] >= 3 and metrics["pool/made"] and len(pids) == 2 and not killed:
             killed.append(trial.key)
             os.kill(pids[trial.key], signal.SIGKILL)
 
     configs = {"a": replace(FREE, rounds=12), "b": replace(FREE, rounds=12, memory=Latest())}
-    heard = Sharing(disturb)
-    assert heard.run(configs, tmp_path, checkpoint_seconds=saved)
+    heard = Heard(disturb)
+    assert heard.sweep(configs, tmp_path, "inversion", checkpoint_seconds=saved)
     assert killed
     assert_as_alone(heard.outcomes, configs)
 
@@ -166,22 +148,22 @@ def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path)
 def test_a_killed_pool_leaves_sharers_their_numbers(cluster, tmp_path):
     killed = []
 
-    def disturb(trial: Trial, metrics: dict) -> None:
+    def disturb(trial: PlannedTrial, metrics: dict) -> None:
         if metrics["round"] == 3 and not killed:
             (pid,) = processes.of_ray("SyntheticPool")
             killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 
     configs = {"a": replace(FREE, rounds=8), "b": replace(FREE, rounds=8, memory=Latest())}
-    heard = Sharing(disturb)
-    assert heard.run(configs, tmp_path, checkpoint_seconds=0)
+    heard = Heard(disturb)
+    assert heard.sweep(configs, tmp_path, "inversion", checkpoint_seconds=0)
     assert_as_alone(heard.outcomes, configs)
 
 
 def test_in_a_sweeps_pool_trials_draw_from_one_another(cluster, tmp_path):
     configs = {f"seed {seed}": toy.toy_config(seed=seed, rounds=4) for seed in range(4)}
-    heard = Sharing()
-    assert heard.run(configs, tmp_path, scope="sweep")
+    heard = Heard()
+    assert heard.sweep(configs, tmp_path, "sweep")
     assert all(outcome.status == "finished" for outcome in heard.outcomes.values())
     taken = {key: outcome.metrics["pool/taken"] for key, outcome in heard.outcomes.items()}
     own = 4 * 16
@@ -193,9 +175,8 @@ def test_in_a_sweeps_pool_trials_draw_from_one_another(cluster, tmp_path):
 
 
 def test_one_of_each_group_comes_first():
-    prepared = toy.make_prepared()
     configs = {"a0": FREE, "a1": replace(FREE, rounds=9), "b0": replace(FREE, seed=1), "c": toy.toy_config()}
-    trials = [Trial(key, key, config, prepared, "inversion") for key, config in configs.items()]
+    trials = [planned(key, config, "inversion") for key, config in configs.items()]
     assert [trial.key for trial in producers_first(trials)] == ["a0", "b0", "c", "a1"]
-    alone = [replace(trial, scope="trial") for trial in trials]
-    assert producers_first(alone) == alone
+    alone = [planned(key, config) for key, config in configs.items()]
+    assert [trial.key for trial in producers_first(alone)] == list(configs)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from condkd_ray.commands.console.live_table import drawn_bar, lines
-from condkd_ray.commands.console.progress import Best, Goal, Progress
+from condkd_ray.commands.console.progress import Progress
+from condkd_ray.core.view import Best, Goal
 
 LEAVES = {"inversion/bn_weight": 12.3456789, "guidance/name": "discriminator", "guidance/weight": 80.0}
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from condkd_ray.commands.console.progress import Best, Goal, Progress, duration
+from condkd_ray.commands.console.progress import Progress
+from condkd_ray.core.view import Best, Goal
 
 
 class Clock:
@@ -106,12 +107,3 @@ def test_failures_alone_give_no_estimate():
     progress = Progress(2, clock=Clock())
     progress.finished("a", "a", "failed")
     assert progress.seconds_left() is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "--"), (float("inf"), "--"), (0, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"),
-     (7800, "2 h 10 min"), (100800, "1 d 04 h")],
-)  # fmt: skip
-def test_durations(seconds, text):
-    assert duration(seconds) == text

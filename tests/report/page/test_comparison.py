@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from condkd_ray.__main__ import Report, rebuild
+from condkd_ray.commands.report import Report, rebuild
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Record, write_manifest, write_record
 from condkd_ray.report import page

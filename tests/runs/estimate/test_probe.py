@@ -6,9 +6,9 @@ from toy import make_prepared, toy_config
 from condkd_ray.core.method import NonFiniteError
 from condkd_ray.methods.condensation import GradientMatching, Herding, SqueezeRecover, TrajectoryMatching
 from condkd_ray.runs.estimate.probe import Span, hull, probe_set, probe_teacher, probe_trial
-from condkd_ray.runs.estimate.stand_ins import Sketch
-from condkd_ray.runs.plan import Plan
-from runs.estimate.test_text import plans
+from condkd_ray.trial.artifacts import StandIns, Workshop
+from condkd_ray.trial.plan import Plan
+from runs.estimate.test_estimate import plans
 
 
 def test_spans_are_added_and_multiplied_bound_by_bound():
@@ -37,13 +37,14 @@ def test_a_trial_that_diverges_says_so(tmp_path):
         probe_trial(Plan("guided", 2, 0, config), make_prepared(), tmp_path)
 
 
-def test_a_sketch_makes_nothing_and_lists_what_there_is_to_make_once(tmp_path):
-    sketch = Sketch(tmp_path / "cache")
+def test_with_stand_ins_a_workshop_makes_nothing_and_lists_what_there_is_to_make_once(tmp_path):
+    stand_ins = StandIns()
+    workshop = Workshop(tmp_path / "cache", stand_ins=stand_ins)
     for plan in plans():
-        prepared = sketch.prepare(plan.config)
+        prepared = workshop.prepare(plan.config)
         assert len(prepared.condensed or []) == (20 if plan.arm == "guided" else 0)
-    assert len(sketch.teachers) == 1
-    assert [(config.seed, method.name) for config, method in sketch.sets.values()] == [
+    assert len(stand_ins.teachers) == 1
+    assert [(config.seed, method.name) for config, method in stand_ins.sets.values()] == [
         (0, "distribution_matching"),
         (1, "distribution_matching"),
     ]
@@ -53,12 +54,10 @@ def test_a_sketch_makes_nothing_and_lists_what_there_is_to_make_once(tmp_path):
 def test_what_is_cached_is_taken_as_it_is(tmp_path):
     config = plans()[-1].config
     config = replace(config, teacher=replace(config.teacher, training=replace(config.teacher.training, epochs=2)))
-    from condkd_ray.trial.artifacts import Workshop
-
     true = Workshop(tmp_path).prepare(config)
-    sketch = Sketch(tmp_path)
-    assert sketch.prepare(config).hashes == true.hashes
-    assert sketch.teachers == sketch.sets == {}
+    stand_ins = StandIns()
+    assert Workshop(tmp_path, stand_ins=stand_ins).prepare(config).hashes == true.hashes
+    assert stand_ins == StandIns({}, {})
 
 
 @pytest.mark.parametrize(
@@ -72,13 +71,13 @@ def test_what_is_cached_is_taken_as_it_is(tmp_path):
     ids=lambda method: method.name,
 )
 def test_every_condenser_is_tried_without_doing_its_work(tmp_path, method):
-    sketch, config = Sketch(tmp_path), plans()[-1].config
-    taken = probe_set(config, method, sketch)
+    workshop, config = Workshop(tmp_path, stand_ins=StandIns()), plans()[-1].config
+    taken = probe_set(config, method, workshop)
     assert 0 < taken.low < taken.high
 
 
 def test_a_teachers_training_is_measured_by_some_of_its_steps(tmp_path):
-    sketch, config = Sketch(tmp_path), plans()[0].config
-    short = probe_teacher(config, sketch)
+    workshop, config = Workshop(tmp_path, stand_ins=StandIns()), plans()[0].config
+    short = probe_teacher(config, workshop)
     longer = replace(config.teacher, training=replace(config.teacher.training, epochs=4000))
-    assert probe_teacher(replace(config, teacher=longer), sketch).low > 5 * short.high
+    assert probe_teacher(replace(config, teacher=longer), workshop).low > 5 * short.high

@@ -13,10 +13,10 @@ from toy import make_prepared, toy_config
 from condkd_ray.core.records import Outcome, finished, read_records, write_record
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
-from condkd_ray.runs.chronicle import Chronicle
-from condkd_ray.runs.plan import Plan
 from condkd_ray.runs.recorder import make_record
+from condkd_ray.runs.study_recorder import StudyRecorder
 from condkd_ray.study import open_storage
+from condkd_ray.trial.plan import Plan, PlannedTrial
 
 PREPARED = dataclasses.replace(make_prepared(), hashes={"teacher": "t", "data": "d", "condensed": "c", "proxy": "p"})
 HISTORY = [
@@ -50,14 +50,15 @@ def plan(arm: str, seed: int, **inversion) -> Plan:
 PLANS = {"a": plan("slow", 0, steps=2), "b": plan("fast", 0, steps=1), "c": plan("fast", 1, steps=1)}
 
 
-def chronicle(out: Path, plans: dict[str, Plan] = PLANS) -> Chronicle:
-    return Chronicle(out, "ablate", {key: (plan, PREPARED) for key, plan in plans.items()})
+def opened(out: Path, plans: dict[str, Plan] = PLANS) -> StudyRecorder:
+    return StudyRecorder("ablate", out, [PlannedTrial(key, plan, PREPARED) for key, plan in plans.items()])
 
 
-def heard(told: Chronicle, out: Path, key: str, outcome: Outcome = ENDED, *, recorded: bool = True) -> None:
+def heard(told: StudyRecorder, out: Path, key: str, outcome: Outcome = ENDED, *, recorded: bool = True) -> None:
+    trial = PlannedTrial(key, PLANS[key], PREPARED)
     for metrics in outcome.history:
-        told.round(key, metrics)
-    told.ended(key, outcome)
+        told.round(trial, metrics)
+    told.ended(trial, outcome)
     if recorded:
         write_record(out, make_record("ablate", PLANS[key], key, PREPARED, outcome))
 
@@ -71,7 +72,7 @@ def states(out: Path) -> dict[str, TrialState]:
 
 
 def test_a_trial_is_told_whole_but_for_the_test(tmp_path):
-    heard(chronicle(tmp_path), tmp_path, "a")
+    heard(opened(tmp_path), tmp_path, "a")
     study = stored(tmp_path)
     (trial,) = study.trials
     assert trial.params == {"arm": "slow", "ipc": 2, "seed": 0, "inversion/steps": 2}
@@ -91,19 +92,19 @@ def test_a_trial_is_told_whole_but_for_the_test(tmp_path):
 
 def test_the_same_again_adds_nothing(tmp_path):
     for key in PLANS:
-        heard(chronicle(tmp_path), tmp_path, key)
+        heard(opened(tmp_path), tmp_path, key)
     before = (tmp_path / "study.journal").read_bytes()
-    chronicle(tmp_path)
+    opened(tmp_path)
     assert (tmp_path / "study.journal").read_bytes() == before
     assert len(stored(tmp_path).trials) == 3
 
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_killed_one_continued_ends_complete(tmp_path, recorded):
-    first = chronicle(tmp_path)
+    first = opened(tmp_path)
     heard(first, tmp_path, "a", recorded=recorded)
-    first.round("b", HISTORY[0])
-    again = chronicle(tmp_path)
+    first.round(PlannedTrial("b", PLANS["b"], PREPARED), HISTORY[0])
+    again = opened(tmp_path)
     for key in ("b", "c") if recorded else ("a", "b", "c"):
         heard(again, tmp_path, key)
     trials = stored(tmp_path).trials
@@ -117,11 +118,11 @@ def test_killed_over_any_write_it_ends_complete(tmp_path, monkeypatch):
     for writes in range(0, 60, 3):
         out = tmp_path / str(writes)
         with killed_after(writes, monkeypatch) as killed:
-            first = chronicle(out)
+            first = opened(out)
             for key in PLANS:
                 heard(first, out, key)
         count += len(killed)
-        again = chronicle(out)
+        again = opened(out)
         for key in set(PLANS) - finished(out):
             heard(again, out, key)
         trials = stored(out).trials
@@ -131,48 +132,48 @@ def test_killed_over_any_write_it_ends_complete(tmp_path, monkeypatch):
 
 
 def test_a_failure_has_its_reason_and_a_second_try_is_another_trial(tmp_path):
-    heard(chronicle(tmp_path), tmp_path, "a", FAILED)
-    heard(chronicle(tmp_path), tmp_path, "a")
+    heard(opened(tmp_path), tmp_path, "a", FAILED)
+    heard(opened(tmp_path), tmp_path, "a")
     failed, tried = stored(tmp_path).trials
     assert (failed.state, failed.user_attrs["reason"]) == (TrialState.FAIL, "round 2: kd/loss")
     assert (failed.user_attrs["node"], failed.user_attrs["time/wall_seconds"]) == ("far", 4.0)
     assert (tried.state, tried.value) == (TrialState.COMPLETE, 0.5)
-    chronicle(tmp_path)
+    opened(tmp_path)
     assert len(stored(tmp_path).trials) == 2
 
 
 def test_a_study_is_made_of_the_records_where_it_is_missing_or_its_values_are_others(tmp_path):
     for key in ("a", "b"):
-        heard(chronicle(tmp_path), tmp_path, key, FAILED if key == "b" else ENDED)
+        heard(opened(tmp_path), tmp_path, key, FAILED if key == "b" else ENDED)
     (tmp_path / "study.journal").unlink()
-    chronicle(tmp_path)
+    opened(tmp_path)
     assert states(tmp_path) == {"a": TrialState.COMPLETE, "b": TrialState.FAIL}
-    chronicle(tmp_path, PLANS | {"d": plan("slower", 0, steps=3)})
+    opened(tmp_path, PLANS | {"d": plan("slower", 0, steps=3)})
     assert states(tmp_path) == {"a": TrialState.COMPLETE, "b": TrialState.FAIL}
     (slow,) = stored(tmp_path).get_trials(states=[TrialState.COMPLETE])
     assert set(slow.distributions["inversion/steps"].choices) == {1, 2, 3}
     assert slow.params["inversion/steps"] == 2
     # Fewer plans than before are no other values.
-    chronicle(tmp_path, {"a": PLANS["a"]})
+    opened(tmp_path, {"a": PLANS["a"]})
     assert set(stored(tmp_path).trials[0].distributions["arm"].choices) == {"slow", "fast", "slower"}
     # An image and two configs, and none of the study that was.
     assert len(list((tmp_path / "artifacts").iterdir())) == 3
 
 
 def test_a_study_of_other_numbers_begins_anew_and_is_not_made_of_older_records(tmp_path):
-    heard(chronicle(tmp_path), tmp_path, "a")
+    heard(opened(tmp_path), tmp_path, "a")
     (record,) = read_records(tmp_path)
     write_record(tmp_path, dataclasses.replace(record, numbers=1))
     stored(tmp_path).set_user_attr("numbers", 1)
-    chronicle(tmp_path)
+    opened(tmp_path)
     assert stored(tmp_path).trials == []
-    heard(chronicle(tmp_path), tmp_path, "b")
+    heard(opened(tmp_path), tmp_path, "b")
     assert states(tmp_path) == {"b": TrialState.COMPLETE}
 
 
 def test_a_trial_without_a_finite_quality_is_told_once(tmp_path):
-    heard(chronicle(tmp_path), tmp_path, "a", dataclasses.replace(ENDED, history=[{"round": 1, "kd/loss": 1.0}]))
+    heard(opened(tmp_path), tmp_path, "a", dataclasses.replace(ENDED, history=[{"round": 1, "kd/loss": 1.0}]))
     for _ in range(2):
-        chronicle(tmp_path)
+        opened(tmp_path)
         (trial,) = stored(tmp_path).trials
         assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, "no finite proxy/agreement")

@@ -15,6 +15,7 @@ import pytest
 from places import EXPERIMENTS, SPACES
 from toy import make_prepared
 
+from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import read_manifest, read_records, write_manifest, write_record
 from condkd_ray.methods.condensation import DistributionMatching
@@ -22,18 +23,25 @@ from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import ResNet
-from condkd_ray.runs.estimate.estimate import Estimate, Work, estimate, estimate_search, finished_before, makespan
+from condkd_ray.runs.estimate.estimate import (
+    Estimate,
+    Workload,
+    estimate,
+    explain,
+    explain_search,
+    finished_before,
+    makespan,
+)
 from condkd_ray.runs.estimate.probe import Span
-from condkd_ray.runs.estimate.stand_ins import Sketch
-from condkd_ray.runs.estimate.text import explain, explain_search
-from condkd_ray.runs.experiment import Flags
-from condkd_ray.runs.options import RunFlags
-from condkd_ray.runs.plan import Plan, spread
+from condkd_ray.runs.options import Options
+from condkd_ray.runs.plan import spread
 from condkd_ray.runs.presets import arm
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.study.space import parse, read
+from condkd_ray.trial.artifacts import StandIns, Workshop
 from condkd_ray.trial.config import Pipeline
 from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.run import local_store, run_trial
 
 SCRIPT, SPACE = EXPERIMENTS / "ablate_ipc.py", SPACES / "guidance.yaml"
@@ -62,7 +70,7 @@ def test_trials_are_scheduled_in_their_order():
 
 
 def test_an_account_of_what_was_never_run_leaves_no_trace(cluster, tmp_path):
-    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
     said = explain("ablate_ipc", plans(), flags, "cpu")
     assert list(tmp_path.iterdir()) == []
     assert "4 trials, 0 of them finished" in said
@@ -74,8 +82,8 @@ def test_an_account_of_what_was_never_run_leaves_no_trace(cluster, tmp_path):
 
 
 def test_producers_take_their_place_and_their_memory_and_spare_time(cluster, tmp_path):
-    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache", cpus_per_trial=0.5, cpus_per_producer=0.5)
-    alone, helped = Work(plans(seeds=(0,)), {}), Work(plans(seeds=(0,), pipeline=Pipeline()), {})
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", cpus_per_trial=0.5, cpus_per_producer=0.5)
+    alone, helped = Workload(plans(seeds=(0,)), {}), Workload(plans(seeds=(0,), pipeline=Pipeline()), {})
     assert estimate(alone, flags, "cpu").at_once == 2
     found = estimate(helped, replace(flags, cpus_per_producer=1.0), "cpu")
     assert found.at_once == 1
@@ -86,10 +94,10 @@ def test_producers_take_their_place_and_their_memory_and_spare_time(cluster, tmp
 
 
 def test_more_rounds_are_told_to_take_longer(cluster, tmp_path):
-    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache")
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache")
     short, long = (
-        Work(plans(seeds=(0,)), {}),
-        Work([replace(plan, config=replace(plan.config, rounds=2000)) for plan in plans(seeds=(0,))], {}),
+        Workload(plans(seeds=(0,)), {}),
+        Workload([replace(plan, config=replace(plan.config, rounds=2000)) for plan in plans(seeds=(0,))], {}),
     )
     for work in (short, long):
         estimate(work, flags, "cpu")
@@ -114,8 +122,8 @@ def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster,
     older = replace(read_records(tmp_path)[0], numbers=1)
     write_record(tmp_path / "older", older)
     assert finished_before(planned, tmp_path / "older") == {}
-    flags = RunFlags(out=tmp_path, cache=tmp_path / "cache")
-    work = Work(planned[:2], finished_before(planned[:2], tmp_path))
+    flags = Options(out=tmp_path, cache=tmp_path / "cache")
+    work = Workload(planned[:2], finished_before(planned[:2], tmp_path))
     found = estimate(work, flags, "cpu")
     assert work.costs["none"].cpu == Span(80, 140)
     assert work.based_on == ["records of 1 finished trials for 1 arms"]
@@ -133,7 +141,7 @@ def test_a_search_is_told_from_its_corners(cluster, tmp_path):
         distiller: {steps: 2, batch: 32}
         rounds: 6
     """)
-    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
     said = explain_search(tree, flags, "cpu", trials=10)
     assert list(tmp_path.iterdir()) == []
     assert "10 trials to run" in said
@@ -143,18 +151,19 @@ def test_a_search_is_told_from_its_corners(cluster, tmp_path):
 
 
 def test_each_teacher_is_counted_before_the_trials(tmp_path):
-    flags = RunFlags(out=tmp_path / "out", cache=tmp_path / "cache")
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache")
     for teachers in (1, 2):
-        sketch = Sketch(flags.cache)
+        stand_ins = StandIns()
+        workshop = Workshop(flags.cache, stand_ins=stand_ins)
         for plan in spread(plans(), (0, 1), teachers):
-            sketch.teacher(plan.config)
-        assert len(sketch.teachers) == teachers
+            workshop.teacher(plan.config)
+        assert len(stand_ins.teachers) == teachers
 
 
 def test_nothing_is_left_to_run(cluster, tmp_path, monkeypatch):
     planned = plans(seeds=(0,))
-    monkeypatch.setattr("condkd_ray.runs.estimate.text.finished_before", lambda plans, out: dict.fromkeys(plans))
-    assert explain("x", planned, RunFlags(out=tmp_path), "cpu").endswith("\nNothing is left to run.\n")
+    monkeypatch.setattr("condkd_ray.runs.estimate.estimate.finished_before", lambda plans, out: dict.fromkeys(plans))
+    assert explain("x", planned, Options(out=tmp_path), "cpu").endswith("\nNothing is left to run.\n")
 
 
 def test_a_folder_of_another_experiment_is_refused(tmp_path):
@@ -162,13 +171,13 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path):
 
     write_manifest(tmp_path, Manifest(experiment="other", question="", command="", created=""))
     with pytest.raises(InputError, match="holds experiment 'other'"):
-        explain("ablate_ipc", plans(), RunFlags(out=tmp_path), "cpu")
+        explain("ablate_ipc", plans(), Options(out=tmp_path), "cpu")
 
 
 def one_of_each(args: Flags) -> Estimate:
     """In a process that holds nothing else, as the memory is measured."""
     names = ("none", "condensed_only", "mixed", "guided", "real")
-    return estimate(Work([arm(args.base(), name, 1, 0) for name in names], {}), args, "cpu")
+    return estimate(Workload([arm(args.base(), name, 1, 0) for name in names], {}), args, "cpu")
 
 
 @pytest.mark.slow
@@ -182,10 +191,10 @@ def test_it_comes_true(tmp_path):
     check(found, [str(SCRIPT), *flags], tmp_path / "out")
 
 
-def a_search(args: RunFlags) -> Estimate:
+def a_search(args: Options) -> Estimate:
     """As `one_of_each`."""
     tree = read(SPACE)
-    return estimate_search(Work.of_corners(tree), Work.of_search(tree, 4), args, "cpu")
+    return estimate(Workload.of_corners(tree), args, "cpu", whole=Workload.of_search(tree, 4))
 
 
 @pytest.mark.slow
@@ -193,7 +202,7 @@ def a_search(args: RunFlags) -> Estimate:
 def test_of_a_search_it_comes_true(tmp_path):
     """Digits at their default budget; the trials are proposed, so that only a range can be told."""
     flags = ["--trials", "4", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
-    found = alone(a_search, RunFlags(out=tmp_path / "out", cache=tmp_path / "cache"))
+    found = alone(a_search, Options(out=tmp_path / "out", cache=tmp_path / "cache"))
     assert not any(tmp_path.iterdir())
     check(found, ["-m", "condkd_ray", "search", str(SPACE), *flags], tmp_path / "out")
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from places import TESTS
 
-from condkd_ray.cluster.driver.spilling import spilled_by_ray
+from condkd_ray.cluster.driver.options import spilled_by_ray
 
 LOSING = TESTS / "cluster" / "losing_nodes.py"
 

@@ -1,0 +1,68 @@
+"""`condkd search`, and what scripts that search share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.exit_codes import ended, show, speak
+from condkd_ray.commands.console.results import tell_results
+from condkd_ray.runs import confirm as confirmation
+from condkd_ray.runs import search as searches
+from condkd_ray.runs.search import SearchSpec
+from condkd_ray.study.space import read
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFlags(SearchSpec):
+    """Flags of every search."""
+
+    explain: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Tell what the search will take, from probes of the space's corners, and stop: nothing is trained or written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(SearchFlags):
+    """Search a space. The same command again goes on: what was running first, from where it stood."""
+
+    space: tyro.conf.Positional[Path]
+    """A YAML file of a config with open leaves, such as search_spaces/guidance.yaml."""
+    out: Path = Path("runs/search")
+
+
+def search(command: Search) -> int:
+    """`condkd search SPACE`. The exit code: as an experiment's."""
+    return run(f"Which {command.space.stem} is best?", read(command.space), command)
+
+
+def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
+    """Run what is missing of a search of the space `tree`, and report. The exit code: as an experiment's."""
+    speak(flags.verbose)
+    if flags.explain:
+        show(searches.explained(tree, flags, view=TERMINAL))
+        return 0
+    result = searches.run(question, tree, flags, view=TERMINAL)
+    tell_results(flags.out, study=flags.study_storage)
+    return ended(result)
+
+
+def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
+    """Run the best trials of a finished search again with other seeds, and report. The exit code."""
+    result = confirmation.confirm(tree, flags, best=best, seeds=seeds, view=TERMINAL)
+    tell_results(result.out)
+    code = ended(result)
+    # It draws, which the other commands need not wait for.
+    from condkd_ray.report.build import build
+
+    with TERMINAL.bar("page of the search"):
+        build(flags.out, tensorboard=False)
+    log.info(f"the page of the search now shows what came of them: {flags.out / 'report.html'}")
+    return code

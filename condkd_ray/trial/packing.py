@@ -1,0 +1,68 @@
+"""What a trial is prepared with as named contents, and references that stand for it in a message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core.samples import Samples
+from condkd_ray.data.datasets import RealImages
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.diagnosis import Landmarks
+
+TEACHER_FIELDS = ("num_classes", "image_shape", "mean", "std", "train_size", "flip_ok")
+
+
+@dataclass(frozen=True)
+class ContentRef:
+    """One content: what names it, and the reference to its tensors, `dict[str, Plain]`."""
+
+    name: str
+    ref: Any
+
+
+@dataclass(frozen=True)
+class PreparedRefs:
+    """Stands for a `Prepared`: small, whatever its size. `teacher` holds the plain arguments of `Teacher`."""
+
+    contents: dict[str, ContentRef]
+    teacher: dict[str, Any]
+    hashes: dict[str, str]
+
+
+def named_contents(prepared: Prepared) -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """Name and tensors of each content, by kind; equal names have equal tensors. Needs all of `prepared.hashes`."""
+    hashes = prepared.hashes
+    # The logits in condensed and proxy sets are the teacher's, and their own hashes do not cover these.
+    digests = {
+        "test": hashes["data"],
+        "val": hashes["data"],
+        "condensed": f"{hashes['condensed']}/{hashes['teacher']}",
+        "proxy": f"{hashes['proxy']}/{hashes['teacher']}",
+        "landmarks": "/".join(hashes[kind] for kind in ("data", "proxy", "teacher", "condensed")),
+    }
+    found = {"teacher": (f"teacher/{hashes['teacher']}", prepared.teacher.network.state_dict())}
+    for kind, digest in digests.items():
+        if (content := getattr(prepared, kind)) is not None:
+            tensors = {name: tensor for name, tensor in vars(content).items() if tensor is not None}
+            found[kind] = (f"{kind}/{digest}", tensors)
+    return found
+
+
+def build_content(kind: str, tensors: dict[str, Tensor], config: TrialConfig, refs: PreparedRefs, device: str) -> Any:
+    """The content of a `Prepared` on `device`, but for real images. The teacher's module is built from its config."""
+    if kind in ("test", "val"):
+        return RealImages(**tensors)
+    if kind in ("condensed", "proxy"):
+        return Samples(**tensors).to(device)
+    if kind == "landmarks":
+        return Landmarks(**{name: tensor.to(device) for name, tensor in tensors.items()})
+    with torch.random.fork_rng(devices=[]):
+        network = config.teacher.network.build(refs.teacher["image_shape"], refs.teacher["num_classes"])
+    # Assigned rather than copied into the fresh parameters, so that strides stay; cloned, as modules can be written to.
+    network.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    return Teacher(network.to(device), **refs.teacher)
