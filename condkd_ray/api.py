@@ -3,8 +3,6 @@
 They do what the commands do, with the same numbers, and raise `InputError` where a command would end with code 2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

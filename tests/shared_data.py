@@ -1,7 +1,5 @@
 """Where real data sets lie that not everyone has; tests of them are skipped, with the reason, where there are none."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

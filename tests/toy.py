@@ -3,8 +3,6 @@
 Letters: N images, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import cache
 from typing import Any

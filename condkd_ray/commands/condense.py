@@ -1,7 +1,5 @@
 """A condensed set by itself: made as a trial would make it, and written for other programs, beside its control."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Both windows on a running or finished experiment: the Optuna dashboard and TensorBoard, on this machine alone."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import socket

@@ -1,7 +1,5 @@
 """What all experiment scripts share: flags -> base config -> plans -> run -> tables and exit code."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`condkd export`: the best student and its synthetic images, in forms that need nothing of this package."""
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass

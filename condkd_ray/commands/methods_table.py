@@ -3,8 +3,6 @@
 The architectures have a table of their own, with what they cost: `condkd methods --networks`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`student.json`: what a file beside weights says of them. Written by `condkd export`, read of a teacher's."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path

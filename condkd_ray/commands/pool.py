@@ -1,7 +1,5 @@
 """What the pool of a sweep holds, as it has last written it down: for `condkd pool`, while the sweep runs or after."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """`condkd report`: tables, figures and page of a result folder made anew, or a page that compares two."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`condkd search`, and what scripts that search share."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 What is wrong with any of these looks like a bad teacher, or like guidance that does not help; so it is asked first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`condkd train`: one trial in this process, of a YAML file, or of an earlier record, to see whether it repeats."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Half of the images of each class are held out for the verdict and never guide. Nothing is selected on them.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

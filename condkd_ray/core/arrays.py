@@ -1,7 +1,5 @@
 """Tensors as numpy arrays over the same memory, with their strides: what Ray maps rather than copies."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """A folder of tensors named by the hash of all that determines them: made once, written whole, locked while made."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

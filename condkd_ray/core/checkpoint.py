@@ -9,8 +9,6 @@ there was None) go to the device that `load` is given, but for those that lay on
 accelerator: they, such as a memory's ids, stay on the CPU. A state wholly on the CPU says nothing of the kind.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Any

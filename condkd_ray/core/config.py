@@ -1,7 +1,5 @@
 """YAML tree <-> frozen dataclasses, and merging of trees. The only user of pydantic."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import types

@@ -1,7 +1,5 @@
 """The process that computes: reset before a trial, its peak and free memory, and the versions of its code."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import gc

@@ -1,7 +1,5 @@
 """Files written whole or not at all; storage that is full: an error that names the file, told from all others."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """Content hashes: of configs by their identity, of files and of tensors."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

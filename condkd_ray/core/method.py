@@ -3,8 +3,6 @@
 A method prints, compares, hashes and goes to YAML without a second class, because it *is* its configuration.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -7,8 +7,6 @@ The JSON files are the truth; whatever else lies in the folder can be rebuilt fr
     OUT/grids/<hash>.png       its synthetic images, a row a class; `condensed-<hash>.png` the sets that guide
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

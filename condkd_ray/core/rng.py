@@ -1,7 +1,5 @@
 """Named random streams, one per use, so that switching one part off leaves every other draw unchanged."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager

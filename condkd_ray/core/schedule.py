@@ -1,7 +1,5 @@
 """A factor that changes over the rounds of a trial: warm-ups and curricula, of whatever it multiplies."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Durations and sizes: as users type them, and as they are shown."""
 
-from __future__ import annotations
-
 import math
 import re
 

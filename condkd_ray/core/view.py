@@ -3,8 +3,6 @@
 A command hands down a view of the terminal, a notebook may hand down one of its own, and the API hands down `SILENT`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field

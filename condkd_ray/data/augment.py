@@ -6,8 +6,6 @@ Parameters of the DSA family: `peers.md` B.5 (Zhao & Bilen's DSA).
 Letters: B batch, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -3,8 +3,6 @@
 Letters: N images, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Mapping, Sequence

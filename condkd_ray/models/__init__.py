@@ -4,8 +4,6 @@ On command lines a network is one word, its name and then its fields: "resnet-14
 "torchvision:resnet50".
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import fields
 from typing import get_args

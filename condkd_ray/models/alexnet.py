@@ -8,8 +8,6 @@ padding in the pooling; no dropout, because a layer's draw from the global gener
 Letters: B batch, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -6,8 +6,6 @@ layer. 28x28 images are padded to 32x32 by the first convolution, as in the offi
 Letters: B batch, C channels, H W height and width, K classes, D features.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -3,8 +3,6 @@
 Letters: B batch, C channels, H W height and width, K classes, D features.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import ExitStack

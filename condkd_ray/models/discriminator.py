@@ -4,8 +4,6 @@ Letters: B batch, D features, K classes. Source: `methods.md` 1.5; the published
 of it is our choice.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

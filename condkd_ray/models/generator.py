@@ -4,8 +4,6 @@ Letters: B batch, Z latent size, C channels, H W height and width. Sources: `met
 A.4, A.6.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch.nn.functional as F

@@ -3,8 +3,6 @@
 Letters: B batch, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re

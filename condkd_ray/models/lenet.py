@@ -6,8 +6,6 @@ methods that need its statistics cannot use it. The layer of 84 (42) units is ca
 soft targets, before its ReLU.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar, Literal

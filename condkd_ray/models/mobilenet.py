@@ -7,8 +7,6 @@ at 4x4; no dropout, because a layer's draw from the global generator would make 
 Letters: B batch, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal

@@ -3,8 +3,6 @@
 Letters: B batch, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields

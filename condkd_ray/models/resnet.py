@@ -10,8 +10,6 @@ nets pad with zeros, option A).
 Letters: B batch, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

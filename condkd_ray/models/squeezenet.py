@@ -9,8 +9,6 @@ unrepeatable. He initialisation.
 Letters: B batch, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

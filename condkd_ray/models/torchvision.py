@@ -7,8 +7,6 @@ initial ones after a few hundred steps; a grey image is read as a colour image o
 the first convolution's weights over its channels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -3,8 +3,6 @@
 Letters: B batch, C channels, H W height and width, Z latent size. Source: `methods.md` 2.2.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

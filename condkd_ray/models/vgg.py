@@ -7,8 +7,6 @@ last one only where the image has 64 pixels a side: on CIFAR the last two stages
 Letters: B batch, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """A user's own weights: safetensors, or `.pt` files read without unpickling code."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ WRN-d-k as in the data-free literature (`peers.md` A.0): pre-activation blocks, 
 Letters: B batch, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """The whole report of a result folder, made again from its records."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from condkd_ray.report import page, parquet

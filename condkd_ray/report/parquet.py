@@ -1,7 +1,5 @@
 """The same records as three Parquet files, for pandas, DuckDB and the like."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence

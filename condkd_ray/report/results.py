@@ -1,7 +1,5 @@
 """What is stored of an experiment, read once, and the statistics that its tables and pages share."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Whether a difference could be chance: the paired t test over seeds, and Holm's correction for looking often."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

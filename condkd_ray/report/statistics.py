@@ -23,8 +23,6 @@ Over test images: an adjusted Wald interval, see `image_interval`. Its simulated
 0.56 to 0.79 for 20 of them and 0.84 for 50; from 360 images on both agree.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

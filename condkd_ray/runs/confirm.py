@@ -1,7 +1,5 @@
 """The best of a search once more, with seeds that it has not seen: what it found, or only chose."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """An experiment: planned trials -> sweep -> records. What has its record already is not run again."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time

@@ -3,8 +3,6 @@
 Made for the report alone: real train images are among the points.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -3,8 +3,6 @@
 Letters: N images, K classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What an experiment sets out to do: its question, trials, teachers, data, and what to know of them."""
 
-from __future__ import annotations
-
 import datetime
 import shlex
 import sys

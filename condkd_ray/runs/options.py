@@ -1,7 +1,5 @@
 """Where trials run, what each takes of the cluster, and how much is run. No number in a table depends on these."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

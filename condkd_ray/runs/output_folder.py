@@ -1,7 +1,5 @@
 """The folder an experiment writes its results to: one experiment's alone, and locked while a process runs in it."""
 
-from __future__ import annotations
-
 import datetime
 import fcntl
 import itertools

@@ -1,7 +1,5 @@
 """The plans of an experiment: checked, their seeds spread over teachers, in the scope of sharing that is asked for."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 

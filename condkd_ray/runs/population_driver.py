@@ -1,7 +1,5 @@
 """The driver of a population: generation by generation, members run, rest, and begin the next from a state of this."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ on CIFAR-10, which names for each line where it was read. What a recipe says of 
 length goes into any config; data and networks are the experiment's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache

@@ -4,8 +4,6 @@ OUT/products/<hash>.safetensors    the best trial of each arm and IPC, kept whil
 OUT/points/<hash>.safetensors      of the same trials, for the report: see `condkd_ray.report.tensorboard.embeddings`
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 A candidate is a fixed set of images and how a student is compared with its teacher on them. All is our choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What an experiment writes down as it runs: records, image grids, event files. Only the driver writes."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path

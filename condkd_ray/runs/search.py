@@ -1,7 +1,5 @@
 """A search: Optuna proposes configs of a space, the cluster runs them, and the study in the output folder remembers."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The driver of a search: what its study proposes becomes trials, and what is heard of these is written down."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence

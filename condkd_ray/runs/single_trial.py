@@ -1,7 +1,5 @@
 """One trial in this process, without Ray, with the records of an experiment of one trial."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """What is written into an Optuna study of trials as they run and end: of a search's, and of planned ones."""
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

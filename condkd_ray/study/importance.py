@@ -4,8 +4,6 @@ Source: PED-ANOVA, Watanabe, Bansal & Hutter, IJCAI 2023, as Optuna has it, cond
 the best trials' values of a parameter differ from all trials' values of it.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a search optimises and the limits it keeps to, round by round and at a trial's end; never test accuracy."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

@@ -8,8 +8,6 @@ Ray has a scheduler for it, whose members, ranks and perturbations are in Tune's
 behind, and Ray lets no searcher, and so no study, propose beside it.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ A choice among methods is made by name, and only the chosen one's own leaves are
 paths: `inversion/bn_weight`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Where a study is stored: a journal file, or a data base by its URL; and Optuna without its words to developers."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

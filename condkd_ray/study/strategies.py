@@ -1,7 +1,5 @@
 """Optuna's samplers, which propose trials, and pruners, which end them early; each asked only for what it can do."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

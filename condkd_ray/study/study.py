@@ -3,8 +3,6 @@
 One process writes it, the driver.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ One process writes it, the driver. Nothing here looks at more than one trial, so
 trials there are; a pruner may.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Every artifact is named by the hash of all that determines it, so a cache can be shared, kept or deleted at will.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """`TrialConfig`, all that determines a trial's numbers, its YAML form, and `Prepared`, what others have made for it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal

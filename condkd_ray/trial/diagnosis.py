@@ -6,8 +6,6 @@ that decides, neither search nor scheduler nor method, may read them. All of it 
 Letters: N images, M guides (condensed images), D features of the teacher's penultimate layer, K classes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ look at. Never trained on. All of it is our choice.
 Letters: N images, V views, K classes.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """What a trial and its images are named by: the hash of all that determines them. Trials of equal images can share."""
 
-from __future__ import annotations
-
 from typing import Literal, Protocol
 
 from condkd_ray.core.hashing import content_hash

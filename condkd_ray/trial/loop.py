@@ -1,7 +1,5 @@
 """One trial: synthesise, remember, distil, evaluate. The whole loop on one screen, without Ray."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

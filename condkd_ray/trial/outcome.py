@@ -1,7 +1,5 @@
 """What comes of a trial: its figures, its images, and the student on the test set. A file until it is a record."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from statistics import fmean, pvariance
 from typing import Any

@@ -1,7 +1,5 @@
 """What a trial is prepared with as named contents, and references that stand for it in a message."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One trial of an experiment or a search, from its plan to the process that runs it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar

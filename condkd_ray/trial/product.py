@@ -4,8 +4,6 @@ A product says by itself what it is: a reader needs neither the teacher nor the 
 Letters: N images, C channels, H W height and width, K classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """One trial from its start, or from its checkpoint, to its outcome. What Ray does with a trial, this does without."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

@@ -4,8 +4,6 @@ Nothing but these functions draws from a production's streams. So trials may sha
 come to the numbers of a trial that makes its images itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """A trial that takes over the state of another, and goes on from there under its own config."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Drivers as processes of their own, in a terminal's session of their own: to be hit, and to be started again."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Processes and sockets of a cluster on this machine, read from /proc."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Any method of a family in toy settings, so that a new one is under test the moment it joins its union."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import fields, replace
 from typing import get_args

@@ -1,7 +1,5 @@
 """Records survive the disk."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

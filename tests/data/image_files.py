@@ -1,7 +1,5 @@
 """Writes small image sets in the layouts that `condkd_ray.data.readers` reads."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

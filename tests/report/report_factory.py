@@ -1,7 +1,5 @@
 """Synthetic records with clearly seeded numbers. Nothing here was measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

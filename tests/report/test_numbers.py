@@ -1,7 +1,5 @@
 """Records of two versions of the numbers never meet in a table, figure, page or comparison."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Parquet files say the same as the records."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`report.build`: everything again from what is stored, with whatever is there."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

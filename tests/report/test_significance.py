@@ -1,7 +1,5 @@
 """p values against a t test written out, and Holm's correction against its definition."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

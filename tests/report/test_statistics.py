@@ -1,7 +1,5 @@
 """Statistics against hand formulas, plain loops and simulation."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """What is kept of a trial's images: grids under captions, and features evenly of all classes, beside its products."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Importance of parameters: the one that matters is found, and its spread is told."""
 
-from __future__ import annotations
-
 import optuna
 import pytest
 

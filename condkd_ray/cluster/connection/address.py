@@ -1,7 +1,5 @@
 """Where a cluster is to be found, and whether what is there is one we can work with. Asked before Ray connects."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """The cluster that was named, or a private local one. Nothing is discovered; nobody but this machine can reach it."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """What trials ask of the connected cluster's machines, and how many of them fit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 

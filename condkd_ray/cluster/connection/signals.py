@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: heard, not lost, and put back to whoever was in charge before."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

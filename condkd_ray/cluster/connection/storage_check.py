@@ -1,7 +1,5 @@
 """Whether all nodes of the cluster see one storage: asked before any work, as a trial could run on any of them."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """GPU time as a budget: what trials have held of GPUs, earlier runs included, and whether that is all they may."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

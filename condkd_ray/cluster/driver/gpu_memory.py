@@ -1,7 +1,5 @@
 """Whether trials that share a GPU fit into its memory, which Ray does not look at: found out before they begin."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """How a sweep's driver follows its trials: what they report, how they end, and what then can go."""
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """How trials run: where their files lie, what each takes of the cluster, and how long; and the pool they share."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A search: trials that are proposed one by one, run by Tune on the connected cluster, and stopped where poor."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, Protocol
 

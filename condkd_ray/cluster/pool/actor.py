@@ -4,8 +4,6 @@ Arrays come by value; each chunk is a file first and then a copy that others map
 with them; a pool that was restarted maps its files again.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import secrets

@@ -1,7 +1,5 @@
 """Chunks of a sweep: files, which are the truth, and copies in the object store, as many as the limit allows."""
 
-from __future__ import annotations
-
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
 

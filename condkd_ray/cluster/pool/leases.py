@@ -1,7 +1,5 @@
 """Per-key leases that expire after 15 s without a heartbeat."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

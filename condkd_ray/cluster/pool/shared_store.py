@@ -1,7 +1,5 @@
 """Stores of samples that trials share: a trial's own view of what lies in the pool for several."""
 
-from __future__ import annotations
-
 from operator import attrgetter, itemgetter
 from typing import Any
 

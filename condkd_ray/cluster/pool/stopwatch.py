@@ -1,7 +1,5 @@
 """How long the trials of this process have waited for Ray: its pool, its driver, the time between two trials."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

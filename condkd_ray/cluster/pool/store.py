@@ -1,7 +1,5 @@
 """Stores whose chunks lie in the pool: mapped read-only, drawn from here. A draw makes no remote call."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar

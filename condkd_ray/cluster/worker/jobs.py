@@ -4,8 +4,6 @@ The trials of a sweep are sent to every worker whole, which opens its own alone.
 it begins: the driver puts each into an actor, from where its worker takes it.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 from collections.abc import Iterable, Iterator, Mapping

@@ -3,8 +3,6 @@
 Trials get references. What a reused process has unpacked for one trial serves the next that needs the same.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The files that the trials of a sweep leave, and their removal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from condkd_ray.core.storage import Location, remove

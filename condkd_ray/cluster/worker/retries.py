@@ -3,8 +3,6 @@
 Tune counts exceptions and killed processes alike; of these two only exceptions are the trial's own.
 """
 
-from __future__ import annotations
-
 import json
 import traceback
 

@@ -1,7 +1,5 @@
 """One trial under Tune: what `run_trial` does, with its samples in the pool and its rounds reported."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """What every program here does the same: words to the user and exit codes."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """What is seen of work while it runs: a bar for a long step; a live table of trials, or a line a finished one."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping

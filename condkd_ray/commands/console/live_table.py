@@ -1,7 +1,5 @@
 """The lines that tell how far an experiment has come, in as many columns and rows as there are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How far an experiment has come: what runs, what has ended, how long the rest will take."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import Counter, defaultdict

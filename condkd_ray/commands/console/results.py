@@ -1,7 +1,5 @@
 """The end of a run: its tables, and what is kept where and how to look at it."""
 
-from __future__ import annotations
-
 import logging
 import shlex
 from collections.abc import Callable

@@ -5,8 +5,6 @@ encoded, leaves rubbish behind when a window gets narrower, hides the cursor, wh
 killed, and takes 7 ms for a table of 20 rows (0.1 ms here).
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import os

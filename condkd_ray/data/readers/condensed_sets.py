@@ -3,8 +3,6 @@
 Letters: N images, C channels, H W height and width, f factor.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """IDX files, the layout of MNIST and its kin, gzipped or not. Letters: N images, H W height and width."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import struct

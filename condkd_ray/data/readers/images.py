@@ -3,8 +3,6 @@
 Letters: N images, C channels, H W height and width.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass

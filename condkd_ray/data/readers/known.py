@@ -1,7 +1,5 @@
 """Data sets known by name: scikit-learn's digits, the IDX sets, and those torchvision reads."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Image Parquet as Hugging Face writes it: which files there are, and what is in them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -3,8 +3,6 @@
 Drawn without pyplot, so nothing global is touched, and the same records give the same bytes of SVG.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Grids of images as PNG files, a row a class; and the grids of a trial side by side, under captions."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

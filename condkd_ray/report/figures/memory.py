@@ -1,7 +1,5 @@
 """What the memories held in the end, as a picture: how even the classes are, and how sure the teacher is of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pictures over the rounds: test accuracy as measured while training, and where the synthetic images lay."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

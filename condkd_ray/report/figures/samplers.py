@@ -1,7 +1,5 @@
 """How fast searches find good trials: best-so-far curves of several samplers, and the area between two of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

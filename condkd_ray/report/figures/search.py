@@ -1,7 +1,5 @@
 """The pictures that only a page has: proxy against test accuracy, and of a search its course, importance and front."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

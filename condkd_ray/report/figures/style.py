@@ -1,7 +1,5 @@
 """What all figures share: the look of an arm, panels, axes, labels that keep apart, files equal each time."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The whole result as one HTML page that asks for no other file and needs no script."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The page on two folders: arms of equal name side by side, and all in which the two runs differ."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

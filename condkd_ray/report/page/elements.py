@@ -1,7 +1,5 @@
 """What a page is made of, as plain values, and the one place where they become HTML: all text is escaped there."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The page of an experiment: arms, compared with a baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """Pictures as data URIs, so that a page needs no file beside it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The page of a search: what was found, how sure the choice is, and which parameters mattered."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Sections that the page of an experiment and that of a search have in common."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

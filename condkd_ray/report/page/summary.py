@@ -1,7 +1,5 @@
 """The first screen of a page: what the numbers say, in sentences, and the differences on one scale."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from condkd_ray.report import significance

@@ -3,8 +3,6 @@
 All three show the same rows. Markdown and text are in percent and percentage points; the CSV is in fractions.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import textwrap

@@ -1,7 +1,5 @@
 """Failed trials on one screen: which, why, the command that repeats one, and the one that runs only these again."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables beside the accuracies: how the rounds went and what they cost, and where the synthetic images lie."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A search as tables: its trials, the best first, with what the search looked at and, apart from it, test accuracy."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

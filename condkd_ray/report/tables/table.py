@@ -1,7 +1,5 @@
 """What all tables share: their form in Markdown and on a terminal, and how a mean with its spread is written."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Seeds that share a teacher say nothing about another one. With several, the seed
 than those of different teachers, so the means of each teacher stand beside the mean over all seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any

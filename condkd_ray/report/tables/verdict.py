@@ -4,8 +4,6 @@ All that is compared was measured on held-out images: accuracy, against the name
 against the teacher's answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

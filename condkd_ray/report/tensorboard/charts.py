@@ -4,8 +4,6 @@ First, once the trials have ended, charts with a line and a band an arm; then fo
 trial, families as categories. The Scalars tab shows the same figures among all the others.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

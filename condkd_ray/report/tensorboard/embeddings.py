@@ -6,8 +6,6 @@ In TensorBoard's projector they are an embedding, coloured and searched by class
 trial, and in the run of the whole experiment one in which all of them lie in one teacher's space.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

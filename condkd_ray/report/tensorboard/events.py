@@ -4,8 +4,6 @@ The columns of the HParams tab are put together here: neither marks those that `
 an experiment of its own for every trial, which collide, and TensorBoard's `summary` imports TensorFlow.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import math

@@ -1,7 +1,5 @@
 """TensorBoard: a run a trial, comparable in the HParams tab from its first second; in the end also a run an arm."""
 
-from __future__ import annotations
-
 import math
 import re
 import shutil

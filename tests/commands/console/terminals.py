@@ -1,7 +1,5 @@
 """A terminal of any size whose every write is kept, and what then stands on it."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

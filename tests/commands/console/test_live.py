@@ -1,7 +1,5 @@
 """Trials as they run: a table on a terminal that is gone at the end, a line a finished trial in a file."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

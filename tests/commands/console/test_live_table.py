@@ -1,7 +1,5 @@
 """What the live table says, and that it fits."""
 
-from __future__ import annotations
-
 import pytest
 
 from condkd_ray.commands.console.live_table import drawn_bar, lines

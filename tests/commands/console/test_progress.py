@@ -1,7 +1,5 @@
 """How far an experiment has come: counts, the best so far, the time left."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

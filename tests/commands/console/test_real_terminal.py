@@ -1,7 +1,5 @@
 """Programs in a real pseudo-terminal: what a user sees, and what is left of it, also after Ctrl-C and a hang-up."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import pty

@@ -1,7 +1,5 @@
 """What is kept where, told at the end."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The last lines of a terminal: drawn over themselves, below what is said, on streams that misbehave too."""
 
-from __future__ import annotations
-
 import io
 import logging
 import sys

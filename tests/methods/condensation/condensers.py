@@ -1,7 +1,5 @@
 """Small real data, and every condenser on it with the same call."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Figures: there, deterministic, complete and with labels that do not touch."""
 
-from __future__ import annotations
-
 import sys
 
 import matplotlib

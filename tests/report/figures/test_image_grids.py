@@ -1,7 +1,5 @@
 """Image grids: what is in the file is what was given, enlarged; and side by side all of them are whole."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The picture of what the memories held: there where one did, and true to the counts."""
 
-from __future__ import annotations
-
 import matplotlib
 import pytest
 

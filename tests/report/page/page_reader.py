@@ -1,7 +1,5 @@
 """A page as a parser sees it, and a search to make one of."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 from pathlib import Path
 

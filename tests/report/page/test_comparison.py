@@ -1,7 +1,5 @@
 """The page on two folders: pairs that may be compared, what differs, and folders that cannot be."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The page: the numbers of the tables, everything inline, nothing that a name could break out of."""
 
-from __future__ import annotations
-
 import base64
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables: right numbers, never a mean without its n, and nothing hidden."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

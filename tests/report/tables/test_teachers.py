@@ -1,7 +1,5 @@
 """One teacher or several: what is said of the intervals, and what comes of each teacher apart."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

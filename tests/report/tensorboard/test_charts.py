@@ -1,7 +1,5 @@
 """The layout of the custom scalars, as TensorBoard's own plugin reads it."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

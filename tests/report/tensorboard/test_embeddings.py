@@ -1,7 +1,5 @@
 """Points as they are kept, and embeddings as TensorBoard's own plugin serves them."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Event files read back with TensorBoard's own readers."""
 
-from __future__ import annotations
-
 import io
 import math
 import re
