@@ -45,8 +45,18 @@ def deterministic(request):
     torch.set_deterministic_debug_mode("default")
 
 
+@pytest.fixture(autouse=True)
+def silent() -> Iterator[None]:
+    """The package is silent again after a test of a command, which speaks."""
+    logger = logging.getLogger("condkd_ray")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers = before[1:]
+
+
 @pytest.fixture
-def heard() -> Iterator[list[str]]:
+def heard(silent) -> list[str]:
     """What the package logs for its user while the test runs."""
     messages: list[str] = []
 
@@ -54,13 +64,10 @@ def heard() -> Iterator[list[str]]:
         def emit(self, record):
             messages.append(record.getMessage())
 
-    logger, listener = logging.getLogger("condkd_ray"), Listener()
-    before = logger.level
+    logger = logging.getLogger("condkd_ray")
     logger.setLevel(logging.INFO)
-    logger.addHandler(listener)
-    yield messages
-    logger.removeHandler(listener)
-    logger.setLevel(before)
+    logger.addHandler(Listener())
+    return messages
 
 
 @pytest.fixture(scope="session")

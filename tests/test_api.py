@@ -55,7 +55,7 @@ def test_a_trial_is_trained_in_silence_with_the_numbers_of_the_command(cache, tm
     assert trained.samples.images.shape == (32, 1, 8, 8)
     again = condkd_ray.train(TINY, out=tmp_path / "out", cache=cache, device="cpu")
     assert capfd.readouterr() == ("", "")
-    assert again.record.predictions == trained.record.predictions
+    assert again.record.outcome.predictions == trained.record.outcome.predictions
     loaded = condkd_ray.load(tmp_path / "out")
     assert loaded.record == again.record
     for name, tensor in trained.student.state_dict().items():

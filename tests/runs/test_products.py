@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from report.report_factory import altered
 from toy import make_prepared, toy_config
 
 from condkd_ray.core.records import Manifest, write_manifest, write_record
@@ -27,7 +28,7 @@ def ran(out: Path, key: str, config=None, arm: str = "mixed", **metrics: float):
     product = product_path(out / "trials" / key)
     outcome = run_trial(config, PREPARED, local_store(config, PREPARED, None), product=product)
     record = make_record("test", Plan(arm, 2, 0, config), key, PREPARED, outcome)
-    record = replace(record, metrics=record.metrics | {f"student/{name}": value for name, value in metrics.items()})
+    record = altered(record, metrics=record.metrics | {f"student/{name}": value for name, value in metrics.items()})
     write_record(out, record)
     return record
 
@@ -85,12 +86,12 @@ def test_a_student_of_all_real_images_is_a_reference_and_not_the_best(tmp_path):
 
 def test_without_validation_images_the_proxy_judges(tmp_path):
     record = ran(folder_of(tmp_path), "a")
-    blind = replace(record, metrics={"proxy/agreement": 0.25, "student/test_accuracy": 1.0})
+    blind = altered(record, metrics={"proxy/agreement": 0.25, "student/test_accuracy": 1.0})
     assert merit(blind) == ("proxy/agreement", 0.25)
     assert merit(record)[0] == "student/val_accuracy"
 
 
 def test_a_failed_trial_keeps_nothing(tmp_path):
     out = folder_of(tmp_path)
-    Shelf(out).offer(replace(ran(out, "a"), status="failed"))
+    Shelf(out).offer(altered(ran(out, "a"), status="failed"))
     assert not kept_path(out, "a").exists()

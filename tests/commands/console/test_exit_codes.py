@@ -83,5 +83,6 @@ Path("heard").write_text("went on")
     ],
 )
 def test_how_a_run_has_ended(run, code, told, capsys):
+    speak()
     assert ended(RunResult(Path("out"), *run)) == code
     assert capsys.readouterr().err == told
