@@ -56,7 +56,7 @@ class Flags(Options):
     condensed_space: Literal["auto", "unit", "normalised", "uint8", "zca"] = "auto"
     """Pixel space of that set."""
     condensed_share: float = 0.5
-    """Allowance of condensed images in the student's batches, in the arms that mix."""
+    """Share of condensed images in the student's batches, in the arms that mix."""
     dataset: str = "digits"
     data_root: Path | None = None
     train_file: str | None = None
@@ -64,7 +64,7 @@ class Flags(Options):
     size: int | None = None
     """Side the images are resized to."""
     val_fraction: float = 0.0
-    """Allowance of train held out for validation (digits has its own 197)."""
+    """Share of train held out for validation (digits has its own 197)."""
     teacher: str = "resnet-8-16"
     teacher_weights: Path | None = None
     teacher_epochs: int | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from condkd_ray.cluster.connection.connect import connect, in_job_folder
 from condkd_ray.cluster.connection.resources import check_resources, check_room
 from condkd_ray.cluster.connection.storage_check import check_reach
+from condkd_ray.cluster.driver.monitor import Observers
 from condkd_ray.cluster.driver.sweep import sweep
 from condkd_ray.cluster.worker.paths import clear, empty
 from condkd_ray.core.environment import CpuClock, default_device
@@ -76,7 +77,9 @@ def run(
         records = Recorder(experiment, options.out, missing, options.place, view=view)
         clock = CpuClock()
         try:
-            complete = sweep(missing, options.of_cluster(deadline), Recorders(study, records, clock))
+            # The record after the study, as a trial that has one is not run again.
+            observers = Observers((study, records, _Looking(clock)))
+            complete = sweep(missing, options.of_cluster(deadline), observers)
         finally:
             records.close()
         spent = clock.look()
@@ -102,22 +105,16 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
 
 
 @dataclass(frozen=True)
-class Recorders:
-    """A `cluster.driver.monitor.TrialObserver` that tells all who write down what becomes of an experiment's trials."""
+class _Looking:
+    """Looks at the clock whenever a trial ends, before its processes may be gone."""
 
-    study: StudyRecorder
-    records: Recorder
     clock: CpuClock
 
     def round(self, trial: Trial, metrics: Metrics) -> None:
-        """A trial has ended a round."""
-        self.records.round(trial, metrics)
-        self.study.round(trial, metrics)
+        """Nothing."""
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
-        """A trial is over; the record comes last, as whoever has one is not run again."""
-        self.study.ended(trial, outcome)
-        self.records.ended(trial, outcome)
+        """Look."""
         self.clock.look()
 
 

@@ -2,6 +2,8 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from condkd_ray.cluster.worker.paths import outcome_path, trial_folder
@@ -28,6 +30,23 @@ class TrialObserver(Protocol):
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
         """A trial is over: finished, stopped early (`pruned`), or failed. Told once, before its files are deleted."""
         ...
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Several observers as one, told in this order."""
+
+    of: Sequence[TrialObserver]
+
+    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+        """Tell each of a round."""
+        for one in self.of:
+            one.round(trial, metrics)
+
+    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+        """Tell each of an end."""
+        for one in self.of:
+            one.ended(trial, outcome)
 
 
 class Monitor:
@@ -112,9 +131,7 @@ class Monitor:
     def _outcome_so_far(self, key: str, status: Status, reason: str = "") -> Outcome:
         """Of a trial that has left none."""
         history, (node, _) = self._history[key], self._workers.get(key, ("", 0))
-        return Outcome(
-            status=status, reason=reason, metrics={}, history=history, predictions=[], images=None, node=node
-        )
+        return Outcome(status=status, reason=reason, history=history, node=node)
 
     def _finish(self, key: str, outcome: Outcome) -> None:
         """Report the outcome, then delete the trial's files, and its samples once nobody shares them any more."""

@@ -142,7 +142,7 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
         checkpoint.unlink()
         return _run(job, prepared, context, rest)
     except InputError as error:
-        return Outcome(status="failed", reason=str(error), metrics={}, history=[], predictions=[], images=None)
+        return Outcome(status="failed", reason=str(error))
 
 
 def _inherit(job: Job, prepared: Prepared, context: WorkerContext, checkpoint: Location) -> None:
