@@ -1,6 +1,7 @@
 """What a notebook or another program calls: `train`, `sweep`, `search`, `load`. Silent unless a `View` is given.
 
-They do what the commands do, with the same numbers, and raise `InputError` where a command would end with code 2.
+They do what the commands do, with the same numbers. They raise `InputError` where a command would end with code 2, and
+`KeyboardInterrupt` after Ctrl-C, when all that has ended is recorded; the same call again goes on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs import experiment, single_trial
 from condkd_ray.runs import search as searches
-from condkd_ray.runs.options import Options
+from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.products import Trained, choose, kept_product
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.runs.search import SearchSpec
@@ -34,7 +35,7 @@ def train(
     config: TrialConfig,
     *,
     out: Path | str | None = None,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     device: str | None = None,
     view: View = SILENT,
 ) -> Trained:
@@ -46,15 +47,15 @@ def train(
             Without it nothing is kept but what is returned.
         cache: Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given.
         device: `cpu` or `cuda`; the GPU where there is one if not given.
-        view: Shows the training of a teacher and the making of a condensed set.
+        view: Shows the training of a teacher, the making of a condensed set, and the trial as it runs.
 
     Returns:
         The record, with status `failed` where a loss was not finite, and the product.
     """
     if out is not None:
-        record = single_trial.run(config, Path(out), cache=cache, device=device, view=view)
+        record = single_trial.run(config, Path(out), cache=_folder(cache), device=device, view=view)
         return Trained(record, kept_product(Path(out), record.config_hash))
-    prepared = Workshop(cache, device or default_device(), view).prepare(config)
+    prepared = Workshop(_folder(cache), device or default_device(), view).prepare(config)
     with TemporaryDirectory() as folder:
         path = product_path(Path(folder))
         outcome = run_trial(config, prepared, local_store(config, prepared, None), product=path)
@@ -83,11 +84,12 @@ def sweep(
         view: Shows the trials as they run.
 
     Returns:
-        The records of all trials planned in that folder that have ended, by arm, images per class and seed.
+        The records of all trials planned in that folder that have ended, by arm, images per class and seed; not of all
+        of them once the time budget is spent.
     """
     plans = [_plan(name, replace(config, seed=seed)) for name, config in arms.items() for seed in seeds]
-    experiment.run("sweep", question, plans, options, baseline=baseline, view=view)
-    _build(options.out)
+    result = experiment.run("sweep", question, plans, options, baseline=baseline, view=view)
+    _build(result)
     planned = {trial["config_hash"] for trial in read_manifest(options.out).planned}
     return [record for record in read_records(options.out) if record.config_hash in planned]
 
@@ -104,13 +106,15 @@ def search(
         view: Shows the trials as they run.
 
     Returns:
-        The records of complete trials that keep to the constraints, the best by the objective first.
+        The records of complete trials that keep to the constraints, the best by the objective first; of those so far
+        once a budget is spent.
     """
     tree = space if isinstance(space, dict) else read(Path(space))
-    searches.run(question, tree, spec, view=view)
-    _build(spec.out)
+    result = searches.run(question, tree, spec, view=view)
+    _build(result)
     records = {record.config_hash: record for record in read_records(spec.out)}
-    return [records[trial.user_attrs["config_hash"]] for trial in searches.study_of(tree, spec).ranked]
+    ranked = [trial.user_attrs["config_hash"] for trial in searches.study_of(tree, spec).ranked]
+    return [records[key] for key in ranked if key in records]
 
 
 def load(path: Path | str, trial: str | None = None) -> Trained:
@@ -127,8 +131,15 @@ def _plan(arm: str, config: TrialConfig) -> Plan:
     return Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
 
 
-def _build(out: Path) -> None:
-    """Make the report. It draws, which whoever imports this module need not wait for."""
+def _folder(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _build(result: RunResult) -> None:
+    """Make the report; then pass on a Ctrl-C that has ended the run."""
+    # It draws, which whoever imports this module need not wait for.
     from condkd_ray.report.build import build
 
-    build(out)
+    build(result.out)
+    if not result.complete and not result.spent:
+        raise KeyboardInterrupt

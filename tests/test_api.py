@@ -84,7 +84,7 @@ def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
     assert [(one.arm, one.seed, one.status) for one in records] == [("mixed", 0, "finished"), ("mixed", 1, "finished")]
     assert (tmp_path / "out" / "table.md").is_file()
     alone = condkd_ray.train(TINY, cache=cache, device="cpu")
-    assert records[0].predictions == alone.record.predictions
+    assert records[0].outcome.predictions == alone.record.outcome.predictions
     assert condkd_ray.load(tmp_path / "out").record in records
     assert capfd.readouterr().out == ""
 

@@ -51,7 +51,8 @@ class Options:
     """Such as 500MB or 4GB of shared memory a node for synthetic images; what is beyond it is read from disk, and told
     of. 60 % of the smallest node's object store if not given."""
     verbose: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also tell each round with its losses, where each trial runs, and what Ray and its processes print."""
+    """Also tell each round with its losses, where each trial runs, and what Ray and its processes print. In another
+    program the level of the logger `condkd_ray` decides."""
     fresh: bool = False
     """Move what `--out` holds aside, delete what trials have left in a `--storage` apart, and begin anew."""
 

@@ -57,7 +57,7 @@ class Recorder:
         self._hparams: dict[str, dict[str, Scalar]] = {}
         self._runs: dict[str, str] = {}
         self._leaves: dict[str, Mapping[str, Any]] = {}
-        self._board = EventFiles(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
+        self._events = EventFiles(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
         self._shelf = Shelf(out, storage)
         self.failed = 0
         for trial in trials:
@@ -73,8 +73,8 @@ class Recorder:
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
         """A trial has ended a round."""
         key, label, rounds = trial.key, self._label(trial), trial.config.total_rounds
-        self._board.trial_started(self._runs[key], self._hparams[key])
-        self._board.round(self._runs[key], int(metrics["round"]), metrics)
+        self._events.trial_started(self._runs[key], self._hparams[key])
+        self._events.round(self._runs[key], int(metrics["round"]), metrics)
         self._live.round(key, label, metrics, rounds)
         if log.isEnabledFor(logging.DEBUG):
             log.debug(round_line(label, metrics, rounds, self._goal.metric))
@@ -90,7 +90,7 @@ class Recorder:
         if candidate:
             self._shelf.offer(record, trial.prepared)
         write_record(self._out, record)
-        self._board.trial_finished(record)
+        self._events.trial_finished(record)
         accuracy, arm = record.metrics.get("student/test_accuracy"), trial.plan.group
         self._live.finished(key, label, record.status, accuracy, group=arm, leaves=self._leaves[key])
         if record.status == "failed":
@@ -100,7 +100,7 @@ class Recorder:
     def close(self) -> None:
         """No more will be heard."""
         self._live.close()
-        self._board.close()
+        self._events.close()
 
     def _label(self, trial: PlannedTrial) -> str:
         # All trials of a search have one seed.

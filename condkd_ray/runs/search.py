@@ -108,8 +108,8 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
         check_reach(spec.place, spec.place_flag)
         budget = _gpu_budget(study, spec)
         given = (question, study, spec.parsed_objective, tree, workshop, spec)
-        recorder = SearchRecorder(*given, spec.wanted, spec.parsed_constraints, view)
         population = _population(study, tree, spec) if spec.population else None
+        recorder = SearchRecorder(*given, spec.wanted, spec.parsed_constraints, view)
         driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder, spec.trials)
         try:
             complete = run_search(driver, spec.of_cluster(deadline), budget)

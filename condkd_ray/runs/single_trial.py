@@ -49,15 +49,15 @@ def run(
     write_manifest(out, manifest)
     log.info(teacher_line(manifest))
     if trial.key not in finished(out):
-        _record(trial, out)
+        _record(trial, out, view)
     write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
     return find_record(out, trial.key)
 
 
-def _record(trial: PlannedTrial[Prepared], out: Path) -> None:
+def _record(trial: PlannedTrial[Prepared], out: Path, view: View) -> None:
     """Run the trial from its checkpoint, or anew where samples of that are gone, and write what came of it."""
     folder = out / "trials" / trial.key
-    recorder = Recorder(EXPERIMENT, out, [trial])
+    recorder = Recorder(EXPERIMENT, out, [trial], view=view)
 
     def attempt() -> Outcome:
         return run_trial(

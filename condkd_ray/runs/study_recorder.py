@@ -38,7 +38,7 @@ Scalar = str | int | float | bool | None
 
 
 class StudyWriter:
-    """Writes what an `objective` sees of trials, named by their numbers, into the study of `ledger`.
+    """Writes what an `objective` sees of trials, named by their numbers, into `study`.
 
     Files lie in the result folder `out`.
     """

@@ -96,7 +96,7 @@ class Workshop:
     def _read(self, config: TrialConfig) -> Dataset:
         dataset = data.load(config.data)
         for note in dataset.notes:
-            log.info(note)
+            self._tell(note)
         return dataset
 
     def check(self, config: TrialConfig) -> None:
@@ -234,8 +234,13 @@ class Workshop:
             what = f"condensed set {method.source}, {method.ipc} a class"
             # An untrained teacher recognises nothing; the run itself will ask the true one.
             check_recognised(share, teacher.num_classes, what, method.force or self._stand_ins is not None)
-            self._once(("said", what), lambda: log.info(f"{what}: the teacher names {share:.1%} right") or True)
+            self._once(("said", what), lambda: self._tell(f"{what}: the teacher names {share:.1%} right") or True)
         return Samples(seen.images, seen.labels, logits)
+
+    def _tell(self, text: str) -> None:
+        """Log what a user should know; with stand-ins it would be of these, or be said once more by the run itself."""
+        if self._stand_ins is None:
+            log.info(text)
 
     def _data_key(self, config: TrialConfig) -> str:
         # Of what is read, in this process: two roots are two data sets until their digests tell.

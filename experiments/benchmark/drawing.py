@@ -106,7 +106,7 @@ def _filled(pool: Any, key: str, held: int, round: int, *, seal: bool) -> PoolSt
     """A store with `held` random samples in rounds of `round`; compacted as far as each is in a checkpoint: `seal`."""
     store = PoolStore(CODE, 10, pool, key)
     for first in range(0, held, round):
-        store._append(first, _random(min(round, held - first)))
+        store.append(CODE.decode(_random(min(round, held - first))))
         if seal:
             store.commit()
     return store

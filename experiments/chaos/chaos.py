@@ -22,7 +22,8 @@ import psutil
 from chaos.compare import differences
 from condkd_ray.cluster.connection.connect import private
 
-log = logging.getLogger(__name__)
+# Below the package's own, which `speak` lets a user hear.
+log = logging.getLogger("condkd_ray.chaos")
 
 Kind = Literal["trial", "pool", "driver", "node"]
 SHARES: dict[Kind, int] = {"trial": 9, "pool": 5, "driver": 4, "node": 2}

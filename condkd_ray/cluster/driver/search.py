@@ -67,7 +67,8 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
     finally:
         jobs.close()
         budget.close()
-        halt_path(options.place).unlink(missing_ok=True)
+        if gpu_budget is not None:
+            halt_path(options.place).unlink(missing_ok=True)
 
 
 class SearchMonitor:

@@ -72,7 +72,7 @@ class SweepStore(Store):
         for start, _ in self._dead():
             self._table.remove(start)
 
-    def _append(self, start: int, encoded: Encoded) -> None:
+    def _append(self, start: int, samples: Samples) -> None:
         self._enter(self._queue.pop(0))
 
     def _truncate(self, num_ids: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from condkd_ray.cluster.pool.actor import Table
 from condkd_ray.cluster.pool.chunk_cache import Placed
 from condkd_ray.cluster.pool.stopwatch import WATCH
-from condkd_ray.core.samples import Codec, Encoded, Samples
+from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory.chunks import Arrays, from_arrays, read_chunk, to_arrays
 from condkd_ray.methods.memory.store import Store
@@ -39,10 +39,6 @@ def ask(method: Any, *args: Any) -> Any:
     import ray
 
     return patiently(lambda: ray.get(method.remote(*args)))
-
-
-def _itself(answer: Table) -> Table:
-    return answer
 
 
 class PoolView:
@@ -132,8 +128,8 @@ class PoolStore(Store):
         """Unmap chunks of which nothing lives. The pool hears of it with the next call of a round."""
         self._view.tidy([start for start, _ in self._dead()], self.num_ids)
 
-    def _append(self, start: int, encoded: Encoded) -> None:
-        self._view.ask_tidily("append", start, to_arrays(encoded))
+    def _append(self, start: int, samples: Samples) -> None:
+        self._view.ask_tidily("append", start, to_arrays(self.codec.encode(samples)))
 
     def _truncate(self, num_ids: int) -> None:
         if any(start + len(chunk) > num_ids for start, chunk in self._table.items()):
@@ -159,8 +155,8 @@ class AdoptingStore(Store):
         """The `count` samples behind the last id given out; `append` takes them over, and sends nothing."""
         return self.codec.decode(self._table.gather(torch.arange(self.num_ids, self.num_ids + count))).to(self.device)
 
-    def _append(self, start: int, encoded: Encoded) -> None:
-        self._ids.cover(start, encoded.classes)
+    def _append(self, start: int, samples: Samples) -> None:
+        self._ids.cover(start, samples.classes)
 
     def _adopt(self, num_ids: int) -> None:
         """Take over all ids below `num_ids`, as a checkpoint says."""

@@ -114,10 +114,10 @@ class Store(ABC):
 
     def append(self, samples: Samples) -> Tensor:
         """Keep a round's samples as one chunk; their ids (B,), consecutive, on the CPU."""
-        start, encoded = self.num_ids, self.codec.encode(samples)
-        if len(encoded):
-            self._append(start, encoded)
-        return torch.arange(start, start + len(encoded))
+        start = self.num_ids
+        if len(samples):
+            self._append(start, samples)
+        return torch.arange(start, start + len(samples))
 
     def gather(self, ids: Tensor) -> Samples:
         """Decoded copies of the samples `ids`, in that order, on the device. Raises `KeyError` for an unknown id."""
@@ -156,8 +156,8 @@ class Store(ABC):
         return chunk
 
     @abstractmethod
-    def _append(self, start: int, encoded: Encoded) -> None:
-        """Keep a chunk and enter it into the table and among the live ids."""
+    def _append(self, start: int, samples: Samples) -> None:
+        """Keep samples, encoded, as a chunk, and enter it into the table and among the live ids."""
 
     @abstractmethod
     def _truncate(self, num_ids: int) -> None:
@@ -180,7 +180,8 @@ class LocalStore(Store):
         for path in stored_chunks(folder) if folder else []:
             self._put(chunk_range(path)[0], self._returned(from_arrays(read_chunk(path))))
 
-    def _append(self, start: int, encoded: Encoded) -> None:
+    def _append(self, start: int, samples: Samples) -> None:
+        encoded = self.codec.encode(samples)
         if self._folder is not None:
             write_chunk(chunk_path(self._folder, start, start + len(encoded)), to_arrays(encoded))
         self._put(start, encoded)
