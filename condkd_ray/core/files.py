@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-import threading
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +56,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     With `durable` it is on the disk by then. Where the block raises, `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with naming(path):
             yield partial

@@ -56,11 +56,13 @@ class Meter:
         """Add one step's terms, 0-dimensional tensors on any device. No host sync."""
         for name, value in terms.items():
             value = value.detach().float()
-            zero = torch.zeros_like(value)
-            total, finite, steps = self._terms.get(name, (zero, zero, 0))
-            total = total + value
             # A sum stays non-finite once one summand was, so counting finite sums counts the steps before.
-            self._terms[name] = (total, finite + total.isfinite(), steps + 1)
+            if name in self._terms:
+                total, finite, steps = self._terms[name]
+                total = total + value
+                self._terms[name] = (total, finite + total.isfinite(), steps + 1)
+            else:
+                self._terms[name] = (value, value.isfinite().float(), 1)
 
     def read(self) -> Metrics:
         """Means by `family/term`: the one host copy of a round. Raises `NonFiniteError` naming term and step."""

@@ -1,5 +1,6 @@
 """What an experiment writes down as it runs: records, image grids, event files. Only the driver writes."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,7 +137,8 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         versions=versions(),
         git=git_state(),
         numbers=NUMBERS,
-        outcome=outcome or Outcome(status="running"),
+        # Whoever keeps the record does not keep the images.
+        outcome=dataclasses.replace(outcome, images=None) if outcome else Outcome(status="running"),
     )
 
 

@@ -25,7 +25,7 @@ def test_everything_is_rebuilt_the_same(folder):
     assert build(out) == text
     assert before == [(out / name).read_bytes() for name in stable]
     assert "guided - mixed" in text
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*.partial"))
 
 
 def test_without_tensorboard(folder):

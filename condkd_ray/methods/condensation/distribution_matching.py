@@ -15,7 +15,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.view import OnStep
 from condkd_ray.methods.condensation.condensation import class_table, draw_per_class
-from condkd_ray.methods.condensation.joint import Together
+from condkd_ray.methods.condensation.joint import Joint
 from condkd_ray.models.convnet import ConvNetModule
 
 
@@ -34,7 +34,7 @@ def prefix_matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributionMatching(Together):
+class DistributionMatching(Joint):
     r"""Pixels whose class means agree with the real ones in the eyes of many random networks.
 
     Minimises over images S, starting from real ones, each step for a new random ConvNet \phi and augmentation A:

@@ -19,7 +19,7 @@ from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep
 from condkd_ray.methods.condensation.condensation import class_table, draw_per_class
 from condkd_ray.methods.condensation.convnets import train
-from condkd_ray.methods.condensation.joint import Together
+from condkd_ray.methods.condensation.joint import Joint
 
 
 def class_gradients(network: nn.Module, images: Tensor, *, differentiable: bool) -> list[Tensor]:
@@ -52,7 +52,7 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientMatching(Together):
+class GradientMatching(Joint):
     """Pixels that push the weights of a network where the real images of their class would push them.
 
     Each iteration has a ConvNet of its own. `outer` times: a step of the images that lowers the `gradient_distance`

@@ -23,7 +23,7 @@ from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Together(Condensation):
+class Joint(Condensation):
     """Base of the condensers whose images depend on each other; pixels are never clamped."""
 
     condensed_together: int = 10

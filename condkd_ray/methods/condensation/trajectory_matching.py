@@ -23,7 +23,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.methods.condensation.convnets import convnet_for, train
-from condkd_ray.methods.condensation.joint import Together
+from condkd_ray.methods.condensation.joint import Joint
 from condkd_ray.models.convnet import ConvNet
 
 FLOATS_AN_ACTIVATION, FLOATS_A_PARAMETER, FLOATS_A_PIXEL = 6.5, 2.5, 2.0
@@ -37,7 +37,7 @@ def trajectory_loss(reached: Tensor, start: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryMatching(Together):
+class TrajectoryMatching(Joint):
     r"""Pixels on which a few SGD steps lead a network where many on the real images did.
 
     Experts are ConvNets trained on the real images, each from a seed of its own; \theta*_t are their parameters after

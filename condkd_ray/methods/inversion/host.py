@@ -64,7 +64,9 @@ class Round:
 
     def look(self, images: Tensor, targets: Targets | None = None, *, input_means: Sequence[str] = ()) -> Look:
         """Augment and observe; without `targets` the teacher's argmax serves."""
-        augmented = self.host.augment(images, teacher=self.teacher, rng=self.rng["augment/inversion"])
+        augmented = images
+        if self.host.augments:
+            augmented = self.host.augment(images, teacher=self.teacher, rng=self.rng["augment/inversion"])
         seen = self.teacher.observe(augmented, self.guide.layers, bn=self.host.reads_bn, input_means=input_means)
         targets = Targets(seen.logits.argmax(1)) if targets is None else targets
         return Look(images, augmented, seen, targets, self.weigh(seen, targets.labels))

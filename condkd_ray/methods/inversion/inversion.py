@@ -37,6 +37,8 @@ class Inversion(Method, ABC, Generic[State]):
     fresh: ClassVar[bool] = False
     """Whether it makes its images by the thousand for the student of the day, so that the latest round's are enough."""
 
+    augments: ClassVar[bool] = True
+    """Whether `augment` may change images; for a host that never does, no stream is opened for it."""
     reads_bn: ClassVar[bool] = False
     """Whether its loss reads the BN statistics of a batch; for a host that does not, none are computed."""
 

@@ -41,6 +41,7 @@ class Unconditional(Host[GeneratorState]):
     pixel_space: ClassVar[PixelSpace] = "model"
     hears = "nothing"
     fresh = True
+    augments = False
     penalty_first = True
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Of Adam."""

@@ -10,6 +10,7 @@ from cluster.driver.test_search import Plain
 from condkd_ray.cluster.driver.gpu_budget import GpuBudget
 from condkd_ray.cluster.driver.options import ClusterOptions
 from condkd_ray.cluster.driver.search import search
+from condkd_ray.commands import search as command
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.method import Metrics
 from condkd_ray.runs import search as searches
@@ -96,7 +97,7 @@ def test_a_search_says_which_budget_is_spent_and_counts_all_its_runs(cluster, tm
     common = {"out": tmp_path / "out", "cache": tmp_path / "cache", "trials": 2, "gpus_per_trial": 0.5}
 
     def run(hours: float) -> int:
-        return searches.run("Which?", parse(SPACE), searches.SearchFlags(**common, gpu_hours=hours))
+        return command.run("Which?", parse(SPACE), command.SearchFlags(**common, gpu_hours=hours))
 
     assert run(1e-9) == 3
     assert "the GPU budget is spent; the same command continues" in capsys.readouterr().err

@@ -6,5 +6,15 @@ from condkd_ray.methods.losses.kd.loss import Answer, Hinton, KdLoss, LogitL1, S
 
 AnyKdLoss = Hinton | LogitL1 | SoftCrossEntropy | Dkd | Attention
 
-__all__ = ["Answer", "AnyKdLoss", "Attention", "Dkd", "Hinton", "KdLoss", "LogitL1", "SoftCrossEntropy"]
-__all__ += ["divergence", "logit_l1"]
+__all__ = [
+    "Answer",
+    "AnyKdLoss",
+    "Attention",
+    "Dkd",
+    "Hinton",
+    "KdLoss",
+    "LogitL1",
+    "SoftCrossEntropy",
+    "divergence",
+    "logit_l1",
+]
