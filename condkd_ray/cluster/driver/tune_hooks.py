@@ -11,14 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-
-from condkd_ray.cluster.driver.monitor import Monitor
-from condkd_ray.cluster.driver.search import SearchMonitor
 
 LATER = "later"
 """The answer of a listener whose next proposal depends on trials that run."""
@@ -31,8 +28,17 @@ again for ever, as killed processes do not count.
 """
 
 
-Listener = Monitor | SearchMonitor
-"""Hears of trials by their keys, in the driver's main thread."""
+class Listener(Protocol):
+    """Hears of trials by their keys, in the driver's main thread: a `Monitor`, or a `SearchMonitor` in a search."""
+
+    error: Exception | None
+
+    @property
+    def over(self) -> bool:
+        """Whether no more trials shall start, and none runs."""
+        ...
+
+
 _listeners: dict[str, Listener] = {}
 
 
