@@ -128,7 +128,7 @@ def load(path: Path | str, trial: str | None = None) -> Trained:
 
 
 def _plan(arm: str, config: TrialConfig) -> Plan:
-    return Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
+    return Plan(arm, config.ipc, config.seed, config)
 
 
 def _folder(path: Path | str | None) -> Path | None:

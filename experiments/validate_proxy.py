@@ -40,7 +40,7 @@ def plans(args: Args) -> Iterator[Plan]:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for number in range(args.configs):
         config = close(tree, study.ask())
-        yield Plan(f"config {number}", getattr(config.condensation, "ipc", 0), config.seed, config)
+        yield Plan(f"config {number}", config.ipc, config.seed, config)
 
 
 def main(args: Args) -> int:

@@ -219,7 +219,7 @@ def _most_guides(command: Try, dataset: Dataset) -> int:
 
 
 def _guides(base: TrialConfig) -> int:
-    return getattr(base.condensation, "ipc", 0)
+    return base.ipc
 
 
 def _head(base: TrialConfig, dataset: Dataset, share: float) -> str:

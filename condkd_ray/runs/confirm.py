@@ -28,7 +28,7 @@ def confirm(
     arms |= {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}
     twins = {config: arm for arm, config in reversed(arms.items())}
     plans = [
-        Plan(arm, getattr(config.condensation, "ipc", 0), seed, dataclasses.replace(config, seed=seed), spec.share)
+        Plan(arm, config.ipc, seed, dataclasses.replace(config, seed=seed), spec.share)
         for config, arm in reversed(twins.items())
         for seed in seeds
     ]

@@ -80,7 +80,7 @@ class SearchRecorder:
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
         """The trial of that number, prepared, named by the hash of its config."""
         prepared, scope = self.workshop.prepare(config), self._options.share
-        plan = Plan(f"trial {number}", getattr(config.condensation, "ipc", 0), config.seed, config, scope)
+        plan = Plan(f"trial {number}", config.ipc, config.seed, config, scope)
         return PlannedTrial(trial_hash(config, prepared, scope), plan, prepared)
 
     def begin(self, number: int, trial: PlannedTrial[Prepared], params: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ def run(
     workshop = Workshop(cache, device=device or default_device(), view=view)
     workshop.check(config)
     open_folder(out, EXPERIMENT, fresh=fresh)
-    plan = Plan(arm, getattr(config.condensation, "ipc", 0), config.seed, config)
+    plan = Plan(arm, config.ipc, config.seed, config)
     prepared = workshop.prepare(config)
     trial = PlannedTrial(trial_hash(config, prepared), plan, prepared)
     manifest = describe_experiment(EXPERIMENT, "One trial.", [trial], workshop, out)

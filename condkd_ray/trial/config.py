@@ -139,6 +139,11 @@ class TrialConfig(Method):
         return read or self.inversion.labels_by_teacher
 
     @property
+    def ipc(self) -> int:
+        """Condensed images per class; 0 where there is no condensed set, or one of another kind."""
+        return getattr(self.condensation, "ipc", 0)
+
+    @property
     def total_rounds(self) -> int:
         """Those of the warm-up included."""
         return self.inversion.warm_up + self.rounds

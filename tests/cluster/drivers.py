@@ -14,7 +14,7 @@ import torch
 import toy
 from places import TESTS
 
-from cluster import driver, processes
+from cluster import driver_script, processes
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.trial.config import TrialConfig
@@ -43,7 +43,7 @@ def assert_equal_numbers(outcome: Outcome, expected: Outcome) -> None:
 
 
 class Driver:
-    """A running `driver.py`."""
+    """A running `driver_script.py`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -77,7 +77,7 @@ class Driver:
 @contextmanager
 def driving(folder: Path, address: str = "local", times: int = 1) -> Iterator[Driver]:
     """A driver over `folder`, its rounds times `times`; killed at the end of the block if it still runs."""
-    command = [sys.executable, str(TESTS / "cluster" / "driver.py"), str(folder), address, str(times)]
+    command = [sys.executable, str(TESTS / "cluster" / "driver_script.py"), str(folder), address, str(times)]
     environment = os.environ | {"PYTHONPATH": PATH}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
@@ -95,18 +95,18 @@ def outcomes(folder: Path) -> dict[str, Outcome]:
 
 def finish(folder: Path, address: str = "local") -> None:
     """Start the same command again, and compare what all trials came to with what they come to undisturbed."""
-    before = {key: driver.done_path(folder, key).stat().st_mtime_ns for key in outcomes(folder)}
+    before = {key: driver_script.done_path(folder, key).stat().st_mtime_ns for key in outcomes(folder)}
     with driving(folder, address) as again:
         assert again.end() == 0, again.said
     assert again.said[-1] == "complete"
     for key, when in before.items():
-        assert driver.done_path(folder, key).stat().st_mtime_ns == when, f"{key} was run twice"
+        assert driver_script.done_path(folder, key).stat().st_mtime_ns == when, f"{key} was run twice"
     assert_undisturbed(folder)
 
 
 def assert_undisturbed(folder: Path) -> None:
-    """All trials of `driver` are done, once, with the numbers they have without Ray, and nothing else is left."""
-    assert set(outcomes(folder)) == set(driver.ROUNDS)
+    """All trials of `driver_script` are done, once, with the numbers they have without Ray, and nothing else is left."""
+    assert set(outcomes(folder)) == set(driver_script.ROUNDS)
     for key, outcome in outcomes(folder).items():
         assert_equal_numbers(outcome, undisturbed()[key])
     assert [path for name in ("trials", "chunks", "tune") for path in (folder / name).glob("*/")] == []
@@ -115,7 +115,7 @@ def assert_undisturbed(folder: Path) -> None:
 @cache
 def undisturbed() -> dict[str, Outcome]:
     """What the trials of `driver` come to without Ray."""
-    return {key: direct(config) for key, config in driver.configs().items()}
+    return {key: direct(config) for key, config in driver_script.configs().items()}
 
 
 def assert_gone(pids: dict[int, str], seconds: float = 90) -> None:

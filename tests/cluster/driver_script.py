@@ -3,7 +3,7 @@
 It imports Ray before anything of ours, as a user's script may. Says `connecting`, `listening` and the addresses,
 `round KEY NUMBER`, `done KEY`, and how it ended; exit codes are those of an experiment.
 
-usage: driver.py FOLDER [ADDRESS [TIMES]], with so many times the rounds
+usage: driver_script.py FOLDER [ADDRESS [TIMES]], with so many times the rounds
 """
 
 import os
