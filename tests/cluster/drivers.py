@@ -105,7 +105,7 @@ def finish(folder: Path, address: str = "local") -> None:
 
 
 def assert_undisturbed(folder: Path) -> None:
-    """All trials of `driver_script` are done, once, with the numbers they have without Ray, and nothing else is left."""
+    """All trials of `driver_script` are done, once, with the numbers of runs without Ray, and nothing else is left."""
     assert set(outcomes(folder)) == set(driver_script.ROUNDS)
     for key, outcome in outcomes(folder).items():
         assert_equal_numbers(outcome, undisturbed()[key])
