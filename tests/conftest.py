@@ -38,7 +38,10 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def deterministic(request):
-    """On the CPU an operation without a repeatable form is an error, and memory not yet written is NaN."""
+    """Draws from the global generator are the same in each run; on the CPU an operation without a repeatable form is
+    an error, and memory not yet written is NaN.
+    """
+    torch.manual_seed(0)
     # Not `use_deterministic_algorithms`: that imports the compiler.
     torch.set_deterministic_debug_mode("default" if "gpu" in request.keywords else "error")
     yield
