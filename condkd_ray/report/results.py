@@ -8,7 +8,6 @@ from pathlib import Path
 
 from condkd_ray.core.records import Manifest, Record, Status, newest, read_all_records, read_manifest
 from condkd_ray.report import statistics
-from condkd_ray.report.significance import Judged, judged
 from condkd_ray.report.statistics import Difference, Ranking
 from condkd_ray.study.objective import at_end, parse_constraints
 
@@ -66,10 +65,10 @@ class Results:
         return statistics.groups(self.finished)
 
     @cached_property
-    def judged(self) -> list[Judged]:
+    def judged(self) -> list[Difference]:
         """The comparisons of arms in test accuracy, each with its corrected p."""
         labels, baseline = self.manifest.test_labels, self.manifest.baseline
-        return judged(statistics.comparisons(self.records, labels, baseline=baseline))
+        return statistics.judged(statistics.comparisons(self.records, labels, baseline=baseline))
 
     @cached_property
     def rankings(self) -> list[Ranking]:
@@ -86,7 +85,7 @@ class Results:
         """Of each of `judged`, the same difference over the seeds of each teacher."""
         return [
             [statistics.difference(members, one.left, one.right, one.ipc) for members in self.by_teacher.values()]
-            for one, _ in (self.judged if self.by_teacher else ())
+            for one in (self.judged if self.by_teacher else ())
         ]
 
     @cached_property

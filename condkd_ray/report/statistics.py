@@ -2,8 +2,8 @@
 
 Arms are compared within a seed, since all arms of a seed share their random draws. The interval over seeds says what
 another seed would do to the difference; the interval over test images says what another test set would do. Neither
-is corrected for the number of comparisons, and neither says what another teacher would do unless the seeds have
-several: see `condkd_ray.report.tables.teachers`.
+is corrected for the number of comparisons, as p is, and neither says what another teacher would do unless the seeds
+have several: see `condkd_ray.report.tables.teachers`.
 
 Over seeds: the paired t interval at every n. Its coverage at nominal 95 %, simulated with 200 000 samples each
 (standard error 0.0005); exact for normal differences, too low for skewed ones, as for a difference whose seeds
@@ -23,9 +23,10 @@ Over test images: an adjusted Wald interval, see `image_interval`. Its simulated
 0.56 to 0.79 for 20 of them and 0.84 for 50; from 360 images on both agree.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -56,7 +57,8 @@ class Difference:
     """Test accuracy, or another metric, of `left` minus `right` at one IPC, paired by seed; accuracies are fractions.
 
     `low`, `high`: 95 % interval over seeds by `method`, None where there is none. `image_low`, `image_high`: 95 %
-    interval over test images of the difference averaged over the common seeds, of test accuracy alone.
+    interval over test images of the difference averaged over the common seeds, of test accuracy alone. `p`: see
+    `judged`.
     """
 
     left: str
@@ -70,6 +72,7 @@ class Difference:
     method: str
     image_low: float | None
     image_high: float | None
+    p: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +217,42 @@ def comparisons(
         for ipc in _common_ipcs(_ipcs(records, left, metric), _ipcs(records, right, metric))
     ]
     return [one for one in found if one is not None]
+
+
+def p_value(one: Difference) -> float | None:
+    """Two-sided p of the paired t test that the mean difference is 0; None where there is no interval over seeds.
+
+    It is below 0.05 just if the 95 % interval does not contain 0.
+    """
+    if one.low is None or one.std is None:
+        return None
+    return float(2 * stats.t.sf(abs(one.mean) * math.sqrt(one.n) / one.std, one.n - 1))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979), in the order of `values`.
+
+    The smallest of m is multiplied by m, the next by m - 1 and so on, none is less than one before it or above 1.
+    Below a level, they bound the chance of even one false finding among the m by that level.
+    """
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def judged(differences: Sequence[Difference]) -> list[Difference]:
+    """Each with its p, corrected for all arms compared with the same one at the same IPC: they are one question."""
+    found = [p_value(one) for one in differences]
+    families: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for place, one in enumerate(differences):
+        if found[place] is not None:
+            families[one.right, one.ipc].append(place)
+    for places in families.values():
+        for place, p in zip(places, holm([p for i in places if (p := found[i]) is not None]), strict=True):
+            found[place] = p
+    return [replace(one, p=p) for one, p in zip(differences, found, strict=True)]
 
 
 def rankings(records: Sequence[Record], proxy: str = "proxy/agreement") -> list[Ranking]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Manifest, Record, check_same_numbers
-from condkd_ray.report import significance
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.style import name
 from condkd_ray.report.page import search as search_page
@@ -18,8 +17,7 @@ from condkd_ray.report.page.elements import Code, Element, Page, Rows, Section, 
 from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.summary import caution, facts, forest, judgement
 from condkd_ray.report.results import Results, read
-from condkd_ray.report.significance import Judged
-from condkd_ray.report.statistics import ACCURACY, Difference, difference
+from condkd_ray.report.statistics import ACCURACY, Difference, difference, judged
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import search, teachers
 from condkd_ray.report.tables.table import CPU, Table, count, over, place, shown
@@ -87,7 +85,7 @@ def page(out: Path, other: Path) -> Page:
     sides = {A: first, B: second}
     _check(first, second)
     pairing = Pairing([], [], {}) if first.searching else paired(first.records, second.records)
-    found = significance.judged(differences(pairing, first.manifest.test_labels))
+    found = judged(differences(pairing, first.manifest.test_labels))
     return Page(
         name=f"{A}: {out}   |   {B}: {other}",
         question=_question(first.manifest, second.manifest),
@@ -136,13 +134,13 @@ def _question(first: Manifest, second: Manifest) -> str:
     return first.question if first.question == second.question else f"{first.question} | {second.question}"
 
 
-def _verdict(found: Sequence[Judged]) -> list[str]:
+def _verdict(found: Sequence[Difference]) -> list[str]:
     if not found:
         return ["The two have no finished trial of equal arm, IPC and seed in common that may be compared."]
-    if all(one.mean == 0 and one.std in (None, 0) for one, _ in found):
+    if all(one.mean == 0 and one.std in (None, 0) for one in found):
         return ["Each trial has the same test accuracy in both."]
-    pairs = [(replace(one, left=one.left.removesuffix(f": {B}")), p) for one, p in found]
-    return [f"{B} against {A}, {judgement(pairs)}.", *caution(pairs)]
+    arms = [replace(one, left=one.left.removesuffix(f": {B}")) for one in found]
+    return [f"{B} against {A}, {judgement(arms)}.", *caution(arms)]
 
 
 def _searched(sides: Sides) -> list[str]:
@@ -163,7 +161,7 @@ def _side_by_side(first: Results, second: Results) -> list[Element]:
     return [Rows(Table("Arms side by side", header, rows, legend, keys=2))]
 
 
-def _differences(found: Sequence[Judged], pairing: Pairing) -> list[Element]:
+def _differences(found: Sequence[Difference], pairing: Pairing) -> list[Element]:
     odd = [f"{a.arm} IPC {a.ipc or '-'} seed {a.seed}" for a, _ in pairing.odd]
     words = f"Not compared, as their configs differ in more than the runs do: {', '.join(odd)}."
     table = [Rows(tables.difference_table(found))] if found else []

@@ -10,18 +10,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import MANIFEST, Record
-from condkd_ray.report import significance
 from condkd_ray.report.figures.search import COLOURS, course_plot, front_plot, importance_plot, rounds_plot
 from condkd_ray.report.page import sections
 from condkd_ray.report.page.elements import Element, Page, Rows, Section, Text, tables
 from condkd_ray.report.page.images import gallery, vector
 from condkd_ray.report.page.summary import facts, forest, verdict
 from condkd_ray.report.results import Results, read, value
-from condkd_ray.report.significance import Judged
-from condkd_ray.report.statistics import ACCURACY, comparisons
+from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, judged
 from condkd_ray.report.tables import arms, search, teachers
 from condkd_ray.report.tables.rounds import rounds_table
-from condkd_ray.report.tables.table import Table, between, compared, signed
+from condkd_ray.report.tables.table import Table, between, chance, compared, signed
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances, stored_trials
 
 IMPORTANCE = "Importance of parameters"
@@ -115,14 +113,14 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
     told = [arms.accuracy_table(again), arms.difference_table(again.judged)]
     if objective != ACCURACY:
         found = comparisons(again.finished, baseline=again.manifest.baseline, metric=objective)
-        told.append(_objective_table(significance.judged(found), objective))
+        told.append(_objective_table(judged(found), objective))
     shown = forest(again.judged, teachers.sentence(again))
     claim = verdict(again.judged)[0]
     section = Section("The best again, with new seeds", [shown, *tables(*told, rounds_table(again))])
     return section, [f"With new seeds: {claim[0].lower()}{claim[1:]}"]
 
 
-def _objective_table(found: Sequence[Judged], objective: str) -> Table:
+def _objective_table(found: Sequence[Difference], objective: str) -> Table:
     """A row a comparison."""
     rows = [
         [
@@ -130,10 +128,10 @@ def _objective_table(found: Sequence[Judged], objective: str) -> Table:
             str(one.n),
             signed(one, factor=1, digits=4),
             between(one.low, one.high, factor=1, digits=4),
-            significance.told(p),
+            chance(one.p),
             one.method,
         ]
-        for one, p in found
+        for one in found
     ]
     header = ["difference", "IPC", "n", objective, "95 % over seeds", "p (Holm)", "method"]
     return Table(f"Paired differences in {objective}", header, rows, _OBJECTIVE)

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from condkd_ray.report import significance
 from condkd_ray.report.page.elements import Forest, Stretch
 from condkd_ray.report.results import Results
-from condkd_ray.report.significance import Judged
 from condkd_ray.report.statistics import ACCURACY, Difference, tested
 from condkd_ray.report.tables import teachers
+from condkd_ray.report.tables.table import chance
 
 SURE = 0.05
 """Of a corrected p, below which a difference is taken to be no chance find."""
@@ -16,25 +15,25 @@ MOST = 14
 NAMED, SENTENCES = 4, 4
 
 
-def mood(one: Difference, p: float | None) -> str:
+def mood(one: Difference) -> str:
     """Whether more seeds would likely show the same sign."""
-    if p is None or p >= SURE:
+    if one.p is None or one.p >= SURE:
         return "open"
     return "better" if one.mean > 0 else "worse"
 
 
-def at_largest(found: Sequence[Judged]) -> list[Judged]:
+def at_largest(found: Sequence[Difference]) -> list[Difference]:
     """Those with the most condensed images, and those without any: what one look can take in."""
-    largest = max((one.ipc for one, _ in found), default=0)
-    return [pair for pair in found if pair[0].ipc in (0, largest)]
+    largest = max((one.ipc for one in found), default=0)
+    return [one for one in found if one.ipc in (0, largest)]
 
 
-def verdict(found: Sequence[Judged]) -> list[str]:
+def verdict(found: Sequence[Difference]) -> list[str]:
     """A sentence for each arm that others are compared with; that most are compared with first."""
-    largest = max(one.ipc for one, _ in found)
-    by_right: dict[str, list[Judged]] = {}
-    for one, p in found:
-        by_right.setdefault(one.right, []).append((one, p))
+    largest = max(one.ipc for one in found)
+    by_right: dict[str, list[Difference]] = {}
+    for one in found:
+        by_right.setdefault(one.right, []).append(one)
     at = f" with {largest} condensed {'image' if largest == 1 else 'images'} per class" if largest else ""
     told = sorted(by_right.items(), key=lambda pair: -len(pair[1]))[:SENTENCES]
     lines = [f"Against {right}{'' if place else at}, {judgement(pairs)}." for place, (right, pairs) in enumerate(told)]
@@ -52,33 +51,30 @@ def alone(results: Results) -> list[str]:
     return [f"{said}No two arms can be compared yet."]
 
 
-def judgement(pairs: Sequence[Judged]) -> str:
+def judgement(found: Sequence[Difference]) -> str:
     """What came out how, the largest difference first."""
-    single = all(one.n == 1 for one, _ in pairs)
-    words = {
-        "better": "better",
-        "worse": "worse",
-        "open": "with one seed" if single else "not told apart beyond chance",
-    }
-    groups: dict[str, list[Judged]] = {}
-    for one, p in sorted(pairs, key=lambda pair: -pair[0].mean):
-        groups.setdefault(mood(one, p), []).append((one, p))
+    single = all(one.n == 1 for one in found)
+    unsure = "with one seed" if single else "not told apart beyond chance"
+    words = {"better": "better", "worse": "worse", "open": unsure}
+    groups: dict[str, list[Difference]] = {}
+    for one in sorted(found, key=lambda one: -one.mean):
+        groups.setdefault(mood(one), []).append(one)
     return "; ".join(f"{told}: {_listed(groups[kind])}" for kind, told in words.items() if kind in groups)
 
 
-def _listed(pairs: Sequence[Judged]) -> str:
-    several = len({one.ipc for one, _ in pairs} - {0}) > 1
-    ipcs = [f" IPC {one.ipc}" if several and one.ipc else "" for one, _ in pairs]
-    shown = [f"{one.left}{ipc} ({points(one.mean)})" for (one, _), ipc in zip(pairs[:NAMED], ipcs, strict=False)]
+def _listed(pairs: Sequence[Difference]) -> str:
+    several = len({one.ipc for one in pairs} - {0}) > 1
+    ipcs = [f" IPC {one.ipc}" if several and one.ipc else "" for one in pairs]
+    shown = [f"{one.left}{ipc} ({points(one.mean)})" for one, ipc in zip(pairs[:NAMED], ipcs, strict=False)]
     more = [f"{len(pairs) - NAMED} more"] if len(pairs) > NAMED else []
     shown[0] = f"{shown[0].removesuffix(')')} points)"
     *first, last = [*shown, *more]
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def caution(found: Sequence[Judged]) -> list[str]:
+def caution(found: Sequence[Difference]) -> list[str]:
     """What the intervals do not know."""
-    if all(one.n == 1 for one, _ in found):
+    if all(one.n == 1 for one in found):
         return ["One seed: the interval is over test images alone, and another seed may change every sign."]
     return []
 
@@ -88,15 +84,15 @@ def points(fraction: float) -> str:
     return f"{100 * fraction:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def forest(found: Sequence[Judged], remark: str = "") -> Forest:
+def forest(found: Sequence[Difference], remark: str = "") -> Forest:
     """The differences on one scale; the interval is that over seeds, with one seed that over test images.
 
     `remark`: a last sentence of the legend.
     """
-    several = len({one.ipc for one, _ in found} - {0}) > 1
+    several = len({one.ipc for one in found} - {0}) > 1
     shown = found[:MOST]
-    ends = [_interval(one) for one, _ in shown]
-    known = [0.0, *(one.mean for one, _ in shown), *(end for pair in ends for end in pair if end is not None)]
+    ends = [_interval(one) for one in shown]
+    known = [0.0, *(one.mean for one in shown), *(end for pair in ends for end in pair if end is not None)]
     low, high = min(known), max(known)
     pad = 0.04 * (high - low) or 0.01
     low, high = low - pad, high + pad
@@ -113,17 +109,18 @@ def forest(found: Sequence[Judged], remark: str = "") -> Forest:
             high=place(right),
             told=points(one.mean),
             interval="none" if left is None or right is None else f"{points(left)} to {points(right)}",
-            p=significance.told(p),
-            mood=mood(one, p),
+            p=chance(one.p),
+            mood=mood(one),
         )
-        for (one, p), (left, right) in zip(shown, ends, strict=True)
+        for one, (left, right) in zip(shown, ends, strict=True)
     ]
-    return Forest(rows, place(0.0) or 0.0, f"{_legend(found)} {remark}".rstrip(), any(p is not None for _, p in found))
+    known_p = any(one.p is not None for one in found)
+    return Forest(rows, place(0.0) or 0.0, f"{_legend(found)} {remark}".rstrip(), known_p)
 
 
-def _legend(found: Sequence[Judged]) -> str:
-    over = "test images (one seed)" if all(one.n == 1 for one, _ in found) else "seeds"
-    count = sum(p is not None for _, p in found)
+def _legend(found: Sequence[Difference]) -> str:
+    over = "test images (one seed)" if all(one.n == 1 for one in found) else "seeds"
+    count = sum(one.p is not None for one in found)
     parts = ["Differences in test accuracy, percentage points, paired by seed.", f"Lines: 95 % over {over}."]
     parts += ["p: paired t test, corrected by Holm for the arms compared with the same one."] * bool(count)
     left = len(found) - MOST

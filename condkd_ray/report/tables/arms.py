@@ -9,13 +9,24 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from condkd_ray.core.files import atomic_write
-from condkd_ray.report import significance
 from condkd_ray.report.results import Results
-from condkd_ray.report.significance import Judged
-from condkd_ray.report.statistics import ACCURACY, groups
+from condkd_ray.report.statistics import ACCURACY, Difference, groups
 from condkd_ray.report.tables import failures, teachers
 from condkd_ray.report.tables.rounds import places_table, rounds_table
-from condkd_ray.report.tables.table import CPU, WALL, WIDTH, Table, between, compared, count, over, place, shown, signed
+from condkd_ray.report.tables.table import (
+    CPU,
+    WALL,
+    WIDTH,
+    Table,
+    between,
+    chance,
+    compared,
+    count,
+    over,
+    place,
+    shown,
+    signed,
+)
 
 _CSV_HEADER = ("table", "arm", "minus", "ipc", "metric", "mean", "std", "n", "low", "high", "method")
 _PERCENT = {
@@ -73,9 +84,9 @@ def accuracy_table(results: Results) -> Table:
     return Table("Accuracy", header, rows, _LEGEND)
 
 
-def difference_table(found: Sequence[Judged]) -> Table:
+def difference_table(found: Sequence[Difference]) -> Table:
     """A row a comparison and IPC."""
-    told = any(p is not None for _, p in found)
+    told = any(one.p is not None for one in found)
     p_header = ["p (Holm)"] if told else []
     header = ["difference", "IPC", "n", "points", "95 % over seeds", *p_header, "method", "95 % over test images"]
     rows = [
@@ -84,11 +95,11 @@ def difference_table(found: Sequence[Judged]) -> Table:
             str(one.n),
             signed(one),
             between(one.low, one.high),
-            *([significance.told(p)] if told else []),
+            *([chance(one.p)] if told else []),
             one.method,
             between(one.image_low, one.image_high),
         ]
-        for one, p in found
+        for one in found
     ]
     return Table("Paired differences in test accuracy", header, rows, f"{_INTERVALS} {_HOLM}" if told else _INTERVALS)
 
@@ -137,7 +148,7 @@ def _csv(results: Results) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_CSV_HEADER)
     writer.writerows(_accuracy_rows(results))
-    for one, _ in results.judged:
+    for one in results.judged:
         row = ("difference", one.left, one.right, one.ipc, ACCURACY, one.mean, one.std, one.n)
         writer.writerow((*row, one.low, one.high, one.method))
         method = f"adjusted Wald, {len(results.manifest.test_labels)} test images"

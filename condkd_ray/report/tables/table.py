@@ -97,6 +97,13 @@ def signed(found: Difference | None, *, factor: float = 100.0, digits: int = 2) 
     return f"{factor * found.mean:+.{digits}f}{std}"
 
 
+def chance(p: float | None) -> str:
+    """The p of a difference; a dash without any."""
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def between(
     low: float | None, high: float | None, *, factor: float = 100.0, digits: int = 2, unknown: str = "-"
 ) -> str:

@@ -66,7 +66,7 @@ def accuracy_table(results: Results) -> Table:
 def difference_table(results: Results) -> Table:
     """A row a comparison and IPC, a column a teacher; without rows where no arm has several teachers."""
     rows = []
-    for (one, _), found in zip(results.judged, results.differences_by_teacher, strict=False):
+    for one, found in zip(results.judged, results.differences_by_teacher, strict=False):
         low, high, _ = interval(np.array([part.mean for part in found if part is not None]))
         counts = ["" if part is None else f" (n = {part.n})" for part in found]
         told = [f"{signed(part)}{count}" for part, count in zip(found, counts, strict=True)]
