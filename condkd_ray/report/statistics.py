@@ -39,6 +39,8 @@ Baseline = str | dict[str, str]
 PAIRS = (("guided", "mixed"), ("mixed", "condensed_only"), ("guided", "condensed_only"), ("guided_only", "guided"))
 """Compared beside each arm minus the baseline and minus `none`."""
 LEVEL = 0.95
+Interval = tuple[float, float]
+"""Ends of a 95 % interval."""
 EQUAL = 1e-12
 """Differences that lie no further apart than this share of the largest, or of 1, are equal: they differ by rounding."""
 
@@ -53,25 +55,19 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Difference(Spread):
     """Test accuracy, or another metric, of `left` minus `right` at one IPC, paired by seed; accuracies are fractions.
 
-    `low`, `high`: 95 % interval over seeds by `method`, None where there is none. `image_low`, `image_high`: 95 %
-    interval over test images of the difference averaged over the common seeds, of test accuracy alone. `p`: see
-    `judged`.
+    `over_seeds`: by `method`, None where there is none. `over_images`: over test images, of the difference averaged
+    over the common seeds, of test accuracy alone. `p`: see `judged`.
     """
 
     left: str
     right: str
     ipc: int
-    mean: float
-    std: float | None
-    n: int
-    low: float | None
-    high: float | None
+    over_seeds: Interval | None
     method: str
-    image_low: float | None
-    image_high: float | None
+    over_images: Interval | None
     p: float | None = None
 
 
@@ -88,9 +84,12 @@ class Ranking:
 def spread(values: Iterable[float]) -> Spread | None:
     """Mean, standard deviation and n of the finite values; None without any."""
     finite = np.array([value for value in values if np.isfinite(value)], dtype=np.float64)
-    if not len(finite):
-        return None
-    return Spread(mean=float(finite.mean()), std=float(finite.std(ddof=1)) if len(finite) > 1 else None, n=len(finite))
+    return _spread(finite) if len(finite) else None
+
+
+def _spread(values: np.ndarray) -> Spread:
+    std = float(values.std(ddof=1)) if len(values) > 1 else None
+    return Spread(mean=float(values.mean()), std=std, n=len(values))
 
 
 def groups(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
@@ -128,15 +127,15 @@ def by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
     return {name: [one for one in known if one.teacher_hash == key] for key, name in teacher_names(known).items()}
 
 
-def interval(differences: np.ndarray) -> tuple[float | None, float | None, str]:
+def interval(differences: np.ndarray) -> tuple[Interval | None, str]:
     """95 % interval of the mean of paired differences (n,), and the name of the method that gave it."""
     n = len(differences)
     if n < 2:
-        return None, None, f"no interval, n = {n}"
+        return None, f"no interval, n = {n}"
     if np.ptp(differences) <= EQUAL * max(1.0, float(np.abs(differences).max())):
-        return None, None, "no interval, all differences equal"
+        return None, "no interval, all differences equal"
     low, high = t_interval(differences)
-    return float(low), float(high), f"paired t, df {n - 1}"
+    return (float(low), float(high)), f"paired t, df {n - 1}"
 
 
 def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +146,7 @@ def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean - half, mean + half
 
 
-def image_interval(left: np.ndarray, right: np.ndarray) -> tuple[float | None, float | None]:
+def image_interval(left: np.ndarray, right: np.ndarray) -> Interval | None:
     """95 % interval over images. `left`, `right`: (seeds, images), whether each answer was right.
 
     Source: Bonett & Price 2012, an adjusted Wald interval for paired proportions: one image that only `left` gets right
@@ -156,7 +155,7 @@ def image_interval(left: np.ndarray, right: np.ndarray) -> tuple[float | None, f
     """
     seeds, images = left.shape
     if not seeds or not images:
-        return None, None
+        return None
     low, high = _adjusted(left.mean(0) - right.mean(0))
     return float(low), float(high)
 
@@ -179,22 +178,10 @@ def difference(
     if not common:
         return None
     values = np.array([a.metrics[metric] - b.metrics[metric] for a, b in common])
-    low, high, method = interval(values)
-    image_low, image_high = _over_images(common, labels if metric == ACCURACY else ())
-    std = float(values.std(ddof=1)) if len(values) > 1 else None
-    return Difference(
-        left=left,
-        right=right,
-        ipc=ipc,
-        mean=float(values.mean()),
-        std=std,
-        n=len(values),
-        low=low,
-        high=high,
-        method=method,
-        image_low=image_low,
-        image_high=image_high,
-    )
+    over_seeds, method = interval(values)
+    images = _over_images(common, labels if metric == ACCURACY else ())
+    found, pair = _spread(values), {"left": left, "right": right, "ipc": ipc}
+    return Difference(**vars(found), **pair, over_seeds=over_seeds, method=method, over_images=images)
 
 
 def comparisons(
@@ -224,7 +211,7 @@ def p_value(one: Difference) -> float | None:
 
     It is below 0.05 just if the 95 % interval does not contain 0.
     """
-    if one.low is None or one.std is None:
+    if one.over_seeds is None or one.std is None:
         return None
     return float(2 * stats.t.sf(abs(one.mean) * math.sqrt(one.n) / one.std, one.n - 1))
 
@@ -304,11 +291,11 @@ def _by_seed(records: Sequence[Record], arm: str, ipc: int, metric: str) -> dict
     }
 
 
-def _over_images(pairs: Sequence[tuple[Record, Record]], labels: Sequence[int]) -> tuple[float | None, float | None]:
+def _over_images(pairs: Sequence[tuple[Record, Record]], labels: Sequence[int]) -> Interval | None:
     truth = np.asarray(labels)
     answers = [[np.asarray(record.outcome.predictions) for record in pair] for pair in pairs]
     complete = [pair for pair in answers if all(len(each) == len(truth) for each in pair)]
     if not complete or not len(truth):
-        return None, None
+        return None
     left, right = (np.array([pair[side] == truth for pair in complete]) for side in (0, 1))
     return image_interval(left, right)

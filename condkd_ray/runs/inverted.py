@@ -14,7 +14,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import cat
 from condkd_ray.methods.losses.priors import bn_distance
 from condkd_ray.report.statistics import interval, spread
-from condkd_ray.report.tables.table import Table, shown
+from condkd_ray.report.tables.table import Table, between, shown
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks, to_real
 from condkd_ray.trial.synthesis import begin, produce
@@ -56,8 +56,8 @@ def side_by_side(title: str, found: Mapping[str, Sequence[Sequence[Metrics]]]) -
     rows = []
     for (host, pair), name in ((one, name) for one in found.items() for name in FIGURES):
         old, new = (np.array([figures[name] for figures in side]) for side in pair)
-        low, high, method = interval(new - old)
-        between = method if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+        ends, method = interval(new - old)
+        told = between(ends, factor=1, digits=3, unknown=method)
         sides = [shown(spread(side), len(side), digits=3) for side in (old, new)]
-        rows.append([host, FIGURES[name], str(len(old)), *sides, f"{(new - old).mean():+.3f}", between])
+        rows.append([host, FIGURES[name], str(len(old)), *sides, f"{(new - old).mean():+.3f}", told])
     return Table(title, ["host", "figure", "n", "old", "new", "new - old", "95 %"], rows, LEGEND, keys=2)

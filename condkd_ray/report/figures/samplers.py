@@ -95,8 +95,8 @@ def _spread(values: np.ndarray) -> str:
 
 
 def _paired(differences: np.ndarray) -> str:
-    low, high, method = interval(differences)
-    shown = method if low is None else f"{low:+.3g} to {high:+.3g}, {method}"
+    ends, method = interval(differences)
+    shown = "{:+.3g} to {:+.3g}, {}".format(*ends, method) if ends else method
     return f"{differences.mean():+.3g} ({shown})"
 
 

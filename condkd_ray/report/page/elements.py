@@ -82,8 +82,7 @@ class Stretch:
     label: str
     note: str
     mean: float
-    low: float | None
-    high: float | None
+    ends: Sequence[float] | None
     told: str
     interval: str
     p: str

@@ -127,7 +127,7 @@ def _objective_table(found: Sequence[Difference], objective: str) -> Table:
             *compared(one),
             str(one.n),
             signed(one, factor=1, digits=4),
-            between(one.low, one.high, factor=1, digits=4),
+            between(one.over_seeds, factor=1, digits=4),
             chance(one.p),
             one.method,
         ]

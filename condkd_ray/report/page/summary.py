@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from condkd_ray.report.page.elements import Forest, Stretch
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import ACCURACY, Difference, tested
+from condkd_ray.report.statistics import ACCURACY, Difference, Interval, tested
 from condkd_ray.report.tables import teachers
 from condkd_ray.report.tables.table import chance
 
@@ -92,30 +92,29 @@ def forest(found: Sequence[Difference], remark: str = "") -> Forest:
     several = len({one.ipc for one in found} - {0}) > 1
     shown = found[:MOST]
     ends = [_interval(one) for one in shown]
-    known = [0.0, *(one.mean for one in shown), *(end for pair in ends for end in pair if end is not None)]
+    known = [0.0, *(one.mean for one in shown), *(end for pair in ends if pair for end in pair)]
     low, high = min(known), max(known)
     pad = 0.04 * (high - low) or 0.01
     low, high = low - pad, high + pad
 
-    def place(value: float | None) -> float | None:
-        return None if value is None else 100 * (value - low) / (high - low)
+    def place(value: float) -> float:
+        return 100 * (value - low) / (high - low)
 
     rows = [
         Stretch(
             label=f"{one.left} \N{MINUS SIGN} {one.right}",
             note=(f"IPC {one.ipc}, " if several and one.ipc else "") + f"n = {one.n}",
-            mean=place(one.mean) or 0.0,
-            low=place(left),
-            high=place(right),
+            mean=place(one.mean),
+            ends=tuple(map(place, pair)) if pair else None,
             told=points(one.mean),
-            interval="none" if left is None or right is None else f"{points(left)} to {points(right)}",
+            interval=" to ".join(map(points, pair)) if pair else "none",
             p=chance(one.p),
             mood=mood(one),
         )
-        for one, (left, right) in zip(shown, ends, strict=True)
+        for one, pair in zip(shown, ends, strict=True)
     ]
     known_p = any(one.p is not None for one in found)
-    return Forest(rows, place(0.0) or 0.0, f"{_legend(found)} {remark}".rstrip(), known_p)
+    return Forest(rows, place(0.0), f"{_legend(found)} {remark}".rstrip(), known_p)
 
 
 def _legend(found: Sequence[Difference]) -> str:
@@ -127,8 +126,8 @@ def _legend(found: Sequence[Difference]) -> str:
     return " ".join([*parts, *([f"{left} more in the table."] if left > 0 else [])])
 
 
-def _interval(one: Difference) -> tuple[float | None, float | None]:
-    return (one.image_low, one.image_high) if one.n == 1 else (one.low, one.high)
+def _interval(one: Difference) -> Interval | None:
+    return one.over_images if one.n == 1 else one.over_seeds
 
 
 def facts(results: Results) -> list[tuple[str, str]]:

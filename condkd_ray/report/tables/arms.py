@@ -94,10 +94,10 @@ def difference_table(found: Sequence[Difference]) -> Table:
             *compared(one),
             str(one.n),
             signed(one),
-            between(one.low, one.high),
+            between(one.over_seeds),
             *([chance(one.p)] if told else []),
             one.method,
-            between(one.image_low, one.image_high),
+            between(one.over_images),
         ]
         for one in found
     ]
@@ -150,10 +150,10 @@ def _csv(results: Results) -> str:
     writer.writerows(_accuracy_rows(results))
     for one in results.judged:
         row = ("difference", one.left, one.right, one.ipc, ACCURACY, one.mean, one.std, one.n)
-        writer.writerow((*row, one.low, one.high, one.method))
+        writer.writerow((*row, *(one.over_seeds or ("", "")), one.method))
         method = f"adjusted Wald, {len(results.manifest.test_labels)} test images"
-        if one.image_low is not None:
-            writer.writerow((*row, one.image_low, one.image_high, method))
+        if one.over_images:
+            writer.writerow((*row, *one.over_images, method))
     return buffer.getvalue()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.statistics import ACCURACY, Difference, Spread, spread
+from condkd_ray.report.statistics import ACCURACY, Difference, Interval, Spread, spread
 
 WIDTH = 120
 """Columns of a table as text, where nothing else is asked for; wider tables go on below."""
@@ -104,10 +104,6 @@ def chance(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def between(
-    low: float | None, high: float | None, *, factor: float = 100.0, digits: int = 2, unknown: str = "-"
-) -> str:
+def between(found: Interval | None, *, factor: float = 100.0, digits: int = 2, unknown: str = "-") -> str:
     """An interval with signs; `unknown` where there is none."""
-    if low is None or high is None:
-        return unknown
-    return f"{factor * low:+.{digits}f} to {factor * high:+.{digits}f}"
+    return " to ".join(f"{factor * end:+.{digits}f}" for end in found) if found else unknown

@@ -67,10 +67,10 @@ def difference_table(results: Results) -> Table:
     """A row a comparison and IPC, a column a teacher; without rows where no arm has several teachers."""
     rows = []
     for one, found in zip(results.judged, results.differences_by_teacher, strict=False):
-        low, high, _ = interval(np.array([part.mean for part in found if part is not None]))
+        over_teachers, _ = interval(np.array([part.mean for part in found if part is not None]))
         counts = ["" if part is None else f" (n = {part.n})" for part in found]
         told = [f"{signed(part)}{count}" for part, count in zip(found, counts, strict=True)]
-        rows.append([*compared(one), *told, between(low, high)])
+        rows.append([*compared(one), *told, between(over_teachers)])
     header = ["difference", "IPC", *results.by_teacher, "95 % over teachers"]
     return Table("Paired differences of each teacher's students", header, rows, _DIFFERENCES, keys=2)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.statistics import ACCURACY, Difference, difference, groups, interval
+from condkd_ray.report.statistics import ACCURACY, Difference, Interval, difference, groups, interval
 from condkd_ray.report.tables.table import CPU, WALL, Table, between, over, shown
 
 TAUGHT_BY = {
@@ -76,8 +76,8 @@ def differences_table(records: Sequence[Record], labels: Sequence[int], answers:
             f"{what}, {one.left} - {one.right}",
             str(one.n),
             _points(one),
-            _range(one.low, one.high),
-            _range(one.image_low, one.image_high),
+            _range(one.over_seeds),
+            _range(one.over_images),
         ]
         for what, one in found
     ]
@@ -97,8 +97,8 @@ def cost(records: Sequence[Record]) -> str:
     ratios = np.array([spent["guided", seed] / spent["mixed", seed] for seed in seeds])
     if not len(ratios):
         return ""
-    low, high, _ = interval(ratios)
-    told = "" if low is None or high is None else f" (95 % {low:.2f} to {high:.2f})"
+    ends, _ = interval(ratios)
+    told = " (95 % {:.2f} to {:.2f})".format(*ends) if ends else ""
     return f"{ratios.mean():.2f} times the CPU time of mixing{told}"
 
 
@@ -120,8 +120,8 @@ def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
     if one is None:
         return "Verdict: none yet, there is no seed of which both mixed and guided have finished."
     measured = (
-        f"guided - mixed is {_points(one)} points (95 % over seeds {_range(one.low, one.high)}, over the "
-        f"{len(labels)} held-out images {_range(one.image_low, one.image_high)}), at {cost(records)}"
+        f"guided - mixed is {_points(one)} points (95 % over seeds {_range(one.over_seeds)}, over the "
+        f"{len(labels)} held-out images {_range(one.over_images)}), at {cost(records)}"
     )
     sides = _sides(one)
     if len(sides) == 1 and sides != {0}:
@@ -143,20 +143,18 @@ def _alone(records: Sequence[Record], labels: Sequence[int]) -> str:
     if one is None or sides == {1}:
         return ""
     shown_so = "your images alone are better" if sides == {-1} else "that it beats your images alone is not shown"
-    return f"; {shown_so} ({_points(one)}, over seeds {_range(one.low, one.high)})"
+    return f"; {shown_so} ({_points(one)}, over seeds {_range(one.over_seeds)})"
 
 
 def _sides(one: Difference) -> set[int]:
     """On which sides of 0 both intervals lie: one element where they agree."""
-    return {_side(one.low, one.high), _side(one.image_low, one.image_high)}
+    return {_side(one.over_seeds), _side(one.over_images)}
 
 
-def _side(low: float | None, high: float | None) -> int:
+def _side(ends: Interval | None) -> int:
     """1 or -1 where the interval lies above or below 0, else 0."""
-    if low is None or high is None:
-        return 0
-    return int(low > 0) - int(high < 0)
+    return int(ends[0] > 0) - int(ends[1] < 0) if ends else 0
 
 
-def _range(low: float | None, high: float | None) -> str:
-    return between(low, high, digits=1, unknown="unknown")
+def _range(ends: Interval | None) -> str:
+    return between(ends, digits=1, unknown="unknown")
