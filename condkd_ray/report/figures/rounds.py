@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from condkd_ray.core.records import Record
 from condkd_ray.report.figures import style
 from condkd_ray.report.statistics import ACCURACY
-from condkd_ray.report.tables.rounds import test_images
+from condkd_ray.report.tables.arms import test_images
 
 _ROUND = "round"
 _PANELS = {

@@ -12,7 +12,6 @@ from condkd_ray.report.page.images import grids, vector
 from condkd_ray.report.page.summary import alone, at_largest, facts, forest, verdict
 from condkd_ray.report.results import Results
 from condkd_ray.report.tables import arms, teachers
-from condkd_ray.report.tables.rounds import places_table, rounds_table
 
 
 def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
@@ -36,7 +35,7 @@ def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
             ),
             Section(
                 "Over the rounds",
-                [*vector(drawn["curves"], "test accuracy over the rounds"), *tables(rounds_table(results))],
+                [*vector(drawn["curves"], "test accuracy over the rounds"), *tables(arms.rounds_table(results))],
             ),
             Section("Images", grids(results.out, results.finished, looks)),
             Section(
@@ -44,7 +43,7 @@ def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
                 [
                     *vector(drawn["diagnosis"], "diagnosis over the rounds"),
                     *vector(drawn["histograms"], "classes and confidences of the memory"),
-                    *tables(places_table(results)),
+                    *tables(arms.places_table(results)),
                 ],
             ),
             sections.proxy(results, looks),

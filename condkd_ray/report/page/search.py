@@ -18,7 +18,6 @@ from condkd_ray.report.page.summary import facts, forest, verdict
 from condkd_ray.report.results import Results, read, value
 from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, judged
 from condkd_ray.report.tables import arms, search, teachers
-from condkd_ray.report.tables.rounds import rounds_table
 from condkd_ray.report.tables.table import Table, between, chance, compared, signed
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances, stored_trials
 
@@ -116,7 +115,7 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
         told.append(_objective_table(judged(found), objective))
     shown = forest(again.judged, teachers.sentence(again))
     claim = verdict(again.judged)[0]
-    section = Section("The best again, with new seeds", [shown, *tables(*told, rounds_table(again))])
+    section = Section("The best again, with new seeds", [shown, *tables(*told, arms.rounds_table(again))])
     return section, [f"With new seeds: {claim[0].lower()}{claim[1:]}"]
 
 

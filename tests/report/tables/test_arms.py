@@ -10,8 +10,14 @@ import pytest
 
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables import arms
-from condkd_ray.report.tables.arms import accuracy_table, difference_table, notes, terminal_table
-from condkd_ray.report.tables.rounds import places_table, rounds_table
+from condkd_ray.report.tables.arms import (
+    accuracy_table,
+    difference_table,
+    notes,
+    places_table,
+    rounds_table,
+    terminal_table,
+)
 from condkd_ray.report.tables.table import WIDTH, Table
 from report.report_factory import LABELS, diagnosed, make_manifest, make_record, results, sweep
 
