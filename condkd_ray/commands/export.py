@@ -11,10 +11,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from condkd_ray.commands.model_card import card_of
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record
 from condkd_ray.core.samples import to_unit
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.writers import write_images
 from condkd_ray.runs.products import choose, kept_path, load_student, merit
 from condkd_ray.trial.product import Product, read_product

@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import InputError, Metrics, require
+from condkd_ray.core.storage import atomic_write
 
 FORMAT = 1
 MANIFEST = "experiment.json"

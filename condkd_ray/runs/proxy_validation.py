@@ -12,11 +12,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, read_records
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.core.samples import Samples
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import DeepInversion

@@ -4,19 +4,23 @@ Every artifact is named by the hash of all that determines it, so a cache can be
 """
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from condkd_ray.core.cache import cached, default_cache
 from condkd_ray.core.environment import free_bytes
 from condkd_ray.core.hashing import content_hash, file_digest
+from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Samples
+from condkd_ray.core.storage import writing
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.data import datasets as data
 from condkd_ray.data.datasets import Dataset, RealImages
@@ -35,6 +39,35 @@ log = logging.getLogger(__name__)
 
 RECIPE = "1"
 """Raised when artifacts are made otherwise, by other code or by another default, so that older ones are not used."""
+
+
+def default_cache() -> Path:
+    """`$CONDKD_CACHE`, or a folder in the user's cache home."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Path(os.environ.get("CONDKD_CACHE", home / "condkd"))
+
+
+def cached(path: Path, make: Callable[[], dict[str, Tensor]], what: str) -> dict[str, Tensor]:
+    """The tensors at `path`, made if they are not there; of two processes at once the second waits for the first.
+
+    `what` is written into the file for a reader. Raises `InputError` where the folder cannot be written.
+    """
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise InputError(f"--cache is {str(path.parent)!r}; accepted: a folder that can be written ({error})") from None
+    try:
+        if not path.is_file():
+            tensors = make()
+            with writing(path) as partial:
+                save_file(tensors, partial, metadata={"what": what})
+                # It is made for its owner alone, but caches are meant to be shared.
+                partial.chmod(0o644)
+    finally:
+        lock.release()
+    return load_file(path)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from condkd_ray.core.files import atomic_write
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.report import significance
 from condkd_ray.report.results import Results
 from condkd_ray.report.significance import Judged
