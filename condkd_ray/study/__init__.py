@@ -3,8 +3,7 @@
 from condkd_ray.study.objective import Constraint, Objective
 from condkd_ray.study.storage import JOURNAL, open_storage, stored_study
 from condkd_ray.study.strategies import Pruner, Sampler
-from condkd_ray.study.study import Proposal, Study
-from condkd_ray.study.trial_log import TrialLog
+from condkd_ray.study.study import Proposal, Study, TrialLog
 
 __all__ = [
     "JOURNAL",

@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condkd_ray.core.arrays import to_plain, to_tensor
 from condkd_ray.models.network import label
 from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.packing import TEACHER_FIELDS, ContentRef, PreparedRefs, build_content, named_contents
+from condkd_ray.trial.packing import (
+    TEACHER_FIELDS,
+    ContentRef,
+    PreparedRefs,
+    build_content,
+    named_contents,
+    to_plain,
+    to_tensor,
+)
 from condkd_ray.trial.plan import PlannedTrial
 
 

@@ -12,9 +12,8 @@ from PIL import Image
 from shared_data import shared
 
 from condkd_ray.core.method import InputError
-from condkd_ray.data.readers.idx import read_idx, read_idx_pair
 from condkd_ray.data.readers.images import read_folder, resize
-from condkd_ray.data.readers.known import idx_set
+from condkd_ray.data.readers.known import idx_set, read_idx, read_idx_pair
 from condkd_ray.data.readers.parquet import find_parquet, read_parquet
 from data.image_files import as_image, idx_bytes, png, random_pixels, write_folder, write_parquet
 
