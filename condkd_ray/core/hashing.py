@@ -19,7 +19,7 @@ def identity(value: Any, *, complete: bool = False) -> Any:
 
     A field at its default is left out, so that a config keeps its identity when its class gets a new field. The `name`
     of a method always stays, as it tells which class the other fields are of. A default must therefore never change
-    within one version of the numbers: see `condkd_ray.trial.identity.NUMBERS`. `complete` keeps fields at their
+    within one version of the numbers: see `condkd_ray.trial.plan.NUMBERS`. `complete` keeps fields at their
     defaults too.
 
     Fields marked `identity: False` are left out, for they stand elsewhere by content; a path in a field marked

@@ -96,7 +96,7 @@ class Record:
     proxy_hash: str = ""
     pool_key: str = ""
     scope: str = "trial"
-    """Which trials it shared its synthetic images with; see `condkd_ray.trial.identity.Scope`."""
+    """Which trials it shared its synthetic images with; see `condkd_ray.trial.plan.Scope`."""
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
     numbers: int = 1

@@ -26,8 +26,8 @@ from condkd_ray.runs.products import kept_path, load_student
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.evaluation import compare, views
-from condkd_ray.trial.identity import NUMBERS
-from condkd_ray.trial.product import read_product
+from condkd_ray.trial.outcome import read_product
+from condkd_ray.trial.plan import NUMBERS
 from condkd_ray.trial.synthesis import begin, produce
 
 INVERTED = 512

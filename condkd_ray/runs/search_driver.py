@@ -21,8 +21,7 @@ from condkd_ray.study.objective import feasible
 from condkd_ray.study.space import leaves
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.plan import Plan, PlannedTrial
+from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
 
 log = logging.getLogger(__name__)
 

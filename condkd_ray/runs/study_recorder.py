@@ -25,8 +25,7 @@ from condkd_ray.study.objective import COST, Constraint, at_end, excesses
 from condkd_ray.study.storage import quiet
 from condkd_ray.study.study import VERSION
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.identity import NUMBERS
-from condkd_ray.trial.plan import PlannedTrial
+from condkd_ray.trial.plan import NUMBERS, PlannedTrial
 
 ARTIFACTS = "artifacts"
 """Folder of the images and configs that the dashboard shows beside a trial."""

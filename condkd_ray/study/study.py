@@ -26,7 +26,7 @@ from condkd_ray.study.space import close, to_plain
 from condkd_ray.study.storage import quiet
 from condkd_ray.study.strategies import Sampler, check_sampler, make_sampler
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.identity import NUMBERS
+from condkd_ray.trial.plan import NUMBERS
 
 REPEATS = 50
 """Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""

@@ -266,7 +266,7 @@ import numpy as np, torch
 from condkd_ray.core import checkpoint as state
 from condkd_ray.core.storage import no_room
 from condkd_ray.methods.memory.chunks import write_chunk
-from condkd_ray.trial.product import Product
+from condkd_ray.trial.outcome import Product
 from condkd_ray.core.storage import atomic_write
 
 folder = Path(sys.argv[1])

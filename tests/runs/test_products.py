@@ -10,8 +10,8 @@ from condkd_ray.core.records import Manifest, write_manifest, write_record
 from condkd_ray.core.storage import locate
 from condkd_ray.runs.products import Shelf, choose, kept_path, merit
 from condkd_ray.runs.recorder import make_record
+from condkd_ray.trial.outcome import product_path, read_product, write_product
 from condkd_ray.trial.plan import Plan
-from condkd_ray.trial.product import product_path, read_product, write_product
 from condkd_ray.trial.run import local_store, run_trial
 
 PREPARED = make_prepared()

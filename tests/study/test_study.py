@@ -11,7 +11,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.study import Objective, Study, open_storage
 from condkd_ray.study.space import parse
 from condkd_ray.study.strategies import make_pruner
-from condkd_ray.trial.identity import NUMBERS
+from condkd_ray.trial.plan import NUMBERS
 
 SPACE = """
 data: {name: digits}

@@ -37,7 +37,7 @@ from condkd_ray.trial import artifacts
 from condkd_ray.trial.artifacts import StandIns, Workshop, cached, default_cache
 from condkd_ray.trial.config import TrialConfig, dump
 from condkd_ray.trial.evaluation import views
-from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.plan import trial_hash
 
 RECIPE = TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=3))
 CONFIG = TrialConfig(
