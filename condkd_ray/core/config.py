@@ -59,7 +59,9 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     tree = {"name": value} if isinstance(value, str) else value
     if not isinstance(tree, dict):
         raise InputError(f"{path} is {value!r}; accepted: {', '.join(by_name)}")
-    name = tree.get("name", _default_name(owner, key))
+    # A tree that gives leaves but no name means the default method.
+    default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
+    name = tree.get("name", getattr(default, "name", None))
     if not isinstance(name, str) or name not in by_name:
         what = f"{path}: name is not given" if name is None else f"{path} is {name!r}"
         raise InputError(f"{what}; accepted: {', '.join(by_name)}")
@@ -73,12 +75,6 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
         first = error.errors()[0]
         message = "a path" if first["type"] == "path_type" else first["msg"].removeprefix("Input should be ")
         raise InputError(f"{path} is {value!r}; accepted: {message}") from None
-
-
-def _default_name(owner: type, key: str) -> str | None:
-    """A tree that gives leaves but no name means the default method."""
-    default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
-    return getattr(default, "name", None)
 
 
 @cache

@@ -212,7 +212,7 @@ def read_records(out: Path) -> list[Record]:
 
 def read_all_records(out: Path) -> list[Record]:
     """All stored trials, of whatever `numbers`, in the same order. Not to be compared as they are."""
-    records = [_decode(path) for path in sorted((Path(out) / "records").glob("*.json"))]
+    records = [_read(path) for path in sorted((Path(out) / "records").glob("*.json"))]
     return sorted(records, key=lambda r: (arm_rank(r.arm), r.ipc, r.seed, r.config_hash))
 
 
@@ -261,10 +261,13 @@ def read_manifest(out: Path) -> Manifest:
     path = Path(out) / MANIFEST
     if not path.is_file():
         raise InputError(f"{out} holds no {MANIFEST}; accepted: a folder that an experiment has written with --out")
-    tree = _load(path)
-    if tree.get("format") != FORMAT:
-        raise InputError(f"{path}: format is {tree.get('format')!r}; accepted: {FORMAT}, or another --out")
-    return _build(lambda: Manifest(**tree), path)
+
+    def decoded(tree: dict[str, Any]) -> Manifest:
+        if tree.get("format") != FORMAT:
+            raise InputError(f"{path}: format is {tree.get('format')!r}; accepted: {FORMAT}, or another --out")
+        return Manifest(**tree)
+
+    return _load(path, decoded)
 
 
 def check_same_experiment(out: Path, name: str) -> None:
@@ -295,26 +298,21 @@ def _finite(tree: Any) -> Any:
     return float(tree) if math.isfinite(tree) else None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, decoded: Callable[[dict[str, Any]], _T]) -> _T:
     try:
         tree = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); delete it to have it made again") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds a {type(tree).__name__}; accepted: a JSON object")
-    return tree
-
-
-def _build(make: Callable[[], _T], path: Path) -> _T:
     try:
-        return make()
+        return decoded(tree)
     except TypeError as error:
         raise InputError(f"{path} does not fit this version ({error}); delete it to have it made again") from error
 
 
-def _decode(path: Path) -> Record:
-    tree = _load(path)
-    record = _build(lambda: unflat(tree), path)
+def _read(path: Path) -> Record:
+    record = _load(path, unflat)
     if record.status not in get_args(Status):
         raise InputError(f"{path}: status is {record.status!r}; accepted: {', '.join(get_args(Status))}")
     return record

@@ -14,12 +14,12 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
@@ -209,7 +209,8 @@ def writing(file: Location, *, durable: bool = False) -> Iterator[Path]:
     With `durable` it is on the disk by then. Where the block raises, `file` stays as it was.
     """
     if isinstance(file, Remote):
-        with _scratch(file.name) as partial:
+        with TemporaryDirectory(prefix="condkd-") as folder:
+            partial = Path(folder) / file.name
             with naming(partial):
                 yield partial
             _put(partial, file)
@@ -232,7 +233,8 @@ def writing(file: Location, *, durable: bool = False) -> Iterator[Path]:
 def reading(file: Location) -> Iterator[Path]:
     """A path on this machine with the content of `file`, for the length of the block; a map of it may live longer."""
     if isinstance(file, Remote):
-        with _scratch(file.name) as local:
+        with TemporaryDirectory(prefix="condkd-") as folder:
+            local = Path(folder) / file.name
             with file.filesystem.open_input_file(file.path) as stream, open(local, "wb") as copy:
                 shutil.copyfileobj(stream, copy, PIECE)
             yield local
@@ -269,12 +271,6 @@ def take(source: Location, target: Path) -> None:
     with reading(source) as local, writing(target) as partial:
         shutil.copyfile(local, partial)
     source.unlink()
-
-
-@contextmanager
-def _scratch(name: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="condkd-") as folder:
-        yield Path(folder) / name
 
 
 def _put(source: Path, target: Remote) -> None:

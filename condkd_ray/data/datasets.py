@@ -7,18 +7,15 @@ Letters: N images, C channels, H W height and width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import derive_seed
-from condkd_ray.core.samples import Samples, to_model, unseen
-from condkd_ray.data.readers.images import Raw, read_folder, read_halves, resize
+from condkd_ray.data.readers.images import Raw, RealImages, read_folder, read_halves, resize
 from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS, digits, idx_set, torchvision_set
 from condkd_ray.data.readers.parquet import find_parquet, read_parquet
 
@@ -77,24 +74,6 @@ class DataConfig(Method):
         require(known, f"data.download of {self.name}", self.download, "false: torchvision has no such data set")
         require((self.mean is None) == (self.std is None), "data.mean, data.std", (self.mean, self.std), "both or none")
         require(all(value > 0 for value in self.std or ()), "data.std", self.std, "positive values")
-
-
-@dataclass(frozen=True)
-class RealImages:
-    """Real images as they are: `pixels` uint8 (N, C, H, W), `labels` int64 (N,)."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Tensor | slice) -> RealImages:
-        return RealImages(self.pixels[index], self.labels[index])
-
-    def samples(self, mean: Sequence[float], std: Sequence[float]) -> Samples:
-        """All of them as float32 in the teacher's space, four times their bytes; index first where that is much."""
-        return unseen(to_model(self.pixels.float() / 255, mean, std), self.labels)
 
 
 @dataclass(frozen=True)

@@ -123,10 +123,7 @@ def _joined(parts: Iterable[dict[str, Open]]) -> dict[str, Open]:
 
 def conditional(tree: Any) -> bool:
     """Whether it depends on a choice which leaves are open."""
-    if isinstance(tree, Open):
-        return any(bool(leaves(value)) for value in tree.values)
-    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return any(map(conditional, parts))
+    return any(leaves(value) for leaf in leaves(tree).values() for value in leaf.values)
 
 
 def default(tree: dict[str, Any]) -> TrialConfig:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import load_into, read_weights
 from condkd_ray.trial.config import Prepared, TrialConfig, digests
-from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks
-from condkd_ray.trial.evaluation import accuracy, hold_out, views
+from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
+from condkd_ray.trial.evaluation import accuracy, choose, views
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,8 @@ class Workshop:
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
         """(One real image of each class, the rest): by the data seed, so the same for every trial of a study."""
         train = self.data(config).train
-        held_out, rest = hold_out(train.labels, seed=derive_seed(config.data.seed, "proxy"))
+        held_out = choose(train.labels, 1, seed=derive_seed(config.data.seed, "proxy"))
+        rest = torch.ones(len(train), dtype=torch.bool).index_fill(0, held_out, False)
         return train[held_out], train[rest]
 
     def _proxy(self, config: TrialConfig) -> Samples:
@@ -175,7 +177,7 @@ class Workshop:
     def _landmarks(self, config: TrialConfig, condensed: Samples | None) -> Landmarks:
         """Of real train images by the data seed, never those of the proxy set: the same ones for every trial."""
         teacher, (_, rest) = self.teacher(config), self._proxy_split(config)
-        rows = choose(rest.labels, teacher.num_classes, seed=derive_seed(config.data.seed, "landmarks"))
+        rows = choose(rest.labels, REAL_PER_CLASS, seed=derive_seed(config.data.seed, "landmarks"))
         return make_landmarks(teacher, rest[rows].samples(teacher.mean, teacher.std), condensed)
 
     def teacher(self, config: TrialConfig) -> Teacher:
@@ -192,6 +194,7 @@ class Workshop:
 
     def _teacher(self, config: TrialConfig) -> Teacher:
         dataset, recipe = self.data(config), config.teacher
+        path = self._stored("teachers", partial(self._teacher_key, config))
         network = recipe.build(dataset)
         name = f"teacher {label(recipe.network)} on {dataset.name}"
 
@@ -202,10 +205,9 @@ class Workshop:
 
         if recipe.weights is not None:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
-        elif self._stand_ins is not None and not self._teacher_path(config).is_file():
+        elif self._stand_ins is not None and not path.is_file():
             self._stand_ins.teachers[self._teacher_key(config)] = config
         else:
-            path = self._teacher_path(config)
             load_into(network, cached(path, train, name), f"cached weights {path}")
         teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         return teacher.to(self.device)
@@ -242,7 +244,7 @@ class Workshop:
             )
 
     def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
-        path = self._condensed_path(config, method)
+        path = self._stored("condensed", partial(self._condensed_key, config, method))
         if self._stand_ins is not None and not path.is_file():
             self._stand_ins.sets[self._condensed_key(config, method)] = (config, method)
             return self._condense(config, RandomReal(ipc=method.ipc))
@@ -279,19 +281,13 @@ class Workshop:
         # Of what is read, in this process: two roots are two data sets until their digests tell.
         return content_hash([config.data, str(config.data.root)])
 
-    def _teacher_path(self, config: TrialConfig) -> Path:
-        return self._stored("teachers", lambda complete: self._teacher_key(config, complete=complete))
-
-    def _condensed_path(self, config: TrialConfig, method: AnyCondensation) -> Path:
-        return self._stored("condensed", lambda complete: self._condensed_key(config, method, complete=complete))
-
-    def _stored(self, kind: str, key: Callable[[bool], str]) -> Path:
+    def _stored(self, kind: str, key: Callable[..., str]) -> Path:
         """Where an artifact is or will be stored.
 
         Before numbers version 2, keys contained fields at their defaults (`complete`). Such a key holds every value, so
         that a file under it is valid.
         """
-        path, older = (self.cache / kind / f"{key(complete)}.safetensors" for complete in (False, True))
+        path, older = (self.cache / kind / f"{key(complete=complete)}.safetensors" for complete in (False, True))
         return older if older.is_file() and not path.is_file() else path
 
     def _teacher_key(self, config: TrialConfig, *, complete: bool = False) -> str:

@@ -50,12 +50,6 @@ class Landmarks:
     nearest: Tensor | None = None
 
 
-def choose(labels: Tensor, num_classes: int, *, seed: int) -> Tensor:
-    """Rows of `REAL_PER_CLASS` random images of each class, or of all where it has fewer; `labels` (N,)."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([rows[:REAL_PER_CLASS] for rows in by_class(order, labels[order], num_classes)])
-
-
 @torch.no_grad()
 def make_landmarks(teacher: Teacher, real: Samples, condensed: Samples | None) -> Landmarks:
     """Landmarks from real train images and at most the first `GUIDES_PER_CLASS` condensed ones of each class."""

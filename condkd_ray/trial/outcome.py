@@ -188,11 +188,6 @@ class Product:
         return Encoded(self.images, self.labels, self.logits)
 
 
-def write_product(product: Product, path: Location) -> None:
-    """Atomically."""
-    states.save(product, path)
-
-
 def read_product(path: Location) -> Product:
     """Raises `InputError` where there is none."""
     try:

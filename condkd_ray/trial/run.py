@@ -16,7 +16,7 @@ from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import LocalStore, Store
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
-from condkd_ray.trial.outcome import broken, end, make_product, remembered_logits, tested, write_product
+from condkd_ray.trial.outcome import broken, end, make_product, remembered_logits, tested
 from condkd_ray.trial.synthesis import codec
 
 CHECKPOINT_SECONDS = 15.0
@@ -85,7 +85,7 @@ def run_trial(
     _check_through(state.round, last, config.total_rounds)
     logits = remembered_logits(config, prepared, state, store)
     if product is not None:
-        write_product(make_product(config, prepared, state, store, logits), product)
+        states.save(make_product(config, prepared, state, store, logits), product)
     untested = end(config, prepared, state, store, logits)
     if before_test is not None:
         before_test(untested)

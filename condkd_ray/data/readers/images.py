@@ -4,10 +4,11 @@ Letters: N images, C channels, H W height and width.
 """
 
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.rng import derive_seed
+from condkd_ray.core.samples import Samples, to_model, unseen
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")  # named, as some of Pillow's others start programs
@@ -31,15 +33,28 @@ LEAST = 3
 
 
 @dataclass(frozen=True)
-class Raw:
-    """Images as a file holds them: `pixels` uint8 (N, C, H, W), `labels` int64 (N,), `class_names` by label."""
+class RealImages:
+    """Real images as they are: `pixels` uint8 (N, C, H, W), `labels` int64 (N,)."""
 
     pixels: Tensor
     labels: Tensor
-    class_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+
+    def samples(self, mean: Sequence[float], std: Sequence[float]) -> Samples:
+        """All of them as float32 in the teacher's space, four times their bytes; index first where that is much."""
+        return unseen(to_model(self.pixels.float() / 255, mean, std), self.labels)
+
+
+@dataclass(frozen=True)
+class Raw(RealImages):
+    """Images as a file holds them, with `class_names` by label."""
+
+    class_names: tuple[str, ...]
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
@@ -84,8 +99,7 @@ def read_halves(root: Path, size: int | None, seed: int) -> tuple[Raw, Raw]:
     shuffled = [order[whole.labels[order] == label] for label in range(len(counts))]
     held_out = torch.cat([rows[: len(rows) // 2] for rows in shuffled])
     is_test = torch.zeros(len(whole), dtype=torch.bool).index_fill(0, held_out, True)
-    train, test = (Raw(whole.pixels[kept], whole.labels[kept], whole.class_names) for kept in (~is_test, is_test))
-    return train, test
+    return whole[~is_test], whole[is_test]
 
 
 def _ordered(root: Path, folders: list[Path]) -> list[Path]:
@@ -117,27 +131,28 @@ def decode_all(sources: Iterator[Source], size: int | None) -> Tensor:
     or where images differ in size and no `size` is given.
     """
     batches: list[Tensor] = []
+    sides: tuple[int, ...] = ()
     while listed := list(islice(sources, BATCH_ROWS)):
-        batches.append(_join([_decode(what, source) for what, source in listed], [what for what, _ in listed], size))
-        accepted = f"{tuple(batches[0].shape[2:])} as the first, or give a size"
-        shape = tuple(batches[-1].shape[2:])
-        require(shape == tuple(batches[0].shape[2:]), f"height and width of {listed[0][0]}", shape, accepted)
+        images = [_decode(what, source) for what, source in listed]
+        sides = sides or tuple(images[0].shape[1:])
+        for (what, _), image in zip(listed, images, strict=True):
+            accepted = f"{sides} as the first, or give a size"
+            fits = size is not None or image.shape[1:] == sides
+            require(fits, f"height and width of {what}", tuple(image.shape[1:]), accepted)
+        batches.append(_join(images, size))
     require(bool(batches), "number of images", 0, "at least 1")
     channels = max(batch.shape[1] for batch in batches)
     return torch.cat([batch.expand(-1, channels, -1, -1) for batch in batches]).contiguous()
 
 
-def _join(images: list[Tensor], names: list[str], size: int | None) -> Tensor:
+def _join(images: list[Tensor], size: int | None) -> Tensor:
     channels = max(image.shape[0] for image in images)
     images = [image.expand(channels, -1, -1) for image in images]
-    first = images[0].shape
-    odd = [place for place, image in enumerate(images) if image.shape != first]
-    if odd and size is not None:
+    if size is None:
+        return torch.stack(images)
+    if len({image.shape for image in images}) > 1:
         return torch.cat([resize(image[None], size) for image in images])
-    if odd:
-        accepted = f"{tuple(first[1:])} as the first, or give a size"
-        require(False, f"height and width of {names[odd[0]]}", tuple(images[odd[0]].shape[1:]), accepted)
-    return torch.stack(images) if size is None else resize(torch.stack(images), size)
+    return resize(torch.stack(images), size)
 
 
 def _decode(what: str, source: bytes | Path) -> Tensor:
