@@ -1,7 +1,6 @@
 """Real data sets: where they lie, how they are split, in what units they come.
 
 The split has a seed of its own, apart from a trial's: a teacher must never have seen another seed's test images.
-Letters: N images, C channels, H W height and width.
 """
 
 from __future__ import annotations

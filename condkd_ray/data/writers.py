@@ -1,7 +1,4 @@
-"""Image sets as other programs read them: Hugging Face's Parquet, and the dictionary of DC, DSA and DM.
-
-Letters: N images, C channels, H W height and width, K classes.
-"""
+"""Image sets as other programs read them: Hugging Face's Parquet, and the dictionary of DC, DSA and DM."""
 
 import io
 import json

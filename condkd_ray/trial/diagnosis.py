@@ -3,7 +3,7 @@
 For the report alone. Half of the figures need real train images, which no method of a data-free world may see: nothing
 that decides, neither search nor scheduler nor method, may read them. All of it is our choice.
 
-Letters: N images, M guides (condensed images), D features of the teacher's penultimate layer, K classes.
+Letters: M guides (condensed images), D features of the teacher's penultimate layer.
 """
 
 import math

@@ -2,7 +2,6 @@
 
 The proxy set is a few fixed images in many seeded views. Where nobody has validation data, this is what a search may
 look at. Never trained on. All of it is our choice.
-Letters: N images, V views, K classes.
 """
 
 from typing import Literal

@@ -1,7 +1,4 @@
-"""What comes of a trial: its figures, a file until they are a record, and its product, a student and its images.
-
-Letters: N images, C channels, H W height and width, K classes.
-"""
+"""What comes of a trial: its figures, a file until they are a record, and its product, a student and its images."""
 
 from dataclasses import dataclass, field, replace
 from statistics import fmean, pvariance
@@ -14,7 +11,7 @@ from condkd_ray.core import checkpoint as states
 from condkd_ray.core.environment import peak_bytes
 from condkd_ray.core.method import InputError, Metrics, NonFiniteError
 from condkd_ray.core.records import Outcome
-from condkd_ray.core.samples import Encoded, PixelSpace, Samples, to_unit
+from condkd_ray.core.samples import Encoded, PixelSpace, Samples, to_pixels
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import Store
 from condkd_ray.models.network import label
@@ -125,7 +122,8 @@ def class_major(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int]
     per_class = min(len(found) for found in rows)
     if per_class == 0:
         return None, 0
-    return pixels(shown[torch.cat([found[:per_class] for found in rows])], prepared), per_class
+    images = shown.images[torch.cat([found[:per_class] for found in rows])]
+    return to_pixels(images, prepared.teacher.mean, prepared.teacher.std).cpu(), per_class
 
 
 def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Tensor:
@@ -141,12 +139,6 @@ def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState
             logits = samples.logits if samples.asked else answers(teacher, samples.images.to(teacher.device))
             found.append(logits.half().cpu())
     return torch.cat(found)
-
-
-def pixels(samples: Samples, prepared: Prepared) -> Tensor:
-    """Images as uint8 on the CPU."""
-    unit = to_unit(samples.images, prepared.teacher.mean, prepared.teacher.std)
-    return unit.mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def product_path(folder: Location) -> Location:

@@ -1,7 +1,4 @@
-"""How other people's condensed sets lie on disk (`peers.md` B.1): where the images are, and which labels are theirs.
-
-Letters: N images, C channels, H W height and width, f factor.
-"""
+"""How other people's condensed sets lie on disk (`peers.md` B.1): where the images are, and which labels are theirs."""
 
 import re
 from pathlib import Path

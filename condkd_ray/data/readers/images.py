@@ -1,7 +1,4 @@
-"""`Raw` image sets, decoding, and folders of images.
-
-Letters: N images, C channels, H W height and width.
-"""
+"""`Raw` image sets, decoding, and folders of images."""
 
 import io
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,4 @@
-"""Data sets known by name: scikit-learn's digits, the IDX sets (MNIST and its kin), and those torchvision reads.
-
-Letters: N images, H W height and width.
-"""
+"""Data sets known by name: scikit-learn's digits, the IDX sets (MNIST and its kin), and those torchvision reads."""
 
 import gzip
 import math
