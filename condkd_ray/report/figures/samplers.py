@@ -10,7 +10,7 @@ from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.figures import style
 from condkd_ray.report.statistics import ACCURACY, interval
 from condkd_ray.report.tables.table import Table
-from condkd_ray.study import Objective
+from condkd_ray.study.objective import Objective
 
 Curves = Mapping[str, np.ndarray]
 """By sampler: the best value until each trial, (seeds, trials)."""
