@@ -14,9 +14,20 @@ import torch
 
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import derive_seed
-from condkd_ray.data.readers.images import Raw, RealImages, read_folder, read_halves, resize
-from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS, digits, idx_set, torchvision_set
-from condkd_ray.data.readers.parquet import find_parquet, read_parquet
+from condkd_ray.data.readers import (
+    IDX_SETS,
+    TORCHVISION_SETS,
+    Raw,
+    RealImages,
+    digits,
+    find_parquet,
+    idx_set,
+    read_folder,
+    read_halves,
+    read_parquet,
+    resize,
+    torchvision_set,
+)
 
 Known = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
 DataName = Literal[Known, "parquet", "image_folder", "class_folders"]

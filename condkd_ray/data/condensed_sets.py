@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condkd_ray.core.method import InputError, require
-from condkd_ray.data.readers.images import read_folder
-from condkd_ray.data.readers.parquet import read_parquet
+from condkd_ray.data.readers import read_folder, read_parquet
 
 SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
 ALLOWED_GLOBALS = [SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
