@@ -39,10 +39,7 @@ def save(state: Any, path: Location) -> None:
 
 
 def load(state: Any, path: Location, device: torch.device | str = "cpu") -> Any:
-    """Load the file at `path` into `state`, whose accelerator is `device`, and return it.
-
-    Raises `ValueError` where the file is of another format.
-    """
+    """Load the file at `path` into `state`, whose accelerator is `device`. Raises `ValueError` for another format."""
     try:
         with reading(path) as local, safe_open(local, framework="pt") as file:
             metadata = file.metadata() or {}

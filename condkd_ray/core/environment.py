@@ -20,10 +20,8 @@ import condkd_ray
 
 @cache
 def keep_imports() -> None:
-    """Leave what this process has loaded so far out of all later collections of garbage.
-
-    These are half a million objects; to look through them once takes a quarter of a second.
-    """
+    """Leave what this process has loaded so far out of all later collections of garbage."""
+    # These are half a million objects; to look through them once takes a quarter of a second.
     gc.collect()
     gc.freeze()
     # Else libraries that count their objects at the end say that these are leaked.

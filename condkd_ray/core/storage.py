@@ -138,8 +138,7 @@ def _opened(root: str) -> tuple[FileSystem, str]:
 def locate(text: str, what: str = "--storage") -> Location:
     """What `text` names: a path, `file://` too, or the URI of a folder in an object store. No store is asked yet.
 
-    Raises:
-        InputError: An unknown scheme, no bucket, or secrets in the URI.
+    Raises `InputError` for an unknown scheme, no bucket, or secrets in the URI.
     """
     if "://" not in text:
         # Not resolved: where a link leads is each node's own affair.

@@ -188,10 +188,8 @@ def _replaced(tree: Any, made_of: Callable[[Open, str], Any], path: str = "") ->
 
 
 def _suggest(leaf: Open, trial: optuna.trial.BaseTrial, path: str) -> Any:
-    if leaf.kind == "uniform":
-        return trial.suggest_float(path, *leaf.values)
-    if leaf.kind == "log_uniform":
-        return trial.suggest_float(path, *leaf.values, log=True)
+    if leaf.kind in ("uniform", "log_uniform"):
+        return trial.suggest_float(path, *leaf.values, log=leaf.kind == "log_uniform")
     if leaf.kind == "int":
         return trial.suggest_int(path, *leaf.values)
     if not _among_methods(leaf):

@@ -90,11 +90,7 @@ class Workshop:
     """
 
     def __init__(
-        self,
-        cache: Path | None = None,
-        device: str = "cpu",
-        view: View = SILENT,
-        stand_ins: StandIns | None = None,
+        self, cache: Path | None = None, device: str = "cpu", view: View = SILENT, stand_ins: StandIns | None = None
     ) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
@@ -282,11 +278,8 @@ class Workshop:
         return content_hash([config.data, str(config.data.root)])
 
     def _stored(self, kind: str, key: Callable[..., str]) -> Path:
-        """Where an artifact is or will be stored.
-
-        Before numbers version 2, keys contained fields at their defaults (`complete`). Such a key holds every value, so
-        that a file under it is valid.
-        """
+        """Where an artifact is or will be stored."""
+        # Before numbers version 2 keys contained fields at their defaults too: a file under such a key is as valid.
         path, older = (self.cache / kind / f"{key(complete=complete)}.safetensors" for complete in (False, True))
         return older if older.is_file() and not path.is_file() else path
 

@@ -55,10 +55,7 @@ def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outc
 
 
 def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Outcome:
-    """The figures of the whole run, as far as they need no test image beyond those of the rounds.
-
-    `logits`: the `remembered_logits`.
-    """
+    """The figures of the whole run but those of the final test; `logits` are the `remembered_logits`."""
     images, per_class = examples(config, prepared, state, store)
     test_images = 0 if prepared.test is None else len(in_round(prepared.test, config.test_rounds))
     return Outcome(
@@ -86,9 +83,7 @@ def summary(history: list[Metrics], test_images: int) -> Metrics:
     """A run's figures from its rounds: last values, sums of times; mean, variance and best of those that were tested.
 
     `test_images`: how many test images were measured in each of those. Of `pool/`, what a trial made for others and
-    took of them, sums too.
-
-    `student/forgetting` is how far the last of these is below the best.
+    took of them, sums too. `student/forgetting` is how far the last tested round is below the best.
     """
     last: Metrics = {}
     for metrics in history:
@@ -191,10 +186,7 @@ def read_product(path: Location) -> Product:
 
 
 def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:
-    """The student as it stands and the samples the memory still refers to, as the store keeps them.
-
-    `logits`: the `remembered_logits`, one row a sample.
-    """
+    """The student as it stands, and what the memory refers to as the store keeps it, with the `remembered_logits`."""
     teacher, ids = prepared.teacher, config.memory.live(state.memory)
     parts = [store.codec.encode(store.gather(part)) for part in ids.split(4096)] if len(ids) else []
     columns = zip(*((part.images, part.labels) for part in parts), strict=True)

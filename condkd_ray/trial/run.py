@@ -126,18 +126,10 @@ def inherit(config: TrialConfig, prepared: Prepared, source: Location, target: L
     state, are the config's own, at the place in their schedules that the other had reached. Samples lie elsewhere.
     """
     state = start(config, prepared)
-    fresh = _settings(state)
+    fresh = [optimizer.state_dict()["param_groups"] for optimizer in _parts(state, Optimizer)]
     states.load(state, source, prepared.teacher.device)
     _impose(state, fresh)
     states.save(state, target)
-
-
-def _settings(state: TrialState) -> list[list[dict[str, Any]]]:
-    """What each optimiser was made with, group by group."""
-    return [
-        [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-        for optimizer in _parts(state, Optimizer)
-    ]
 
 
 def _impose(state: TrialState, fresh: list[list[dict[str, Any]]]) -> None:
@@ -146,7 +138,7 @@ def _impose(state: TrialState, fresh: list[list[dict[str, Any]]]) -> None:
             # Under a schedule: as far down as the other was.
             scheduled = "initial_lr" in own
             rate = group["lr"] * own["initial_lr"] / group["initial_lr"] if scheduled else own["lr"]
-            group.update(own | {"lr": rate})
+            group.update(own | {"lr": rate, "params": group["params"]})
     for scheduler in _parts(state, LRScheduler):
         scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
         scheduler._last_lr = _rates(scheduler)
