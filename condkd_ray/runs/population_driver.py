@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from condkd_ray.core.hashing import content_hash
+from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.runs.search_driver import SearchRecorder

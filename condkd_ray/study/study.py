@@ -19,7 +19,7 @@ from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
-from condkd_ray.core.hashing import content_hash
+from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import InputError, require
 from condkd_ray.study.objective import Constraint, Direction, Objective, known_excesses
 from condkd_ray.study.space import close, to_plain

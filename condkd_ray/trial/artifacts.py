@@ -16,8 +16,8 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from condkd_ray.core.config import content_hash, file_digest
 from condkd_ray.core.environment import free_bytes
-from condkd_ray.core.hashing import content_hash, file_digest
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Samples

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from condkd_ray.core.hashing import default_identities
+from condkd_ray.core.config import default_identities
 from condkd_ray.trial.artifacts import RECIPE
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.plan import NUMBERS

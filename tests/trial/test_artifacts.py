@@ -130,10 +130,10 @@ torch.set_num_threads(1)
 import logging
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import read
-from condkd_ray.core.hashing import tensor_digest
+from condkd_ray.trial.config import tensor_digest
 from condkd_ray.trial.artifacts import StandIns, Workshop
 from condkd_ray.trial.config import read
-from condkd_ray.core.hashing import tensor_digest
+from condkd_ray.trial.config import tensor_digest
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 config = read(Path(sys.argv[1]) / "trial.yaml")
 teacher = Workshop(Path(sys.argv[1])).teacher(config)

@@ -19,7 +19,7 @@ import torch
 
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.connection.resources import check_resources, check_room, crew_size, slots, teams
-from condkd_ray.core.hashing import content_hash
+from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.records import Record, check_same_experiment, read_records
 from condkd_ray.core.units import byte_size, duration
