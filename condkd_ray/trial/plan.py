@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Generic, Literal, TypeVar
 
 from condkd_ray.core.config import content_hash
-from condkd_ray.core.schedule import Schedule
+from condkd_ray.core.method import Schedule
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.packing import PreparedRefs
 

@@ -7,8 +7,8 @@ import torch
 import toy
 from contracts.toy_methods import small
 
+from condkd_ray.core.method import Schedule
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.schedule import Schedule
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import AnyInversion, Cmi, DeepInversion, Fast, Nayer, NoInversion
 from condkd_ray.methods.memory import Latest
