@@ -23,9 +23,8 @@ from condkd_ray.runs.search import SearchSpec
 from condkd_ray.study.space import read
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.plan import Plan
-from condkd_ray.trial.product import product_path, read_product
+from condkd_ray.trial.outcome import product_path, read_product
+from condkd_ray.trial.plan import Plan, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 
 __all__ = ["load", "search", "sweep", "train"]

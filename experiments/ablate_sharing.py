@@ -15,8 +15,7 @@ from pathlib import Path
 from condkd_ray.commands.experiment import Flags, command_line, run
 from condkd_ray.core.method import require
 from condkd_ray.runs.presets import arm
-from condkd_ray.trial.identity import Scope, can_share
-from condkd_ray.trial.plan import Plan
+from condkd_ray.trial.plan import Plan, Scope, can_share
 
 SCOPES: dict[str, Scope] = {"own": "trial", "shared inversion": "inversion", "sweep's pool": "sweep"}
 

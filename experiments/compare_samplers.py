@@ -16,8 +16,10 @@ from condkd_ray.commands.experiment import command_line
 from condkd_ray.commands.search import SearchFlags, run
 from condkd_ray.core.method import require
 from condkd_ray.report.figures.samplers import compare
-from condkd_ray.study import JOURNAL, Objective, Sampler
+from condkd_ray.study.objective import Objective
 from condkd_ray.study.space import read
+from condkd_ray.study.storage import JOURNAL
+from condkd_ray.study.strategies import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 from condkd_ray.commands.experiment import Flags, command_line, run
-from condkd_ray.core.schedule import Schedule
+from condkd_ray.core.method import Schedule
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.runs.presets import arm
 from condkd_ray.trial.config import TrialConfig

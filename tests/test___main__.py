@@ -11,7 +11,7 @@ import pytest
 
 from condkd_ray import __main__
 from condkd_ray.core.records import Record, read_manifest, read_records, write_manifest, write_record
-from condkd_ray.trial.identity import NUMBERS
+from condkd_ray.trial.plan import NUMBERS
 
 TINY = """
 data: digits

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from condkd_ray.core.hashing import tensor_digest
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.datasets import RealImages
@@ -20,7 +19,7 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.config import Prepared, TrialConfig, tensor_digest
 from condkd_ray.trial.diagnosis import make_landmarks
 from condkd_ray.trial.evaluation import views
 

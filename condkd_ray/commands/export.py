@@ -11,13 +11,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from condkd_ray.commands.model_card import card_of
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record
-from condkd_ray.core.samples import to_unit
+from condkd_ray.core.samples import to_pixels
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.writers import write_images
 from condkd_ray.runs.products import choose, kept_path, load_student, merit
-from condkd_ray.trial.product import Product, read_product
+from condkd_ray.trial.outcome import Product, read_product
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
 
 
 def _eight_bit(images: Tensor, product: Product) -> Tensor:
-    return to_unit(images.float(), product.mean, product.std).mul(255).round().clamp(0, 255).to(torch.uint8)
+    return to_pixels(images.float(), product.mean, product.std)
 
 
 def _export_program(student: nn.Module, product: Product, path: Path) -> None:

@@ -12,7 +12,7 @@ from condkd_ray.core.records import Record
 from condkd_ray.data.datasets import NO_FLIP
 from condkd_ray.models import AnyNetwork
 from condkd_ray.runs.products import merit
-from condkd_ray.trial.product import Product
+from condkd_ray.trial.outcome import Product
 
 ACCEPTED = "JSON with any of network, num_classes, image_shape, mean, std, flip_ok, as `condkd export` writes it"
 

@@ -15,7 +15,7 @@ from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, find_record, flat
 from condkd_ray.runs import single_trial
 from condkd_ray.trial.config import TrialConfig, from_tree, read
-from condkd_ray.trial.identity import NUMBERS
+from condkd_ray.trial.plan import NUMBERS
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,9 @@ from condkd_ray.commands.experiment import Flags
 from condkd_ray.commands.model_card import Card, read_card
 from condkd_ray.commands.teacher_checks import check_classes, check_form, check_known, mirrors
 from condkd_ray.core import records
-from condkd_ray.core.config import merge, read_tree, to_tree
-from condkd_ray.core.files import atomic_write
-from condkd_ray.core.hashing import content_hash
+from condkd_ray.core.config import content_hash, merge, read_tree, to_tree
 from condkd_ray.core.method import require
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.datasets import DataConfig, Dataset
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast

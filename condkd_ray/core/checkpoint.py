@@ -39,10 +39,7 @@ def save(state: Any, path: Location) -> None:
 
 
 def load(state: Any, path: Location, device: torch.device | str = "cpu") -> Any:
-    """Load the file at `path` into `state`, whose accelerator is `device`, and return it.
-
-    Raises `ValueError` where the file is of another format.
-    """
+    """Load the file at `path` into `state`, whose accelerator is `device`. Raises `ValueError` for another format."""
     try:
         with reading(path) as local, safe_open(local, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -115,10 +112,9 @@ def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
         return tensor.contiguous(memory_format=torch.channels_last) if tree["channels_last"] else tensor
     if "$dict" in tree:
         return {_unpack(k, tensors): _unpack(v, tensors) for k, v in tree["$dict"]}
-    if "$list" in tree:
-        return [_unpack(item, tensors) for item in tree["$list"]]
-    if "$tuple" in tree:
-        return tuple(_unpack(item, tensors) for item in tree["$tuple"])
+    for key, kind in (("$list", list), ("$tuple", tuple)):
+        if key in tree:
+            return kind(_unpack(item, tensors) for item in tree[key])
     raise ValueError(f"unknown state node with keys {sorted(tree)}")
 
 

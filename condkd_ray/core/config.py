@@ -1,7 +1,9 @@
-"""YAML tree <-> frozen dataclasses, and merging of trees. The only user of pydantic."""
+"""A config as a tree: from and to YAML, merged, and named by its hash. The only user of pydantic."""
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import types
 from functools import cache
 from pathlib import Path
@@ -59,7 +61,9 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     tree = {"name": value} if isinstance(value, str) else value
     if not isinstance(tree, dict):
         raise InputError(f"{path} is {value!r}; accepted: {', '.join(by_name)}")
-    name = tree.get("name", _default_name(owner, key))
+    # A tree that gives leaves but no name means the default method.
+    default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
+    name = tree.get("name", getattr(default, "name", None))
     if not isinstance(name, str) or name not in by_name:
         what = f"{path}: name is not given" if name is None else f"{path} is {name!r}"
         raise InputError(f"{what}; accepted: {', '.join(by_name)}")
@@ -73,12 +77,6 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
         first = error.errors()[0]
         message = "a path" if first["type"] == "path_type" else first["msg"].removeprefix("Input should be ")
         raise InputError(f"{path} is {value!r}; accepted: {message}") from None
-
-
-def _default_name(owner: type, key: str) -> str | None:
-    """A tree that gives leaves but no name means the default method."""
-    default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
-    return getattr(default, "name", None)
 
 
 @cache
@@ -115,9 +113,61 @@ def merge(base: Tree, over: Tree) -> Tree:
         old = base.get(key)
         named = isinstance(given, str) and isinstance(old, dict) and "name" in old
         value = {"name": given} if named else given
-        other_method = (
-            isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
-        )
-        both = isinstance(value, dict) and isinstance(old, dict) and not other_method
-        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
+            value = merge(old, value)
+        merged[key] = value
     return merged
+
+
+def identity(value: Any, *, complete: bool = False) -> Any:
+    """The tree of all that shapes numbers, not where files lie: equal for two configs just if they are the same run.
+
+    A field at its default is left out, so that a config keeps its identity when its class gets a new field. The `name`
+    of a method always stays, as it tells which class the other fields are of. A default must therefore never change
+    within one version of the numbers: see `condkd_ray.trial.plan.NUMBERS`. `complete` keeps fields at their
+    defaults too.
+
+    Fields marked `identity: False` are left out, for they stand elsewhere by content; a path in a field marked
+    `identity: "content"` is read, and its file's digest put there. Raises `InputError` where it cannot be read.
+    """
+    if dataclasses.is_dataclass(value):
+        parts = {f.name: _part(f, getattr(value, f.name), complete) for f in _kept(value)}
+        if complete:
+            return parts
+        defaults = default_identities(type(value))  # type: ignore[arg-type]
+        return {k: part for k, part in parts.items() if k == "name" or k not in defaults or part != defaults[k]}
+    if isinstance(value, (list, tuple)):
+        return [identity(item, complete=complete) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _part(field: dataclasses.Field[Any], value: Any, complete: bool) -> Any:
+    by_content = field.metadata.get("identity") == "content" and isinstance(value, Path)
+    return file_digest(value) if by_content else identity(value, complete=complete)
+
+
+def _kept(kind: Any) -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(kind) if f.metadata.get("identity", True)]
+
+
+@cache
+def default_identities(kind: type) -> dict[str, Any]:
+    """Identities of the defaults of a dataclass, by field; a field without a default is not in it."""
+    made = {f: f.default_factory() for f in _kept(kind) if f.default_factory is not dataclasses.MISSING}
+    given = {f: f.default for f in _kept(kind) if f.default is not dataclasses.MISSING}
+    return {f.name: _part(f, default, False) for f, default in {**given, **made}.items()}
+
+
+def content_hash(value: Any, digests: dict[str, str] | None = None, *, complete: bool = False) -> str:
+    """16 hex digits of SHA-256 over the `identity` tree and the contents that the left-out paths stand for."""
+    text = json.dumps([identity(value, complete=complete), digests or {}], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """16 hex digits of the SHA-256 of a file. Raises `InputError` where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"file is {str(path)!r}, which cannot be read ({error.strerror})") from None

@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +20,8 @@ import condkd_ray
 
 @cache
 def keep_imports() -> None:
-    """Leave what this process has loaded so far out of all later collections of garbage.
-
-    These are half a million objects; to look through them once takes a quarter of a second.
-    """
+    """Leave what this process has loaded so far out of all later collections of garbage."""
+    # These are half a million objects; to look through them once takes a quarter of a second.
     gc.collect()
     gc.freeze()
     # Else libraries that count their objects at the end say that these are leaked.
@@ -105,13 +104,7 @@ class CpuClock:
         """The seconds so far."""
         own = psutil.Process()
         for process in [own, *own.children(recursive=True)]:
-            self._spent[process] = max(self._spent.get(process, 0.0), _cpu_seconds(process))
+            with suppress(psutil.Error):  # it ended between two lines
+                times = process.cpu_times()
+                self._spent[process] = max(self._spent.get(process, 0.0), times.user + times.system)
         return sum(self._spent.values())
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-    except psutil.Error:  # it ended between two lines
-        return 0.0
-    return times.user + times.system

@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import InputError, Metrics, require
+from condkd_ray.core.storage import atomic_write
 
 FORMAT = 1
 MANIFEST = "experiment.json"
@@ -96,7 +96,7 @@ class Record:
     proxy_hash: str = ""
     pool_key: str = ""
     scope: str = "trial"
-    """Which trials it shared its synthetic images with; see `condkd_ray.trial.identity.Scope`."""
+    """Which trials it shared its synthetic images with; see `condkd_ray.trial.plan.Scope`."""
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
     numbers: int = 1
@@ -212,7 +212,7 @@ def read_records(out: Path) -> list[Record]:
 
 def read_all_records(out: Path) -> list[Record]:
     """All stored trials, of whatever `numbers`, in the same order. Not to be compared as they are."""
-    records = [_decode(path) for path in sorted((Path(out) / "records").glob("*.json"))]
+    records = [_read(path) for path in sorted((Path(out) / "records").glob("*.json"))]
     return sorted(records, key=lambda r: (arm_rank(r.arm), r.ipc, r.seed, r.config_hash))
 
 
@@ -227,12 +227,8 @@ def check_same_numbers(folders: Mapping[Path, Sequence[Record]]) -> None:
     found = {folder: records[0].numbers for folder, records in folders.items() if records}
     for folder, numbers in found.items():
         first = next(iter(found))
-        require(
-            numbers == found[first],
-            f"version of the numbers of {folder}",
-            numbers,
-            f"{found[first]}, that of {first}: run the older of them again with this program",
-        )
+        accepted = f"{found[first]}, that of {first}: run the older of them again with this program"
+        require(numbers == found[first], f"version of the numbers of {folder}", numbers, accepted)
 
 
 def find_record(out: Path, beginning: str) -> Record:
@@ -261,10 +257,13 @@ def read_manifest(out: Path) -> Manifest:
     path = Path(out) / MANIFEST
     if not path.is_file():
         raise InputError(f"{out} holds no {MANIFEST}; accepted: a folder that an experiment has written with --out")
-    tree = _load(path)
-    if tree.get("format") != FORMAT:
-        raise InputError(f"{path}: format is {tree.get('format')!r}; accepted: {FORMAT}, or another --out")
-    return _build(lambda: Manifest(**tree), path)
+
+    def decoded(tree: dict[str, Any]) -> Manifest:
+        if tree.get("format") != FORMAT:
+            raise InputError(f"{path}: format is {tree.get('format')!r}; accepted: {FORMAT}, or another --out")
+        return Manifest(**tree)
+
+    return _load(path, decoded)
 
 
 def check_same_experiment(out: Path, name: str) -> None:
@@ -295,26 +294,21 @@ def _finite(tree: Any) -> Any:
     return float(tree) if math.isfinite(tree) else None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, decoded: Callable[[dict[str, Any]], _T]) -> _T:
     try:
         tree = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); delete it to have it made again") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds a {type(tree).__name__}; accepted: a JSON object")
-    return tree
-
-
-def _build(make: Callable[[], _T], path: Path) -> _T:
     try:
-        return make()
+        return decoded(tree)
     except TypeError as error:
         raise InputError(f"{path} does not fit this version ({error}); delete it to have it made again") from error
 
 
-def _decode(path: Path) -> Record:
-    tree = _load(path)
-    record = _build(lambda: unflat(tree), path)
+def _read(path: Path) -> Record:
+    record = _load(path, unflat)
     if record.status not in get_args(Status):
         raise InputError(f"{path}: status is {record.status!r}; accepted: {', '.join(get_args(Status))}")
     return record

@@ -25,18 +25,18 @@ class Streams:
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.seed = seed
         self.device = torch.device(device)
-        self._on_device: dict[str, torch.Generator] = {}
-        self._on_host: dict[str, torch.Generator] = {}
+        self._opened: dict[str, dict[str, torch.Generator]] = {"device": {}, "host": {}}
 
     def __getitem__(self, name: str) -> torch.Generator:
         """The stream `name` on the device, where images are made."""
-        return self._open(self._on_device, name, self.device)
+        return self._open("device", name, self.device)
 
     def host(self, name: str) -> torch.Generator:
         """The stream `name` on the CPU, for draws that decide what the host does next: no device sync."""
-        return self._open(self._on_host, name, torch.device("cpu"))
+        return self._open("host", name, torch.device("cpu"))
 
-    def _open(self, opened: dict[str, torch.Generator], name: str, device: torch.device) -> torch.Generator:
+    def _open(self, place: str, name: str, device: torch.device) -> torch.Generator:
+        opened = self._opened[place]
         if name not in opened:
             opened[name] = torch.Generator(device=device).manual_seed(derive_seed(self.seed, name))
         return opened[name]
@@ -53,15 +53,12 @@ class Streams:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Each opened stream's state."""
-        return {
-            "device": {name: generator.get_state() for name, generator in self._on_device.items()},
-            "host": {name: generator.get_state() for name, generator in self._on_host.items()},
-        }
+        places = self._opened.items()
+        return {place: {name: one.get_state() for name, one in opened.items()} for place, opened in places}
 
     def load_state_dict(self, states: dict[str, dict[str, Tensor]]) -> None:
         """Set exactly the saved streams; those not yet opened then start fresh, as they would have."""
-        self._on_device.clear()
-        self._on_host.clear()
+        self._opened = {"device": {}, "host": {}}
         for name, state in states["device"].items():
             self[name].set_state(state.cpu())
         for name, state in states["host"].items():

@@ -1,6 +1,6 @@
 """`Samples`: the one currency between the families. Condensed, synthetic, replayed and real images are all this type.
 
-Letters: B batch, C channels, H W height and width, K classes.
+Letters, here and in all shapes: B or N images, C channels, H W height and width, K classes.
 """
 
 from __future__ import annotations
@@ -106,8 +106,7 @@ class Codec:
     def encode(self, samples: Samples) -> Encoded:
         """To uint8 (values outside [0, 1] are clipped) or float16 images; logits to float16."""
         if self.space == "unit":
-            pixels = to_unit(samples.images, self.mean, self.std)
-            images = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
+            images = to_pixels(samples.images, self.mean, self.std)
         else:
             images = samples.images.to(torch.float16)
         return Encoded(images.contiguous(), samples.labels, samples.logits.to(torch.float16))
@@ -129,6 +128,11 @@ def to_model(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
 def to_unit(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The inverse of `to_model`; not clipped."""
     return images * _per_channel(std, images) + _per_channel(mean, images)
+
+
+def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The uint8 pixels of images in the teacher's space; what lies outside of [0, 1] is clipped."""
+    return to_unit(images, mean, std).mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:

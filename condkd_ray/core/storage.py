@@ -1,27 +1,30 @@
-"""Where the files of running trials lie: in a folder, or behind a URI of an object store such as `s3://bucket/prefix`.
+"""Files written whole or not at all, in a folder or behind a URI of an object store such as `s3://bucket/prefix`.
 
 A `Location` is a `Path` or a `Remote`, which has the few verbs of `Path` that are needed; the functions here serve
 both alike. In a folder a file is replaced whole by renaming, in an object store by putting it: readers never see half
 of one. What is read from there or written goes through a temporary file of this machine, never whole through memory.
+Storage that is full gives an error that names the file, told from all others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from pyarrow import memory_map
+from safetensors import SafetensorError
 
-from condkd_ray.core.files import naming, whole
 from condkd_ray.core.method import InputError, require
 
 if TYPE_CHECKING:
@@ -32,6 +35,44 @@ OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 PIECE = 16 * 2**20
 """Bytes fetched by one request."""
 ACCEPTED = "a folder, or the URI of one in an object store: s3://bucket/prefix, gs://bucket/prefix, abfs://..."
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""A full device, a used-up quota, a limit on the size of files."""
+
+
+class StorageFullError(Exception):
+    """Nothing more can be written; the message says where, and what the system said."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is written is an `OSError` that names it."""
+    try:
+        yield
+    except SafetensorError as error:
+        # It gives the system's error in words only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def no_room(error: BaseException) -> str | None:
+    """Path and reason in one line, if `error` or what it was raised from came of full storage; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StorageFullError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            where = f"{cause.filename}: " if cause.filename else ""
+            return f"{where}{os.strerror(cause.errno)}"
+        # An actor's error has what was raised there as an attribute.
+        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+    return None
 
 
 @dataclass(frozen=True)
@@ -97,8 +138,7 @@ def _opened(root: str) -> tuple[FileSystem, str]:
 def locate(text: str, what: str = "--storage") -> Location:
     """What `text` names: a path, `file://` too, or the URI of a folder in an object store. No store is asked yet.
 
-    Raises:
-        InputError: An unknown scheme, no bucket, or secrets in the URI.
+    Raises `InputError` for an unknown scheme, no bucket, or secrets in the URI.
     """
     if "://" not in text:
         # Not resolved: where a link leads is each node's own affair.
@@ -141,6 +181,14 @@ def reason(error: Exception) -> str:
     return text.partition(" (Request ID")[0].splitlines()[0].strip()
 
 
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write `content` so that a reader, also one after a crash, sees the old file or the new one, never a part."""
+    with writing(path, durable=True) as partial:
+        partial.write_bytes(content)
+        # Results are meant to be shared, whatever the user's mask.
+        partial.chmod(0o644)
+
+
 def put_text(file: Location, text: str) -> None:
     """Write a small file, atomically; it is on the disk then."""
     with writing(file, durable=True) as partial:
@@ -160,20 +208,32 @@ def writing(file: Location, *, durable: bool = False) -> Iterator[Path]:
     With `durable` it is on the disk by then. Where the block raises, `file` stays as it was.
     """
     if isinstance(file, Remote):
-        with _scratch(file.name) as partial:
+        with TemporaryDirectory(prefix="condkd-") as folder:
+            partial = Path(folder) / file.name
             with naming(partial):
                 yield partial
             _put(partial, file)
         return
-    with whole(file, durable=durable) as partial:
-        yield partial
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        with naming(file):
+            yield partial
+            if durable:
+                with open(partial, "rb") as written:
+                    os.fsync(written.fileno())
+            os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
 def reading(file: Location) -> Iterator[Path]:
     """A path on this machine with the content of `file`, for the length of the block; a map of it may live longer."""
     if isinstance(file, Remote):
-        with _scratch(file.name) as local:
+        with TemporaryDirectory(prefix="condkd-") as folder:
+            local = Path(folder) / file.name
             with file.filesystem.open_input_file(file.path) as stream, open(local, "wb") as copy:
                 shutil.copyfileobj(stream, copy, PIECE)
             yield local
@@ -212,13 +272,9 @@ def take(source: Location, target: Path) -> None:
     source.unlink()
 
 
-@contextmanager
-def _scratch(name: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="condkd-") as folder:
-        yield Path(folder) / name
-
-
 def _put(source: Path, target: Remote) -> None:
+    from pyarrow import memory_map
+
     with memory_map(str(source)) as mapped:
         whole = mapped.read_buffer()
     # A stream left after half of the content would be closed, and so put as a whole: it gets all of it in one call.

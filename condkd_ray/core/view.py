@@ -45,7 +45,6 @@ class TrialsView(Protocol):
 
     def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
         """Trial `key` has ended one of its `rounds`; its number is `metrics["round"]`."""
-        ...
 
     def finished(
         self,
@@ -58,11 +57,9 @@ class TrialsView(Protocol):
         leaves: Mapping[str, Any] = NONE,
     ) -> None:
         """Trial `key` of arm `group` has ended, with a test accuracy (a fraction; None or NaN if unknown)."""
-        ...
 
     def close(self) -> None:
         """All trials have ended, or the run is stopped."""
-        ...
 
 
 class View(Protocol):
@@ -77,8 +74,8 @@ class View(Protocol):
         ...
 
 
-class Silent:
-    """A `View`, and a `TrialsView`, that shows nothing."""
+class Silent(View, TrialsView):
+    """Shows nothing of work and of trials."""
 
     def bar(self, name: str) -> AbstractContextManager[OnStep]:
         """Nothing."""
@@ -87,15 +84,6 @@ class Silent:
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
         """Itself."""
         return self
-
-    def round(self, *told: Any, **more: Any) -> None:
-        """Nothing."""
-
-    def finished(self, *told: Any, **more: Any) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def unheard(done: int, total: int) -> None:

@@ -3,7 +3,6 @@
 All draws are vectorised, and per image except in `roll_flip`. What a shift moves in is black in every space: 0 in
 [0, 1] pixels, `Teacher.black` in the teacher's. Only the DSA family moves in zeros, as its released code does.
 Parameters of the DSA family: `peers.md` B.5 (Zhao & Bilen's DSA).
-Letters: B batch, C channels, H W height and width.
 """
 
 import math
@@ -163,20 +162,16 @@ def _flip(images: Tensor, u: Tensor) -> Tensor:
 
 def _warp(images: Tensor, matrices: Tensor, padding: str = "zeros") -> Tensor:
     # align_corners=False: corners are pixel edges, so scale and rotation do not depend on the resolution.
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    grid = F.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False, padding_mode=padding)
 
 
 def _scale(images: Tensor, u: Tensor) -> Tensor:
     factors = u[:2] * (SCALE - 1 / SCALE) + 1 / SCALE
-    matrices = images.new_zeros(len(images), 2, 3)
-    matrices[:, 0, 0], matrices[:, 1, 1] = factors[0], factors[1]
-    return _warp(images, matrices)
+    return _warp(images, F.pad(torch.diag_embed(factors.T), (0, 1)))
 
 
 def _rotate(images: Tensor, u: Tensor) -> Tensor:
     angle = (u[0] - 0.5) * 2 * torch.pi * DEGREES / 180
-    matrices = images.new_zeros(len(images), 2, 3)
-    matrices[:, 0, 0], matrices[:, 0, 1] = angle.cos(), angle.sin().neg()
-    matrices[:, 1, 0], matrices[:, 1, 1] = angle.sin(), angle.cos()
-    return _warp(images, matrices)
+    rows = [angle.cos(), angle.sin().neg(), angle.sin(), angle.cos()]
+    return _warp(images, F.pad(torch.stack(rows, 1).view(-1, 2, 2), (0, 1)))

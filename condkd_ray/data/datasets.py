@@ -1,26 +1,21 @@
 """Real data sets: where they lie, how they are split, in what units they come.
 
 The split has a seed of its own, apart from a trial's: a teacher must never have seen another seed's test images.
-Letters: N images, C channels, H W height and width.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import derive_seed
-from condkd_ray.core.samples import Samples, to_model, unseen
-from condkd_ray.data.readers.images import Raw, read_folder, read_halves, resize
-from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS, digits, idx_set, torchvision_set
-from condkd_ray.data.readers.parquet import find_parquet, read_parquet
+from condkd_ray.data import readers
+from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, Raw, RealImages
 
 Known = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
 DataName = Literal[Known, "parquet", "image_folder", "class_folders"]
@@ -80,24 +75,6 @@ class DataConfig(Method):
 
 
 @dataclass(frozen=True)
-class RealImages:
-    """Real images as they are: `pixels` uint8 (N, C, H, W), `labels` int64 (N,)."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Tensor | slice) -> RealImages:
-        return RealImages(self.pixels[index], self.labels[index])
-
-    def samples(self, mean: Sequence[float], std: Sequence[float]) -> Samples:
-        """All of them as float32 in the teacher's space, four times their bytes; index first where that is much."""
-        return unseen(to_model(self.pixels.float() / 255, mean, std), self.labels)
-
-
-@dataclass(frozen=True)
 class Dataset:
     """A data set, split. `mean`, `std` a channel in units of [0, 1] pixels; `digest` names pixels, labels and splits.
 
@@ -146,40 +123,40 @@ def load(config: DataConfig) -> Dataset:
 
 def _find(config: DataConfig) -> _Found:
     if config.name == "digits":
-        return _Found(digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
+        return _Found(readers.digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
     require(config.root is not None, f"data.root of {config.name}", None, "the folder it lies in")
     root = Path(config.root or "").expanduser()
     require(root.exists() or config.download, "data.root", str(root), "an existing folder")
     if config.name in IDX_SETS:
-        return _Found(*idx_set(config.name, root, download=config.download))
+        return _Found(*readers.idx_set(config.name, root, download=config.download))
     if config.name == "image_folder":
         return _image_folder(config, root)
     if config.name == "class_folders":
-        return _Found(*read_halves(root, config.size, config.seed))
-    files = find_parquet(root, config.train_file, config.test_file)
+        return _Found(*readers.read_halves(root, config.size, config.seed))
+    files = readers.find_parquet(root, config.train_file, config.test_file)
     if config.name != "parquet" and files is None:
-        return _Found(*torchvision_set(config.name, root, download=config.download))
+        return _Found(*readers.torchvision_set(config.name, root, download=config.download))
     require(files is not None, "data.root", str(root), "a folder with train*.parquet in it or in one sub-folder")
     return _parquet(config, *(files or ([], [])))
 
 
 def _parquet(config: DataConfig, train_files: list[Path], test_files: list[list[Path]]) -> _Found:
-    train = read_parquet(train_files, config.size)
+    train = readers.read_parquet(train_files, config.size)
     if len(test_files) == 1:
-        return _Found(train, read_parquet(test_files[0], config.size))
+        return _Found(train, readers.read_parquet(test_files[0], config.size))
     names = ", ".join(files[0].name for files in test_files)
     why = f"several test files ({names}) and none named" if test_files else "no test file"
     return _held_out(config, train, why, "; name one with --test-file")
 
 
 def _image_folder(config: DataConfig, root: Path) -> _Found:
-    train = read_folder(root / "train", config.size)
+    train = readers.read_folder(root / "train", config.size)
     there = [name for name in ("test", "val") if (root / name).is_dir()]
     if not there:
         return _held_out(config, train, "neither test/ nor val/")
     notes = {"test": (), "val": ("val/ is the test set, as there is no test/",)}[there[0]]
     notes = notes if len(there) == 1 else ("val/ is not read: test/ is the test set",)
-    return _Found(train, read_folder(root / there[0], config.size), notes=notes)
+    return _Found(train, readers.read_folder(root / there[0], config.size), notes=notes)
 
 
 def _held_out(config: DataConfig, train: Raw, why: str, remedy: str = "") -> _Found:
@@ -216,7 +193,7 @@ def _test(config: DataConfig, train: Raw, test: Raw) -> RealImages:
 
 
 def _real(config: DataConfig, raw: Raw) -> RealImages:
-    return RealImages(raw.pixels if config.size is None else resize(raw.pixels, config.size), raw.labels)
+    return RealImages(raw.pixels if config.size is None else readers.resize(raw.pixels, config.size), raw.labels)
 
 
 def _constants(config: DataConfig, train: RealImages) -> Constants:

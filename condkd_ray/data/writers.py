@@ -1,7 +1,4 @@
-"""Image sets as other programs read them: Hugging Face's Parquet, and the dictionary of DC, DSA and DM.
-
-Letters: N images, C channels, H W height and width, K classes.
-"""
+"""Image sets as other programs read them: Hugging Face's Parquet, and the dictionary of DC, DSA and DM."""
 
 import io
 import json
@@ -15,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from condkd_ray.core.files import whole
+from condkd_ray.core.storage import writing
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -46,7 +43,7 @@ def write_images(
         columns["logits"] = pa.FixedSizeListArray.from_arrays(flat, logits.shape[1]).cast(pa.list_(pa.float32()))
         features["logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}}), **(about or {})}
-    with whole(path) as partial:
+    with writing(path) as partial:
         pq.write_table(pa.table(columns).replace_schema_metadata(metadata), partial)
 
 
@@ -57,7 +54,7 @@ def write_dc(path: Path, images: Tensor, labels: Tensor, *, about: Mapping[str, 
     `accs_all_exps`, empty; and `about`, what the set is. `torch.load(path, weights_only=True)` reads it.
     """
     pair = [part.detach().cpu().contiguous().clone() for part in (images.float(), labels)]
-    with whole(path) as partial:
+    with writing(path) as partial:
         torch.save({"data": [pair], "accs_all_exps": {}, "about": dict(about or {})}, partial)
 
 

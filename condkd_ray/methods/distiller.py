@@ -14,10 +14,9 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.core.method import Method, require
+from condkd_ray.core.method import Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
-from condkd_ray.core.schedule import Schedule
 from condkd_ray.data.augment import require_shift, shift_flip
 from condkd_ray.methods.losses.kd import Answer, AnyKdLoss, Hinton, divergence
 from condkd_ray.methods.memory import AnyMemory, Store

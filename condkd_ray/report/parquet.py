@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Manifest, Record, flat, record_path
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.results import Results
 
 _INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes", "numbers")

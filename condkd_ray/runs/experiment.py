@@ -27,8 +27,7 @@ from condkd_ray.runs.recorder import Recorder
 from condkd_ray.runs.study_recorder import StudyRecorder
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.plan import Plan, PlannedTrial
+from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.tensorboard.embeddings import KINDS, Points
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.outcome import class_major
-from condkd_ray.trial.product import Product
+from condkd_ray.trial.outcome import Product, class_major
 
 MOST_POINTS = 200
 """Images of each kind, at most; they are spread evenly over the classes."""

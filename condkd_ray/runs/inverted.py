@@ -16,7 +16,8 @@ from condkd_ray.methods.losses.priors import bn_distance
 from condkd_ray.report.statistics import interval, spread
 from condkd_ray.report.tables.table import Table, between, shown
 from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks, to_real
+from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks, to_real
+from condkd_ray.trial.evaluation import choose
 from condkd_ray.trial.synthesis import begin, produce
 
 FIGURES = {"frechet_real": "Frechet", "mmd_real": "MMD", "bn": "BN"}
@@ -33,7 +34,7 @@ def held_out(prepared: Prepared) -> Landmarks:
     """Landmarks of test images, at most `diagnosis.REAL_PER_CLASS` a class: the same ones in every call."""
     teacher, test = prepared.teacher, prepared.test
     assert test is not None
-    rows = choose(test.labels, teacher.num_classes, seed=0)
+    rows = choose(test.labels, REAL_PER_CLASS, seed=0)
     return make_landmarks(teacher, test[rows].samples(teacher.mean, teacher.std), None)
 
 

@@ -14,7 +14,7 @@ from condkd_ray.core.method import require
 from condkd_ray.core.storage import Location, locate
 from condkd_ray.core.units import parse_duration, parse_size
 from condkd_ray.trial.config import Allowance
-from condkd_ray.trial.identity import Scope
+from condkd_ray.trial.plan import Scope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from condkd_ray.core.method import require
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.identity import Scope
-from condkd_ray.trial.plan import Plan
+from condkd_ray.trial.plan import Plan, Scope
 
 
 def check_plans(planned: Sequence[Plan]) -> None:

@@ -5,14 +5,13 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from condkd_ray.core.hashing import content_hash
+from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.runs.search_driver import SearchRecorder
 from condkd_ray.study.population import Member, Population
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.plan import Lineage, PlannedTrial
+from condkd_ray.trial.plan import Lineage, PlannedTrial, trial_hash
 
 log = logging.getLogger(__name__)
 

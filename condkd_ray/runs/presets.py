@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from condkd_ray.core.config import Tree, read_tree
-from condkd_ray.core.method import require
-from condkd_ray.core.schedule import Schedule
+from condkd_ray.core.method import Schedule, require
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Cmi, NoInversion

@@ -19,7 +19,7 @@ from condkd_ray.methods.condensation import AllReal
 from condkd_ray.report.tensorboard.embeddings import points_path, write_points
 from condkd_ray.runs.images import feature_points
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.product import Product, product_path, read_product
+from condkd_ray.trial.outcome import Product, product_path, read_product
 
 MERITS = ("student/val_accuracy", "proxy/agreement")
 """What the best is chosen by: the first that was measured. Never test accuracy."""

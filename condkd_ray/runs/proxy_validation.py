@@ -12,11 +12,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, read_records
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.core.samples import Samples
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import DeepInversion
@@ -26,8 +26,8 @@ from condkd_ray.runs.products import kept_path, load_student
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.evaluation import compare, views
-from condkd_ray.trial.identity import NUMBERS
-from condkd_ray.trial.product import read_product
+from condkd_ray.trial.outcome import read_product
+from condkd_ray.trial.plan import NUMBERS
 from condkd_ray.trial.synthesis import begin, produce
 
 INVERTED = 512

@@ -18,8 +18,7 @@ from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparam
 from condkd_ray.runs.images import write_grids
 from condkd_ray.runs.products import Shelf
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.identity import NUMBERS, pool_key
-from condkd_ray.trial.plan import Plan, PlannedTrial
+from condkd_ray.trial.plan import NUMBERS, Plan, PlannedTrial, pool_key
 
 log = logging.getLogger(__name__)
 

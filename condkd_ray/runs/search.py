@@ -25,12 +25,12 @@ from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.population_driver import PopulationDriver
 from condkd_ray.runs.search_driver import SearchDriver, SearchRecorder
-from condkd_ray.study import Constraint, Objective, Pruner, Sampler, Study, open_storage, stored_study
-from condkd_ray.study.objective import parse_constraints
+from condkd_ray.study.objective import Constraint, Objective, parse_constraints
 from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.space import default, leaves
-from condkd_ray.study.storage import holds
-from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
+from condkd_ray.study.storage import holds, open_storage, stored_study
+from condkd_ray.study.strategies import Pruner, Sampler, check_pruner, check_sampler, make_pruner
+from condkd_ray.study.study import Study
 from condkd_ray.trial.artifacts import Workshop
 
 log = logging.getLogger(__name__)

@@ -16,13 +16,12 @@ from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.options import Options
 from condkd_ray.runs.recorder import Recorder
 from condkd_ray.runs.study_recorder import StudyWriter
-from condkd_ray.study import Constraint, Objective, Proposal, Study
-from condkd_ray.study.objective import feasible
+from condkd_ray.study.objective import Constraint, Objective, feasible
 from condkd_ray.study.space import leaves
+from condkd_ray.study.study import Proposal, Study
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.plan import Plan, PlannedTrial
+from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,8 @@ from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.recorder import Recorder
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.plan import Plan, PlannedTrial
-from condkd_ray.trial.product import product_path
+from condkd_ray.trial.outcome import product_path
+from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 
 log = logging.getLogger(__name__)

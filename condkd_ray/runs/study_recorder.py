@@ -20,13 +20,11 @@ from condkd_ray.core.records import Outcome, Record, grid_path, read_records
 from condkd_ray.core.storage import remove
 from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.runs.recorder import make_record
-from condkd_ray.study import Objective, TrialLog, open_storage
-from condkd_ray.study.objective import COST, Constraint, at_end, excesses
-from condkd_ray.study.storage import quiet
-from condkd_ray.study.study import VERSION
+from condkd_ray.study.objective import COST, Constraint, Objective, at_end, excesses
+from condkd_ray.study.storage import open_storage, quiet
+from condkd_ray.study.study import VERSION, TrialLog
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.identity import NUMBERS
-from condkd_ray.trial.plan import PlannedTrial
+from condkd_ray.trial.plan import NUMBERS, PlannedTrial
 
 ARTIFACTS = "artifacts"
 """Folder of the images and configs that the dashboard shows beside a trial."""

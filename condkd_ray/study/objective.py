@@ -17,11 +17,7 @@ QUALITY: dict[str, Direction] = {
     "student/val_accuracy": "maximize",
 }
 """How good a student is, on images that are not the test images."""
-COST: dict[str, Direction] = {
-    "time/wall_seconds": "minimize",
-    "time/cpu_seconds": "minimize",
-    "memory/bytes": "minimize",
-}
+COST: dict[str, Direction] = dict.fromkeys(("time/wall_seconds", "time/cpu_seconds", "memory/bytes"), "minimize")
 """What a trial takes: its seconds, all rounds together, and the bytes its memory holds at the end."""
 TEST = "choosing by test accuracy makes the number that is then reported too good"
 FORM = "NAME<=NUMBER or NAME>=NUMBER, such as memory/bytes<=2e6, with a NAME of"

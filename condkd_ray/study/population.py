@@ -123,7 +123,9 @@ class Population:
     def settle(self, number: int) -> None:
         """Give a member the parameters of its last generation: it is about to be told over."""
         params = Member(self._study.trial(number)).life[-1]["params"]
-        self._study.set_params(number, params, {name: _distribution(leaf) for name, leaf in self._leaves.items()})
+        kinds = self._leaves.items()
+        space = {name: FloatDistribution(*leaf.values, log=leaf.kind == "log_uniform") for name, leaf in kinds}
+        self._study.set_params(number, params, space)
 
     def _begin_generation(self, members: Sequence[Member], generation: int) -> None:
         """Have those begin a generation that have not begun it yet."""
@@ -168,7 +170,3 @@ def _drawn(leaf: Open, stream: random.Random) -> float:
     if leaf.kind == "uniform":
         return stream.uniform(low, high)
     return min(max(math.exp(stream.uniform(math.log(low), math.log(high))), low), high)
-
-
-def _distribution(leaf: Open) -> FloatDistribution:
-    return FloatDistribution(*leaf.values, log=leaf.kind == "log_uniform")

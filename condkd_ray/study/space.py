@@ -123,10 +123,7 @@ def _joined(parts: Iterable[dict[str, Open]]) -> dict[str, Open]:
 
 def conditional(tree: Any) -> bool:
     """Whether it depends on a choice which leaves are open."""
-    if isinstance(tree, Open):
-        return any(bool(leaves(value)) for value in tree.values)
-    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return any(map(conditional, parts))
+    return any(leaves(value) for leaf in leaves(tree).values() for value in leaf.values)
 
 
 def default(tree: dict[str, Any]) -> TrialConfig:
@@ -191,10 +188,8 @@ def _replaced(tree: Any, made_of: Callable[[Open, str], Any], path: str = "") ->
 
 
 def _suggest(leaf: Open, trial: optuna.trial.BaseTrial, path: str) -> Any:
-    if leaf.kind == "uniform":
-        return trial.suggest_float(path, *leaf.values)
-    if leaf.kind == "log_uniform":
-        return trial.suggest_float(path, *leaf.values, log=True)
+    if leaf.kind in ("uniform", "log_uniform"):
+        return trial.suggest_float(path, *leaf.values, log=leaf.kind == "log_uniform")
     if leaf.kind == "int":
         return trial.suggest_int(path, *leaf.values)
     if not _among_methods(leaf):

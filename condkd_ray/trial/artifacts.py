@@ -4,19 +4,24 @@ Every artifact is named by the hash of all that determines it, so a cache can be
 """
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from condkd_ray.core.cache import cached, default_cache
+from condkd_ray.core.config import content_hash, file_digest
 from condkd_ray.core.environment import free_bytes
-from condkd_ray.core.hashing import content_hash, file_digest
+from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Samples
+from condkd_ray.core.storage import writing
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.data import datasets as data
 from condkd_ray.data.datasets import Dataset, RealImages
@@ -28,13 +33,42 @@ from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import load_into, read_weights
 from condkd_ray.trial.config import Prepared, TrialConfig, digests
-from condkd_ray.trial.diagnosis import Landmarks, choose, make_landmarks
-from condkd_ray.trial.evaluation import accuracy, hold_out, views
+from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
+from condkd_ray.trial.evaluation import accuracy, choose, views
 
 log = logging.getLogger(__name__)
 
 RECIPE = "1"
 """Raised when artifacts are made otherwise, by other code or by another default, so that older ones are not used."""
+
+
+def default_cache() -> Path:
+    """`$CONDKD_CACHE`, or a folder in the user's cache home."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Path(os.environ.get("CONDKD_CACHE", home / "condkd"))
+
+
+def cached(path: Path, make: Callable[[], dict[str, Tensor]], what: str) -> dict[str, Tensor]:
+    """The tensors at `path`, made if they are not there; of two processes at once the second waits for the first.
+
+    `what` is written into the file for a reader. Raises `InputError` where the folder cannot be written.
+    """
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise InputError(f"--cache is {str(path.parent)!r}; accepted: a folder that can be written ({error})") from None
+    try:
+        if not path.is_file():
+            tensors = make()
+            with writing(path) as partial:
+                save_file(tensors, partial, metadata={"what": what})
+                # It is made for its owner alone, but caches are meant to be shared.
+                partial.chmod(0o644)
+    finally:
+        lock.release()
+    return load_file(path)
 
 
 @dataclass(frozen=True)
@@ -56,11 +90,7 @@ class Workshop:
     """
 
     def __init__(
-        self,
-        cache: Path | None = None,
-        device: str = "cpu",
-        view: View = SILENT,
-        stand_ins: StandIns | None = None,
+        self, cache: Path | None = None, device: str = "cpu", view: View = SILENT, stand_ins: StandIns | None = None
     ) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
@@ -130,7 +160,8 @@ class Workshop:
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
         """(One real image of each class, the rest): by the data seed, so the same for every trial of a study."""
         train = self.data(config).train
-        held_out, rest = hold_out(train.labels, seed=derive_seed(config.data.seed, "proxy"))
+        held_out = choose(train.labels, 1, seed=derive_seed(config.data.seed, "proxy"))
+        rest = torch.ones(len(train), dtype=torch.bool).index_fill(0, held_out, False)
         return train[held_out], train[rest]
 
     def _proxy(self, config: TrialConfig) -> Samples:
@@ -142,7 +173,7 @@ class Workshop:
     def _landmarks(self, config: TrialConfig, condensed: Samples | None) -> Landmarks:
         """Of real train images by the data seed, never those of the proxy set: the same ones for every trial."""
         teacher, (_, rest) = self.teacher(config), self._proxy_split(config)
-        rows = choose(rest.labels, teacher.num_classes, seed=derive_seed(config.data.seed, "landmarks"))
+        rows = choose(rest.labels, REAL_PER_CLASS, seed=derive_seed(config.data.seed, "landmarks"))
         return make_landmarks(teacher, rest[rows].samples(teacher.mean, teacher.std), condensed)
 
     def teacher(self, config: TrialConfig) -> Teacher:
@@ -159,6 +190,7 @@ class Workshop:
 
     def _teacher(self, config: TrialConfig) -> Teacher:
         dataset, recipe = self.data(config), config.teacher
+        path = self._stored("teachers", partial(self._teacher_key, config))
         network = recipe.build(dataset)
         name = f"teacher {label(recipe.network)} on {dataset.name}"
 
@@ -169,10 +201,9 @@ class Workshop:
 
         if recipe.weights is not None:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
-        elif self._stand_ins is not None and not self._teacher_path(config).is_file():
+        elif self._stand_ins is not None and not path.is_file():
             self._stand_ins.teachers[self._teacher_key(config)] = config
         else:
-            path = self._teacher_path(config)
             load_into(network, cached(path, train, name), f"cached weights {path}")
         teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         return teacher.to(self.device)
@@ -209,7 +240,7 @@ class Workshop:
             )
 
     def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
-        path = self._condensed_path(config, method)
+        path = self._stored("condensed", partial(self._condensed_key, config, method))
         if self._stand_ins is not None and not path.is_file():
             self._stand_ins.sets[self._condensed_key(config, method)] = (config, method)
             return self._condense(config, RandomReal(ipc=method.ipc))
@@ -246,19 +277,10 @@ class Workshop:
         # Of what is read, in this process: two roots are two data sets until their digests tell.
         return content_hash([config.data, str(config.data.root)])
 
-    def _teacher_path(self, config: TrialConfig) -> Path:
-        return self._stored("teachers", lambda complete: self._teacher_key(config, complete=complete))
-
-    def _condensed_path(self, config: TrialConfig, method: AnyCondensation) -> Path:
-        return self._stored("condensed", lambda complete: self._condensed_key(config, method, complete=complete))
-
-    def _stored(self, kind: str, key: Callable[[bool], str]) -> Path:
-        """Where an artifact is or will be stored.
-
-        Before numbers version 2, keys contained fields at their defaults (`complete`). Such a key holds every value, so
-        that a file under it is valid.
-        """
-        path, older = (self.cache / kind / f"{key(complete)}.safetensors" for complete in (False, True))
+    def _stored(self, kind: str, key: Callable[..., str]) -> Path:
+        """Where an artifact is or will be stored."""
+        # Before numbers version 2 keys contained fields at their defaults too: a file under such a key is as valid.
+        path, older = (self.cache / kind / f"{key(complete=complete)}.safetensors" for complete in (False, True))
         return older if older.is_file() and not path.is_file() else path
 
     def _teacher_key(self, config: TrialConfig, *, complete: bool = False) -> str:

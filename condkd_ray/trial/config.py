@@ -1,13 +1,16 @@
 """`TrialConfig`, all that determines a trial's numbers, its YAML form, and `Prepared`, what others have made for it."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import torch
 import yaml
+from torch import Tensor
 
 from condkd_ray.core.config import Tree, build, read_tree, to_tree
-from condkd_ray.core.hashing import tensor_digest
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.datasets import DataConfig, Dataset, RealImages
@@ -204,3 +207,13 @@ def digests(dataset: Dataset, teacher: Teacher, condensed: Samples | None, proxy
 
 def _digest(samples: Samples) -> str:
     return tensor_digest({"images": samples.images, "labels": samples.labels})
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits of the SHA-256 of named tensors: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -3,7 +3,7 @@
 For the report alone. Half of the figures need real train images, which no method of a data-free world may see: nothing
 that decides, neither search nor scheduler nor method, may read them. All of it is our choice.
 
-Letters: N images, M guides (condensed images), D features of the teacher's penultimate layer, K classes.
+Letters: M guides (condensed images), D features of the teacher's penultimate layer.
 """
 
 import math
@@ -48,12 +48,6 @@ class Landmarks:
     condensed_labels: Tensor | None = None
     radii: Tensor | None = None
     nearest: Tensor | None = None
-
-
-def choose(labels: Tensor, num_classes: int, *, seed: int) -> Tensor:
-    """Rows of `REAL_PER_CLASS` random images of each class, or of all where it has fewer; `labels` (N,)."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([rows[:REAL_PER_CLASS] for rows in by_class(order, labels[order], num_classes)])
 
 
 @torch.no_grad()

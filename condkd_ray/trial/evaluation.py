@@ -2,7 +2,6 @@
 
 The proxy set is a few fixed images in many seeded views. Where nobody has validation data, this is what a search may
 look at. Never trained on. All of it is our choice.
-Letters: N images, V views, K classes.
 """
 
 from typing import Literal
@@ -15,6 +14,7 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import shift_flip
 from condkd_ray.data.datasets import RealImages
+from condkd_ray.methods.losses.discrepancy import by_class
 from condkd_ray.models.teacher import Teacher
 
 ROUND_SUBSET = 1000
@@ -33,14 +33,10 @@ Weak, and no images are mixed: on what no longer looks like data a good student 
 """
 
 
-def hold_out(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of one random image of each class, and all other rows in their order; `labels` (N,)."""
+def choose(labels: Tensor, per_class: int, *, seed: int) -> Tensor:
+    """Rows of `per_class` random images of each class, or of all where it has fewer, by class; `labels` (N,)."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    # A stable sort by class keeps the random order within each.
-    by_class = order[labels[order].argsort(stable=True)]
-    first = torch.ones(len(labels), dtype=torch.bool)
-    first[1:] = labels[by_class][1:] != labels[by_class][:-1]
-    return by_class[first], by_class[~first].sort().values
+    return torch.cat([rows[:per_class] for rows in by_class(order, labels[order], int(labels.max()) + 1)])
 
 
 @torch.no_grad()

@@ -63,15 +63,15 @@ def run_round(
 ) -> Metrics:
     """One round; its metrics, also appended to the state's history. Raises `NonFiniteError` before anything is kept."""
     metrics: Metrics = {"round": state.round + 1}
+    student, measured = state.distiller.student, config.measures(state.round)
     wall, cpu = time.perf_counter(), time.process_time()
     with precision(config, prepared.teacher.device):
         with _timed(metrics, "time/inversion_seconds"):
             fresh, terms = source(config, prepared, state, store)
             metrics |= terms
         if len(fresh):
-            if prepared.landmarks is not None and config.measures(state.round):
+            if prepared.landmarks is not None and measured:
                 with _timed(metrics, "time/diagnosis_seconds"):
-                    student = state.distiller.student
                     metrics |= diagnose(fresh, prepared.landmarks, teacher=prepared.teacher, student=student)
             with _timed(metrics, "time/memory_seconds"):
                 metrics |= config.memory.add(state.memory, store, fresh, teacher=prepared.teacher, rng=state.streams)
@@ -79,7 +79,9 @@ def run_round(
             with _timed(metrics, "time/distillation_seconds"):
                 metrics |= distil(config, prepared, state, store)
     with _timed(metrics, "time/evaluation_seconds"):
-        metrics |= measure(config, prepared, state)
+        if measured:
+            seen = {"proxy": prepared.proxy, "val": prepared.val, "test": prepared.test}
+            metrics |= evaluate(student, teacher=prepared.teacher, test_rounds=config.test_rounds, **seen)
     metrics["memory/bytes"] = store.num_bytes + config.memory.held_bytes(state.memory)
     metrics["time/wall_seconds"] = time.perf_counter() - wall
     metrics["time/cpu_seconds"] = time.process_time() - cpu
@@ -103,14 +105,6 @@ def distil(config: TrialConfig, prepared: Prepared, state: TrialState, store: St
         config.memory.feedback(state.memory, ids, step.gap[: len(ids)])
         meter.add(**step.terms)
     return meter.read()
-
-
-def measure(config: TrialConfig, prepared: Prepared, state: TrialState) -> Metrics:
-    """Where this round is one to be measured, how good the student is by now."""
-    if not config.measures(state.round):
-        return {}
-    seen = {"proxy": prepared.proxy, "val": prepared.val, "test": prepared.test}
-    return evaluate(state.distiller.student, teacher=prepared.teacher, test_rounds=config.test_rounds, **seen)
 
 
 @contextmanager

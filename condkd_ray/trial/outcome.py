@@ -1,6 +1,6 @@
-"""What comes of a trial: its figures, its images, and the student on the test set. A file until it is a record."""
+"""What comes of a trial: its figures, a file until they are a record, and its product, a student and its images."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, pvariance
 from typing import Any
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.environment import peak_bytes
-from condkd_ray.core.method import Metrics, NonFiniteError
+from condkd_ray.core.method import InputError, Metrics, NonFiniteError
 from condkd_ray.core.records import Outcome
-from condkd_ray.core.samples import Samples, to_unit
+from condkd_ray.core.samples import Encoded, PixelSpace, Samples, to_pixels
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import Store
+from condkd_ray.models.network import label
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import histograms
 from condkd_ray.trial.evaluation import in_round, predict
@@ -54,10 +55,7 @@ def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outc
 
 
 def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Outcome:
-    """The figures of the whole run, as far as they need no test image beyond those of the rounds.
-
-    `logits`: the `remembered_logits`.
-    """
+    """The figures of the whole run but those of the final test; `logits` are the `remembered_logits`."""
     images, per_class = examples(config, prepared, state, store)
     test_images = 0 if prepared.test is None else len(in_round(prepared.test, config.test_rounds))
     return Outcome(
@@ -85,9 +83,7 @@ def summary(history: list[Metrics], test_images: int) -> Metrics:
     """A run's figures from its rounds: last values, sums of times; mean, variance and best of those that were tested.
 
     `test_images`: how many test images were measured in each of those. Of `pool/`, what a trial made for others and
-    took of them, sums too.
-
-    `student/forgetting` is how far the last of these is below the best.
+    took of them, sums too. `student/forgetting` is how far the last tested round is below the best.
     """
     last: Metrics = {}
     for metrics in history:
@@ -121,7 +117,8 @@ def class_major(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int]
     per_class = min(len(found) for found in rows)
     if per_class == 0:
         return None, 0
-    return pixels(shown[torch.cat([found[:per_class] for found in rows])], prepared), per_class
+    images = shown.images[torch.cat([found[:per_class] for found in rows])]
+    return to_pixels(images, prepared.teacher.mean, prepared.teacher.std).cpu(), per_class
 
 
 def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Tensor:
@@ -139,7 +136,71 @@ def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState
     return torch.cat(found)
 
 
-def pixels(samples: Samples, prepared: Prepared) -> Tensor:
-    """Images as uint8 on the CPU."""
-    unit = to_unit(samples.images, prepared.teacher.mean, prepared.teacher.std)
-    return unit.mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
+def product_path(folder: Location) -> Location:
+    """Where a trial leaves its product, in a `folder` of its own."""
+    return folder / "product.safetensors"
+
+
+@dataclass
+class Product:
+    """What a trial makes for others to use: its student, and the synthetic images it remembers. One file a trial.
+
+    It says by itself what it is: a reader needs neither the teacher nor the data set it was made from.
+    """
+
+    student: dict[str, Tensor] = field(default_factory=dict)
+    """The student's state dict."""
+    network: str = ""
+    """Its architecture, as `models.parse` reads it."""
+    num_classes: int = 0
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    """(C, H, W)."""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    """Of the normalisation, a channel, in units of [0, 1] pixels."""
+    space: PixelSpace = "unit"
+    """How `images` are held: uint8 of [0, 1] pixels, or float16 in the normalised space."""
+    images: Tensor | None = None
+    """(N, C, H, W); None where the trial remembers no images."""
+    labels: Tensor | None = None
+    """(N,) int64."""
+    logits: Tensor | None = None
+    """(N, K) float16, the teacher's on just these images."""
+
+    @property
+    def samples(self) -> Encoded | None:
+        """The synthetic set as it is kept."""
+        if self.images is None or self.labels is None or self.logits is None:
+            return None
+        return Encoded(self.images, self.labels, self.logits)
+
+
+def read_product(path: Location) -> Product:
+    """Raises `InputError` where there is none."""
+    try:
+        return states.load(Product(), path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"product is {str(path)!r}, which cannot be read ({error}); accepted: that of a kept trial"
+        ) from None
+
+
+def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:
+    """The student as it stands, and what the memory refers to as the store keeps it, with the `remembered_logits`."""
+    teacher, ids = prepared.teacher, config.memory.live(state.memory)
+    parts = [store.codec.encode(store.gather(part)) for part in ids.split(4096)] if len(ids) else []
+    columns = zip(*((part.images, part.labels) for part in parts), strict=True)
+    images, labels = (torch.cat(column).cpu() for column in columns) if parts else (None, None)
+    weights = {k: v.detach().cpu().contiguous() for k, v in state.distiller.student.state_dict().items()}
+    return Product(
+        student=weights,
+        network=label(config.student),
+        num_classes=teacher.num_classes,
+        image_shape=teacher.image_shape,
+        mean=teacher.mean,
+        std=teacher.std,
+        space=store.codec.space,
+        images=images,
+        labels=labels,
+        logits=logits if parts else None,
+    )

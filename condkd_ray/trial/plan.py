@@ -1,13 +1,27 @@
-"""One trial of an experiment or a search, from its plan to the process that runs it."""
+"""A trial from its plan to the process that runs it, and what it and its images are named by.
+
+A name is the hash of all that determines what is named. Trials of equal images can share them.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.identity import Hashed, Scope, pool_key
+from condkd_ray.core.config import content_hash
+from condkd_ray.core.method import Schedule
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.packing import PreparedRefs
 
-P = TypeVar("P", bound=Hashed, covariant=True)
+Scope = Literal["trial", "inversion", "sweep"]
+"""Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
+
+NUMBERS: int = 2
+"""Version of the numbers that a config gives: trials of different versions are never equal, shared or compared.
+
+It is raised only in a commit that moves golden numbers, or that changes the default of an existing field (a hash leaves
+defaults out, so an old hash would silently get a new meaning). 1 is all before 2026-11-28.
+"""
+P = TypeVar("P", bound=Prepared | PreparedRefs, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Lineage:
     """A trial's part in a search by a population."""
 
     heir_of: str = ""
-    """Key of the trial whose state and samples it takes over at its start; see `condkd_ray.trial.transfer`."""
+    """Key of the trial whose state and samples it takes over at its start; see `condkd_ray.trial.run.inherit`."""
     rests: int | None = None
     """The round after which it stops, leaving its files for its heirs."""
     buries: tuple[str, ...] = ()
@@ -69,3 +83,53 @@ class PlannedTrial(Generic[P]):
     def place(self) -> tuple[Scope, str]:
         """The scope it really has, and the pool's key of its samples."""
         return pool_key(self.plan.scope, self.key, self.config, self.prepared)
+
+
+def trial_hash(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> str:
+    """The name of a trial: hash of its config (less where files lie), what it was prepared from, and `NUMBERS`.
+
+    And of its scope where that is another than the default, so that what sharing costs or spares can be compared.
+    """
+    return content_hash(config, _numbered(prepared.hashes) | ({} if scope == "trial" else {"scope": scope}))
+
+
+def _numbered(digests: dict[str, str]) -> dict[str, str]:
+    return digests | {"numbers": str(NUMBERS)}
+
+
+def can_share(config: TrialConfig) -> bool:
+    """Whether other trials can have the same images: nothing of the student or its memory shapes them.
+
+    Those of a pipeline are its own: its producers run beside their learner, and end with it.
+    """
+    makes_any = config.inversion.images_per_round > 0 and config.pipeline is None
+    return makes_any and not config.inversion.asks_student and not config.weighing.reads_memory
+
+
+def production_key(config: TrialConfig, prepared: Prepared | PreparedRefs) -> str:
+    """Equal for two trials just if they make the same images in the same order. For a config that `can_share`.
+
+    Neither the student nor the number of rounds is in it, unless a schedule stretches over these, nor the condensed
+    images, unless they guide.
+    """
+    hashes, schedule = prepared.hashes, getattr(config.guidance, "schedule", Schedule())
+    guided = config.guidance.name != "none"
+    shaping = [
+        *(config.seed, config.data, config.teacher, config.precision),
+        *(config.targets, config.weighing, config.inversion, config.guidance),
+        config.rounds if schedule.largest > schedule.smallest else 0,
+    ]
+    kinds = ("data", "teacher", *(("condensed",) if guided else ()))
+    return content_hash(shaping, _numbered({kind: hashes[kind] for kind in kinds}))
+
+
+def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Prepared | PreparedRefs) -> tuple[Scope, str]:
+    """The scope a trial really has, and the key of its samples: where it cannot share, it has its own."""
+    if scope == "sweep" and config.inversion.images_per_round > 0 and config.pipeline is None:
+        # Samples come with a teacher's logits and in one pixel space.
+        like = [config.inversion.pixel_space]
+        made_for = _numbered({kind: prepared.hashes[kind] for kind in ("data", "teacher")})
+        return scope, f"sweep-{content_hash(like, made_for)}"
+    if scope == "inversion" and can_share(config):
+        return scope, production_key(config, prepared)
+    return "trial", trial_key

@@ -1,23 +1,22 @@
 """One trial from its start, or from its checkpoint, to its outcome. What Ray does with a trial, this does without."""
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.method import Metrics, NonFiniteError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import LocalStore, Store
-from condkd_ray.models.network import label
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
-from condkd_ray.trial.outcome import broken, end, remembered_logits, tested
-from condkd_ray.trial.product import Product, write_product
+from condkd_ray.trial.outcome import broken, end, make_product, remembered_logits, tested
 from condkd_ray.trial.synthesis import codec
 
 CHECKPOINT_SECONDS = 15.0
@@ -86,7 +85,7 @@ def run_trial(
     _check_through(state.round, last, config.total_rounds)
     logits = remembered_logits(config, prepared, state, store)
     if product is not None:
-        write_product(make_product(config, prepared, state, store, logits), product)
+        states.save(make_product(config, prepared, state, store, logits), product)
     untested = end(config, prepared, state, store, logits)
     if before_test is not None:
         before_test(untested)
@@ -120,25 +119,45 @@ def resume(
     return state
 
 
-def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:
-    """The student as it stands and the samples the memory still refers to, as the store keeps them.
+def inherit(config: TrialConfig, prepared: Prepared, source: Location, target: Location) -> None:
+    """Make `target` the checkpoint of a trial of `config` that goes on where another has left `source`.
 
-    `logits`: the `remembered_logits`, one row a sample.
+    Weights, momenta, random streams and memory are the other's. Rates and the like, which optimisers keep in their
+    state, are the config's own, at the place in their schedules that the other had reached. Samples lie elsewhere.
     """
-    teacher, ids = prepared.teacher, config.memory.live(state.memory)
-    parts = [store.codec.encode(store.gather(part)) for part in ids.split(4096)] if len(ids) else []
-    columns = zip(*((part.images, part.labels) for part in parts), strict=True)
-    images, labels = (torch.cat(column).cpu() for column in columns) if parts else (None, None)
-    weights = {k: v.detach().cpu().contiguous() for k, v in state.distiller.student.state_dict().items()}
-    return Product(
-        student=weights,
-        network=label(config.student),
-        num_classes=teacher.num_classes,
-        image_shape=teacher.image_shape,
-        mean=teacher.mean,
-        std=teacher.std,
-        space=store.codec.space,
-        images=images,
-        labels=labels,
-        logits=logits if parts else None,
-    )
+    state = start(config, prepared)
+    fresh = [optimizer.state_dict()["param_groups"] for optimizer in _parts(state, Optimizer)]
+    states.load(state, source, prepared.teacher.device)
+    _impose(state, fresh)
+    states.save(state, target)
+
+
+def _impose(state: TrialState, fresh: list[list[dict[str, Any]]]) -> None:
+    for optimizer, groups in zip(_parts(state, Optimizer), fresh, strict=True):
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            # Under a schedule: as far down as the other was.
+            scheduled = "initial_lr" in own
+            rate = group["lr"] * own["initial_lr"] / group["initial_lr"] if scheduled else own["lr"]
+            group.update(own | {"lr": rate, "params": group["params"]})
+    for scheduler in _parts(state, LRScheduler):
+        scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+        scheduler._last_lr = _rates(scheduler)
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def _rates(scheduler: LRScheduler) -> list[float]:
+    """The rate of each group at the schedule's step: exact where a function gives it, otherwise as it stands."""
+    if isinstance(scheduler, LambdaLR):
+        own = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        return [float(base) * factor(scheduler.last_epoch) for base, factor in own]
+    return [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+def _parts(value: Any, kind: type) -> Iterator[Any]:
+    """Everything of a kind in a state, always in the same order."""
+    if isinstance(value, kind):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _parts(getattr(value, field.name), kind)

@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from condkd_ray.core.files import atomic_write
+from condkd_ray.core.storage import atomic_write
 
 Sense = Literal["<=", ">=", ""]
 SHAPING = ("ray", "torch", "numpy", "pyarrow")

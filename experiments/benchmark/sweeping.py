@@ -25,8 +25,8 @@ from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree
 from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.identity import Scope
 from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.plan import Scope
 from condkd_ray.trial.run import CHECKPOINT_SECONDS, local_store
 
 TRIAL_CPU_SECONDS, TRIALS = 42.0, 8

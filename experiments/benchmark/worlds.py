@@ -15,9 +15,8 @@ from condkd_ray.cluster.worker.paths import outcome_path
 from condkd_ray.core.records import Outcome
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
-from condkd_ray.trial.identity import Scope
 from condkd_ray.trial.outcome import save_outcome
-from condkd_ray.trial.plan import Plan, PlannedTrial
+from condkd_ray.trial.plan import Plan, PlannedTrial, Scope
 
 CPUS = 2
 """On which sweeps are measured."""

@@ -21,8 +21,10 @@ from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
 
 from condkd_ray.core.records import read_records
 from condkd_ray.report.tensorboard.writer import run_name
-from condkd_ray.study import Objective, Study, open_storage
+from condkd_ray.study.objective import Objective
 from condkd_ray.study.space import parse
+from condkd_ray.study.storage import open_storage
+from condkd_ray.study.study import Study
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.ray]
 TRIALS = 5

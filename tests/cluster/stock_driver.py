@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.study import open_storage
+from condkd_ray.study.storage import open_storage
 
 
 def space(trial):

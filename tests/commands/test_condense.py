@@ -11,7 +11,7 @@ import torch
 from condkd_ray import __main__
 from condkd_ray.core.config import read_tree
 from condkd_ray.core.samples import Samples, to_unit
-from condkd_ray.data.readers.parquet import read_parquet
+from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import from_tree, read

@@ -14,10 +14,10 @@ from toy import MEAN, STD, toy_config
 from condkd_ray.commands.export import export
 from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import to_unit
-from condkd_ray.data.readers.parquet import read_parquet
+from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.inversion import Dafl, NoInversion
 from condkd_ray.runs.products import Shelf, choose, kept_path
-from condkd_ray.trial.product import read_product
+from condkd_ray.trial.outcome import read_product
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):

@@ -8,8 +8,7 @@ from condkd_ray.commands.train import compare
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import find_record, write_record
 from condkd_ray.runs.recorder import make_record
-from condkd_ray.trial.identity import NUMBERS
-from condkd_ray.trial.plan import Plan
+from condkd_ray.trial.plan import NUMBERS, Plan
 from condkd_ray.trial.run import local_store, run_trial
 
 

@@ -9,9 +9,8 @@ import yaml
 from toy import make_teacher, toy_config
 
 from condkd_ray.core import checkpoint
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import InputError, Schedule
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.schedule import Schedule
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import AnyGuidance, NoGuidance
 from condkd_ray.trial import config

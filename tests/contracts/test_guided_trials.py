@@ -8,7 +8,7 @@ from reference import losses as reference
 from toy import make_prepared, toy_config
 
 from condkd_ray.core import checkpoint
-from condkd_ray.core.schedule import Schedule
+from condkd_ray.core.method import Schedule
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator, Mmd, NoGuidance
 from condkd_ray.methods.inversion import Fast

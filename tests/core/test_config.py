@@ -12,8 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condkd_ray.core.config import merge, to_tree
-from condkd_ray.core.hashing import content_hash, identity
+from condkd_ray.core.config import content_hash, identity, merge, to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import DataConfig
 from condkd_ray.methods.condensation import Imported

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from condkd_ray.data.readers.parquet import read_parquet
+from condkd_ray.data.readers import read_parquet
 from condkd_ray.data.writers import write_dc, write_images
 from data.image_files import random_pixels
 

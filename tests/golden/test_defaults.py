@@ -11,10 +11,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from condkd_ray.core.hashing import default_identities
+from condkd_ray.core.config import default_identities
 from condkd_ray.trial.artifacts import RECIPE
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.identity import NUMBERS
+from condkd_ray.trial.plan import NUMBERS
 
 PATH = Path(__file__).with_name("defaults.json")
 WRITE = "write defaults.json anew: pytest --update-golden tests/golden/test_defaults.py"
@@ -58,7 +58,7 @@ def to_raise(frozen: dict[str, Any], now: dict[str, Any]) -> list[str]:
     cached = [path for path in paths if path.startswith(CACHED)]
     told = []
     if paths and now["numbers"] <= frozen["numbers"]:
-        told.append(f"raise NUMBERS in condkd_ray/trial/identity.py: defaults changed or fields vanished: {paths}")
+        told.append(f"raise NUMBERS in condkd_ray/trial/plan.py: defaults changed or fields vanished: {paths}")
     if cached and now["recipe"] == frozen["recipe"]:
         told.append(f"raise RECIPE in condkd_ray/trial/artifacts.py: defaults of cached artifacts changed: {cached}")
     return told

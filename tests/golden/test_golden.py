@@ -12,8 +12,8 @@ import torch
 from contracts.toy_methods import INVERTERS, small
 from toy import IMAGE_SHAPE, IPC, MEAN, NUM_CLASSES, STD, TEACHER, answered, blobs, toy_config, wrap
 
+from condkd_ray.core.method import Schedule
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.schedule import Schedule
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator, Mmd, Moments, NoGuidance
 from condkd_ray.methods.inversion import Fast

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toy import MEAN, STD, answered, blobs, make_prepared, make_teacher, samples, toy_config
 
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import InputError, Schedule
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.core.schedule import Schedule
 from condkd_ray.methods.distiller import Distiller, next_batch
 from condkd_ray.methods.inversion import NoInversion
 from condkd_ray.methods.losses.kd import LogitL1

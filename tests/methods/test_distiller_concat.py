@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from toy import answered, blobs, make_prepared, make_teacher, samples, toy_config
 
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import InputError, Schedule
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.schedule import Schedule
 from condkd_ray.methods.distiller import Distiller, as_two_means
 from condkd_ray.methods.inversion import NoInversion
 from condkd_ray.methods.memory import Latest

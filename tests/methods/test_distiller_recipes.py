@@ -25,8 +25,7 @@ from condkd_ray.runs.estimate.probe import probe_trial
 from condkd_ray.trial.config import dump, from_tree, read
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.plan import Plan
-from condkd_ray.trial.run import local_store, resume, run_trial
-from condkd_ray.trial.transfer import inherit
+from condkd_ray.trial.run import inherit, local_store, resume, run_trial
 from methods.student_steps import begin, gradients, ones
 
 SGD, COSINE = torch.optim.SGD, torch.optim.lr_scheduler.CosineAnnealingLR

@@ -7,9 +7,10 @@ from safetensors.torch import save_file
 from torch import nn
 from toy import IMAGE_SHAPE, NUM_CLASSES, TEACHER
 
-from condkd_ray.core.hashing import file_digest, tensor_digest
+from condkd_ray.core.config import file_digest
 from condkd_ray.core.method import InputError
 from condkd_ray.models.weights import load_into, read_weights
+from condkd_ray.trial.config import tensor_digest
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -23,7 +23,7 @@ from condkd_ray.report import page
 from condkd_ray.report.build import build
 from condkd_ray.report.figures import samplers
 from condkd_ray.report.statistics import ACCURACY
-from condkd_ray.study import Objective
+from condkd_ray.study.objective import Objective
 from report.page.page_reader import Seen, searched
 from report.report_factory import altered, make_manifest, make_record, sweep
 

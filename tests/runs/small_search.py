@@ -7,7 +7,7 @@ from pathlib import Path
 
 import optuna
 
-from condkd_ray.study import open_storage
+from condkd_ray.study.storage import open_storage
 
 SPACE = """
 data: {name: digits}

@@ -17,7 +17,7 @@ from condkd_ray.commands.experiment import Flags, run
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Record, read_manifest, read_records
 from condkd_ray.runs.presets import arm
-from condkd_ray.study import open_storage
+from condkd_ray.study.storage import open_storage
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
 SMALL = {

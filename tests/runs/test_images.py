@@ -17,10 +17,8 @@ from condkd_ray.report.tensorboard.writer import rebuild
 from condkd_ray.runs import images
 from condkd_ray.runs.images import feature_points, most_bytes, write_grids
 from condkd_ray.runs.recorder import Recorder
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.outcome import pixels
-from condkd_ray.trial.plan import Plan, PlannedTrial
-from condkd_ray.trial.product import Product, product_path, read_product
+from condkd_ray.trial.outcome import Product, pixels, product_path, read_product
+from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 
 PREPARED = make_prepared()

@@ -7,8 +7,7 @@ import toy
 
 from condkd_ray.core.method import InputError
 from condkd_ray.runs.plan import scoped, scoped_baseline, spread
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.plan import Plan
+from condkd_ray.trial.plan import Plan, trial_hash
 
 PLANS = [Plan(arm, 0, 0, toy.toy_config()) for arm in ("none", "mixed", "guided")]
 

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 from toy import toy_config
 
-from condkd_ray.core.schedule import Schedule
+from condkd_ray.core.method import Schedule
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Mmd, NoGuidance

@@ -6,12 +6,13 @@ from pathlib import Path
 from report.report_factory import altered
 from toy import make_prepared, toy_config
 
+from condkd_ray.core import checkpoint as states
 from condkd_ray.core.records import Manifest, write_manifest, write_record
 from condkd_ray.core.storage import locate
 from condkd_ray.runs.products import Shelf, choose, kept_path, merit
 from condkd_ray.runs.recorder import make_record
+from condkd_ray.trial.outcome import product_path, read_product
 from condkd_ray.trial.plan import Plan
-from condkd_ray.trial.product import product_path, read_product, write_product
 from condkd_ray.trial.run import local_store, run_trial
 
 PREPARED = make_prepared()
@@ -64,7 +65,7 @@ def test_a_product_is_fetched_from_a_bucket(tmp_path, bucket):
     for key, score in {"a": 0.5, "b": 0.7, "c": 0.6}.items():
         record = ran(out, key, val_accuracy=score)
         fresh, remote = product_path(out / "trials" / key), product_path(storage / "trials" / key)
-        write_product(read_product(fresh), remote)
+        states.save(read_product(fresh), remote)
         fresh.unlink()
         shelf.offer(record)
         assert not remote.is_file()

@@ -26,8 +26,7 @@ from condkd_ray.runs.plan import spread
 from condkd_ray.runs.recorder import Recorder, make_record, round_line
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, from_tree
-from condkd_ray.trial.identity import NUMBERS, trial_hash
-from condkd_ray.trial.plan import Plan, PlannedTrial
+from condkd_ray.trial.plan import NUMBERS, Plan, PlannedTrial, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 
 CONFIG = toy_config(guidance=Discriminator(), rounds=2)

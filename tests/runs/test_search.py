@@ -18,8 +18,8 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.runs import experiment
 from condkd_ray.runs.options import RunResult
-from condkd_ray.study import open_storage
 from condkd_ray.study.space import read
+from condkd_ray.study.storage import open_storage
 from runs.small_search import SPACE, command, environment, search, stored
 
 

@@ -15,9 +15,10 @@ from condkd_ray.report.tables.search import search_table
 from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import Options
 from condkd_ray.runs.search_driver import SearchDriver, SearchRecorder
-from condkd_ray.study import Objective, Study, open_storage
-from condkd_ray.study.objective import parse_constraints
+from condkd_ray.study.objective import Objective, parse_constraints
 from condkd_ray.study.space import Open
+from condkd_ray.study.storage import open_storage
+from condkd_ray.study.study import Study
 
 PREPARED = make_prepared()
 TREE = to_tree(toy_config()) | {"rounds": Open("int", (2, 60))}

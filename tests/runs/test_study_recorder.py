@@ -15,7 +15,7 @@ from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.runs.study_recorder import StudyRecorder
-from condkd_ray.study import open_storage
+from condkd_ray.study.storage import open_storage
 from condkd_ray.trial.plan import Plan, PlannedTrial
 
 PREPARED = dataclasses.replace(make_prepared(), hashes={"teacher": "t", "data": "d", "condensed": "c", "proxy": "p"})

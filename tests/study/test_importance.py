@@ -4,8 +4,8 @@ import optuna
 import pytest
 
 from condkd_ray.core.method import InputError
-from condkd_ray.study import open_storage
 from condkd_ray.study.importance import LEAST, importances, stored_trials
+from condkd_ray.study.storage import open_storage
 from condkd_ray.study.study import REPEAT
 
 

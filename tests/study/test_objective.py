@@ -6,8 +6,8 @@ import optuna
 import pytest
 
 from condkd_ray.core.method import InputError
-from condkd_ray.study import Objective, open_storage
-from condkd_ray.study.objective import excesses, feasible, parse_constraints
+from condkd_ray.study.objective import Objective, excesses, feasible, parse_constraints
+from condkd_ray.study.storage import open_storage
 from study.test_study import CONDITIONAL, study
 
 LIMITS = parse_constraints(["memory/bytes <= 2e6", "proxy/agreement>=0.5"])

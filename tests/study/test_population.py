@@ -7,9 +7,11 @@ from killing import killed_after
 from optuna.trial import TrialState
 
 from condkd_ray.core.method import InputError
-from condkd_ray.study import Objective, Study, open_storage
+from condkd_ray.study.objective import Objective
 from condkd_ray.study.population import Member, Population, check_population
 from condkd_ray.study.space import parse
+from condkd_ray.study.storage import open_storage
+from condkd_ray.study.study import Study
 
 SPACE = "{inversion: {name: fast, bn_weight: !log_uniform [0.1, 100], adv_weight: !uniform [0, 2]}}"
 SIZES = {"size": 8, "rounds": 2, "total": 7}

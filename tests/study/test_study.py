@@ -8,10 +8,12 @@ from killing import killed_after
 from optuna.trial import TrialState
 
 from condkd_ray.core.method import InputError
-from condkd_ray.study import Objective, Study, open_storage
+from condkd_ray.study.objective import Objective
 from condkd_ray.study.space import parse
+from condkd_ray.study.storage import open_storage
 from condkd_ray.study.strategies import make_pruner
-from condkd_ray.trial.identity import NUMBERS
+from condkd_ray.study.study import Study
+from condkd_ray.trial.plan import NUMBERS
 
 SPACE = """
 data: {name: digits}

@@ -18,8 +18,6 @@ from condkd_ray.models import ResNet
 from condkd_ray.trial.diagnosis import (
     NEIGHBOUR,
     NUM_IMAGES,
-    REAL_PER_CLASS,
-    choose,
     diagnose,
     histograms,
     make_landmarks,
@@ -172,15 +170,6 @@ def test_autocast_does_not_touch_it():
 def test_features_that_are_not_finite_are_named():
     with pytest.raises(NonFiniteError, match="features of the synthetic images"):
         found(Samples(FRESH.images * float("nan"), FRESH.labels, FRESH.logits))
-
-
-def test_reference_images_are_some_of_each_class_by_seed():
-    labels = torch.arange(3).repeat_interleave(torch.tensor([80, 60, 7]))
-    rows = choose(labels, 4, seed=1)
-    assert labels[rows].bincount().tolist() == [REAL_PER_CLASS, REAL_PER_CLASS, 7]
-    assert len(rows.unique()) == len(rows)
-    assert torch.equal(rows, choose(labels, 4, seed=1))
-    assert not torch.equal(rows, choose(labels, 4, seed=2))
 
 
 def run(prepared, **changes):

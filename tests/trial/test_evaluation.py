@@ -10,7 +10,8 @@ from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.datasets import RealImages
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial import evaluation
-from condkd_ray.trial.evaluation import ROUND_SUBSET, VIEWS, accuracy, compare, evaluate, predict, views
+from condkd_ray.trial.diagnosis import REAL_PER_CLASS
+from condkd_ray.trial.evaluation import ROUND_SUBSET, VIEWS, accuracy, choose, compare, evaluate, predict, views
 
 
 class Brightness(nn.Module):
@@ -133,3 +134,12 @@ def test_most_views_still_look_like_their_label():
     images = blobs(8 * NUM_CLASSES, seed=9).samples(teacher.mean, teacher.std)
     found = views(images, teacher, seed=0)
     assert (found.logits.argmax(1) == found.labels).double().mean() > 0.6
+
+
+def test_reference_images_are_some_of_each_class_by_seed():
+    labels = torch.arange(3).repeat_interleave(torch.tensor([80, 60, 7]))
+    rows = choose(labels, REAL_PER_CLASS, seed=1)
+    assert labels[rows].bincount().tolist() == [REAL_PER_CLASS, REAL_PER_CLASS, 7]
+    assert len(rows.unique()) == len(rows)
+    assert torch.equal(rows, choose(labels, REAL_PER_CLASS, seed=1))
+    assert not torch.equal(rows, choose(labels, REAL_PER_CLASS, seed=2))

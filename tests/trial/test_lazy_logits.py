@@ -23,7 +23,7 @@ from condkd_ray.methods.weighing import Equal, Modulating
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import histograms
 from condkd_ray.trial.loop import run_round, start
-from condkd_ray.trial.product import Product, read_product
+from condkd_ray.trial.outcome import Product, read_product
 from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import answers, codec, produce, settle, synthesise
 from condkd_ray.trial.synthesis import begin as begin_production

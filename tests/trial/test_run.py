@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,14 +13,16 @@ import torch
 from places import TESTS
 from toy import make_prepared, toy_config
 
+from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.memory import Latest, Prioritized
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.loop import start
 from condkd_ray.trial.outcome import load_outcome
-from condkd_ray.trial.run import OutOfTimeError, local_store, run_trial
+from condkd_ray.trial.run import OutOfTimeError, RestsError, inherit, local_store, run_trial
 
 CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
 CHILD = """
@@ -166,3 +170,55 @@ def test_files_of_dropped_samples_go_with_the_checkpoint_that_no_longer_needs_th
     config = toy_config(memory=Latest(), rounds=3)
     run(config, prepared, tmp_path, checkpoint=tmp_path / "state", checkpoint_seconds=0)
     assert [path.name for path in (tmp_path / "chunks").glob("*.arrow")] == ["0000000032-0000000048.arrow"]
+
+
+RESTING = toy_config(rounds=4, distiller=Distiller(steps=2, batch=16, condensed_share=0.25, lr=0.1, momentum=0.9))
+
+
+@pytest.fixture(scope="module")
+def rested(prepared, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rested") / "state.safetensors"
+    with pytest.raises(RestsError):
+        run_trial(
+            *(RESTING, prepared, local_store(RESTING, prepared, path.parent)),
+            **{"checkpoint": path, "rests": 2, "checkpoint_seconds": math.inf},
+        )
+    return path
+
+
+def test_it_rests_after_its_round_with_a_checkpoint(prepared, rested):
+    assert states.load(start(RESTING, prepared), rested).round == 2
+
+
+def test_an_heir_of_the_same_config_comes_to_the_same_numbers(prepared, rested):
+    inherit(RESTING, prepared, rested, rested.with_name("heir.safetensors"))
+    store = local_store(RESTING, prepared, rested.parent)
+    heir = run_trial(RESTING, prepared, store, checkpoint=rested.with_name("heir.safetensors"))
+    whole = run_trial(RESTING, prepared, local_store(RESTING, prepared, None))
+    assert heir.predictions == whole.predictions
+    assert heir.history[-1]["proxy/kl"] == whole.history[-1]["proxy/kl"]
+
+
+def test_weights_are_the_others_and_rates_its_own_where_the_schedule_stands(prepared, rested):
+    config = dataclasses.replace(
+        RESTING,
+        distiller=dataclasses.replace(RESTING.distiller, lr=0.02, momentum=0.5),
+        inversion=dataclasses.replace(RESTING.inversion, lr=3e-4)
+        if hasattr(RESTING.inversion, "lr")
+        else RESTING.inversion,
+    )
+    before = states.load(start(RESTING, prepared), rested)
+    inherit(config, prepared, rested, rested.with_name("other.safetensors"))
+    after = states.load(start(config, prepared), rested.with_name("other.safetensors"))
+    for ours, theirs in zip(after.distiller.student.parameters(), before.distiller.student.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    (group,), (old,) = after.distiller.optimizer.param_groups, before.distiller.optimizer.param_groups
+    assert (group["initial_lr"], group["momentum"], group["nesterov"]) == (0.02, 0.5, False)
+    assert group["lr"] == pytest.approx(old["lr"] * 0.2)
+    assert after.distiller.schedule.last_epoch == before.distiller.schedule.last_epoch == 4
+    assert after.distiller.schedule.base_lrs == [0.02]
+    after.distiller.optimizer.step()
+    after.distiller.schedule.step()
+    factor = config.distiller._rate(8)(5)
+    assert group["lr"] == pytest.approx(0.02 * factor)
+    assert (after.round, after.num_ids) == (before.round, before.num_ids)

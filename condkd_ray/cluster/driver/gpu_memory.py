@@ -8,7 +8,7 @@ import torch
 
 from condkd_ray.cluster.worker.jobs import Job
 from condkd_ray.cluster.worker.object_store import unpack
-from condkd_ray.core.hashing import content_hash
+from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import InputError, Metrics, require
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.methods.memory import Store

@@ -9,10 +9,9 @@ from typing import Any, Protocol
 from condkd_ray.cluster.worker.paths import outcome_path, trial_folder
 from condkd_ray.cluster.worker.retries import last_reason
 from condkd_ray.cluster.worker.trainable import FULL, OUT_OF_TIME, WorkerContext
-from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Status
-from condkd_ray.core.storage import remove
+from condkd_ray.core.storage import StorageFullError, remove
 from condkd_ray.trial.outcome import load_outcome
 from condkd_ray.trial.plan import PlannedTrial
 from condkd_ray.trial.run import passed

@@ -17,7 +17,7 @@ from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.storage import Location, get_text, put_text
 from condkd_ray.methods.memory.chunks import Arrays
 from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.identity import Scope
+from condkd_ray.trial.plan import Scope
 
 STATUS = "pool.json"
 """What the pool holds, as it has last written it down, beside its chunks."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condkd_ray.core.arrays import to_plain, to_tensor
 from condkd_ray.models.network import label
+from condkd_ray.trial import packing
 from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.packing import TEACHER_FIELDS, ContentRef, PreparedRefs, build_content, named_contents
+from condkd_ray.trial.packing import ContentRef, PreparedRefs
 from condkd_ray.trial.plan import PlannedTrial
 
 
@@ -23,8 +23,8 @@ class Packer:
 
     def pack(self, prepared: Prepared) -> PreparedRefs:
         """What stands for `prepared` in a message; a content that was stored before is not stored again."""
-        contents = {kind: self._store(*content) for kind, content in named_contents(prepared).items()}
-        teacher = {name: getattr(prepared.teacher, name) for name in TEACHER_FIELDS}
+        contents = {kind: self._store(*content) for kind, content in packing.named_contents(prepared).items()}
+        teacher = {name: getattr(prepared.teacher, name) for name in packing.TEACHER_FIELDS}
         return PreparedRefs(contents, teacher, prepared.hashes)
 
     def job(self, trial: PlannedTrial[Prepared]) -> PlannedTrial[PreparedRefs]:
@@ -35,7 +35,7 @@ class Packer:
         import ray
 
         if name not in self._stored:
-            self._stored[name] = ContentRef(name, ray.put(to_plain(tensors)))
+            self._stored[name] = ContentRef(name, ray.put(packing.to_plain(tensors)))
         return self._stored[name]
 
 
@@ -54,7 +54,7 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
     missing = [kind for kind, key in keys.items() if key not in _unpacked]
     arrays = ray.get([refs.contents[kind].ref for kind in missing])
     for kind, found in zip(missing, arrays, strict=True):
-        _unpacked[keys[kind]] = build_content(kind, to_tensor(found), config, refs, device)
+        _unpacked[keys[kind]] = packing.build_content(kind, packing.to_tensor(found), config, refs, device)
     for key in set(_unpacked) - set(keys.values()):
         del _unpacked[key]
     contents: dict[str, Any] = {"test": None, "val": None, "condensed": None}

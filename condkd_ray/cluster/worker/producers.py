@@ -14,7 +14,6 @@ import torch
 
 from condkd_ray.cluster.pool.store import FilledStore, ask
 from condkd_ray.cluster.worker.object_store import own_device, unpack
-from condkd_ray.core.arrays import to_plain, to_tensor
 from condkd_ray.core.checkpoint import Packed
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
@@ -22,7 +21,7 @@ from condkd_ray.methods.memory import Store
 from condkd_ray.methods.memory.chunks import to_arrays
 from condkd_ray.trial.config import Allowance, Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState
-from condkd_ray.trial.packing import PreparedRefs
+from condkd_ray.trial.packing import PreparedRefs, to_plain, to_tensor
 from condkd_ray.trial.synthesis import Pipelined, Producer, codec
 
 RESTARTS = 3

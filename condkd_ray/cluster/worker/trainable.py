@@ -23,17 +23,14 @@ from condkd_ray.cluster.worker.producers import Crew
 from condkd_ray.cluster.worker.retries import note, of_the_trial
 from condkd_ray.cluster.worker.shared_rounds import SharedSource, sweep_source
 from condkd_ray.core.environment import clean_process, keep_imports
-from condkd_ray.core.files import no_room
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Outcome
-from condkd_ray.core.storage import Location
+from condkd_ray.core.storage import Location, no_room
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.outcome import load_outcome, save_outcome
-from condkd_ray.trial.product import product_path
-from condkd_ray.trial.run import OutOfTimeError, RestsError, passed, run_trial
+from condkd_ray.trial.outcome import load_outcome, product_path, save_outcome
+from condkd_ray.trial.run import OutOfTimeError, RestsError, inherit, passed, run_trial
 from condkd_ray.trial.synthesis import codec
-from condkd_ray.trial.transfer import inherit
 
 FULL = "storage_full"
 """What a trial reports, with the reason, when there is no room for its files."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from condkd_ray.commands.console import SCREEN
-from condkd_ray.core.files import no_room
 from condkd_ray.core.method import InputError, NonFiniteError
+from condkd_ray.core.storage import no_room
 from condkd_ray.runs.options import RunResult
 
 log = logging.getLogger(__name__)

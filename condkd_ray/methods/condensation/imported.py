@@ -16,7 +16,7 @@ from torch import Tensor
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, to_model, unseen
-from condkd_ray.data.readers.condensed_sets import is_copy, read_pixels, resolve, unpack
+from condkd_ray.data.condensed_sets import is_copy, read_pixels, resolve, unpack
 from condkd_ray.methods.condensation.condensation import Condensation, random_per_class
 
 Space = Literal["unit", "normalised", "uint8"]

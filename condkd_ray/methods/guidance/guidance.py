@@ -11,10 +11,9 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from condkd_ray.core.method import Meter, Method, require
+from condkd_ray.core.method import Meter, Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.core.schedule import Schedule
 from condkd_ray.data.augment import dsa
 from condkd_ray.methods.interfaces import Guide
 from condkd_ray.models.teacher import PENULTIMATE, Observation, Teacher

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.records import ALL_REAL, Record, condensed_path, grid_path
+from condkd_ray.core.storage import atomic_write
 
 _GUTTER = 2
 _VISIBLE = 48

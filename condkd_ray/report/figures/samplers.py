@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.records import Record, check_same_numbers, read_records
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.figures import style
 from condkd_ray.report.statistics import ACCURACY, interval
 from condkd_ray.report.tables.table import Table
-from condkd_ray.study import Objective
+from condkd_ray.study.objective import Objective
 
 Curves = Mapping[str, np.ndarray]
 """By sampler: the best value until each trial, (seeds, trials)."""

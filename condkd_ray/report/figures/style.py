@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.records import Record, arm_rank
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.statistics import ACCURACY, groups
 
 STYLE: Any = {

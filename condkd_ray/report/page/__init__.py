@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from condkd_ray.core.files import atomic_write
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.page import comparison, experiment, search
 from condkd_ray.report.page.elements import rendered
 from condkd_ray.report.results import Results

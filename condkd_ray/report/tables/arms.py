@@ -11,8 +11,8 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.records import Record
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.results import Results
 from condkd_ray.report.statistics import ACCURACY, Difference, groups
 from condkd_ray.report.tables import failures, teachers

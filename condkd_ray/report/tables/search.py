@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from condkd_ray.core.files import atomic_write
+from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.results import Results, value
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.table import WIDTH, Table

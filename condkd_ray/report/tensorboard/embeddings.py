@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 from tensorboard.plugins.projector import metadata, projector_config_pb2
 from torch import Tensor
 
-from condkd_ray.core.files import atomic_write
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import ALL_REAL, Record
+from condkd_ray.core.storage import atomic_write
 
 # The classes of this module are made at import from a descriptor, which no type checker sees.
 _CONFIG: Any = projector_config_pb2

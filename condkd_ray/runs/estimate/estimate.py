@@ -19,7 +19,7 @@ import torch
 
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.connection.resources import check_resources, check_room, crew_size, slots, teams
-from condkd_ray.core.hashing import content_hash
+from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.records import Record, check_same_experiment, read_records
 from condkd_ray.core.units import byte_size, duration
@@ -30,8 +30,7 @@ from condkd_ray.runs.options import Options
 from condkd_ray.study.space import corners, default
 from condkd_ray.trial.artifacts import StandIns, Workshop
 from condkd_ray.trial.config import TrialConfig, from_tree
-from condkd_ray.trial.identity import NUMBERS, can_share
-from condkd_ray.trial.plan import Plan
+from condkd_ray.trial.plan import NUMBERS, Plan, can_share
 
 PROBING_SECONDS = 90.0
 """After which no further arm is tried; it is then taken to lie between the cheapest and the dearest."""

@@ -25,8 +25,8 @@ from condkd_ray.runs.recorder import make_record
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.outcome import product_path
 from condkd_ray.trial.plan import Plan
-from condkd_ray.trial.product import product_path
 from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import answers
 

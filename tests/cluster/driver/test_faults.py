@@ -14,9 +14,9 @@ from cluster.drivers import assert_equal_numbers, direct
 from condkd_ray.cluster.driver.tune_hooks import IN_VAIN
 from condkd_ray.cluster.worker.paths import trial_folder
 from condkd_ray.cluster.worker.retries import ATTEMPTS, attempts_path
-from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
+from condkd_ray.core.storage import StorageFullError
 from condkd_ray.trial.plan import PlannedTrial
 
 TRIAL, POOL = "ImplicitFunc", "SyntheticPool"

@@ -14,8 +14,8 @@ from condkd_ray.commands import search as command
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.method import Metrics
 from condkd_ray.runs import search as searches
-from condkd_ray.study import open_storage
 from condkd_ray.study.space import parse
+from condkd_ray.study.storage import open_storage
 from condkd_ray.trial.loop import start
 from condkd_ray.trial.plan import PlannedTrial
 

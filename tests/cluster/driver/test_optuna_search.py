@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 from places import TESTS
 
-from condkd_ray.study import open_storage
+from condkd_ray.study.storage import open_storage
 
 DRIVER = TESTS / "cluster" / "stock_driver.py"
 

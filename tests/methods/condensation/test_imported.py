@@ -13,8 +13,8 @@ from torch import Tensor
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, to_model, unseen
+from condkd_ray.data.condensed_sets import read_pixels
 from condkd_ray.data.datasets import CONSTANTS
-from condkd_ray.data.readers.condensed_sets import read_pixels
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.methods.condensation.imported import check_recognised, check_statistics, infer_space
 from methods.condensation.condensers import MEAN, NUM_CLASSES, STD, condense, real_pixels

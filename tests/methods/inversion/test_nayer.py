@@ -9,7 +9,7 @@ from reference.inversion import nayer
 from safetensors.torch import save_file
 from toy import MEAN, NUM_CLASSES, STD, make_teacher, toy_config
 
-from condkd_ray.core.hashing import content_hash
+from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights

@@ -6,7 +6,7 @@ import pytest
 from condkd_ray.core.records import write_record
 from condkd_ray.report.figures import samplers
 from condkd_ray.report.figures.samplers import area, chosen, curve, in_order, samplers_table
-from condkd_ray.study import Objective
+from condkd_ray.study.objective import Objective
 from report.report_factory import make_record
 
 NAME = "proxy/agreement"

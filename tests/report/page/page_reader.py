@@ -5,7 +5,7 @@ from pathlib import Path
 
 import optuna
 
-from condkd_ray.study import open_storage
+from condkd_ray.study.storage import open_storage
 from report.report_factory import make_record
 
 SEARCH = {"objective": ["proxy/agreement"], "directions": ["maximize"], "parameters": ["guidance/weight"]}

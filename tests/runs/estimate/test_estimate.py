@@ -40,8 +40,7 @@ from condkd_ray.runs.recorder import make_record
 from condkd_ray.study.space import parse, read
 from condkd_ray.trial.artifacts import StandIns, Workshop
 from condkd_ray.trial.config import Pipeline
-from condkd_ray.trial.identity import trial_hash
-from condkd_ray.trial.plan import Plan
+from condkd_ray.trial.plan import Plan, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 
 SCRIPT, SPACE = EXPERIMENTS / "ablate_ipc.py", SPACES / "guidance.yaml"

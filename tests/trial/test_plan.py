@@ -7,15 +7,15 @@ import torch
 import toy
 from contracts.toy_methods import small
 
+from condkd_ray.core.method import Schedule
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.schedule import Schedule
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import AnyInversion, Cmi, DeepInversion, Fast, Nayer, NoInversion
 from condkd_ray.methods.memory import Latest
 from condkd_ray.methods.weighing import Modulating
 from condkd_ray.models import ResNet
 from condkd_ray.trial.config import Pipeline
-from condkd_ray.trial.identity import NUMBERS, can_share, pool_key, production_key, trial_hash
+from condkd_ray.trial.plan import NUMBERS, can_share, pool_key, production_key, trial_hash
 from condkd_ray.trial.synthesis import begin, produce
 
 FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16))
@@ -132,7 +132,7 @@ def test_trials_of_other_numbers_are_others_and_share_nothing(monkeypatch):
         return [trial_hash(FREE, prepared), trial_hash(FREE, prepared, "sweep"), key(), sweep, shared]
 
     now = keys()
-    monkeypatch.setattr("condkd_ray.trial.identity.NUMBERS", NUMBERS - 1)
+    monkeypatch.setattr("condkd_ray.trial.plan.NUMBERS", NUMBERS - 1)
     assert all(one != other for one, other in zip(now, keys(), strict=True))
 
 

@@ -12,10 +12,17 @@ from PIL import Image
 from shared_data import shared
 
 from condkd_ray.core.method import InputError
-from condkd_ray.data.readers.idx import read_idx, read_idx_pair
-from condkd_ray.data.readers.images import read_folder, resize
-from condkd_ray.data.readers.known import idx_set
-from condkd_ray.data.readers.parquet import find_parquet, read_parquet
+from condkd_ray.data.datasets import DataConfig, load
+from condkd_ray.data.readers import (
+    find_parquet,
+    idx_set,
+    read_folder,
+    read_halves,
+    read_idx,
+    read_idx_pair,
+    read_parquet,
+    resize,
+)
 from data.image_files import as_image, idx_bytes, png, random_pixels, write_folder, write_parquet
 
 
@@ -247,3 +254,47 @@ def test_real_parquet():
     assert raw.pixels.shape == (1017, 3, 32, 32)
     assert raw.class_names[:2] == ("airplane", "automobile")
     assert raw.labels[:3].tolist() == [3, 8, 8]
+
+
+NAMES = ["ant", "bee", "cow"]
+
+
+def folder(root: Path, counts: list[int]) -> Path:
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    return write_folder(root, random_pixels(len(labels)), labels, NAMES)
+
+
+def test_half_of_each_class_is_held_out_and_no_image_is_on_both_sides(tmp_path: Path):
+    train, test = read_halves(folder(tmp_path, [3, 4, 7]), None, 0)
+    assert (train.labels.bincount().tolist(), test.labels.bincount().tolist()) == ([2, 2, 4], [1, 2, 3])
+    rows = torch.cat([train.pixels, test.pixels]).flatten(1)
+    assert len(rows.unique(dim=0)) == 14
+
+
+def test_the_split_follows_the_data_seed_and_the_digest_follows_the_split(tmp_path: Path):
+    root = folder(tmp_path, [9, 9, 9])
+    one, again, other = (load(DataConfig(name="class_folders", root=root, seed=seed)) for seed in (0, 0, 1))
+    assert one.digest == again.digest != other.digest
+    assert one.class_names == tuple(NAMES)
+    assert one.val is None
+
+
+def test_a_class_of_two_images_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(InputError, match=r"class bee in .* is 2; accepted: 3 or more"):
+        read_halves(folder(tmp_path, [5, 2, 4]), None, 0)
+
+
+def test_classes_txt_orders_the_classes_and_must_name_each_once(tmp_path: Path):
+    root = folder(tmp_path, [3, 4, 5])
+    (root / "classes.txt").write_text("cow\nant\n\nbee\n")
+    train, test = read_halves(root, None, 0)
+    assert train.class_names == ("cow", "ant", "bee")
+    assert (train.labels.bincount() + test.labels.bincount()).tolist() == [5, 3, 4]
+    (root / "classes.txt").write_text("cow\nant\n")
+    with pytest.raises(InputError, match=r"classes.txt is \['cow', 'ant'\]; accepted: each of ant, bee, cow once"):
+        read_halves(root, None, 0)
+
+
+def test_a_folder_without_class_folders_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"number of class folders in .* is 0"):
+        read_halves(tmp_path, None, 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import Samples
-from condkd_ray.data.readers.condensed_sets import read_pixels, resolve, unpack
+from condkd_ray.data.condensed_sets import read_pixels, resolve, unpack
 from condkd_ray.methods.condensation import Imported
 from data.image_files import as_image
 

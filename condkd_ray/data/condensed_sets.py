@@ -1,7 +1,4 @@
-"""How other people's condensed sets lie on disk (`peers.md` B.1): where the images are, and which labels are theirs.
-
-Letters: N images, C channels, H W height and width, f factor.
-"""
+"""How other people's condensed sets lie on disk (`peers.md` B.1): where the images are, and which labels are theirs."""
 
 import re
 from pathlib import Path
@@ -13,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condkd_ray.core.method import InputError, require
-from condkd_ray.data.readers.images import read_folder
-from condkd_ray.data.readers.parquet import read_parquet
+from condkd_ray.data.readers import read_folder, read_parquet
 
 SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
 ALLOWED_GLOBALS = [SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]

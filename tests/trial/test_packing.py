@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from condkd_ray.core.arrays import to_plain, to_tensor
+from condkd_ray.trial.packing import to_plain, to_tensor
 
 CASES = {
     "plain": torch.randn(2, 3, 4, 5),
