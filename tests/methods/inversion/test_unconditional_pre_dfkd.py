@@ -12,7 +12,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED
 from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion import PreDfkd
-from condkd_ray.methods.inversion.host import Look
+from condkd_ray.methods.inversion.inversion import Look
 
 
 def js_by_hand(student, teacher, reduction):

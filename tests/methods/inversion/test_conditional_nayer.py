@@ -14,7 +14,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights
 from condkd_ray.methods.inversion import Nayer
-from condkd_ray.methods.inversion.nayer import NamedGenerator, NoisyLayers, dealt, occurrences, read_embeddings
+from condkd_ray.methods.inversion.conditional import NamedGenerator, NoisyLayers, dealt, occurrences, read_embeddings
 from condkd_ray.methods.targets import Balanced
 from condkd_ray.models import LeNet5
 from condkd_ray.models.teacher import Teacher
