@@ -14,8 +14,7 @@ from condkd_ray.methods.inversion import Cmi, Dafl, DeepInversion, Fast, SoftTar
 from condkd_ray.methods.losses.priors import class_prior
 from condkd_ray.methods.memory import LocalStore
 from condkd_ray.methods.supervised import TeacherConfig
-from condkd_ray.methods.targets import Soft
-from condkd_ray.methods.targets.soft import correlated
+from condkd_ray.methods.targets import Soft, correlated
 from condkd_ray.models import AlexNet, ConvNet, LeNet5
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.artifacts import Workshop

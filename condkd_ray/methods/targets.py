@@ -1,24 +1,62 @@
-"""Soft targets from a layer of the teacher (Z. Wang, AAAI 2021, arXiv 2104.04868).
+"""What the images of a round are to show: a class each, or a whole answer of the teacher.
 
-"Data-free knowledge distillation with soft targeted transfer set synthesis"; the images are `inversion/soft_target.py`.
-Formulas, settings and traps: `methods.md` 5.2, 5.4, 5.6 (the paper's formulas by way of its discussions and of a
-re-implementation; it has no released code).
+Soft targets from a layer of the teacher: Z. Wang, AAAI 2021, arXiv 2104.04868, "Data-free knowledge distillation with
+soft targeted transfer set synthesis"; the images are `inversion/pixelwise.py`. Formulas, settings and traps:
+`methods.md` 5.2, 5.4, 5.6 (the paper's formulas by way of its discussions and of a re-implementation; it has no
+released code).
 
 Letters: B batch, K classes, d units of the layer, k weights that come in to each.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.core.method import require
+from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.interfaces import Targets
-from condkd_ray.methods.targets.targets import TargetSource
 from condkd_ray.models.teacher import PENULTIMATE, Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSource(Method, ABC):
+    """Contract of the family."""
+
+    soft: ClassVar[bool] = False
+    """Whether it gives soft targets; then only inversions that hear answers can be asked."""
+
+    def check(self, teacher: Teacher) -> None:
+        """Raise `InputError` where the teacher has not what the targets are made of."""
+
+    @abstractmethod
+    def sample(self, count: int, teacher: Teacher, *, rng: Streams) -> Targets:
+        """Targets of `count` images, on the teacher's device, from stream `targets`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balanced(TargetSource):
+    """Each class floor(n / K) or ceil(n / K) times, in random order; which classes get one more is drawn too.
+
+    Our choice: the hosts draw labels independently (CMI, Fast) or balanced (NAYER); balanced has less variance.
+    """
+
+    name: Literal["balanced"] = "balanced"
+
+    def sample(self, count: int, teacher: Teacher, *, rng: Streams) -> Targets:
+        """`count` labels."""
+        return Targets(balanced_labels(count, teacher.num_classes, rng))
+
+
+def balanced_labels(count: int, num_classes: int, rng: Streams) -> Tensor:
+    """(count,) int64 labels from stream `targets`."""
+    generator = rng["targets"]
+    classes = torch.randperm(num_classes, generator=generator, device=rng.device)
+    labels = classes.repeat(-(-count // num_classes))[:count]
+    return labels[torch.randperm(count, generator=generator, device=rng.device)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +157,6 @@ def _feature_convolutions(teacher: Teacher) -> list[str]:
     convolutions = {name: layer for name, layer in teacher.weighted.items() if isinstance(layer, nn.Conv2d)}
     fitting = [name for name, layer in convolutions.items() if layer.out_channels == teacher.num_features]
     return [name for name in fitting if max(convolutions[name].kernel_size) > 1] or fitting
+
+
+AnyTargets = Balanced | Soft

@@ -1,20 +1,50 @@
-r"""SSD-KD's modulating function (CVPR 2024, arXiv 2406.07876): rare classes and hard images count more.
+r"""Weighing: how much each image counts in the per-sample terms of the inversion that makes it.
 
-Read (`methods.md` 4.3): phi is a diversity term times a difficulty term; the first penalises how many samples the
-teacher puts into the same class, the second favours low confidence with the exponent gamma. No code is public and the
-formula below is recalled, not read: it is our choice, as are all fields but gamma.
+SSD-KD's modulating function (CVPR 2024, arXiv 2406.07876): rare classes and hard images count more. Read (`methods.md`
+4.3): phi is a diversity term times a difficulty term; the first penalises how many samples the teacher puts into the
+same class, the second favours low confidence with the exponent gamma. No code is public and the formula below is
+recalled, not read: it is our choice, as are all fields but gamma.
+
+Letters: B batch, K classes.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from condkd_ray.core.method import require
-from condkd_ray.methods.interfaces import Weigh
-from condkd_ray.methods.weighing.weighing import Weighing
+from condkd_ray.core.method import Method, require
+from condkd_ray.methods.interfaces import Weigh, equal_weights
 from condkd_ray.models.teacher import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighing(Method, ABC):
+    """Contract of the family."""
+
+    reads_memory: ClassVar[bool] = True
+    """Whether weights depend on what the memory holds."""
+
+    @abstractmethod
+    def bind(self, class_counts: Tensor) -> Weigh:
+        """The weights of one round, given how many samples of each class (K,) the memory holds at its start.
+
+        The class of what is held is the teacher's, on the device the weights are wanted on.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equal(Weighing):
+    """Every image counts the same."""
+
+    reads_memory = False
+    name: Literal["equal"] = "equal"
+
+    def bind(self, class_counts: Tensor) -> Weigh:
+        """Ones."""
+        return equal_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +99,6 @@ def uncertainty(logits: Tensor, gamma: float) -> Tensor:
     """(1 - largest probability)^gamma of (B, K) logits, (B,); exact, and its gradient finite, however sure they are."""
     others = logits.float().log_softmax(1).scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
     return (gamma * others.logsumexp(1)).exp()
+
+
+AnyWeighing = Equal | Modulating

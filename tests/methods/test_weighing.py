@@ -1,10 +1,11 @@
 import pytest
 import torch
 from reference import ssd_kd
+from toy import make_teacher
 
 from condkd_ray.core.method import InputError
-from condkd_ray.methods.weighing import Modulating
-from condkd_ray.methods.weighing.modulating import uncertainty
+from condkd_ray.methods.interfaces import equal_weights
+from condkd_ray.methods.weighing import Equal, Modulating, uncertainty
 from condkd_ray.models.teacher import Observation
 
 HELD = torch.tensor([7, 0, 3, 1])
@@ -91,3 +92,10 @@ def test_a_gradient_flows_through_the_confidence_alone_and_only_if_wanted(logits
 def test_a_negative_exponent_is_refused():
     with pytest.raises(InputError, match="modulating gamma is -1; accepted: >= 0"):
         Modulating(gamma=-1)
+
+
+def test_it_is_ones_whatever_the_memory_holds():
+    seen, labels = make_teacher().observe(torch.randn(3, 1, 8, 8)), torch.arange(3)
+    weigh = Equal().bind(torch.tensor([5, 0, 0, 1]))
+    assert torch.equal(weigh(seen, labels), torch.ones(3))
+    assert torch.equal(weigh(seen, labels), equal_weights(seen, labels))
