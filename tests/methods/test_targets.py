@@ -11,7 +11,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.interfaces import Unguided, equal_weights
 from condkd_ray.methods.inversion import Cmi, Dafl, DeepInversion, Fast, SoftTarget
-from condkd_ray.methods.losses.priors import class_prior
+from condkd_ray.methods.losses.inversion import class_prior
 from condkd_ray.methods.memory import LocalStore
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.methods.targets import Soft, correlated

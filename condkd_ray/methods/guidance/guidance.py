@@ -6,7 +6,7 @@ Letters: B batch, D features, K classes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.schedule import Schedule
 from condkd_ray.data.augment import dsa
-from condkd_ray.methods.interfaces import Guide
+from condkd_ray.methods.interfaces import Guide, Unguided
 from condkd_ray.models.teacher import PENULTIMATE, Observation, Teacher
 
 State = TypeVar("State")
@@ -216,3 +216,22 @@ def same_class_rows(known: Tensor, wanted: Tensor, rng: torch.Generator) -> Tens
     counts = torch.searchsorted(sorted_labels, wanted, right=True) - first
     uniform = torch.rand(len(wanted), generator=rng, device=wanted.device)
     return order[(first + (uniform * counts).long()).clamp(max=len(known) - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoGuidance(Method):
+    """Member of the family, so that nobody asks whether there is a guidance."""
+
+    name: Literal["none"] = "none"
+    layers: ClassVar[tuple[str, ...]] = ()
+
+    def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> None:
+        """No state."""
+
+    def bind(self, state: None, **_: object) -> Guide:
+        """A guide that says nothing."""
+        return Unguided()
+
+    def read(self, guide: Guide) -> dict[str, float]:
+        """Nothing was logged."""
+        return {}

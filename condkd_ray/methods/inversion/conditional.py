@@ -29,8 +29,7 @@ from condkd_ray.core.samples import PixelSpace, Samples, unseen
 from condkd_ray.data.augment import require_shift, resized_crop, shift_flip
 from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion.inversion import Host, Look, Lowest, Round, State, drawn, require_bn
-from condkd_ray.methods.losses.adversarial import disagreement
-from condkd_ray.methods.losses.priors import BnStatistics, bn_distance, mix_bn
+from condkd_ray.methods.losses.inversion import BnStatistics, bn_distance, disagreement, mix_bn
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.teacher import Observation, Teacher
 from condkd_ray.models.weights import read_weights

@@ -22,8 +22,13 @@ from condkd_ray.core.samples import PixelSpace, Samples, unseen
 from condkd_ray.data.augment import require_shift, roll_flip
 from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion.inversion import Host, Look, Round, require_bn
-from condkd_ray.methods.losses.adversarial import JsReduction, jensen_shannon
-from condkd_ray.methods.losses.priors import bn_distance, negative_activation, total_variation
+from condkd_ray.methods.losses.inversion import (
+    JsReduction,
+    bn_distance,
+    jensen_shannon,
+    negative_activation,
+    total_variation,
+)
 from condkd_ray.models.teacher import Teacher
 
 

@@ -27,9 +27,15 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unlabelled
 from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion.inversion import Host, Look, Round, drawn, require_bn
-from condkd_ray.methods.losses.adversarial import JsReduction, jensen_shannon
+from condkd_ray.methods.losses.inversion import (
+    JsReduction,
+    bn_distance,
+    entropy,
+    jensen_shannon,
+    negative_activation,
+    negative_entropy,
+)
 from condkd_ray.methods.losses.kd import divergence, logit_l1
-from condkd_ray.methods.losses.priors import bn_distance, entropy, negative_activation, negative_entropy
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.teacher import Teacher
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from condkd_ray.core.method import Meter, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.losses.priors import class_prior, negative_entropy
+from condkd_ray.methods.losses.inversion import class_prior, negative_entropy
 from condkd_ray.methods.memory.memory import Deck, Draw, ReplayMemory, gathered, interleaved
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher

@@ -9,7 +9,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.data.augment import roll_flip
 from condkd_ray.methods.inversion import DeepInversion
-from condkd_ray.methods.losses.priors import bn_distance, total_variation
+from condkd_ray.methods.losses.inversion import bn_distance, total_variation
 from condkd_ray.methods.targets import Balanced
 
 

@@ -6,7 +6,7 @@ from reference import adversaries
 from reference import losses as reference
 from toy import blobs, make_teacher, samples
 
-from condkd_ray.methods.losses.priors import (
+from condkd_ray.methods.losses.inversion import (
     bn_distance,
     class_prior,
     entropy,

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.models.discriminator import FeatureDiscriminator
+from condkd_ray.methods.guidance.discriminator import FeatureDiscriminator
 
 RNG = torch.Generator().manual_seed(0)
 FORMS = ("auxiliary", "projection", "per_class", "none")

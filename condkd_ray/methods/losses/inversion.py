@@ -1,14 +1,18 @@
-"""What is expected of an image before any student sees it: class, BN statistics, entropy, activation, smoothness.
+"""Terms that inversions minimise: what is expected of an image before any student sees it, and what surprises one.
 
-Letters: B batch, C channels, H W height and width, K classes, D features. Sources: `peers.md` A.0, A.1, A.4, A.5.
+Before: class, BN statistics, entropy, activation, smoothness. Letters: B batch, C channels, H W height and width, K
+classes, D features. Sources: `peers.md` A.0, A.1, A.4, A.5, `methods.md` 6.1 (CMI, Fast), 2.3 (PRE-DFKD).
 """
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from condkd_ray.methods.losses.kd import divergence
 
 BnStatistics = Sequence[tuple[Tensor, Tensor]]
 
@@ -69,3 +73,31 @@ def total_variation(images: Tensor) -> Tensor:
     )
     # The norm's gradient is NaN at exactly 0 (a constant image), so the square is kept off it.
     return torch.stack([(d.square().sum() + 1e-12).sqrt() for d in differences]).sum()
+
+
+JsReduction = Literal["mean", "batchmean"]
+
+
+def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
+    """Minus KL(teacher || student) where both still name the same class, else 0; (B, K) logits to (B,).
+
+    It pushes an image away from what the student knows, but only while its class holds (CMI, Fast, NAYER: `adv`).
+    Differentiable in both answers: the released codes of all three detach neither.
+    """
+    agree = student.argmax(1) == teacher.argmax(1)
+    return -(divergence(student, teacher) * agree)
+
+
+def jensen_shannon(
+    student: Tensor, teacher: Tensor, *, temperature: float = 3.0, reduction: JsReduction = "mean"
+) -> Tensor:
+    """Jensen-Shannon divergence of softened answers as PRE-DFKD computes it; (B, K) logits to (B,).
+
+    Half the sum of KL(M || P) and KL(M || Q), P and Q the probabilities of teacher and student, M their mean, all
+    clamped to [0.01, 0.99]. `batchmean` sums over the classes; `mean`, as released, divides that by K. Differentiable
+    in both answers: DeepInversion's released codes detach neither, PRE-DFKD's the teacher's.
+    """
+    p, q = (F.softmax(logits.float() / temperature, dim=1) for logits in (teacher, student))
+    p, q, middle = (x.clamp(0.01, 0.99) for x in (p, q, (p + q) / 2))
+    terms = middle * (middle.log() - (p.log() + q.log()) / 2)
+    return terms.mean(1) if reduction == "mean" else terms.sum(1)
