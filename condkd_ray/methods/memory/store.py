@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from condkd_ray.core.samples import Codec, Encoded, Samples
-from condkd_ray.methods.memory.chunk_table import ChunkTable
 from condkd_ray.methods.memory.chunks import (
+    ChunkTable,
     chunk_path,
     chunk_range,
     from_arrays,

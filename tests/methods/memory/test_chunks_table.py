@@ -3,9 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condkd_ray.methods.memory import chunk_table as module
-from condkd_ray.methods.memory.chunk_table import ChunkTable, Parted, Spanned
-from condkd_ray.methods.memory.chunks import join
+from condkd_ray.methods.memory import chunks as module
+from condkd_ray.methods.memory.chunks import ChunkTable, Parted, Spanned, join
 from methods.memory.chunks import encoded, equal
 
 
