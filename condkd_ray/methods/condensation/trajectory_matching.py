@@ -23,7 +23,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.methods.condensation.convnets import convnet_for, train
-from condkd_ray.methods.condensation.joint import Joint
+from condkd_ray.methods.condensation.matching import Joint
 from condkd_ray.models.convnet import ConvNet
 
 FLOATS_AN_ACTIVATION, FLOATS_A_PARAMETER, FLOATS_A_PIXEL = 6.5, 2.5, 2.0

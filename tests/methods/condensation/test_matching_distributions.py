@@ -9,7 +9,7 @@ from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.condensation import DistributionMatching, RandomReal
-from condkd_ray.methods.condensation.distribution_matching import matching_loss, prefix_matching_loss
+from condkd_ray.methods.condensation.matching import matching_loss, prefix_matching_loss
 from condkd_ray.models import ConvNet
 from methods.condensation.condensers import MEAN, NUM_CLASSES, STD, condense, real_samples
 

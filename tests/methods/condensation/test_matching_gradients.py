@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.condensation import GradientMatching, RandomReal, joint
-from condkd_ray.methods.condensation.gradient_matching import class_gradients, gradient_distance
+from condkd_ray.methods.condensation import GradientMatching, RandomReal, matching
+from condkd_ray.methods.condensation.matching import class_gradients, gradient_distance
 from condkd_ray.models import ConvNet
 from methods.condensation.condensers import MEAN, NUM_CLASSES, STD, condense, real_samples
 from methods.condensation.learning import accuracy_on_digits
@@ -163,13 +163,13 @@ def test_prefixes_are_the_first_images_of_each_class():
 @pytest.mark.parametrize("flip_ok", [False, True])
 def test_images_are_mirrored_only_where_that_keeps_the_class(flip_ok: bool, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    dsa = joint.dsa
+    dsa = matching.dsa
 
     def recorded(*args, flip: bool, **options) -> Tensor:
         asked.append(flip)
         return dsa(*args, flip=flip, **options)
 
-    monkeypatch.setattr(joint, "dsa", recorded)
+    monkeypatch.setattr(matching, "dsa", recorded)
     condense(GradientMatching(ipc=1, iterations=1, outer=2, inner=1, width=4), flip_ok=flip_ok)
     assert asked == [flip_ok] * 3
 

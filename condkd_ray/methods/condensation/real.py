@@ -1,4 +1,8 @@
-"""Herding (Welling, ICML 2009): real images, chosen one by one so that their mean follows the mean of their class.
+"""Real images: all of them, random ones, or those that herding chooses.
+
+Random ones are no condensation, and the control that every condensed set has to beat; all are the upper reference,
+distillation with the data that is not there. Herding (Welling, ICML 2009) chooses one by one, so that the mean of those
+chosen follows the mean of their class.
 
 Letters: N images, K classes, D features.
 """
@@ -14,9 +18,39 @@ from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
-from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows
+from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows, random_per_class
 from condkd_ray.methods.condensation.convnets import fresh_convnet, train
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomReal(Condensation):
+    """`ipc` real images of each class, drawn by the trial's seed (the "few-shot" arm of the literature)."""
+
+    name: Literal["random_real"] = "random_real"
+
+    def condense(self, real: Samples, *, num_classes: int, rng: Streams, **_: object) -> Samples:
+        """Random rows of each class; nested over `ipc`."""
+        rows = random_per_class(real.labels, self.ipc, num_classes, rng["condensation"])
+        return unseen(real.images[rows], real.labels[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllReal(Condensation):
+    """Every real image, class after class. Not nested in anything, and as many of each class as there are."""
+
+    name: Literal["all_real"] = "all_real"
+    ipc: Literal[0] = 0
+    """It has none of its own: 0 stands for "all"."""
+
+    def __post_init__(self) -> None:
+        require(self.ipc == 0, "condensation.ipc of all_real", self.ipc, "0, which stands for all images")
+
+    def condense(self, real: Samples, **_: object) -> Samples:
+        """All rows, sorted by class."""
+        rows = real.labels.argsort(stable=True)
+        return unseen(real.images[rows], real.labels[rows])
+
 
 BATCH = 512
 """Images embedded at a time; it only bounds memory."""
