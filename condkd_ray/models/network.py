@@ -24,9 +24,9 @@ class Network(Method, ABC):
     name: str
 
     @property
-    @abstractmethod
     def min_size(self) -> int:
-        """Smallest side of an image it can read, in pixels."""
+        """Smallest side of an image it can read, in pixels; three halvings leave one place of 8."""
+        return 8
 
     @final
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -55,11 +55,6 @@ class WideNetwork(Network):
 
     def __post_init__(self) -> None:
         require(self.width >= 1, f"{self.name} width", self.width, self.accepted_width)
-
-    @property
-    def min_size(self) -> int:
-        """Three halvings leave one place of 8."""
-        return 8
 
 
 def label(network: Network) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Meter
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.models.convnet import ConvNet, ConvNetModule
+from condkd_ray.models.plain import ConvNet, ConvNetModule
 
 
 def train(

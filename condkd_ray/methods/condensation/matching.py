@@ -31,7 +31,7 @@ from condkd_ray.methods.condensation.condensation import (
     random_per_class,
 )
 from condkd_ray.methods.condensation.convnets import fresh_convnet, train
-from condkd_ray.models.convnet import ConvNet, ConvNetModule
+from condkd_ray.models.plain import ConvNet, ConvNetModule
 
 
 @dataclass(frozen=True, kw_only=True)

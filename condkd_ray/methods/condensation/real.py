@@ -20,7 +20,7 @@ from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows, random_per_class
 from condkd_ray.methods.condensation.convnets import fresh_convnet, train
-from condkd_ray.models.convnet import ConvNet, ConvNetModule
+from condkd_ray.models.plain import ConvNet, ConvNetModule
 
 
 @dataclass(frozen=True, kw_only=True)

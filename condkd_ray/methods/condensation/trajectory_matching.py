@@ -24,7 +24,7 @@ from condkd_ray.core.samples import Samples
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.methods.condensation.convnets import convnet_for, train
 from condkd_ray.methods.condensation.matching import Joint
-from condkd_ray.models.convnet import ConvNet
+from condkd_ray.models.plain import ConvNet
 
 FLOATS_AN_ACTIVATION, FLOATS_A_PARAMETER, FLOATS_A_PIXEL = 6.5, 2.5, 2.0
 Augment = Callable[[Tensor, str], Tensor]

@@ -18,8 +18,8 @@ from condkd_ray.core.samples import Samples
 from condkd_ray.methods.losses.inversion import class_prior, negative_entropy
 from condkd_ray.methods.memory.memory import Deck, Draw, ReplayMemory, gathered, interleaved
 from condkd_ray.methods.memory.store import Store
+from condkd_ray.models.generator import SMALLEST, vae
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.vae import SMALLEST, vae
 
 
 @dataclass

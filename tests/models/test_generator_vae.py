@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.models.vae import SMALLEST, Encoder, vae
+from condkd_ray.models.generator import SMALLEST, Encoder, vae
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (2, 6, 11), (3, 17, 9)]
 
