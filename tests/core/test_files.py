@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, torch
 from condkd_ray.core import checkpoint as state
 from condkd_ray.core.files import no_room
-from condkd_ray.methods.memory.chunks import write_chunk
+from condkd_ray.methods.memory.store import write_chunk
 from condkd_ray.trial.product import Product
 from condkd_ray.core.files import atomic_write
 

@@ -27,8 +27,15 @@ from condkd_ray.core.storage import (
     take,
     writing,
 )
-from condkd_ray.methods.memory.chunks import chunk_path, chunk_range, read_chunk, stored_chunks, to_arrays, write_chunk
-from condkd_ray.methods.memory.store import LocalStore
+from condkd_ray.methods.memory.store import (
+    LocalStore,
+    chunk_path,
+    chunk_range,
+    read_chunk,
+    stored_chunks,
+    to_arrays,
+    write_chunk,
+)
 
 
 @dataclass

@@ -1,20 +1,24 @@
 """What a condensation is: a frozen dataclass that makes a few labelled images stand for a whole data set.
 
-Letters: N images, M images a class, C channels, H W height and width, K classes.
+And what several share: how rows are chosen by class, and networks of the condensers' own.
+Letters: N images, M images a class, B batch, C channels, H W height and width, K classes.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from condkd_ray.core.method import Method, require
+from condkd_ray.core.method import Meter, Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.models.plain import ConvNet, ConvNetModule
 from condkd_ray.models.teacher import Teacher
 
 
@@ -120,3 +124,61 @@ def draw_per_class(table: Tensor, counts: Tensor, num_each: int, rng: torch.Gene
     places = torch.arange(table.shape[1], device=table.device)
     picked = keys.masked_fill(places >= counts[:, None], -1).topk(num_each, dim=1).indices
     return table.gather(1, picked)
+
+
+def train(
+    network: nn.Module,
+    real: Samples,
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    falls: bool = False,
+    augment: Callable[[Tensor], Tensor] = lambda images: images,
+    on_epoch: Callable[[], None] = lambda: None,
+    rng: torch.Generator,
+) -> nn.Module:
+    """Train `network` in place by cross-entropy, and give it back in eval mode, frozen.
+
+    Each epoch sees all N images once, in an order that `rng` draws on their device, in steps of near-equal size of at
+    most `batch`. `lr` is constant, or `falls` linearly to 0. `augment` sees each batch (B, C, H, W); `on_epoch` is
+    called after each epoch. Raises `NonFiniteError` at the end of the epoch in which the loss became NaN or infinite.
+    """
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+    parts = -(-len(real) // batch)
+    total = epochs * parts
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / total, 0) if falls else 1)
+    for _ in range(epochs):
+        meter = Meter("condensation")
+        for rows in torch.randperm(len(real), generator=rng, device=real.images.device).tensor_split(parts):
+            loss = F.cross_entropy(network(augment(real.images[rows])).float(), real.labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            meter.add(training=loss)
+        meter.read()  # raises where a loss was not finite
+        on_epoch()
+    optimizer.zero_grad()
+    return network.eval().requires_grad_(False)
+
+
+def fresh_convnet(
+    images: Tensor, num_classes: int, name: str, rng: Streams, *, width: int, depth: int
+) -> ConvNetModule:
+    """A new ConvNet for `images` (B, C, H, W), on their device, from stream `init/<name>`; see `convnet_for`."""
+    channels, height, wide = images.shape[1:]
+    network = convnet_for((channels, height, wide), width=width, depth=depth)
+    with rng.forked(f"init/{name}"):
+        module = network.build((channels, height, wide), num_classes)
+    assert isinstance(module, ConvNetModule)
+    return module.to(images.device)
+
+
+def convnet_for(image_shape: Sequence[int], *, width: int, depth: int) -> ConvNet:
+    """The condensation papers' network for images (C, H, W), of fewer blocks where the last map would be one place."""
+    # Through a last map of 1x1 the pixels of 8x8 digits hardly move (by 0.005 in all); through 2x2 they do (0.17).
+    return ConvNet(width=width, depth=max(1, min(depth, int(math.log2(min(image_shape[1:]))) - 1)))

@@ -28,9 +28,10 @@ from condkd_ray.methods.condensation.condensation import (
     class_table,
     draw_per_class,
     first_per_class,
+    fresh_convnet,
     random_per_class,
+    train,
 )
-from condkd_ray.methods.condensation.convnets import fresh_convnet, train
 from condkd_ray.models.plain import ConvNet, ConvNetModule
 
 

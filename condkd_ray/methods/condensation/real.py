@@ -18,8 +18,14 @@ from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
-from condkd_ray.methods.condensation.condensation import Condensation, class_table, first_rows, random_per_class
-from condkd_ray.methods.condensation.convnets import fresh_convnet, train
+from condkd_ray.methods.condensation.condensation import (
+    Condensation,
+    class_table,
+    first_rows,
+    fresh_convnet,
+    random_per_class,
+    train,
+)
 from condkd_ray.models.plain import ConvNet, ConvNetModule
 
 

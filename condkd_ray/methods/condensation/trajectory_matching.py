@@ -22,7 +22,7 @@ from condkd_ray.core.method import Meter, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.view import OnStep, unheard
-from condkd_ray.methods.condensation.convnets import convnet_for, train
+from condkd_ray.methods.condensation.condensation import convnet_for, train
 from condkd_ray.methods.condensation.matching import Joint
 from condkd_ray.models.plain import ConvNet
 

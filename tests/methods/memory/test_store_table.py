@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condkd_ray.methods.memory import chunks as module
-from condkd_ray.methods.memory.chunks import ChunkTable, Parted, Spanned, join
+from condkd_ray.methods.memory import store as module
+from condkd_ray.methods.memory.store import ChunkTable, Parted, Spanned, join
 from methods.memory.chunks import encoded, equal
 
 

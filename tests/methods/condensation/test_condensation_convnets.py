@@ -5,7 +5,7 @@ from torch import nn
 
 from condkd_ray.core.method import NonFiniteError
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.condensation.convnets import convnet_for, train
+from condkd_ray.methods.condensation.condensation import convnet_for, train
 from condkd_ray.models import ConvNet
 from methods.condensation.condensers import NUM_CLASSES, real_samples
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from condkd_ray.core.samples import Encoded
-from condkd_ray.methods.memory.chunks import (
+from condkd_ray.methods.memory.store import (
     COMPACT,
     JOIN_FROM,
     chunk_path,
