@@ -6,11 +6,15 @@ Letters: B batch, C channels, H W height and width, K classes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar, final
+from typing import ClassVar, TypeVar, final
 
+import torch
 from torch import nn
 
 from condkd_ray.core.method import Method, require
+from condkd_ray.core.rng import Streams
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,13 @@ def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int
     """`count` blocks, each made from (inputs, outputs, stride); the first alone changes the channels and strides."""
     rest = [block(outputs, outputs, 1) for _ in range(count - 1)]
     return nn.Sequential(block(inputs, outputs, stride), *rest)
+
+
+def drawn(make: Callable[[], Module], stream: str, device: torch.device, rng: Streams) -> Module:
+    """The module that `make` builds with the draws of `stream`, on `device`, in channels-last format."""
+    with rng.forked(stream):
+        module = make()
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def he_init(network: nn.Module) -> None:

@@ -74,6 +74,12 @@ class Teacher:
         self.mean, self.std = tuple(self.mean), tuple(self.std)
         self._traced = trace(self.network, self.num_classes, self.image_shape)
         self._layers: dict[str, nn.Module] = dict(self.network.named_modules())
+        self.bn_inputs = {name: len(mean) for name, (mean, _) in zip(self._traced.bn, self.running_bn, strict=True)}
+        """Names of the BN layers and the channels of what enters each, in the order of `Observation.bn`."""
+        self.stage_inputs = self._traced.stages
+        """Names of the stages and the channels of what enters each: see `condkd_ray.models.hooks.stage_inputs`."""
+        self.num_features = self._traced.classifier.in_features
+        """D: how many values enter the last linear layer."""
 
     @classmethod
     def from_module(
@@ -119,21 +125,6 @@ class Teacher:
         """(running mean, running variance) of each BN layer, in the order of `Observation.bn`."""
         layers = [self._layers[name] for name in self._traced.bn]
         return [(layer.running_mean, layer.running_var) for layer in layers]  # type: ignore[misc]
-
-    @property
-    def bn_inputs(self) -> dict[str, int]:
-        """Names of the BN layers and the channels of what enters each, in the order of `Observation.bn`."""
-        return {name: len(mean) for name, (mean, _) in zip(self._traced.bn, self.running_bn, strict=True)}
-
-    @property
-    def stage_inputs(self) -> dict[str, int]:
-        """Names of the stages and the channels of what enters each: see `condkd_ray.models.hooks.stage_inputs`."""
-        return self._traced.stages
-
-    @property
-    def num_features(self) -> int:
-        """D: how many values enter the last linear layer."""
-        return self._traced.classifier.in_features
 
     @property
     def weighted(self) -> dict[str, nn.Linear | nn.Conv2d]:

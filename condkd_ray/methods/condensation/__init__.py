@@ -10,13 +10,6 @@ from condkd_ray.methods.condensation.real import AllReal, Herding, RandomReal
 from condkd_ray.methods.condensation.squeeze_recover import SqueezeRecover
 from condkd_ray.methods.condensation.trajectory_matching import TrajectoryMatching
 
-AnyCondensation = (
-    RandomReal
-    | AllReal
-    | Herding
-    | DistributionMatching
-    | GradientMatching
-    | TrajectoryMatching
-    | SqueezeRecover
-    | Imported
-)
+_Real = RandomReal | AllReal | Herding
+_Matching = DistributionMatching | GradientMatching | TrajectoryMatching
+AnyCondensation = _Real | _Matching | SqueezeRecover | Imported

@@ -17,7 +17,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import PixelSpace, Samples, unseen
+from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, resized_crop, shift_flip
 from condkd_ray.methods.interfaces import Targets
-from condkd_ray.methods.inversion.inversion import Host, Look, Lowest, Round, State, drawn, require_bn
+from condkd_ray.methods.inversion.inversion import Host, Look, Lowest, Round, State, require_bn
 from condkd_ray.methods.losses.inversion import BnStatistics, bn_distance, disagreement, mix_bn
 from condkd_ray.models.generator import Generator
+from condkd_ray.models.network import drawn
 from condkd_ray.models.teacher import Observation, Teacher
 from condkd_ray.models.weights import read_weights
 
@@ -41,15 +42,8 @@ class Conditional(Host[State]):
     It is no dataclass itself: the fields it names are those of every host, each in the order of its own.
     """
 
-    pixel_space: ClassVar[PixelSpace] = "unit"
     reads_bn = True
-    batch: int
     shift: float
-
-    @property
-    def images_per_round(self) -> int:
-        """One batch."""
-        return self.batch
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
         """Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
@@ -162,7 +156,7 @@ class Cmi(Conditional[CmiState]):
         teacher, rng = now.teacher, now.rng
         state.round += 1
         size = (self.latent, self.width, teacher.image_shape)
-        generator = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher, rng)
+        generator = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng)
         latents = now.latents(len(targets), self.latent).requires_grad_()
         made = [*generator.parameters(), latents]
         optimizer = torch.optim.Adam(made, self.lr, betas=(0.5, 0.999))
@@ -286,7 +280,7 @@ class Fast(Conditional[FastState]):
         """A generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""
         require_bn(teacher)
         size = (self.latent, self.width, teacher.image_shape)
-        generator = drawn(lambda: Generator(*size), "init/generator", teacher, rng)
+        generator = drawn(lambda: Generator(*size), "init/generator", teacher.device, rng)
         return FastState(generator, torch.optim.Adam(generator.parameters(), self.lr * self.steps, betas=(0.5, 0.999)))
 
     def run(self, state: FastState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
@@ -459,7 +453,7 @@ class Nayer(Conditional[NayerState]):
 
     def _generator(self, embeddings: Tensor, teacher: Teacher, rng: Streams, stream: str) -> NamedGenerator:
         size = (embeddings.shape[1], self.latent, self.width, teacher.image_shape)
-        return drawn(lambda: NamedGenerator(*size), stream, teacher, rng)
+        return drawn(lambda: NamedGenerator(*size), stream, teacher.device, rng)
 
     def run(self, state: NayerState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
         """`loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""

@@ -119,9 +119,6 @@ def require_bn(teacher: Teacher) -> None:
     require(bool(teacher.running_bn), "number of the teacher's batch normalisation layers", 0, accepted)
 
 
-Network = TypeVar("Network", bound=nn.Module)
-
-
 class Look(NamedTuple):
     """One step's images (B, C, H, W), plain and `augmented`, what the teacher has `seen` of the latter, and what for.
 
@@ -202,8 +199,15 @@ class Round:
 class Host(Inversion[State]):
     """Base of the inversions that lower a loss; a host's own part is `run`."""
 
+    pixel_space: ClassVar[PixelSpace] = "unit"
+    batch: int
     penalty_first: ClassVar[bool] = False
     """Whether the guide's penalty is the first summand of the loss or the last, which shows in its last bits."""
+
+    @property
+    def images_per_round(self) -> int:
+        """One batch."""
+        return self.batch
 
     @final
     def synthesize(self, state: State, targets: Targets, **given: Any) -> tuple[Samples, Metrics]:
@@ -213,13 +217,6 @@ class Host(Inversion[State]):
     @abstractmethod
     def run(self, state: State, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
         """`synthesize`, with all that surrounds it as one value."""
-
-
-def drawn(make: Callable[[], Network], stream: str, teacher: Teacher, rng: Streams) -> Network:
-    """The network that `make` builds with the draws of `stream`, on the teacher's device, in channels-last format."""
-    with rng.forked(stream):
-        network = make()
-    return network.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, kw_only=True)

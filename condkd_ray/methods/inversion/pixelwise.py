@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import PixelSpace, Samples, unseen
+from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, roll_flip
 from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion.inversion import Host, Look, Round, require_bn
@@ -39,7 +39,6 @@ class Pixelwise(Host[None]):
     Pixels are kept in the valid range at the start and after each step; the images of lowest loss are kept.
     """
 
-    pixel_space: ClassVar[PixelSpace] = "unit"
     hears = "answers"
     penalty_first = True
     betas: ClassVar[tuple[float, float]]
@@ -61,11 +60,6 @@ class Pixelwise(Host[None]):
     @abstractmethod
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """Scalars to minimise, by names whose `<name>_weight` is a field."""
-
-    @property
-    def images_per_round(self) -> int:
-        """One batch."""
-        return self.batch
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
         """Jitter and flip of the whole batch at once; see the host for its source."""

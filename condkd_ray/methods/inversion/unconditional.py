@@ -17,16 +17,16 @@ Letters: B batch, C channels, H W height and width.
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import PixelSpace, Samples, unlabelled
+from condkd_ray.core.samples import Samples, unlabelled
 from condkd_ray.methods.interfaces import Targets
-from condkd_ray.methods.inversion.inversion import Host, Look, Round, drawn, require_bn
+from condkd_ray.methods.inversion.inversion import Host, Look, Round, require_bn
 from condkd_ray.methods.losses.inversion import (
     JsReduction,
     bn_distance,
@@ -37,6 +37,7 @@ from condkd_ray.methods.losses.inversion import (
 )
 from condkd_ray.methods.losses.kd import divergence, logit_l1
 from condkd_ray.models.generator import Generator
+from condkd_ray.models.network import drawn
 from condkd_ray.models.teacher import Teacher
 
 
@@ -56,13 +57,15 @@ class Unconditional(Host[GeneratorState]):
     generator's, on images made once, is our choice. The student is asked in eval mode.
     """
 
-    pixel_space: ClassVar[PixelSpace] = "model"
+    pixel_space = "model"
     hears = "nothing"
     fresh = True
     augments = False
     penalty_first = True
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Of Adam."""
+    form: ClassVar[dict[str, Any]]
+    """How its `Generator` differs from the usual one."""
     steps: int = 20
     """Adam steps of the generator a round."""
     batch: int = 128
@@ -83,10 +86,6 @@ class Unconditional(Host[GeneratorState]):
         return hasattr(self, "adv_weight")
 
     @abstractmethod
-    def build(self, teacher: Teacher) -> Generator:
-        """The untrained generator; draws from the global generator of random numbers."""
-
-    @abstractmethod
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """Scalars to minimise, by names whose `<name>_weight` is a field.
 
@@ -101,7 +100,8 @@ class Unconditional(Host[GeneratorState]):
         """A generator from stream `init/generator`. Raises `InputError` for a teacher without BN that it reads."""
         if self.reads_bn:
             require_bn(teacher)
-        generator = drawn(lambda: self.build(teacher), "init/generator", teacher, rng)
+        size = (self.latent, self.width, teacher.image_shape)
+        generator = drawn(lambda: Generator(*size, **self.form), "init/generator", teacher.device, rng)
         return GeneratorState(generator, torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas))
 
     @final
@@ -147,15 +147,12 @@ class Dafl(Unconditional):
     paper = "Chen et al., ICCV 2019"
     ours = ("steps", "batch", "images_per_round")
     name: Literal["dafl"] = "dafl"
+    form: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8}
     batch: int = 128
     """Images a generator step (512 to 1024 in the official code)."""
     oh_weight: float = 0.05
     ie_weight: float = 5.0
     act_weight: float = 0.01
-
-    def build(self, teacher: Teacher) -> Generator:
-        """BN eps 0.8 and a final BN without affine, as the official code."""
-        return Generator(self.latent, self.width, teacher.image_shape, head="tanh_bn", eps=0.8)
 
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`oh`, `ie` and `act`."""
@@ -181,6 +178,7 @@ class Zskt(Unconditional):
     paper = "Micaelli and Storkey, NeurIPS 2019"
     ours = ("steps", "images_per_round")
     name: Literal["zskt"] = "zskt"
+    form: ClassVar[dict[str, Any]] = {"head": "bn"}
     steps: int = 2
     """Adam steps of the generator a round: one to ten of the distiller's 20, as published. Many more, and it runs away
     from a student that cannot follow."""
@@ -196,10 +194,6 @@ class Zskt(Unconditional):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.clip > 0, "inversion clip", self.clip, "> 0")
-
-    def build(self, teacher: Teacher) -> Generator:
-        """It ends in a BN with affine: its images know no bounds."""
-        return Generator(self.latent, self.width, teacher.image_shape, head="bn")
 
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`adv`."""
@@ -224,6 +218,7 @@ class Dfad(Unconditional):
     paper = "Fang et al., arXiv 1912.11006"
     ours = ("steps", "batch", "images_per_round")
     name: Literal["dfad"] = "dfad"
+    form: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
     steps: int = 4
     """Adam steps of the generator a round: one to five of the distiller's 20, as published. Many more, and it runs away
     from a student that cannot follow."""
@@ -233,10 +228,6 @@ class Dfad(Unconditional):
     lr: float = 1e-3
     adv_weight: float = 1.0
     """Of the only term, against a guide's."""
-
-    def build(self, teacher: Teacher) -> Generator:
-        """It ends in Tanh and a BN without affine."""
-        return Generator(self.latent, self.width, teacher.image_shape, head="tanh_bn")
 
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`adv`."""
@@ -259,6 +250,7 @@ class Dfq(Unconditional):
     paper = "Choi et al., CVPRW 2020"
     ours = ("steps", "batch", "images_per_round")
     name: Literal["dfq"] = "dfq"
+    form = Dafl.form
     betas = (0.5, 0.999)
     reads_bn = True
     steps: int = 4
@@ -274,10 +266,6 @@ class Dfq(Unconditional):
     ice_weight: float = 0.1
     bce_weight: float = 0.1
     """The re-run gives bn, ice and bce one weight; the DataFree port has 1, 1 and 20."""
-
-    def build(self, teacher: Teacher) -> Generator:
-        """DAFL's."""
-        return Generator(self.latent, self.width, teacher.image_shape, head="tanh_bn", eps=0.8)
 
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`adv`, `bn`, `ice` and `bce`."""
@@ -305,6 +293,7 @@ class PreDfkd(Unconditional):
     paper = "Binici et al., AAAI 2022"
     ours = ("steps", "batch", "images_per_round")
     name: Literal["pre_dfkd"] = "pre_dfkd"
+    form: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8, "spectral": True, "init": "uniform"}
     batch: int = 128
     """Images a generator step (1024 in the released code)."""
     lr: float = 0.02
@@ -323,11 +312,6 @@ class PreDfkd(Unconditional):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.temperature > 0, "inversion temperature", self.temperature, "> 0")
-
-    def build(self, teacher: Teacher) -> Generator:
-        """Spectral norm, weights U(-0.08, 0.08), BN eps 0.8."""
-        size = (self.latent, self.width, teacher.image_shape)
-        return Generator(*size, head="tanh_bn", eps=0.8, spectral=True, init="uniform")
 
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`oh`, `ie`, `act` and `adv`."""
