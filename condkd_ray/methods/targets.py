@@ -18,8 +18,28 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.interfaces import Targets
 from condkd_ray.models.teacher import PENULTIMATE, Teacher
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is wanted of each image of a round: `labels` (B,) int64, and by soft targets more than a class.
+
+    `soft` (B, K): the teacher's whole answer that is wanted, probabilities at `temperature`; `labels` are then their
+    largest.
+    """
+
+    labels: Tensor
+    soft: Tensor | None = None
+    temperature: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def answers(self) -> Tensor:
+        """What cross-entropy at `temperature` takes: the soft targets, else the labels."""
+        return self.labels if self.soft is None else self.soft
 
 
 @dataclass(frozen=True, kw_only=True)

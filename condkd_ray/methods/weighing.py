@@ -10,14 +10,26 @@ Letters: B batch, K classes.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from condkd_ray.core.method import Method, require
-from condkd_ray.methods.interfaces import Weigh, equal_weights
 from condkd_ray.models.teacher import Observation
+
+
+class Weigh(Protocol):
+    """Weights of the samples in the per-sample terms of an inversion (SSD-KD's modulating function is one)."""
+
+    def __call__(self, seen: Observation, labels: Tensor) -> Tensor:
+        """(B,) weights >= 0, without gradient unless the weighing has been told to let one through."""
+        ...
+
+
+def equal_weights(seen: Observation, labels: Tensor) -> Tensor:
+    """Every sample counts the same: the `Weigh` of all methods but SSD-KD."""
+    return torch.ones(len(labels), device=labels.device)
 
 
 @dataclass(frozen=True, kw_only=True)

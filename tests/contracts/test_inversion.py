@@ -16,7 +16,7 @@ from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, Codec, to_unit
 from condkd_ray.methods.distiller import Distiller
-from condkd_ray.methods.interfaces import Unguided
+from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import AnyInversion, Cmi, DeepInversion, Dfq, Fast, Nayer, NoInversion, PreDfkd
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial import config

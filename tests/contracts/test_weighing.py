@@ -1,4 +1,4 @@
-"""What every weighing keeps to: `condkd_ray.methods.weighing`, `condkd_ray.methods.interfaces.Weigh`."""
+"""What every weighing keeps to: `condkd_ray.methods.weighing`."""
 
 from itertools import product
 from typing import get_args

@@ -9,12 +9,13 @@ from toy import MEAN, NUM_CLASSES, STD, make_prepared, make_teacher, toy_config
 from condkd_ray.core import checkpoint
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.interfaces import Unguided, equal_weights
+from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Cmi, Dafl, DeepInversion, Fast, SoftTarget
 from condkd_ray.methods.losses.inversion import class_prior
 from condkd_ray.methods.memory import LocalStore
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.methods.targets import Soft, correlated
+from condkd_ray.methods.weighing import equal_weights
 from condkd_ray.models import AlexNet, ConvNet, LeNet5
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.artifacts import Workshop

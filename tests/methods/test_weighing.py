@@ -1,11 +1,12 @@
+import inspect
+
 import pytest
 import torch
 from reference import ssd_kd
-from toy import make_teacher
+from toy import make_prepared, make_teacher
 
 from condkd_ray.core.method import InputError
-from condkd_ray.methods.interfaces import equal_weights
-from condkd_ray.methods.weighing import Equal, Modulating, uncertainty
+from condkd_ray.methods.weighing import Equal, Modulating, Weigh, equal_weights, uncertainty
 from condkd_ray.models.teacher import Observation
 
 HELD = torch.tensor([7, 0, 3, 1])
@@ -99,3 +100,11 @@ def test_it_is_ones_whatever_the_memory_holds():
     weigh = Equal().bind(torch.tensor([5, 0, 0, 1]))
     assert torch.equal(weigh(seen, labels), torch.ones(3))
     assert torch.equal(weigh(seen, labels), equal_weights(seen, labels))
+
+
+def test_equal_weights_are_a_weigh():
+    seen = make_prepared().teacher.observe(torch.randn(3, 1, 8, 8))
+    weights = equal_weights(seen, torch.arange(3))
+    assert list(inspect.signature(equal_weights).parameters) == list(inspect.signature(Weigh.__call__).parameters)[1:]
+    assert torch.equal(weights, torch.ones(3))
+    assert not weights.requires_grad

@@ -27,9 +27,9 @@ from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, resized_crop, shift_flip
-from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion.inversion import Host, Look, Lowest, Round, State, require_bn
 from condkd_ray.methods.losses.inversion import BnStatistics, bn_distance, disagreement, mix_bn
+from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import drawn
 from condkd_ray.models.teacher import Observation, Teacher

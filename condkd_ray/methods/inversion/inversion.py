@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Meter, Method, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
-from condkd_ray.methods.interfaces import Guide, Targets, Weigh
+from condkd_ray.methods.guidance.guidance import Guide
 from condkd_ray.methods.losses.inversion import class_prior
+from condkd_ray.methods.targets import Targets
+from condkd_ray.methods.weighing import Weigh
 from condkd_ray.models.teacher import Observation, Teacher
 
 State = TypeVar("State")

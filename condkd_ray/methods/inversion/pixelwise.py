@@ -20,7 +20,6 @@ from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, roll_flip
-from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion.inversion import Host, Look, Round, require_bn
 from condkd_ray.methods.losses.inversion import (
     JsReduction,
@@ -29,6 +28,7 @@ from condkd_ray.methods.losses.inversion import (
     negative_activation,
     total_variation,
 )
+from condkd_ray.methods.targets import Targets
 from condkd_ray.models.teacher import Teacher
 
 

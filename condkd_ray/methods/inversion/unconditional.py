@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unlabelled
-from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion.inversion import Host, Look, Round, require_bn
 from condkd_ray.methods.losses.inversion import (
     JsReduction,
@@ -36,6 +35,7 @@ from condkd_ray.methods.losses.inversion import (
     negative_entropy,
 )
 from condkd_ray.methods.losses.kd import divergence, logit_l1
+from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import drawn
 from condkd_ray.models.teacher import Teacher

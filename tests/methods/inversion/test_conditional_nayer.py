@@ -12,10 +12,11 @@ from toy import MEAN, NUM_CLASSES, STD, make_teacher, toy_config
 from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights
+from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Nayer
 from condkd_ray.methods.inversion.conditional import NamedGenerator, NoisyLayers, dealt, occurrences, read_embeddings
-from condkd_ray.methods.targets import Balanced
+from condkd_ray.methods.targets import Balanced, Targets
+from condkd_ray.methods.weighing import equal_weights
 from condkd_ray.models import LeNet5
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import dump, from_tree

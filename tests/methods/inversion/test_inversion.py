@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, make_prepared, toy_config
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights
+from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import NoInversion
 from condkd_ray.methods.inversion.inversion import Lowest
+from condkd_ray.methods.targets import Targets
+from condkd_ray.methods.weighing import equal_weights
 from condkd_ray.trial.run import local_store, run_trial
 
 

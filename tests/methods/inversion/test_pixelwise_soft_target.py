@@ -6,9 +6,10 @@ from toy import MEAN, NUM_CLASSES, STD, make_teacher
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights
+from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import SoftTarget
-from condkd_ray.methods.targets import Balanced, Soft
+from condkd_ray.methods.targets import Balanced, Soft, Targets
+from condkd_ray.methods.weighing import equal_weights
 from condkd_ray.models import LeNet5
 from condkd_ray.models.teacher import Teacher
 

@@ -12,8 +12,10 @@ from toy import NUM_CLASSES, make_teacher
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED
-from condkd_ray.methods.interfaces import Targets, Unguided, equal_weights
+from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Dafl
+from condkd_ray.methods.targets import Targets
+from condkd_ray.methods.weighing import equal_weights
 
 
 def test_the_generator_moves_as_written_out_by_hand():

@@ -10,9 +10,9 @@ from toy import make_teacher, samples
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED
-from condkd_ray.methods.interfaces import Targets
 from condkd_ray.methods.inversion import PreDfkd
 from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.targets import Targets
 
 
 def js_by_hand(student, teacher, reduction):
