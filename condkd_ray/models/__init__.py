@@ -14,21 +14,9 @@ from condkd_ray.models.plain import AlexNet, AlexNetHalf, ConvNet, LeNet5, LeNet
 from condkd_ray.models.residual import MobileNetV2, ResNet, ResNet18, ResNet34, Wrn
 from condkd_ray.models.torchvision import Torchvision
 
-AnyNetwork = (
-    LeNet5
-    | LeNet5Half
-    | ResNet
-    | ConvNet
-    | AlexNet
-    | AlexNetHalf
-    | ResNet18
-    | ResNet34
-    | Wrn
-    | Vgg11
-    | MobileNetV2
-    | SqueezeNet
-    | Torchvision
-)
+_Small = LeNet5 | LeNet5Half | ResNet | ConvNet | AlexNet | AlexNetHalf
+_Large = ResNet18 | ResNet34 | Wrn | Vgg11 | MobileNetV2 | SqueezeNet | Torchvision
+AnyNetwork = _Small | _Large
 """Told apart by `name`."""
 
 _BY_NAME: dict[str, type[AnyNetwork]] = {kind.name: kind for kind in get_args(AnyNetwork)}

@@ -171,12 +171,7 @@ class Round:
         return Look(images, augmented, seen, targets, self.weigh(seen, targets.labels))
 
     def step(
-        self,
-        look: Look,
-        terms: dict[str, Tensor],
-        leaves: Sequence[Tensor],
-        move: Callable[[], object],
-        *kept: Tensor,
+        self, look: Look, terms: dict[str, Tensor], leaves: Sequence[Tensor], move: Callable[[], object], *kept: Tensor
     ) -> Sequence[Tensor]:
         """Give `leaves` the gradients of the loss, `move` them, and let the guide learn; returns the gradients.
 

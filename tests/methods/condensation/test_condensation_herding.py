@@ -8,8 +8,8 @@ from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.condensation import Herding, RandomReal
-from condkd_ray.methods.condensation import real as real_module
-from condkd_ray.methods.condensation.real import herd
+from condkd_ray.methods.condensation import condensation as module
+from condkd_ray.methods.condensation.condensation import herd
 from condkd_ray.models import ConvNet
 from methods.condensation.condensers import MEAN, NUM_CLASSES, STD, condense, real_samples
 from methods.condensation.learning import accuracy_on_digits
@@ -76,7 +76,7 @@ def test_grey_images_too_small_for_all_blocks():
 
 
 def test_too_few_images_are_refused_before_the_network_is_trained(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(real_module, "fresh_convnet", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(module, "fresh_convnet", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(InputError, match="images per class is 21; accepted: at most 20, the images of class 0"):
         condense(Herding(ipc=21))
 
