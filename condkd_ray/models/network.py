@@ -6,11 +6,15 @@ Letters: B batch, C channels, H W height and width, K classes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar, final
+from typing import ClassVar, TypeVar, final
 
+import torch
 from torch import nn
 
 from condkd_ray.core.method import Method, require
+from condkd_ray.core.rng import Streams
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +28,9 @@ class Network(Method, ABC):
     name: str
 
     @property
-    @abstractmethod
     def min_size(self) -> int:
-        """Smallest side of an image it can read, in pixels."""
+        """Smallest side of an image it can read, in pixels; three halvings leave one place of 8."""
+        return 8
 
     @final
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -56,11 +60,6 @@ class WideNetwork(Network):
     def __post_init__(self) -> None:
         require(self.width >= 1, f"{self.name} width", self.width, self.accepted_width)
 
-    @property
-    def min_size(self) -> int:
-        """Three halvings leave one place of 8."""
-        return 8
-
 
 def label(network: Network) -> str:
     """The command-line spelling: the name, words after colons, numbers after dashes, all in the order of the fields.
@@ -76,6 +75,13 @@ def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int
     """`count` blocks, each made from (inputs, outputs, stride); the first alone changes the channels and strides."""
     rest = [block(outputs, outputs, 1) for _ in range(count - 1)]
     return nn.Sequential(block(inputs, outputs, stride), *rest)
+
+
+def drawn(make: Callable[[], Module], stream: str, device: torch.device, rng: Streams) -> Module:
+    """The module that `make` builds with the draws of `stream`, on `device`, in channels-last format."""
+    with rng.forked(stream):
+        module = make()
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def he_init(network: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import cat
-from condkd_ray.methods.losses.priors import bn_distance
+from condkd_ray.methods.losses.inversion import bn_distance
 from condkd_ray.report.statistics import interval, spread
 from condkd_ray.report.tables.table import Table, between, shown
 from condkd_ray.trial.config import Prepared, TrialConfig

@@ -24,8 +24,7 @@ from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.memory import Generative, Growing
 from condkd_ray.methods.targets import Balanced
 from condkd_ray.models.cost import cost_of, meta_cost, short
-from condkd_ray.models.generator import Generator
-from condkd_ray.models.vae import vae
+from condkd_ray.models.generator import Generator, vae
 from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.plan import Plan
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from toy import NUM_CLASSES, make_teacher, toy_config
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.targets import AnyTargets, Balanced
-from condkd_ray.methods.targets.balanced import balanced_labels
+from condkd_ray.methods.targets import AnyTargets, Balanced, balanced_labels
 from condkd_ray.trial import config
 from contracts.toy_methods import snake
 
@@ -90,7 +89,7 @@ def test_balanced_labels_come_in_random_order_and_the_odd_ones_are_drawn():
 
 
 @each_source
-def test_config_survives_yaml_and_the_name_is_the_files(kind):
+def test_config_survives_yaml_and_the_name_is_the_classes(kind):
     complete = toy_config(targets=kind())
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
-    assert snake(kind.__name__) == kind().name == kind.__module__.rpartition(".")[2]
+    assert snake(kind.__name__) == kind().name

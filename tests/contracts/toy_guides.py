@@ -8,7 +8,7 @@ from toy import NUM_CLASSES, blobs, make_teacher, samples
 
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance import AnyGuidance, Discriminator, NoGuidance
-from condkd_ray.models.discriminator import Condition
+from condkd_ray.methods.guidance.discriminator import Condition
 from contracts.toy_methods import small
 
 CONDITIONS = get_args(Condition)

@@ -9,9 +9,10 @@ from torch import nn
 from toy import make_teacher
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.interfaces import Unguided, equal_weights
+from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import AnyInversion, NoInversion
 from condkd_ray.methods.targets import Balanced
+from condkd_ray.methods.weighing import equal_weights
 
 SMALL = {"steps": 3, "batch": 16, "images_per_round": 32, "latent": 16, "width": 8}
 SMALL |= {"negatives": 8, "bank": 24, "head": 8}

@@ -35,8 +35,15 @@ from condkd_ray.core.storage import (
     take,
     writing,
 )
-from condkd_ray.methods.memory.chunks import chunk_path, chunk_range, read_chunk, stored_chunks, to_arrays, write_chunk
-from condkd_ray.methods.memory.store import LocalStore
+from condkd_ray.methods.memory.store import (
+    LocalStore,
+    chunk_path,
+    chunk_range,
+    read_chunk,
+    stored_chunks,
+    to_arrays,
+    write_chunk,
+)
 
 
 @dataclass
@@ -265,7 +272,7 @@ from pathlib import Path
 import numpy as np, torch
 from condkd_ray.core import checkpoint as state
 from condkd_ray.core.storage import no_room
-from condkd_ray.methods.memory.chunks import write_chunk
+from condkd_ray.methods.memory.store import write_chunk
 from condkd_ray.trial.outcome import Product
 from condkd_ray.core.storage import atomic_write
 

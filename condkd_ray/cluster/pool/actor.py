@@ -15,7 +15,7 @@ from condkd_ray.cluster.pool.chunk_cache import ChunkCache, Placed
 from condkd_ray.cluster.pool.leases import Leases
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.storage import Location, get_text, put_text
-from condkd_ray.methods.memory.chunks import Arrays
+from condkd_ray.methods.memory.store import Arrays
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.plan import Scope
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from condkd_ray.core.storage import Location, files, remove
-from condkd_ray.methods.memory.chunks import (
+from condkd_ray.methods.memory.store import (
     Arrays,
     chunk_path,
     chunk_range,

@@ -9,8 +9,7 @@ from condkd_ray.cluster.pool.actor import Taken
 from condkd_ray.cluster.pool.store import AdoptingStore, PoolView
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Codec, Encoded, Samples
-from condkd_ray.methods.memory.chunks import Arrays, from_arrays, to_arrays
-from condkd_ray.methods.memory.store import MissingSamplesError, Store
+from condkd_ray.methods.memory.store import Arrays, MissingSamplesError, Store, from_arrays, to_arrays
 
 
 class SharedStore(AdoptingStore):

@@ -11,8 +11,7 @@ from condkd_ray.cluster.pool.chunk_cache import Placed
 from condkd_ray.cluster.pool.stopwatch import WATCH
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.core.storage import Location
-from condkd_ray.methods.memory.chunks import Arrays, from_arrays, read_chunk, to_arrays
-from condkd_ray.methods.memory.store import Store
+from condkd_ray.methods.memory.store import Arrays, Store, from_arrays, read_chunk, to_arrays
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0

@@ -18,7 +18,7 @@ from condkd_ray.core.checkpoint import Packed
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.memory import Store
-from condkd_ray.methods.memory.chunks import to_arrays
+from condkd_ray.methods.memory.store import to_arrays
 from condkd_ray.trial.config import Allowance, Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState
 from condkd_ray.trial.packing import PreparedRefs, to_plain, to_tensor

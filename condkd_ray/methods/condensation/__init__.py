@@ -1,25 +1,14 @@
 """Condensation: a few labelled images per class that stand for a whole data set.
 
-A member is one file: a frozen dataclass with `condense` and `whole`, named as its `name` says, and a line here.
+A member is a frozen dataclass with `condense` and `whole`, and a line here.
 """
 
-from condkd_ray.methods.condensation.all_real import AllReal as AllReal
+from condkd_ray.methods.condensation.condensation import AllReal, Herding, RandomReal
 from condkd_ray.methods.condensation.condensation import Condensation as Condensation
-from condkd_ray.methods.condensation.distribution_matching import DistributionMatching as DistributionMatching
-from condkd_ray.methods.condensation.gradient_matching import GradientMatching as GradientMatching
-from condkd_ray.methods.condensation.herding import Herding as Herding
-from condkd_ray.methods.condensation.imported import Imported as Imported
-from condkd_ray.methods.condensation.random_real import RandomReal as RandomReal
-from condkd_ray.methods.condensation.squeeze_recover import SqueezeRecover as SqueezeRecover
-from condkd_ray.methods.condensation.trajectory_matching import TrajectoryMatching as TrajectoryMatching
+from condkd_ray.methods.condensation.imported import Imported
+from condkd_ray.methods.condensation.matching import DistributionMatching, GradientMatching, TrajectoryMatching
+from condkd_ray.methods.condensation.squeeze_recover import SqueezeRecover
 
-AnyCondensation = (
-    RandomReal
-    | AllReal
-    | Herding
-    | DistributionMatching
-    | GradientMatching
-    | TrajectoryMatching
-    | SqueezeRecover
-    | Imported
-)
+_Real = RandomReal | AllReal | Herding
+_Matching = DistributionMatching | GradientMatching | TrajectoryMatching
+AnyCondensation = _Real | _Matching | SqueezeRecover | Imported

@@ -2,8 +2,10 @@
 
 Read of the paper (`methods.md` 1.2): a class-conditional discriminator on the penultimate features separates
 condensed from synthetic, its loss is added to the host's with unit weight, and differentiable augmentation keeps it
-from over-fitting. The form of the condition, the architecture, optimiser and losses are not known: our choice, all
-fields below.
+from over-fitting. The form of the condition, the architecture, optimiser and losses are not known: our choice (1.5),
+all fields below.
+
+Letters: B batch, D features, K classes.
 """
 
 from dataclasses import dataclass
@@ -12,13 +14,87 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import Augmentation, Guidance
-from condkd_ray.methods.losses.adversarial import GanLoss, fool, gradient_penalty, tell_apart
-from condkd_ray.models.discriminator import Condition, FeatureDiscriminator
 from condkd_ray.models.teacher import Teacher
+
+Condition = Literal["auxiliary", "projection", "per_class", "none"]
+
+
+class FeatureDiscriminator(nn.Module):
+    """Features (B, D) and labels (B,) to a real-or-fake logit (B,), and class logits (B, K) where it has a head.
+
+    `auxiliary`: a second head names the class. `projection`: the inner product of the hidden layer with an embedding of
+    the label is added. `per_class`: one logit a class, of which the label's counts. `none`: labels are not looked at.
+    Two hidden layers; `spectral` bounds each layer's norm by 1, since the real side has only K x ipc images.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_classes: int,
+        *,
+        hidden: tuple[int, int] = (512, 256),
+        spectral: bool,
+        condition: Condition = "auxiliary",
+    ) -> None:
+        super().__init__()
+
+        def bounded(layer: nn.Module) -> nn.Module:
+            return spectral_norm(layer) if spectral else layer
+
+        self.trunk = nn.Sequential(
+            bounded(nn.Linear(features, hidden[0])),
+            nn.LeakyReLU(0.2),
+            bounded(nn.Linear(hidden[0], hidden[1])),
+            nn.LeakyReLU(0.2),
+        )
+        self.adversarial = bounded(nn.Linear(hidden[1], num_classes if condition == "per_class" else 1))
+        self.classes = bounded(nn.Linear(hidden[1], num_classes)) if condition == "auxiliary" else None
+        self.embedding = None
+        if condition == "projection":
+            embedding = nn.Embedding(num_classes, hidden[1])
+            # At its own unit variance the labels would outweigh the features from the start.
+            nn.init.normal_(embedding.weight, std=hidden[1] ** -0.5)
+            self.embedding = bounded(embedding)
+
+    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, D), (B,) to ((B,), (B, K) or None), float32 also under autocast: losses read them."""
+        x = self.trunk(features)
+        judged = self.adversarial(x).float()
+        judged = judged.squeeze(1) if judged.shape[1] == 1 else judged.gather(1, labels[:, None]).squeeze(1)
+        if self.embedding is not None:
+            judged = judged + (self.embedding(labels) * x).sum(1).float()
+        return judged, None if self.classes is None else self.classes(x).float()
+
+
+GanLoss = Literal["non_saturating", "hinge"]
+
+
+def tell_apart(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:
+    """The discriminator's loss on its (B,) logits, a scalar.
+
+    `non_saturating`: binary cross-entropy, 2 ln 2 where it knows nothing; real ones have the target 1 - `smoothing`.
+    `hinge`: what each logit lacks to the right side's margin of 1; `smoothing` has no part in it.
+    """
+    if form == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    # BCE with target 1 - s is softplus(-x) + s x.
+    return (F.softplus(-real) + smoothing * real).mean() + F.softplus(fake).mean()
+
+
+def fool(fake: Tensor, form: GanLoss = "non_saturating") -> Tensor:
+    """The loss of whoever made `fake`, (B,) logits to a scalar: -log D, or minus the logit under `hinge`."""
+    return -fake.mean() if form == "hinge" else F.softplus(-fake).mean()
+
+
+def gradient_penalty(judged: Tensor, at: Tensor) -> Tensor:
+    """R1: half the mean squared norm of the gradient of (B,) logits at their inputs `at` (B, D); keeps its graph."""
+    (gradient,) = torch.autograd.grad(judged.sum(), at, create_graph=True)
+    return 0.5 * gradient.square().sum(1).mean()
 
 
 @dataclass

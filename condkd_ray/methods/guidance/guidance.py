@@ -6,7 +6,7 @@ Letters: B batch, D features, K classes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from condkd_ray.core.method import Meter, Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import dsa
-from condkd_ray.methods.interfaces import Guide
 from condkd_ray.models.teacher import PENULTIMATE, Observation, Teacher
 
 State = TypeVar("State")
@@ -25,6 +24,28 @@ MOST_AT_START = 4096
 """Condensed images a state is made from: some compare all pairs, and all real images can be the condensed set."""
 VIEWS, VIEWED = 16, 256
 """Views, at most, of each image held out that a guidance is examined on, and about how many are enough in all."""
+
+
+class Guide(Protocol):
+    """A guidance bound to its state, the condensed set and the teacher: all an inversion ever sees of it.
+
+    A host observes its augmented images once with `layers`, adds `penalty` to its loss, and after its step calls
+    `update`. `images` are (B, C, H, W) before augmentation, `seen` the teacher's look at them after, `labels` (B,).
+    `seen.bn` is empty where the host reads no BN statistics.
+    """
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Teacher layers the host has to observe for it."""
+        ...
+
+    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
+        """A scalar, weighted, differentiable in `images` (directly or through `seen`)."""
+        ...
+
+    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
+        """Learn from a batch the host has just made. Nothing flows back into `images`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +152,7 @@ class Guidance(Method, ABC, Generic[State]):
 
 @dataclass
 class BoundGuide:
-    """One guidance for one round. See `condkd_ray.methods.interfaces.Guide`."""
+    """One guidance for one round. See `Guide`."""
 
     guidance: Guidance
     state: object
@@ -215,3 +236,35 @@ def same_class_rows(known: Tensor, wanted: Tensor, rng: torch.Generator) -> Tens
     counts = torch.searchsorted(sorted_labels, wanted, right=True) - first
     uniform = torch.rand(len(wanted), generator=rng, device=wanted.device)
     return order[(first + (uniform * counts).long()).clamp(max=len(known) - 1)]
+
+
+class Unguided:
+    """The `Guide` of a host that runs as published: it says nothing and learns nothing."""
+
+    layers: tuple[str, ...] = ()
+
+    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
+        """Zero."""
+        return seen.logits.new_zeros(())
+
+    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoGuidance(Method):
+    """Member of the family, so that nobody asks whether there is a guidance."""
+
+    name: Literal["none"] = "none"
+    layers: ClassVar[tuple[str, ...]] = ()
+
+    def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> None:
+        """No state."""
+
+    def bind(self, state: None, **_: object) -> Guide:
+        """A guide that says nothing."""
+        return Unguided()
+
+    def read(self, guide: Guide) -> dict[str, float]:
+        """Nothing was logged."""
+        return {}

@@ -1,21 +1,24 @@
-"""What every inversion is: settings as fields, a state apart, and one verb.
+"""What every inversion is: settings as fields, a state apart, and one verb; and the hosts of a guide.
 
 Letters: B batch, C channels, H W height and width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.core.method import Method, Metrics, require
+from condkd_ray.core.method import Meter, Method, Metrics, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import PixelSpace, Samples, unlabelled
-from condkd_ray.methods.interfaces import Guide, Targets, Weigh
-from condkd_ray.models.teacher import Teacher
+from condkd_ray.core.samples import PixelSpace, Samples, unseen
+from condkd_ray.methods.guidance.guidance import Guide
+from condkd_ray.methods.losses.inversion import class_prior
+from condkd_ray.methods.targets import Targets
+from condkd_ray.methods.weighing import Weigh
+from condkd_ray.models.teacher import Observation, Teacher
 
 State = TypeVar("State")
 
@@ -112,19 +115,123 @@ class Lowest:
         self.kept = tuple(torch.where(better, new.detach(), old) for new, old in zip(values, self.kept, strict=True))
 
 
-@torch.no_grad()
-def fresh_images(draw: Callable[[int], Tensor], count: int, batch: int) -> Samples:
-    """`count` >= 2 images of an unconditional generator, not yet labelled.
-
-    `draw` makes as many as it is told to. It is asked for near-equal parts, as near to `batch` as these allow: BN in
-    the generator must never see a single image.
-    """
-    parts = max(1, min(round(count / batch), count // 2))
-    images = torch.cat([draw(len(part)) for part in torch.arange(count).tensor_split(parts)])
-    return unlabelled(images)
-
-
 def require_bn(teacher: Teacher) -> None:
     """Raise `InputError` unless there are BN statistics to match."""
     accepted = "1 or more, as in resnet-8-16; or inversion soft_target, dafl, zskt, dfad, pre_dfkd, which read none"
     require(bool(teacher.running_bn), "number of the teacher's batch normalisation layers", 0, accepted)
+
+
+class Look(NamedTuple):
+    """One step's images (B, C, H, W), plain and `augmented`, what the teacher has `seen` of the latter, and what for.
+
+    `weight` (B,): what each image counts in the terms that are a mean over images.
+    """
+
+    images: Tensor
+    augmented: Tensor
+    seen: Observation
+    targets: Targets
+    weight: Tensor
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The weighted mean of the images' `values` (B,), a scalar."""
+        return (self.weight * values).mean()
+
+    @property
+    def oh(self) -> Tensor:
+        """The weighted mean cross-entropy of the teacher's answers with what was wanted, a scalar."""
+        targets = self.targets
+        return self.mean(class_prior(self.seen.logits, targets.answers, targets.temperature))
+
+
+@dataclass
+class Round:
+    """One call of `synthesize`: what it was given, the means of its terms, and the step of lowest loss."""
+
+    host: "Host"
+    teacher: Teacher
+    student: nn.Module
+    guide: Guide
+    weigh: Weigh
+    rng: Streams
+    meter: Meter = field(default_factory=lambda: Meter("inversion"))
+    lowest: Lowest = field(default_factory=Lowest)
+
+    def latents(self, *shape: int) -> Tensor:
+        """Standard normal values from stream `latents`."""
+        return torch.randn(shape, generator=self.rng["latents"], device=self.rng.device)
+
+    def look(self, images: Tensor, targets: Targets | None = None, *, input_means: Sequence[str] = ()) -> Look:
+        """Augment and observe; without `targets` the teacher's argmax serves."""
+        augmented = images
+        if self.host.augments:
+            augmented = self.host.augment(images, teacher=self.teacher, rng=self.rng["augment/inversion"])
+        seen = self.teacher.observe(augmented, self.guide.layers, bn=self.host.reads_bn, input_means=input_means)
+        targets = Targets(seen.logits.argmax(1)) if targets is None else targets
+        return Look(images, augmented, seen, targets, self.weigh(seen, targets.labels))
+
+    def step(
+        self, look: Look, terms: dict[str, Tensor], leaves: Sequence[Tensor], move: Callable[[], object], *kept: Tensor
+    ) -> Sequence[Tensor]:
+        """Give `leaves` the gradients of the loss, `move` them, and let the guide learn; returns the gradients.
+
+        The loss is the sum of `<name>_weight` times each of `terms` and of the guide's penalty. Nothing else collects
+        gradients. What is `kept` of the step of lowest loss stands in `lowest` afterwards.
+        """
+        pull = self.guide.penalty(look.images, look.seen, look.targets.labels)
+        weighted = [getattr(self.host, f"{name}_weight") * term for name, term in terms.items()]
+        first, *others = [pull, *weighted] if self.host.penalty_first else [*weighted, pull]
+        loss = sum(others, first)
+        gradients = torch.autograd.grad(loss, leaves)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        if kept:
+            self.lowest.offer(loss, *kept)
+        move()
+        self.guide.update(look.images.detach(), look.seen.detach(), look.targets.labels)
+        self.meter.add(**terms, guide=pull, loss=loss)
+        return gradients
+
+
+class Host(Inversion[State]):
+    """Base of the inversions that lower a loss; a host's own part is `run`."""
+
+    pixel_space: ClassVar[PixelSpace] = "unit"
+    batch: int
+    penalty_first: ClassVar[bool] = False
+    """Whether the guide's penalty is the first summand of the loss or the last, which shows in its last bits."""
+
+    @property
+    def images_per_round(self) -> int:
+        """One batch."""
+        return self.batch
+
+    @final
+    def synthesize(self, state: State, targets: Targets, **given: Any) -> tuple[Samples, Metrics]:
+        """See `Inversion.synthesize`."""
+        return self.run(state, targets, Round(self, **given))
+
+    @abstractmethod
+    def run(self, state: State, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
+        """`synthesize`, with all that surrounds it as one value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoInversion(Inversion[None]):
+    """Makes no images; the distiller's condensed share must be 1."""
+
+    name: Literal["none"] = "none"
+    pixel_space: ClassVar[PixelSpace] = "unit"
+    hears = "nothing"
+
+    @property
+    def images_per_round(self) -> int:
+        """None at all."""
+        return 0
+
+    def init(self, teacher: Teacher, rng: Streams) -> None:
+        """Nothing to keep."""
+
+    def synthesize(self, state: None, targets: Targets, *, teacher: Teacher, **_: object) -> tuple[Samples, Metrics]:
+        """An empty batch."""
+        return unseen(targets.labels.new_zeros(0, *teacher.image_shape).float(), targets.labels[:0]), {}

@@ -15,11 +15,12 @@ from torch.func import functional_call
 from condkd_ray.core.method import Meter, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.losses.priors import class_prior, negative_entropy
+from condkd_ray.methods.losses.inversion import class_prior, negative_entropy
 from condkd_ray.methods.memory.memory import Deck, Draw, ReplayMemory, gathered, interleaved
 from condkd_ray.methods.memory.store import Store
+from condkd_ray.models.generator import SMALLEST, vae
+from condkd_ray.models.network import drawn
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.vae import SMALLEST, vae
 
 
 @dataclass
@@ -89,12 +90,8 @@ class Generative(ReplayMemory[GenerativeState]):
         side = min(teacher.image_shape[1:])
         accepted = f"{SMALLEST} or more; or another memory: latest, growing, reservoir, bank"
         require(side >= SMALLEST, "shortest side of images for memory generative", side, accepted)
-        with rng.forked("init/replay"):
-            networks = vae(self.latent, self.width, teacher.image_shape)
-        encoder, decoder = (
-            network.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for network in networks
-        )
+        size = (self.latent, self.width, teacher.image_shape)
+        encoder, decoder = drawn(lambda: nn.ModuleList(vae(*size)), "init/replay", teacher.device, rng)
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], self.lr)
         return GenerativeState(encoder, decoder, optimizer, Deck())
 
@@ -175,17 +172,12 @@ class Generative(ReplayMemory[GenerativeState]):
         rebuilt = state.decoder.train()(mean + (log_var / 2).exp() * noise)
         with torch.no_grad():
             wanted = teacher.logits(images)
-        pixels, kl = reconstruction(rebuilt, images), divergence(mean, log_var)
-        logits = reconstruction(teacher.logits(rebuilt), wanted)
+        pixels, kl = F.l1_loss(rebuilt, images), divergence(mean, log_var)
+        logits = F.l1_loss(teacher.logits(rebuilt), wanted)
         (pixels + self.logits_weight * logits + self.kl_weight * kl).backward()
         state.optimizer.step()
         state.optimizer.zero_grad()
         return {"reconstruction": pixels, "logits": logits, "kl": kl}
-
-
-def reconstruction(rebuilt: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute difference of the pixels (B, C, H, W); of logits (B, K) it is the teacher-aware half."""
-    return F.l1_loss(rebuilt, images)
 
 
 def divergence(mean: Tensor, log_var: Tensor) -> Tensor:

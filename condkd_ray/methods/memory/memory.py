@@ -1,13 +1,22 @@
-"""What every replay memory is: a policy of keeping and drawing. Its state holds ids and counters, never images."""
+"""What every replay memory is: a policy of keeping and drawing. Its state holds ids and counters, never images.
+
+And the memories that draw all they keep alike: everything, the latest round, a fair sample, a bank.
+
+- A reservoir is the alternative to MB-DFKD's first-in-first-out bank (`methods.md` 3.5: that it is useful is inferred,
+  so our choice). A bank spans its last entries only; there the first round counts as much as the last.
+- MB-DFKD's memory bank (Binici et al., WACV 2022, arXiv 2108.05698) replays a few entries beside fresh images. Sizes
+  and period as its re-implementation by the authors of LRA runs them (`methods.md` 3.2); the original's own are not
+  known.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from condkd_ray.core.method import Method, Metrics
+from condkd_ray.core.method import Method, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
 from condkd_ray.methods.memory.store import Store
@@ -105,3 +114,180 @@ class Deck:
             count -= len(part)
             parts.append(self.ids[part])
         return torch.cat(parts)
+
+
+@dataclass
+class Kept:
+    """Ids kept, oldest first."""
+
+    ids: Tensor
+
+
+KeptState = TypeVar("KeptState", bound=Kept)
+
+
+class Uniform(ReplayMemory[KeptState]):
+    """Base of the memories that draw uniformly, with replacement, of all that they keep."""
+
+    def draw(self, state: KeptState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
+        """Uniform, with replacement."""
+        rows = torch.randint(len(state.ids), (count,), generator=rng.host("draw"))
+        return gathered(store, state.ids[rows])
+
+    def live(self, state: KeptState) -> Tensor:
+        """All kept ids."""
+        return state.ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growing(Uniform[Kept]):
+    """Everything ever made, drawn uniformly with replacement."""
+
+    ours = ("capacity",)
+    reads_logits = False
+    name: Literal["growing"] = "growing"
+    capacity: int | None = None
+    """Samples kept; the oldest go first. None keeps all."""
+
+    def __post_init__(self) -> None:
+        require(self.capacity is None or self.capacity >= 1, "memory capacity", self.capacity, "null or >= 1")
+
+    def init(self, teacher: Teacher, rng: Streams) -> Kept:
+        """Empty."""
+        return Kept(no_ids())
+
+    def add(self, state: Kept, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
+        """Append; drop what exceeds the capacity."""
+        ids = torch.cat([state.ids, store.append(samples)])
+        excess = 0 if self.capacity is None else max(0, len(ids) - self.capacity)
+        store.drop(ids[:excess])
+        state.ids = ids[excess:]
+        return {}
+
+
+@dataclass
+class ReservoirState(Kept):
+    """With the random key of each."""
+
+    keys: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservoir(Uniform[ReservoirState]):
+    """Each sample gets a uniform random key, of stream `reservoir`; those of the smallest keys stay.
+
+    At every time all sets of `capacity` samples made so far are equally likely to be the ones kept. A store frees whole
+    rounds, and of most rounds something stays: a process may hold more than the live samples that are counted.
+    """
+
+    ours = ("capacity",)
+    reads_logits = False
+    name: Literal["reservoir"] = "reservoir"
+    capacity: int = 1280
+    """Samples kept; as many as MB-DFKD's bank has."""
+
+    def __post_init__(self) -> None:
+        require(self.capacity >= 1, "reservoir capacity", self.capacity, "an integer >= 1")
+
+    def init(self, teacher: Teacher, rng: Streams) -> ReservoirState:
+        """Empty."""
+        return ReservoirState(no_ids(), torch.empty(0, dtype=torch.float64))
+
+    def add(self, state: ReservoirState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
+        """Keep the smallest keys of old and new; the rest is dropped."""
+        ids = torch.cat([state.ids, store.append(samples)])
+        # 53 random bits: two equal keys are out of the question.
+        fresh = torch.rand(len(samples), dtype=torch.float64, generator=rng.host("reservoir"))
+        keys = torch.cat([state.keys, fresh])
+        kept, lost = (rows.sort().values for rows in keys.argsort().tensor_split([self.capacity]))
+        store.drop(ids[lost])
+        state.ids, state.keys = ids[kept], keys[kept]
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latest(ReplayMemory[Deck]):
+    """What adversarial hosts (DAFL) use: each student step gets fresh images while they last."""
+
+    reads_logits = False
+    name: Literal["latest"] = "latest"
+
+    def init(self, teacher: Teacher, rng: Streams) -> Deck:
+        """Empty."""
+        return Deck()
+
+    def add(self, state: Deck, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
+        """The new round replaces the old."""
+        store.drop(state.ids)
+        fresh = Deck(store.append(samples))
+        state.ids, state.order, state.cursor = fresh.ids, fresh.order, fresh.cursor
+        return {}
+
+    def draw(self, state: Deck, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
+        """The next disjoint hand."""
+        return gathered(store, state.deal(count, rng))
+
+    def live(self, state: Deck) -> Tensor:
+        """This round's ids."""
+        return state.ids
+
+
+@dataclass
+class BankState:
+    """The fresh round, the entries (each a vector of ids, oldest first), and the rounds seen."""
+
+    fresh: Deck
+    entries: list[Tensor]
+    rounds: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank(ReplayMemory[BankState]):
+    """A ring of entries; each draw takes `share` of its samples from one random entry, the rest fresh.
+
+    Departure: an entry is made when the round's images come, and is of the first of them; LRA makes it after the
+    student's steps, of the epoch's last batch.
+    """
+
+    paper = "Binici et al., WACV 2022"
+    reads_logits = False
+    name: Literal["bank"] = "bank"
+    entries: int = 10
+    """Entries kept; the oldest goes first."""
+    entry_size: int = 128
+    """Samples of an entry: the first of a round's."""
+    period: int = 5
+    """Rounds between two entries; the first round makes one."""
+    share: float = 1 / 9
+    """Share of each draw that comes from the bank, once it has an entry."""
+
+    def __post_init__(self) -> None:
+        for what in ("entries", "entry_size", "period"):
+            require(getattr(self, what) >= 1, f"bank {what}", getattr(self, what), "an integer >= 1")
+        require(0 <= self.share <= 1, "bank share", self.share, "0 <= share <= 1")
+
+    def init(self, teacher: Teacher, rng: Streams) -> BankState:
+        """Empty."""
+        return BankState(Deck(), [])
+
+    def add(self, state: BankState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
+        """Fresh ids replace the last round's; every `period` rounds the first of them become an entry."""
+        before = self.live(state)
+        state.fresh = Deck(store.append(samples))
+        if state.rounds % self.period == 0:
+            state.entries = [*state.entries, state.fresh.ids[: self.entry_size]][-self.entries :]
+        state.rounds += 1
+        store.drop(before[~torch.isin(before, self.live(state))])
+        return {}
+
+    def draw(self, state: BankState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
+        """Fresh samples, and evenly among them those of one entry."""
+        replayed = round(self.share * count)
+        which, rows = torch.rand(1 + replayed, generator=rng.host("draw")).tensor_split([1])
+        entry = state.entries[int(which * len(state.entries))]
+        old = entry[(rows * len(entry)).long()]
+        return interleaved(gathered(store, state.fresh.deal(count - replayed, rng)), gathered(store, old))
+
+    def live(self, state: BankState) -> Tensor:
+        """Fresh ids and those of all entries."""
+        return torch.cat([state.fresh.ids, *state.entries]).unique()

@@ -13,7 +13,7 @@ from condkd_ray.cluster.pool.store import FilledStore, PoolStore
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.methods.memory import Growing
-from condkd_ray.methods.memory.chunks import stored_chunks, to_arrays
+from condkd_ray.methods.memory.store import stored_chunks, to_arrays
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.synthesis import codec
 

@@ -11,7 +11,7 @@ from condkd_ray.cluster.pool.chunk_cache import ChunkCache
 from condkd_ray.cluster.pool.store import PoolStore
 from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import Codec
-from condkd_ray.methods.memory.chunks import JOIN_FROM, to_arrays
+from condkd_ray.methods.memory.store import JOIN_FROM, to_arrays
 
 CODEC = Codec("unit", toy.MEAN, toy.STD)
 ROW = 64 + 8 + 2 * toy.NUM_CLASSES

@@ -16,7 +16,7 @@ from condkd_ray.cluster.pool.store import PoolStore
 from condkd_ray.core.samples import Codec
 from condkd_ray.core.storage import Remote, files, locate
 from condkd_ray.methods.memory import Latest
-from condkd_ray.methods.memory.chunks import chunk_path, stored_chunks, to_arrays, write_chunk
+from condkd_ray.methods.memory.store import chunk_path, stored_chunks, to_arrays, write_chunk
 from condkd_ray.trial.plan import PlannedTrial
 
 CODEC = Codec("unit", toy.MEAN, toy.STD)

@@ -9,7 +9,7 @@ from condkd_ray.data import datasets
 from condkd_ray.data.augment import dsa
 from condkd_ray.data.datasets import DataConfig
 from condkd_ray.methods.condensation import AnyCondensation
-from condkd_ray.methods.condensation.convnets import convnet_for, train
+from condkd_ray.methods.condensation.condensation import convnet_for, train
 
 
 @cache

@@ -11,7 +11,7 @@ from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import to_model, to_unit, unseen
 from condkd_ray.methods.condensation import RandomReal, SqueezeRecover
-from condkd_ray.methods.condensation.convnets import convnet_for, train
+from condkd_ray.methods.condensation.condensation import convnet_for, train
 from condkd_ray.methods.condensation.squeeze_recover import first_heavy_bn
 from condkd_ray.models import ConvNet, ResNet
 from condkd_ray.models.teacher import Teacher

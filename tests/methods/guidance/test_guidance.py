@@ -1,5 +1,6 @@
 """Which condensed images a guide looks at, how both sides are augmented, and which images it never learns from."""
 
+import inspect
 from dataclasses import dataclass
 
 import pytest
@@ -8,13 +9,13 @@ from contracts.toy_guides import CONDITIONS, LABELS, bound, fakes, identity, ste
 from contracts.toy_methods import same, tensors
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_teacher
+from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_prepared, make_teacher
 
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
-from condkd_ray.methods.guidance import Discriminator, Guidance
+from condkd_ray.methods.guidance import Discriminator, Guidance, NoGuidance
 from condkd_ray.methods.guidance import guidance as guidance_module
-from condkd_ray.methods.guidance.guidance import same_class_rows
+from condkd_ray.methods.guidance.guidance import BoundGuide, Guide, Unguided, same_class_rows
 
 
 @given(
@@ -294,3 +295,24 @@ def test_a_discriminator_stays_at_chance_on_equal_images_and_learns_a_difference
     assert error < 0.03
     assert abs(equal.mean() - 0.5) < 3 * error
     assert accuracies(augment, condition, shift=1.0)[20:].mean() > 0.7
+
+
+def test_it_says_nothing_and_draws_nothing():
+    prepared, rng = make_prepared(), Streams(0)
+    images = torch.randn(4, 1, 8, 8, requires_grad=True)
+    seen = prepared.teacher.observe(images)
+    guide = NoGuidance().bind(None, teacher=prepared.teacher, condensed=None, host_augment=lambda x, _: x, rng=rng)
+    labels = torch.arange(4)
+    assert guide.penalty(images, seen, labels) == 0
+    assert not guide.penalty(images, seen, labels).requires_grad
+    guide.update(images, seen, labels)
+    assert guide.layers == ()
+    assert NoGuidance().read(guide) == {}
+    assert rng.state_dict() == {"device": {}, "host": {}}
+
+
+@pytest.mark.parametrize("kind", [BoundGuide, Unguided])
+@pytest.mark.parametrize("verb", ["penalty", "update"])
+def test_every_guide_takes_what_a_host_gives(kind: type, verb: str):
+    promised = inspect.signature(getattr(Guide, verb))
+    assert list(inspect.signature(getattr(kind, verb)).parameters) == list(promised.parameters)

@@ -1,13 +1,17 @@
-"""What several inversions share."""
+"""What several inversions share, and none at all."""
 
-import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from toy import IMAGE_SHAPE
+from toy import IMAGE_SHAPE, make_prepared, toy_config
 
-from condkd_ray.core.samples import UNLABELLED
-from condkd_ray.methods.inversion.inversion import Lowest, fresh_images
+from condkd_ray.core.rng import Streams
+from condkd_ray.methods.guidance.guidance import Unguided
+from condkd_ray.methods.inversion import NoInversion
+from condkd_ray.methods.inversion.inversion import Lowest
+from condkd_ray.methods.targets import Targets
+from condkd_ray.methods.weighing import equal_weights
+from condkd_ray.trial.run import local_store, run_trial
 
 
 @given(losses=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=8))
@@ -30,32 +34,27 @@ def test_what_is_kept_is_a_copy():
     assert torch.equal(lowest.kept[0], torch.ones(3))
 
 
-@settings(max_examples=50)
-@given(batch=st.integers(2, 9), count=st.integers(2, 40))
-def test_fresh_images_come_in_near_equal_parts_never_one_alone(batch, count):
-    parts = []
-
-    def draw(size):
-        parts.append(size)
-        return torch.randn(size, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(size))
-
-    made = fresh_images(draw, count, batch)
-    assert sum(parts) == len(made) == count
-    assert min(parts) >= 2
-    assert max(parts) - min(parts) <= 1
-    assert max(parts) <= 2 * batch
-
-
-def test_fresh_images_wait_for_their_labels():
-    leaf = torch.ones(1, requires_grad=True)
-    made = fresh_images(lambda size: leaf * torch.randn(size, *IMAGE_SHAPE), 20, 8)
-    assert made.labels.eq(UNLABELLED).all()
-    assert not made.asked
-    assert not made.images.requires_grad
+def test_it_makes_no_images_and_opens_no_stream():
+    prepared, rng = make_prepared(), Streams(0)
+    samples, terms = NoInversion().synthesize(
+        None,
+        Targets(torch.empty(0, dtype=torch.int64)),
+        teacher=prepared.teacher,
+        student=prepared.teacher.network,
+        guide=Unguided(),
+        weigh=equal_weights,
+        rng=rng,
+    )
+    assert (tuple(samples.images.shape), len(samples.labels), terms) == ((0, *IMAGE_SHAPE), 0, {})
+    assert rng.state_dict() == {"device": {}, "host": {}}
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_two_or_three_images_are_one_part_whatever_the_batch(count):
-    parts = []
-    fresh_images(lambda size: parts.append(size) or torch.zeros(size, *IMAGE_SHAPE), count, 2)
-    assert parts == [count]
+def test_a_student_learns_from_condensed_images_alone():
+    prepared = make_prepared()
+    base = toy_config()
+    distiller = type(base.distiller)(steps=10, batch=16, condensed_share=1.0)
+    config = toy_config(inversion=NoInversion(), distiller=distiller, rounds=6)
+    store = local_store(config, prepared, None)
+    outcome = run_trial(config, prepared, store)
+    assert store.num_ids == 0
+    assert outcome.history[-1]["kd/loss"] < 0.5 * outcome.history[0]["kd/loss"]

@@ -11,7 +11,7 @@ from toy import MEAN, NUM_CLASSES, STD, answered, blobs, make_prepared, make_tea
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec
-from condkd_ray.methods.losses.priors import negative_entropy
+from condkd_ray.methods.losses.inversion import negative_entropy
 from condkd_ray.methods.memory import Generative, Latest, LocalStore
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.loop import run_round, start

@@ -1,0 +1,182 @@
+"""What the images of a round are to show: a class each, or a whole answer of the teacher.
+
+Soft targets from a layer of the teacher: Z. Wang, AAAI 2021, arXiv 2104.04868, "Data-free knowledge distillation with
+soft targeted transfer set synthesis"; the images are `inversion/pixelwise.py`. Formulas, settings and traps:
+`methods.md` 5.2, 5.4, 5.6 (the paper's formulas by way of its discussions and of a re-implementation; it has no
+released code).
+
+Letters: B batch, K classes, d units of the layer, k weights that come in to each.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.core.method import Method, require
+from condkd_ray.core.rng import Streams
+from condkd_ray.models.teacher import PENULTIMATE, Teacher
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is wanted of each image of a round: `labels` (B,) int64, and by soft targets more than a class.
+
+    `soft` (B, K): the teacher's whole answer that is wanted, probabilities at `temperature`; `labels` are then their
+    largest.
+    """
+
+    labels: Tensor
+    soft: Tensor | None = None
+    temperature: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def answers(self) -> Tensor:
+        """What cross-entropy at `temperature` takes: the soft targets, else the labels."""
+        return self.labels if self.soft is None else self.soft
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSource(Method, ABC):
+    """Contract of the family."""
+
+    soft: ClassVar[bool] = False
+    """Whether it gives soft targets; then only inversions that hear answers can be asked."""
+
+    def check(self, teacher: Teacher) -> None:
+        """Raise `InputError` where the teacher has not what the targets are made of."""
+
+    @abstractmethod
+    def sample(self, count: int, teacher: Teacher, *, rng: Streams) -> Targets:
+        """Targets of `count` images, on the teacher's device, from stream `targets`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balanced(TargetSource):
+    """Each class floor(n / K) or ceil(n / K) times, in random order; which classes get one more is drawn too.
+
+    Our choice: the hosts draw labels independently (CMI, Fast) or balanced (NAYER); balanced has less variance.
+    """
+
+    name: Literal["balanced"] = "balanced"
+
+    def sample(self, count: int, teacher: Teacher, *, rng: Streams) -> Targets:
+        """`count` labels."""
+        return Targets(balanced_labels(count, teacher.num_classes, rng))
+
+
+def balanced_labels(count: int, num_classes: int, rng: Streams) -> Tensor:
+    """(count,) int64 labels from stream `targets`."""
+    generator = rng["targets"]
+    classes = torch.randperm(num_classes, generator=generator, device=rng.device)
+    labels = classes.repeat(-(-count // num_classes))[:count]
+    return labels[torch.randperm(count, generator=generator, device=rng.device)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soft(TargetSource):
+    r"""What the teacher answers where a layer gives v ~ N(mean, sigma^2 R): softmax(rest(v) / temperature).
+
+    R_ij is the cosine of the weights that come in to the units i and j. A unit without weights stays at `mean`. One
+    distribution for all classes: the labels, each target's largest class, are as unbalanced as the teacher is, and
+    the paper does not balance them. Of 10 000 targets for digits each class had 2 to 15 % (lenet5) and 4 to 14 %
+    (resnet-8-16), hardly changed by `sigma`.
+
+    A linear layer gives v before its activation; the network applies what follows. ResNets have none but the last:
+    their convolutions may be named whose channels are the features. Then k counts all of a kernel's weights, v is the
+    pooled vector, and a ReLU follows it.
+    """
+
+    paper = "Z. Wang, AAAI 2021"
+    ours = ("layer", "activate")
+    name: Literal["soft"] = "soft"
+    soft = True
+    layer: str | None = None
+    """A linear layer or convolution of the teacher. None: the last linear layer before the one that makes the logits
+    ("FC-2" in the paper); without one, the last convolution larger than 1x1 whose channels are the features."""
+    sigma: float = 2.0
+    """Scale of the values (the paper: 1.5 for MNIST, 2.0 for CIFAR-10)."""
+    sigma_is_variance: bool = True
+    """Whether the standard deviation is the square root of `sigma`, or `sigma`."""
+    mean: float = 0.0
+    activate: bool = True
+    """Whether v is of before the activation. Else it enters the last linear layer as it is."""
+    temperature: float = 20.0
+
+    def __post_init__(self) -> None:
+        require(self.sigma > 0, "soft targets' sigma", self.sigma, "> 0")
+        require(self.temperature > 0, "soft targets' temperature", self.temperature, "> 0")
+
+    def check(self, teacher: Teacher) -> None:
+        """Raise `InputError`, with the layers that can be used, where `layer` cannot or there is none."""
+        name = self._chosen(teacher)
+        fault = self._fault(name, teacher)
+        if fault:
+            usable = [other for other in teacher.weighted if not self._fault(other, teacher)]
+            accepted = ", ".join(usable) or "none of this teacher (lenet5 has one)"
+            require(False, f"layer of the soft targets ({fault})", name, f"{accepted}; or targets balanced")
+
+    @torch.no_grad()
+    def sample(self, count: int, teacher: Teacher, *, rng: Streams) -> Targets:
+        """`count` soft targets; the labels are their largest classes."""
+        name = self._chosen(teacher)
+        assert name is not None
+        layer = teacher.weighted[name]
+        std = self.sigma**0.5 if self.sigma_is_variance else self.sigma
+        values = self.mean + std * correlated(layer.weight, count, rng["targets"])
+        rectify = self.activate and isinstance(layer, nn.Conv2d)
+        logits = teacher.answer_from(self._entry(name, teacher), F.relu(values) if rectify else values)
+        soft = F.softmax(logits / self.temperature, dim=1)
+        return Targets(soft.argmax(1), soft, self.temperature)
+
+    def _chosen(self, teacher: Teacher) -> str | None:
+        if self.layer is not None:
+            return self.layer
+        linear = [name for name, layer in teacher.weighted.items() if isinstance(layer, nn.Linear)]
+        return (linear or _feature_convolutions(teacher) or [None])[-1]
+
+    def _entry(self, name: str, teacher: Teacher) -> str:
+        """Where v is put in."""
+        own = self.activate and isinstance(teacher.weighted[name], nn.Linear)
+        return name if own else PENULTIMATE
+
+    def _fault(self, name: str | None, teacher: Teacher) -> str:
+        """Why a layer cannot be used; empty where it can."""
+        layer = teacher.weighted.get(name) if name else None
+        if name is None or layer is None:
+            return "no linear layer or convolution before the one that makes the logits"
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            return "a grouped convolution: its units have no weights in common"
+        entry, units = self._entry(name, teacher), len(layer.weight)
+        if entry == PENULTIMATE and units != teacher.num_features:
+            return f"{units} units where {teacher.num_features} features are wanted"
+        if not teacher.decides(entry, units):
+            return "the answer does not depend on it, or not on it alone"
+        return ""
+
+
+def correlated(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count, d) normal vectors of mean 0 whose covariance is the cosines of the rows of `weight` (d, ...).
+
+    Normalised rows times standard normal vectors of length k: exact for a singular R too, without factorising it.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        rows = F.normalize(weight.flatten(1).float(), dim=1)
+        noise = torch.randn(count, rows.shape[1], generator=generator, device=rows.device)
+        return noise @ rows.T
+
+
+def _feature_convolutions(teacher: Teacher) -> list[str]:
+    """Names of convolutions whose channels are the features; 1x1 ones, often shortcuts, only where there are none."""
+    convolutions = {name: layer for name, layer in teacher.weighted.items() if isinstance(layer, nn.Conv2d)}
+    fitting = [name for name, layer in convolutions.items() if layer.out_channels == teacher.num_features]
+    return [name for name in fitting if max(convolutions[name].kernel_size) > 1] or fitting
+
+
+AnyTargets = Balanced | Soft

@@ -1,0 +1,288 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from contracts.toy_methods import make_student, small, synthesize
+from reference.inversion import nayer
+from safetensors.torch import save_file
+from toy import MEAN, NUM_CLASSES, STD, make_teacher, toy_config
+
+from condkd_ray.core.config import content_hash
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.methods.guidance.guidance import Unguided
+from condkd_ray.methods.inversion import Nayer
+from condkd_ray.methods.inversion.conditional import NamedGenerator, NoisyLayers, dealt, occurrences, read_embeddings
+from condkd_ray.methods.targets import Balanced, Targets
+from condkd_ray.methods.weighing import equal_weights
+from condkd_ray.models import LeNet5
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.config import dump, from_tree
+
+
+def lists(statistics):
+    return [(mean.double().tolist(), var.double().tolist()) for mean, var in statistics]
+
+
+class Recorder:
+    """A guide that adds nothing and writes down the images and what the teacher saw in them."""
+
+    layers = ()
+
+    def __init__(self):
+        self.images, self.looks = [], []
+
+    def penalty(self, images, seen, labels):
+        self.images.append(images.detach().clone())
+        self.looks.append(seen.detach())
+        return seen.logits.new_zeros(())
+
+    def update(self, images, seen, labels):
+        pass
+
+
+def test_the_loss_is_the_reference_also_with_remembered_statistics():
+    method, teacher, student, rng, guide = (
+        small(Nayer, steps=1, shift=0),
+        make_teacher(),
+        make_student(),
+        Streams(0),
+        Recorder(),
+    )
+    state = method.init(teacher, rng)
+    for _ in range(3):
+        memory = state.bn_memory
+        made, metrics = synthesize(method, state, rng=rng, teacher=teacher, student=student, guide=guide)
+        seen = guide.looks[-1]
+        wanted = nayer(
+            seen.logits.double().tolist(),
+            student(guide.images[-1]).detach().double().tolist(),
+            made.labels.tolist(),
+            lists(seen.bn),
+            lists(teacher.running_bn),
+            memory and lists(memory),
+            momentum=0.9,
+            bn_weight=10.0,
+            oh_weight=0.5,
+            adv_weight=1.33,
+        )
+        assert metrics["inversion/loss"] == pytest.approx(wanted, rel=1e-4)
+        share = 1.0 if memory is None else 0.1
+        for (mean, var), (kept_mean, kept_var), (old_mean, old_var) in zip(
+            seen.bn, state.bn_memory, memory or seen.bn, strict=True
+        ):
+            torch.testing.assert_close(kept_mean, share * mean + (1 - share) * old_mean)
+            torch.testing.assert_close(kept_var, share * var + (1 - share) * old_var)
+
+
+def test_an_image_is_its_class_through_the_layer_of_its_place():
+    generator = NamedGenerator(6, 5, 4, (1, 8, 8))
+    embeddings, rng = torch.randn(3, 6), torch.Generator().manual_seed(0)
+    noisy = NoisyLayers(torch.randn(2, 5, 6, generator=rng), torch.randn(2, 5, generator=rng))
+    labels, places = torch.tensor([2, 0, 2, 1]), torch.tensor([0, 0, 1, 1])
+    normed = generator.norm(embeddings)
+    latents = torch.stack([noisy.weight[p] @ normed[k] + noisy.bias[p] for k, p in zip(labels, places, strict=True)])
+    torch.testing.assert_close(generator(embeddings, noisy, labels, places), generator.body(latents))
+    torch.testing.assert_close(normed.mean(0), torch.zeros(6), atol=1e-6, rtol=0)
+
+
+def test_places_count_the_earlier_images_of_a_class():
+    places, count = occurrences(torch.tensor([1, 0, 1, 1, 0, 3]), 4)
+    assert places.tolist() == [0, 0, 1, 2, 1, 0]
+    assert count == 3
+
+
+def test_no_two_images_are_alike():
+    made, _ = synthesize(small(Nayer, batch=24))
+    assert torch.pdist(made.images.flatten(1)).min() > 1e-3
+
+
+def test_the_noisy_layers_are_drawn_anew_each_round_and_nothing_else_is():
+    # A rate of 0: what differs from round to round is drawn.
+    method, teacher, rng, guide = small(Nayer, lr=0.0, shift=0), make_teacher(), Streams(0), Recorder()
+    state = method.init(teacher, rng)
+    before = copy.deepcopy(state.generator)
+    for _ in range(2):
+        synthesize(method, state, rng=rng, teacher=teacher, guide=guide)
+    first, second = guide.images[:3], guide.images[3:]
+    for round in (first, second):
+        assert all(torch.equal(images, round[0]) for images in round)
+    assert not torch.allclose(first[0], second[0])
+    for mine, kept in zip(before.parameters(), state.generator.parameters(), strict=True):
+        assert torch.equal(mine, kept)
+    # Standard normal: 4 places of 16 x 512 weights a round.
+    own = Streams(0)
+    drawn = [torch.randn(4, 16, 512, generator=own["latents"]) for _ in range(2)]
+    assert torch.equal(own["latents"].get_state(), rng["latents"].get_state())
+    assert not torch.equal(*drawn)
+
+
+def test_gradients_reach_every_weight_of_the_generator():
+    method, teacher, rng = small(Nayer, steps=1), make_teacher(), Streams(0)
+    state = method.init(teacher, rng)
+    before = copy.deepcopy(state.generator)
+    synthesize(method, state, rng=rng, teacher=teacher)
+    for name, moved in state.generator.named_parameters():
+        assert (moved != before.get_parameter(name)).double().mean() > 0.5, name
+
+
+def test_a_generator_lives_as_many_rounds_as_told():
+    method, teacher, rng = small(Nayer, life=2), make_teacher(), Streams(0)
+    state, lived = method.init(teacher, rng), []
+    for _ in range(5):
+        synthesize(method, state, rng=rng, teacher=teacher)
+        lived.append(state.generator)
+    assert [lived.index(generator) for generator in lived] == [0, 0, 2, 2, 4]
+    assert len({generator.body.linear.weight[0, 0].item() for generator in lived}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "lives"),
+    [
+        ({"warm_up": 4, "warm_up_life": 3, "life": 2}, [0, 0, 0, 3, 4, 4, 6, 6]),
+        ({"warm_up": 3, "life": 2}, [0, 0, 2, 3, 3, 5, 5, 7]),
+    ],
+)
+def test_the_warm_up_has_a_life_of_its_own_and_its_end_draws_a_new_generator(change, lives):
+    method, teacher, rng = small(Nayer, steps=1, **change), make_teacher(), Streams(0)
+    state, lived = method.init(teacher, rng), []
+    for _ in lives:
+        synthesize(method, state, rng=rng, teacher=teacher)
+        lived.append(state.generator)
+    assert [lived.index(generator) for generator in lived] == lives
+
+
+def test_each_loop_has_its_share_of_every_class():
+    labels = Balanced().sample(803, make_teacher(), rng=Streams(0)).labels
+    parts = dealt(labels, 2)
+    assert [len(part) for part in parts] == [402, 401]
+    counts = torch.stack([part.bincount(minlength=NUM_CLASSES) for part in parts])
+    assert (counts[0] - counts[1]).abs().max() <= 1
+    assert torch.equal(counts.sum(0), labels.bincount(minlength=NUM_CLASSES))
+    assert torch.equal(dealt(labels, 1)[0], labels)
+
+
+def test_a_round_of_two_loops_is_two_rounds_of_one():
+    teacher, student, targets = make_teacher(), make_student(), Balanced().sample(32, make_teacher(), rng=Streams(1))
+    found = []
+    for loops, parts in ((2, [targets]), (1, [Targets(part) for part in dealt(targets.labels, 2)])):
+        method, rng = small(Nayer, loops=loops), Streams(0)
+        state = method.init(teacher, rng)
+        with_all = {"teacher": teacher, "student": student, "guide": Unguided(), "weigh": equal_weights, "rng": rng}
+        made = [method.synthesize(state, part, **with_all)[0] for part in parts]
+        found.append((torch.cat([one.images for one in made]), torch.cat([one.labels for one in made]), state))
+    (images, labels, state), (images_, labels_, state_) = found
+    assert torch.equal(images, images_)
+    assert torch.equal(labels, labels_)
+    assert torch.equal(labels.bincount(), targets.labels.bincount())
+    assert small(Nayer, loops=2).images_per_round == len(images) == 32
+    assert (state.round, state_.round) == (1, 2)
+    for mine, theirs in zip(state.bn_memory, state_.bn_memory, strict=True):
+        assert all(map(torch.equal, mine, theirs))
+
+
+@pytest.mark.parametrize("warm_up", [0, 2])
+def test_the_student_is_asked_after_the_warm_up_alone(warm_up):
+    method, teacher, rng = small(Nayer, warm_up=warm_up), make_teacher(), Streams(0)
+    state = method.init(teacher, rng)
+    pushed = [synthesize(method, state, rng=rng, teacher=teacher)[1]["inversion/adv"] != 0 for _ in range(3)]
+    assert pushed == [number > warm_up for number in (1, 2, 3)]
+
+
+def test_drawn_embeddings_are_orthogonal_and_of_the_seed():
+    first, again, other = (small(Nayer).init(make_teacher(), Streams(seed)).embeddings for seed in (0, 0, 1))
+    assert first.shape == (NUM_CLASSES, 512)
+    torch.testing.assert_close(first @ first.T, torch.eye(NUM_CLASSES), atol=1e-5, rtol=0)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not first.requires_grad
+
+
+def written(path, tensor, name="embeddings"):
+    save_file({name: tensor}, path)
+    return path
+
+
+def test_embeddings_of_a_file_are_used_as_they_are(tmp_path):
+    table = torch.randn(NUM_CLASSES, 7).half()
+    method = small(Nayer, embeddings=written(tmp_path / "names.safetensors", table))
+    state = method.init(make_teacher(), Streams(0))
+    assert torch.equal(state.embeddings, table.float())
+    made, _ = synthesize(method)
+    assert made.images.isfinite().all()
+    plain, _ = synthesize(small(Nayer, embedding=7))
+    assert not torch.equal(made.images, plain.images)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "name", "message"),
+    [
+        (torch.ones(NUM_CLASSES + 1, 5), "embeddings", r"\(5, 5\); accepted: \(4, E\), a row for each class"),
+        (torch.ones(NUM_CLASSES), "embeddings", r"\(4,\); accepted"),
+        (torch.ones(NUM_CLASSES, 5), "table", "None; accepted"),
+        (torch.full((NUM_CLASSES, 5), torch.nan), "embeddings", "not all finite"),
+    ],
+    ids=["rows", "shape", "name", "nan"],
+)
+def test_files_that_do_not_fit_the_classes_are_refused(tmp_path, tensor, name, message):
+    path = written(tmp_path / "names.safetensors", tensor, name)
+    with pytest.raises(InputError, match=message):
+        read_embeddings(path, NUM_CLASSES)
+    with pytest.raises(InputError, match=message):
+        small(Nayer, embeddings=path).init(make_teacher(), Streams(0))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    method = small(Nayer, embeddings=tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="which is no file"):
+        method.init(make_teacher(), Streams(0))
+    with pytest.raises(InputError, match="cannot be read"):
+        content_hash(toy_config(inversion=method))
+
+
+def test_the_content_of_the_file_names_the_trial_and_its_place_does_not(tmp_path):
+    ones, twos = (torch.full((NUM_CLASSES, 5), value) for value in (1.0, 2.0))
+    paths = [
+        written(tmp_path / f"{name}.safetensors", table) for name, table in (("a", ones), ("b", ones), ("c", twos))
+    ]
+    first, moved, other = (content_hash(toy_config(inversion=replace(Nayer(), embeddings=path))) for path in paths)
+    assert first == moved
+    assert first != other
+    assert first != content_hash(toy_config(inversion=Nayer()))
+
+
+def test_where_the_file_lies_is_written_to_yaml(tmp_path):
+    complete = toy_config(inversion=Nayer(embeddings=tmp_path / "names.safetensors"))
+    assert from_tree(yaml.safe_load(dump(complete))) == complete
+
+
+def test_a_teacher_without_bn_is_refused():
+    module = LeNet5().build((1, 16, 16), NUM_CLASSES)
+    teacher = Teacher.from_module(module, num_classes=NUM_CLASSES, image_shape=(1, 16, 16), mean=MEAN, std=STD)
+    with pytest.raises(InputError, match="batch normalisation layers"):
+        Nayer().init(teacher, Streams(0))
+
+
+def test_fewer_images_than_classes_will_do():
+    made, _ = synthesize(small(Nayer, batch=2))
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"batch": 1},
+        {"life": 0},
+        {"warm_up": -1},
+        {"embedding": 0},
+        {"bn_momentum": 1.0},
+        {"loops": 0},
+        {"warm_up_life": 0},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change):
+    with pytest.raises(InputError, match="accepted"):
+        Nayer(**change)

@@ -1,0 +1,41 @@
+"""What the unconditional inversions share."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import IMAGE_SHAPE
+
+from condkd_ray.core.samples import UNLABELLED
+from condkd_ray.methods.inversion.unconditional import fresh_images
+
+
+@settings(max_examples=50)
+@given(batch=st.integers(2, 9), count=st.integers(2, 40))
+def test_fresh_images_come_in_near_equal_parts_never_one_alone(batch, count):
+    parts = []
+
+    def draw(size):
+        parts.append(size)
+        return torch.randn(size, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(size))
+
+    made = fresh_images(draw, count, batch)
+    assert sum(parts) == len(made) == count
+    assert min(parts) >= 2
+    assert max(parts) - min(parts) <= 1
+    assert max(parts) <= 2 * batch
+
+
+def test_fresh_images_wait_for_their_labels():
+    leaf = torch.ones(1, requires_grad=True)
+    made = fresh_images(lambda size: leaf * torch.randn(size, *IMAGE_SHAPE), 20, 8)
+    assert made.labels.eq(UNLABELLED).all()
+    assert not made.asked
+    assert not made.images.requires_grad
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_two_or_three_images_are_one_part_whatever_the_batch(count):
+    parts = []
+    fresh_images(lambda size: parts.append(size) or torch.zeros(size, *IMAGE_SHAPE), count, 2)
+    assert parts == [count]

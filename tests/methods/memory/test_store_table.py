@@ -1,0 +1,98 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from condkd_ray.methods.memory import store as module
+from condkd_ray.methods.memory.store import ChunkTable, Parted, Spanned, join
+from methods.memory.chunks import encoded, equal
+
+
+@pytest.fixture(params=[Spanned, Parted], autouse=True, scope="module")
+def column(request):
+    """Both ways of gathering, on the CPU."""
+    before, module.Spanned = module.Spanned, request.param
+    yield
+    module.Spanned = before
+
+
+@st.composite
+def tables(draw):
+    """A table of up to 6 chunks, all with logits or none, gaps between them, put in any order, and samples by id."""
+    table, by_id, start, puts, asked = ChunkTable(), {}, draw(st.integers(0, 5)), [], draw(st.booleans())
+    for _ in range(draw(st.integers(1, 6))):
+        chunk = encoded(draw(st.integers(1, 5)), shape=(1, 2, 2), asked=asked)
+        puts.append((start, chunk))
+        by_id |= {start + row: chunk[slice(row, row + 1)] for row in range(len(chunk))}
+        start += len(chunk) + draw(st.integers(0, 3))
+    for first, chunk in draw(st.permutations(puts)):
+        table.put(first, chunk)
+    return table, by_id
+
+
+@given(tables(), st.data())
+def test_gathering_is_picking_from_all_chunks_in_the_order_asked_for(made, data):
+    table, by_id = made
+    ids = data.draw(st.lists(st.sampled_from(sorted(by_id)), min_size=1, max_size=20))
+    assert equal(table.gather(torch.tensor(ids)), join([by_id[i] for i in ids]))
+
+
+@given(tables(), st.data())
+def test_an_id_that_no_chunk_holds_is_a_key_error_that_names_it(made, data):
+    table, by_id = made
+    unknown = data.draw(st.integers(-3, max(by_id) + 3).filter(lambda i: i not in by_id))
+    with pytest.raises(KeyError, match=f"sample {unknown}'"):
+        table.gather(torch.tensor([min(by_id), unknown]))
+
+
+def test_a_removed_chunk_is_unknown_and_its_neighbours_stay():
+    table, chunks = ChunkTable(), [encoded(3) for _ in range(3)]
+    for number, chunk in enumerate(chunks):
+        table.put(3 * number, chunk)
+    table.remove(3)
+    with pytest.raises(KeyError):
+        table.gather(torch.tensor([4]))
+    assert equal(table.gather(torch.tensor([0, 1, 2, 6, 7, 8])), join([chunks[0], chunks[2]]))
+
+
+def test_gathered_samples_share_no_memory_with_the_table():
+    table, chunk = ChunkTable(), encoded(4)
+    table.put(0, chunk)
+    kept = join([chunk])
+    for ids in (torch.arange(4), torch.tensor([2])):
+        taken = table.gather(ids)
+        for tensor in (taken.images, taken.labels, taken.logits):
+            tensor.zero_()
+    assert equal(chunk, kept)
+
+
+def test_chunks_come_in_the_order_of_their_ids():
+    table, ids = ChunkTable(), [10**9, 5, 99_999]
+    for start in ids:
+        table.put(start, encoded(1))
+    assert [start for start, _ in table.items()] == sorted(ids)
+
+
+def test_images_in_channels_last_are_gathered_in_their_own_order():
+    table, chunk = ChunkTable(), encoded(6)
+    table.put(0, module.Encoded(chunk.images.to(memory_format=torch.channels_last), chunk.labels, chunk.logits))
+    table.put(6, encoded(2))
+    assert equal(table.gather(torch.arange(6)), chunk)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16], ids=str)
+def test_chunks_far_apart_in_memory_are_gathered_like_any(dtype):
+    # The large ones lie in mappings of their own, the small ones on the heap.
+    chunks = [encoded(count, dtype, shape=(3, 16, 16)) for count in (2, 900, 1, 700, 3)]
+    table, start = ChunkTable(), 0
+    for chunk in chunks:
+        table.put(start, chunk)
+        start += len(chunk)
+    ids = torch.randint(start, (400,), generator=torch.Generator().manual_seed(0))
+    assert equal(table.gather(ids), join(chunks)[ids])
+
+
+def test_of_no_ids_nothing_is_gathered_in_the_right_shape():
+    table = ChunkTable()
+    table.put(0, encoded(3))
+    assert equal(table.gather(torch.empty(0, dtype=torch.int64)), encoded(0))
