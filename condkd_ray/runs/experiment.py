@@ -6,29 +6,58 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from condkd_ray.cluster.connection.connect import connect, in_job_folder
-from condkd_ray.cluster.connection.resources import check_resources, check_room
-from condkd_ray.cluster.connection.storage_check import check_reach
-from condkd_ray.cluster.driver.monitor import Observers
-from condkd_ray.cluster.driver.sweep import sweep
-from condkd_ray.cluster.worker.paths import clear, empty
+from condkd_ray.cluster.connection import connect, in_job_folder
+from condkd_ray.cluster.files import clear, empty
+from condkd_ray.cluster.storage_check import check_reach
+from condkd_ray.cluster.sweep import Observers, sweep
 from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.records import Outcome, finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs.estimate.estimate import explain
+from condkd_ray.runs.estimate import explain
 from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.plan import check_plans, scoped, scoped_baseline
 from condkd_ray.runs.recorder import Recorder
 from condkd_ray.runs.study_recorder import StudyRecorder
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.identity import trial_hash
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.identity import Scope, trial_hash
 from condkd_ray.trial.plan import Plan, PlannedTrial
+
+
+def check_plans(planned: Sequence[Plan]) -> None:
+    """Raise `InputError` where none is planned, one twice, or one that cannot share is to."""
+    require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
+    first: dict[tuple[TrialConfig, Scope], Plan] = {}
+    for plan in planned:
+        twin = first.setdefault((plan.config, plan.scope), plan)
+        same = f"{twin.label} and {plan.label}"
+        require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
+        alone = plan.scope == "trial" or plan.config.pipeline is None
+        require(alone, "--share with --producers", plan.scope, "trial: what a trial's own producers make ends with it")
+
+
+def scoped(plan: Plan, scope: Scope) -> Plan:
+    """The plan in the scope of the flags, if it has none of its own."""
+    if plan.scope != "trial" or scope == "trial":
+        return plan
+    return dataclasses.replace(plan, arm=_arm(plan.arm, scope), scope=scope)
+
+
+def _arm(arm: str, scope: Scope) -> str:
+    """Drawing from others' images makes another arm of it."""
+    return f"{arm} (sweep's pool)" if scope == "sweep" else arm
+
+
+def scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> Baseline:
+    """What each arm of the scope is compared with: the same as without it, in the same scope."""
+    own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
+    scoped = {_arm(arm, scope): _arm(base, scope) for arm, base in own.items()}
+    return baseline if scope != "sweep" else own | scoped
+
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +88,8 @@ def run(
         check_writable(options.place)
     open_folder(options.out, experiment, fresh=options.fresh)
     with connect(options.address, view=view):
-        room = (options.cpus_per_trial, options.gpus_per_trial)
-        check_resources(*room, options.resources)
-        check_room(*room, options.per_producer, [plan.config for plan in planned])
+        cluster = options.of_cluster(deadline)
+        cluster.check([plan.config for plan in planned])
         check_reach(options.place, options.place_flag)
         if options.fresh:
             empty(options.place)
@@ -79,7 +107,7 @@ def run(
         try:
             # The record after the study, as a trial that has one is not run again.
             observers = Observers((study, records, _Looking(clock)))
-            complete = sweep(missing, options.of_cluster(deadline), observers)
+            complete = sweep(missing, cluster, observers)
         finally:
             records.close()
         spent = clock.look()

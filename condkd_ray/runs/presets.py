@@ -7,7 +7,7 @@ on CIFAR-10, which names for each line where it was read. What a recipe says of 
 length goes into any config; data and networks are the experiment's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from math import ceil, sqrt
@@ -64,6 +64,31 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
         ),
     )
     return Plan(label or name, 0 if name in ONCE else ipc, seed, config)
+
+
+def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[Plan]:
+    """The plans with their seeds spread over so many teachers: the i-th of `seeds` has teacher i mod `teachers`.
+
+    Teacher k is trained with the seed k above that of the plan's own teacher config, 0 by default; the seed of the data
+    split is the same for all. Raises `InputError` where that cannot be: more teachers than seeds, a teacher that is
+    loaded and not trained, plans of other seeds.
+    """
+    found, different = list(plans), list(dict.fromkeys(seeds))
+    accepted = f"1 to {len(different)}, the number of --seeds"
+    require(1 <= teachers <= max(1, len(different)), "--teachers", teachers, accepted)
+    if teachers == 1:
+        return found
+    loaded = [plan.config.teacher.weights for plan in found if plan.config.teacher.weights is not None]
+    require(not loaded, f"--teachers with --teacher-weights {next(iter(loaded), '')}", teachers, "1, that of the file")
+    planned = {plan.seed for plan in found}
+    require(planned == set(different), "--teachers", teachers, "1: this experiment does not run each of --seeds")
+    return [_under(plan, different.index(plan.seed) % teachers) for plan in found]
+
+
+def _under(plan: Plan, teacher: int) -> Plan:
+    own = plan.config.teacher
+    moved = replace(own, seed=own.seed + teacher)
+    return replace(plan, config=replace(plan.config, teacher=moved))
 
 
 FOLDER = Path(__file__).parents[1] / "published"

@@ -15,8 +15,7 @@ from condkd_ray.core.storage import Location
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
-from condkd_ray.runs.images import write_grids
-from condkd_ray.runs.products import Shelf
+from condkd_ray.runs.products import Shelf, write_grids
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.identity import NUMBERS, pool_key
 from condkd_ray.trial.plan import Plan, PlannedTrial

@@ -1,95 +1,37 @@
 """A search: Optuna proposes configs of a space, the cluster runs them, and the study in the output folder remembers."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 import yaml
 
-from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.cluster.connection.storage_check import check_reach
-from condkd_ray.cluster.driver.gpu_budget import GpuBudget
-from condkd_ray.cluster.driver.search import search as run_search
-from condkd_ray.cluster.worker.paths import bury, empty
+from condkd_ray.cluster.connection import connect
+from condkd_ray.cluster.files import bury, empty
+from condkd_ray.cluster.search import GpuBudget
+from condkd_ray.cluster.search import search as run_search
+from condkd_ray.cluster.storage_check import check_reach
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.view import SILENT, View
-from condkd_ray.runs.estimate.estimate import explain_search
-from condkd_ray.runs.options import Options, RunResult
+from condkd_ray.runs import experiment
+from condkd_ray.runs.estimate import explain_search
+from condkd_ray.runs.options import Options, RunResult, SearchSpec
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.population_driver import PopulationDriver
-from condkd_ray.runs.search_driver import SearchDriver, SearchRecorder
-from condkd_ray.study import Constraint, Objective, Pruner, Sampler, Study, open_storage, stored_study
-from condkd_ray.study.objective import parse_constraints
+from condkd_ray.runs.search_driver import PopulationDriver, SearchDriver, SearchRecorder
+from condkd_ray.study import Study, open_storage, stored_study
 from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.space import default, leaves
 from condkd_ray.study.storage import holds
 from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
 from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.plan import Plan
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSpec(Options):
-    """How a space is searched, in which study, and where its trials run. The commands have a flag for each field."""
-
-    trials: int = 24
-    """Trials that shall have come to an end, those of earlier runs of the same command included."""
-    objective: tuple[str, ...] = ("proxy/agreement",)
-    """What is looked at, the first for stopping early too: proxy/agreement, proxy/kl or student/val_accuracy; then
-    also time/wall_seconds, time/cpu_seconds, memory/bytes, for a Pareto front. Never test accuracy."""
-    constraint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Such as memory/bytes<=2000000 or time/wall_seconds<=30: what breaks it is never the best, and its sampler, tpe or
-    gp, learns to keep to it. Of any name that can be an objective; repeatable."""
-    sampler: Sampler | None = None
-    """tpe if not given; of a population random, and nothing else."""
-    sampler_seed: int = 0
-    pruner: Pruner = "none"
-    """Who stops poor trials early."""
-    population: int = 0
-    """So many trials at once in place of `--trials`: after every `--generation-rounds` the worst quarter takes over the
-    state of some of the best and goes on with other values of the open leaves. 0: none."""
-    generation_rounds: int = 2
-    least_rounds: int = 3
-    """Rounds before which no trial is stopped."""
-    gpu_hours: float | None = None
-    """GPUs times hours that trials may hold, in all runs of this search. When they are spent, no trial starts, and each
-    one that runs stops after its round, with a checkpoint."""
-    study: str = "search"
-    """The study's name in its storage."""
-    study_storage: str | None = None
-    """A journal file, sqlite:///FILE or postgresql://USER@HOST/NAME; `study.journal` in `--out` if not given."""
-    learn_from: tuple[str, ...] = ()
-    """STORAGE#NAME of earlier studies, whose complete trials of this space are known from the start."""
-    points: Path | None = None
-    """A YAML list of mappings from parameters to values, that are tried first."""
-
-    @property
-    def chosen_sampler(self) -> Sampler:
-        """Who proposes."""
-        return self.sampler or ("random" if self.population else "tpe")
-
-    @property
-    def wanted(self) -> int:
-        """Trials in all."""
-        return self.population or self.trials
-
-    @cached_property
-    def parsed_objective(self) -> Objective:
-        """`objective`, checked. Raises `InputError`."""
-        return Objective(self.objective)
-
-    @cached_property
-    def parsed_constraints(self) -> Sequence[Constraint]:
-        """`constraint`, parsed. Raises `InputError`."""
-        return parse_constraints(self.constraint)
 
 
 def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> RunResult:
@@ -204,3 +146,34 @@ def _points(path: Path) -> list[Mapping[str, Any]]:
     fine = isinstance(points, list) and all(isinstance(point, dict) for point in points)
     require(fine, "--points", str(path), "a YAML list of mappings from parameters to values")
     return points
+
+
+def confirm(
+    tree: dict[str, Any], spec: SearchSpec, *, best: int, seeds: Sequence[int], view: View = SILENT
+) -> RunResult:
+    """Run the best trials of a finished search again with other seeds, beside the space's default, and compare these.
+
+    Results lie in `confirmed` below the search's.
+    """
+    seen = default(tree).seed
+    require(best >= 1, "--best", best, "an integer >= 1")
+    require(seen not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {seen}")
+    study = study_of(tree, spec)
+    arms = {"default": default(tree)}
+    arms |= {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}
+    twins = {config: arm for arm, config in reversed(arms.items())}
+    plans = [
+        Plan(arm, config.ipc, seed, dataclasses.replace(config, seed=seed), spec.share)
+        for config, arm in reversed(twins.items())
+        for seed in seeds
+    ]
+    kept = {field.name: getattr(spec, field.name) for field in dataclasses.fields(Options)}
+    apart = {"out": spec.out / "confirmed", "storage": spec.storage and _below(spec.storage, "confirmed")}
+    question = f"Are the best {best} trials of the search better than the default with new seeds?"
+    return experiment.run("confirm", question, plans, Options(**kept | apart), baseline="default", view=view)
+
+
+def _below(storage: str, name: str) -> str:
+    """A folder in a storage, whose address may have options behind a question mark."""
+    path, mark, options = storage.partition("?")
+    return f"{path}/{name}{mark}{options}"

@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from condkd_ray.cluster.driver.options import ClusterOptions
-from condkd_ray.cluster.driver.sweep import sweep
-from condkd_ray.cluster.worker.paths import outcome_path
+from condkd_ray.cluster.files import outcome_path
+from condkd_ray.cluster.options import ClusterOptions
+from condkd_ray.cluster.sweep import sweep
 from condkd_ray.core.records import Outcome
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig, from_tree

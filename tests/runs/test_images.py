@@ -14,8 +14,8 @@ from condkd_ray.methods.inversion import DeepInversion, NoInversion
 from condkd_ray.report.figures.image_grids import captioned, write_grid
 from condkd_ray.report.tensorboard.embeddings import points_path, read_points, write_points
 from condkd_ray.report.tensorboard.writer import rebuild
-from condkd_ray.runs import images
-from condkd_ray.runs.images import feature_points, most_bytes, write_grids
+from condkd_ray.runs import products as images
+from condkd_ray.runs.products import feature_points, most_bytes, write_grids
 from condkd_ray.runs.recorder import Recorder
 from condkd_ray.trial.identity import trial_hash
 from condkd_ray.trial.outcome import pixels

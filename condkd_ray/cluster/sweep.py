@@ -1,0 +1,257 @@
+"""A sweep: given trials, run by Tune on the connected cluster. Tune schedules and retries; its files are never read."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from condkd_ray.cluster.connection import handling
+from condkd_ray.cluster.files import last_reason, outcome_path, start_anew, trial_folder
+from condkd_ray.cluster.gpu_memory import check_packing
+from condkd_ray.cluster.jobs import Packer, SweepJobs
+from condkd_ray.cluster.options import ClusterOptions, crew_size
+from condkd_ray.cluster.pool import chunk_bytes
+from condkd_ray.cluster.sources import bundles
+from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, WorkerContext, run
+from condkd_ray.core.files import StorageFullError
+from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome, Status
+from condkd_ray.core.storage import remove
+from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.outcome import load_outcome
+from condkd_ray.trial.plan import PlannedTrial
+from condkd_ray.trial.run import passed
+
+log = logging.getLogger(__name__)
+
+
+class TrialObserver(Protocol):
+    """Is told of trials, in the driver."""
+
+    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+        """A trial has ended a round. Each is told once, in order."""
+        ...
+
+    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+        """A trial is over: finished, stopped early (`pruned`), or failed. Told once, before its files are deleted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Several observers as one, told in this order."""
+
+    of: Sequence[TrialObserver]
+
+    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+        """Tell each of a round."""
+        for one in self.of:
+            one.round(trial, metrics)
+
+    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+        """Tell each of an end."""
+        for one in self.of:
+            one.ended(trial, outcome)
+
+
+class Monitor:
+    """Follows a sweep; the `Listener` of `condkd_ray.cluster.tune_hooks`.
+
+    `error`: what its methods raised, put there by the hooks, as Tune would take it for a failure of the trial. The
+    sweep is then stopped, and nothing more is heard.
+    """
+
+    def __init__(self, context: WorkerContext, observer: TrialObserver) -> None:
+        self._context, self._observer = context, observer
+        self.trials: dict[str, PlannedTrial] = {}
+        self._sharers: dict[str, set[str]] = defaultdict(set)
+        self._history: dict[str, list[Metrics]] = {}
+        self._workers: dict[str, tuple[str, int]] = {}
+        self.open = set[str]()
+        self.running = set[str]()
+        self.stopped = set[str]()
+        self.error: Exception | None = None
+
+    def add(self, trial: PlannedTrial) -> None:
+        """One more trial."""
+        self.trials[trial.key], self._history[trial.key] = trial, []
+        self._sharers[trial.place[1]].add(trial.key)
+        self.open.add(trial.key)
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has come, and every trial that ran has stopped at it."""
+        return passed(self._context.options.deadline) and not self.running
+
+    def started(self, key: str) -> None:
+        """The trial has a process of its own: at the deadline it must be waited for."""
+        self.running.add(key)
+
+    def heard(self, key: str, result: dict[str, Any]) -> None:
+        """A round was reported; a trial that was killed tells its first rounds again."""
+        if FULL in result:
+            raise StorageFullError(result[FULL])
+        if OUT_OF_TIME in result:
+            self.stopped.add(key)
+        worker = result.get("hostname", ""), result.get("pid", 0)
+        if self._workers.get(key) != worker:
+            self._workers[key] = worker
+            log.debug(f"{self.trials[key].label} runs on {worker[0]}, process {worker[1]}")
+        metrics = {name: value for name, value in result.items() if "/" in name or name == "round"}
+        if metrics.get("round", 0) > len(self._history[key]):
+            self._history[key].append(metrics)
+            self._observer.round(self.trials[key], metrics)
+
+    def retried(self, key: str, reason: str) -> None:
+        """The trial was interrupted, and will go on."""
+        log.info(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
+
+    def completed(self, key: str) -> None:
+        """The trial has ended by itself: it has left its outcome, or raised its last exception."""
+        started, path = key in self.running, outcome_path(self._context.folder, key)
+        self.running.discard(key)
+        # Those that never started are ended by Tune when the sweep is over.
+        if not started or key in self.stopped:
+            return
+        if path.is_file():
+            self._finish(key, load_outcome(path))
+        else:
+            self.failed(key, last_reason(trial_folder(self._context.folder, key)))
+
+    def failed(self, key: str, reason: str) -> None:
+        """The trial was given up. Checkpoint and chunks stay, so that a later sweep can go on from them."""
+        self.running.discard(key)
+        self._end(key, self._outcome_so_far(key, "failed", reason))
+
+    def pruned(self, key: str) -> None:
+        """The trial was stopped early."""
+        self.running.discard(key)
+        self._finish(key, self._outcome_so_far(key, "pruned"))
+
+    def rested(self, key: str) -> None:
+        """The trial has stopped for its heirs: its files stay."""
+        self.running.discard(key)
+        self.open.discard(key)
+
+    def _outcome_so_far(self, key: str, status: Status, reason: str = "") -> Outcome:
+        """Of a trial that has left none."""
+        history, (node, _) = self._history[key], self._workers.get(key, ("", 0))
+        return Outcome(status=status, reason=reason, history=history, node=node)
+
+    def _finish(self, key: str, outcome: Outcome) -> None:
+        """Report the outcome, then delete the trial's files, and its samples once nobody shares them any more."""
+        self._end(key, outcome)
+        pool_key = self.trials[key].place[1]
+        self._sharers[pool_key].discard(key)
+        if not self._sharers[pool_key]:
+            self._context.pool.forget.remote(pool_key)
+        remove(trial_folder(self._context.folder, key))
+
+    def _end(self, key: str, outcome: Outcome) -> None:
+        self._observer.ended(self.trials[key], outcome)
+        self.open.discard(key)
+
+
+if TYPE_CHECKING:
+    from condkd_ray.cluster.tune_hooks import Listener
+
+
+def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, observer: TrialObserver) -> bool:
+    """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
+
+    Their checkpoints and chunks lie where `options` say, and a later sweep over the same place goes on from there with
+    what it is given. What a trial that came to its end leaves there is deleted once `observer.ended` has returned, so
+    that has to store all that shall stay; samples that others share, once these have ended too.
+
+    A trial whose process was killed goes on from its checkpoint as often as it takes, on another node if its own is
+    lost; only after `tune_hooks.IN_VAIN` attempts without one more round it is given up.
+
+    Args:
+        trials: with different keys.
+        options: where, on what, how long.
+        observer: hears of each trial's rounds, and of its end as soon as it is over: finished, or failed with a reason
+            of one line. A trial fails by a NaN, or is given up; it can then go on later.
+
+    Returns:
+        Whether all trials were heard of; False after Ctrl-C, or when the deadline came first.
+
+    Raises:
+        InputError: No node has such resources, or a trial needs more of a GPU's memory than its part.
+        StorageFullError: There was no room for the files of a trial; the sweep has been stopped.
+        Exception: What `observer` raised, after the sweep has been stopped.
+    """
+    if not trials:
+        return True
+    assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
+    options.check([trial.config for trial in trials])
+    trials, packer = producers_first(trials), Packer()
+    try:
+        with options.pool([chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
+            jobs = SweepJobs(map(packer.job, trials))
+            for key in jobs:
+                start_anew(trial_folder(options.place, key))
+            check_packing(jobs.values(), options.gpus_per_trial, options.per_producer.gpus)
+            context = WorkerContext(options.place, pool, jobs, options)
+            monitor = Monitor(context, observer)
+            for trial in trials:
+                monitor.add(trial)
+            fit(monitor, context, crews={trial.key: crew_size(trial.config) for trial in trials})
+            return not monitor.open
+    except KeyboardInterrupt:
+        return False
+
+
+def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+    """One trial of each pool key, then the next of each, and so on: those of a group wait less for one another."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for trial in trials:
+        turns.append(seen[trial.place[1]])
+        seen[trial.place[1]] += 1
+    return [trial for _, trial in sorted(zip(turns, trials, strict=True), key=lambda pair: pair[0])]
+
+
+def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | None = None) -> None:
+    """Let Tune run trials: those with these `crews` of producers, by key, or without any, what `listener` proposes.
+
+    Raises what `listener` raised.
+    """
+    from ray import tune
+
+    from condkd_ray.cluster.tune_hooks import UNLIMITED, Proposing, Pruning, listening
+
+    options = context.options
+    # Its workers never look there, as nothing is reported with a checkpoint: no node but this one needs to see it.
+    scratch = options.folder.resolve() / "tune"
+    remove(scratch)
+    resources = partial(bundles, learner=options.bundle, per_producer=options.per_producer, crews=crews or {})
+    with listening(listener) as (events, stopper):
+        proposing: dict[str, Any] = {}
+        if crews is None:
+            proposing = {"search_alg": Proposing(events.word), "scheduler": Pruning(events.word), "num_samples": -1}
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(run, context=context), resources),
+            param_space={} if crews is None else {"key": tune.grid_search(list(crews))},
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=options.max_concurrent, **proposing),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=str(scratch),
+                verbose=0,
+                stop=stopper,
+                failure_config=tune.FailureConfig(max_failures=UNLIMITED),
+                callbacks=[events],
+            ),
+        )
+        try:
+            # Tune would leave its own handler in charge, which hears a Ctrl-C after the sweep and does nothing.
+            with handling(signal.SIGINT, signal.getsignal(signal.SIGINT)):
+                tuner.fit()
+        finally:
+            remove(scratch)
+    if listener.error is not None:
+        raise listener.error
