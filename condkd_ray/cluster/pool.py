@@ -174,7 +174,7 @@ STATUS = "pool.json"
 """What the pool holds, as it has last written it down, beside its chunks."""
 STATUS_SECONDS = 1.0
 SILENCE_SECONDS = 15.0
-"""After so long without a sign of life another may make the rounds of a key (our choice; one comes every two seconds)."""
+"""Without a sign of life, after which another may make a key's rounds (our choice; one comes every two seconds)."""
 Table = tuple[str, dict[int, Placed] | None]
 """A version, and all chunks of a key by first id; None where the asker has that version."""
 

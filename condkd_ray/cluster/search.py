@@ -26,42 +26,36 @@ class GpuBudget:
     """GPUs times seconds for which trials hold them, used or not.
 
     `seconds`: how much there is in all; `before`: of it used by earlier runs. `keep` hears now and then, and at the
-    end, how much has been used. `clock`: seconds.
+    end, how much has been used.
     """
 
-    def __init__(
-        self,
-        seconds: float,
-        before: float = 0.0,
-        keep: Callable[[float], None] = lambda used: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._seconds, self._used, self._keep, self._clock = seconds, before, keep, clock
+    def __init__(self, seconds: float, before: float = 0.0, keep: Callable[[float], None] = lambda used: None) -> None:
+        self._seconds, self._used, self._keep = seconds, before, keep
         self._held: dict[str, tuple[float, float]] = {}
-        self._kept = clock()
+        self._kept = time.monotonic()
 
     def hold(self, key: str, gpus: float) -> None:
         """Trial `key` has so many GPUs from now on."""
         self.release(key)
-        self._held[key] = gpus, self._clock()
+        self._held[key] = gpus, time.monotonic()
 
     def release(self, key: str) -> None:
         """It has them no more; nothing where it had none."""
         gpus, since = self._held.pop(key, (0.0, 0.0))
-        self._used += gpus * (self._clock() - since)
+        self._used += gpus * (time.monotonic() - since)
 
     @property
     def used(self) -> float:
         """GPU seconds so far."""
-        now = self._clock()
+        now = time.monotonic()
         return self._used + sum(gpus * (now - since) for gpus, since in self._held.values())
 
     @property
     def spent(self) -> bool:
         """Whether nothing is left."""
         used = self.used
-        if self._clock() - self._kept >= KEPT_EVERY:
-            self._kept = self._clock()
+        if time.monotonic() - self._kept >= KEPT_EVERY:
+            self._kept = time.monotonic()
             self._keep(used)
         return used >= self._seconds
 
@@ -122,10 +116,7 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
 
 
 class SearchMonitor:
-    """The listener of a search: a `Monitor` of the trials proposed so far, with what a search does beside that.
-
-    See `condkd_ray.cluster.tune_hooks`.
-    """
+    """The `Listener` of a search: a `Monitor` of the trials proposed so far, with what a search does beside that."""
 
     def __init__(self, driver: Proposer, context: WorkerContext, jobs: SearchJobs, budget: GpuBudget) -> None:
         self._driver, self._context, self._jobs, self._budget = driver, context, jobs, budget

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -143,19 +142,6 @@ class Crew:
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors, self._asked = {}, {}
-
-
-def bundles(
-    setup: dict[str, Any], *, learner: dict[str, float], per_producer: Allowance, crews: Mapping[str, int]
-) -> Any:
-    """The placement group of a trial: its own bundle, then one for each of its producers.
-
-    `crews`: their numbers by key; of a trial that is not in it, the number stands in its setup.
-    """
-    from ray import tune
-
-    crew = setup["crew"] if "crew" in setup else crews[setup["key"]]
-    return tune.PlacementGroupFactory([learner, *[per_producer.bundle] * crew])
 
 
 def _state(ref: Any) -> Packed:

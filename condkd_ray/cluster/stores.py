@@ -81,7 +81,7 @@ def ask(method: Any, *args: Any) -> Any:
 
 
 class PooledStore(Store):
-    """A store whose chunks lie in the pool under one key, mapped into this process as the pool last told where they are.
+    """A store whose chunks lie in the pool under one key, mapped into this process as the pool last said where.
 
     `who` reads them: the key of a trial, where that is another than the key of the chunks.
     """

@@ -1,14 +1,10 @@
 """A sweep: given trials, run by Tune on the connected cluster. Tune schedules and retries; its files are never read."""
 
-from __future__ import annotations
-
 import logging
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from condkd_ray.cluster.connection import handling
 from condkd_ray.cluster.files import last_reason, outcome_path, start_anew, trial_folder
@@ -16,7 +12,6 @@ from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
 from condkd_ray.cluster.options import ClusterOptions, crew_size
 from condkd_ray.cluster.pool import chunk_bytes
-from condkd_ray.cluster.sources import bundles
 from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, WorkerContext, run
 from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
@@ -42,25 +37,19 @@ class TrialObserver(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Observers:
-    """Several observers as one, told in this order."""
+class Listener(Protocol):
+    """Hears of trials by their keys, in the driver's main thread: a `Monitor`, or a `SearchMonitor` in a search."""
 
-    of: Sequence[TrialObserver]
+    error: Exception | None
 
-    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
-        """Tell each of a round."""
-        for one in self.of:
-            one.round(trial, metrics)
-
-    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """Tell each of an end."""
-        for one in self.of:
-            one.ended(trial, outcome)
+    @property
+    def over(self) -> bool:
+        """Whether no more trials shall start, and none runs."""
+        ...
 
 
 class Monitor:
-    """Follows a sweep; the `Listener` of `condkd_ray.cluster.tune_hooks`.
+    """Follows a sweep; a `Listener`.
 
     `error`: what its methods raised, put there by the hooks, as Tune would take it for a failure of the trial. The
     sweep is then stopped, and nothing more is heard.
@@ -157,10 +146,6 @@ class Monitor:
         self.open.discard(key)
 
 
-if TYPE_CHECKING:
-    from condkd_ray.cluster.tune_hooks import Listener
-
-
 def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, observer: TrialObserver) -> bool:
     """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
 
@@ -209,11 +194,11 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
 def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
     """One trial of each pool key, then the next of each, and so on: those of a group wait less for one another."""
     seen: Counter[str] = Counter()
-    turns = []
+    turns: dict[str, int] = {}
     for trial in trials:
-        turns.append(seen[trial.place[1]])
+        turns[trial.key] = seen[trial.place[1]]
         seen[trial.place[1]] += 1
-    return [trial for _, trial in sorted(zip(turns, trials, strict=True), key=lambda pair: pair[0])]
+    return sorted(trials, key=lambda trial: turns[trial.key])
 
 
 def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | None = None) -> None:
@@ -223,21 +208,24 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
     """
     from ray import tune
 
-    from condkd_ray.cluster.tune_hooks import UNLIMITED, Proposing, Pruning, listening
+    from condkd_ray.cluster.tune_hooks import UNLIMITED, listening
 
     options = context.options
     # Its workers never look there, as nothing is reported with a checkpoint: no node but this one needs to see it.
     scratch = options.folder.resolve() / "tune"
     remove(scratch)
-    resources = partial(bundles, learner=options.bundle, per_producer=options.per_producer, crews=crews or {})
-    with listening(listener) as (events, stopper):
-        proposing: dict[str, Any] = {}
-        if crews is None:
-            proposing = {"search_alg": Proposing(events.word), "scheduler": Pruning(events.word), "num_samples": -1}
+
+    def resources(setup: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """The bundle of the trial itself, then one for each of its producers."""
+        crew = setup["crew"] if crews is None else crews[setup["key"]]
+        return tune.PlacementGroupFactory([options.bundle, *[options.per_producer.bundle] * crew])
+
+    with listening(listener) as (events, stopper, proposing, pruning):
+        search: Any = {"search_alg": proposing, "scheduler": pruning, "num_samples": -1} if crews is None else {}
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, context=context), resources),
             param_space={} if crews is None else {"key": tune.grid_search(list(crews))},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=options.max_concurrent, **proposing),
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=options.max_concurrent, **search),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(scratch),

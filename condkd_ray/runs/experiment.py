@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from condkd_ray.cluster.connection import connect, in_job_folder
 from condkd_ray.cluster.files import clear, empty
 from condkd_ray.cluster.storage_check import check_reach
-from condkd_ray.cluster.sweep import Observers, sweep
+from condkd_ray.cluster.sweep import sweep
 from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.records import Outcome, finished, read_manifest, write_manifest
@@ -105,9 +105,7 @@ def run(
         records = Recorder(experiment, options.out, missing, options.place, view=view)
         clock = CpuClock()
         try:
-            # The record after the study, as a trial that has one is not run again.
-            observers = Observers((study, records, _Looking(clock)))
-            complete = sweep(missing, cluster, observers)
+            complete = sweep(missing, cluster, _Observer(study, records, clock))
         finally:
             records.close()
         spent = clock.look()
@@ -133,16 +131,21 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
 
 
 @dataclass(frozen=True)
-class _Looking:
-    """Looks at the clock whenever a trial ends, before its processes may be gone."""
+class _Observer:
+    """Tells both of a trial; and looks at the clock when one ends, before its processes may be gone."""
 
+    study: StudyRecorder
+    records: Recorder
     clock: CpuClock
 
     def round(self, trial: Trial, metrics: Metrics) -> None:
-        """Nothing."""
+        self.study.round(trial, metrics)
+        self.records.round(trial, metrics)
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
-        """Look."""
+        # The record after the study, as a trial that has one is not run again.
+        self.study.ended(trial, outcome)
+        self.records.ended(trial, outcome)
         self.clock.look()
 
 

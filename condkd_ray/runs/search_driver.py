@@ -1,4 +1,4 @@
-"""The drivers of a search: what its study, or its population, proposes becomes trials, and what is heard is written down."""
+"""The drivers of a search: what its study or population proposes becomes trials; what is heard is written down."""
 
 import dataclasses
 import logging

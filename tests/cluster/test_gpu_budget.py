@@ -7,6 +7,7 @@ import pytest
 import toy
 
 from cluster.test_search import Plain
+from condkd_ray.cluster import search as module
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.search import GpuBudget, search
 from condkd_ray.commands import search as command
@@ -22,13 +23,19 @@ from condkd_ray.trial.plan import PlannedTrial
 class Clock:
     now = 0.0
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.now
 
 
-def test_gpus_count_for_as_long_as_they_are_held():
-    clock, kept = Clock(), []
-    budget = GpuBudget(10.0, 1.0, kept.append, clock)
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(module, "time", clock := Clock())
+    return clock
+
+
+def test_gpus_count_for_as_long_as_they_are_held(clock):
+    kept = []
+    budget = GpuBudget(10.0, 1.0, kept.append)
     budget.hold("a", 0.5)
     budget.hold("b", 2.0)
     clock.now = 2.0
@@ -50,9 +57,7 @@ def test_gpus_count_for_as_long_as_they_are_held():
     assert budget.used == kept[-1] == 10.5
 
 
-def test_once_it_is_spent_nothing_is_proposed_and_what_runs_stops_after_a_round(cluster, tmp_path):
-    clock = Clock()
-
+def test_once_it_is_spent_nothing_is_proposed_and_what_runs_stops_after_a_round(cluster, tmp_path, clock):
     class Counting(Plain):
         """A round takes a second of that clock."""
 
@@ -62,7 +67,7 @@ def test_once_it_is_spent_nothing_is_proposed_and_what_runs_stops_after_a_round(
 
     kept: list[float] = []
     guide = Counting({key: toy.toy_config(seed=seed, rounds=5000) for seed, key in enumerate("abc")})
-    budget = GpuBudget(4.0, 1.0, kept.append, clock)
+    budget = GpuBudget(4.0, 1.0, kept.append)
     assert not search(guide, ClusterOptions(folder=tmp_path, gpus_per_trial=1, max_concurrent=1), budget)
     assert guide.outcomes == {}
     assert guide.heard == [("propose", "a")]
