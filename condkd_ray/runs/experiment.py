@@ -17,10 +17,9 @@ from condkd_ray.core.storage import check_writable
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs.estimate import explain
-from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.recorder import Recorder
+from condkd_ray.runs.recorder import Recorder, describe_experiment, teacher_line
 from condkd_ray.runs.study_recorder import StudyRecorder
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig

@@ -1,7 +1,10 @@
-"""What an experiment writes down as it runs: records, image grids, event files. Only the driver writes."""
+"""What an experiment writes down: what it sets out to do, then records, image grids, event files."""
 
 import dataclasses
+import datetime
 import logging
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,17 @@ from condkd_ray import models
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.environment import git_state, versions
 from condkd_ray.core.method import Metrics
-from condkd_ray.core.records import Outcome, Record, write_record
+from condkd_ray.core.records import MANIFEST, Manifest, Outcome, Record, read_manifest, write_record
 from condkd_ray.core.storage import Location
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
+from condkd_ray.methods.condensation import Imported
+from condkd_ray.methods.supervised import TeacherConfig
+from condkd_ray.report.statistics import Baseline
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
 from condkd_ray.runs.products import Shelf, write_grids
-from condkd_ray.trial.config import Prepared
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import NUMBERS, pool_key
 from condkd_ray.trial.plan import Plan, PlannedTrial
 
@@ -24,6 +31,92 @@ log = logging.getLogger(__name__)
 
 LOSSES = ("inversion/", "guidance/", "kd/")
 """Families of loss terms."""
+
+
+def describe_experiment(
+    experiment: str,
+    question: str,
+    trials: Sequence[PlannedTrial],
+    workshop: Workshop,
+    out: Path,
+    *,
+    baseline: Baseline = "none",
+) -> Manifest:
+    """What the experiment sets out to do. Trials planned in the same folder before stay, unless asked for anew.
+
+    `baseline` names the arm that every other is compared with, or for each arm its own.
+    """
+    plans = [trial.plan for trial in trials]
+    config = plans[0].config
+    dataset, teachers = workshop.data(config), _teachers(plans, workshop)
+    labels = {teacher["label"] for teacher in teachers}
+    before = read_manifest(out).planned if (out / MANIFEST).is_file() else []
+    planned = {(trial["arm"], trial["ipc"], trial["seed"]): trial for trial in before}
+    for trial in trials:
+        place = {"arm": trial.plan.arm, "ipc": trial.plan.ipc, "seed": trial.plan.seed}
+        planned[tuple(place.values())] = place | {"config_hash": trial.key}
+    return Manifest(
+        experiment=experiment,
+        question=question.strip().split("\n")[0],
+        command=shlex.join([Path(sys.executable).name, *sys.argv]),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        baseline=baseline,
+        planned=list(planned.values()),
+        teacher=teachers[0] if len(labels) == 1 else {"label": f"{len(labels)} networks"},
+        teachers=teachers if len(teachers) > 1 else [],
+        dataset={
+            "name": dataset.name,
+            "hash": dataset.digest,
+            "num_classes": dataset.num_classes,
+            "image_shape": list(dataset.image_shape),
+            "test_size": len(dataset.test),
+            "notes": list(dataset.notes),
+        },
+        test_labels=dataset.test.labels.tolist(),
+        notes=_notes(plans, dataset.val is not None),
+    )
+
+
+def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]:
+    """Label, seed, hash and accuracies of each teacher of the plans, once."""
+    configs: dict[TeacherConfig, TrialConfig] = {}
+    for plan in plans:
+        configs.setdefault(plan.config.teacher, plan.config)
+    return [
+        {
+            "label": models.label(config.teacher.network),
+            "seed": config.teacher.seed,
+            "hash": workshop.prepare(config).hashes["teacher"],
+            **workshop.teacher_accuracy(config),
+        }
+        for config in configs.values()
+    ]
+
+
+def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
+    used = {plan.config.condensation for plan in plans if plan.config.condensation is not None}
+    held_out = "the proxy images" + (" and the validation images" if has_val else "")
+    notes = []
+    if any(isinstance(method, Imported) for method in used):
+        notes.append(
+            "The condensed set was made elsewhere, from train images we do not know: it may have seen "
+            f"{held_out}, and the test images too where these were held out of train here."
+        )
+    if any(method.needs_teacher for method in used):
+        notes.append("The condensed set was made of the teacher: it adds nothing that the teacher does not know.")
+    return notes
+
+
+def teacher_line(manifest: Manifest) -> str:
+    """The teacher and its accuracy, for the terminal; a line each where one network has several, of other seeds."""
+    several = manifest.teachers if "hash" in manifest.teacher else []
+    lines = []
+    for teacher in several or [manifest.teacher]:
+        measured = [part for part in ("test", "val") if f"{part}_accuracy" in teacher]
+        parts = [f"{teacher[f'{part}_accuracy']:.2%} {part}" for part in measured]
+        which = f"{teacher['label']} seed {teacher['seed']}" if several else teacher["label"]
+        lines.append(f"teacher {which}{': accuracy ' if parts else ''}{', '.join(parts)}".lower())
+    return "\n".join(lines)
 
 
 class Recorder:
@@ -54,9 +147,8 @@ class Recorder:
         ranges = {name: ranges[name] for name in beyond_base(ranges)}
         self._names = [*varying([record.config for record in running]), *choices, *ranges]
         examples = [{name: value} for name, found in choices.items() for value in found]
-        self._hparams: dict[str, dict[str, Scalar]] = {}
-        self._runs: dict[str, str] = {}
-        self._leaves: dict[str, Mapping[str, Any]] = {}
+        self._known: dict[str, tuple[str, dict[str, Scalar], Mapping[str, Any]]] = {}
+        """By key: the trial's run in TensorBoard, its hyper-parameters there, and what was chosen for it."""
         self._events = EventFiles(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
         self._shelf = Shelf(out, storage)
         self.failed = 0
@@ -67,15 +159,15 @@ class Recorder:
     def add(self, trial: PlannedTrial[Prepared], leaves: Mapping[str, Any] = NONE) -> None:
         """A trial may be heard of from now on; `leaves`: what was chosen for it, by name."""
         record = self._record(trial, None)
-        self._leaves[trial.key] = leaves
-        self._hparams[trial.key], self._runs[trial.key] = hparams(record, self._names), run_name(record)
+        self._known[trial.key] = run_name(record), hparams(record, self._names), leaves
 
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
         """A trial has ended a round."""
-        key, label, rounds = trial.key, self._label(trial), trial.config.total_rounds
-        self._events.trial_started(self._runs[key], self._hparams[key])
-        self._events.round(self._runs[key], int(metrics["round"]), metrics)
-        self._live.round(key, label, metrics, rounds)
+        label, rounds = self._label(trial), trial.config.total_rounds
+        run, own, _ = self._known[trial.key]
+        self._events.trial_started(run, own)
+        self._events.round(run, int(metrics["round"]), metrics)
+        self._live.round(trial.key, label, metrics, rounds)
         if log.isEnabledFor(logging.DEBUG):
             log.debug(round_line(label, metrics, rounds, self._goal.metric))
 
@@ -84,15 +176,15 @@ class Recorder:
 
         `candidate`: whether what it has made may be kept as the best.
         """
-        record, key, label = self._record(trial, outcome), trial.key, self._label(trial)
+        record, label = self._record(trial, outcome), self._label(trial)
         # Whoever has a record is not run again, so what it has made must be kept before.
         write_grids(self._out, record, outcome, trial.prepared)
         if candidate:
             self._shelf.offer(record, trial.prepared)
         write_record(self._out, record)
         self._events.trial_finished(record)
-        accuracy, arm = record.metrics.get("student/test_accuracy"), trial.plan.group
-        self._live.finished(key, label, record.status, accuracy, group=arm, leaves=self._leaves[key])
+        accuracy, about = record.metrics.get("student/test_accuracy"), {"leaves": self._known[trial.key][2]}
+        self._live.finished(trial.key, label, record.status, accuracy, group=trial.plan.group, **about)
         if record.status == "failed":
             self.failed += 1
             log.info(f"{label} failed: {outcome.reason}")

@@ -49,19 +49,19 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
     with connect(spec.address, view=view):
         check_reach(spec.place, spec.place_flag)
         budget = _gpu_budget(study, spec)
-        given = (question, study, spec.parsed_objective, tree, workshop, spec)
+        # First, as it begins trials of the study.
         population = _population(study, tree, spec) if spec.population else None
-        recorder = SearchRecorder(*given, spec.wanted, spec.parsed_constraints, view)
-        driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder, spec.trials)
+        recorder = SearchRecorder(question, study, tree, workshop, spec, view)
+        driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder)
         try:
             complete = run_search(driver, spec.of_cluster(deadline), budget)
         finally:
-            recorder.close()
+            recorder.records.close()
         recorder.describe(over=True)
         if complete and isinstance(driver, PopulationDriver):
             bury(spec.place, driver.leftovers())
     budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
-    return RunResult(spec.out, complete, recorder.failed, tuple(name for name, over in budgets.items() if over))
+    return RunResult(spec.out, complete, recorder.records.failed, tuple(name for name, over in budgets.items() if over))
 
 
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:

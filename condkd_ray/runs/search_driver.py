@@ -13,11 +13,10 @@ from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Record, read_records, write_manifest
 from condkd_ray.core.view import SILENT, Best, Goal, View
-from condkd_ray.runs.manifest import describe_experiment, teacher_line
-from condkd_ray.runs.options import Options
-from condkd_ray.runs.recorder import Recorder
+from condkd_ray.runs.options import SearchSpec
+from condkd_ray.runs.recorder import Recorder, describe_experiment, teacher_line
 from condkd_ray.runs.study_recorder import StudyWriter
-from condkd_ray.study import Constraint, Objective, Proposal, Study
+from condkd_ray.study import Proposal, Study
 from condkd_ray.study.objective import feasible
 from condkd_ray.study.population import Member, Population
 from condkd_ray.study.space import leaves
@@ -40,29 +39,27 @@ class SearchRecorder:
         self,
         question: str,
         study: Study,
-        objective: Objective,
         tree: dict[str, Any],
         workshop: Workshop,
-        options: Options,
-        wanted: int,
-        constraints: Sequence[Constraint] = (),
+        spec: SearchSpec,
         view: View = SILENT,
     ) -> None:
-        self.study, self.workshop, self._options = study, workshop, options
-        self._question, self._objective, self._tree, self._constraints = question, objective, tree, constraints
+        self.study, self.workshop, self.spec = study, workshop, spec
+        self._question, self._tree = question, tree
         self._kinds: dict[Any, PlannedTrial] = {}
         self._newest: dict[str, PlannedTrial] = {}
         self._numbers: dict[str, int] = {}
         self._clock = CpuClock()
-        self._writer = StudyWriter(study, objective, options.out, constraints)
-        records = {record.config_hash: record for record in read_records(options.out)}
+        objective = spec.parsed_objective
+        self._writer = StudyWriter(study, objective, spec.out, spec.parsed_constraints)
+        records = {record.config_hash: record for record in read_records(spec.out)}
         self._settle(records)
         self.left = [*study.left_running(), *self._unrecorded(records)]
         self.begun = len(study.finished) + len(study.left_running())
         named = {name.replace("/", "."): leaf for name, leaf in leaves(tree).items()}
-        self._recorder = Recorder(
-            *("search", options.out, [], options.place),
-            total=wanted - self.begun + len(self.left),
+        self.records = Recorder(
+            *("search", spec.out, [], spec.place),
+            total=spec.wanted - self.begun + len(self.left),
             choices={name: leaf.examples for name, leaf in named.items() if leaf.kind == "choice"},
             ranges={name: leaf.values for name, leaf in named.items() if leaf.kind != "choice"},
             goal=Goal(objective.names[0], objective.directions[0] == "maximize", decides=True),
@@ -70,39 +67,34 @@ class SearchRecorder:
             view=view,
         )
 
-    @property
-    def failed(self) -> int:
-        """Trials that came to nothing, of those that this driver heard of."""
-        return self._recorder.failed
-
     def number(self, trial: PlannedTrial) -> int:
         """The trial's number in the study."""
         return self._numbers[trial.key]
 
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
         """The trial of that number, prepared, named by the hash of its config."""
-        prepared, scope = self.workshop.prepare(config), self._options.share
+        prepared, scope = self.workshop.prepare(config), self.spec.share
         plan = Plan(f"trial {number}", config.ipc, config.seed, config, scope)
         return PlannedTrial(trial_hash(config, prepared, scope), plan, prepared)
 
     def begin(self, number: int, trial: PlannedTrial[Prepared], params: Mapping[str, Any]) -> None:
         """From now on the trial of that number may be heard of: in the study, on all screens and in the manifest."""
         if not self._kinds:
-            log.info(teacher_line(describe_experiment("search", "", [trial], self.workshop, self._options.out)))
+            log.info(teacher_line(describe_experiment("search", "", [trial], self.workshop, self.spec.out)))
         self._numbers[trial.key], self._newest[trial.key] = number, trial
         self._kinds.setdefault((trial.config.teacher, type(trial.config.condensation)), trial)
         self.study.note(number, {"config_hash": trial.key, "teacher_hash": trial.prepared.hashes["teacher"]})
-        self._recorder.add(trial, params)
+        self.records.add(trial, params)
         self.describe()
 
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
         """A trial has ended a round."""
-        self._recorder.round(trial, metrics)
+        self.records.round(trial, metrics)
         self._writer.round(self.number(trial), metrics)
 
     def recorded(self, trial: PlannedTrial[Prepared], outcome: Outcome) -> None:
         """A trial is over: it gets its record. One that was stopped or failed has to be `concluded` after it."""
-        self._recorder.ended(trial, outcome, candidate=feasible(self._constraints, outcome.history))
+        self.records.ended(trial, outcome, candidate=feasible(self.spec.parsed_constraints, outcome.history))
         self._clock.look()
 
     def concluded(self, trial: PlannedTrial, outcome: Outcome) -> None:
@@ -115,21 +107,17 @@ class SearchRecorder:
             return
         # Of each kind one, for the teachers and the notes.
         told = {trial.key: trial for trial in self._kinds.values()} | self._newest
-        out = self._options.out
+        out = self.spec.out
         manifest = describe_experiment("search", self._question, list(told.values()), self.workshop, out)
         about = {
-            "objective": list(self._objective.names),
-            "directions": self._objective.directions,
-            "constraints": [one.text for one in self._constraints],
+            "objective": list(self.spec.parsed_objective.names),
+            "directions": self.spec.parsed_objective.directions,
+            "constraints": [one.text for one in self.spec.parsed_constraints],
             "parameters": list(leaves(self._tree)),
         }
         spent = self._clock.look() if over else None
         write_manifest(out, dataclasses.replace(manifest, search=about, cpu_seconds=spent))
         self._newest.clear()
-
-    def close(self) -> None:
-        """No more will be heard."""
-        self._recorder.close()
 
     def _settle(self, records: Mapping[str, Record]) -> None:
         """Tell the study of trials that were stopped or failed, whose driver died when they had just their records."""
@@ -152,10 +140,10 @@ class SearchRecorder:
 
 
 class SearchDriver:
-    """A `cluster.search.Proposer` that asks the study for `trials` trials."""
+    """A `cluster.search.Proposer` that asks the study for the trials of its spec."""
 
-    def __init__(self, recorder: SearchRecorder, trials: int) -> None:
-        self._recorder, self._study, self._wanted = recorder, recorder.study, trials
+    def __init__(self, recorder: SearchRecorder) -> None:
+        self._recorder, self._study = recorder, recorder.study
         self._left, self._begun = list(recorder.left), recorder.begun
         self._last: dict[str, int] = {}
 
@@ -163,7 +151,7 @@ class SearchDriver:
         """What an earlier driver had begun, then what the study proposes, until there are enough."""
         if self._left:
             return self._trial(self._left.pop(0))
-        if self._begun >= self._wanted:
+        if self._begun >= self._recorder.spec.trials:
             return None
         proposal = self._study.propose(self._recorder.workshop.check)
         if proposal is None:

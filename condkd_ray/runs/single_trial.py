@@ -9,9 +9,8 @@ from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.records import Outcome, Record, find_record, finished, write_manifest
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.methods.memory.store import MissingSamplesError
-from condkd_ray.runs.manifest import describe_experiment, teacher_line
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.recorder import Recorder
+from condkd_ray.runs.recorder import Recorder, describe_experiment, teacher_line
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import trial_hash
