@@ -50,6 +50,7 @@ STEPS = 20
 """Of a teacher's training, in its probe."""
 IMAGES = 2048
 """Real images, at most, that a condenser sees in its probe."""
+NOTHING = "Nothing is left to run.\n"
 UNITS = {"iterations": 2, "epochs": 1, "expert_epochs": 1}
 """Fields of a condenser in proportion to which it works, and how much more of each is tried."""
 LEAST = {"iterations": 1, "epochs": 1, "expert_epochs": 1, "ahead": 1, "max_start": 0}
@@ -72,6 +73,18 @@ class Span:
 
 PROBED, RECORDED = Span(0.7, 1.7), Span(0.8, 1.4)
 """What a measurement is multiplied by: a probe is short and alone on the machine, and trials differ by their seeds."""
+PROBING_SECONDS = 90.0
+"""After which no further arm is tried; it is then taken to lie between the cheapest and the dearest."""
+STARTED = Span(5, 30)
+"""Seconds until the first trial of a sweep computes: its processes import PyTorch."""
+BETWEEN = Span(0.1, 1.5)
+"""Seconds from a trial's end to the next one's start, its final test included."""
+REPORTED = Span(3, 15)
+"""Seconds that tables and figures take at the end."""
+WRITTEN = Span(0.5e6, 4e6)
+"""Bytes of tables, figures and event files, beside what each trial leaves."""
+DRIVER = Span(0.4e9, 1.5e9)
+"""Bytes of memory of the program itself and of Ray's own processes."""
 
 
 def hull(values: Iterable[float | Span]) -> Span:
@@ -84,21 +97,16 @@ def hull(values: Iterable[float | Span]) -> Span:
 class Cost:
     """Of one trial. Seconds and bytes."""
 
-    wall: Span
-    cpu: Span
-    kept: Span
+    wall: Span = Span()
+    cpu: Span = Span()
+    kept: Span = Span()
     """Record and image grid."""
-    product: Span
+    product: Span = Span()
     """Student and synthetic images, kept of the best trial of an arm and IPC."""
-    working: Span
+    working: Span = Span()
     """Checkpoint and chunks, while it runs."""
-    memory: Span
+    memory: Span = Span()
     """Its processes, or the GPU's, at the peak."""
-
-    @classmethod
-    def nothing(cls) -> Cost:
-        """Of what does not run."""
-        return cls(**{field.name: Span() for field in fields(cls)})
 
 
 def join(costs: Sequence[Cost]) -> Cost:
@@ -171,21 +179,17 @@ def trial_cpu_seconds(config: TrialConfig, prepared: Prepared) -> float:
     return sum(run_round(config, prepared, state, store)["time/cpu_seconds"] for _ in range(config.total_rounds))
 
 
-def recorded(records: Sequence[Record], out: Path) -> Cost:
-    """What finished trials say of others like them."""
-    return join([_recorded(record, out) for record in records])
-
-
-def _recorded(record: Record, out: Path) -> Cost:
+def recorded(record: Record, out: Path) -> Cost:
+    """What a finished trial says of others like it."""
     key, held = record.config_hash, record.metrics.get("memory/bytes", 0.0)
     kept, product = _bytes(record_path(out, key)) + _bytes(grid_path(out, key)), _bytes(kept_path(out, key))
     return Cost(
-        wall=Span(record.outcome.wall_seconds, record.outcome.wall_seconds) * RECORDED,
-        cpu=Span(record.outcome.cpu_seconds, record.outcome.cpu_seconds) * RECORDED,
+        wall=RECORDED * record.outcome.wall_seconds,
+        cpu=RECORDED * record.outcome.cpu_seconds,
         kept=Span(kept, kept),
         product=Span(product or held, (product or held) + PER_STORED_BYTE * _bytes(points_path(out, key))),
         working=Span(held, 2 * held + 2 * product),
-        memory=Span(record.outcome.peak_bytes, record.outcome.peak_bytes) * RECORDED,
+        memory=RECORDED * record.outcome.peak_bytes,
     )
 
 
@@ -237,7 +241,7 @@ def probe_set(config: TrialConfig, method: AnyCondensation, workshop: Workshop) 
         if name in names:
             slope = max(0.0, seconds(replace(least, **{name: 1 + step})) - base) / step
             total += slope * (getattr(method, name) - 1) * (portion if "epochs" in name else 1)
-    return Span(total, total) * PROBED
+    return PROBED * total
 
 
 def _time(work: Callable[[], object]) -> float:
@@ -252,20 +256,6 @@ def _bytes(path: Path) -> int:
     """Of a file, or of all below a folder; 0 where there is nothing."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-PROBING_SECONDS = 90.0
-"""After which no further arm is tried; it is then taken to lie between the cheapest and the dearest."""
-STARTED = Span(5, 30)
-"""Seconds until the first trial of a sweep computes: its processes import PyTorch."""
-BETWEEN = Span(0.1, 1.5)
-"""Seconds from a trial's end to the next one's start, its final test included."""
-REPORTED = Span(3, 15)
-"""Seconds that tables and figures take at the end."""
-WRITTEN = Span(0.5e6, 4e6)
-"""Bytes of tables, figures and event files, beside what each trial leaves."""
-DRIVER = Span(0.4e9, 1.5e9)
-"""Bytes of memory of the program itself and of Ray's own processes."""
 
 
 @dataclass
@@ -325,8 +315,13 @@ def estimate(
     Or what the `whole` of a search will take, whose trials lie somewhere between those of `work`, the corners of its
     space. `shortest`: part of its rounds after which a trial may be stopped.
     """
-    at_once, connected = fitting_at_once([plan.config for plan in work.missing], options, view)
-    before = connected + probe(work, options, device, view)
+    begin = time.perf_counter()
+    with connect(options.address, view=view):
+        cluster, configs = options.of_cluster(math.inf), [plan.config for plan in work.missing]
+        cluster.check(configs)
+        at_once = cluster.at_once(configs)
+    connected = time.perf_counter() - begin
+    before = Span(connected, 2 * connected) + probe(work, options, device, view)
     if whole is None:
         return total(work, before, at_once)
     if work.costs:
@@ -347,22 +342,11 @@ def probe(work: Workload, options: Options, device: str, view: View = SILENT) ->
     return before
 
 
-def fitting_at_once(configs: Sequence[TrialConfig], options: Options, view: View = SILENT) -> tuple[int, Span]:
-    """Trials at once, and seconds until the cluster is there."""
-    begin = time.perf_counter()
-    with connect(options.address, view=view):
-        cluster = options.of_cluster(math.inf)
-        cluster.check(configs)
-        at_once = cluster.at_once(configs)
-    connected = time.perf_counter() - begin
-    return at_once, Span(connected, 2 * connected)
-
-
 def total(work: Workload, before: Span, at_once: int) -> Estimate:
     """Of all that is left of `work`, whose costs are known, so many trials at once."""
     costs = [work.costs[plan.arm] for plan in work.missing if plan.arm in work.costs]
     kinds = {(plan.arm, plan.ipc) for plan in work.missing}
-    dearest = join(costs) if costs else Cost.nothing()
+    dearest = join(costs) if costs else Cost()
     at_once = max(1, min(at_once, len(costs)))
     trials = Span(*(makespan([getattr(cost.wall, end) for cost in costs], at_once) for end in ("low", "high")))
     around = before + STARTED + REPORTED
@@ -414,7 +398,7 @@ def _measure(
         on_step(number, len(arms))
         records = [record for other, record in work.done.items() if other.arm == arm]
         if records:
-            work.costs[arm] = recorded(records, out)
+            work.costs[arm] = join([recorded(record, out) for record in records])
         elif time.perf_counter() - begin < PROBING_SECONDS:
             try:
                 work.costs[arm] = probe_trial(plan, workshop.prepare(plan.config), folder / str(len(work.costs)))
@@ -425,18 +409,15 @@ def _measure(
     rest = [arm for arm in arms if arm not in work.costs]
     if rest and work.costs:
         work.costs |= dict.fromkeys(rest, join(list(work.costs.values())))
+    shares = any(plan.scope == "inversion" and can_share(plan.config) for plan in work.missing)
     stand_in = ", a stand-in for the teacher," if untrained else ""
     work.based_on = [
         *[f"records of {len(work.done)} finished trials for {by_record} arms"] * bool(by_record),
         *[f"a few rounds{stand_in} of one trial for {tried} arms, on this machine"] * bool(tried),
-        *["each trial making its own images: those that share them take less"] * _shares(work.missing),
+        *["each trial making its own images: those that share them take less"] * shares,
         *[f"the other arms for {', '.join(rest)} ({'a stand-in diverged' if diverged else 'time was short'})"]
         * bool(rest),
     ]
-
-
-def _shares(plans: Sequence[Plan]) -> bool:
-    return any(plan.scope == "inversion" and can_share(plan.config) for plan in plans)
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:
@@ -445,9 +426,6 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
     for each in seconds:
         heapq.heapreplace(places, places[0] + each)
     return max(places)
-
-
-NOTHING = "Nothing is left to run.\n"
 
 
 def explain(experiment: str, planned: Sequence[Plan], options: Options, device: str, view: View = SILENT) -> str:
@@ -477,15 +455,16 @@ def _told(work: Workload, found: Estimate, options: Options, tried: Table | None
     if not work.costs:
         return "No trial could be measured.\n"
     whose = " of the GPU" if options.gpus_per_trial else ""
+    own, memory = (_range(span, byte_size) for span in (found.trial_memory, found.memory))
     lines = [
         "",
         (tried or _arms(work)).text(),
         f"at once      {found.at_once}, with {options.cpus_per_trial:g} CPUs and {options.gpus_per_trial:g} GPUs each",
-        f"before them  {_seconds(found.before)}: Ray, and what is not cached of teachers and condensed sets",
-        f"wall time    {_seconds(found.wall)}",
-        f"CPU time     {_seconds(found.cpu)}",
-        f"disk         {_size(found.kept)} stay; while it runs up to {byte_size(found.working.high)} more",
-        f"memory       {_size(found.trial_memory)} a trial{whose}, {_size(found.memory)} in all",
+        f"before them  {_range(found.before, duration)}: Ray, and what is not cached of teachers and condensed sets",
+        f"wall time    {_range(found.wall, duration)}",
+        f"CPU time     {_range(found.cpu, duration)}",
+        f"disk         {_range(found.kept, byte_size)} stay; while it runs up to {byte_size(found.working.high)} more",
+        f"memory       {own} a trial{whose}, {memory} in all",
         f"based on     {'; '.join(work.based_on)}",
     ]
     return "\n".join(lines) + "\n"
@@ -496,13 +475,9 @@ def _arms(work: Workload, title: str = "Trials") -> Table:
     for arm in dict.fromkeys(plan.arm for plan in work.planned):
         plans, cost = [plan for plan in work.planned if plan.arm == arm], work.costs.get(arm)
         done = sum(plan in work.done for plan in plans)
-        rows.append([arm, str(len(plans)), str(done), _seconds(cost.cpu) if cost else "-"])
+        rows.append([arm, str(len(plans)), str(done), _range(cost.cpu, duration) if cost else "-"])
     return Table(title, ["arm", "trials", "finished", "CPU time of one"], rows, "", keys=1)
 
 
-def _seconds(span: Span) -> str:
-    return f"{duration(span.low)} to {duration(span.high)}"
-
-
-def _size(span: Span) -> str:
-    return f"{byte_size(span.low)} to {byte_size(span.high)}"
+def _range(span: Span, told: Callable[[float], str]) -> str:
+    return f"{told(span.low)} to {told(span.high)}"

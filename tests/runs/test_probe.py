@@ -8,7 +8,7 @@ from condkd_ray.methods.condensation import GradientMatching, Herding, SqueezeRe
 from condkd_ray.runs.estimate import Span, hull, probe_set, probe_teacher, probe_trial
 from condkd_ray.trial.artifacts import StandIns, Workshop
 from condkd_ray.trial.plan import Plan
-from runs.estimate.test_estimate import plans
+from runs.test_estimate import plans
 
 
 def test_spans_are_added_and_multiplied_bound_by_bound():
