@@ -1,9 +1,8 @@
 """Trials, and what they are prepared with, on their way to the workers that run them."""
 
-import io
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,18 +83,22 @@ class SweepJobs(Mapping[str, Job]):
     """
 
     def __init__(self, jobs: Iterable[Job]) -> None:
-        self._refs: list[Any] = []
+        from ray.cloudpickle.cloudpickle_fast import dumps
+
         self._places: dict[str, tuple[int, int]] = {}
-        buffer, numbers = io.BytesIO(), {}
+        whole, numbers = bytearray(), {}
         for job in jobs:
-            begin = buffer.tell()
-            _writer()(buffer, self._refs, numbers).dump(job)
-            self._places[job.key] = begin, buffer.tell()
-        self._bytes = np.frombuffer(buffer.getvalue(), np.uint8)
+            begin = len(whole)
+            # References to objects lie beside, once each: Ray keeps an object only for those in its own messages. Its
+            # pickler sends a method that a script or a notebook defines by value.
+            whole += dumps(_with_refs(job, lambda ref: numbers.setdefault(ref, len(numbers))))
+            self._places[job.key] = begin, len(whole)
+        self._refs = list(numbers)
+        self._bytes = np.frombuffer(whole, np.uint8)
 
     def __getitem__(self, key: str) -> Job:
         begin, end = self._places[key]
-        return _Reader(io.BytesIO(self._bytes[begin:end].tobytes()), self._refs).load()
+        return _with_refs(pickle.loads(self._bytes[begin:end].tobytes()), lambda number: self._refs[number])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -104,40 +107,10 @@ class SweepJobs(Mapping[str, Job]):
         return len(self._places)
 
 
-@cache
-def _writer() -> type:
-    """Ray's pickler, which sends a method that a script or a notebook defines by value.
-
-    References to objects go into a list beside: Ray keeps an object only for those in its own messages.
-    """
-    import ray
-    from ray.cloudpickle import Pickler
-
-    class Writer(Pickler):
-        def __init__(self, file: io.BytesIO, refs: list[Any], numbers: dict[Any, int]) -> None:
-            super().__init__(file)
-            self._refs, self._numbers = refs, numbers
-
-        def persistent_id(self, obj: Any) -> int | None:
-            """The number of a reference; none for all else."""
-            if not isinstance(obj, ray.ObjectRef):
-                return None
-            if obj not in self._numbers:
-                self._numbers[obj] = len(self._refs)
-                self._refs.append(obj)
-            return self._numbers[obj]
-
-    return Writer
-
-
-class _Reader(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, refs: list[Any]) -> None:
-        super().__init__(file)
-        self._refs = refs
-
-    def persistent_load(self, pid: int) -> Any:
-        """The reference of that number."""
-        return self._refs[pid]
+def _with_refs(job: Job, stand_in: Callable[[Any], Any]) -> Job:
+    """The job with what stands for each of its references."""
+    contents = {kind: ContentRef(one.name, stand_in(one.ref)) for kind, one in job.prepared.contents.items()}
+    return replace(job, prepared=replace(job.prepared, contents=contents))
 
 
 class JobTable:

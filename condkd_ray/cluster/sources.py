@@ -1,10 +1,8 @@
 """Where images come from that a trial does not make alone: its producers, or trials that share them."""
 
-from __future__ import annotations
-
 import threading
 import time
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from condkd_ray.cluster.pool import Taken
 from condkd_ray.cluster.stores import FilledStore, SharedStore, SweepStore, ask
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.arrays import to_plain, to_tensor
-from condkd_ray.core.checkpoint import Packed
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.storage import Location
@@ -27,6 +24,10 @@ from condkd_ray.trial.synthesis import Pipelined, Producer, Production, begin, c
 
 RESTARTS = 3
 """Of producers that die while the trial waits for one round (our choice); then the trial itself is to begin again."""
+HEARTBEAT_SECONDS = 2.0
+"""Between two heartbeats of a trial that makes rounds for others."""
+LONGEST_NAP = 0.2
+"""Seconds between two questions of a trial that waits."""
 
 
 class ProducerProcess:
@@ -55,7 +56,7 @@ class ProducerProcess:
         return terms, to_plain(self._producer.state())
 
 
-class Crew:
+class Crew(AbstractContextManager):
     """The producers of one trial; a source of its images. Use as a context: they end with it.
 
     At most `staleness` + 1 rounds are in the making: the one that the trial wants, and those that it is ahead of.
@@ -66,9 +67,6 @@ class Crew:
         self._actors: dict[int, Any] = {}
         self._asked: dict[int, tuple[Any, Any]] = {}
 
-    def __enter__(self) -> Crew:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._dismiss()
 
@@ -76,6 +74,8 @@ class Crew:
         self, config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
     ) -> tuple[Samples, Metrics]:
         """The next round; blocks until it is there, which `time/waiting_seconds` tells."""
+        import ray
+
         assert isinstance(store, FilledStore)
         assert isinstance(state.production, Pipelined)
         assert config.pipeline is not None
@@ -85,7 +85,8 @@ class Crew:
         terms = self._await(config, production, round, store)
         terms["time/waiting_seconds"] = time.perf_counter() - begun
         store.refresh()
-        production.states[pipeline.producer(round)] = partial(_state, self._asked.pop(round)[1])
+        _, reached = self._asked.pop(round)
+        production.states[pipeline.producer(round)] = lambda: to_tensor(ray.get(reached))
         production.forget(pipeline.shown(round + 1))
         return store.look(config.inversion.images_per_round), terms
 
@@ -144,20 +145,7 @@ class Crew:
         self._actors, self._asked = {}, {}
 
 
-def _state(ref: Any) -> Packed:
-    """A producer's state, from its reference."""
-    import ray
-
-    return to_tensor(ray.get(ref))
-
-
-HEARTBEAT_SECONDS = 2.0
-"""Between two heartbeats of a trial that makes rounds for others."""
-LONGEST_NAP = 0.2
-"""Seconds between two questions of a trial that waits."""
-
-
-class SharedSource:
+class SharedSource(AbstractContextManager):
     """Rounds that all trials of one production share: made by one of them, taken by the rest.
 
     Use as a context, so that another can follow at once when the maker is done. `path`: of the production's state,
@@ -171,9 +159,6 @@ class SharedSource:
         self._saved = time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> SharedSource:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

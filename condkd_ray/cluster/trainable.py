@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from condkd_ray.cluster.files import (
@@ -118,8 +117,16 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
 def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
     checkpoint = checkpoint_path(context.folder, job.key)
     prepared = unpack(job.config, job.prepared, own_device())
-    if job.lineage.heir_of and not checkpoint.is_file():
-        _inherit(job, prepared, context, checkpoint)
+    if (parent := job.lineage.heir_of) and not checkpoint.is_file():
+        # Samples first: with its checkpoint there, a trial has all.
+        ask(context.pool.inherit, job.place[1], parent)
+        inherit(job.config, prepared, checkpoint_path(context.folder, parent), checkpoint)
+
+    def show(outcome: Outcome) -> None:
+        """Blocks until the driver has heard of it."""
+        save_outcome(outcome, untested_path(context.folder, job.key))
+        report({"round": len(outcome.history), UNTESTED: 1})
+
     rest = {
         "checkpoint": checkpoint,
         "product": product_path(trial_folder(context.folder, job.key)),
@@ -128,31 +135,18 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
         "deadline": context.options.deadline,
         "halted": lambda: context.halted,
         "rests": job.lineage.rests,
-        "before_test": partial(_show, job, context, report) if context.blind else None,
+        "before_test": show if context.blind else None,
     }
     try:
         return _run(job, prepared, context, rest)
     except MissingSamplesError:
-        if job.lineage.heir_of:
+        if parent:
             raise
         # Somebody has deleted chunks. From its start the trial comes to the same numbers, only later.
         checkpoint.unlink()
         return _run(job, prepared, context, rest)
     except InputError as error:
         return Outcome(status="failed", reason=str(error))
-
-
-def _inherit(job: Job, prepared: Prepared, context: WorkerContext, checkpoint: Location) -> None:
-    """Samples first: with its checkpoint there, a trial has all."""
-    parent = job.lineage.heir_of
-    ask(context.pool.inherit, job.place[1], parent)
-    inherit(job.config, prepared, checkpoint_path(context.folder, parent), checkpoint)
-
-
-def _show(job: Job, context: WorkerContext, report: Report, outcome: Outcome) -> None:
-    """Blocks until the driver has heard of it."""
-    save_outcome(outcome, untested_path(context.folder, job.key))
-    report({"round": len(outcome.history), UNTESTED: 1})
 
 
 def _run(job: Job, prepared: Prepared, context: WorkerContext, rest: dict[str, Any]) -> Outcome:

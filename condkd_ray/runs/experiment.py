@@ -19,8 +19,7 @@ from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs.estimate import explain
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.recorder import Recorder, describe_experiment, teacher_line
-from condkd_ray.runs.study_recorder import StudyRecorder
+from condkd_ray.runs.recorder import Recorder, StudyRecorder, describe_experiment, teacher_line
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import Scope, trial_hash

@@ -48,7 +48,9 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
     _teach(study, spec)
     with connect(spec.address, view=view):
         check_reach(spec.place, spec.place_flag)
-        budget = _gpu_budget(study, spec)
+        budget = None
+        if spec.gpu_hours is not None:
+            budget = GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
         # First, as it begins trials of the study.
         population = _population(study, tree, spec) if spec.population else None
         recorder = SearchRecorder(question, study, tree, workshop, spec, view)
@@ -104,12 +106,6 @@ def _check_population(tree: dict[str, Any], spec: SearchSpec) -> None:
 def _population(study: Study, tree: dict[str, Any], spec: SearchSpec) -> Population:
     sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
     return Population(study, tree, **sizes, seed=spec.sampler_seed)
-
-
-def _gpu_budget(study: Study, spec: SearchSpec) -> GpuBudget | None:
-    if spec.gpu_hours is None:
-        return None
-    return GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
 
 
 def study_of(tree: dict[str, Any], spec: SearchSpec) -> Study:

@@ -14,8 +14,7 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Record, read_records, write_manifest
 from condkd_ray.core.view import SILENT, Best, Goal, View
 from condkd_ray.runs.options import SearchSpec
-from condkd_ray.runs.recorder import Recorder, describe_experiment, teacher_line
-from condkd_ray.runs.study_recorder import StudyWriter
+from condkd_ray.runs.recorder import Recorder, StudyWriter, describe_experiment, teacher_line
 from condkd_ray.study import Proposal, Study
 from condkd_ray.study.objective import feasible
 from condkd_ray.study.population import Member, Population

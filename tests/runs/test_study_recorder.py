@@ -13,8 +13,7 @@ from toy import make_prepared, toy_config
 from condkd_ray.core.records import Outcome, finished, read_records, write_record
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
-from condkd_ray.runs.recorder import make_record
-from condkd_ray.runs.study_recorder import StudyRecorder
+from condkd_ray.runs.recorder import StudyRecorder, make_record
 from condkd_ray.study import open_storage
 from condkd_ray.trial.plan import Plan, PlannedTrial
 
