@@ -3,6 +3,7 @@
 import json
 import traceback
 from collections.abc import Sequence
+from typing import Literal
 
 from condkd_ray.core.storage import Location, get_text, put_text, remove
 from condkd_ray.trial.plan import PlannedTrial
@@ -13,9 +14,9 @@ def trial_folder(folder: Location, key: str) -> Location:
     return folder / "trials" / key
 
 
-def checkpoint_path(folder: Location, key: str) -> Location:
-    """The checkpoint of the trial `key`."""
-    return trial_folder(folder, key) / "state.safetensors"
+def trial_file(folder: Location, key: str, what: Literal["state", "outcome", "untested"]) -> Location:
+    """The checkpoint of the trial `key`; its outcome, left for the driver; or that of a blind one without the test."""
+    return trial_folder(folder, key) / f"{what}.safetensors"
 
 
 def halt_path(folder: Location) -> Location:
@@ -26,16 +27,6 @@ def halt_path(folder: Location) -> Location:
 def chunks_folder(folder: Location) -> Location:
     """Where the pool keeps its files."""
     return folder / "chunks"
-
-
-def outcome_path(folder: Location, key: str) -> Location:
-    """Where the trial `key` leaves its outcome for the driver."""
-    return trial_folder(folder, key) / "outcome.safetensors"
-
-
-def untested_path(folder: Location, key: str) -> Location:
-    """Where a blind trial leaves what the driver hears of before the test images are looked at."""
-    return trial_folder(folder, key) / "untested.safetensors"
 
 
 def clear(storage: Location, done: Sequence[PlannedTrial], others: Sequence[PlannedTrial]) -> None:

@@ -51,7 +51,8 @@ class ChunkCache:
 
     def __init__(self, folder: Location, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self._keys: dict[str, dict[int, Placed]] = {}
+        self.keys: dict[str, dict[int, Placed]] = {}
+        """Those in use, with their chunks."""
         self._copies: dict[tuple[str, int], int] = {}
         self.changes = Counter[str]()
         """How often the chunks of a key have changed."""
@@ -60,26 +61,26 @@ class ChunkCache:
 
     def open(self, key: str) -> dict[int, Placed]:
         """The chunks of `key` by first id, in order; at first use those whose files are there."""
-        if key not in self._keys:
+        if key not in self.keys:
             self.changes[key] += 1
             paths = stored_chunks(self.folder / key)
             # What a crash has left: parts of a joined chunk, files half written.
             for leftover in files(self.folder / key):
                 if fnmatch(leftover.name, "*.arrow*") and leftover not in paths:
                     leftover.unlink()
-            self._keys[key] = {}
+            self.keys[key] = {}
             for path in paths:
                 start, stop = chunk_range(path)
                 self._cache(key, start, read_chunk(path), stop - start)
                 self._shed()
-        return self._keys[key]
+        return self.keys[key]
 
     def place(self, key: str, start: int, arrays: Arrays) -> None:
         """Keep the chunk whose first id is `start`, in place of the one there."""
         old, size = self.open(key).get(start), len(arrays[1])
         write_chunk(chunk_path(self.folder / key, start, start + size), arrays)
         self._cache(key, start, arrays, size)
-        self._keys[key] = dict(sorted(self._keys[key].items()))
+        self.keys[key] = dict(sorted(self.keys[key].items()))
         if old is not None and old.size != size:
             chunk_path(self.folder / key, start, start + old.size).unlink(missing_ok=True)
         self.changes[key] += 1
@@ -124,18 +125,18 @@ class ChunkCache:
 
     def forget(self, key: str) -> None:
         """Free all copies of `key` and delete its files."""
-        for start in self._keys.pop(key, {}):
+        for start in self.keys.pop(key, {}):
             self._copies.pop((key, start), None)
         remove(self.folder / key)
 
     def read(self, key: str, start: int) -> Arrays:
         """A chunk's arrays, from its file."""
-        placed = self._keys[key][start]
+        placed = self.keys[key][start]
         return read_chunk(chunk_path(self.folder / key, start, start + placed.size))
 
     def sizes(self, key: str) -> dict[str, int]:
         """Chunks, samples and bytes of `key`, and the bytes that lie on disk alone."""
-        chunks = self._keys.get(key, {}).values()
+        chunks = self.keys.get(key, {}).values()
         return {
             "chunks": len(chunks),
             "samples": sum(placed.size for placed in chunks),
@@ -143,16 +144,11 @@ class ChunkCache:
             "spilled_bytes": sum(placed.num_bytes for placed in chunks if isinstance(placed.source, Location)),
         }
 
-    @property
-    def keys(self) -> list[str]:
-        """Those in use."""
-        return list(self._keys)
-
     def _cache(self, key: str, start: int, arrays: Arrays, size: int) -> None:
         import ray
 
         num_bytes = sum(array.nbytes for array in arrays)
-        self._keys[key][start] = Placed(ray.put(arrays), size, num_bytes)
+        self.keys[key][start] = Placed(ray.put(arrays), size, num_bytes)
         # The newest at the end.
         self._copies.pop((key, start), None)
         self._copies[key, start] = num_bytes
@@ -164,9 +160,9 @@ class ChunkCache:
             key, start = next(iter(self._copies))
             given_up = self._copies.pop((key, start))
             total, self.shed = total - given_up, self.shed + given_up
-            placed = self._keys[key][start]
+            placed = self.keys[key][start]
             path = chunk_path(self.folder / key, start, start + placed.size)
-            self._keys[key][start] = placed._replace(source=path)
+            self.keys[key][start] = placed._replace(source=path)
             self.changes[key] += 1
 
 

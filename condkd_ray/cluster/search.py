@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from condkd_ray.cluster.files import halt_path, last_reason, outcome_path, start_anew, trial_folder, untested_path
+from condkd_ray.cluster.files import halt_path, last_reason, start_anew, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Job, Packer, SearchJobs
 from condkd_ray.cluster.options import ClusterOptions, crew_size
@@ -171,7 +171,7 @@ class SearchMonitor:
         if RESTS in result:
             self._resting.add(key)
         if UNTESTED in result:
-            outcome = load_outcome(untested_path(self._context.folder, key))
+            outcome = load_outcome(trial_file(self._context.folder, key, "untested"))
             self._driver.untested(self._monitor.trials[key], outcome)
 
     def goes_on(self, key: str) -> bool:
@@ -197,7 +197,7 @@ class SearchMonitor:
             monitor.rested(key)
             self._driver.rested(monitor.trials[key])
         elif key in monitor.running - monitor.stopped and not (
-            outcome_path(folder, key).is_file() or last_reason(trial_folder(folder, key))
+            trial_file(folder, key, "outcome").is_file() or last_reason(trial_folder(folder, key))
         ):
             monitor.pruned(key)
         else:

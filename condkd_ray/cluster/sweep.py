@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from condkd_ray.cluster.connection import handling
-from condkd_ray.cluster.files import last_reason, outcome_path, start_anew, trial_folder
+from condkd_ray.cluster.files import last_reason, start_anew, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
 from condkd_ray.cluster.options import ClusterOptions, crew_size
@@ -102,7 +102,7 @@ class Monitor:
 
     def completed(self, key: str) -> None:
         """The trial has ended by itself: it has left its outcome, or raised its last exception."""
-        started, path = key in self.running, outcome_path(self._context.folder, key)
+        started, path = key in self.running, trial_file(self._context.folder, key, "outcome")
         self.running.discard(key)
         # Those that never started are ended by Tune when the sweep is over.
         if not started or key in self.stopped:

@@ -4,16 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from condkd_ray.cluster.files import (
-    checkpoint_path,
-    chunks_folder,
-    halt_path,
-    note,
-    of_the_trial,
-    outcome_path,
-    trial_folder,
-    untested_path,
-)
+from condkd_ray.cluster.files import chunks_folder, halt_path, note, of_the_trial, trial_file, trial_folder
 from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpack
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.sources import Crew, SharedSource, sweep_source
@@ -70,7 +61,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
     concerns all trials.
     """
     job = context.jobs[setup["key"]]
-    path = outcome_path(context.folder, job.key)
+    path = trial_file(context.folder, job.key, "outcome")
 
     def report(metrics: Mapping[str, Any]) -> None:
         from ray import tune
@@ -100,7 +91,9 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
         with WATCH.trial():
             outcome = _attempt(job, context, report)
             times = {"time/cluster_seconds": WATCH.seconds} if outcome.metrics else {}
-            save_outcome(replace(outcome, metrics=outcome.metrics | times), outcome_path(context.folder, job.key))
+            save_outcome(
+                replace(outcome, metrics=outcome.metrics | times), trial_file(context.folder, job.key, "outcome")
+            )
     except OutOfTimeError:
         return {OUT_OF_TIME: 1}
     except RestsError:
@@ -115,16 +108,16 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
 
 
 def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
-    checkpoint = checkpoint_path(context.folder, job.key)
+    checkpoint = trial_file(context.folder, job.key, "state")
     prepared = unpack(job.config, job.prepared, own_device())
     if (parent := job.lineage.heir_of) and not checkpoint.is_file():
         # Samples first: with its checkpoint there, a trial has all.
         ask(context.pool.inherit, job.place[1], parent)
-        inherit(job.config, prepared, checkpoint_path(context.folder, parent), checkpoint)
+        inherit(job.config, prepared, trial_file(context.folder, parent, "state"), checkpoint)
 
     def show(outcome: Outcome) -> None:
         """Blocks until the driver has heard of it."""
-        save_outcome(outcome, untested_path(context.folder, job.key))
+        save_outcome(outcome, trial_file(context.folder, job.key, "untested"))
         report({"round": len(outcome.history), UNTESTED: 1})
 
     rest = {

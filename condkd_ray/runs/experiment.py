@@ -4,15 +4,14 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from condkd_ray.cluster.connection import connect, in_job_folder
 from condkd_ray.cluster.files import clear, empty
 from condkd_ray.cluster.storage_check import check_reach
 from condkd_ray.cluster.sweep import sweep
-from condkd_ray.core.environment import CpuClock, default_device
-from condkd_ray.core.method import Metrics, require
-from condkd_ray.core.records import Outcome, finished, read_manifest, write_manifest
+from condkd_ray.core.environment import default_device
+from condkd_ray.core.method import require
+from condkd_ray.core.records import finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.statistics import Baseline
@@ -24,6 +23,10 @@ from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import Scope, trial_hash
 from condkd_ray.trial.plan import Plan, PlannedTrial
+
+log = logging.getLogger(__name__)
+
+Trial = PlannedTrial[Prepared]
 
 
 def check_plans(planned: Sequence[Plan]) -> None:
@@ -55,11 +58,6 @@ def scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> 
     own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
     scoped = {_arm(arm, scope): _arm(base, scope) for arm, base in own.items()}
     return baseline if scope != "sweep" else own | scoped
-
-
-log = logging.getLogger(__name__)
-
-Trial = PlannedTrial[Prepared]
 
 
 def run(
@@ -100,13 +98,12 @@ def run(
         trials = list({trial.key: trial for trial in trials}.values())
         missing = _missing(trials, options, only)
         study = StudyRecorder(experiment, options.out, trials)
-        records = Recorder(experiment, options.out, missing, options.place, view=view)
-        clock = CpuClock()
+        records = Recorder(experiment, options.out, missing, options.place, study=study, view=view)
         try:
-            complete = sweep(missing, cluster, _Observer(study, records, clock))
+            complete = sweep(missing, cluster, records)
         finally:
             records.close()
-        spent = clock.look()
+        spent = records.clock.look()
     write_manifest(options.out, dataclasses.replace(manifest, cpu_seconds=spent))
     return RunResult(options.out, complete, records.failed, ("time",) if time.time() >= deadline else ())
 
@@ -126,25 +123,6 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
     for plan in planned:
         workshop.check(plan.config)
     return planned
-
-
-@dataclass(frozen=True)
-class _Observer:
-    """Tells both of a trial; and looks at the clock when one ends, before its processes may be gone."""
-
-    study: StudyRecorder
-    records: Recorder
-    clock: CpuClock
-
-    def round(self, trial: Trial, metrics: Metrics) -> None:
-        self.study.round(trial, metrics)
-        self.records.round(trial, metrics)
-
-    def ended(self, trial: Trial, outcome: Outcome) -> None:
-        # The record after the study, as a trial that has one is not run again.
-        self.study.ended(trial, outcome)
-        self.records.ended(trial, outcome)
-        self.clock.look()
 
 
 def _check_only(only: Sequence[str], options: Options) -> None:

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from condkd_ray import models
 from condkd_ray.core.config import Tree, to_tree
-from condkd_ray.core.environment import git_state, versions
+from condkd_ray.core.environment import CpuClock, git_state, versions
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import (
     MANIFEST,
@@ -155,7 +155,8 @@ class Recorder:
 
     `trials`: what there is to be done; a search adds to it. `storage`: where trials leave their products. `total`: how
     many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will differ, by dotted
-    name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before.
+    name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before. `study`: of planned
+    trials, is told first, as one that has its record is not run again.
     """
 
     def __init__(
@@ -170,9 +171,12 @@ class Recorder:
         ranges: Mapping[str, tuple[float, float]] = NONE,
         goal: Goal = AGREEMENT,
         best: Best | None = None,
+        study: "StudyRecorder | None" = None,
         view: View = SILENT,
     ) -> None:
-        self._experiment, self._out, self._goal = experiment, out, goal
+        self._experiment, self._out, self._goal, self._study = experiment, out, goal, study
+        self.clock = CpuClock()
+        """Looked at whenever a trial ends, before its processes may be gone."""
         running = [self._record(trial, None) for trial in trials]
         choices = {name: choices[name] for name in beyond_base(choices)}
         ranges = {name: ranges[name] for name in beyond_base(ranges)}
@@ -194,6 +198,8 @@ class Recorder:
 
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
         """A trial has ended a round."""
+        if self._study is not None:
+            self._study.round(trial, metrics)
         label, rounds = self._label(trial), trial.config.total_rounds
         run, own, _ = self._known[trial.key]
         self._events.trial_started(run, own)
@@ -207,6 +213,8 @@ class Recorder:
 
         `candidate`: whether what it has made may be kept as the best.
         """
+        if self._study is not None:
+            self._study.ended(trial, outcome)
         record, label = self._record(trial, outcome), self._label(trial)
         # Whoever has a record is not run again, so what it has made must be kept before.
         write_grids(self._out, record, outcome, trial.prepared)
@@ -219,6 +227,7 @@ class Recorder:
         if record.status == "failed":
             self.failed += 1
             log.info(f"{label} failed: {outcome.reason}")
+        self.clock.look()
 
     def close(self) -> None:
         """No more will be heard."""

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from optuna.trial import TrialState
 
 from condkd_ray.core.config import to_tree
-from condkd_ray.core.environment import CpuClock
 from condkd_ray.core.hashing import content_hash
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Record, read_records, write_manifest
@@ -48,7 +47,6 @@ class SearchRecorder:
         self._kinds: dict[Any, PlannedTrial] = {}
         self._newest: dict[str, PlannedTrial] = {}
         self._numbers: dict[str, int] = {}
-        self._clock = CpuClock()
         objective = spec.parsed_objective
         self._writer = StudyWriter(study, objective, spec.out, spec.parsed_constraints)
         records = {record.config_hash: record for record in read_records(spec.out)}
@@ -94,7 +92,6 @@ class SearchRecorder:
     def recorded(self, trial: PlannedTrial[Prepared], outcome: Outcome) -> None:
         """A trial is over: it gets its record. One that was stopped or failed has to be `concluded` after it."""
         self.records.ended(trial, outcome, candidate=feasible(self.spec.parsed_constraints, outcome.history))
-        self._clock.look()
 
     def concluded(self, trial: PlannedTrial, outcome: Outcome) -> None:
         """The study is told how a trial has ended. From here on nothing that decides hears of it."""
@@ -114,7 +111,7 @@ class SearchRecorder:
             "constraints": [one.text for one in self.spec.parsed_constraints],
             "parameters": list(leaves(self._tree)),
         }
-        spent = self._clock.look() if over else None
+        spent = self.records.clock.look() if over else None
         write_manifest(out, dataclasses.replace(manifest, search=about, cpu_seconds=spent))
         self._newest.clear()
 

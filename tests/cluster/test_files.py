@@ -13,14 +13,14 @@ from condkd_ray.cluster.files import (
     note,
     of_the_trial,
     one_line,
-    outcome_path,
     start_anew,
+    trial_file,
     trial_folder,
 )
 
 
 def test_all_of_a_trial_lies_in_one_folder(tmp_path: Path):
-    assert outcome_path(tmp_path, "a").parent == trial_folder(tmp_path, "a") != trial_folder(tmp_path, "b")
+    assert trial_file(tmp_path, "a", "outcome").parent == trial_folder(tmp_path, "a") != trial_folder(tmp_path, "b")
 
 
 def raised(error: Exception) -> Exception:

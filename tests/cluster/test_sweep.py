@@ -10,7 +10,7 @@ from pyarrow.fs import FileSelector
 
 from cluster import processes
 from cluster.drivers import assert_equal_numbers, direct
-from condkd_ray.cluster.files import clear, empty, outcome_path, trial_folder
+from condkd_ray.cluster.files import clear, empty, trial_file, trial_folder
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
@@ -109,7 +109,7 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd)
     leave_after_two_rounds({key: configs[key] for key in ("continued", "robbed")}, tmp_path)
     shutil.rmtree(tmp_path / "chunks" / "robbed")
     # As if a driver had died before it fetched this; the threads tell it from one computed again.
-    save_outcome(replace(expected["unfetched"], threads=77), outcome_path(tmp_path, "unfetched"))
+    save_outcome(replace(expected["unfetched"], threads=77), trial_file(tmp_path, "unfetched", "outcome"))
     # A folder where the trial wants a file: its checkpoint cannot be saved.
     (trial_folder(tmp_path, "broken") / "state.safetensors").mkdir(parents=True)
     capfd.readouterr()
