@@ -199,7 +199,7 @@ class Recorder:
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
         """A trial has ended a round."""
         if self._study is not None:
-            self._study.round(trial, metrics)
+            self._study.round(trial.key, metrics)
         label, rounds = self._label(trial), trial.config.total_rounds
         run, own, _ = self._known[trial.key]
         self._events.trial_started(run, own)
@@ -214,7 +214,7 @@ class Recorder:
         `candidate`: whether what it has made may be kept as the best.
         """
         if self._study is not None:
-            self._study.ended(trial, outcome)
+            self._study.ended(trial.key, outcome)
         record, label = self._record(trial, outcome), self._label(trial)
         # Whoever has a record is not run again, so what it has made must be kept before.
         write_grids(self._out, record, outcome, trial.prepared)
@@ -361,15 +361,12 @@ class StudyRecorder:
             if record.config_hash not in failed:
                 self._retell(record)
 
-    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+    def round(self, key: str, metrics: Metrics) -> None:
         """A trial has ended a round."""
-        self._writer.round(self._number(trial.key), metrics)
+        self._writer.round(self._number(key), metrics)
 
-    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+    def ended(self, key: str, outcome: Outcome) -> None:
         """A trial is over. To be told before it gets its record: whoever has one is not run again."""
-        self._end(trial.key, outcome)
-
-    def _end(self, key: str, outcome: Outcome) -> None:
         self._writer.ended(self._number(key), key, self._records[key].config, outcome)
         if outcome.status == "failed":
             del self._numbers[key]
@@ -380,8 +377,8 @@ class StudyRecorder:
         if key in self._numbers and self._log.over(self._numbers[key]):
             return
         for metrics in record.history:
-            self._writer.round(self._number(key), metrics)
-        self._end(key, record.outcome)
+            self.round(key, metrics)
+        self.ended(key, record.outcome)
 
     def _number(self, key: str) -> int:
         """Its number in the study, which it gets when it is first heard of."""

@@ -12,9 +12,9 @@ from condkd_ray.core.config import to_tree
 from condkd_ray.core.records import Outcome, read_manifest, read_records
 from condkd_ray.report.results import read
 from condkd_ray.report.tables.search import search_table
-from condkd_ray.runs import search_driver as module
+from condkd_ray.runs import search as module
 from condkd_ray.runs.options import SearchSpec
-from condkd_ray.runs.search_driver import SearchDriver, SearchRecorder
+from condkd_ray.runs.search import SearchDriver, SearchRecorder
 from condkd_ray.study import Objective, Study, open_storage
 from condkd_ray.study.objective import parse_constraints
 from condkd_ray.study.space import Open

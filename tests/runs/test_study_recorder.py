@@ -54,10 +54,9 @@ def opened(out: Path, plans: dict[str, Plan] = PLANS) -> StudyRecorder:
 
 
 def heard(told: StudyRecorder, out: Path, key: str, outcome: Outcome = ENDED, *, recorded: bool = True) -> None:
-    trial = PlannedTrial(key, PLANS[key], PREPARED)
     for metrics in outcome.history:
-        told.round(trial, metrics)
-    told.ended(trial, outcome)
+        told.round(key, metrics)
+    told.ended(key, outcome)
     if recorded:
         write_record(out, make_record("ablate", PLANS[key], key, PREPARED, outcome))
 
@@ -102,7 +101,7 @@ def test_the_same_again_adds_nothing(tmp_path):
 def test_a_killed_one_continued_ends_complete(tmp_path, recorded):
     first = opened(tmp_path)
     heard(first, tmp_path, "a", recorded=recorded)
-    first.round(PlannedTrial("b", PLANS["b"], PREPARED), HISTORY[0])
+    first.round("b", HISTORY[0])
     again = opened(tmp_path)
     for key in ("b", "c") if recorded else ("a", "b", "c"):
         heard(again, tmp_path, key)
