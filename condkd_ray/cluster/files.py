@@ -8,6 +8,11 @@ from typing import Literal
 from condkd_ray.core.storage import Location, get_text, put_text, remove
 from condkd_ray.trial.plan import PlannedTrial
 
+STATUS = "pool.json"
+"""What the pool holds, as it has last written it down, beside its chunks."""
+ATTEMPTS = 3
+"""Exceptions after which a trial is given up (our choice); each attempt goes on from its checkpoint."""
+
 
 def trial_folder(folder: Location, key: str) -> Location:
     """Where the trial `key` keeps its checkpoint, and leaves its outcome."""
@@ -52,10 +57,6 @@ def empty(storage: Location) -> None:
     """Delete all that trials have left in `storage`, so that none goes on from there."""
     for name in ("trials", "chunks"):
         remove(storage / name)
-
-
-ATTEMPTS = 3
-"""Exceptions after which a trial is given up (our choice); each attempt goes on from its checkpoint."""
 
 
 def attempts_path(trial: Location) -> Location:

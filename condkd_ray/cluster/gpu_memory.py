@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple
 
+import ray
 import torch
 
 from condkd_ray.cluster.jobs import Job, unpack
@@ -37,8 +38,6 @@ def check_packing(jobs: Iterable[Job], gpus: float, per_producer: float = 0) -> 
     One step of everything is run for each kind of trial, on a whole GPU. Nothing is done for whole GPUs, nor where
     those that Ray counts are on paper only.
     """
-    import ray
-
     if not any(0 < part < 1 for part in (gpus, per_producer)):
         return
     measure = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(_need)

@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import ray
 import torch
+from ray.cloudpickle.cloudpickle_fast import dumps
 from torch import Tensor
 
 from condkd_ray.cluster.pool import lasting_actor
@@ -35,8 +37,6 @@ class Packer:
         return PlannedTrial(trial.key, trial.plan, self.pack(trial.prepared), trial.lineage)
 
     def _store(self, name: str, tensors: dict[str, Tensor]) -> ContentRef:
-        import ray
-
         if name not in self._stored:
             self._stored[name] = ContentRef(name, ray.put(to_plain(tensors)))
         return self._stored[name]
@@ -51,8 +51,6 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
 
     On the CPU all sets but the teacher's weights are views of shared memory: nobody may write to them.
     """
-    import ray
-
     keys = {kind: (content.name, device, label(config.teacher.network)) for kind, content in refs.contents.items()}
     missing = [kind for kind, key in keys.items() if key not in _unpacked]
     arrays = ray.get([refs.contents[kind].ref for kind in missing])
@@ -67,8 +65,6 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
 
 def own_device() -> str:
     """The GPU Ray gave this process, if it is a real one."""
-    import ray
-
     return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
@@ -83,8 +79,6 @@ class SweepJobs(Mapping[str, Job]):
     """
 
     def __init__(self, jobs: Iterable[Job]) -> None:
-        from ray.cloudpickle.cloudpickle_fast import dumps
-
         self._places: dict[str, tuple[int, int]] = {}
         whole, numbers = bytearray(), {}
         for job in jobs:
@@ -154,6 +148,4 @@ class SearchJobs:
 
     def close(self) -> None:
         """End the actor."""
-        import ray
-
         ray.kill(self._actor)

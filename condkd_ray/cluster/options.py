@@ -1,23 +1,14 @@
 """How trials run: where their files lie, what each takes of the cluster, and whether its machines hold that."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from condkd_ray.cluster.files import ATTEMPTS, chunks_folder
-from condkd_ray.cluster.pool import check_limit, default_limit, make_pool
+from condkd_ray.cluster.files import ATTEMPTS
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import Location
 from condkd_ray.trial.config import Allowance, TrialConfig
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
-
-log = logging.getLogger(__name__)
-
-STATS_SECONDS = 10.0
-"""How long the pool, and then the nodes, are waited for when a sweep is over; some may just have been lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +34,7 @@ class ClusterOptions:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Between two checkpoints of a trial, at least."""
     pool_limit: int | None = None
-    """Bytes of samples in shared memory, `default_limit` if not given; the rest is read from disk."""
+    """Bytes of samples in shared memory, `pool.default_limit` if not given; the rest is read from disk."""
     attempts: int = ATTEMPTS
     """Exceptions after which a trial is given up."""
 
@@ -98,58 +89,6 @@ class ClusterOptions:
                     return seated
                 free[free.index(found)] = found[0] - cpus, found[1] - gpus
             seated += 1
-
-    @contextmanager
-    def pool(self, chunk_bytes: Sequence[int]) -> Iterator[Any]:
-        """The pool of the sweep, whose chunks have so many bytes; it ends with the block."""
-        import ray
-
-        limit = default_limit() if self.pool_limit is None else self.pool_limit
-        check_limit(limit, chunk_bytes)
-        pool = make_pool(chunks_folder(self.place), limit)
-        try:
-            yield pool
-        finally:
-            tell_of_spilling(pool, limit)
-            ray.kill(pool)
-
-
-def tell_of_spilling(pool: Any, limit: int) -> None:
-    """Samples that had to be read from disk slow a sweep down, which nobody could tell from outside."""
-    import ray
-    from ray.exceptions import RayError
-
-    try:
-        # It also is waited for to have cleared up what it was told to.
-        stats: Any = ray.get(pool.stats.remote(), timeout=STATS_SECONDS)
-    except RayError:  # it is lost, which has been told of
-        stats = {"shed": 0}
-    if stats["shed"]:
-        told = f"{stats['shed'] / 1e6:.0f} MB of samples were beyond the pool's limit of {limit / 1e6:.0f} MB"
-        log.info(f"{told}: read from disk")
-    spilled = spilled_by_ray()
-    if spilled is None:
-        log.info("a node has just been lost: whether Ray moved objects to disk is not known")
-    elif spilled:
-        room = "a lower --pool-limit leaves it more room"
-        log.info(f"Ray moved {spilled / 1e6:.0f} MB of its object store to disk: {room}")
-
-
-def spilled_by_ray() -> int | None:
-    """Bytes that the connected cluster has moved from its object stores to disk so far; None where it does not say."""
-    import ray
-    from grpc import RpcError
-    from ray._private import internal_api, state
-
-    here = ray.get_runtime_context().get_node_id()
-    # Any node would do, but this one is alive as long as we are.
-    own = next(node for node in ray.nodes() if node["NodeID"] == here)
-    place = own["NodeManagerAddress"], own["NodeManagerPort"]
-    try:
-        reply = internal_api.get_memory_info_reply(state.state, *place, timeout_seconds=STATS_SECONDS)
-    except RpcError:
-        return None
-    return reply.store_stats.spilled_bytes_total
 
 
 def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> None:

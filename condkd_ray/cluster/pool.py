@@ -5,16 +5,24 @@ with them; a pool that was restarted maps its files again.
 """
 
 import json
+import logging
 import math
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 import numpy as np
+import ray
+from grpc import RpcError
+from ray._private import internal_api, state
+from ray.exceptions import RayError
 
+from condkd_ray.cluster.files import STATUS, chunks_folder
+from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.storage import Location, files, get_text, put_text, remove
 from condkd_ray.methods.memory.chunks import (
@@ -145,8 +153,6 @@ class ChunkCache:
         }
 
     def _cache(self, key: str, start: int, arrays: Arrays, size: int) -> None:
-        import ray
-
         num_bytes = sum(array.nbytes for array in arrays)
         self.keys[key][start] = Placed(ray.put(arrays), size, num_bytes)
         # The newest at the end.
@@ -166,8 +172,10 @@ class ChunkCache:
             self.changes[key] += 1
 
 
-STATUS = "pool.json"
-"""What the pool holds, as it has last written it down, beside its chunks."""
+log = logging.getLogger(__name__)
+
+STATS_SECONDS = 10.0
+"""How long the pool, and then the nodes, are waited for when a sweep is over; some may just have been lost."""
 STATUS_SECONDS = 1.0
 SILENCE_SECONDS = 15.0
 """Without a sign of life, after which another may make a key's rounds (our choice; one comes every two seconds)."""
@@ -365,6 +373,50 @@ class SyntheticPool:
             put_text(self._chunks.folder / STATUS, json.dumps(status))
 
 
+@contextmanager
+def pool_of(options: ClusterOptions, chunks: Sequence[int]) -> Iterator[Any]:
+    """The pool of a sweep, whose chunks have so many bytes; it ends with the block."""
+    limit = default_limit() if options.pool_limit is None else options.pool_limit
+    check_limit(limit, chunks)
+    pool = make_pool(chunks_folder(options.place), limit)
+    try:
+        yield pool
+    finally:
+        tell_of_spilling(pool, limit)
+        ray.kill(pool)
+
+
+def tell_of_spilling(pool: Any, limit: int) -> None:
+    """Samples that had to be read from disk slow a sweep down, which nobody could tell from outside."""
+    try:
+        # It also is waited for to have cleared up what it was told to.
+        stats: Any = ray.get(pool.stats.remote(), timeout=STATS_SECONDS)
+    except RayError:  # it is lost, which has been told of
+        stats = {"shed": 0}
+    if stats["shed"]:
+        told = f"{stats['shed'] / 1e6:.0f} MB of samples were beyond the pool's limit of {limit / 1e6:.0f} MB"
+        log.info(f"{told}: read from disk")
+    spilled = spilled_by_ray()
+    if spilled is None:
+        log.info("a node has just been lost: whether Ray moved objects to disk is not known")
+    elif spilled:
+        room = "a lower --pool-limit leaves it more room"
+        log.info(f"Ray moved {spilled / 1e6:.0f} MB of its object store to disk: {room}")
+
+
+def spilled_by_ray() -> int | None:
+    """Bytes that the connected cluster has moved from its object stores to disk so far; None where it does not say."""
+    here = ray.get_runtime_context().get_node_id()
+    # Any node would do, but this one is alive as long as we are.
+    own = next(node for node in ray.nodes() if node["NodeID"] == here)
+    place = own["NodeManagerAddress"], own["NodeManagerPort"]
+    try:
+        reply = internal_api.get_memory_info_reply(state.state, *place, timeout_seconds=STATS_SECONDS)
+    except RpcError:
+        return None
+    return reply.store_stats.spilled_bytes_total
+
+
 def make_pool(folder: Location, limit: int) -> Any:
     """The pool actor of a sweep, with its files under `folder`, which all nodes must see. End it with `ray.kill`.
 
@@ -376,16 +428,12 @@ def make_pool(folder: Location, limit: int) -> Any:
 
 def lasting_actor(kind: type, *args: Any) -> Any:
     """An actor that holds no resources, and is started again where it dies. End it with `ray.kill`."""
-    import ray
-
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "DEFAULT"}
     return ray.remote(**options)(kind).remote(*args)
 
 
 def default_limit() -> int:
     """Bytes of samples that the nodes' shared memory bears: 60 % of the smallest object store, as others use it too."""
-    import ray
-
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
     return int(0.6 * min(stores))
 

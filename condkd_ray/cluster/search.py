@@ -9,6 +9,7 @@ from condkd_ray.cluster.files import halt_path, last_reason, start_anew, trial_f
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Job, Packer, SearchJobs
 from condkd_ray.cluster.options import ClusterOptions, crew_size
+from condkd_ray.cluster.pool import pool_of
 from condkd_ray.cluster.sweep import Monitor, TrialObserver, fit
 from condkd_ray.cluster.trainable import RESTS, UNTESTED, WorkerContext
 from condkd_ray.core.records import Outcome
@@ -100,7 +101,7 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
     halt_path(options.place).unlink(missing_ok=True)
     try:
         # How large chunks will be nobody knows yet; a limit below one is refused as soon as there is a trial.
-        with options.pool([0]) as pool:
+        with pool_of(options, [0]) as pool:
             budgeted = gpu_budget is not None
             context = WorkerContext(options.place, pool, jobs, options, blind=True, budgeted=budgeted)
             monitor = SearchMonitor(driver, context, jobs, budget)

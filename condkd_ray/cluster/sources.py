@@ -5,7 +5,10 @@ import time
 from contextlib import AbstractContextManager
 from typing import Any
 
+import ray
 import torch
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from condkd_ray.cluster.jobs import own_device, unpack
 from condkd_ray.cluster.pool import Taken
@@ -74,8 +77,6 @@ class Crew(AbstractContextManager):
         self, config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
     ) -> tuple[Samples, Metrics]:
         """The next round; blocks until it is there, which `time/waiting_seconds` tells."""
-        import ray
-
         assert isinstance(store, FilledStore)
         assert isinstance(state.production, Pipelined)
         assert config.pipeline is not None
@@ -92,9 +93,6 @@ class Crew(AbstractContextManager):
 
     def _await(self, config: TrialConfig, production: Pipelined, round: int, store: FilledStore) -> Metrics:
         """What is to be logged of `round`, once it is in the pool. Producers that died meanwhile are replaced."""
-        import ray
-        from ray.exceptions import RayActorError, RayTaskError
-
         for left in reversed(range(RESTARTS + 1)):
             self._ask_ahead(config, production, round)
             try:
@@ -125,9 +123,6 @@ class Crew(AbstractContextManager):
             self._asked[ahead] = make.remote(number, ahead, look, to_plain(state()) if state else None)
 
     def _hire(self, config: TrialConfig, number: int) -> Any:
-        import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
         # The first bundle is the learner's own.
         group = ray.util.get_current_placement_group()
         assert group is not None, "trials run in placement groups"
@@ -138,8 +133,6 @@ class Crew(AbstractContextManager):
         return actor.remote(config, self._refs, self._pool, self._key, threads)
 
     def _dismiss(self) -> None:
-        import ray
-
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors, self._asked = {}, {}
@@ -216,9 +209,6 @@ class SharedSource(AbstractContextManager):
             self._thread.start()
 
     def _heartbeat(self) -> None:
-        import ray
-        from ray.exceptions import RayError
-
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 ours = ray.get(self._pool.claim.remote(self._key, self._who))

@@ -4,6 +4,10 @@ import secrets
 import time
 from typing import Any
 
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, Remote, probe, put_text, reason
 
@@ -18,8 +22,6 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     A folder is seen by the one node of a cluster of one, and not asked for; an object store takes keys that a node may
     lack. Nodes that join later are not asked.
     """
-    import ray
-
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1 and not isinstance(storage, Remote):
         return
@@ -47,9 +49,6 @@ def look(storage: Location, marker: str) -> str:
 
 
 def _asked(node: str, storage: Location, marker: str) -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     place = NodeAffinitySchedulingStrategy(node, soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": place}
     return ray.remote(**options)(look).remote(storage, marker)
@@ -60,9 +59,6 @@ def _answered(node: str, storage: Location, marker: str, answer: Any) -> str:
 
     One that is lost meanwhile has nothing to say: no trial will run on it. That takes Ray some seconds to notice.
     """
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
+import ray
 import torch
+from ray.exceptions import ActorUnavailableError, ObjectLostError
 
 from condkd_ray.cluster.pool import Placed, Table, Taken
 from condkd_ray.core.method import Metrics
@@ -60,8 +62,6 @@ PATIENCE_SECONDS = 120.0
 
 def patiently(ask: Callable[[], T]) -> T:
     """What `ask` returns, which calls the pool; again and again for a while, should that just be restarted."""
-    from ray.exceptions import ActorUnavailableError, ObjectLostError
-
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -75,8 +75,6 @@ def patiently(ask: Callable[[], T]) -> T:
 
 def ask(method: Any, *args: Any) -> Any:
     """What a method of the pool, or of another actor that is started again, returns; see `patiently`."""
-    import ray
-
     return patiently(lambda: ray.get(method.remote(*args)))
 
 
@@ -112,7 +110,6 @@ class PooledStore(Store):
 
         A pool that died in between comes back with other objects over the same files: it is asked anew.
         """
-        import ray
 
         def ask() -> Any:
             have, self._version = self._version, ""
@@ -145,8 +142,6 @@ class PooledStore(Store):
         self._unmapped(start)
 
     def _map(self, chunks: dict[int, Placed]) -> None:
-        import ray
-
         changed = {start: placed for start, placed in chunks.items() if self._placed.get(start) != placed}
         copies = iter(ray.get([one.source for one in changed.values() if not isinstance(one.source, Location)]))
         arrays = [
@@ -298,8 +293,6 @@ class SweepStore(PooledStore):
 
         Raises `MissingSamplesError` where the pool has lost some of it.
         """
-        import ray
-
         for start in ray.get(self._pool.seen.remote(self._key, self._who, 2**31)) if num_ids else []:
             if self.num_ids >= num_ids:
                 break

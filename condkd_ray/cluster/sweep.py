@@ -6,13 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from ray import tune
+
 from condkd_ray.cluster.connection import handling
 from condkd_ray.cluster.files import last_reason, start_anew, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
 from condkd_ray.cluster.options import ClusterOptions, crew_size
-from condkd_ray.cluster.pool import chunk_bytes
+from condkd_ray.cluster.pool import chunk_bytes, pool_of
 from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, WorkerContext, run
+from condkd_ray.cluster.tune_hooks import UNLIMITED, Listener, listening
 from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Status
@@ -34,17 +37,6 @@ class TrialObserver(Protocol):
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
         """A trial is over: finished, stopped early (`pruned`), or failed. Told once, before its files are deleted."""
-        ...
-
-
-class Listener(Protocol):
-    """Hears of trials by their keys, in the driver's main thread: a `Monitor`, or a `SearchMonitor` in a search."""
-
-    error: Exception | None
-
-    @property
-    def over(self) -> bool:
-        """Whether no more trials shall start, and none runs."""
         ...
 
 
@@ -176,7 +168,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
     options.check([trial.config for trial in trials])
     trials, packer = producers_first(trials), Packer()
     try:
-        with options.pool([chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
+        with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
             jobs = SweepJobs(map(packer.job, trials))
             for key in jobs:
                 start_anew(trial_folder(options.place, key))
@@ -206,10 +198,6 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
 
     Raises what `listener` raised.
     """
-    from ray import tune
-
-    from condkd_ray.cluster.tune_hooks import UNLIMITED, listening
-
     options = context.options
     # Its workers never look there, as nothing is reported with a checkpoint: no node but this one needs to see it.
     scratch = options.folder.resolve() / "tune"

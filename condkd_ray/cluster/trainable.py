@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ray import tune
+
 from condkd_ray.cluster.files import chunks_folder, halt_path, note, of_the_trial, trial_file, trial_folder
 from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpack
 from condkd_ray.cluster.options import ClusterOptions
@@ -64,8 +66,6 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
     path = trial_file(context.folder, job.key, "outcome")
 
     def report(metrics: Mapping[str, Any]) -> None:
-        from ray import tune
-
         with WATCH.running():
             tune.report({**metrics, "key": job.key})
 

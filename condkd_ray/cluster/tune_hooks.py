@@ -9,13 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-
-from condkd_ray.cluster.sweep import Listener
 
 UNLIMITED = -1
 IN_VAIN = 10
@@ -24,6 +22,17 @@ IN_VAIN = 10
 However they end. Otherwise a process that always dies at the same place, before our code even begins, would be started
 again for ever, as killed processes do not count.
 """
+
+
+class Listener(Protocol):
+    """Hears of trials by their keys, in the driver's main thread: a `Monitor`, or a `SearchMonitor` in a search."""
+
+    error: Exception | None
+
+    @property
+    def over(self) -> bool:
+        """Whether no more trials shall start, and none runs."""
+        ...
 
 
 _listeners: dict[str, Listener] = {}

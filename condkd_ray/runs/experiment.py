@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from condkd_ray.cluster.connection import connect, in_job_folder
 from condkd_ray.cluster.files import clear, empty
-from condkd_ray.cluster.storage_check import check_reach
-from condkd_ray.cluster.sweep import sweep
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import require
 from condkd_ray.core.records import finished, read_manifest, write_manifest
@@ -84,6 +82,10 @@ def run(
         check_writable(options.place)
     open_folder(options.out, experiment, fresh=options.fresh)
     with connect(options.address, view=view):
+        # These import Ray, which takes a second.
+        from condkd_ray.cluster.storage_check import check_reach
+        from condkd_ray.cluster.sweep import sweep
+
         cluster = options.of_cluster(deadline)
         cluster.check([plan.config for plan in planned])
         check_reach(options.place, options.place_flag)

@@ -12,9 +12,6 @@ from optuna.trial import TrialState
 
 from condkd_ray.cluster.connection import connect
 from condkd_ray.cluster.files import bury, empty
-from condkd_ray.cluster.search import GpuBudget
-from condkd_ray.cluster.search import search as run_search
-from condkd_ray.cluster.storage_check import check_reach
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.hashing import content_hash
@@ -54,16 +51,20 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
     study = study_of(tree, spec)
     _teach(study, spec)
     with connect(spec.address, view=view):
+        # These import Ray, which takes a second.
+        from condkd_ray.cluster import search as ray_search
+        from condkd_ray.cluster.storage_check import check_reach
+
         check_reach(spec.place, spec.place_flag)
         budget = None
         if spec.gpu_hours is not None:
-            budget = GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
+            budget = ray_search.GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
         # First, as it begins trials of the study.
         population = _population(study, tree, spec) if spec.population else None
         recorder = SearchRecorder(question, study, tree, workshop, spec, view)
         driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder)
         try:
-            complete = run_search(driver, spec.of_cluster(deadline), budget)
+            complete = ray_search.search(driver, spec.of_cluster(deadline), budget)
         finally:
             recorder.records.close()
         recorder.describe(over=True)
