@@ -45,20 +45,9 @@ class ClusterOptions:
             return self.folder.resolve()
         return self.storage.absolute() if isinstance(self.storage, Path) else self.storage
 
-    @property
-    def threads(self) -> int:
-        """Of a trial."""
-        return max(1, int(self.cpus_per_trial))
-
     def gpus(self, config: TrialConfig) -> float:
         """GPUs that a trial holds with its producers."""
         return self.gpus_per_trial + crew_size(config) * self.per_producer.gpus
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """What a trial itself takes, as Ray writes it."""
-        amounts = {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial, **self.resources}
-        return {name: amount for name, amount in amounts.items() if amount}
 
     def check(self, configs: Sequence[TrialConfig]) -> None:
         """Raise `InputError` where the connected cluster could never run one of these with its producers."""

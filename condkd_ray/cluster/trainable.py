@@ -78,7 +78,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
         return report({OUT_OF_TIME: 1})
     # Nothing of a trial is there yet where this is the process's first.
     keep_imports()
-    clean_process(context.options.threads)
+    clean_process(max(1, int(context.options.cpus_per_trial)))
     last = _last_report(job, context, report)
     if last is not None:
         report(last)

@@ -2,16 +2,19 @@
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from condkd_ray.cluster.connection import connect, in_job_folder
 from condkd_ray.cluster.files import clear, empty
-from condkd_ray.core.environment import default_device
+from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import require
-from condkd_ray.core.records import finished, read_manifest, write_manifest
+from condkd_ray.core.records import Outcome, Record, find_record, finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.view import SILENT, View
+from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs.estimate import explain
 from condkd_ray.runs.options import Options, RunResult
@@ -21,10 +24,14 @@ from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.identity import Scope, trial_hash
 from condkd_ray.trial.plan import Plan, PlannedTrial
+from condkd_ray.trial.product import product_path
+from condkd_ray.trial.run import local_store, run_trial
 
 log = logging.getLogger(__name__)
 
 Trial = PlannedTrial[Prepared]
+ALONE = "train"
+"""The experiment of a trial that is run alone."""
 
 
 def check_plans(planned: Sequence[Plan]) -> None:
@@ -153,3 +160,60 @@ def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
         found = sum(key.startswith(beginning) for key in labels)
         require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
     return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
+
+
+def run_alone(
+    config: TrialConfig,
+    out: Path,
+    *,
+    arm: str = "trial",
+    cache: Path | None = None,
+    device: str | None = None,
+    fresh: bool = False,
+    view: View = SILENT,
+) -> Record:
+    """One trial in this process, without Ray, with the records of an experiment of one trial; its record.
+
+    What its checkpoint in `out` leaves is run, and nothing where it has its record already. `fresh` moves what
+    `out` holds aside. Raises `InputError`.
+    """
+    workshop = Workshop(cache, device=device or default_device(), view=view)
+    workshop.check(config)
+    open_folder(out, ALONE, fresh=fresh)
+    plan = Plan(arm, config.ipc, config.seed, config)
+    prepared = workshop.prepare(config)
+    trial = Trial(trial_hash(config, prepared), plan, prepared)
+    manifest = describe_experiment(ALONE, "One trial.", [trial], workshop, out)
+    write_manifest(out, manifest)
+    log.info(teacher_line(manifest))
+    if trial.key not in finished(out):
+        _record(trial, out, view)
+    write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
+    return find_record(out, trial.key)
+
+
+def _record(trial: Trial, out: Path, view: View) -> None:
+    """Run the trial from its checkpoint, or anew where samples of that are gone, and write what came of it."""
+    folder = out / "trials" / trial.key
+    checkpoint = folder / "state.safetensors"
+    recorder = Recorder(ALONE, out, [trial], view=view)
+
+    def attempt() -> Outcome:
+        return run_trial(
+            *(trial.config, trial.prepared, local_store(trial.config, trial.prepared, folder)),
+            checkpoint=checkpoint,
+            product=product_path(folder),
+            on_round=lambda metrics: recorder.round(trial, metrics),
+        )
+
+    try:
+        try:
+            outcome = attempt()
+        except MissingSamplesError as error:
+            log.info(f"{error}: the trial begins anew")
+            checkpoint.unlink()
+            outcome = attempt()
+        recorder.ended(trial, outcome)
+    finally:
+        recorder.close()
+    shutil.rmtree(folder / "chunks", ignore_errors=True)

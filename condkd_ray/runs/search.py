@@ -203,7 +203,8 @@ class SearchRecorder:
         self._question, self._tree = question, tree
         self._kinds: dict[Any, PlannedTrial] = {}
         self._newest: dict[str, PlannedTrial] = {}
-        self._numbers: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
+        """Of trials in the study, by key."""
         objective = spec.parsed_objective
         self._writer = StudyWriter(study, objective, spec.out, spec.parsed_constraints)
         records = {record.config_hash: record for record in read_records(spec.out)}
@@ -221,10 +222,6 @@ class SearchRecorder:
             view=view,
         )
 
-    def number(self, trial: PlannedTrial) -> int:
-        """The trial's number in the study."""
-        return self._numbers[trial.key]
-
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
         """The trial of that number, prepared, named by the hash of its config."""
         prepared, scope = self.workshop.prepare(config), self.spec.share
@@ -235,7 +232,7 @@ class SearchRecorder:
         """From now on the trial of that number may be heard of: in the study, on all screens and in the manifest."""
         if not self._kinds:
             log.info(teacher_line(describe_experiment("search", "", [trial], self.workshop, self.spec.out)))
-        self._numbers[trial.key], self._newest[trial.key] = number, trial
+        self.numbers[trial.key], self._newest[trial.key] = number, trial
         self._kinds.setdefault((trial.config.teacher, type(trial.config.condensation)), trial)
         self.study.note(number, {"config_hash": trial.key, "teacher_hash": trial.prepared.hashes["teacher"]})
         self.records.add(trial, params)
@@ -244,7 +241,7 @@ class SearchRecorder:
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
         """A trial has ended a round."""
         self.records.round(trial, metrics)
-        self._writer.round(self.number(trial), metrics)
+        self._writer.round(self.numbers[trial.key], metrics)
 
     def recorded(self, trial: PlannedTrial[Prepared], outcome: Outcome) -> None:
         """A trial is over: it gets its record. One that was stopped or failed has to be `concluded` after it."""
@@ -252,7 +249,7 @@ class SearchRecorder:
 
     def concluded(self, trial: PlannedTrial, outcome: Outcome) -> None:
         """The study is told how a trial has ended. From here on nothing that decides hears of it."""
-        self._writer.ended(self.number(trial), trial.key, to_tree(trial.config), outcome)
+        self._writer.ended(self.numbers[trial.key], trial.key, to_tree(trial.config), outcome)
 
     def describe(self, *, over: bool = False) -> None:
         """Write the manifest of what has been proposed so far; when all is `over` with the CPU seconds that it took."""
@@ -321,7 +318,7 @@ class SearchDriver:
     def goes_on(self, trial: PlannedTrial) -> bool:
         """Unless the study's pruner would end it; after its last round a trial is complete."""
         over = self._last.get(trial.key, 0) >= trial.config.total_rounds
-        return over or not self._study.should_prune(self._recorder.number(trial))
+        return over or not self._study.should_prune(self._recorder.numbers[trial.key])
 
     def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
         """The study is told how it ended."""

@@ -7,7 +7,8 @@ import sys
 import pytest
 from places import TESTS
 
-from condkd_ray.cluster.options import check_resources, slots, spilled_by_ray
+from condkd_ray.cluster.options import check_resources, slots
+from condkd_ray.cluster.pool import spilled_by_ray
 from condkd_ray.core.method import InputError
 
 HERE = "node:127.0.0.1"

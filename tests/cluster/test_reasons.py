@@ -1,6 +1,6 @@
 import pytest
 
-from condkd_ray.cluster.tune_hooks import reason_in
+from condkd_ray.cluster.sweep import reason_in
 
 RAISED = """Failure # 1 (occurred at 2026-01-01_00-00-00)
 ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)
