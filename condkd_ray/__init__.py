@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Options": "runs.options",
-    "SearchSpec": "runs.search",
+    "SearchSpec": "runs.options",
     "Teacher": "models.teacher",
     "Trained": "runs.products",
     "TrialConfig": "trial.config",

@@ -14,12 +14,11 @@ from condkd_ray.core.environment import default_device
 from condkd_ray.core.records import Record, read_manifest, read_records
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs import experiment, single_trial
+from condkd_ray.runs import experiment
 from condkd_ray.runs import search as searches
-from condkd_ray.runs.options import Options, RunResult
+from condkd_ray.runs.options import Options, RunResult, SearchSpec
 from condkd_ray.runs.products import Trained, choose, kept_product
 from condkd_ray.runs.recorder import make_record
-from condkd_ray.runs.search import SearchSpec
 from condkd_ray.study.space import read
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
@@ -52,7 +51,7 @@ def train(
         The record, with status `failed` where a loss was not finite, and the product.
     """
     if out is not None:
-        record = single_trial.run(config, Path(out), cache=_folder(cache), device=device, view=view)
+        record = experiment.run_alone(config, Path(out), cache=_folder(cache), device=device, view=view)
         return Trained(record, kept_product(Path(out), record.config_hash))
     prepared = Workshop(_folder(cache), device or default_device(), view).prepare(config)
     with TemporaryDirectory() as folder:

@@ -105,7 +105,7 @@ def bucket(s3) -> str:
 @pytest.fixture(scope="session")
 def cluster():
     """The one private Ray cluster of all tests: two CPUs and, on paper only, two GPUs."""
-    from condkd_ray.cluster.connection.connect import connect
+    from condkd_ray.cluster.connection import connect
 
     with connect("local", cpus=2, gpus=2):
         yield

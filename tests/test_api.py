@@ -10,7 +10,6 @@ import yaml
 from toy import TEACHER
 
 import condkd_ray
-from condkd_ray import Options, SearchSpec, Teacher, TrialConfig
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import DataConfig
@@ -19,6 +18,9 @@ from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.runs.options import Options, SearchSpec
+from condkd_ray.trial.config import TrialConfig
 
 PUBLIC = ("load", "search", "sweep", "train", "Options", "SearchSpec", "Teacher", "Trained", "TrialConfig")
 TINY = TrialConfig(

@@ -20,7 +20,7 @@ import tyro
 from condkd_ray.core.method import require
 from condkd_ray.core.records import read_manifest
 from condkd_ray.report.tensorboard.writer import FOLDER
-from condkd_ray.runs.study_recorder import ARTIFACTS
+from condkd_ray.runs.recorder import ARTIFACTS
 from condkd_ray.study.storage import JOURNAL
 
 log = logging.getLogger(__name__)

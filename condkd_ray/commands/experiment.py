@@ -19,8 +19,7 @@ from condkd_ray.methods.inversion import AnyInversion, Inversion
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs import experiment as experiments
 from condkd_ray.runs.options import Options
-from condkd_ray.runs.plan import spread
-from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
+from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, spread, with_rounds
 from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.evaluation import TestRounds
 from condkd_ray.trial.plan import Plan

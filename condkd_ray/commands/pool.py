@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from condkd_ray.cluster.pool.actor import STATUS
+from condkd_ray.cluster.files import STATUS
 from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, get_text, locate, reason
 from condkd_ray.core.units import duration

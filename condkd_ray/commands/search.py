@@ -11,9 +11,8 @@ import tyro
 from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import ended, show, speak
 from condkd_ray.commands.console.results import tell_results
-from condkd_ray.runs import confirm as confirmation
 from condkd_ray.runs import search as searches
-from condkd_ray.runs.search import SearchSpec
+from condkd_ray.runs.options import SearchSpec
 from condkd_ray.study.space import read
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
     """Run the best trials of a finished search again with other seeds, and report. The exit code."""
-    result = confirmation.confirm(tree, flags, best=best, seeds=seeds, view=TERMINAL)
+    result = searches.confirm(tree, flags, best=best, seeds=seeds, view=TERMINAL)
     tell_results(result.out)
     code = ended(result)
     # It draws, which the other commands need not wait for.

@@ -13,7 +13,7 @@ from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.results import tell_results
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, find_record, flat
-from condkd_ray.runs import single_trial
+from condkd_ray.runs import experiment
 from condkd_ray.trial.config import TrialConfig, from_tree, read
 from condkd_ray.trial.plan import NUMBERS
 
@@ -98,7 +98,7 @@ def _run(config: TrialConfig, arm: str, command: _Here) -> Record:
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     torch.set_num_threads(command.threads)
     kept = {"cache": command.cache, "fresh": command.fresh, "view": TERMINAL}
-    record = single_trial.run(config, command.out, arm=arm, **kept)
+    record = experiment.run_alone(config, command.out, arm=arm, **kept)
     tell_results(command.out)
     return record
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from condkd_ray import models
-from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.cluster.connection.resources import check_resources, slots
+from condkd_ray.cluster.connection import connect
+from condkd_ray.cluster.options import check_resources, slots
 from condkd_ray.commands import experiment
 from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.experiment import Flags
@@ -30,7 +30,7 @@ from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import AnyNetwork
 from condkd_ray.report import results
 from condkd_ray.report.tables import verdict
-from condkd_ray.runs.estimate.probe import round_seconds
+from condkd_ray.runs.estimate import round_seconds
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.trial.artifacts import Workshop

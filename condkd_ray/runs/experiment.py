@@ -2,36 +2,66 @@
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
-from condkd_ray.cluster.connection.connect import connect, in_job_folder
-from condkd_ray.cluster.connection.resources import check_resources, check_room
-from condkd_ray.cluster.connection.storage_check import check_reach
-from condkd_ray.cluster.driver.monitor import Observers
-from condkd_ray.cluster.driver.sweep import sweep
-from condkd_ray.cluster.worker.paths import clear, empty
+from condkd_ray.cluster.connection import connect, in_job_folder
+from condkd_ray.cluster.files import clear, empty
 from condkd_ray.core.environment import CpuClock, default_device
-from condkd_ray.core.method import Metrics, require
-from condkd_ray.core.records import Outcome, finished, read_manifest, write_manifest
+from condkd_ray.core.method import require
+from condkd_ray.core.records import Outcome, Record, find_record, finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.view import SILENT, View
+from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs.estimate.estimate import explain
-from condkd_ray.runs.manifest import describe_experiment, teacher_line
+from condkd_ray.runs.estimate import explain
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.plan import check_plans, scoped, scoped_baseline
-from condkd_ray.runs.recorder import Recorder
-from condkd_ray.runs.study_recorder import StudyRecorder
+from condkd_ray.runs.recorder import Recorder, StudyRecorder, describe_experiment, teacher_line
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.outcome import product_path
+from condkd_ray.trial.plan import Plan, PlannedTrial, Scope, trial_hash
+from condkd_ray.trial.run import local_store, run_trial
 
 log = logging.getLogger(__name__)
 
 Trial = PlannedTrial[Prepared]
+ALONE = "train"
+"""The experiment of a trial that is run alone."""
+
+
+def check_plans(planned: Sequence[Plan]) -> None:
+    """Raise `InputError` where none is planned, one twice, or one that cannot share is to."""
+    require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
+    first: dict[tuple[TrialConfig, Scope], Plan] = {}
+    for plan in planned:
+        twin = first.setdefault((plan.config, plan.scope), plan)
+        same = f"{twin.label} and {plan.label}"
+        require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
+        alone = plan.scope == "trial" or plan.config.pipeline is None
+        require(alone, "--share with --producers", plan.scope, "trial: what a trial's own producers make ends with it")
+
+
+def scoped(plan: Plan, scope: Scope) -> Plan:
+    """The plan in the scope of the flags, if it has none of its own."""
+    if plan.scope != "trial" or scope == "trial":
+        return plan
+    return dataclasses.replace(plan, arm=_arm(plan.arm, scope), scope=scope)
+
+
+def _arm(arm: str, scope: Scope) -> str:
+    """Drawing from others' images makes another arm of it."""
+    return f"{arm} (sweep's pool)" if scope == "sweep" else arm
+
+
+def scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> Baseline:
+    """What each arm of the scope is compared with: the same as without it, in the same scope."""
+    own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
+    scoped = {_arm(arm, scope): _arm(base, scope) for arm, base in own.items()}
+    return baseline if scope != "sweep" else own | scoped
 
 
 def run(
@@ -58,9 +88,12 @@ def run(
         check_writable(options.place)
     open_folder(options.out, experiment, fresh=options.fresh)
     with connect(options.address, view=view):
-        room = (options.cpus_per_trial, options.gpus_per_trial)
-        check_resources(*room, options.resources)
-        check_room(*room, options.per_producer, [plan.config for plan in planned])
+        # These import Ray, which takes a second.
+        from condkd_ray.cluster.storage_check import check_reach
+        from condkd_ray.cluster.sweep import sweep
+
+        cluster = options.of_cluster(deadline)
+        cluster.check([plan.config for plan in planned])
         check_reach(options.place, options.place_flag)
         if options.fresh:
             empty(options.place)
@@ -73,15 +106,12 @@ def run(
         trials = list({trial.key: trial for trial in trials}.values())
         missing = _missing(trials, options, only)
         study = StudyRecorder(experiment, options.out, trials)
-        records = Recorder(experiment, options.out, missing, options.place, view=view)
-        clock = CpuClock()
+        records = Recorder(experiment, options.out, missing, options.place, study=study, view=view)
         try:
-            # The record after the study, as a trial that has one is not run again.
-            observers = Observers((study, records, _Looking(clock)))
-            complete = sweep(missing, options.of_cluster(deadline), observers)
+            complete = sweep(missing, cluster, records)
         finally:
             records.close()
-        spent = clock.look()
+        spent = records.clock.look()
     write_manifest(options.out, dataclasses.replace(manifest, cpu_seconds=spent))
     return RunResult(options.out, complete, records.failed, ("time",) if time.time() >= deadline else ())
 
@@ -101,20 +131,6 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
     for plan in planned:
         workshop.check(plan.config)
     return planned
-
-
-@dataclass(frozen=True)
-class _Looking:
-    """Looks at the clock whenever a trial ends, before its processes may be gone."""
-
-    clock: CpuClock
-
-    def round(self, trial: Trial, metrics: Metrics) -> None:
-        """Nothing."""
-
-    def ended(self, trial: Trial, outcome: Outcome) -> None:
-        """Look."""
-        self.clock.look()
 
 
 def _check_only(only: Sequence[str], options: Options) -> None:
@@ -143,3 +159,60 @@ def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
         found = sum(key.startswith(beginning) for key in labels)
         require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
     return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
+
+
+def run_alone(
+    config: TrialConfig,
+    out: Path,
+    *,
+    arm: str = "trial",
+    cache: Path | None = None,
+    device: str | None = None,
+    fresh: bool = False,
+    view: View = SILENT,
+) -> Record:
+    """One trial in this process, without Ray, with the records of an experiment of one trial; its record.
+
+    What its checkpoint in `out` leaves is run, and nothing where it has its record already. `fresh` moves what
+    `out` holds aside. Raises `InputError`.
+    """
+    workshop = Workshop(cache, device=device or default_device(), view=view)
+    workshop.check(config)
+    open_folder(out, ALONE, fresh=fresh)
+    plan = Plan(arm, config.ipc, config.seed, config)
+    prepared = workshop.prepare(config)
+    trial = Trial(trial_hash(config, prepared), plan, prepared)
+    manifest = describe_experiment(ALONE, "One trial.", [trial], workshop, out)
+    write_manifest(out, manifest)
+    log.info(teacher_line(manifest))
+    if trial.key not in finished(out):
+        _record(trial, out, view)
+    write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
+    return find_record(out, trial.key)
+
+
+def _record(trial: Trial, out: Path, view: View) -> None:
+    """Run the trial from its checkpoint, or anew where samples of that are gone, and write what came of it."""
+    folder = out / "trials" / trial.key
+    checkpoint = folder / "state.safetensors"
+    recorder = Recorder(ALONE, out, [trial], view=view)
+
+    def attempt() -> Outcome:
+        return run_trial(
+            *(trial.config, trial.prepared, local_store(trial.config, trial.prepared, folder)),
+            checkpoint=checkpoint,
+            product=product_path(folder),
+            on_round=lambda metrics: recorder.round(trial, metrics),
+        )
+
+    try:
+        try:
+            outcome = attempt()
+        except MissingSamplesError as error:
+            log.info(f"{error}: the trial begins anew")
+            checkpoint.unlink()
+            outcome = attempt()
+        recorder.ended(trial, outcome)
+    finally:
+        recorder.close()
+    shutil.rmtree(folder / "chunks", ignore_errors=True)

@@ -7,7 +7,7 @@ on CIFAR-10, which names for each line where it was read. What a recipe says of 
 length goes into any config; data and networks are the experiment's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from math import ceil, sqrt
@@ -62,6 +62,30 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
         ),
     )
     return Plan(label or name, 0 if name in ONCE else ipc, seed, config)
+
+
+def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[Plan]:
+    """The plans with their seeds spread over so many teachers: the i-th of `seeds` has teacher i mod `teachers`.
+
+    Teacher k is trained with the seed k above that of the plan's own teacher config, 0 by default; the seed of the data
+    split is the same for all. Raises `InputError` where that cannot be: more teachers than seeds, a teacher that is
+    loaded and not trained, plans of other seeds.
+    """
+    found, different = list(plans), list(dict.fromkeys(seeds))
+    accepted = f"1 to {len(different)}, the number of --seeds"
+    require(1 <= teachers <= max(1, len(different)), "--teachers", teachers, accepted)
+    if teachers == 1:
+        return found
+    loaded = [plan.config.teacher.weights for plan in found if plan.config.teacher.weights is not None]
+    require(not loaded, f"--teachers with --teacher-weights {next(iter(loaded), '')}", teachers, "1, that of the file")
+    planned = {plan.seed for plan in found}
+    require(planned == set(different), "--teachers", teachers, "1: this experiment does not run each of --seeds")
+    moved = []
+    for plan in found:
+        own = plan.config.teacher
+        teacher = replace(own, seed=own.seed + different.index(plan.seed) % teachers)
+        moved.append(replace(plan, config=replace(plan.config, teacher=teacher)))
+    return moved
 
 
 FOLDER = Path(__file__).parents[1] / "published"
@@ -120,17 +144,12 @@ def scaled(recipe: TrialConfig, scale: float) -> TrialConfig:
     """
     require(0 < scale <= 1, "scale", scale, "0 < scale <= 1")
     root = sqrt(scale)
-    fewest = min(_steps(recipe))
+    parts: Any = recipe.inversion, recipe.distiller, recipe.memory
+    fewest = min(part.steps for part in parts if hasattr(part, "steps"))
     inner = max(1, round(fewest * root)) / fewest
     least = 0.5 * inner / recipe.rounds
     require(scale > least, "scale", scale, f"above {least:.2g}, at which no round of {recipe.rounds} is left")
     return with_rounds(_smaller_rounds(recipe, inner, root), max(1, round(recipe.rounds * scale / inner)))
-
-
-def _steps(recipe: TrialConfig) -> list[int]:
-    """Optimiser steps in a round, of each part that has any."""
-    parts = (recipe.inversion, recipe.distiller, recipe.memory)
-    return [part.steps for part in parts if hasattr(part, "steps")]  # type: ignore[union-attr]
 
 
 def _smaller_rounds(recipe: TrialConfig, inner: float, root: float) -> TrialConfig:
@@ -277,6 +296,10 @@ def _replay(recipe: TrialConfig, memory: Generative, shape: tuple[int, int, int]
     return recipe.rounds * (learnt + moved + drawn)
 
 
+LEGEND = (
+    "Rounds: of the student, plus those of the warm-up, in which only images are made. Student images: each as often "
+    "as it is taught. Multiply-adds: of all networks, forwards and backwards, ResNet-34 -> ResNet-18 on 3x32x32 images."
+)
 HEADER = (
     "| system | published in | rounds | images made | student images | multiply-adds | recipe |\n"
     "|---|---|--:|--:|--:|--:|---|"
@@ -285,21 +308,13 @@ HEADER = (
 
 def table() -> str:
     """A Markdown table of the recipes as published, with what each takes; the files say where each line was read."""
-    rows = [_row(name) for name in NAMES]
+    rows = []
+    for name in NAMES:
+        recipe = published(name)
+        taken, before = compute(recipe), recipe.inversion.warm_up
+        rounds = f"{recipe.rounds}" + (f" + {before}" if before else "")
+        # A system named after its memory shares its inversion with another.
+        paper = recipe.memory.paper or recipe.inversion.paper
+        counts = map(short, (taken.images, taken.student_images, taken.multiply_adds))
+        rows.append(f"| {' | '.join([f'`{name}`', paper, rounds, *counts, f'`published/{name}.yaml`'])} |")
     return "\n".join([HEADER, *rows, "", LEGEND]) + "\n"
-
-
-LEGEND = (
-    "Rounds: of the student, plus those of the warm-up, in which only images are made. Student images: each as often "
-    "as it is taught. Multiply-adds: of all networks, forwards and backwards, ResNet-34 -> ResNet-18 on 3x32x32 images."
-)
-
-
-def _row(name: str) -> str:
-    recipe = published(name)
-    taken, before = compute(recipe), recipe.inversion.warm_up
-    rounds = f"{recipe.rounds}" + (f" + {before}" if before else "")
-    # A system named after its memory shares its inversion with another.
-    paper = recipe.memory.paper or recipe.inversion.paper
-    told = [f"`{name}`", paper, rounds, *map(short, (taken.images, taken.student_images))]
-    return f"| {' | '.join([*told, short(taken.multiply_adds), f'`published/{name}.yaml`'])} |"

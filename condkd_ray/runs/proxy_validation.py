@@ -121,15 +121,10 @@ def _interval(pairs: np.ndarray, rng: np.random.Generator) -> tuple[float, float
 
 def ranking_table(ranked: Sequence[Ranked]) -> Table:
     """A row a candidate."""
-    rows = [
-        [
-            one.candidate,
-            f"{one.rho:+.2f}",
-            "-" if np.isnan(one.low) else f"{one.low:+.2f} to {one.high:+.2f}",
-            str(one.n),
-        ]
-        for one in ranked
-    ]
+    rows = []
+    for one in ranked:
+        between = "-" if np.isnan(one.low) else f"{one.low:+.2f} to {one.high:+.2f}"
+        rows.append([one.candidate, f"{one.rho:+.2f}", between, str(one.n)])
     legend = (
         "Spearman's rho with test accuracy over trials of different configs; 95 % percentile bootstrap over trials "
         f"(from {RANKED_FROM} trials on). "

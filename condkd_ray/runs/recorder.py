@@ -1,29 +1,151 @@
-"""What an experiment writes down as it runs: records, image grids, event files. Only the driver writes."""
+"""What an experiment writes down: what it sets out to do, then records, image grids, event files, and its study."""
 
 import dataclasses
+import datetime
+import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
+import yaml
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
 from condkd_ray import models
-from condkd_ray.core.config import to_tree
-from condkd_ray.core.environment import git_state, versions
+from condkd_ray.core.config import Tree, to_tree
+from condkd_ray.core.environment import CpuClock, git_state, versions
 from condkd_ray.core.method import Metrics
-from condkd_ray.core.records import Outcome, Record, write_record
-from condkd_ray.core.storage import Location
+from condkd_ray.core.records import (
+    MANIFEST,
+    Manifest,
+    Outcome,
+    Record,
+    grid_path,
+    read_manifest,
+    read_records,
+    write_record,
+)
+from condkd_ray.core.storage import Location, remove
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
+from condkd_ray.methods.condensation import Imported
+from condkd_ray.methods.supervised import TeacherConfig
+from condkd_ray.report.figures.image_grids import write_grid
+from condkd_ray.report.statistics import Baseline
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
-from condkd_ray.runs.images import write_grids
-from condkd_ray.runs.products import Shelf
-from condkd_ray.trial.config import Prepared
+from condkd_ray.runs.products import Shelf, write_grids
+from condkd_ray.study.objective import COST, Constraint, Objective, at_end, excesses
+from condkd_ray.study.storage import open_storage, quiet
+from condkd_ray.study.study import VERSION, TrialLog
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.plan import NUMBERS, Plan, PlannedTrial, pool_key
 
 log = logging.getLogger(__name__)
 
 LOSSES = ("inversion/", "guidance/", "kd/")
 """Families of loss terms."""
+ARTIFACTS = "artifacts"
+"""Folder of the images and configs that the dashboard shows beside a trial."""
+PARAMETERS, KEY = "parameters", "config_hash"
+"""User attributes: of the study, the values of each parameter; of a trial, the hash of its config."""
+ALSO = ("seed", "condensation/ipc")
+"""Leaves that every planned trial has as parameters of other names."""
+Leaf = str | int | float | bool | None
+
+
+def describe_experiment(
+    experiment: str,
+    question: str,
+    trials: Sequence[PlannedTrial],
+    workshop: Workshop,
+    out: Path,
+    *,
+    baseline: Baseline = "none",
+) -> Manifest:
+    """What the experiment sets out to do. Trials planned in the same folder before stay, unless asked for anew.
+
+    `baseline` names the arm that every other is compared with, or for each arm its own.
+    """
+    plans = [trial.plan for trial in trials]
+    config = plans[0].config
+    dataset, teachers = workshop.data(config), _teachers(plans, workshop)
+    labels = {teacher["label"] for teacher in teachers}
+    before = read_manifest(out).planned if (out / MANIFEST).is_file() else []
+    planned = {(trial["arm"], trial["ipc"], trial["seed"]): trial for trial in before}
+    for trial in trials:
+        place = {"arm": trial.plan.arm, "ipc": trial.plan.ipc, "seed": trial.plan.seed}
+        planned[tuple(place.values())] = place | {"config_hash": trial.key}
+    return Manifest(
+        experiment=experiment,
+        question=question.strip().split("\n")[0],
+        command=shlex.join([Path(sys.executable).name, *sys.argv]),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        baseline=baseline,
+        planned=list(planned.values()),
+        teacher=teachers[0] if len(labels) == 1 else {"label": f"{len(labels)} networks"},
+        teachers=teachers if len(teachers) > 1 else [],
+        dataset={
+            "name": dataset.name,
+            "hash": dataset.digest,
+            "num_classes": dataset.num_classes,
+            "image_shape": list(dataset.image_shape),
+            "test_size": len(dataset.test),
+            "notes": list(dataset.notes),
+        },
+        test_labels=dataset.test.labels.tolist(),
+        notes=_notes(plans, dataset.val is not None),
+    )
+
+
+def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]:
+    """Label, seed, hash and accuracies of each teacher of the plans, once."""
+    configs: dict[TeacherConfig, TrialConfig] = {}
+    for plan in plans:
+        configs.setdefault(plan.config.teacher, plan.config)
+    return [
+        {
+            "label": models.label(config.teacher.network),
+            "seed": config.teacher.seed,
+            "hash": workshop.prepare(config).hashes["teacher"],
+            **workshop.teacher_accuracy(config),
+        }
+        for config in configs.values()
+    ]
+
+
+def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
+    used = {plan.config.condensation for plan in plans if plan.config.condensation is not None}
+    held_out = "the proxy images" + (" and the validation images" if has_val else "")
+    notes = []
+    if any(isinstance(method, Imported) for method in used):
+        notes.append(
+            "The condensed set was made elsewhere, from train images we do not know: it may have seen "
+            f"{held_out}, and the test images too where these were held out of train here."
+        )
+    if any(method.needs_teacher for method in used):
+        notes.append("The condensed set was made of the teacher: it adds nothing that the teacher does not know.")
+    return notes
+
+
+def teacher_line(manifest: Manifest) -> str:
+    """The teacher and its accuracy, for the terminal; a line each where one network has several, of other seeds."""
+    several = manifest.teachers if "hash" in manifest.teacher else []
+    lines = []
+    for teacher in several or [manifest.teacher]:
+        measured = [part for part in ("test", "val") if f"{part}_accuracy" in teacher]
+        parts = [f"{teacher[f'{part}_accuracy']:.2%} {part}" for part in measured]
+        which = f"{teacher['label']} seed {teacher['seed']}" if several else teacher["label"]
+        lines.append(f"teacher {which}{': accuracy ' if parts else ''}{', '.join(parts)}".lower())
+    return "\n".join(lines)
 
 
 class Recorder:
@@ -31,7 +153,8 @@ class Recorder:
 
     `trials`: what there is to be done; a search adds to it. `storage`: where trials leave their products. `total`: how
     many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will differ, by dotted
-    name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before.
+    name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before. `study`: of planned
+    trials, is told first, as one that has its record is not run again.
     """
 
     def __init__(
@@ -46,17 +169,19 @@ class Recorder:
         ranges: Mapping[str, tuple[float, float]] = NONE,
         goal: Goal = AGREEMENT,
         best: Best | None = None,
+        study: "StudyRecorder | None" = None,
         view: View = SILENT,
     ) -> None:
-        self._experiment, self._out, self._goal = experiment, out, goal
+        self._experiment, self._out, self._goal, self._study = experiment, out, goal, study
+        self.clock = CpuClock()
+        """Looked at whenever a trial ends, before its processes may be gone."""
         running = [self._record(trial, None) for trial in trials]
         choices = {name: choices[name] for name in beyond_base(choices)}
         ranges = {name: ranges[name] for name in beyond_base(ranges)}
         self._names = [*varying([record.config for record in running]), *choices, *ranges]
         examples = [{name: value} for name, found in choices.items() for value in found]
-        self._hparams: dict[str, dict[str, Scalar]] = {}
-        self._runs: dict[str, str] = {}
-        self._leaves: dict[str, Mapping[str, Any]] = {}
+        self._known: dict[str, tuple[str, dict[str, Scalar], Mapping[str, Any]]] = {}
+        """By key: the trial's run in TensorBoard, its hyper-parameters there, and what was chosen for it."""
         self._events = EventFiles(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
         self._shelf = Shelf(out, storage)
         self.failed = 0
@@ -67,15 +192,17 @@ class Recorder:
     def add(self, trial: PlannedTrial[Prepared], leaves: Mapping[str, Any] = NONE) -> None:
         """A trial may be heard of from now on; `leaves`: what was chosen for it, by name."""
         record = self._record(trial, None)
-        self._leaves[trial.key] = leaves
-        self._hparams[trial.key], self._runs[trial.key] = hparams(record, self._names), run_name(record)
+        self._known[trial.key] = run_name(record), hparams(record, self._names), leaves
 
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
         """A trial has ended a round."""
-        key, label, rounds = trial.key, self._label(trial), trial.config.total_rounds
-        self._events.trial_started(self._runs[key], self._hparams[key])
-        self._events.round(self._runs[key], int(metrics["round"]), metrics)
-        self._live.round(key, label, metrics, rounds)
+        if self._study is not None:
+            self._study.round(trial.key, metrics)
+        label, rounds = self._label(trial), trial.config.total_rounds
+        run, own, _ = self._known[trial.key]
+        self._events.trial_started(run, own)
+        self._events.round(run, int(metrics["round"]), metrics)
+        self._live.round(trial.key, label, metrics, rounds)
         if log.isEnabledFor(logging.DEBUG):
             log.debug(round_line(label, metrics, rounds, self._goal.metric))
 
@@ -84,18 +211,21 @@ class Recorder:
 
         `candidate`: whether what it has made may be kept as the best.
         """
-        record, key, label = self._record(trial, outcome), trial.key, self._label(trial)
+        if self._study is not None:
+            self._study.ended(trial.key, outcome)
+        record, label = self._record(trial, outcome), self._label(trial)
         # Whoever has a record is not run again, so what it has made must be kept before.
         write_grids(self._out, record, outcome, trial.prepared)
         if candidate:
             self._shelf.offer(record, trial.prepared)
         write_record(self._out, record)
         self._events.trial_finished(record)
-        accuracy, arm = record.metrics.get("student/test_accuracy"), trial.plan.group
-        self._live.finished(key, label, record.status, accuracy, group=arm, leaves=self._leaves[key])
+        accuracy, about = record.metrics.get("student/test_accuracy"), {"leaves": self._known[trial.key][2]}
+        self._live.finished(trial.key, label, record.status, accuracy, group=trial.plan.group, **about)
         if record.status == "failed":
             self.failed += 1
             log.info(f"{label} failed: {outcome.reason}")
+        self.clock.look()
 
     def close(self) -> None:
         """No more will be heard."""
@@ -147,3 +277,165 @@ def round_line(label: str, metrics: Metrics, rounds: int, metric: str) -> str:
     shown = {name: metrics[name] for name in (metric,) if name in metrics} | terms
     told = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
     return f"{label} round {int(metrics['round'])}/{rounds}: {told}, {metrics['time/wall_seconds']:.1f} s"
+
+
+class StudyWriter:
+    """Writes what an `objective` sees of trials, named by their numbers, into `study`.
+
+    Files lie in the result folder `out`.
+    """
+
+    def __init__(
+        self, study: TrialLog, objective: Objective, out: Path, constraints: Sequence[Constraint] = ()
+    ) -> None:
+        self._log, self._objective, self._out, self._constraints = study, objective, out, constraints
+        (out / ARTIFACTS).mkdir(parents=True, exist_ok=True)
+        self._store = FileSystemArtifactStore(out / ARTIFACTS)
+
+    def round(self, number: int, metrics: Metrics) -> None:
+        """A trial has ended a round."""
+        self._log.report(number, int(metrics["round"]), self._objective.now(metrics))
+
+    def ended(self, number: int, key: str, tree: Tree, outcome: Outcome) -> None:
+        """A trial of this config is over: what it took, its images and whole config, and how it has ended."""
+        if self._log.over(number):
+            return
+        self._log.note(number, attributes(outcome, [one.name for one in self._constraints]))
+        self._attach(number, key, tree, outcome)
+        beyond = excesses(self._constraints, outcome.history)
+        self._log.constrain(number, beyond)
+        unknown = [one.name for one in self._constraints if math.isnan(beyond[one.text])]
+        if outcome.status == "finished" and unknown:
+            self._log.fail(number, f"no finite {', '.join(unknown)}")
+        elif outcome.status == "finished":
+            self._log.complete(number, self._objective.values(outcome.history))
+        elif outcome.status == "pruned":
+            self._log.prune(number)
+        else:
+            self._log.fail(number, outcome.reason)
+
+    def _attach(self, number: int, key: str, tree: Tree, outcome: Outcome) -> None:
+        grid = grid_path(self._out, key)
+        if outcome.images is not None and outcome.images_per_class:
+            write_grid(grid, outcome.images, outcome.images_per_class)
+        if grid.is_file():
+            self._log.attach(number, grid, self._store)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{key}.yaml"
+            path.write_text(yaml.safe_dump(tree, sort_keys=False))
+            self._log.attach(number, path, self._store)
+
+
+def attributes(outcome: Outcome, also: Sequence[str] = ()) -> dict[str, Any]:
+    """What a trial took, as far as it came: seconds, bytes, and the node that it ran on last; and metrics by name."""
+    found = {name: at_end(name, outcome.history) for name in (*COST, *also)}
+    told = {name: value for name, value in found.items() if math.isfinite(value)}
+    return told | ({"peak_bytes": outcome.peak_bytes} if outcome.peak_bytes else {}) | {"node": outcome.node}
+
+
+class StudyRecorder:
+    """The study of planned trials, a journal in `out`, which a dashboard shows of an ablation.
+
+    It is told of rounds and ends, and alone writes the study; but the records are the truth. A parameter is whatever
+    the trials differ in, each a choice among the values that occur. Optuna holds the values of a parameter fixed, so a
+    plan that brings others begins the study anew; what has its record is written into it again. A trial that failed and
+    is tried again is another trial of the study.
+    """
+
+    def __init__(self, experiment: str, out: Path, trials: Iterable[PlannedTrial[Prepared]]) -> None:
+        recorded = [record for record in read_records(out) if record.numbers == NUMBERS]
+        self._records = {record.config_hash: record for record in recorded}
+        self._records |= {t.key: make_record(experiment, t.plan, t.key, t.prepared, None) for t in trials}
+        objective, storage = Objective(), open_storage(None, out)
+        with quiet():
+            study = _opened(storage, experiment, objective, _differences(self._records.values()), out)
+        self._choices = study.user_attrs[PARAMETERS]
+        self._log = TrialLog(storage, experiment, objective)
+        self._writer = StudyWriter(self._log, objective, out)
+        told = [trial for trial in self._log.trials if trial.state != TrialState.FAIL]
+        failed = {trial.user_attrs[KEY] for trial in self._log.trials} - {trial.user_attrs[KEY] for trial in told}
+        self._numbers = {trial.user_attrs[KEY]: trial.number for trial in told}
+        for record in recorded:
+            if record.config_hash not in failed:
+                self._retell(record)
+
+    def round(self, key: str, metrics: Metrics) -> None:
+        """A trial has ended a round."""
+        self._writer.round(self._number(key), metrics)
+
+    def ended(self, key: str, outcome: Outcome) -> None:
+        """A trial is over. To be told before it gets its record: whoever has one is not run again."""
+        self._writer.ended(self._number(key), key, self._records[key].config, outcome)
+        if outcome.status == "failed":
+            del self._numbers[key]
+
+    def _retell(self, record: Record) -> None:
+        """A trial that the study has missed: it is younger than the record, or its driver was killed."""
+        key = record.config_hash
+        if key in self._numbers and self._log.over(self._numbers[key]):
+            return
+        for metrics in record.history:
+            self.round(key, metrics)
+        self.ended(key, record.outcome)
+
+    def _number(self, key: str) -> int:
+        """Its number in the study, which it gets when it is first heard of."""
+        if key not in self._numbers:
+            params = {name: value for name, value in _leaves(self._records[key]).items() if name in self._choices}
+            begun = optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params=params,
+                distributions={name: CategoricalDistribution(self._choices[name]) for name in params},
+                user_attrs={KEY: key, "teacher_hash": self._records[key].teacher_hash},
+            )
+            self._numbers[key] = self._log.begin(begun)
+        return self._numbers[key]
+
+
+def _opened(
+    storage: BaseStorage, name: str, objective: Objective, choices: Mapping[str, list[Leaf]], out: Path
+) -> optuna.Study:
+    """The study of that name, with all these values of its parameters, and those that it had before.
+
+    One of another version of the numbers begins anew.
+    """
+    if name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        before: dict[str, list[Leaf]] = study.user_attrs.get(PARAMETERS, {})
+        current = study.user_attrs.get(VERSION, 1) == NUMBERS
+        if current and all(value in before.get(key, []) for key, values in choices.items() for value in values):
+            return study
+        both = {key: [*before.get(key, []), *choices.get(key, [])] for key in {**before, **choices}}
+        choices = {key: list(dict.fromkeys(values)) for key, values in both.items()}
+        optuna.delete_study(study_name=name, storage=storage)
+        remove(out / ARTIFACTS)
+    study = optuna.create_study(study_name=name, storage=storage, directions=objective.directions)
+    study.set_metric_names(list(objective.names))
+    study.set_user_attr(PARAMETERS, choices)
+    study.set_user_attr(VERSION, NUMBERS)
+    return study
+
+
+def _differences(records: Iterable[Record]) -> dict[str, list[Leaf]]:
+    """The values of each leaf in which the trials that have it differ; of arm, IPC and seed in any case."""
+    found: dict[str, dict[Leaf, None]] = {}
+    for record in records:
+        for name, value in _leaves(record).items():
+            found.setdefault(name, {})[value] = None
+    return {name: list(values) for name, values in found.items() if len(values) > 1 or name in ("arm", "ipc", "seed")}
+
+
+def _leaves(record: Record) -> dict[str, Leaf]:
+    """Where a trial stands in the plan, and all leaves of its config by their paths."""
+    found = {name: value for name, value in _flat(record.config).items() if name not in ALSO}
+    return {"arm": record.arm, "ipc": record.ipc, "seed": record.seed, **found}
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Leaf]:
+    leaves: dict[str, Leaf] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _flat(value, f"{path}{key}/")
+        else:
+            leaves[f"{path}{key}"] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return leaves

@@ -13,10 +13,9 @@ import torch
 
 from benchmark.rows import Measured
 from benchmark.worlds import CPUS, digits, prepare, scratch, seconds
-from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.cluster.pool.actor import default_limit, make_pool
-from condkd_ray.cluster.pool.stopwatch import WATCH
-from condkd_ray.cluster.pool.store import PoolStore
+from condkd_ray.cluster.connection import connect
+from condkd_ray.cluster.pool import default_limit, make_pool
+from condkd_ray.cluster.stores import WATCH, PoolStore
 from condkd_ray.core.samples import Codec, Encoded
 from condkd_ray.methods.memory.memory import gathered
 from condkd_ray.trial.loop import run_round, start

@@ -21,7 +21,7 @@ from chaos.chaos import TITLES, machine, titles
 
 from benchmark.rows import Measured
 from benchmark.worlds import CPUS, digits, idle, named, of_seeds, prepare, run_all, scratch, seconds
-from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.connection import connect
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree
 from condkd_ray.trial.config import Prepared, TrialConfig

@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from condkd_ray.cluster.driver.options import ClusterOptions
-from condkd_ray.cluster.driver.sweep import sweep
-from condkd_ray.cluster.worker.paths import outcome_path
+from condkd_ray.cluster.files import trial_file
+from condkd_ray.cluster.options import ClusterOptions
+from condkd_ray.cluster.sweep import sweep
 from condkd_ray.core.records import Outcome
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
@@ -58,7 +58,7 @@ def idle(count: int, folder: Path, prepared: Prepared) -> list[PlannedTrial]:
     done = Outcome(status="finished", metrics={}, history=[{"round": 1, "kd/loss": 0.0}], predictions=[], images=None)
     trials = of_seeds(digits(rounds=1), range(count), prepared)
     for trial in trials:
-        save_outcome(done, outcome_path(folder, trial.key))
+        save_outcome(done, trial_file(folder, trial.key, "outcome"))
     return trials
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import psutil
 
 from chaos.compare import differences
-from condkd_ray.cluster.connection.connect import private
+from condkd_ray.cluster.connection import private
 
 # Below the package's own, which `speak` lets a user hear.
 log = logging.getLogger("condkd_ray.chaos")

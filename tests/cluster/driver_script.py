@@ -15,9 +15,9 @@ import ray  # isort: skip
 import toy
 
 from cluster import processes
-from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.cluster.driver.options import ClusterOptions
-from condkd_ray.cluster.driver.sweep import sweep
+from condkd_ray.cluster.connection import connect
+from condkd_ray.cluster.options import ClusterOptions
+from condkd_ray.cluster.sweep import sweep
 from condkd_ray.commands.console.exit_codes import exit_codes
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from chaos.chaos import machine
 
-from condkd_ray.cluster.connection.connect import connect
-from condkd_ray.cluster.driver.options import tell_of_spilling
-from condkd_ray.cluster.pool.actor import make_pool
+from condkd_ray.cluster.connection import connect
+from condkd_ray.cluster.pool import make_pool, tell_of_spilling
 
 
 def main(folder: Path) -> None:

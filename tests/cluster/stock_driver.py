@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from condkd_ray.cluster.connection.connect import connect
+from condkd_ray.cluster.connection import connect
 from condkd_ray.study.storage import open_storage
 
 

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from condkd_ray.cluster.connection.connect import connect, private
-from condkd_ray.cluster.connection.storage_check import check_reach
+from condkd_ray.cluster.connection import connect, private
+from condkd_ray.cluster.storage_check import check_reach
 from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import locate
 

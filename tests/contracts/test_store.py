@@ -19,7 +19,7 @@ Make = Callable[..., Store]
 def pool(cluster, tmp_path_factory) -> Iterator[Any]:
     import ray
 
-    from condkd_ray.cluster.pool.actor import make_pool
+    from condkd_ray.cluster.pool import make_pool
 
     actor = make_pool(tmp_path_factory.mktemp("pool"), 2**30)
     yield actor
@@ -37,7 +37,7 @@ def make(request, tmp_path) -> Make:
     if request.param != "pool":
         return local
     pool = request.getfixturevalue("pool")
-    from condkd_ray.cluster.pool.store import PoolStore
+    from condkd_ray.cluster.stores import PoolStore
 
     key = secrets.token_hex(4)
     return lambda space="unit", logits=True: PoolStore(

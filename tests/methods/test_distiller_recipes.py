@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toy import make_prepared, make_teacher, samples, toy_config
 
-from condkd_ray.cluster.driver.gpu_memory import one_step
+from condkd_ray.cluster.gpu_memory import one_step
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
@@ -21,7 +21,7 @@ from condkd_ray.methods.distiller import Distiller, DistillerState
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.losses.kd import LogitL1
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.runs.estimate.probe import probe_trial
+from condkd_ray.runs.estimate import probe_trial
 from condkd_ray.trial.config import dump, from_tree, read
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.plan import Plan

@@ -9,15 +9,16 @@ from toy import NUM_CLASSES, make_prepared, samples, toy_config
 
 from condkd_ray.core.records import ALL_REAL, Outcome, condensed_path, grid_path
 from condkd_ray.core.samples import Codec
+from condkd_ray.data.augment import pixels
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.inversion import DeepInversion, NoInversion
 from condkd_ray.report.figures.image_grids import captioned, write_grid
 from condkd_ray.report.tensorboard.embeddings import points_path, read_points, write_points
 from condkd_ray.report.tensorboard.writer import rebuild
-from condkd_ray.runs import images
-from condkd_ray.runs.images import feature_points, most_bytes, write_grids
+from condkd_ray.runs import products as images
+from condkd_ray.runs.products import feature_points, most_bytes, write_grids
 from condkd_ray.runs.recorder import Recorder
-from condkd_ray.trial.outcome import Product, pixels, product_path, read_product
+from condkd_ray.trial.outcome import Product, product_path, read_product
 from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 

@@ -6,7 +6,8 @@ import pytest
 import toy
 
 from condkd_ray.core.method import InputError
-from condkd_ray.runs.plan import scoped, scoped_baseline, spread
+from condkd_ray.runs.experiment import scoped, scoped_baseline
+from condkd_ray.runs.presets import spread
 from condkd_ray.trial.plan import Plan, trial_hash
 
 PLANS = [Plan(arm, 0, 0, toy.toy_config()) for arm in ("none", "mixed", "guided")]

@@ -21,9 +21,8 @@ from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.report.build import build
-from condkd_ray.runs.manifest import _notes, describe_experiment, teacher_line
-from condkd_ray.runs.plan import spread
-from condkd_ray.runs.recorder import Recorder, make_record, round_line
+from condkd_ray.runs.presets import spread
+from condkd_ray.runs.recorder import Recorder, _notes, describe_experiment, make_record, round_line, teacher_line
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, from_tree
 from condkd_ray.trial.plan import NUMBERS, Plan, PlannedTrial, trial_hash

@@ -12,9 +12,9 @@ from condkd_ray.core.config import to_tree
 from condkd_ray.core.records import Outcome, read_manifest, read_records
 from condkd_ray.report.results import read
 from condkd_ray.report.tables.search import search_table
-from condkd_ray.runs import search_driver as module
-from condkd_ray.runs.options import Options
-from condkd_ray.runs.search_driver import SearchDriver, SearchRecorder
+from condkd_ray.runs import search as module
+from condkd_ray.runs.options import SearchSpec
+from condkd_ray.runs.search import SearchDriver, SearchRecorder
 from condkd_ray.study.objective import Objective, parse_constraints
 from condkd_ray.study.space import Open
 from condkd_ray.study.storage import open_storage
@@ -56,16 +56,15 @@ class Workshop:
 class Whole(SearchDriver):
     """A driver with its recorder."""
 
-    def __init__(self, recorder: SearchRecorder, trials: int) -> None:
-        super().__init__(recorder, trials)
-        self.describe, self.close = recorder.describe, recorder.close
+    def __init__(self, recorder: SearchRecorder) -> None:
+        super().__init__(recorder)
+        self.describe, self.close = recorder.describe, recorder.records.close
 
 
 def driver_of(out: Path, trials: int = 3, limits: tuple[str, ...] = ()) -> Whole:
-    objective, constraints = Objective(), parse_constraints(limits)
-    study = Study(open_storage(None, out), "search", TREE, objective, constraints=constraints)
-    recorder = SearchRecorder("Which?", study, objective, TREE, Workshop(), Options(out=out), trials, constraints)
-    return Whole(recorder, trials)
+    spec = SearchSpec(out=out, trials=trials, constraint=limits)
+    study = Study(open_storage(None, out), "search", TREE, Objective(), constraints=parse_constraints(limits))
+    return Whole(SearchRecorder("Which?", study, TREE, Workshop(), spec))
 
 
 def hear(driver: SearchDriver, trial, how: str) -> None:

@@ -13,8 +13,7 @@ from toy import make_prepared, toy_config
 from condkd_ray.core.records import Outcome, finished, read_records, write_record
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
-from condkd_ray.runs.recorder import make_record
-from condkd_ray.runs.study_recorder import StudyRecorder
+from condkd_ray.runs.recorder import StudyRecorder, make_record
 from condkd_ray.study.storage import open_storage
 from condkd_ray.trial.plan import Plan, PlannedTrial
 
@@ -55,10 +54,9 @@ def opened(out: Path, plans: dict[str, Plan] = PLANS) -> StudyRecorder:
 
 
 def heard(told: StudyRecorder, out: Path, key: str, outcome: Outcome = ENDED, *, recorded: bool = True) -> None:
-    trial = PlannedTrial(key, PLANS[key], PREPARED)
     for metrics in outcome.history:
-        told.round(trial, metrics)
-    told.ended(trial, outcome)
+        told.round(key, metrics)
+    told.ended(key, outcome)
     if recorded:
         write_record(out, make_record("ablate", PLANS[key], key, PREPARED, outcome))
 
@@ -103,7 +101,7 @@ def test_the_same_again_adds_nothing(tmp_path):
 def test_a_killed_one_continued_ends_complete(tmp_path, recorded):
     first = opened(tmp_path)
     heard(first, tmp_path, "a", recorded=recorded)
-    first.round(PlannedTrial("b", PLANS["b"], PREPARED), HISTORY[0])
+    first.round("b", HISTORY[0])
     again = opened(tmp_path)
     for key in ("b", "c") if recorded else ("a", "b", "c"):
         heard(again, tmp_path, key)

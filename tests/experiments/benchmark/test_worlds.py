@@ -2,8 +2,8 @@ import pytest
 import toy
 from benchmark.worlds import Told, idle, scratch
 
-from condkd_ray.cluster.driver.options import ClusterOptions
-from condkd_ray.cluster.driver.sweep import sweep
+from condkd_ray.cluster.options import ClusterOptions
+from condkd_ray.cluster.sweep import sweep
 
 
 @pytest.mark.ray

@@ -1,1 +1,0 @@
-"""The cluster: its address, what fits into it, signals, and the storage that its nodes share."""

@@ -1,1 +1,0 @@
-"""The pool of synthetic samples that the trials of a sweep share."""

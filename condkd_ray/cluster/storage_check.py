@@ -1,0 +1,72 @@
+"""Whether all nodes of the cluster see one storage: asked before any work, as a trial could run on any of them."""
+
+import secrets
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.storage import Location, Remote, probe, put_text, reason
+
+PATIENCE_SECONDS = 60.0
+"""In which a node has to answer; starting a process there takes seconds."""
+SHARED = "a folder that all nodes share, such as one on NFS, or a URI like s3://bucket/prefix with keys on each node"
+
+
+def check_reach(storage: Location, what: str = "--storage") -> None:
+    """Raise `InputError`, naming the node, where a node does not see `storage` as this process does, or cannot write.
+
+    A folder is seen by the one node of a cluster of one, and not asked for; an object store takes keys that a node may
+    lack. Nodes that join later are not asked.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1 and not isinstance(storage, Remote):
+        return
+    marker = f".marker-{secrets.token_hex(8)}"
+    put_text(storage / marker, "")
+    try:
+        answers = [_asked(node["NodeID"], storage, marker) for node in nodes]
+        for node, answer in zip(nodes, answers, strict=True):
+            if wrong := _answered(node["NodeID"], storage, marker, answer):
+                where = f"{what} is {str(storage)!r}, which node {node['NodeManagerAddress']} cannot use ({wrong})"
+                raise InputError(f"{where}; accepted: {SHARED}")
+    finally:
+        (storage / marker).unlink(missing_ok=True)
+
+
+def look(storage: Location, marker: str) -> str:
+    """What keeps this machine from using `storage`, where the driver has put `marker`; empty if nothing does."""
+    try:
+        if not (storage / marker).is_file():
+            return "it does not find there what was written here"
+        probe(storage)
+    except (OSError, ValueError) as error:
+        return reason(error)
+    return ""
+
+
+def _asked(node: str, storage: Location, marker: str) -> Any:
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": place}
+    return ray.remote(**options)(look).remote(storage, marker)
+
+
+def _answered(node: str, storage: Location, marker: str, answer: Any) -> str:
+    """What the node says, asked again should it not have come to it.
+
+    One that is lost meanwhile has nothing to say: no trial will run on it. That takes Ray some seconds to notice.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ray.get(answer, timeout=PATIENCE_SECONDS)
+        except RayError as error:
+            if not any(other["Alive"] for other in ray.nodes() if other["NodeID"] == node):
+                return ""
+            if isinstance(error, RayTaskError) or time.monotonic() > deadline:
+                return f"it does not answer: {str(error).splitlines()[0]}"
+        time.sleep(1)
+        answer = _asked(node, storage, marker)

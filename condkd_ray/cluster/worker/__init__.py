@@ -1,1 +1,0 @@
-"""One trial on a worker: the trainable, its producers, its files and retries."""

@@ -1,0 +1,482 @@
+"""What is left of a run will take: time, memory, disk; and that as text. Nothing is trained for good, or written.
+
+What finished trials took is in their records. Others are tried for a few rounds in this process, one of each arm, with
+a stand-in for a teacher or a condensed set that does not exist yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from condkd_ray.cluster.connection import connect
+from condkd_ray.core.config import content_hash
+from condkd_ray.core.environment import clean_process, peak_bytes
+from condkd_ray.core.method import InputError, Metrics, NonFiniteError
+from condkd_ray.core.records import Record, check_same_experiment, grid_path, read_records, record_path, write_record
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.units import byte_size, duration
+from condkd_ray.core.view import SILENT, OnStep, View, unheard
+from condkd_ray.methods.condensation import AnyCondensation
+from condkd_ray.methods.supervised import bf16_pays
+from condkd_ray.report.figures.image_grids import write_grid
+from condkd_ray.report.tables.table import Table
+from condkd_ray.report.tensorboard.embeddings import points_path
+from condkd_ray.runs.options import Options
+from condkd_ray.runs.products import PER_STORED_BYTE, kept_path, most_bytes
+from condkd_ray.runs.recorder import make_record
+from condkd_ray.study.space import corners, default
+from condkd_ray.trial.artifacts import StandIns, Workshop
+from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.outcome import product_path
+from condkd_ray.trial.plan import NUMBERS, Plan, can_share
+from condkd_ray.trial.run import local_store, run_trial
+from condkd_ray.trial.synthesis import answers
+
+ROUNDS = 3
+"""Of a probe; the first, in which much happens for the first time, counts once, the others for all that follow."""
+STEPS = 20
+"""Of a teacher's training, in its probe."""
+IMAGES = 2048
+"""Real images, at most, that a condenser sees in its probe."""
+NOTHING = "Nothing is left to run.\n"
+UNITS = {"iterations": 2, "epochs": 1, "expert_epochs": 1}
+"""Fields of a condenser in proportion to which it works, and how much more of each is tried."""
+LEAST = {"iterations": 1, "epochs": 1, "expert_epochs": 1, "ahead": 1, "max_start": 0}
+
+
+@dataclass(frozen=True)
+class Span:
+    """A quantity that lies between two bounds."""
+
+    low: float = 0.0
+    high: float = 0.0
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.low + other.low, self.high + other.high)
+
+    def __mul__(self, factor: float | Span) -> Span:
+        factors = factor if isinstance(factor, Span) else Span(factor, factor)
+        return Span(self.low * factors.low, self.high * factors.high)
+
+
+PROBED, RECORDED = Span(0.7, 1.7), Span(0.8, 1.4)
+"""What a measurement is multiplied by: a probe is short and alone on the machine, and trials differ by their seeds."""
+PROBING_SECONDS = 90.0
+"""After which no further arm is tried; it is then taken to lie between the cheapest and the dearest."""
+STARTED = Span(5, 30)
+"""Seconds until the first trial of a sweep computes: its processes import PyTorch."""
+BETWEEN = Span(0.1, 1.5)
+"""Seconds from a trial's end to the next one's start, its final test included."""
+REPORTED = Span(3, 15)
+"""Seconds that tables and figures take at the end."""
+WRITTEN = Span(0.5e6, 4e6)
+"""Bytes of tables, figures and event files, beside what each trial leaves."""
+DRIVER = Span(0.4e9, 1.5e9)
+"""Bytes of memory of the program itself and of Ray's own processes."""
+
+
+def hull(values: Iterable[float | Span]) -> Span:
+    """The smallest span that holds all of them."""
+    spans = [value if isinstance(value, Span) else Span(value, value) for value in values]
+    return Span(min(span.low for span in spans), max(span.high for span in spans))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one trial. Seconds and bytes."""
+
+    wall: Span = Span()
+    cpu: Span = Span()
+    kept: Span = Span()
+    """Record and image grid."""
+    product: Span = Span()
+    """Student and synthetic images, kept of the best trial of an arm and IPC."""
+    working: Span = Span()
+    """Checkpoint and chunks, while it runs."""
+    memory: Span = Span()
+    """Its processes, or the GPU's, at the peak."""
+
+
+def join(costs: Sequence[Cost]) -> Cost:
+    """What holds all of them."""
+    return Cost(**{field.name: hull(getattr(cost, field.name) for cost in costs) for field in fields(Cost)})
+
+
+def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
+    """Run the first rounds of a trial with its files under `folder`. Raises `NonFiniteError` where it diverges."""
+    config, whole = _short(plan.config), plan.config
+    clean_process(torch.get_num_threads())
+    wall, cpu = time.perf_counter(), time.process_time()
+    place = {"checkpoint": folder / "state", "product": product_path(folder), "checkpoint_seconds": 0.0}
+    outcome = run_trial(config, prepared, local_store(config, prepared, folder), **place)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if outcome.status != "finished":
+        raise NonFiniteError(outcome.reason)
+    first, *others = outcome.history
+    rest = max(0.0, wall - sum(row["time/wall_seconds"] for row in outcome.history))
+    rounds = hull(_seconds(row, whole) for row in others)
+    # At the end, of all the rounds whose images the memory still has.
+    asking = whole.total_rounds * _asking_seconds(whole, prepared)
+    seconds = Span(rest + rounds.low, rest + first["time/wall_seconds"] + rounds.high + asking) * PROBED
+    record = make_record("explain", plan, "probe", prepared, outcome)
+    write_record(folder, record)
+    if outcome.images is not None and outcome.images_per_class:
+        write_grid(grid_path(folder, "probe"), outcome.images, outcome.images_per_class)
+    left, chunks = whole.total_rounds - ROUNDS, _bytes(folder / "chunks") / ROUNDS
+    row = _bytes(record_path(folder, "probe")) - len(str(outcome.predictions))
+    kept = _bytes(folder / "records") + _bytes(folder / "grids")
+    product, state = _bytes(place["product"]), _bytes(place["checkpoint"])
+    # A product has logits whether they are stored or not.
+    logits = 0 if whole.keeps_logits else 2 * prepared.teacher.num_classes * whole.inversion.images_per_round
+    peak = peak_bytes(prepared.teacher.device)
+    crew, ahead = (0, 0) if whole.pipeline is None else (whole.pipeline.producers, whole.pipeline.staleness)
+    return Cost(
+        # Here producers work in turn with the student, there beside it.
+        wall=seconds * Span(1 / (1 + min(crew, ahead)), 1),
+        cpu=seconds * min(1.0, cpu / wall),
+        kept=Span(kept, kept + max(0, left) * row / ROUNDS),
+        product=Span(product, product + max(0, left) * (chunks + logits) + most_bytes(prepared.teacher)),
+        working=Span(state, state + whole.total_rounds * chunks),
+        memory=Span(peak * 0.7, (1 + crew) * peak * 1.5 + whole.total_rounds * chunks),
+    )
+
+
+def _asking_seconds(config: TrialConfig, prepared: Prepared) -> float:
+    """Of the teacher's answers on a round's images, where they are not made with the round but at the trial's end."""
+    if config.keeps_logits:
+        return 0.0
+    teacher = prepared.teacher
+    images = torch.zeros(config.inversion.images_per_round, *teacher.image_shape, device=teacher.device)
+    return _time(lambda: answers(teacher, images))
+
+
+def round_seconds(plan: Plan, prepared: Prepared) -> float:
+    """Wall time of one round of a trial, measured on its first ones. Raises `NonFiniteError` where it diverges."""
+    config = _short(plan.config)
+    clean_process(torch.get_num_threads())
+    outcome = run_trial(config, prepared, local_store(config, prepared, None))
+    if outcome.status != "finished":
+        raise NonFiniteError(f"{plan.label}, tried for {ROUNDS} rounds: {outcome.reason}")
+    return max(row["time/wall_seconds"] for row in outcome.history[1:])
+
+
+def trial_cpu_seconds(config: TrialConfig, prepared: Prepared) -> float:
+    """CPU time of all rounds of a trial. Raises `NonFiniteError` where it diverges."""
+    clean_process(torch.get_num_threads())
+    state, store = start(config, prepared), local_store(config, prepared, None)
+    return sum(run_round(config, prepared, state, store)["time/cpu_seconds"] for _ in range(config.total_rounds))
+
+
+def recorded(record: Record, out: Path) -> Cost:
+    """What a finished trial says of others like it."""
+    key, held = record.config_hash, record.metrics.get("memory/bytes", 0.0)
+    kept, product = _bytes(record_path(out, key)) + _bytes(grid_path(out, key)), _bytes(kept_path(out, key))
+    return Cost(
+        wall=RECORDED * record.outcome.wall_seconds,
+        cpu=RECORDED * record.outcome.cpu_seconds,
+        kept=Span(kept, kept),
+        product=Span(product or held, (product or held) + PER_STORED_BYTE * _bytes(points_path(out, key))),
+        working=Span(held, 2 * held + 2 * product),
+        memory=RECORDED * record.outcome.peak_bytes,
+    )
+
+
+def _short(config: TrialConfig) -> TrialConfig:
+    names = {field.name for field in fields(config.inversion)}
+    inversion = replace(config.inversion, **({"warm_up": 0} if "warm_up" in names else {}))
+    distiller = config.distiller.within(ROUNDS)
+    return replace(config, rounds=ROUNDS, evaluate_every=1, inversion=inversion, distiller=distiller)
+
+
+def _seconds(row: Metrics, config: TrialConfig) -> float:
+    """Of all rounds of a trial, if each part takes as long as in this one."""
+    measured = sum(config.measures(number) for number in range(config.total_rounds))
+    times = {"distillation": config.rounds, "evaluation": measured, "diagnosis": measured}
+    parts = {name: row.get(f"time/{name}_seconds", 0.0) for name in times}
+    always = row["time/wall_seconds"] - sum(parts.values())
+    return config.total_rounds * always + sum(parts[name] * count for name, count in times.items())
+
+
+def probe_teacher(config: TrialConfig, workshop: Workshop) -> Span:
+    """Seconds of a teacher's training, from some of its steps."""
+    dataset, recipe = workshop.data(config), replace(config.teacher.training, epochs=1)
+    few = dataset.train[: STEPS * recipe.batch]
+    rest: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std, "flip_ok": dataset.flip_ok}
+    rest |= {"precision": "bfloat16" if bf16_pays(workshop.device) else "float32", "rng": Streams(0, workshop.device)}
+    network = config.teacher.build(dataset).to(workshop.device)
+    images, labels = few.pixels.to(workshop.device), few.labels.to(workshop.device)
+    taken = hull(_time(lambda: recipe.train(network, images, labels, **rest)) for _ in range(2))
+    return taken * (config.teacher.training.epochs * len(dataset.train) / len(few)) * PROBED
+
+
+def probe_set(config: TrialConfig, method: AnyCondensation, workshop: Workshop) -> Span:
+    """Seconds of the making of a condensed set, from what a little of each kind of its work takes."""
+    dataset, names = workshop.data(config), {field.name for field in fields(method)}
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:IMAGES]
+    real = dataset.train[order].samples(dataset.mean, dataset.std).to(workshop.device)
+    more: dict[str, Any] = {"teacher": workshop.teacher(config)} if method.needs_teacher else {}
+    more |= {"num_classes": dataset.num_classes, "flip_ok": dataset.flip_ok}
+
+    def seconds(tried: AnyCondensation) -> float:
+        rng = Streams(config.seed, workshop.device)
+        return _time(lambda: tried.condense(real, mean=dataset.mean, std=dataset.std, rng=rng, **more))
+
+    least = replace(method, **{name: value for name, value in LEAST.items() if name in names})
+    seconds(least)
+    base = seconds(least)
+    total, portion = base, len(dataset.train) / len(real)
+    for name, step in UNITS.items():
+        if name in names:
+            slope = max(0.0, seconds(replace(least, **{name: 1 + step})) - base) / step
+            total += slope * (getattr(method, name) - 1) * (portion if "epochs" in name else 1)
+    return PROBED * total
+
+
+def _time(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    # So little of a training may well diverge where the whole does not.
+    with contextlib.suppress(NonFiniteError):
+        work()
+    return time.perf_counter() - begin
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of all below a folder; 0 where there is nothing."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+@dataclass
+class Workload:
+    """What is to be done, and what is known of its cost."""
+
+    planned: Sequence[Plan]
+    done: dict[Plan, Record]
+    costs: dict[str, Cost] = field(default_factory=dict)
+    """By arm."""
+    based_on: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_corners(cls, tree: dict[str, Any]) -> Workload:
+        """A trial of each corner of a space, and of its default."""
+        return cls([Plan(name, 0, config.seed, config) for name, config in corners(tree).items()], {})
+
+    @classmethod
+    def of_search(cls, tree: dict[str, Any], trials: int) -> Workload:
+        """So many trials of a space that nobody has chosen yet."""
+        return cls([Plan("trial", 0, 0, default(tree))] * trials, {})
+
+    @property
+    def missing(self) -> list[Plan]:
+        """The trials that are left to run."""
+        return [plan for plan in self.planned if plan not in self.done]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of a whole run from now. Seconds and bytes."""
+
+    at_once: int
+    before: Span
+    """Until the first trial can start: Ray, and what is not cached."""
+    wall: Span
+    cpu: Span
+    kept: Span
+    """On disk when it is done."""
+    working: Span
+    """On disk beside that, while it runs."""
+    trial_memory: Span
+    memory: Span
+
+
+def estimate(
+    work: Workload,
+    options: Options,
+    device: str,
+    view: View = SILENT,
+    *,
+    whole: Workload | None = None,
+    shortest: float = 1,
+) -> Estimate:
+    """What is left of `work` will take, whose `costs` and `based_on` are filled in. Raises `InputError`.
+
+    Or what the `whole` of a search will take, whose trials lie somewhere between those of `work`, the corners of its
+    space. `shortest`: part of its rounds after which a trial may be stopped.
+    """
+    begin = time.perf_counter()
+    with connect(options.address, view=view):
+        cluster, configs = options.of_cluster(math.inf), [plan.config for plan in work.missing]
+        cluster.check(configs)
+        at_once = cluster.at_once(configs)
+    connected = time.perf_counter() - begin
+    before = Span(connected, 2 * connected) + probe(work, options, device, view)
+    if whole is None:
+        return total(work, before, at_once)
+    if work.costs:
+        found, stopped = join(list(work.costs.values())), Span(shortest, 1)
+        whole.costs["trial"] = replace(found, wall=found.wall * stopped, cpu=found.cpu * stopped)
+    whole.based_on = work.based_on
+    return total(whole, before, at_once)
+
+
+def probe(work: Workload, options: Options, device: str, view: View = SILENT) -> Span:
+    """Fill in the costs, with stand-ins for what is not cached; the seconds that making it will take."""
+    torch.set_num_threads(max(1, int(options.cpus_per_trial)))
+    stand_ins = StandIns()
+    workshop = Workshop(options.cache, device, stand_ins=stand_ins)
+    with view.bar("trying out what trials take") as on_step, tempfile.TemporaryDirectory() as folder:
+        before = _preparation(work, workshop, stand_ins)
+        _measure(work, workshop, options.out, Path(folder), on_step, untrained=bool(stand_ins.teachers))
+    return before
+
+
+def total(work: Workload, before: Span, at_once: int) -> Estimate:
+    """Of all that is left of `work`, whose costs are known, so many trials at once."""
+    costs = [work.costs[plan.arm] for plan in work.missing if plan.arm in work.costs]
+    kinds = {(plan.arm, plan.ipc) for plan in work.missing}
+    dearest = join(costs) if costs else Cost()
+    at_once = max(1, min(at_once, len(costs)))
+    trials = Span(*(makespan([getattr(cost.wall, end) for cost in costs], at_once) for end in ("low", "high")))
+    around = before + STARTED + REPORTED
+    return Estimate(
+        at_once=at_once,
+        before=before,
+        wall=trials + around + BETWEEN * (len(costs) / at_once),
+        cpu=sum((cost.cpu for cost in costs), Span()) + around + BETWEEN * len(costs),
+        kept=sum((cost.kept for cost in costs), WRITTEN) + dearest.product * len(kinds),
+        working=dearest.working * at_once,
+        trial_memory=dearest.memory,
+        memory=dearest.memory * at_once + DRIVER,
+    )
+
+
+def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
+    """By config: what a trial is prepared with, which its hash counts too, may not have been made."""
+    records = [record for record in read_records(out) if (record.status, record.numbers) == ("finished", NUMBERS)]
+    found: dict[tuple[str, str], Record] = {}
+    for record in records:
+        # A record of another version, that planned trials cannot be equal to.
+        with contextlib.suppress(InputError):
+            found[content_hash(from_tree(record.config)), record.scope] = record
+    return {plan: found[key] for plan in planned if (key := (content_hash(plan.config), plan.scope)) in found}
+
+
+def _preparation(work: Workload, workshop: Workshop, stand_ins: StandIns) -> Span:
+    """Seconds of what has to be made before the first trial that is missing."""
+    for plan in work.missing:
+        workshop.teacher(plan.config)
+        workshop.condensed(plan.config)
+    total, known = Span(), {}
+    for config in stand_ins.teachers.values():
+        total += probe_teacher(config, workshop)
+    for config, method in stand_ins.sets.values():
+        if method not in known:
+            known[method] = probe_set(config, method, workshop)
+        total += known[method]
+    return total
+
+
+def _measure(
+    work: Workload, workshop: Workshop, out: Path, folder: Path, on_step: OnStep = unheard, *, untrained: bool = False
+) -> None:
+    """The cost of a trial of each arm that is not done. `untrained`: whether of a stand-in for the teacher."""
+    begin, tried, diverged = time.perf_counter(), 0, []
+    arms = {plan.arm: plan for plan in sorted(work.missing, key=lambda plan: (plan.ipc, -plan.seed))}
+    for number, (arm, plan) in enumerate(arms.items()):
+        on_step(number, len(arms))
+        records = [record for other, record in work.done.items() if other.arm == arm]
+        if records:
+            work.costs[arm] = join([recorded(record, out) for record in records])
+        elif time.perf_counter() - begin < PROBING_SECONDS:
+            try:
+                work.costs[arm] = probe_trial(plan, workshop.prepare(plan.config), folder / str(len(work.costs)))
+                tried += 1
+            except NonFiniteError:
+                diverged.append(arm)
+    by_record = len(work.costs) - tried
+    rest = [arm for arm in arms if arm not in work.costs]
+    if rest and work.costs:
+        work.costs |= dict.fromkeys(rest, join(list(work.costs.values())))
+    shares = any(plan.scope == "inversion" and can_share(plan.config) for plan in work.missing)
+    stand_in = ", a stand-in for the teacher," if untrained else ""
+    work.based_on = [
+        *[f"records of {len(work.done)} finished trials for {by_record} arms"] * bool(by_record),
+        *[f"a few rounds{stand_in} of one trial for {tried} arms, on this machine"] * bool(tried),
+        *["each trial making its own images: those that share them take less"] * shares,
+        *[f"the other arms for {', '.join(rest)} ({'a stand-in diverged' if diverged else 'time was short'})"]
+        * bool(rest),
+    ]
+
+
+def makespan(seconds: Sequence[float], at_once: int) -> float:
+    """How long trials take in their order, each starting as soon as a place is free."""
+    places = [0.0] * at_once
+    for each in seconds:
+        heapq.heapreplace(places, places[0] + each)
+    return max(places)
+
+
+def explain(experiment: str, planned: Sequence[Plan], options: Options, device: str, view: View = SILENT) -> str:
+    """The estimate of an experiment, as text for a terminal. Raises `InputError` as the run itself would."""
+    check_same_experiment(options.out, experiment)
+    work = Workload(planned, {} if options.fresh else finished_before(planned, options.out))
+    head = f"{len(planned)} trials, {len(work.done)} of them finished; results in {options.out}\n"
+    return head + (_told(work, estimate(work, options, device, view), options) if work.missing else NOTHING)
+
+
+def explain_search(
+    tree: dict[str, Any], options: Options, device: str, view: View = SILENT, *, trials: int, shortest: float = 1
+) -> str:
+    """The estimate of a search of `trials` more trials, from probes of the space's default and of its corners.
+
+    `shortest`: part of its rounds after which a trial may be stopped. Raises `InputError` as the search itself would.
+    """
+    if trials < 1:
+        return NOTHING
+    corners, whole = Workload.of_corners(tree), Workload.of_search(tree, trials)
+    found = estimate(corners, options, device, view, whole=whole, shortest=shortest)
+    head = f"{trials} trials to run; results in {options.out}\n"
+    return head + _told(whole, found, options, _arms(corners, "Corners of the space"))
+
+
+def _told(work: Workload, found: Estimate, options: Options, tried: Table | None = None) -> str:
+    if not work.costs:
+        return "No trial could be measured.\n"
+    whose = " of the GPU" if options.gpus_per_trial else ""
+    own, memory = (_range(span, byte_size) for span in (found.trial_memory, found.memory))
+    lines = [
+        "",
+        (tried or _arms(work)).text(),
+        f"at once      {found.at_once}, with {options.cpus_per_trial:g} CPUs and {options.gpus_per_trial:g} GPUs each",
+        f"before them  {_range(found.before, duration)}: Ray, and what is not cached of teachers and condensed sets",
+        f"wall time    {_range(found.wall, duration)}",
+        f"CPU time     {_range(found.cpu, duration)}",
+        f"disk         {_range(found.kept, byte_size)} stay; while it runs up to {byte_size(found.working.high)} more",
+        f"memory       {own} a trial{whose}, {memory} in all",
+        f"based on     {'; '.join(work.based_on)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _arms(work: Workload, title: str = "Trials") -> Table:
+    rows = []
+    for arm in dict.fromkeys(plan.arm for plan in work.planned):
+        plans, cost = [plan for plan in work.planned if plan.arm == arm], work.costs.get(arm)
+        done = sum(plan in work.done for plan in plans)
+        rows.append([arm, str(len(plans)), str(done), _range(cost.cpu, duration) if cost else "-"])
+    return Table(title, ["arm", "trials", "finished", "CPU time of one"], rows, "", keys=1)
+
+
+def _range(span: Span, told: Callable[[float], str]) -> str:
+    return f"{told(span.low)} to {told(span.high)}"

@@ -1,0 +1,159 @@
+import contextlib
+import importlib
+import json
+import os
+import platform
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+import condkd_ray
+from cluster import processes
+from condkd_ray.cluster import connection as module
+from condkd_ray.cluster.connection import (
+    JOB,
+    as_ctrl_c,
+    check_versions,
+    connect,
+    handling,
+    in_job_folder,
+    interrupts_kept,
+    runtime_env,
+)
+from condkd_ray.core.method import InputError
+
+
+def refused(address: str) -> str:
+    begin = time.monotonic()
+    with pytest.raises(InputError) as caught, connect(address):
+        pass
+    assert time.monotonic() - begin < 5
+    return str(caught.value)
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert f"'127.0.0.1:{port}', where nothing answers" in refused(f"127.0.0.1:{port}")
+
+
+def test_a_server_that_is_no_ray_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert "what answers there is no Ray" in refused(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:10001", "somewhere", "host:port", "host:0", ":6379"])
+def test_other_forms_of_address_are_refused(address):
+    assert f'Ray address is {address!r}; accepted: "host:port"' in refused(address)
+
+
+def test_the_environment_names_an_address_too(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    with pytest.raises(InputError, match="ray://"), connect():
+        pass
+
+
+def test_the_environment_is_put_back(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    with module._environment(module._private_environment()):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_long_folder_of_temporary_files_is_not_used_for_sockets(monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 60)
+    assert module._private_environment()["RAY_TMPDIR"] == "/tmp"
+    monkeypatch.setenv("TMPDIR", "/short")
+    assert "RAY_TMPDIR" not in module._private_environment()
+
+
+def test_a_connected_process_stays_connected(cluster):
+    import ray
+
+    with connect("local"):
+        pass
+    assert ray.is_initialized()
+
+
+def test_all_sockets_are_on_loopback_and_the_home_folder_is_left_alone(cluster):
+    pids = processes.descendants(os.getpid())
+    assert any("gcs_server" in command for command in pids.values())
+    assert processes.listening({os.getpid(), *pids}) <= processes.LOOPBACK
+    assert not (Path.home() / ".ray" / "auth_token").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("ray_version", "2.11.0"), ("python_version", "3.9.1")])
+def test_a_cluster_of_another_ray_or_python_is_refused_with_both_versions(cluster, name, value):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    check_versions(address)
+    place = {"key": b"CLUSTER_METADATA", "namespace": b"cluster"}
+    client = importlib.import_module("ray._raylet").GcsClient(address=address)
+    kept = client.internal_kv_get(**place)
+    there = json.loads(kept) | {name: value}
+    client.internal_kv_put(value=json.dumps(there).encode(), overwrite=True, **place)
+    try:
+        with pytest.raises(InputError) as caught:
+            check_versions(address)
+    finally:
+        client.internal_kv_put(value=kept, overwrite=True, **place)
+    theirs = f"a cluster of Ray {there['ray_version']} on Python {there['python_version']}; accepted: "
+    assert f"{theirs}one of Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
+
+
+def test_the_package_is_shipped_as_it_lies_here(monkeypatch):
+    monkeypatch.delenv(JOB, raising=False)
+    assert runtime_env() == {
+        "py_modules": [str(Path(condkd_ray.__file__).parent)],
+        "excludes": ["**/__pycache__/"],
+    }
+
+
+def test_a_job_that_brought_its_code_needs_no_more(monkeypatch):
+    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}, "metadata": {}}))
+    assert runtime_env() is None
+    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"env_vars": {"A": "1"}}, "metadata": {}}))
+    assert runtime_env() is not None
+
+
+def test_results_in_the_folder_of_a_job_would_be_lost(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(JOB, raising=False)
+    assert not in_job_folder(Path("runs/x"))
+    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}}))
+    assert in_job_folder(Path("runs/x"))
+    assert not in_job_folder(tmp_path.parent / "x")
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
+def test_sigterm_ends_as_ctrl_c_does_also_where_that_is_ignored(before):
+    with handling(signal.SIGINT, before), handling(signal.SIGTERM, as_ctrl_c):
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+def interrupted(times: int) -> list[int]:
+    """How often Ctrl-C was pressed before the block was left."""
+    reached = []
+    with handling(signal.SIGINT, signal.default_int_handler), contextlib.suppress(KeyboardInterrupt):
+        with interrupts_kept():
+            for press in range(1, times + 1):
+                os.kill(os.getpid(), signal.SIGINT)
+                reached.append(press)
+        reached.append(0)
+    return reached
+
+
+def test_ctrl_c_is_heard_at_the_end_and_a_second_one_at_once():
+    assert interrupted(0) == [0]
+    assert interrupted(1) == [1]
+    assert interrupted(3) == [1]

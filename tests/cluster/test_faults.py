@@ -1,0 +1,139 @@
+"""What a sweep survives: real signals to real processes. Afterwards all numbers are those of an undisturbed run."""
+
+import os
+import resource
+import signal
+import threading
+
+import pytest
+import toy
+
+from cluster import processes
+from cluster.drivers import assert_equal_numbers, direct
+from cluster.test_sweep import Heard
+from condkd_ray.cluster.files import ATTEMPTS, attempts_path, trial_folder
+from condkd_ray.cluster.sweep import IN_VAIN
+from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
+from condkd_ray.core.storage import StorageFullError
+from condkd_ray.trial.plan import PlannedTrial
+
+TRIAL, POOL = "ImplicitFunc", "SyntheticPool"
+
+
+@pytest.mark.slow
+def test_a_trial_killed_more_often_than_it_may_fail_finishes(cluster, tmp_path):
+    config, left = toy.toy_config(rounds=8), list(range(1, ATTEMPTS + 2))
+
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
+        if metrics["round"] in left:
+            left.remove(metrics["round"])
+            (pid,) = processes.of_ray(TRIAL)
+            os.kill(pid, signal.SIGKILL)
+
+    heard = Heard(disturb)
+    assert heard.sweep({"a": config}, tmp_path, checkpoint_seconds=0)
+    assert not left
+    assert_equal_numbers(heard.outcomes["a"], direct(config))
+    assert heard.rounds["a"] == list(range(1, 9))
+
+
+def test_a_trial_that_raises_is_tried_three_times_and_by_the_next_sweep_again(cluster, tmp_path):
+    config, heard = toy.toy_config(rounds=3), Heard()
+    # A folder where the trial wants a file: its checkpoint cannot be saved.
+    obstacle = trial_folder(tmp_path, "a") / "state.safetensors"
+    obstacle.mkdir(parents=True)
+    assert heard.sweep({"a": config, "b": config}, tmp_path, checkpoint_seconds=0)
+    assert heard.outcomes["a"].status == "failed"
+    assert heard.outcomes["a"].reason == f"IsADirectoryError: [Errno 21] Is a directory: '{obstacle}'"
+    assert_equal_numbers(heard.outcomes["b"], direct(config))
+    assert attempts_path(obstacle.parent).read_text().count("Traceback") >= ATTEMPTS
+    again = Heard()
+    assert again.sweep({"a": config}, tmp_path, attempts=1, checkpoint_seconds=0)
+    assert attempts_path(obstacle.parent).read_text().count('"reason"') == 1
+    obstacle.rmdir()
+    last = Heard()
+    assert last.sweep({"a": config}, tmp_path)
+    assert_equal_numbers(last.outcomes["a"], direct(config))
+    assert list(tmp_path.glob("*/*/")) == []
+
+
+class Reaper(threading.Thread):
+    """Kills every process of a trial there is, as long as it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.killed: set[int] = set()
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.05):
+            for pid in set(processes.of_ray(TRIAL)) - self.killed:
+                os.kill(pid, signal.SIGKILL)
+                self.killed.add(pid)
+
+    def __enter__(self) -> "Reaper":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
+
+
+@pytest.mark.slow
+def test_a_trial_that_always_dies_is_given_up_and_tried_again_by_the_next_sweep(cluster, tmp_path):
+    config, heard, last = toy.toy_config(rounds=3), Heard(), Heard()
+    with Reaper() as reaper:
+        assert heard.sweep({"a": config}, tmp_path)
+    assert len(reaper.killed) == IN_VAIN
+    assert heard.outcomes["a"].status == "failed"
+    assert heard.outcomes["a"].reason.startswith(f"{IN_VAIN} attempts in a row without one more round; the last: its")
+    assert last.sweep({"a": config}, tmp_path)
+    assert_equal_numbers(last.outcomes["a"], direct(config))
+
+
+@pytest.mark.slow
+def test_a_straggler_holds_up_nobody_and_finishes_when_it_can(cluster, tmp_path):
+    configs = {key: toy.toy_config(rounds=12, seed=seed) for seed, key in enumerate("abcd")}
+    stopped = []
+
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
+        if not stopped and len(heard.rounds) == 2:
+            stopped.append(processes.of_ray(TRIAL)[0])
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    class Patient(Heard):
+        def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+            super().ended(trial, outcome)
+            if len(self.outcomes) == 3:
+                os.kill(stopped[0], signal.SIGCONT)
+
+    heard = Patient(disturb)
+    assert heard.sweep(configs, tmp_path)
+    assert stopped
+    for key, config in configs.items():
+        assert_equal_numbers(heard.outcomes[key], direct(config))
+
+
+@pytest.mark.parametrize(("whose", "file"), [(TRIAL, "state.safetensors"), (POOL, ".arrow")])
+def test_a_limit_on_file_size_ends_the_sweep_with_the_path_and_the_next_goes_on(cluster, tmp_path, whose, file):
+    configs = {key: toy.toy_config(rounds=12, seed=seed) for seed, key in enumerate("ab")}
+    limited = []
+
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
+        if metrics["round"] == 2 and not limited:
+            limited.extend(processes.of_ray(whose))
+            for pid in limited:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (512, resource.RLIM_INFINITY))
+
+    heard = Heard(disturb)
+    with pytest.raises(StorageFullError, match=rf"{tmp_path}.*{file}.*: File too large"):
+        heard.sweep(configs, tmp_path, checkpoint_seconds=0)
+    assert limited
+    assert list(tmp_path.rglob("*.partial")) == []
+    last = Heard()
+    assert last.sweep({key: configs[key] for key in set(configs) - set(heard.outcomes)}, tmp_path)
+    for key, outcome in (heard.outcomes | last.outcomes).items():
+        assert_equal_numbers(outcome, direct(configs[key]))
+    assert last.outcomes

@@ -1,0 +1,111 @@
+import pickle
+from dataclasses import dataclass
+
+import torch
+import toy
+
+from condkd_ray.cluster import jobs as module
+from condkd_ray.cluster.jobs import Job, Packer, SweepJobs, unpack
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.trial.plan import Lineage, Plan, PlannedTrial
+
+
+def made(count: int) -> list[Job]:
+    packer, prepared = Packer(), toy.make_prepared()
+    plans = [Plan("toy", 0, n, toy.toy_config(seed=n)) for n in range(count)]
+    lineage = Lineage("parent", 3, ("grandparent",))
+    return [packer.job(PlannedTrial(f"key {plan.seed}", plan, prepared, lineage)) for plan in plans]
+
+
+def test_jobs_are_the_same_after_a_journey(cluster):
+    import ray
+
+    plain = made(3)
+    jobs = ray.get(ray.put(SweepJobs(plain)))
+    assert list(jobs.values()) == plain
+    assert list(jobs) == [job.key for job in plain]
+    assert jobs["key 1"].place == plain[1].place == ("trial", "key 1")
+    assert len(jobs) == 3
+
+
+def test_a_trial_opens_its_own_job_alone(cluster, monkeypatch):
+    import ray
+
+    ref, opened = ray.put(SweepJobs(made(20))), []
+    monkeypatch.setattr(
+        PlannedTrial, "__setstate__", lambda job, state: opened.append(vars(job).update(state)), raising=False
+    )
+    assert ray.get(ref)["key 7"].label == "toy seed 7"
+    assert len(opened) == 1
+
+
+def test_references_are_kept_once(cluster):
+    jobs = SweepJobs(made(20))
+    assert len(jobs._refs) == len(next(iter(jobs.values())).prepared.contents)
+    assert len(pickle.dumps(jobs._places)) + jobs._bytes.nbytes < 20 * 4000
+
+
+def test_a_method_of_a_script_or_notebook_travels_too(cluster):
+    import ray
+
+    @dataclass(frozen=True, kw_only=True)
+    class Own(Fast):
+        steps: int = 3
+
+    config = toy.toy_config(inversion=Own(batch=8))
+    job = Packer().job(PlannedTrial("key", Plan("own", 0, 0, config), toy.make_prepared()))
+    names = ray.remote(lambda jobs: (type(jobs["key"].config.inversion).__name__, jobs["key"].config.inversion.steps))
+    assert ray.get(names.remote(SweepJobs([job]))) == ("Own", 3)
+
+
+def assert_same(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert torch.equal(a, b)
+    assert a.stride() == b.stride()
+
+
+def test_what_is_unpacked_is_what_was_packed(cluster):
+    prepared = toy.make_prepared()
+    unpacked = unpack(toy.toy_config(), Packer().pack(prepared), "cpu")
+    for name in ("test", "val", "condensed", "proxy", "landmarks"):
+        for tensor, other in zip(*(vars(getattr(p, name)).values() for p in (unpacked, prepared)), strict=True):
+            assert_same(tensor, other)
+    old, new = prepared.teacher, unpacked.teacher
+    for name, tensor in old.network.state_dict().items():
+        assert_same(new.network.state_dict()[name], tensor)
+    for name in ("num_classes", "image_shape", "mean", "std", "train_size", "flip_ok"):
+        assert getattr(new, name) == getattr(old, name)
+    assert torch.equal(new.logits(prepared.proxy.images), old.logits(prepared.proxy.images))
+    assert unpacked.hashes == prepared.hashes
+
+
+def test_a_trial_may_have_neither_condensed_nor_validation_images(cluster):
+    import dataclasses
+
+    prepared = dataclasses.replace(toy.make_prepared(condensed=False), val=None)
+    unpacked = unpack(toy.toy_config(), Packer().pack(prepared), "cpu")
+    assert unpacked.condensed is None
+    assert unpacked.val is None
+    assert unpacked.landmarks is not None
+    assert unpacked.landmarks.condensed is None
+    bare = unpack(toy.toy_config(), Packer().pack(dataclasses.replace(prepared, landmarks=None)), "cpu")
+    assert bare.landmarks is None
+
+
+def test_landmarks_follow_the_proxy_images_they_avoid(cluster):
+    import dataclasses
+
+    packer, prepared = Packer(), toy.make_prepared()
+    other = dataclasses.replace(prepared, hashes=prepared.hashes | {"proxy": "another data seed"})
+    assert packer.pack(prepared).contents["landmarks"] != packer.pack(other).contents["landmarks"]
+
+
+def test_equal_contents_are_stored_once_and_unpacked_once(cluster):
+    packer = Packer()
+    first, second = packer.pack(toy.make_prepared()), packer.pack(toy.make_prepared(condensed=False))
+    assert first.contents["test"] == second.contents["test"]
+    assert set(first.contents) - set(second.contents) == {"condensed"}
+    assert first.contents["landmarks"] != second.contents["landmarks"]
+    one, two = (unpack(toy.toy_config(), refs, "cpu") for refs in (first, second))
+    assert one.teacher is two.teacher
+    assert one.test is two.test
+    assert len(module._unpacked) == 5

@@ -1,0 +1,238 @@
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+
+from cluster import processes
+from condkd_ray.cluster.pool import SyntheticPool, make_pool
+from condkd_ray.cluster.stores import FilledStore, PoolStore
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Codec, Samples
+from condkd_ray.methods.memory import Growing
+from condkd_ray.methods.memory.store import stored_chunks, to_arrays
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.synthesis import codec
+
+CODEC = Codec("unit", toy.MEAN, toy.STD)
+LIMIT = 2**30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("chunks")
+
+
+@pytest.fixture(scope="module")
+def pool(cluster, folder) -> Iterator:
+    import ray
+
+    actor = make_pool(folder, LIMIT)
+    yield actor
+    ray.kill(actor)
+
+
+def open_store(pool, key: str) -> PoolStore:
+    return PoolStore(CODEC, toy.NUM_CLASSES, pool, key)
+
+
+def files(folder: Path, key: str) -> list[str]:
+    return [path.stem for path in stored_chunks(folder / key)]
+
+
+def test_a_chunk_overwritten_in_the_pool_before_a_round_changes_the_students_loss(pool):
+    import ray
+
+    def second_loss(key: str, overwrite: bool) -> float:
+        prepared = toy.make_prepared()
+        config = toy.toy_config(distiller=toy.toy_config().distiller.__class__(steps=4, batch=16))
+        store = PoolStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, key)
+        state = start(config, prepared)
+        run_round(config, prepared, state, store)
+        if overwrite:
+            black = Samples(torch.full((16, 1, 8, 8), -1.0), torch.zeros(16, dtype=torch.int64), torch.zeros(16, 4))
+            ray.get(pool.append.remote(key, 0, to_arrays(CODEC.encode(black))))
+        return run_round(config, prepared, state, store)["kd/loss"]
+
+    plain = second_loss("plain", overwrite=False)
+    assert second_loss("again", overwrite=False) == plain
+    assert second_loss("black", overwrite=True) != plain
+
+
+def test_an_overwritten_chunk_is_counted_by_its_new_classes(pool):
+    import ray
+
+    store = open_store(pool, "classes")
+    store.append(toy.sure(0, 0, 1))
+    store.drop(torch.tensor([0]))
+    ray.get(pool.append.remote("classes", 0, to_arrays(CODEC.encode(toy.sure(2, 2, 2)))))
+    store.append(toy.sure(3))
+    assert store.class_counts.tolist() == [0, 0, 2, 1]
+
+
+def test_private_memory_of_a_trial_does_not_grow_with_rounds(pool):
+    store = PoolStore(Codec("unit", (0.5,) * 3, (0.25,) * 3), toy.NUM_CLASSES, pool, "large")
+    memory, teacher, streams, rng = Growing(), toy.make_teacher(), Streams(0), torch.Generator().manual_seed(0)
+    state = memory.init(teacher, streams)
+    private = {}
+    for number in range(45):
+        images = torch.randn(512, 3, 32, 32, generator=rng)
+        fresh = Samples(images, torch.zeros(512, dtype=torch.int64), torch.zeros(512, 4))
+        memory.add(state, store, fresh, teacher=teacher, rng=streams)
+        store.gather(state.ids[torch.randint(len(state.ids), (256,), generator=rng)])
+        store.commit()
+        private[number] = processes.private_bytes()
+    assert store.num_bytes > 70e6
+    # Rounds 5 to 44 put 64 MB into the pool.
+    assert private[44] - private[5] < 8e6
+
+
+def test_a_draw_makes_no_remote_call(pool, monkeypatch):
+    import ray
+
+    store = open_store(pool, "silent")
+    ids = store.append(toy.samples(20))
+    monkeypatch.setattr(ray, "get", None)
+    store.gather(ids)
+    store.drop(ids[:4])
+    store.commit()
+
+
+def test_small_sealed_chunks_are_joined_in_one_file(pool, folder):
+    store = open_store(pool, "small")
+    for seed in range(15):
+        store.append(toy.samples(2, seed=seed))
+    store.commit()
+    store.append(toy.samples(2, seed=15))
+    store.commit()
+    assert len(files(folder, "small")) == 16
+    store.append(toy.samples(2, seed=16))
+    assert files(folder, "small") == ["0000000000-0000000032", "0000000032-0000000034"]
+    labels = torch.cat([toy.samples(2, seed=seed).labels for seed in range(17)])
+    assert torch.equal(store.gather(torch.arange(34)).labels, labels)
+
+
+def test_chunks_that_no_checkpoint_covers_are_not_joined(pool, folder):
+    store = open_store(pool, "open")
+    for seed in range(20):
+        store.append(toy.samples(2, seed=seed))
+    assert len(files(folder, "open")) == 20
+    store.restore(10, torch.arange(10))
+    assert len(files(folder, "open")) == 5
+
+
+def test_dropped_chunks_leave_after_the_commit_with_the_next_round(pool, folder):
+    store = open_store(pool, "dropped")
+    store.drop(store.append(toy.samples(2)))
+    store.append(toy.samples(2))
+    assert len(files(folder, "dropped")) == 2
+    store.commit()
+    store.append(toy.samples(2))
+    assert files(folder, "dropped") == ["0000000002-0000000004", "0000000004-0000000006"]
+
+
+def test_a_forgotten_key_leaves_nothing(pool, folder):
+    import ray
+
+    open_store(pool, "forgotten").append(toy.samples(2))
+    before = ray.get(pool.stats.remote())
+    ray.get(pool.forget.remote("forgotten"))
+    after = ray.get(pool.stats.remote())
+    gone = {name: before[name] - after[name] for name in before}
+    assert gone == {"keys": 1, "chunks": 1, "samples": 2, "bytes": 2 * (64 + 8 + 8), "spilled_bytes": 0, "shed": 0}
+    assert not (folder / "forgotten").exists()
+    assert open_store(pool, "forgotten").num_ids == 0
+
+
+def test_a_truncated_chunk_keeps_its_front(pool, folder):
+    import ray
+
+    store = open_store(pool, "cut")
+    samples = toy.samples(6)
+    store.append(samples)
+    ray.get(pool.truncate.remote("cut", 4))
+    assert files(folder, "cut") == ["0000000000-0000000004"]
+    assert torch.equal(open_store(pool, "cut").gather(torch.arange(4)).labels, samples.labels[:4])
+
+
+def test_what_a_crash_left_half_done_is_cleared(cluster, tmp_path):
+    import ray
+
+    first = SyntheticPool(tmp_path, LIMIT)
+    arrays = to_arrays(CODEC.encode(toy.samples(6)))
+    first.append("key", 0, tuple(array[:3] for array in arrays))
+    first.append("key", 3, tuple(array[3:] for array in arrays))
+    SyntheticPool(tmp_path, LIMIT).append("other", 0, arrays)
+    os.link(tmp_path / "other" / "0000000000-0000000006.arrow", tmp_path / "key" / "0000000000-0000000006.arrow")
+    (tmp_path / "key" / ".x.arrow.7.partial").touch()
+    version, chunks = SyntheticPool(tmp_path, LIMIT).table("key")
+    assert list(chunks) == [0]
+    assert torch.equal(torch.from_numpy(ray.get(chunks[0].source)[1].copy()), toy.samples(6).labels)
+    assert [path.name for path in (tmp_path / "key").iterdir()] == ["0000000000-0000000006.arrow"]
+    assert SyntheticPool(tmp_path, LIMIT).table("key", version)[1] is not None
+
+
+@pytest.mark.parametrize("way", ["ray.kill", "SIGKILL"])
+def test_a_store_outlives_its_pool(pool, way):
+    import ray
+
+    store = open_store(pool, way)
+    parts = [toy.samples(3, seed=seed) for seed in range(3)]
+    store.append(parts[0])
+    ray.get(pool.stats.remote())
+    if way == "SIGKILL":
+        for pid in processes.of_ray("SyntheticPool"):
+            os.kill(pid, signal.SIGKILL)
+    else:
+        ray.kill(pool, no_restart=False)
+    assert torch.equal(store.gather(torch.arange(3)).labels, parts[0].labels)
+    store.append(parts[1])
+    store.append(parts[2])
+    assert torch.equal(store.gather(torch.arange(9)).labels, torch.cat([part.labels for part in parts]))
+    assert open_store(pool, way).num_ids == 9
+
+
+def put_round(pool, key: str, number: int, seed: int) -> None:
+    import ray
+
+    ray.get(pool.fill.remote(key, 4 * number, to_arrays(CODEC.encode(toy.samples(4, seed=seed)))))
+
+
+def test_rounds_that_others_put_there_count_once_the_trial_takes_them(pool, folder):
+    store = FilledStore(CODEC, toy.NUM_CLASSES, pool, "filled")
+    put_round(pool, "filled", 1, seed=1)
+    put_round(pool, "filled", 0, seed=0)
+    put_round(pool, "filled", 0, seed=7)
+    store.refresh()
+    assert (store.num_ids, store.class_counts.sum(), store.num_bytes) == (0, 0, 0)
+    for number in range(2):
+        seen = store.look(4)
+        assert torch.equal(seen.labels, toy.samples(4, seed=number).labels)
+        assert store.append(seen).tolist() == list(range(4 * number, 4 * number + 4))
+    put_round(pool, "filled", 2, seed=2)
+    store.drop(torch.arange(4))
+    store.commit()
+    store.refresh()
+    assert store.num_ids == 8
+    assert files(folder, "filled") == ["0000000004-0000000008", "0000000008-0000000012"]
+    again = FilledStore(CODEC, toy.NUM_CLASSES, pool, "filled")
+    again.restore(8, torch.arange(4, 8))
+    assert files(folder, "filled") == ["0000000004-0000000008"]
+    assert torch.equal(again.gather(torch.arange(4, 8)).labels, toy.samples(4, seed=1).labels)
+    assert torch.equal(again.class_counts, store.class_counts)
+
+
+def test_what_a_trial_has_not_taken_can_be_cleared_to_be_made_again(pool, folder):
+    store = FilledStore(CODEC, toy.NUM_CLASSES, pool, "cleared")
+    for number in range(3):
+        put_round(pool, "cleared", number, seed=number)
+    store.refresh()
+    store.append(store.look(4))
+    store.clear_ahead()
+    assert files(folder, "cleared") == ["0000000000-0000000004"]
+    put_round(pool, "cleared", 1, seed=9)
+    store.refresh()
+    assert torch.equal(store.look(4).labels, toy.samples(4, seed=9).labels)

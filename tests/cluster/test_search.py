@@ -1,0 +1,113 @@
+"""A search on the cluster: what is proposed runs, what is poor is stopped, and tests come last."""
+
+import os
+import signal
+from dataclasses import dataclass, field
+
+import pytest
+import toy
+
+from cluster import processes
+from cluster.drivers import direct
+from cluster.test_sweep import diverging, planned
+from condkd_ray.cluster.options import ClusterOptions
+from condkd_ray.cluster.search import search
+from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.plan import PlannedTrial
+
+
+@dataclass
+class Plain:
+    """Proposes given trials, stops some after some rounds, and writes down what it hears."""
+
+    configs: dict[str, TrialConfig]
+    stops: dict[str, int] = field(default_factory=dict)
+    heard: list[tuple[str, str]] = field(default_factory=list)
+    rounds: dict[str, list[Metrics]] = field(default_factory=dict)
+    before_test: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.left = list(self.configs)
+
+    def propose(self) -> PlannedTrial | None:
+        if not self.left:
+            return None
+        key = self.left.pop(0)
+        self.heard.append(("propose", key))
+        return planned(key, self.configs[key])
+
+    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+        self.rounds.setdefault(trial.key, []).append(metrics)
+
+    def goes_on(self, trial: PlannedTrial) -> bool:
+        return len(self.rounds.get(trial.key, [])) != self.stops.get(trial.key)
+
+    def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
+        self.heard.append(("untested", trial.key))
+        self.before_test[trial.key] = outcome
+
+    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+        self.heard.append(("ended", trial.key))
+        self.outcomes[trial.key] = outcome
+
+
+def test_a_search_ends_with_what_was_proposed_each_tested_once_all_else_was_told(cluster, tmp_path):
+    configs = {key: toy.toy_config(seed=seed, rounds=3) for seed, key in enumerate("abc")}
+    configs["nan"] = diverging(rounds=2)
+    guide = Plain(configs | {"poor": toy.toy_config(seed=9, rounds=1000)}, stops={"poor": 2})
+    assert search(guide, ClusterOptions(folder=tmp_path))
+    assert [key for what, key in guide.heard if what == "propose"] == [*"abc", "nan", "poor"]
+    for key in "abc":
+        assert guide.heard.index(("untested", key)) < guide.heard.index(("ended", key))
+        assert not any("test" in name for metrics in guide.rounds[key] for name in metrics)
+        assert not any("test" in name for name in guide.before_test[key].metrics)
+        assert guide.before_test[key].predictions == []
+        expected = direct(configs[key])
+        assert guide.outcomes[key].predictions == expected.predictions
+        assert guide.outcomes[key].metrics["student/test_accuracy"] == expected.metrics["student/test_accuracy"]
+        assert guide.outcomes[key].metrics["proxy/agreement"] == expected.metrics["proxy/agreement"]
+    assert guide.outcomes["poor"].status == "pruned"
+    assert len(guide.outcomes["poor"].history) == len(guide.rounds["poor"]) == 2
+    assert guide.outcomes["nan"].status == "failed"
+    assert guide.outcomes["nan"].reason == "round 1: loss term kd/loss is not finite at step 2"
+    assert [path for name in ("trials", "chunks", "tune") for path in (tmp_path / name).glob("*/")] == []
+
+
+def test_whoever_is_killed_the_numbers_stay(cluster, tmp_path):
+    configs = {key: toy.toy_config(seed=seed, rounds=6) for seed, key in enumerate("ab")}
+    killed = []
+
+    class Hit(Plain):
+        def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+            super().round(trial, metrics)
+            if trial.key == "a" and metrics["round"] == 2:
+                killed.extend(pid for name in ("JobTable", "ImplicitFunc") for pid in processes.of_ray(name))
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+
+    guide = Hit(configs)
+    assert search(guide, ClusterOptions(folder=tmp_path, checkpoint_seconds=0, max_concurrent=1))
+    assert len(killed) >= 2
+    for key in "ab":
+        # Rounds count once however often they are told.
+        assert [metrics["round"] for metrics in guide.rounds[key]] == [1, 2, 3, 4, 5, 6]
+        expected = direct(configs[key])
+        assert guide.outcomes[key].predictions == expected.predictions
+
+
+def test_what_the_guide_raises_ends_the_search(cluster, tmp_path):
+    class Broken(Plain):
+        def propose(self) -> PlannedTrial | None:
+            raise OSError("no study")
+
+    with pytest.raises(OSError, match="no study"):
+        search(Broken({}), ClusterOptions(folder=tmp_path))
+
+
+def test_at_its_deadline_nothing_more_is_proposed(cluster, tmp_path):
+    guide = Plain({"a": toy.toy_config(rounds=1)})
+    assert not search(guide, ClusterOptions(folder=tmp_path, deadline=0.0))
+    assert guide.heard == []

@@ -1,0 +1,181 @@
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+
+from cluster import processes
+from cluster.drivers import PATH, direct, timeless
+from cluster.test_sweep import Heard, planned
+from condkd_ray.cluster.pool import make_pool
+from condkd_ray.cluster.sources import SharedSource
+from condkd_ray.cluster.stores import SharedStore
+from condkd_ray.cluster.sweep import Monitor, producers_first
+from condkd_ray.core.records import Outcome
+from condkd_ray.methods.guidance import Discriminator
+from condkd_ray.methods.inversion import DeepInversion, Fast
+from condkd_ray.methods.memory import Latest, Reservoir
+from condkd_ray.models import ResNet
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.plan import PlannedTrial
+from condkd_ray.trial.run import run_trial
+from condkd_ray.trial.synthesis import codec
+
+FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), rounds=4)
+GUIDED = replace(FREE, inversion=Fast(steps=2, batch=16, latent=16, width=8, adv_weight=0), guidance=Discriminator())
+
+
+def unshared(history: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if not name.startswith("pool/")} for row in timeless(history)]
+
+
+def assert_as_alone(outcomes: dict[str, Outcome], configs: dict[str, TrialConfig]) -> None:
+    for key, config in configs.items():
+        expected = direct(config)
+        assert outcomes[key].status == "finished", outcomes[key].reason
+        assert unshared(outcomes[key].history) == unshared(expected.history), key
+        assert outcomes[key].predictions == expected.predictions
+
+
+def rounds_made(outcomes: dict[str, Outcome], keys: set[str]) -> float:
+    return sum(outcomes[key].metrics["pool/made"] for key in keys)
+
+
+def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_once(cluster, tmp_path):
+    configs = {
+        "plain": FREE,
+        "longer": replace(FREE, rounds=6),
+        "other student": replace(FREE, student=ResNet(depth=8, width=4)),
+        "few condensed": replace(FREE, distiller=replace(FREE.distiller, condensed_share=0.5)),
+        "latest": replace(FREE, memory=Latest()),
+        "reservoir": replace(FREE, memory=Reservoir(capacity=20), rounds=5),
+        "reads logits": replace(FREE, distiller=replace(FREE.distiller, augment=False)),
+        "guided": GUIDED,
+        "guided longer": replace(GUIDED, rounds=5),
+        "other seed": replace(FREE, seed=1),
+        "asks": toy.toy_config(),
+    }
+    heard = Heard()
+    assert heard.sweep(configs, tmp_path, "inversion", checkpoint_seconds=0)
+    assert_as_alone(heard.outcomes, configs)
+    one = {"plain", "longer", "other student", "few condensed", "latest", "reservoir", "reads logits"}
+    assert rounds_made(heard.outcomes, one) == 6
+    assert rounds_made(heard.outcomes, {"guided", "guided longer"}) == 5
+    assert rounds_made(heard.outcomes, {"other seed"}) == 4
+    assert "pool/made" not in heard.outcomes["asks"].metrics
+    # What all of them are done with is gone.
+    assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"pool.json"}
+
+
+@pytest.fixture
+def pids(monkeypatch) -> dict[str, int]:
+    """Of the processes that trials were last heard from, by key."""
+    found: dict[str, int] = {}
+    heard = Monitor.heard
+
+    def spy(self, key: str, result: dict) -> None:
+        found[key] = result["pid"]
+        heard(self, key, result)
+
+    monkeypatch.setattr(Monitor, "heard", spy)
+    return found
+
+
+@pytest.mark.parametrize("saved", [0, 1000], ids=["its state saved each round", "its state never saved"])
+def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved):
+    """It comes back and goes on, or the one that waits takes over: whichever is first."""
+    killed = []
+
+    def disturb(trial: PlannedTrial, metrics: dict) -> None:
+        if metrics["round"] >= 3 and metrics["pool/made"] and len(pids) == 2 and not killed:
+            killed.append(trial.key)
+            os.kill(pids[trial.key], signal.SIGKILL)
+
+    configs = {"a": replace(FREE, rounds=12), "b": replace(FREE, rounds=12, memory=Latest())}
+    heard = Heard(disturb)
+    assert heard.sweep(configs, tmp_path, "inversion", checkpoint_seconds=saved)
+    assert killed
+    assert_as_alone(heard.outcomes, configs)
+
+
+def share(config: TrialConfig, folder: Path, pool: Any, who: str) -> Outcome:
+    """A trial of the pool's key "k", in this process."""
+    prepared = toy.make_prepared()
+    store = SharedStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, "k", who=who)
+    with SharedSource(pool, "k", who, folder / "k" / "production.safetensors", 0) as source:
+        return run_trial(config, prepared, store, source=source, produces=False)
+
+
+def test_one_that_reads_no_logits_makes_them_for_those_that_do(cluster, tmp_path):
+    import ray
+
+    pool = make_pool(tmp_path, 2**30)
+    reads = replace(FREE, distiller=replace(FREE.distiller, augment=False))
+    first, second = (share(config, tmp_path, pool, who) for who, config in (("makes", FREE), ("reads", reads)))
+    assert (first.metrics["pool/made"], second.metrics["pool/made"]) == (4, 0)
+    assert_as_alone({"makes": first, "reads": second}, {"makes": FREE, "reads": reads})
+    assert (first.held, second.held) == (direct(FREE).held, direct(reads).held)
+    row = 64 + 8
+    assert first.metrics["memory/bytes"] == 64 * row
+    assert second.metrics["memory/bytes"] == ray.get(pool.stats.remote())["bytes"] == 64 * (row + 8)
+    ray.kill(pool)
+
+
+def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path):
+    import ray
+
+    pool = make_pool(tmp_path, 2**30)
+    options = {"max_retries": 0, "runtime_env": {"env_vars": {"PYTHONPATH": PATH}}}
+    maker = ray.remote(**options)(share).remote(replace(FREE, rounds=10_000), tmp_path, pool, "maker")
+    while (found := ray.get(pool.describe.remote())) == [] or found[0]["rounds"] < 3:
+        assert not ray.wait([maker], timeout=0.05)[0], ray.get(maker)
+    (pid,) = processes.of_ray("share")
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(maker)
+    done = ray.get(pool.describe.remote())[0]["rounds"]
+    config = replace(FREE, rounds=done + 4)
+    outcome = share(config, tmp_path, pool, "waiter")
+    assert_as_alone({"waiter": outcome}, {"waiter": config})
+    assert [row["pool/made"] for row in outcome.history] == [0.0] * done + [1.0] * 4
+    ray.kill(pool)
+
+
+def test_a_killed_pool_leaves_sharers_their_numbers(cluster, tmp_path):
+    killed = []
+
+    def disturb(trial: PlannedTrial, metrics: dict) -> None:
+        if metrics["round"] == 3 and not killed:
+            (pid,) = processes.of_ray("SyntheticPool")
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    configs = {"a": replace(FREE, rounds=8), "b": replace(FREE, rounds=8, memory=Latest())}
+    heard = Heard(disturb)
+    assert heard.sweep(configs, tmp_path, "inversion", checkpoint_seconds=0)
+    assert_as_alone(heard.outcomes, configs)
+
+
+def test_in_a_sweeps_pool_trials_draw_from_one_another(cluster, tmp_path):
+    configs = {f"seed {seed}": toy.toy_config(seed=seed, rounds=4) for seed in range(4)}
+    heard = Heard()
+    assert heard.sweep(configs, tmp_path, "sweep")
+    assert all(outcome.status == "finished" for outcome in heard.outcomes.values())
+    taken = {key: outcome.metrics["pool/taken"] for key, outcome in heard.outcomes.items()}
+    own = 4 * 16
+    # The last to begin finds what two have made before.
+    assert taken["seed 3"] >= 2 * own
+    for key, outcome in heard.outcomes.items():
+        row = 64 + 8
+        assert outcome.metrics["memory/bytes"] == (own + taken[key]) * row
+
+
+def test_one_of_each_group_comes_first():
+    configs = {"a0": FREE, "a1": replace(FREE, rounds=9), "b0": replace(FREE, seed=1), "c": toy.toy_config()}
+    trials = [planned(key, config, "inversion") for key, config in configs.items()]
+    assert [trial.key for trial in producers_first(trials)] == ["a0", "b0", "c", "a1"]
+    alone = [planned(key, config) for key, config in configs.items()]
+    assert [trial.key for trial in producers_first(alone)] == list(configs)

@@ -1,0 +1,190 @@
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import toy
+from pyarrow.fs import FileSelector
+
+from cluster import processes
+from cluster.drivers import assert_equal_numbers, direct
+from condkd_ray.cluster.files import clear, empty, trial_file, trial_folder
+from condkd_ray.cluster.options import ClusterOptions
+from condkd_ray.cluster.pool import make_pool
+from condkd_ray.cluster.stores import PoolStore
+from condkd_ray.cluster.sweep import sweep
+from condkd_ray.core.method import InputError, Metrics
+from condkd_ray.core.records import Outcome
+from condkd_ray.core.storage import Location, locate, put_text
+from condkd_ray.methods.guidance import Discriminator
+from condkd_ray.methods.memory import Latest
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.outcome import save_outcome
+from condkd_ray.trial.plan import Lineage, Plan, PlannedTrial
+from condkd_ray.trial.run import run_trial
+from condkd_ray.trial.synthesis import codec
+
+HERE = Path(__file__).parent
+
+
+def diverging(**changes) -> TrialConfig:
+    """A student whose first step is its last."""
+    config = toy.toy_config(**changes)
+    return replace(config, distiller=replace(config.distiller, lr=1e30))
+
+
+def planned(key: str, config: TrialConfig, scope="trial", **lineage) -> PlannedTrial:
+    """A trial of the toy world."""
+    return PlannedTrial(key, Plan(f"toy {key}", 0, 0, config, scope), toy.make_prepared(), Lineage(**lineage))
+
+
+class Heard:
+    """An observer of a sweep that keeps what it hears, and calls `disturb` after each round."""
+
+    def __init__(self, disturb=lambda trial, metrics: None) -> None:
+        self._disturb = disturb
+        self.rounds: dict[str, list[int]] = {}
+        self.first_metrics: dict[tuple[str, int], Metrics] = {}
+        self.outcomes: dict[str, Outcome] = {}
+
+    def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+        self.rounds.setdefault(trial.key, []).append(metrics["round"])
+        self.first_metrics[trial.key, metrics["round"]] = metrics
+        self._disturb(trial, metrics)
+
+    def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+        assert trial.key not in self.outcomes
+        self.outcomes[trial.key] = outcome
+
+    def sweep(self, configs: dict[str, TrialConfig], folder: Path, scope="trial", **options) -> bool:
+        trials = [planned(key, config, scope) for key, config in configs.items()]
+        return sweep(trials, ClusterOptions(folder=folder, **options), self)
+
+
+def everything(folder: Location) -> list[str]:
+    """All files below, their paths."""
+    if isinstance(folder, Path):
+        return [str(path) for path in folder.rglob("*") if path.is_file()]
+    found = folder.filesystem.get_file_info(FileSelector(folder.path, recursive=True))
+    return [info.path for info in found if info.is_file]
+
+
+class StopTrialError(Exception):
+    """Raised by a test to leave a trial."""
+
+
+def leave_after_two_rounds(configs: dict[str, TrialConfig], folder: Path) -> None:
+    """Run two rounds of trials with their files in `folder`, as if the sweep had then been killed."""
+    import ray
+
+    pool, prepared = make_pool(folder / "chunks", 2**30), toy.make_prepared()
+
+    def on_round(metrics: Metrics) -> None:
+        if metrics["round"] == 2:
+            raise StopTrialError
+
+    for key, config in configs.items():
+        store = PoolStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, key)
+        checkpoint = trial_folder(folder, key) / "state.safetensors"
+        with pytest.raises(StopTrialError):
+            run_trial(config, prepared, store, checkpoint=checkpoint, checkpoint_seconds=0, on_round=on_round)
+    ray.kill(pool)
+
+
+def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd):
+    configs = {
+        "guided": toy.toy_config(guidance=Discriminator(hidden=16), seed=3),
+        "nan": diverging(rounds=5),
+        "broken": toy.toy_config(rounds=2),
+        "latest": toy.toy_config(memory=Latest(), rounds=4),
+        "plain": toy.toy_config(condensation=None, distiller=replace(toy.toy_config().distiller, condensed_share=0)),
+        "continued": toy.toy_config(seed=5),
+        "unfetched": toy.toy_config(seed=6),
+        "robbed": toy.toy_config(seed=7),
+    }
+    in_charge = signal.getsignal(signal.SIGINT)
+    expected = {key: direct(config) for key, config in configs.items()}
+    leave_after_two_rounds({key: configs[key] for key in ("continued", "robbed")}, tmp_path)
+    shutil.rmtree(tmp_path / "chunks" / "robbed")
+    # As if a driver had died before it fetched this; the threads tell it from one computed again.
+    save_outcome(replace(expected["unfetched"], threads=77), trial_file(tmp_path, "unfetched", "outcome"))
+    # A folder where the trial wants a file: its checkpoint cannot be saved.
+    (trial_folder(tmp_path, "broken") / "state.safetensors").mkdir(parents=True)
+    capfd.readouterr()
+    heard = Heard()
+    # GPUs on paper only: the trials compute on the CPU.
+    assert heard.sweep(configs, tmp_path, cpus_per_trial=1, gpus_per_trial=0.5, attempts=1)
+    assert capfd.readouterr() == ("", "")
+    assert signal.getsignal(signal.SIGINT) is in_charge
+    for key in set(configs) - {"nan", "broken"}:
+        assert_equal_numbers(heard.outcomes[key], expected[key])
+        assert heard.outcomes[key].threads == (77 if key == "unfetched" else 1)
+        assert heard.rounds[key] == list(range(1, configs[key].rounds + 1))
+    assert heard.outcomes["nan"].status == heard.outcomes["broken"].status == "failed"
+    assert heard.outcomes["nan"].reason == "round 1: loss term kd/loss is not finite at step 2"
+    assert heard.outcomes["nan"].reason == expected["nan"].reason
+    assert heard.outcomes["broken"].reason.startswith("IsADirectoryError: ")
+    assert len(heard.outcomes["broken"].history) == len(heard.rounds["broken"]) == 1
+    # Of a trial that may yet go on all stays, of the others nothing.
+    assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"broken", "pool.json"}
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster, tmp_path, place, request):
+    storage = tmp_path if place == "folder" else locate(request.getfixturevalue("bucket"))
+    config = toy.toy_config(rounds=7, memory=toy.toy_config().memory)
+    killed = {}
+
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
+        victim = {2: "ImplicitFunc", 5: "SyntheticPool"}.get(metrics["round"])
+        if victim is not None:
+            (pid,) = processes.of_ray(victim)
+            os.kill(pid, signal.SIGKILL)
+            killed[victim] = pid
+
+    heard = Heard(disturb)
+    assert heard.sweep({"a": config}, tmp_path, storage=storage, checkpoint_seconds=0)
+    assert set(killed) == {"ImplicitFunc", "SyntheticPool"}
+    assert heard.rounds["a"] == [1, 2, 3, 4, 5, 6, 7]
+    assert_equal_numbers(heard.outcomes["a"], direct(config))
+    # It went on from its checkpoint: the first round was not computed again.
+    assert heard.outcomes["a"].history[0] == heard.first_metrics["a", 1]
+    # What the pool held stays told, and nothing else; in a folder that is not its storage nothing at all.
+    assert [path.rpartition("/")[2] for path in everything(storage)] == ["pool.json"]
+    assert place == "folder" or everything(tmp_path) == []
+
+
+def test_an_error_of_the_callers_ends_the_sweep(cluster, tmp_path):
+    def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        Heard(disturb).sweep({"a": toy.toy_config(rounds=1000)}, tmp_path)
+
+
+def test_what_recorded_trials_left_is_cleared(tmp_path):
+    trials = [planned(key, toy.toy_config()) for key in "abc"]
+    for trial in trials:
+        trial_folder(tmp_path, trial.key).mkdir(parents=True)
+        (tmp_path / "chunks" / trial.place[1]).mkdir(parents=True)
+    clear(tmp_path, trials[:2], trials[2:])
+    assert {path.name for path in tmp_path.glob("*/*")} == {"c"}
+
+
+def test_an_emptied_storage_holds_nothing_of_trials(tmp_path):
+    for name in ("trials/a/state", "chunks/b/rounds", "mine/x"):
+        put_text(tmp_path / name, "")
+    empty(tmp_path)
+    assert everything(tmp_path) == [str(tmp_path / "mine" / "x")]
+
+
+def test_no_trials_are_done_at_once(tmp_path):
+    assert Heard().sweep({}, tmp_path)
+
+
+def test_resources_nobody_has_are_refused_before_anything_starts(cluster, tmp_path):
+    with pytest.raises(InputError, match="64 CPUs"):
+        Heard().sweep({"a": toy.toy_config()}, tmp_path, cpus_per_trial=64)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,225 @@
+"""The account before a run: what it counts, that it writes nothing, and that it comes true."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from places import EXPERIMENTS, SPACES
+from toy import make_prepared
+
+from condkd_ray.commands.experiment import Flags
+from condkd_ray.core.method import InputError
+from condkd_ray.core.records import read_manifest, read_records, write_manifest, write_record
+from condkd_ray.methods.condensation import DistributionMatching
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.supervised import TeacherConfig
+from condkd_ray.models import ResNet
+from condkd_ray.runs.estimate import (
+    Estimate,
+    Span,
+    Workload,
+    estimate,
+    explain,
+    explain_search,
+    finished_before,
+    makespan,
+)
+from condkd_ray.runs.options import Options
+from condkd_ray.runs.presets import arm, spread
+from condkd_ray.runs.recorder import make_record
+from condkd_ray.study.space import parse, read
+from condkd_ray.trial.artifacts import StandIns, Workshop
+from condkd_ray.trial.config import Pipeline
+from condkd_ray.trial.plan import Plan, trial_hash
+from condkd_ray.trial.run import local_store, run_trial
+
+SCRIPT, SPACE = EXPERIMENTS / "ablate_ipc.py", SPACES / "guidance.yaml"
+T = TypeVar("T")
+
+
+SMALL = {"steps": 1, "batch": 32, "latent": 16, "width": 8}
+
+
+def plans(seeds=(0, 1), **changes) -> list[Plan]:
+    base = replace(
+        Flags().base(),
+        teacher=TeacherConfig(network=ResNet(depth=8, width=4)),
+        distiller=Distiller(steps=2, batch=32, condensed_share=0.5),
+        condensation=DistributionMatching(ipc=2, condensed_together=2, iterations=20),
+        rounds=6,
+        **{"inversion": Fast(**SMALL)} | changes,
+    )
+    return [arm(base, name, 2, seed) for name in ("none", "guided") for seed in seeds]
+
+
+def test_trials_are_scheduled_in_their_order():
+    assert makespan([4, 1, 1, 1, 1], 2) == 4
+    assert makespan([1, 1, 1, 1, 4], 2) == 6
+    assert makespan([3, 2], 1) == 5
+
+
+def test_an_account_of_what_was_never_run_leaves_no_trace(cluster, tmp_path):
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
+    said = explain("ablate_ipc", plans(), flags, "cpu")
+    assert list(tmp_path.iterdir()) == []
+    assert "4 trials, 0 of them finished" in said
+    assert "at once      1, with 1 CPUs and 0 GPUs each" in said
+    assert "a few rounds, a stand-in for the teacher, of one trial for 2 arms, on this machine" in said
+    assert "share" not in said
+    shared = [replace(plan, scope="inversion") for plan in plans(seeds=(0,), inversion=Fast(adv_weight=0, **SMALL))]
+    assert "each trial making its own images: those that share them" in explain("ablate_ipc", shared, flags, "cpu")
+
+
+def test_producers_take_their_place_and_their_memory_and_spare_time(cluster, tmp_path):
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", cpus_per_trial=0.5, cpus_per_producer=0.5)
+    alone, helped = Workload(plans(seeds=(0,)), {}), Workload(plans(seeds=(0,), pipeline=Pipeline()), {})
+    assert estimate(alone, flags, "cpu").at_once == 2
+    found = estimate(helped, replace(flags, cpus_per_producer=1.0), "cpu")
+    assert found.at_once == 1
+    assert found.trial_memory.high > 4 * found.trial_memory.low
+    assert helped.costs["none"].wall.high > 4 * helped.costs["none"].wall.low
+    with pytest.raises(InputError, match=r"resources per trial is '0\.5 CPUs and 1 producers of 9 CPUs'"):
+        estimate(helped, replace(flags, cpus_per_producer=9.0), "cpu")
+
+
+def test_more_rounds_are_told_to_take_longer(cluster, tmp_path):
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache")
+    short, long = (
+        Workload(plans(seeds=(0,)), {}),
+        Workload([replace(plan, config=replace(plan.config, rounds=2000)) for plan in plans(seeds=(0,))], {}),
+    )
+    for work in (short, long):
+        estimate(work, flags, "cpu")
+    for arm_name in ("none", "guided"):
+        assert long.costs[arm_name].cpu.low > 20 * short.costs[arm_name].cpu.high
+        # A checkpoint's size, the lower bound, does not grow with the rounds.
+        spans = [work.costs[arm_name].working for work in (short, long)]
+        chunks = [span.high - span.low for span in spans]
+        assert chunks[1] > 20 * chunks[0] > 0
+
+
+def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster, tmp_path):
+    planned, prepared = plans(), make_prepared(condensed=False)
+    outcome = replace(
+        run_trial(short := replace(planned[0].config, rounds=1), prepared, local_store(short, prepared, None)),
+        metrics={"student/test_accuracy": 0.5, "time/wall_seconds": 200.0, "time/cpu_seconds": 100.0},
+    )
+    key = trial_hash(planned[0].config, prepared)
+    write_record(tmp_path, make_record("ablate_ipc", planned[0], key, prepared, outcome))
+    assert list(finished_before(planned, tmp_path)) == planned[:1]
+    assert finished_before([replace(planned[0], scope="inversion")], tmp_path) == {}
+    older = replace(read_records(tmp_path)[0], numbers=1)
+    write_record(tmp_path / "older", older)
+    assert finished_before(planned, tmp_path / "older") == {}
+    flags = Options(out=tmp_path, cache=tmp_path / "cache")
+    work = Workload(planned[:2], finished_before(planned[:2], tmp_path))
+    found = estimate(work, flags, "cpu")
+    assert work.costs["none"].cpu == Span(80, 140)
+    assert work.based_on == ["records of 1 finished trials for 1 arms"]
+    assert 160 < found.wall.low < found.wall.high < 500
+    assert "1 of them finished" in explain("ablate_ipc", planned, flags, "cpu")
+    assert "0 of them finished" in explain("ablate_ipc", planned, replace(flags, fresh=True), "cpu")
+
+
+def test_a_search_is_told_from_its_corners(cluster, tmp_path):
+    tree = parse("""
+        data: {name: digits}
+        teacher: {network: {name: resnet, depth: 8, width: 4}}
+        student: {name: resnet, depth: 8, width: 4}
+        inversion: {name: fast, batch: 32, latent: 16, width: 8, steps: !int [1, 40]}
+        distiller: {steps: 2, batch: 32}
+        rounds: 6
+    """)
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
+    said = explain_search(tree, flags, "cpu", trials=10)
+    assert list(tmp_path.iterdir()) == []
+    assert "10 trials to run" in said
+    table = said[said.index("Corners of the space") : said.index("at once")].splitlines()
+    assert [line.split()[0] for line in table[3:6]] == ["default", "lowest", "highest"]
+    assert explain_search(tree, flags, "cpu", trials=0) == "Nothing is left to run.\n"
+
+
+def test_each_teacher_is_counted_before_the_trials(tmp_path):
+    flags = Options(out=tmp_path / "out", cache=tmp_path / "cache")
+    for teachers in (1, 2):
+        stand_ins = StandIns()
+        workshop = Workshop(flags.cache, stand_ins=stand_ins)
+        for plan in spread(plans(), (0, 1), teachers):
+            workshop.teacher(plan.config)
+        assert len(stand_ins.teachers) == teachers
+
+
+def test_nothing_is_left_to_run(cluster, tmp_path, monkeypatch):
+    planned = plans(seeds=(0,))
+    monkeypatch.setattr("condkd_ray.runs.estimate.finished_before", lambda plans, out: dict.fromkeys(plans))
+    assert explain("x", planned, Options(out=tmp_path), "cpu").endswith("\nNothing is left to run.\n")
+
+
+def test_a_folder_of_another_experiment_is_refused(tmp_path):
+    from condkd_ray.core.records import Manifest
+
+    write_manifest(tmp_path, Manifest(experiment="other", question="", command="", created=""))
+    with pytest.raises(InputError, match="holds experiment 'other'"):
+        explain("ablate_ipc", plans(), Options(out=tmp_path), "cpu")
+
+
+def one_of_each(args: Flags) -> Estimate:
+    """In a process that holds nothing else, as the memory is measured."""
+    names = ("none", "condensed_only", "mixed", "guided", "real")
+    return estimate(Workload([arm(args.base(), name, 1, 0) for name in names], {}), args, "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_it_comes_true(tmp_path):
+    """Digits at their default budget, of all arms one trial, nothing cached."""
+    flags = ["--ipcs", "1", "--seeds", "0", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    args = Flags(ipcs=(1,), seeds=(0,), out=tmp_path / "out", cache=tmp_path / "cache")
+    found = alone(one_of_each, args)
+    assert not any(tmp_path.iterdir())
+    check(found, [str(SCRIPT), *flags], tmp_path / "out")
+
+
+def a_search(args: Options) -> Estimate:
+    """As `one_of_each`."""
+    tree = read(SPACE)
+    return estimate(Workload.of_corners(tree), args, "cpu", whole=Workload.of_search(tree, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_of_a_search_it_comes_true(tmp_path):
+    """Digits at their default budget; the trials are proposed, so that only a range can be told."""
+    flags = ["--trials", "4", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    found = alone(a_search, Options(out=tmp_path / "out", cache=tmp_path / "cache"))
+    assert not any(tmp_path.iterdir())
+    check(found, ["-m", "condkd_ray", "search", str(SPACE), *flags], tmp_path / "out")
+
+
+def alone(measure: Callable[[T], Estimate], args: T) -> Estimate:
+    """In a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, args).result()
+
+
+def check(found: Estimate, command: list[str], out: Path) -> None:
+    """Run it, and compare."""
+    begin = time.perf_counter()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
+    wall = time.perf_counter() - begin
+    assert found.wall.low < wall < found.wall.high
+    assert found.cpu.low < (read_manifest(out).cpu_seconds or 0) < found.cpu.high
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert found.kept.low < size < found.kept.high
+    peak = max(record.outcome.peak_bytes for record in read_records(out))
+    assert found.trial_memory.low < peak < found.trial_memory.high
