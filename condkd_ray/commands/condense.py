@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.train import configured
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.environment import default_device

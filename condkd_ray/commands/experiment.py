@@ -10,9 +10,9 @@ import torch
 import tyro
 
 from condkd_ray import models
-from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, speak
-from condkd_ray.commands.console.results import tell_results
+from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.report import tell_results
 from condkd_ray.core.config import merge, read_tree, to_tree
 from condkd_ray.core.method import require
 from condkd_ray.methods.inversion import AnyInversion, Inversion

@@ -8,9 +8,9 @@ from typing import TypeVar
 import torch
 import tyro
 
-from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import show
-from condkd_ray.commands.console.results import tell_results
+from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.report import tell_results
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, find_record, flat
 from condkd_ray.runs import single_trial

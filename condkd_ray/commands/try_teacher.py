@@ -15,7 +15,7 @@ from condkd_ray import models
 from condkd_ray.cluster.connection.connect import connect
 from condkd_ray.cluster.connection.resources import check_resources, slots
 from condkd_ray.commands import experiment
-from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.experiment import Flags
 from condkd_ray.commands.model_card import Card, read_card
 from condkd_ray.commands.teacher_checks import check_classes, check_form, check_known, mirrors

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from condkd_ray.commands.console import SCREEN
+from condkd_ray.commands.console.screen import SCREEN
 from condkd_ray.core.files import no_room
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.runs.options import RunResult
