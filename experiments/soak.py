@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from chaos.chaos import machine, schedule, soak
+from chaos import machine, schedule, soak
 
 from condkd_ray.commands.console.exit_codes import exit_codes
 from condkd_ray.runs.output_folder import open_folder

@@ -57,7 +57,7 @@ class Row:
 
 def row(figure: str, measured: Measured) -> Row:
     """A row of today and of this machine."""
-    value = median(measured.values)
+    value, memory = median(measured.values), psutil.virtual_memory().total / 2**30
     met = {"<=": value <= measured.bound, ">=": value >= measured.bound, "": True}[measured.sense]
     return Row(
         figure=figure,
@@ -71,16 +71,10 @@ def row(figure: str, measured: Measured) -> Row:
         bound=measured.bound,
         met=met,
         why="" if met else measured.why,
-        machine=machine(),
+        machine=f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()}",
         versions=", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in SHAPING)]),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
-
-
-def machine() -> str:
-    """Of this machine, what decides times."""
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()}"
 
 
 def read(path: Path) -> list[Row]:
@@ -100,12 +94,10 @@ def store(path: Path, figure: str, fresh: Sequence[Row], order: Sequence[str]) -
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table, a row each; below it the machine, and for each bound that is missed by how much and why."""
     places = sorted({f"{one.machine}; {one.versions}; {one.date}" for one in rows})
-    missed = [
-        f"- Missed: {one.what}, by {_told(one, abs(one.value - one.bound))}. {one.why}" for one in rows if not one.met
-    ]
+    missed = [(one, _told(one, abs(one.value - one.bound))) for one in rows if not one.met]
+    reasons = [f"- Missed: {one.what}, by {much}. {one.why}".rstrip() for one, much in missed]
     where = f"Medians of n measurements. {' | '.join(places)}."
-    lines = [HEADER, *map(_line, rows), "", where, *[""] * bool(missed), *map(str.rstrip, missed)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([HEADER, *map(_line, rows), "", where, *[""] * bool(missed), *reasons]) + "\n"
 
 
 def _line(one: Row) -> str:

@@ -2,7 +2,7 @@ import math
 from typing import get_args
 
 import pytest
-from benchmark import FIGURES, Figure
+from benchmark.figures import FIGURES, Figure
 from benchmark.rows import Measured, read, row, store, table
 from places import EXPERIMENTS, README
 
