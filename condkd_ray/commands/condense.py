@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from condkd_ray.commands.train import configured
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import require
-from condkd_ray.core.samples import Codec, Samples, to_unit
+from condkd_ray.core.samples import Codec, to_unit
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.data.writers import write_dc, write_images
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, RandomReal
@@ -57,9 +58,8 @@ def condense(arguments: list[str]) -> int:
     """`condkd condense FILE`, with flags that are fields of the config. Raises `InputError` before any set is made."""
     command, config = configured(Condense, arguments, "condkd condense")
     planned = _plan(command, config)
-    for paths in planned.values():
-        for path in paths:
-            _require_writable(path, command.force)
+    for path in chain.from_iterable(planned.values()):
+        _require_writable(path, command.force)
     torch.set_num_threads(command.threads)
     workshop = Workshop(command.cache, device=default_device(), view=TERMINAL)
     if config.condensation is not None and config.condensation.needs_teacher:
@@ -109,17 +109,13 @@ def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, path
     write_images(parquet, encoded.images, samples.labels, names=dataset.class_names, about=about | pixels)
     for path in exact:
         write_dc(path, samples.images, samples.labels, about=about | {"pixels": "float32, (pixel - mean) / std"})
-    share = _outside(samples, dataset)
+    # What rounding to 8 bit does not keep: more than half a grey level outside [0, 1].
+    grey = 255 * to_unit(samples.images, dataset.mean, dataset.std)
+    share = ((grey < -0.5) | (grey > 255.5)).float().mean().item()
     numbers = f"{config.seed:>5}{method.ipc or 'all':>5}{len(samples):>8}"
     spread = f"{samples.images.mean():>9.3f}{samples.images.std():>8.3f}{share:>9.1%}"
     print(f"{method.label:<24}{numbers}{spread}  {', '.join(map(str, paths))}", flush=True)
     return share > 0
-
-
-def _outside(samples: Samples, dataset: Dataset) -> float:
-    """Share of the values that rounding to 8 bit would not keep: more than half a grey level outside [0, 1]."""
-    grey = 255 * to_unit(samples.images, dataset.mean, dataset.std)
-    return ((grey < -0.5) | (grey > 255.5)).float().mean().item()
 
 
 def _about(dataset: Dataset, method: AnyCondensation, seed: int) -> dict[str, str]:

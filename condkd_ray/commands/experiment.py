@@ -93,24 +93,14 @@ class Flags(Options):
         accepted = "one or more integers >= 1 (without condensed images is the arm none)"
         require(bool(self.ipcs) and min(self.ipcs) >= 1, "--ipcs", self.ipcs, accepted)
         require(bool(self.seeds) and min(self.seeds) >= 0, "--seeds", self.seeds, "one or more integers >= 0")
-        max_ipc = max(self.ipcs)
+        own = {name: getattr(self, name) for name in ("size", "val_fraction", "train_file", "test_file")}
+        network = to_tree(models.parse(self.teacher))
         epochs = TEACHER_EPOCHS.get(self.dataset, 10) if self.teacher_epochs is None else self.teacher_epochs
         tree: dict[str, Any] = {
-            "data": {
-                "name": self.dataset,
-                "root": self.data_root,
-                "size": self.size,
-                "val_fraction": self.val_fraction,
-                "train_file": self.train_file,
-                "test_file": self.test_file,
-            },
-            "teacher": {
-                "network": to_tree(models.parse(self.teacher)),
-                "weights": self.teacher_weights,
-                "training": {"epochs": epochs},
-            },
+            "data": {"name": self.dataset, "root": self.data_root, **own},
+            "teacher": {"network": network, "weights": self.teacher_weights, "training": {"epochs": epochs}},
             "student": to_tree(models.parse(self.student)),
-            "condensation": self._condensation(max_ipc),
+            "condensation": self._condensation(max(self.ipcs)),
             "guidance": {"name": self.guidance},
             "test_rounds": self.test_rounds,
         }
@@ -157,8 +147,7 @@ class Flags(Options):
     def _condensation(self, max_ipc: int) -> dict[str, Any]:
         if self.condensed_path is not None or self.condensation == "imported":
             require(self.condensed_path is not None, "--condensed-path", None, "the condensed set to import")
-            space = {"path": self.condensed_path, "space": self.condensed_space}
-            return {"name": "imported", "ipc": max_ipc, **space}
+            return {"name": "imported", "ipc": max_ipc, "path": self.condensed_path, "space": self.condensed_space}
         tree = {"name": self.condensation, "ipc": max_ipc}
         if self.condensation in ("distribution_matching", "trajectory_matching"):
             tree["condensed_together"] = max(max_ipc, 10)
