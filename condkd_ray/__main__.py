@@ -40,7 +40,7 @@ def main() -> None:
         if sys.argv[1:] and sys.argv[1] in CONFIGURED:
             _, run = VERBS[sys.argv[1]]
             sys.exit(run(sys.argv[2:]))
-        kinds = [Annotated[kind, tyro.conf.subcommand(verb)] for verb, (kind, _) in VERBS.items()]
+        kinds: Any = [Annotated[kind, tyro.conf.subcommand(verb)] for verb, (kind, _) in VERBS.items()]
         command: Any = tyro.cli(reduce(or_, kinds), prog="condkd")
         sys.exit(dict(VERBS.values())[type(command)](command))
 

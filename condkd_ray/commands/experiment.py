@@ -20,12 +20,15 @@ from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs import experiment as experiments
 from condkd_ray.runs.options import Options
 from condkd_ray.runs.plan import spread
-from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
+from condkd_ray.runs.presets import PARTS, arm, check_parts, published, scaled, with_rounds
 from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.evaluation import TestRounds
 from condkd_ray.trial.plan import Plan
 
-__all__ = ["Flags", "Plan", "command_line", "run"]
+__all__ = ["Flags", "Plan", "Plans", "arm", "command_line", "run"]
+
+Plans = Iterable[Plan]
+"""Trials of an experiment."""
 
 TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
 """Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
@@ -167,7 +170,7 @@ def command_line(flags: type[T], main: Callable[[T], int]) -> None:
 def run(
     experiment: str,
     question: str,
-    plans: Iterable[Plan],
+    plans: Plans,
     flags: Flags,
     *,
     baseline: Baseline = "none",

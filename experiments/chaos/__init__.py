@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,55 +85,37 @@ def machine(nodes: int = 2, *, head_cpus: int = 0) -> Iterator[Machine]:
             cluster.shutdown()
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What came of a soak."""
+class Chaos:
+    """Kills by `plan`, what is left of it, while experiments run; and what came of them."""
 
-    killed: Counter[Kind]
-    sweeps: int
-    wrong: list[str]
-    """In what sweeps differ from the calm one; a line each."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing was lost, doubled or changed."""
-        return not self.wrong
+    def __init__(self, machine: Machine, plan: Sequence[tuple[Kind, float]], seed: int = 0):
+        self._machine, self.plan = machine, list(plan)
+        self._rng = random.Random(seed + 1)
+        self._due = 0.0
+        self.killed, self.sweeps = Counter[Kind](), 0
+        self.wrong: list[str] = []
+        """In what sweeps differ from the calm one; a line each."""
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.killed.items()))
         good = "no finished trial lost, none run twice, all tables that of the undisturbed sweep."
         return f"{self.killed.total()} kills ({kinds}), {self.sweeps} sweeps: {'; '.join(self.wrong) or good}"
 
+    def soak(self, command: Sequence[str], folder: Path) -> None:
+        """Run the experiment `command --out ...` once undisturbed, then again and again until the plan is done.
 
-def soak(
-    machine: Machine, command: Sequence[str], folder: Path, plan: Sequence[tuple[Kind, float]], *, seed: int = 0
-) -> Verdict:
-    """Run the experiment `command --out ...` once undisturbed, then under `plan` again and again until that is done.
-
-    All is left under `folder`: the outputs, and in `log.txt` what the commands said. Raises `AssertionError` where a
-    command fails or gets stuck, or a record that was there is lost or written again.
-    """
-    calm, log_file = folder / "calm", folder / "log.txt"
-    Chaos(machine, [], seed).sweep(command, calm, log_file)
-    chaos, sweeps, wrong = Chaos(machine, plan, seed), 0, list[str]()
-    while chaos.plan:
-        sweeps += 1
-        out = folder / f"sweep{sweeps}"
-        chaos.sweep(command, out, log_file)
-        found = differences(out, calm) + _left(out)
-        log.info(f"{out.name}: {'; '.join(found) or 'as undisturbed'}")
-        wrong += [f"{out.name}: {line}" for line in found]
-    return Verdict(chaos.killed, sweeps, wrong)
-
-
-class Chaos:
-    """Kills by `plan`, what is left of it, while experiments run."""
-
-    def __init__(self, machine: Machine, plan: Sequence[tuple[Kind, float]], seed: int):
-        self._machine, self.plan = machine, list(plan)
-        self._rng = random.Random(seed + 1)
-        self._due = 0.0
-        self.killed: Counter[Kind] = Counter()
+        All is left under `folder`: the outputs, and in `log.txt` what the commands said. Raises `AssertionError` where
+        a command fails or gets stuck, or a record that was there is lost or written again.
+        """
+        calm, log_file = folder / "calm", folder / "log.txt"
+        Chaos(self._machine, []).sweep(command, calm, log_file)
+        while self.plan:
+            self.sweeps += 1
+            out = folder / f"sweep{self.sweeps}"
+            self.sweep(command, out, log_file)
+            found = differences(out, calm) + _left(out)
+            log.info(f"{out.name}: {'; '.join(found) or 'as undisturbed'}")
+            self.wrong += [f"{out.name}: {line}" for line in found]
 
     def sweep(self, command: Sequence[str], out: Path, log_file: Path) -> None:
         """Bring one experiment to its end, giving its command again after each kill of the driver."""

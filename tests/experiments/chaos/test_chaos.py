@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from chaos import SHARES, Chaos, check_untouched, differences, machine, schedule, soak
+from chaos import SHARES, Chaos, check_untouched, differences, machine, schedule
 from places import EXPERIMENTS
 from report.report_factory import altered, make_record, results, sweep
 
@@ -92,7 +92,8 @@ def test_eight_kills_change_no_number(tmp_path):
     flags = [*FLAGS.split(), "--config", str(tmp_path / "small.yaml"), "--cache", str(tmp_path / "cache")]
     with machine() as made:
         command = [sys.executable, str(SCRIPT), *flags, "--address", made.address]
-        verdict = soak(made, command, tmp_path, schedule(8, seed=0))
-    assert verdict.passed, verdict
-    assert verdict.killed.total() == 8
-    assert set(verdict.killed) == set(SHARES)
+        chaos = Chaos(made, schedule(8, seed=0))
+        chaos.soak(command, tmp_path)
+    assert not chaos.wrong, chaos
+    assert chaos.killed.total() == 8
+    assert set(chaos.killed) == set(SHARES)
