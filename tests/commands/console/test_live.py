@@ -10,7 +10,6 @@ from commands.console.terminals import Terminal as Window
 from condkd_ray.commands.console import live as module
 from condkd_ray.commands.console import screen
 from condkd_ray.commands.console.live import Live, Progress, Terminal, drawn_bar, table
-from condkd_ray.commands.console.screen import Screen
 from condkd_ray.core.view import Best, Goal
 
 LEAVES = {"inversion/bn_weight": 12.3456789, "guidance/name": "discriminator", "guidance/weight": 80.0}
@@ -230,9 +229,9 @@ def row(number: int, value: float = 0.5) -> dict[str, float]:
     return {"round": number, "proxy/agreement": value, "student/test_accuracy": 0.999}
 
 
-def test_a_file_gets_one_line_a_finished_trial(clock):
+def test_a_file_gets_one_line_a_finished_trial(clock, screen_on):
     stream = io.StringIO()
-    live = Live(Progress(12), Screen(stream))
+    live = Live(Progress(12), screen_on(stream))
     for number in (1, 2):
         clock.now += 5
         live.round("a", "mixed seed 0", row(number), 2)
@@ -247,9 +246,9 @@ def test_a_file_gets_one_line_a_finished_trial(clock):
     assert len(lines) == 3
 
 
-def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy():
+def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy(screen_on):
     stream = io.StringIO()
-    live = Live(Progress(3, Goal(decides=True)), Screen(stream))
+    live = Live(Progress(3, Goal(decides=True)), screen_on(stream))
     for key, value in (("a", 0.5), ("b", 0.25)):
         live.round(key, f"trial {key}", row(1, value), 2)
         live.finished(key, f"trial {key}", "finished" if key == "a" else "pruned", 0.999)
@@ -260,9 +259,9 @@ def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy():
     assert "99" not in stream.getvalue()
 
 
-def test_a_terminal_gets_a_table_that_is_one_line_at_the_end(clock):
+def test_a_terminal_gets_a_table_that_is_one_line_at_the_end(clock, screen_on):
     terminal = Window()
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
     live = Live(Progress(2, Goal(decides=True)), screen)
     live.round("a", "trial 0", row(1), 4)
     screen.draw()
@@ -277,10 +276,10 @@ def test_a_terminal_gets_a_table_that_is_one_line_at_the_end(clock):
     assert "99" not in "".join(terminal.writes)
 
 
-def test_a_bar_shows_share_and_time_left_and_is_gone_at_the_end(monkeypatch, clock):
+def test_a_bar_shows_share_and_time_left_and_is_gone_at_the_end(monkeypatch, clock, screen_on):
     monkeypatch.setenv("COLUMNS", "60")
     terminal = Window(60)
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
     with Terminal(screen).bar("teacher") as on_step:
         screen.draw()
         assert terminal.lines == ["teacher  0 s"]
@@ -294,9 +293,9 @@ def test_a_bar_shows_share_and_time_left_and_is_gone_at_the_end(monkeypatch, clo
     assert terminal.lines == [""]
 
 
-def test_an_error_takes_the_bar_away():
+def test_an_error_takes_the_bar_away(screen_on):
     terminal = Window(60)
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
 
     def interrupted() -> None:
         with Terminal(screen).bar("teacher"):
@@ -308,8 +307,8 @@ def test_an_error_takes_the_bar_away():
     assert terminal.lines == [""]
 
 
-def test_a_file_hears_nothing_of_a_bar():
+def test_a_file_hears_nothing_of_a_bar(screen_on):
     stream = io.StringIO()
-    with Terminal(Screen(stream)).bar("teacher") as on_step:
+    with Terminal(screen_on(stream)).bar("teacher") as on_step:
         on_step(1, 2)
     assert stream.getvalue() == ""
