@@ -12,10 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from chaos import Chaos, machine, schedule
 
-from condkd_ray.commands.console.exit_codes import exit_codes
+from condkd_ray.commands.experiment import command_line
 from condkd_ray.runs.output_folder import open_folder
 
 SWEEP = "--ipcs 1 --seeds 0 1 --condensation random_real --teacher-epochs 5 --arms none mixed guided --share inversion"
@@ -50,5 +49,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        sys.exit(main(tyro.cli(Args)))
+    command_line(Args, main)

@@ -71,10 +71,9 @@ def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, Trial
 
 def train(arguments: list[str]) -> int:
     """`condkd train`: of a file, with flags that are fields of the config, or from a record as it stands."""
-    prog = "condkd train"
     if any(argument.partition("=")[0] == "--from-record" for argument in arguments):
-        return repeat(tyro.cli(Repeat, args=arguments, prog=prog))
-    command, config = configured(Train, arguments, prog)
+        return repeat(tyro.cli(Repeat, args=arguments, prog="condkd train"))
+    command, config = configured(Train, arguments, "condkd train")
     return 1 if _run(config, command.arm, command).status == "failed" else 0
 
 
@@ -97,8 +96,7 @@ def _run(config: TrialConfig, arm: str, command: _Here) -> Record:
     """Run the trial and report; its record."""
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     torch.set_num_threads(command.threads)
-    kept = {"cache": command.cache, "fresh": command.fresh, "view": TERMINAL}
-    record = single_trial.run(config, command.out, arm=arm, **kept)
+    record = single_trial.run(config, command.out, arm=arm, cache=command.cache, fresh=command.fresh, view=TERMINAL)
     tell_results(command.out)
     return record
 

@@ -212,8 +212,7 @@ def _long_enough(config: TrialConfig) -> TrialConfig:
 def _plain_seconds(config: TrialConfig, parts: Sequence[Sequence[int]]) -> float:
     """Of plain processes at once, each with its part of the seeds, from when they have been started."""
     code = "import sys; from benchmark.figures import run_plain; run_plain(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, json.dumps(to_tree(config))]
-    folder = Path(__file__).parents[1]
+    command, folder = [sys.executable, "-c", code, json.dumps(to_tree(config))], Path(__file__).parents[1]
     processes = [subprocess.Popen([*command, *map(str, seeds)], cwd=folder) for seeds in parts]
     begin = time.monotonic()
     assert not any([process.wait() for process in processes])
@@ -299,11 +298,9 @@ def _spent(config: TrialConfig, prepared: Prepared, scope: Scope) -> tuple[float
         pool.append(_cpu_seconds_of_pool())
 
     with scratch() as folder, connect(cpus=CPUS):
-        metrics = [
-            one.metrics for one in run_all(named(configs, prepared, scope), folder, on_round=look, on_outcome=look)
-        ]
-    kinds = ("cpu", "inversion", "distillation")
-    cpu, inversion, distillation = (sum(one[f"time/{kind}_seconds"] for one in metrics) for kind in kinds)
+        outcomes = run_all(named(configs, prepared, scope), folder, on_round=look, on_outcome=look)
+    times = ("time/cpu_seconds", "time/inversion_seconds", "time/distillation_seconds")
+    cpu, inversion, distillation = (sum(outcome.metrics[name] for outcome in outcomes) for name in times)
     return cpu + max(pool) - pool[0], inversion / distillation
 
 
@@ -311,10 +308,9 @@ def _cpu_seconds_of_pool() -> float:
     """Of the actor that holds the pool, a process below this one."""
     total = 0.0
     for pid, title in titles(os.getpid()).items():
-        with suppress(psutil.Error):
-            if title.startswith(TITLES["pool"]):
-                times = psutil.Process(pid).cpu_times()
-                total += times.user + times.system
+        if title.startswith(TITLES["pool"]):
+            with suppress(psutil.Error):
+                total += sum(psutil.Process(pid).cpu_times()[:2])
     return total
 
 
@@ -346,10 +342,8 @@ def raylets() -> Iterator[Measured]:
                 begin, end = _idle_sweep(prepared, WARM, WARM + TIMED)
             taken.append(end.seconds - begin.seconds)
         ratios.append(taken[1] / taken[0])
-    what = (
-        f"trials a second, {TIMED} in which nothing is left to do after {WARM} others: {CPUS} raylets of 1 CPU / 1 of "
-        f"{CPUS}"
-    )
+    what = f"trials a second, {TIMED} in which nothing is left to do after {WARM} others: "
+    what += f"{CPUS} raylets of 1 CPU / 1 of {CPUS}"
     yield Measured(what, ratios, "x", ">=", 0.8, "Each raylet and its agents take their part of the same cores.")
 
 
