@@ -103,7 +103,7 @@ class Flags(Options):
             "data": {"name": self.dataset, "root": self.data_root, **own},
             "teacher": {"network": network, "weights": self.teacher_weights, "training": {"epochs": epochs}},
             "student": to_tree(models.parse(self.student)),
-            "condensation": self._condensation(max(self.ipcs)),
+            "condensation": self._condensation(),
             "guidance": {"name": self.guidance},
             "test_rounds": self.test_rounds,
         }
@@ -147,7 +147,8 @@ class Flags(Options):
             recipe = with_rounds(recipe, self.rounds)
         return {part: to_tree(getattr(recipe, part)) for part in PARTS}
 
-    def _condensation(self, max_ipc: int) -> dict[str, Any]:
+    def _condensation(self) -> dict[str, Any]:
+        max_ipc = max(self.ipcs)
         if self.condensed_path is not None or self.condensation == "imported":
             require(self.condensed_path is not None, "--condensed-path", None, "the condensed set to import")
             return {"name": "imported", "ipc": max_ipc, "path": self.condensed_path, "space": self.condensed_space}
