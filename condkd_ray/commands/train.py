@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -111,10 +112,9 @@ def compare(first: Record, again: Record) -> tuple[bool, str]:
         return (True, f"equal: it {now} again") if then == now else (False, f"not equal: {then} then, {now} now")
     name = "student/test_accuracy"
     before, now = first.metrics[name], again.metrics[name]
-    ours, theirs = first.outcome.predictions, again.outcome.predictions
-    others = sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
+    others = sum(a != b for a, b in zip_longest(first.outcome.predictions, again.outcome.predictions))
     if before == now and not others:
-        return True, f"equal: test accuracy {now:.4%}, and all {len(theirs)} predictions"
+        return True, f"equal: test accuracy {now:.4%}, and all {len(again.outcome.predictions)} predictions"
     then, since = flat(first), flat(again)
     pairs = {name: (then[name], since[name]) for name in SHAPING}
     pairs |= {name: (first.versions.get(name), again.versions.get(name)) for name in first.versions | again.versions}

@@ -156,14 +156,8 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
         workshop.check(alone := TrialConfig(data=data, teacher=teacher))
         data = replace(data, flip_ok=mirrors(workshop.teacher(alone), dataset.train))
         log.info(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
-    flags = Flags(
-        dataset="class_folders",
-        data_root=command.images,
-        student=command.student,
-        condensation="random_real",
-        ipcs=(_most_guides(command, dataset),),
-        seeds=command.seeds,
-    )
+    guides = {"condensation": "random_real", "ipcs": (_most_guides(command, dataset),)}
+    flags = Flags(student=command.student, seeds=command.seeds, **guides)
     base = replace(flags.base(), data=data, teacher=teacher, inversion=Fast(width=WIDTH))
     if command.config is not None:
         base = from_tree(merge(to_tree(base), read_tree(command.config)), str(command.config))
@@ -188,9 +182,8 @@ def tell(out: Path, head: str, answers: Sequence[int]) -> str:
 
 
 def _card(command: Try) -> Card:
-    beside = command.teacher_weights.with_suffix(".json")
-    path = command.card or (beside if beside.is_file() else None)
-    if path is None:
+    path = command.card or command.teacher_weights.with_suffix(".json")
+    if command.card is None and not path.is_file():
         return Card()
     log.info(f"card of the teacher: {path}")
     return read_card(path)
@@ -210,12 +203,11 @@ def _data(command: Try, card: Card) -> DataConfig:
 
 
 def _network(command: Try, card: Card) -> AnyNetwork:
-    if command.teacher is not None:
-        return models.parse(command.teacher)
+    network = card.network if command.teacher is None else models.parse(command.teacher)
     accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
-    require(card.network is not None, "--teacher", None, accepted)
-    assert card.network is not None
-    return card.network
+    require(network is not None, "--teacher", None, accepted)
+    assert network is not None
+    return network
 
 
 def _most_guides(command: Try, dataset: Dataset) -> int:

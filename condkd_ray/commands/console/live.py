@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from sys import maxsize
@@ -117,8 +117,8 @@ class Live:
     """Shows `progress`, which is changed through this alone."""
 
     def __init__(self, progress: Progress, screen: Screen) -> None:
-        self._progress, self._screen = progress, screen
-        screen.show(self._part)
+        self._progress, self._screen, self._shown = progress, screen, ExitStack()
+        self._shown.enter_context(screen.showing(self._part))
 
     def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
         """Trial `key`, shown as `label`, has ended a round of so many."""
@@ -140,7 +140,7 @@ class Live:
     def close(self) -> None:
         """No more will be heard."""
         live, progress = self._screen.live, self._progress
-        self._screen.hide(self._part)
+        self._shown.close()
         if live and progress.total:
             spent = duration(progress.seconds)
             self._screen.say(f"{progress.done} of {progress.total} trials{progress.failures} in {spent}")

@@ -59,34 +59,24 @@ class Screen:
             else:
                 _write(sys.stderr, f"{text}\n")
 
-    def show(self, part: Part) -> None:
-        """Draw it from now on, below the others."""
-        with self.lock:
-            if not self.live:
-                return
-            if not self._parts:
-                self._begin()
-            self._parts.append(part)
-
-    def hide(self, part: Part) -> None:
-        """Draw it no more. The last one leaves nothing behind."""
-        with self.lock:
-            if part not in self._parts:
-                return
-            self._parts.remove(part)
-            if self._drawn:
-                self._paint()
-            if not self._parts:
-                self._end()
-
     @contextmanager
     def showing(self, part: Part) -> Iterator[None]:
-        """It is drawn while the block runs."""
-        self.show(part)
+        """It is drawn below the others while the block runs. The last one leaves nothing behind."""
+        with self.lock:
+            if shown := self.live:
+                if not self._parts:
+                    self._begin()
+                self._parts.append(part)
         try:
             yield
         finally:
-            self.hide(part)
+            with self.lock:
+                if shown:
+                    self._parts.remove(part)
+                    if self._drawn:
+                        self._paint()
+                    if not self._parts:
+                        self._end()
 
     def draw(self) -> None:
         """All parts as they are now, unless that is what can be seen already."""

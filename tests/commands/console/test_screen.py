@@ -29,15 +29,12 @@ def test_parts_are_drawn_over_themselves_and_leave_nothing_behind(screen_on):
     terminal, shown = Terminal(40, 10), ["a", "b", "c"]
     screen = screen_on(terminal)
     screen.say("before")
-    screen.show(lambda columns, rows: shown)
-    for lines in (["a", "b", "c"], ["d"], ["e", "f"]):
-        shown[:] = lines
-        screen.draw()
-        assert terminal.lines == ["before", *lines]
-        assert (terminal.screen.cursor.x, terminal.screen.cursor.y) == (0, 1 + len(lines))
-    part = screen._parts[0]
-    screen.hide(part)
-    screen.hide(part)
+    with screen.showing(lambda columns, rows: shown):
+        for lines in (["a", "b", "c"], ["d"], ["e", "f"]):
+            shown[:] = lines
+            screen.draw()
+            assert terminal.lines == ["before", *lines]
+            assert (terminal.screen.cursor.x, terminal.screen.cursor.y) == (0, 1 + len(lines))
     screen.say("after")
     assert terminal.lines == ["before", "after"]
     assert not any("\x1b[?25l" in text for text in terminal.writes)
