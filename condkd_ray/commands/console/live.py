@@ -37,13 +37,13 @@ class Running:
     best: float | None = None
 
 
-class Progress:
-    """Counts trials and rounds, and guesses the time left.
+class Live:
+    """The progress of trials: a table on a terminal, elsewhere a line a finished trial; and a guess of the time left.
 
     `total`: trials still to run when this was made. `best`: the best one of those that ended before.
     """
 
-    def __init__(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> None:
+    def __init__(self, screen: Screen, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> None:
         self.total, self.goal, self.best = total, goal, best
         self.running: dict[str, Running] = {}
         self.ended = Counter[str]()
@@ -55,6 +55,8 @@ class Progress:
         self._counted_from: float | None = None
         """When the first trials had shown a round each: how long these took to start says nothing of the rest."""
         self._lengths: list[int] = []
+        self._screen, self._shown = screen, ExitStack()
+        self._shown.enter_context(screen.showing(lambda *room: table(self, *room, fine=screen.fine)))
 
     @property
     def done(self) -> int:
@@ -62,41 +64,51 @@ class Progress:
         return self.ended.total()
 
     @property
-    def failures(self) -> str:
-        """How many have failed, in words; empty if none has."""
-        return f", {self.ended['failed']} failed" if self.ended["failed"] else ""
-
-    @property
     def seconds(self) -> float:
         """Since this was made."""
         return monotonic() - self._start
 
-    def round(self, key: str, label: str, number: int, rounds: int, value: float | None = None) -> None:
-        """Trial `key`, shown as `label`, has ended round `number` of `rounds`. After a restart it may fall back."""
-        known = self.running.setdefault(key, Running(label, number - 1, rounds))
-        passed = max(0, number - known.round)
-        known.seen += passed
-        if not self._rounds_seen and not self.done and known.seen < 2:
-            self._counted_from = monotonic()
-        else:
-            self._rounds_seen += passed
-        known.round, known.rounds = number, rounds
-        if value is not None and math.isfinite(value):
-            known.now = value
-            known.best = value if self.goal.better(value, known.best) else known.best
+    def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
+        """Trial `key`, shown as `label`, has ended one of so many rounds. After a restart it may fall back."""
+        number, value = int(metrics["round"]), metrics.get(self.goal.metric, math.nan)
+        with self._screen.lock:
+            known = self.running.setdefault(key, Running(label, number - 1, rounds))
+            passed = max(0, number - known.round)
+            known.seen += passed
+            if not self._rounds_seen and not self.done and known.seen < 2:
+                self._counted_from = monotonic()
+            else:
+                self._rounds_seen += passed
+            known.round, known.rounds = number, rounds
+            if math.isfinite(value):
+                known.now = value
+                known.best = value if self.goal.better(value, known.best) else known.best
 
-    def finished(self, key: str, label: str, status: str, *, group: str = "", leaves: Leaves = NONE) -> float | None:
-        """Trial `key` has ended. What its goal's metric then was."""
-        trial = self.running.pop(key, None)
-        self.ended[status] += 1
-        if trial is None:
-            return None
-        self._lengths.append(trial.rounds)
-        if status == "finished" and trial.now is not None:
-            self.groups[group].append(trial.now)
-            if self.goal.better(trial.now, self.best and self.best.value):
-                self.best = Best(label, trial.now, leaves)
-        return trial.now
+    def finished(
+        self, key: str, label: str, status: str, accuracy: float | None, *, group: str = "", leaves: Leaves = NONE
+    ) -> None:
+        """Trial `key` of arm `group` has ended with a test accuracy (a fraction; None or NaN if unknown)."""
+        with self._screen.lock:
+            self.ended[status] += 1
+            trial = self.running.pop(key, None)
+            value = trial.now if trial else None
+            if trial:
+                self._lengths.append(trial.rounds)
+            if status == "finished" and value is not None:
+                self.groups[group].append(value)
+                if self.goal.better(value, self.best and self.best.value):
+                    self.best = Best(label, value, leaves)
+            if not self._screen.live:
+                came = self._came(status, value, accuracy)
+                self._screen.say(f"[{self.done:>{len(str(self.total))}}/{self.total}] {label} {came}{self._tail()}")
+
+    def close(self) -> None:
+        """No more will be heard."""
+        live = self._screen.live
+        self._shown.close()
+        if live and self.total:
+            spent = duration(self.seconds)
+            self._screen.say(f"{self.done} of {self.total} trials{self._failures()} in {spent}")
 
     def seconds_left(self) -> float | None:
         """From the mean time a round so far; None until a trial has ended or every running one has shown two rounds."""
@@ -112,55 +124,20 @@ class Progress:
         rounds = waiting * sum(lengths) / len(lengths) + sum(trial.rounds - trial.round for trial in running)
         return rounds * (monotonic() - self._counted_from) / self._rounds_seen
 
-
-class Live:
-    """Shows `progress`, which is changed through this alone."""
-
-    def __init__(self, progress: Progress, screen: Screen) -> None:
-        self._progress, self._screen, self._shown = progress, screen, ExitStack()
-        self._shown.enter_context(screen.showing(self._part))
-
-    def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
-        """Trial `key`, shown as `label`, has ended a round of so many."""
-        with self._screen.lock:
-            value = metrics.get(self._progress.goal.metric)
-            self._progress.round(key, label, int(metrics["round"]), rounds, value)
-
-    def finished(
-        self, key: str, label: str, status: str, accuracy: float | None, *, group: str = "", leaves: Leaves = NONE
-    ) -> None:
-        """Trial `key` of arm `group` has ended with a test accuracy (a fraction; None or NaN if unknown)."""
-        with self._screen.lock:
-            progress = self._progress
-            value = progress.finished(key, label, status, group=group, leaves=leaves)
-            if not self._screen.live:
-                width, came = len(str(progress.total)), self._came(status, value, accuracy)
-                self._screen.say(f"[{progress.done:>{width}}/{progress.total}] {label} {came}{self._tail()}")
-
-    def close(self) -> None:
-        """No more will be heard."""
-        live, progress = self._screen.live, self._progress
-        self._shown.close()
-        if live and progress.total:
-            spent = duration(progress.seconds)
-            self._screen.say(f"{progress.done} of {progress.total} trials{progress.failures} in {spent}")
-
-    def _part(self, columns: int, rows: int) -> list[str]:
-        return table(self._progress, columns, rows, fine=self._screen.fine)
-
     def _came(self, status: str, value: float | None, accuracy: float | None) -> str:
-        goal = self._progress.goal
-        if goal.decides:
-            return status if value is None else f"{status}, {goal.metric} {value:.4f}"
+        if self.goal.decides:
+            return status if value is None else f"{status}, {self.goal.metric} {value:.4f}"
         if status != "finished":
             return status
         return f"{100 * accuracy:.2f} %" if accuracy is not None and math.isfinite(accuracy) else "no accuracy"
 
     def _tail(self) -> str:
-        progress = self._progress
-        left, best = progress.seconds_left(), progress.best if progress.goal.decides else None
+        left, best = self.seconds_left(), self.best if self.goal.decides else None
         told = f"; best so far {best.label}, {best.value:.4f}" if best else ""
-        return progress.failures + (f", left {duration(left)}" if left else "") + told
+        return self._failures() + (f", left {duration(left)}" if left else "") + told
+
+    def _failures(self) -> str:
+        return f", {self.ended['failed']} failed" if self.ended["failed"] else ""
 
 
 class Terminal:
@@ -196,29 +173,29 @@ class Terminal:
 
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
         """A live table on a terminal; elsewhere a line a finished trial."""
-        return Live(Progress(total, goal, best), self._screen)
+        return Live(self._screen, total, goal, best)
 
 
 TERMINAL = Terminal(SCREEN)
 
 
-def table(progress: Progress, columns: int, rows: int, *, fine: bool) -> list[str]:
+def table(live: Live, columns: int, rows: int, *, fine: bool) -> list[str]:
     """What is most worth knowing in at most so many lines: the whole, the best, trials that run, arms.
 
     `fine`: whether there are characters beyond ASCII.
     """
-    head = _head(progress, columns, fine=fine)
-    if progress.best is not None and progress.goal.decides:
-        head += _best(progress.best, progress.goal.metric, columns)
+    head = _head(live, columns, fine=fine)
+    if live.best is not None and live.goal.decides:
+        head += _best(live.best, live.goal.metric, columns)
     if rows < len(head) + 4:
         return head[: max(0, rows)]
-    running = list(progress.running.values())
-    arms = [] if progress.goal.decides else _arms(progress, columns)
+    running = list(live.running.values())
+    arms = [] if live.goal.decides else _arms(live, columns)
     room = rows - len(head) - 1
     if len(arms) + 1 + min(len(running) + 1, max(4, room // 2)) > room:
         arms = []
     below = ["", *arms] if arms else []
-    return [*head, "", *_running(running, progress.goal.metric, columns, room - len(below)), *below]
+    return [*head, "", *_running(running, live.goal.metric, columns, room - len(below)), *below]
 
 
 def drawn_bar(share: float, *, fine: bool, width: int = BAR) -> str:
@@ -228,12 +205,12 @@ def drawn_bar(share: float, *, fine: bool, width: int = BAR) -> str:
     return full * length + empty * (width - length)
 
 
-def _head(progress: Progress, columns: int, *, fine: bool) -> list[str]:
-    come = progress.done + sum(one.round / one.rounds for one in progress.running.values())
-    bar = drawn_bar(come / max(1, progress.total), fine=fine, width=min(BAR, columns // 4))
-    told = [f"{progress.done}/{progress.total} trials"]
-    told += [f"{count} {status}" for status, count in sorted(progress.ended.items()) if status != "finished"]
-    told += [duration(progress.seconds), f"left {duration(progress.seconds_left())}"]
+def _head(live: Live, columns: int, *, fine: bool) -> list[str]:
+    come = live.done + sum(one.round / one.rounds for one in live.running.values())
+    bar = drawn_bar(come / max(1, live.total), fine=fine, width=min(BAR, columns // 4))
+    told = [f"{live.done}/{live.total} trials"]
+    told += [f"{count} {status}" for status, count in sorted(live.ended.items()) if status != "finished"]
+    told += [duration(live.seconds), f"left {duration(live.seconds_left())}"]
     return _folded([bar, *told], columns)
 
 
@@ -254,9 +231,9 @@ def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -
     return [*told, f"and {more} more"[:columns]] if more else told
 
 
-def _arms(progress: Progress, columns: int) -> list[str]:
-    body = [[arm, str(len(values)), f"{fmean(values):.4f}"] for arm, values in progress.groups.items()]
-    return aligned([["finished", "n", f"mean {progress.goal.metric}"], *body], columns) if body else []
+def _arms(live: Live, columns: int) -> list[str]:
+    body = [[arm, str(len(values)), f"{fmean(values):.4f}"] for arm, values in live.groups.items()]
+    return aligned([["finished", "n", f"mean {live.goal.metric}"], *body], columns) if body else []
 
 
 def _number(value: float | None) -> str:

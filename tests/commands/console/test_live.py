@@ -9,7 +9,8 @@ import pytest
 from commands.console.terminals import Terminal as Window
 from condkd_ray.commands.console import live as module
 from condkd_ray.commands.console import screen
-from condkd_ray.commands.console.live import Live, Progress, Terminal, drawn_bar, table
+from condkd_ray.commands.console.live import Live, Terminal, drawn_bar, table
+from condkd_ray.commands.console.screen import Screen
 from condkd_ray.core.view import Best, Goal
 
 LEAVES = {"inversion/bn_weight": 12.3456789, "guidance/name": "discriminator", "guidance/weight": 80.0}
@@ -41,8 +42,25 @@ def clock(monkeypatch):
     return clock
 
 
+class Trials(Live):
+    """Trials of which no screen tells; a round is told with the value of the goal alone, or without."""
+
+    def __init__(self, *of, **more) -> None:
+        super().__init__(Screen(), *of, **more)
+
+    def round(self, key, label, number, rounds, value=None):
+        super().round(key, label, {"round": number} | ({} if value is None else {self.goal.metric: value}), rounds)
+
+    def finished(self, key, label, status, **more):
+        super().finished(key, label, status, None, **more)
+
+
+def row(number: int, value: float = 0.5) -> dict[str, float]:
+    return {"round": number, "proxy/agreement": value, "student/test_accuracy": 0.999}
+
+
 def test_a_running_trial_shows_its_goal_as_last_measured_and_at_its_best():
-    progress = Progress(2)
+    progress = Trials(2)
     for number, value in ((1, 0.5), (2, None), (3, 0.75), (4, math.nan), (5, 0.625)):
         progress.round("a", "trial a", number, 12, value)
     trial = progress.running["a"]
@@ -51,7 +69,7 @@ def test_a_running_trial_shows_its_goal_as_last_measured_and_at_its_best():
 
 @pytest.mark.parametrize(("larger", "best"), [(True, "b"), (False, "c")])
 def test_the_best_is_that_of_the_goal_among_finished_trials_of_all_drivers(larger, best):
-    progress = Progress(9, Goal("metric", larger), best=Best("earlier", 0.5))
+    progress = Trials(9, Goal("metric", larger), best=Best("earlier", 0.5))
     ends = [("a", 0.4, "finished"), ("b", 0.6, "finished"), ("c", 0.3, "finished"), ("d", 0.9, "pruned")]
     for key, value, status in [*ends, ("e", 0.1, "failed"), ("f", 0.6, "finished")]:
         progress.round(key, key, 1, 1, value)
@@ -62,7 +80,7 @@ def test_the_best_is_that_of_the_goal_among_finished_trials_of_all_drivers(large
 
 
 def test_means_are_of_finished_trials_by_arm():
-    progress = Progress(9)
+    progress = Trials(9)
     for key, arm, value, status in [
         ("a", "mixed", 0.4, "finished"),
         ("b", "mixed", 0.6, "finished"),
@@ -76,7 +94,7 @@ def test_means_are_of_finished_trials_by_arm():
 
 
 def test_time_left_is_unknown_at_first_and_then_right(clock):
-    progress = Progress(3)
+    progress = Trials(3)
     assert progress.seconds_left() is None
     for number in range(1, 5):
         clock.now += 10
@@ -91,7 +109,7 @@ def test_time_left_is_unknown_at_first_and_then_right(clock):
 
 
 def test_how_long_the_first_trials_take_to_start_is_not_counted(clock):
-    progress = Progress(4)
+    progress = Trials(4)
     clock.now = 1000
     for key in "ab":
         progress.round(key, key, 1, 3)
@@ -104,7 +122,7 @@ def test_how_long_the_first_trials_take_to_start_is_not_counted(clock):
 
 
 def test_trials_of_one_round_give_an_estimate_too(clock):
-    progress = Progress(4)
+    progress = Trials(4)
     for key in "ab":
         clock.now += 10
         progress.round(key, key, 1, 1)
@@ -113,7 +131,7 @@ def test_trials_of_one_round_give_an_estimate_too(clock):
 
 
 def test_a_resumed_trial_counts_only_the_rounds_seen(clock):
-    progress = Progress(1)
+    progress = Trials(1)
     for number in (7, 8):
         clock.now += 10
         progress.round("a", "a", number, 10)
@@ -123,14 +141,14 @@ def test_a_resumed_trial_counts_only_the_rounds_seen(clock):
 
 
 def test_failures_alone_give_no_estimate():
-    progress = Progress(2)
+    progress = Trials(2)
     progress.finished("a", "a", "failed")
     assert progress.seconds_left() is None
 
 
-def search(running: int = 2) -> Progress:
+def search(running: int = 2) -> Trials:
     module.monotonic.step = 10.0
-    progress = Progress(24, Goal(decides=True), best=Best("trial 3", 0.9375, LEAVES))
+    progress = Trials(24, Goal(decides=True), best=Best("trial 3", 0.9375, LEAVES))
     for number in range(running):
         for done, value in ((1, 0.5), (2, 0.75), (3, 0.7)):
             progress.round(str(number), f"trial {number + 4}", done, 12, value)
@@ -139,8 +157,8 @@ def search(running: int = 2) -> Progress:
     return progress
 
 
-def ablation(running: int = 2) -> Progress:
-    progress = Progress(80)
+def ablation(running: int = 2) -> Trials:
+    progress = Trials(80)
     for number, (arm, value) in enumerate([("none", 0.5), ("mixed ipc 5", 0.75), ("mixed ipc 5", 0.8)]):
         progress.round(f"done {number}", arm, 1, 1, value)
         progress.finished(f"done {number}", arm, "finished", group=arm)
@@ -201,7 +219,7 @@ def test_arms_are_left_out_where_they_do_not_fit():
     ]
 
 
-@pytest.mark.parametrize("progress", [search, ablation, lambda: search(64), lambda: ablation(64), lambda: Progress(3)])
+@pytest.mark.parametrize("progress", [search, ablation, lambda: search(64), lambda: ablation(64), lambda: Trials(3)])
 @pytest.mark.parametrize("columns", [1, 9, 19, 39, 79, 199])
 @pytest.mark.parametrize("rows", [0, 1, 4, 9, 23, 49])
 def test_it_fits_everywhere(progress, columns, rows):
@@ -217,7 +235,7 @@ def test_in_narrow_windows_the_objective_stays_and_labels_keep_both_ends():
 
 
 def test_before_anything_runs_it_says_so():
-    assert table(Progress(3), 79, 23, fine=True)[-1] == "waiting for the next round"
+    assert table(Trials(3), 79, 23, fine=True)[-1] == "waiting for the next round"
 
 
 @pytest.mark.parametrize(("share", "text"), [(0, "----"), (0.5, "##--"), (1, "####"), (7, "####"), (-1, "----")])
@@ -225,13 +243,9 @@ def test_bars(share, text):
     assert drawn_bar(share, fine=False, width=4) == text
 
 
-def row(number: int, value: float = 0.5) -> dict[str, float]:
-    return {"round": number, "proxy/agreement": value, "student/test_accuracy": 0.999}
-
-
 def test_a_file_gets_one_line_a_finished_trial(clock, screen_on):
     stream = io.StringIO()
-    live = Live(Progress(12), screen_on(stream))
+    live = Live(screen_on(stream), 12)
     for number in (1, 2):
         clock.now += 5
         live.round("a", "mixed seed 0", row(number), 2)
@@ -248,7 +262,7 @@ def test_a_file_gets_one_line_a_finished_trial(clock, screen_on):
 
 def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy(screen_on):
     stream = io.StringIO()
-    live = Live(Progress(3, Goal(decides=True)), screen_on(stream))
+    live = Live(screen_on(stream), 3, Goal(decides=True))
     for key, value in (("a", 0.5), ("b", 0.25)):
         live.round(key, f"trial {key}", row(1, value), 2)
         live.finished(key, f"trial {key}", "finished" if key == "a" else "pruned", 0.999)
@@ -262,7 +276,7 @@ def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy(screen_o
 def test_a_terminal_gets_a_table_that_is_one_line_at_the_end(clock, screen_on):
     terminal = Window()
     screen = screen_on(terminal)
-    live = Live(Progress(2, Goal(decides=True)), screen)
+    live = Live(screen, 2, Goal(decides=True))
     live.round("a", "trial 0", row(1), 4)
     screen.draw()
     assert terminal.lines[-1] == "trial 0    1/4           0.5000  0.5000"
