@@ -62,7 +62,7 @@ def condense(arguments: list[str]) -> int:
         _require_writable(path, command.force)
     torch.set_num_threads(command.threads)
     workshop = Workshop(command.cache, device=default_device(), view=TERMINAL)
-    if config.condensation is not None and config.condensation.needs_teacher:
+    if any(method.needs_teacher for method in planned):
         workshop.check(config)
     print(HEAD)
     # The control first: it is made at once, and refuses an ipc that the data do not have.

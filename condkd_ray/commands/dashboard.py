@@ -57,13 +57,12 @@ def dashboard(command: Dashboard) -> int:
     with servers(command) as running:
         log.info("Ctrl-C ends both")
         try:
-            while all(server.process.poll() is None for server in running):
+            while not (ended := [server for server in running if server.process.poll() is not None]):
                 time.sleep(0.2)
         except KeyboardInterrupt:
             return 0
-        for server in running:
-            if server.process.poll() is not None:
-                log.info(f"{server.last_words()}\nfailed: {server.name} has ended by itself")
+        for server in ended:
+            log.info(f"{server.last_words()}\nfailed: {server.name} has ended by itself")
     return 1
 
 
@@ -119,9 +118,9 @@ def _free_port() -> int:
 
 
 def _wait(server: Server, port: int) -> None:
-    begin = time.monotonic()
+    deadline = time.monotonic() + START_SECONDS
     while not _answers(port):
-        alive = server.process.poll() is None and time.monotonic() - begin < START_SECONDS
+        alive = server.process.poll() is None and time.monotonic() < deadline
         if not alive:
             log.info(server.last_words())
         require(alive, f"{server.name} at port {port}", "no answer", "a port that is free, and what it is to show")
