@@ -59,7 +59,11 @@ def condense(arguments: list[str]) -> int:
     command, config = configured(Condense, arguments, "condkd condense")
     planned = _plan(command, config)
     for path in chain.from_iterable(planned.values()):
-        _require_writable(path, command.force)
+        require(command.force or not path.exists(), "file", str(path), "a new one; or --force, which overwrites")
+        require(not path.is_dir(), "file", str(path), "a file, not a folder")
+        there = next(folder for folder in path.resolve().parents if folder.exists())
+        writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        require(writable, "file", str(path), f"one in a folder that can be written; {there} cannot")
     torch.set_num_threads(command.threads)
     workshop = Workshop(command.cache, device=default_device(), view=TERMINAL)
     if any(method.needs_teacher for method in planned):
@@ -87,14 +91,6 @@ def _plan(command: Condense, config: TrialConfig) -> dict[AnyCondensation, list[
     require(not itself, "--control of condensation", method.name, "one that is not itself real images chosen at random")
     beside = [path.with_name(f"{path.stem}_random_real{path.suffix}") for path in paths]
     return {method: paths, RandomReal(ipc=method.ipc): beside}
-
-
-def _require_writable(path: Path, force: bool) -> None:
-    require(force or not path.exists(), "file", str(path), "a new one; or --force, which overwrites")
-    require(not path.is_dir(), "file", str(path), "a file, not a folder")
-    there = next(folder for folder in path.resolve().parents if folder.exists())
-    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    require(writable, "file", str(path), f"one in a folder that can be written; {there} cannot")
 
 
 def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, paths: list[Path]) -> bool:

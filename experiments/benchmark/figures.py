@@ -184,8 +184,11 @@ def _read(pool: Any, key: str, held: int) -> int:
 
 def sweep() -> Iterator[Measured]:
     """A sweep and plain processes, by turns, each from the start of its processes to the end of the last."""
-    config = _long_enough(digits())
+    config = digits(evaluate_every=1000)
     prepared, ratios, loops = prepare(config), [], []
+    store, state = local_store(config, prepared, None), start(config, prepared)
+    spent = [run_round(config, prepared, state, store)["time/cpu_seconds"] for _ in range(5)]
+    config = replace(config, rounds=math.ceil(TRIAL_CPU_SECONDS / median(spent[1:])))
     for _ in range(2):
         with scratch() as folder, connect(cpus=CPUS):
             trials = of_seeds(config, range(TRIALS), prepared)
@@ -198,15 +201,6 @@ def sweep() -> Iterator[Measured]:
     why = "Driver, pool and Ray's own processes share the cores with the trials."
     yield Measured(what, ratios, "x", "<=", 1.08, why)
     yield Measured(f"{work} one after another on one core (one trial, times {TRIALS}) / the same", loops, "x")
-
-
-def _long_enough(config: TrialConfig) -> TrialConfig:
-    """As many rounds as take the CPU seconds wanted here."""
-    config = replace(config, evaluate_every=1000)
-    prepared = prepare(config)
-    store, state = local_store(config, prepared, None), start(config, prepared)
-    spent = [run_round(config, prepared, state, store)["time/cpu_seconds"] for _ in range(5)]
-    return replace(config, rounds=math.ceil(TRIAL_CPU_SECONDS / median(spent[1:])))
 
 
 def _plain_seconds(config: TrialConfig, parts: Sequence[Sequence[int]]) -> float:
@@ -295,23 +289,18 @@ def _spent(config: TrialConfig, prepared: Prepared, scope: Scope) -> tuple[float
     configs = {f"lr{rate:.2f}": replace(config, distiller=replace(config.distiller, lr=rate)) for rate in rates}
 
     def look() -> None:
-        pool.append(_cpu_seconds_of_pool())
+        """Note the CPU seconds of the actor that holds the pool, a process below this one."""
+        pool.append(0.0)
+        for pid, title in titles(os.getpid()).items():
+            if title.startswith(TITLES["pool"]):
+                with suppress(psutil.Error):
+                    pool[-1] += sum(psutil.Process(pid).cpu_times()[:2])
 
     with scratch() as folder, connect(cpus=CPUS):
         outcomes = run_all(named(configs, prepared, scope), folder, on_round=look, on_outcome=look)
     times = ("time/cpu_seconds", "time/inversion_seconds", "time/distillation_seconds")
     cpu, inversion, distillation = (sum(outcome.metrics[name] for outcome in outcomes) for name in times)
     return cpu + max(pool) - pool[0], inversion / distillation
-
-
-def _cpu_seconds_of_pool() -> float:
-    """Of the actor that holds the pool, a process below this one."""
-    total = 0.0
-    for pid, title in titles(os.getpid()).items():
-        if title.startswith(TITLES["pool"]):
-            with suppress(psutil.Error):
-                total += sum(psutil.Process(pid).cpu_times()[:2])
-    return total
 
 
 def driver() -> Iterator[Measured]:

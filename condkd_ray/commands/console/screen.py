@@ -144,6 +144,7 @@ class _Above(io.TextIOBase):
 
     def __init__(self, screen: Screen, stream: TextIO) -> None:
         self._screen, self._stream, self._kept = screen, stream, ""
+        self.fileno, self.isatty = stream.fileno, stream.isatty
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -159,14 +160,6 @@ class _Above(io.TextIOBase):
         """A last line that was not ended."""
         if self._kept:
             self.write("\n")
-
-    def fileno(self) -> int:
-        """Of the stream itself."""
-        return self._stream.fileno()
-
-    def isatty(self) -> bool:
-        """As the stream itself."""
-        return self._stream.isatty()
 
 
 def _write(stream: Any, text: str) -> None:
