@@ -135,7 +135,7 @@ def try_out(command: Try) -> int:
     open_folder(command.out, "try", fresh=command.fresh)
     with connect(view=TERMINAL):
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
-        base = replace(base, rounds=_rounds(command, base, workshop, begin))
+        base = replace(base, rounds=rounds_of(command, base, workshop, begin))
         atomic_write(command.out / CONFIG, dump(base).encode())
         plans = [arm(base, name, base.ipc, seed) for name in ARMS for seed in command.seeds]
         kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
@@ -227,8 +227,8 @@ def _head(base: TrialConfig, dataset: Dataset, share: float) -> str:
     )
 
 
-def _rounds(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
-    """Those asked for, those chosen before for the same trials, or as many as fit."""
+def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
+    """Those asked for, those chosen before for the same trials, or as many as the minutes since `begin` allow."""
     asked = read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
     if asked is not None:
         return asked
@@ -238,13 +238,10 @@ def _rounds(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -
             log.info(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
-    return fitting(command, base, workshop, min(at_once, command.max_concurrent or at_once), begin)
-
-
-def fitting(command: Try, base: TrialConfig, workshop: Workshop, at_once: int, begin: float) -> int:
-    """As many rounds as the minutes since `begin` allow; each synthetic arm is taken to be as dear as the guided."""
+    at_once = min(at_once, command.max_concurrent or at_once)
     tried = [arm(base, name, base.ipc, command.seeds[0]) for name in ("guided", "condensed_only")]
     guided, alone = (round_seconds(plan, workshop.prepare(plan.config)) for plan in tried)
+    # Each synthetic arm is taken to be as dear as the guided.
     each, trials = len(command.seeds) * (3 * guided + alone), len(command.seeds) * len(ARMS)
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
     most = int(left * at_once / each) - base.inversion.warm_up

@@ -113,7 +113,8 @@ class Chaos:
             self.sweeps += 1
             out = folder / f"sweep{self.sweeps}"
             self.sweep(command, out, log_file)
-            found = differences(out, calm) + _left(out)
+            left = [path for name in ("trials", "chunks") for path in (out / name).glob("*/")]
+            found = differences(out, calm) + [f"{path} was left behind" for path in left]
             log.info(f"{out.name}: {'; '.join(found) or 'as undisturbed'}")
             self.wrong += [f"{out.name}: {line}" for line in found]
 
@@ -182,10 +183,6 @@ def check_untouched(out: Path, seen: dict[Path, tuple[int, int]]) -> None:
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
-
-
-def _left(out: Path) -> list[str]:
-    return [f"{path} was left behind" for name in ("trials", "chunks") for path in (out / name).glob("*/")]
 
 
 def kill(pid: int) -> None:

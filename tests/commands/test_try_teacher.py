@@ -156,9 +156,10 @@ def test_as_many_rounds_as_fit_into_the_minutes(
     home: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, least: int, most: int
 ):
     monkeypatch.setattr(try_teacher, "round_seconds", lambda plan, prepared: 1.0)
-    workshop, command = Workshop(home / "cache"), flags(home, minutes=minutes)
+    monkeypatch.setattr(try_teacher, "slots", lambda cpus, gpus: 2)
+    workshop, command = Workshop(home / "cache"), flags(home, minutes=minutes, out=home / "unused")
     # 575 s of 10 minutes for 2 seeds of 4 arms, 2 trials at once.
-    rounds = try_teacher.fitting(command, configure(command, workshop), workshop, 2, time.monotonic())
+    rounds = try_teacher.rounds_of(command, configure(command, workshop), workshop, time.monotonic())
     assert least <= rounds <= most
 
 

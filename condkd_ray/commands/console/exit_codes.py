@@ -54,21 +54,19 @@ def exit_codes() -> Iterator[None]:
     speak()
     try:
         yield
+        return
     except InputError as error:
-        say(f"error: {error}")
-        sys.exit(2)
+        told, code = f"error: {error}", 2
     except NonFiniteError as error:
-        say(f"failed: {error}")
-        sys.exit(1)
+        told, code = f"failed: {error}", 1
     except KeyboardInterrupt:
-        say("interrupted; the same command continues")
-        sys.exit(130)
+        told, code = "interrupted; the same command continues", 130
     except Exception as error:
-        full = no_room(error)
-        if full is None:
+        if (full := no_room(error)) is None:
             raise
-        say(f"failed: {full}; the same command continues once there is room")
-        sys.exit(1)
+        told, code = f"failed: {full}; the same command continues once there is room", 1
+    say(told)
+    sys.exit(code)
 
 
 def ended(result: RunResult) -> int:

@@ -109,9 +109,7 @@ class Screen:
 
     def _redraw(self, ended: Event) -> None:
         while not ended.wait(REDRAW_SECONDS):
-            with self.lock:
-                if not ended.is_set():
-                    self.draw()
+            self.draw()
 
     def _paint(self, above: list[str] | None = None) -> None:
         if not _in_foreground(self._stream):
