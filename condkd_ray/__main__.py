@@ -1,9 +1,10 @@
 """The command line `condkd`: a try, a trial, a search, a condensed set, an export, a report, the pool, the methods."""
 
-from __future__ import annotations
-
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,37 +19,30 @@ from condkd_ray.commands.search import Search, search
 from condkd_ray.commands.train import Train, train
 from condkd_ray.commands.try_teacher import Try, try_out
 
-Command = (
-    Annotated[Try, tyro.conf.subcommand("try")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Condense, tyro.conf.subcommand("condense")]
-    | Annotated[Search, tyro.conf.subcommand("search")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Dashboard, tyro.conf.subcommand("dashboard")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Pool, tyro.conf.subcommand("pool")]
-    | Annotated[Methods, tyro.conf.subcommand("methods")]
-)
-VERBS = {
-    Try: try_out,
-    Search: search,
-    Dashboard: dashboard,
-    Export: export_best,
-    Report: rebuild,
-    Pool: show_pool,
-    Methods: list_methods,
+VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "try": (Try, try_out),
+    "train": (Train, train),
+    "condense": (Condense, condense),
+    "search": (Search, search),
+    "export": (Export, export_best),
+    "dashboard": (Dashboard, dashboard),
+    "report": (Report, rebuild),
+    "pool": (Pool, show_pool),
+    "methods": (Methods, list_methods),
 }
-CONFIGURED = {"train": train, "condense": condense}
-"""Commands that also have a flag for each field of the config, and so read their arguments themselves."""
+CONFIGURED = ("train", "condense")
+"""Verbs that also have a flag for each field of the config, and so read their arguments themselves."""
 
 
 def main() -> None:
     """Entry point of `condkd`; exit codes as an experiment's."""
     with exit_codes():
         if sys.argv[1:] and sys.argv[1] in CONFIGURED:
-            sys.exit(CONFIGURED[sys.argv[1]](sys.argv[2:]))
-        command = tyro.cli(Command, prog="condkd")  # type: ignore[call-overload]
-        sys.exit(VERBS[type(command)](command))
+            _, run = VERBS[sys.argv[1]]
+            sys.exit(run(sys.argv[2:]))
+        kinds: Any = [Annotated[kind, tyro.conf.subcommand(verb)] for verb, (kind, _) in VERBS.items()]
+        command: Any = tyro.cli(reduce(or_, kinds), prog="condkd")
+        sys.exit(dict(VERBS.values())[type(command)](command))
 
 
 if __name__ == "__main__":

@@ -50,10 +50,11 @@ def train(
     Returns:
         The record, with status `failed` where a loss was not finite, and the product.
     """
+    cache = None if cache is None else Path(cache)
     if out is not None:
-        record = experiment.run_alone(config, Path(out), cache=_folder(cache), device=device, view=view)
+        record = experiment.run_alone(config, Path(out), cache=cache, device=device, view=view)
         return Trained(record, kept_product(Path(out), record.config_hash))
-    prepared = Workshop(_folder(cache), device or default_device(), view).prepare(config)
+    prepared = Workshop(cache, device or default_device(), view).prepare(config)
     with TemporaryDirectory() as folder:
         path = product_path(Path(folder))
         outcome = run_trial(config, prepared, local_store(config, prepared, None), product=path)
@@ -127,10 +128,6 @@ def load(path: Path | str, trial: str | None = None) -> Trained:
 
 def _plan(arm: str, config: TrialConfig) -> Plan:
     return Plan(arm, config.ipc, config.seed, config)
-
-
-def _folder(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _build(result: RunResult) -> None:

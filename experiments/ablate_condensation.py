@@ -6,16 +6,13 @@ any images is worth. Same student steps in all.
     python experiments/ablate_condensation.py --dataset cifar10 --data-root DIR --ipcs 1 10 --out runs/condensation
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
-from condkd_ray.commands.experiment import Flags, command_line, run
+from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
-from condkd_ray.runs.presets import arm
-from condkd_ray.trial.plan import Plan
 
 NAMES = tuple(kind.name for kind in get_args(AnyCondensation) if kind not in (AllReal, Imported))
 
@@ -32,7 +29,7 @@ class Args(Flags):
     out: Path = Path("runs/ablate_condensation")
 
 
-def plans(args: Args) -> Iterator[Plan]:
+def plans(args: Args) -> Plans:
     """Every arm with every condensed set; `none` is left to ablate_ipc.py."""
     names = dict.fromkeys(["random_real", *args.condensers])
     path = {"imported": args.condensed_path}

@@ -5,17 +5,14 @@ Every combination of what is given, beside `mixed` at each share and `none`. The
     python experiments/ablate_guidance.py --forms auxiliary mmd --layers penultimate stages.1 --weights 0.1 1 10
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from condkd_ray.commands.experiment import Flags, command_line, run
+from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.methods.guidance import Discriminator, Mmd, Moments
 from condkd_ray.methods.guidance.guidance import Augmentation
-from condkd_ray.runs.presets import arm
-from condkd_ray.trial.plan import Plan
 
 FORMS = {
     "auxiliary": Discriminator(), "projection": Discriminator(condition="projection"),
@@ -40,7 +37,7 @@ class Args(Flags):
     out: Path = Path("runs/ablate_guidance")
 
 
-def plans(args: Args) -> Iterator[Plan]:
+def plans(args: Args) -> Plans:
     """Every trial; a name tells what differs from the other arms."""
     base, (first, *others) = args.base(), args.shares
     yield from (arm(base, "none", 0, seed) for seed in args.seeds)

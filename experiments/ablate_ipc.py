@@ -6,14 +6,12 @@ alone (`condensed_only`); `real`, KD on all real data, is a reference. Every arm
     python experiments/ablate_ipc.py --dataset cifar10 --data-root DIR --ipcs 1 10 --seeds 0 1 2 --out runs/cifar10
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from condkd_ray.commands.experiment import Flags, command_line, run
-from condkd_ray.runs.presets import ONCE, Arm, arm
-from condkd_ray.trial.plan import Plan
+from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
+from condkd_ray.runs.presets import ONCE, Arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +25,7 @@ class Args(Flags):
     out: Path = Path("runs/ablate_ipc")
 
 
-def plans(args: Args) -> Iterator[Plan]:
+def plans(args: Args) -> Plans:
     """Every trial of the ablation; those without condensed images once per seed."""
     base = args.base()
     named = dict.fromkeys([*args.arms, *["real"] * args.reference])

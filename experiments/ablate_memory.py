@@ -6,16 +6,13 @@ rounds, `generative` (PRE-DFKD) a network of the past. Data-free unless --conden
     python experiments/ablate_memory.py --host pre_dfkd --scale 0.01 --dataset cifar10 --data-root DIR --out runs/memory
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from condkd_ray.commands.experiment import Flags, command_line, run
+from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, Reservoir
-from condkd_ray.runs.presets import arm
-from condkd_ray.trial.plan import Plan
 
 MEMORIES = {kind().name: kind for kind in (Latest, Growing, Reservoir, Bank, Generative)}
 
@@ -35,7 +32,7 @@ class Args(Flags):
     out: Path = Path("runs/ablate_memory")
 
 
-def plans(args: Args) -> Iterator[Plan]:
+def plans(args: Args) -> Plans:
     """Every memory for every seed."""
     base = args.base()
     kinds = MEMORIES | {

@@ -7,17 +7,14 @@ difficulty in balance. Data-free, the same student steps in all.
     python experiments/ablate_scale.py --scales 0.1 0.01 --dataset cifar10 --data-root DIR --out runs/scale_cifar10
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from condkd_ray.commands.experiment import Flags, command_line, run
+from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.data.datasets import load
 from condkd_ray.methods.memory import Growing, Prioritized, Reservoir
 from condkd_ray.methods.weighing import Equal, Modulating
-from condkd_ray.runs.presets import arm
-from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,7 @@ class Args(Flags):
     out: Path = Path("runs/ablate_scale")
 
 
-def plans(args: Args) -> Iterator[Plan]:
+def plans(args: Args) -> Plans:
     """Every memory at every scale for every seed."""
     base = replace(args.base(), weighing=Equal())
     size = len(load(base.data).train)

@@ -7,15 +7,13 @@ comes: more images for each student, and numbers in which timing has a say. The 
     python experiments/ablate_sharing.py --ipcs 1 2 5 10 --dataset cifar10 --data-root DIR --out runs/sharing_cifar10
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from condkd_ray.commands.experiment import Flags, command_line, run
+from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.core.method import require
-from condkd_ray.runs.presets import arm
-from condkd_ray.trial.plan import Plan, Scope, can_share
+from condkd_ray.trial.plan import Scope, can_share
 
 SCOPES: dict[str, Scope] = {"own": "trial", "shared inversion": "inversion", "sweep's pool": "sweep"}
 
@@ -33,7 +31,7 @@ class Args(Flags):
     out: Path = Path("runs/ablate_sharing")
 
 
-def plans(args: Args) -> Iterator[Plan]:
+def plans(args: Args) -> Plans:
     """Every scope at every IPC for every seed."""
     default = args.inversion is None and args.host is None
     base = (replace(args, inversion="deep_inversion") if default else args).base()

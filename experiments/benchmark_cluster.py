@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from benchmark import FIGURES, Figure
+from benchmark.figures import FIGURES, Figure
 from benchmark.rows import read, row, store, table
 
 from condkd_ray.commands.console.exit_codes import say

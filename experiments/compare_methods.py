@@ -5,16 +5,14 @@ Each is its paper's whole system, at one --scale and again in the CPU time of `f
     python experiments/compare_methods.py --dataset cifar10 --data-root DIR --pairs wrn-40-2/wrn-16-1 --equal proportion
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from condkd_ray.commands.experiment import Flags, command_line, run
+from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.core.method import require
-from condkd_ray.runs.presets import NAMES, Arm, Name, arm, arm_label, equal_rounds, network_pairs, with_rounds
-from condkd_ray.trial.plan import Plan
+from condkd_ray.runs.presets import NAMES, Arm, Name, arm_label, equal_rounds, network_pairs, with_rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class Args(Flags):
     out: Path = Path("runs/compare_methods")
 
 
-def plans(args: Args) -> Iterator[Plan]:
+def plans(args: Args) -> Plans:
     """Every method for every pair and seed."""
     require(args.host is args.inversion is None, "--host or --inversion", args.host or args.inversion, "--methods")
     whose: tuple[Arm, ...] = ("mixed", "guided") if args.condensed else ("none",)

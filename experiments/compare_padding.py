@@ -12,13 +12,12 @@ from typing import Any, Literal
 import torch
 
 from condkd_ray.commands.console.exit_codes import say, show
-from condkd_ray.commands.experiment import Flags, command_line
+from condkd_ray.commands.experiment import Flags, arm, command_line
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.augment import shift_flip
 from condkd_ray.runs.inverted import held_out, measure, side_by_side
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.presets import arm
 from condkd_ray.trial.artifacts import Workshop
 
 

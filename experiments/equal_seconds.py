@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from condkd_ray.commands.console.exit_codes import say
-from condkd_ray.commands.experiment import Flags, command_line
+from condkd_ray.commands.experiment import Flags, arm, command_line
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.runs.estimate import trial_cpu_seconds
-from condkd_ray.runs.presets import NAMES, arm
+from condkd_ray.runs.presets import NAMES
 from condkd_ray.trial.artifacts import Workshop
 
 

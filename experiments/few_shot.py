@@ -6,17 +6,14 @@ each batch real and end with most of it synthetic (PGDI's schedule), guidance fa
     python experiments/few_shot.py --dataset cifar10 --data-root DIR --ipcs 5 10 --out runs/few_shot_cifar10
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from condkd_ray.commands.experiment import Flags, command_line, run
+from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.core.method import Schedule
 from condkd_ray.methods.guidance import NoGuidance
-from condkd_ray.runs.presets import arm
 from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ def with_curriculum(base: TrialConfig, args: Args) -> TrialConfig:
     return replace(base, distiller=distiller, guidance=guidance)
 
 
-def plans(args: Args) -> Iterator[Plan]:
+def plans(args: Args) -> Plans:
     """Every trial; `none` once per seed."""
     base = args.base()
     curriculum = with_curriculum(base, args)

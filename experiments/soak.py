@@ -12,10 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-from chaos.chaos import machine, schedule, soak
+from chaos import Chaos, machine, schedule
 
-from condkd_ray.commands.console.exit_codes import exit_codes
+from condkd_ray.commands.experiment import command_line
 from condkd_ray.runs.output_folder import open_folder
 
 SWEEP = "--ipcs 1 --seeds 0 1 --condensation random_real --teacher-epochs 5 --arms none mixed guided --share inversion"
@@ -43,11 +42,11 @@ def main(args: Args) -> int:
     begin = time.monotonic()
     with machine() as made:
         command = [sys.executable, str(Path(__file__).with_name("ablate_ipc.py")), *flags, "--address", made.address]
-        verdict = soak(made, command, args.out, schedule(args.kills, args.seed), seed=args.seed)
-    print(f"{verdict} In {time.monotonic() - begin:.0f} s.")
-    return 0 if verdict.passed else 1
+        chaos = Chaos(made, schedule(args.kills, args.seed), args.seed)
+        chaos.soak(command, args.out)
+    print(f"{chaos} In {time.monotonic() - begin:.0f} s.")
+    return 1 if chaos.wrong else 0
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        sys.exit(main(tyro.cli(Args)))
+    command_line(Args, main)

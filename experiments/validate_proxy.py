@@ -6,20 +6,18 @@ a few real images, a few condensed ones, images of a fixed inversion. What count
     python experiments/validate_proxy.py --dataset fashion_mnist --data-root DIR --teacher-epochs 5
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 
-from condkd_ray.commands.experiment import Flags, command_line, run
+from condkd_ray.commands.experiment import Flags, Plan, Plans, command_line, run
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import require
 from condkd_ray.runs.proxy_validation import validate
 from condkd_ray.study.space import close, read
 from condkd_ray.study.storage import quiet
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,7 @@ class Args(Flags):
     out: Path = Path("runs/validate_proxy")
 
 
-def plans(args: Args) -> Iterator[Plan]:
+def plans(args: Args) -> Plans:
     """Random configs of the space, all with one seed."""
     require(args.host is None, "--host", args.host, "none: what a trial is made of is the space's")
     base = to_tree(args.base())

@@ -4,17 +4,18 @@ import json
 import logging
 import os
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 import tyro
 
-from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.train import configured
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import require
-from condkd_ray.core.samples import Codec, Samples, to_unit
+from condkd_ray.core.samples import Codec, to_unit
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.data.writers import write_dc, write_images
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, RandomReal
@@ -57,12 +58,15 @@ def condense(arguments: list[str]) -> int:
     """`condkd condense FILE`, with flags that are fields of the config. Raises `InputError` before any set is made."""
     command, config = configured(Condense, arguments, "condkd condense")
     planned = _plan(command, config)
-    for paths in planned.values():
-        for path in paths:
-            _require_writable(path, command.force)
+    for path in chain.from_iterable(planned.values()):
+        require(command.force or not path.exists(), "file", str(path), "a new one; or --force, which overwrites")
+        require(not path.is_dir(), "file", str(path), "a file, not a folder")
+        there = next(folder for folder in path.resolve().parents if folder.exists())
+        writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        require(writable, "file", str(path), f"one in a folder that can be written; {there} cannot")
     torch.set_num_threads(command.threads)
     workshop = Workshop(command.cache, device=default_device(), view=TERMINAL)
-    if config.condensation is not None and config.condensation.needs_teacher:
+    if any(method.needs_teacher for method in planned):
         workshop.check(config)
     print(HEAD)
     # The control first: it is made at once, and refuses an ipc that the data do not have.
@@ -89,14 +93,6 @@ def _plan(command: Condense, config: TrialConfig) -> dict[AnyCondensation, list[
     return {method: paths, RandomReal(ipc=method.ipc): beside}
 
 
-def _require_writable(path: Path, force: bool) -> None:
-    require(force or not path.exists(), "file", str(path), "a new one; or --force, which overwrites")
-    require(not path.is_dir(), "file", str(path), "a file, not a folder")
-    there = next(folder for folder in path.resolve().parents if folder.exists())
-    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    require(writable, "file", str(path), f"one in a folder that can be written; {there} cannot")
-
-
 def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, paths: list[Path]) -> bool:
     """Make and write one set, print its line; whether 8 bit clip any of its values."""
     config = replace(config, condensation=method)
@@ -109,17 +105,13 @@ def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, path
     write_images(parquet, encoded.images, samples.labels, names=dataset.class_names, about=about | pixels)
     for path in exact:
         write_dc(path, samples.images, samples.labels, about=about | {"pixels": "float32, (pixel - mean) / std"})
-    share = _outside(samples, dataset)
+    # What rounding to 8 bit does not keep: more than half a grey level outside [0, 1].
+    grey = 255 * to_unit(samples.images, dataset.mean, dataset.std)
+    share = ((grey < -0.5) | (grey > 255.5)).float().mean().item()
     numbers = f"{config.seed:>5}{method.ipc or 'all':>5}{len(samples):>8}"
     spread = f"{samples.images.mean():>9.3f}{samples.images.std():>8.3f}{share:>9.1%}"
     print(f"{method.label:<24}{numbers}{spread}  {', '.join(map(str, paths))}", flush=True)
     return share > 0
-
-
-def _outside(samples: Samples, dataset: Dataset) -> float:
-    """Share of the values that rounding to 8 bit would not keep: more than half a grey level outside [0, 1]."""
-    grey = 255 * to_unit(samples.images, dataset.mean, dataset.std)
-    return ((grey < -0.5) | (grey > 255.5)).float().mean().item()
 
 
 def _about(dataset: Dataset, method: AnyCondensation, seed: int) -> dict[str, str]:

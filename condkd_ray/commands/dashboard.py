@@ -9,11 +9,10 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from urllib.error import URLError
 
 import tyro
 
@@ -58,13 +57,12 @@ def dashboard(command: Dashboard) -> int:
     with servers(command) as running:
         log.info("Ctrl-C ends both")
         try:
-            while all(server.process.poll() is None for server in running):
+            while not (ended := [server for server in running if server.process.poll() is not None]):
                 time.sleep(0.2)
         except KeyboardInterrupt:
             return 0
-        for server in running:
-            if server.process.poll() is not None:
-                log.info(f"{server.last_words()}\nfailed: {server.name} has ended by itself")
+        for server in ended:
+            log.info(f"{server.last_words()}\nfailed: {server.name} has ended by itself")
     return 1
 
 
@@ -87,9 +85,10 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
     """Both, once each answers and its address has been printed; they end with the block."""
     running: list[Server] = []
     try:
-        for name, arguments, port in _commands(command):
-            said = tempfile.TemporaryFile()  # noqa: SIM115
-            process = subprocess.Popen([sys.executable, *arguments], stdout=said, stderr=said)
+        for name, wanted, arguments in _commands(command):
+            port, said = wanted or _free_port(), tempfile.TemporaryFile()  # noqa: SIM115
+            place = ["--host", HOST, "--port", str(port)]
+            process = subprocess.Popen([sys.executable, *arguments, *place], stdout=said, stderr=said)
             running.append(Server(name, process, said))
             _wait(running[-1], port)
             print(f"{name:11}  http://{HOST}:{port}/", flush=True)
@@ -102,17 +101,14 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
             server.said.close()
 
 
-def _commands(command: Dashboard) -> Iterator[tuple[str, list[str], int]]:
-    """Name, arguments of Python, and port of each."""
-    out, journal = command.out, command.out / JOURNAL
-    if command.study_storage is not None or journal.is_file():
-        port = command.optuna_port or _free_port()
-        storage = command.study_storage or str(journal)
-        place = ["--host", HOST, "--port", str(port), "--artifact-dir", str(out / ARTIFACTS), "--quiet"]
-        yield "Optuna", ["-c", "from optuna_dashboard._cli import main; main()", storage, *place], port
-    port = command.tensorboard_port or _free_port()
-    place = ["--host", HOST, "--port", str(port), "--reload_interval", "5"]
-    yield "TensorBoard", ["-m", "tensorboard.main", "--logdir", str(out / FOLDER), *place], port
+def _commands(command: Dashboard) -> Iterator[tuple[str, int, list[str]]]:
+    """Name, port (0: any that is free), and arguments of Python of each."""
+    storage, artifacts = command.study_storage or str(command.out / JOURNAL), str(command.out / ARTIFACTS)
+    if command.study_storage is not None or (command.out / JOURNAL).is_file():
+        main = "from optuna_dashboard._cli import main; main()"
+        yield "Optuna", command.optuna_port, ["-c", main, storage, "--artifact-dir", artifacts, "--quiet"]
+    shown = ["--logdir", str(command.out / FOLDER), "--reload_interval", "5"]
+    yield "TensorBoard", command.tensorboard_port, ["-m", "tensorboard.main", *shown]
 
 
 def _free_port() -> int:
@@ -122,9 +118,9 @@ def _free_port() -> int:
 
 
 def _wait(server: Server, port: int) -> None:
-    begin = time.monotonic()
+    deadline = time.monotonic() + START_SECONDS
     while not _answers(port):
-        alive = server.process.poll() is None and time.monotonic() - begin < START_SECONDS
+        alive = server.process.poll() is None and time.monotonic() < deadline
         if not alive:
             log.info(server.last_words())
         require(alive, f"{server.name} at port {port}", "no answer", "a port that is free, and what it is to show")
@@ -132,8 +128,6 @@ def _wait(server: Server, port: int) -> None:
 
 
 def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5):
-            return True
-    except (URLError, OSError):
-        return False
+    with suppress(OSError), urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5):
+        return True
+    return False

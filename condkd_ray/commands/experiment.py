@@ -10,21 +10,24 @@ import torch
 import tyro
 
 from condkd_ray import models
-from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, speak
-from condkd_ray.commands.console.results import tell_results
+from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.report import tell_results
 from condkd_ray.core.config import merge, read_tree, to_tree
 from condkd_ray.core.method import require
 from condkd_ray.methods.inversion import AnyInversion, Inversion
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs import experiment as experiments
 from condkd_ray.runs.options import Options
-from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, spread, with_rounds
+from condkd_ray.runs.presets import PARTS, arm, check_parts, published, scaled, spread, with_rounds
 from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.evaluation import TestRounds
 from condkd_ray.trial.plan import Plan
 
-__all__ = ["Flags", "Plan", "command_line", "run"]
+__all__ = ["Flags", "Plan", "Plans", "arm", "command_line", "run"]
+
+Plans = Iterable[Plan]
+"""Trials of an experiment."""
 
 TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
 """Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
@@ -92,24 +95,14 @@ class Flags(Options):
         accepted = "one or more integers >= 1 (without condensed images is the arm none)"
         require(bool(self.ipcs) and min(self.ipcs) >= 1, "--ipcs", self.ipcs, accepted)
         require(bool(self.seeds) and min(self.seeds) >= 0, "--seeds", self.seeds, "one or more integers >= 0")
-        max_ipc = max(self.ipcs)
+        own = {name: getattr(self, name) for name in ("size", "val_fraction", "train_file", "test_file")}
+        network = to_tree(models.parse(self.teacher))
         epochs = TEACHER_EPOCHS.get(self.dataset, 10) if self.teacher_epochs is None else self.teacher_epochs
         tree: dict[str, Any] = {
-            "data": {
-                "name": self.dataset,
-                "root": self.data_root,
-                "size": self.size,
-                "val_fraction": self.val_fraction,
-                "train_file": self.train_file,
-                "test_file": self.test_file,
-            },
-            "teacher": {
-                "network": to_tree(models.parse(self.teacher)),
-                "weights": self.teacher_weights,
-                "training": {"epochs": epochs},
-            },
+            "data": {"name": self.dataset, "root": self.data_root, **own},
+            "teacher": {"network": network, "weights": self.teacher_weights, "training": {"epochs": epochs}},
             "student": to_tree(models.parse(self.student)),
-            "condensation": self._condensation(max_ipc),
+            "condensation": self._condensation(),
             "guidance": {"name": self.guidance},
             "test_rounds": self.test_rounds,
         }
@@ -153,11 +146,11 @@ class Flags(Options):
             recipe = with_rounds(recipe, self.rounds)
         return {part: to_tree(getattr(recipe, part)) for part in PARTS}
 
-    def _condensation(self, max_ipc: int) -> dict[str, Any]:
+    def _condensation(self) -> dict[str, Any]:
+        max_ipc = max(self.ipcs)
         if self.condensed_path is not None or self.condensation == "imported":
             require(self.condensed_path is not None, "--condensed-path", None, "the condensed set to import")
-            space = {"path": self.condensed_path, "space": self.condensed_space}
-            return {"name": "imported", "ipc": max_ipc, **space}
+            return {"name": "imported", "ipc": max_ipc, "path": self.condensed_path, "space": self.condensed_space}
         tree = {"name": self.condensation, "ipc": max_ipc}
         if self.condensation in ("distribution_matching", "trajectory_matching"):
             tree["condensed_together"] = max(max_ipc, 10)
@@ -177,7 +170,7 @@ def command_line(flags: type[T], main: Callable[[T], int]) -> None:
 def run(
     experiment: str,
     question: str,
-    plans: Iterable[Plan],
+    plans: Plans,
     flags: Flags,
     *,
     baseline: Baseline = "none",

@@ -2,24 +2,30 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from condkd_ray.commands.model_card import card_of
-from condkd_ray.core.method import require
+from condkd_ray import models
+from condkd_ray.core.config import build, to_tree
+from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import Record
-from condkd_ray.core.samples import to_pixels
+from condkd_ray.core.samples import Codec
 from condkd_ray.core.storage import atomic_write
+from condkd_ray.data.datasets import NO_FLIP
 from condkd_ray.data.writers import write_images
-from condkd_ray.runs.products import choose, kept_path, load_student, merit
+from condkd_ray.models import AnyNetwork
+from condkd_ray.runs.products import Trained, choose, kept_path, load_student, merit
 from condkd_ray.trial.outcome import Product, read_product
 
 log = logging.getLogger(__name__)
+
+ACCEPTED = "JSON with any of network, num_classes, image_shape, mean, std, flip_ok, as `condkd export` writes it"
 
 
 @dataclass(frozen=True)
@@ -80,27 +86,75 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
     weights = {name: tensor.contiguous() for name, tensor in product.student.items()}
     atomic_write(to / "student.safetensors", save(weights, metadata={"network": product.network}))
     atomic_write(to / "student.json", (json.dumps(card_of(product, record), indent=1) + "\n").encode())
-    _export_program(student, product, to / "student.pt2")
+    program = torch.export.export(
+        FromPixels(student, product.mean, product.std).eval(),
+        (torch.rand(2, *product.image_shape),),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )
+    torch.export.save(program, to / "student.pt2")
     written = [
         f"student.safetensors  weights of {product.network}; student.json says what they are",
         "student.pt2          the same for torch.export.load; reads [0, 1] pixels (B, C, H, W), gives logits",
     ]
-    samples = product.samples
+    samples = Trained(record, product).samples
     if samples is None:
         return [*written, "no synthetic.parquet: this trial remembers no images"]
-    pixels = samples.images if product.space == "unit" else _eight_bit(samples.images, product)
-    write_images(to / "synthetic.parquet", pixels, samples.labels, logits=samples.logits.float())
+    pixels = Codec("unit", product.mean, product.std).encode(samples).images
+    write_images(to / "synthetic.parquet", pixels, samples.labels, logits=samples.logits)
     clipped = "" if product.space == "unit" else " (8 bit: what lay outside [0, 1] is clipped)"
     return [*written, f"synthetic.parquet    {len(samples)} images with label and the teacher's logits{clipped}"]
 
 
-def _eight_bit(images: Tensor, product: Product) -> Tensor:
-    return to_pixels(images.float(), product.mean, product.std)
+@dataclass(frozen=True)
+class Card:
+    """What a file like `student.json`, beside weights, says of them; None where it does not."""
+
+    network: AnyNetwork | None = None
+    num_classes: int | None = None
+    image_shape: tuple[int, int, int] | None = None
+    """(C, H, W)."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    """Of the normalisation, a channel, in units of [0, 1] pixels."""
+    flip_ok: bool | None = None
+    """Whether a mirrored image keeps its class."""
 
 
-def _export_program(student: nn.Module, product: Product, path: Path) -> None:
-    example = torch.rand(2, *product.image_shape)
-    batch = torch.export.Dim("batch", min=1)
-    module = FromPixels(student, product.mean, product.std).eval()
-    program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, path)
+def read_card(path: Path) -> Card:
+    """The card in a JSON file; what else stands there is not read. Raises `InputError` for what it cannot be."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"card is {str(path)!r}, which cannot be read ({error}); accepted: {ACCEPTED}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"card {path} holds a {type(tree).__name__}; accepted: {ACCEPTED}")
+    known = {field.name: tree[field.name] for field in fields(Card) if field.name in tree}
+    if isinstance(known.get("network"), str):
+        known["network"] = to_tree(models.parse(known["network"]))
+    return build(Card, _mirrored(tree) | known, f"card {path}")
+
+
+def _mirrored(tree: dict[str, Any]) -> dict[str, bool]:
+    """`flip_ok` where an exported card tells it by the data that its network was taught for."""
+    data = tree.get("config", {}).get("data", {}) if isinstance(tree.get("config"), dict) else {}
+    if not isinstance(data, dict) or "name" not in data:
+        return {}
+    told = data.get("flip_ok")
+    return {"flip_ok": data["name"] not in NO_FLIP if told is None else bool(told)}
+
+
+def card_of(product: Product, record: Record) -> dict[str, object]:
+    """All a reader needs to use the weights, and where they come from."""
+    name, value = merit(record)
+    return {
+        "network": to_tree(models.parse(product.network)),
+        "num_classes": product.num_classes,
+        "image_shape": list(product.image_shape),
+        "mean": list(product.mean),
+        "std": list(product.std),
+        "chosen_by": {name: value},
+        "test_accuracy": record.metrics["student/test_accuracy"],
+        **{key: getattr(record, key) for key in ("experiment", "arm", "ipc", "seed", "dataset", "teacher")},
+        **{key: getattr(record, key) for key in ("config_hash", "teacher_hash", "data_hash", "versions", "git")},
+        "config": record.config,
+    }

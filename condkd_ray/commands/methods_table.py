@@ -4,7 +4,6 @@ The architectures have a table of their own, with what they cost: `condkd method
 """
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -70,9 +69,9 @@ def list_methods(command: Methods) -> int:
     return 0
 
 
-def methods(family: Any) -> Iterator[type[Method]]:
+def methods(family: Any) -> tuple[type[Method], ...]:
     """The members of a family, as its union lists them."""
-    yield from get_args(family) or (family,)
+    return get_args(family) or (family,)
 
 
 def table() -> str:
@@ -89,10 +88,9 @@ def _row(family: str, kind: type[Method]) -> str:
 
 
 def _told(field: dataclasses.Field[Any], ours: bool) -> str:
-    default = field.default
     # A nested method is named in full in its own family, or is a schedule that does nothing.
-    plain = default is dataclasses.MISSING or dataclasses.is_dataclass(default)
-    text = field.name if plain else f"{field.name} {_plain(default)}"
+    alone = field.default is dataclasses.MISSING or dataclasses.is_dataclass(field.default)
+    text = field.name if alone else f"{field.name} {_plain(field.default)}"
     return f"*{text}*" if ours else text
 
 
@@ -112,9 +110,7 @@ def networks_table() -> str:
 
 
 def _network_row(network: Network) -> str:
-    counted = cost_of(network, SHAPE, CLASSES)
-    told = [
-        *(f"`{label(network)}`", network.paper or "-", short(counted.parameters), short(counted.multiply_adds)),
-        *(str(counted.features), "yes" if counted.normalised else "no", str(network.min_size)),
-    ]
+    cost = cost_of(network, SHAPE, CLASSES)
+    told = [f"`{label(network)}`", network.paper or "-", short(cost.parameters), short(cost.multiply_adds)]
+    told += [str(cost.features), "yes" if cost.normalised else "no", str(network.min_size)]
     return f"| {' | '.join(told)} |"

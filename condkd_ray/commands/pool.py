@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tyro
 
 from condkd_ray.cluster.files import STATUS
+from condkd_ray.commands.console.live import aligned
 from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, get_text, locate, reason
 from condkd_ray.core.units import duration
@@ -41,7 +42,7 @@ def pool_table(storage: Location) -> str:
     held, disk = (sum(key[name] for key in status["keys"]) / 1e6 for name in ("bytes", "spilled_bytes"))
     seconds = max(0.0, time.time() - status["time"])
     parts = [
-        _aligned([COLUMNS, *rows]) if rows else "no samples are held",
+        "\n".join(aligned([COLUMNS, *rows])) if rows else "no samples are held",
         f"{held:.1f} MB, of which {disk:.1f} MB on disk alone; limit {status['limit'] / 1e6:.1f} MB of shared memory",
         f"as of {duration(seconds)} ago",
     ]
@@ -52,10 +53,3 @@ def _row(key: Mapping[str, Any]) -> tuple[str, ...]:
     sizes = (key["readers"], key["rounds"] or "-", key["chunks"], key["samples"])
     megabytes = (f"{key['bytes'] / 1e6:.1f}", f"{key['spilled_bytes'] / 1e6:.1f}")
     return (key["key"], *map(str, sizes), *megabytes, str(key["hits"]), key["maker"][:12] or "-")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first = [f"{row[0]:<{widths[0]}}  " for row in rows]
-    rest = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
-    return "\n".join(name + cells for name, cells in zip(first, rest, strict=True))

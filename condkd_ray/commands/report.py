@@ -1,12 +1,25 @@
-"""`condkd report`: tables, figures and page of a result folder made anew, or a page that compares two."""
+"""`condkd report`, and how every run ends: its tables, and what is kept where and how to look at it."""
 
+import logging
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from condkd_ray.commands.console.results import tell_results
+from condkd_ray.commands.console.exit_codes import show
+from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.console.screen import columns
 from condkd_ray.core.method import require
+from condkd_ray.report.tensorboard.writer import FOLDER
+from condkd_ray.runs.products import kept_path
+from condkd_ray.study.storage import JOURNAL
+
+log = logging.getLogger(__name__)
+
+TABLES = ("search.md", "table.md")
+FIGURES = ("figure.png", "curves.png", "diagnosis.png")
 
 
 @dataclass(frozen=True)
@@ -35,3 +48,36 @@ def rebuild(command: Report) -> int:
     require(command.to is None, "--to", str(command.to), "with two folders; that of one is report.html in it")
     tell_results(command.out)
     return 0
+
+
+def tell_results(out: Path, *, study: str | None = None, tell: Callable[[Path], str] | None = None) -> None:
+    """Rebuild tables, figures and page from the records, print the tables, and say where all of it is.
+
+    `study`: the storage that was named for it. `tell`: what does so in another way, and gives what is printed.
+    """
+    from condkd_ray.report.build import build
+
+    with TERMINAL.bar("tables, figures and page"):
+        tables = build(out, width=columns()) if tell is None else tell(out)
+    show(tables)
+    log.info("\n".join(kept(out, study)))
+
+
+def kept(out: Path, study: str | None = None) -> list[str]:
+    """What lies under `out`, and the commands that show it or go on with it; a line each, aligned."""
+    from condkd_ray.report.page import PAGE
+
+    place, products = shlex.quote(str(out)), kept_path(out, "").parent
+    # The storage's address may hold a password.
+    where, named = ("where --study-storage says", " --study-storage ...") if study else (out / JOURNAL, "")
+    lines = {
+        "study": f"{where}" if study or (out / JOURNAL).is_file() else "",
+        "records": f"{out / 'records'}, {out / 'records.parquet'}",
+        "tables": ", ".join(str(out / name) for name in TABLES if (out / name).is_file()),
+        "figures": ", ".join(str(out / name) for name in FIGURES if (out / name).is_file()),
+        "page": f"{out / PAGE}" if (out / PAGE).is_file() else "",
+        "look live": f"condkd dashboard {place}{named}" if (out / FOLDER).is_dir() else "",
+        "take along": f"condkd export {place} --to export" if any(products.glob("*.safetensors")) else "",
+    }
+    width = max(map(len, lines))
+    return [f"{name:<{width}}  {told}" for name, told in lines.items() if told]

@@ -8,9 +8,9 @@ from typing import Any
 
 import tyro
 
-from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import ended, show, speak
-from condkd_ray.commands.console.results import tell_results
+from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.report import tell_results
 from condkd_ray.runs import search as searches
 from condkd_ray.runs.options import SearchSpec
 from condkd_ray.study.space import read

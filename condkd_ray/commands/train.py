@@ -2,15 +2,16 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 import tyro
 
-from condkd_ray.commands.console import TERMINAL
 from condkd_ray.commands.console.exit_codes import show
-from condkd_ray.commands.console.results import tell_results
+from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.report import tell_results
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, find_record, flat
 from condkd_ray.runs import experiment
@@ -71,10 +72,9 @@ def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, Trial
 
 def train(arguments: list[str]) -> int:
     """`condkd train`: of a file, with flags that are fields of the config, or from a record as it stands."""
-    prog = "condkd train"
     if any(argument.partition("=")[0] == "--from-record" for argument in arguments):
-        return repeat(tyro.cli(Repeat, args=arguments, prog=prog))
-    command, config = configured(Train, arguments, prog)
+        return repeat(tyro.cli(Repeat, args=arguments, prog="condkd train"))
+    command, config = configured(Train, arguments, "condkd train")
     return 1 if _run(config, command.arm, command).status == "failed" else 0
 
 
@@ -113,10 +113,9 @@ def compare(first: Record, again: Record) -> tuple[bool, str]:
         return (True, f"equal: it {now} again") if then == now else (False, f"not equal: {then} then, {now} now")
     name = "student/test_accuracy"
     before, now = first.metrics[name], again.metrics[name]
-    ours, theirs = first.outcome.predictions, again.outcome.predictions
-    others = sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
+    others = sum(a != b for a, b in zip_longest(first.outcome.predictions, again.outcome.predictions))
     if before == now and not others:
-        return True, f"equal: test accuracy {now:.4%}, and all {len(theirs)} predictions"
+        return True, f"equal: test accuracy {now:.4%}, and all {len(again.outcome.predictions)} predictions"
     then, since = flat(first), flat(again)
     pairs = {name: (then[name], since[name]) for name in SHAPING}
     pairs |= {name: (first.versions.get(name), again.versions.get(name)) for name in first.versions | again.versions}

@@ -1,6 +1,8 @@
 """One teacher, one folder of images, minutes: does guidance help here, and at what cost?
 
-Half of the images of each class are held out for the verdict and never guide. Nothing is selected on them.
+Half of the images of each class are held out for the verdict and never guide. Nothing is selected on them. Channels,
+classes, their order, normalisation and mirroring are checked first: what is wrong with any of these looks like a bad
+teacher, or like guidance that does not help.
 """
 
 import logging
@@ -10,24 +12,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from condkd_ray import models
 from condkd_ray.cluster.connection import connect
 from condkd_ray.cluster.options import check_resources, slots
 from condkd_ray.commands import experiment
-from condkd_ray.commands.console import TERMINAL
+from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.experiment import Flags
-from condkd_ray.commands.model_card import Card, read_card
-from condkd_ray.commands.teacher_checks import check_classes, check_form, check_known, mirrors
+from condkd_ray.commands.export import Card, read_card
 from condkd_ray.core import records
 from condkd_ray.core.config import content_hash, merge, read_tree, to_tree
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
-from condkd_ray.data.datasets import DataConfig, Dataset
+from condkd_ray.data.datasets import DataConfig, Dataset, RealImages
+from condkd_ray.methods.condensation.imported import least_recognised
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import AnyNetwork
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.models.weights import read_weights
 from condkd_ray.report import results
 from condkd_ray.report.tables import verdict
 from condkd_ray.runs.estimate import round_seconds
@@ -35,6 +40,7 @@ from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig, dump, from_tree, read
+from condkd_ray.trial.evaluation import accuracy, predict
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +57,10 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 200
 """Of a trial, when they are chosen: fewer teach a student nothing, and more are no longer a try."""
 AROUND = 25.0
 """Seconds that a run takes beside its trials: processes start, tables and figures are made."""
+MIRRORED = 0.9
+"""Part of the accuracy that mirrored images must keep to count as of their class (our choice)."""
+MORE_IN_ORDER = 0.1
+"""Share of the images that another order of the folders must win to be held for the teacher's (our choice)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +134,9 @@ def try_out(command: Try) -> int:
     open_folder(command.out, "try", fresh=command.fresh)
     with connect(view=TERMINAL):
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
-        base = replace(base, rounds=_rounds(command, base, workshop, begin))
+        base = replace(base, rounds=rounds_of(command, base, workshop, begin))
         atomic_write(command.out / CONFIG, dump(base).encode())
-        plans = [arm(base, name, _guides(base), seed) for name in ARMS for seed in command.seeds]
+        plans = [arm(base, name, base.ipc, seed) for name in ARMS for seed in command.seeds]
         kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
         flags = Flags(**{name: getattr(command, name) for name in kept})
         return experiment.run("try", QUESTION, plans, flags, tell=lambda out: tell(out, head, answers.tolist()))
@@ -145,18 +155,11 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
         workshop.check(alone := TrialConfig(data=data, teacher=teacher))
         data = replace(data, flip_ok=mirrors(workshop.teacher(alone), dataset.train))
         log.info(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
-    flags = Flags(
-        dataset="class_folders",
-        data_root=command.images,
-        student=command.student,
-        condensation="random_real",
-        ipcs=(_most_guides(command, dataset),),
-        seeds=command.seeds,
-    )
+    guides = {"condensation": "random_real", "ipcs": (_most_guides(command, dataset),)}
+    flags = Flags(student=command.student, seeds=command.seeds, **guides)
     base = replace(flags.base(), data=data, teacher=teacher, inversion=Fast(width=WIDTH))
     if command.config is not None:
-        tree = merge(to_tree(base), read_tree(command.config))
-        base = from_tree(tree, str(command.config))
+        base = from_tree(merge(to_tree(base), read_tree(command.config)), str(command.config))
     guided = base.condensation is not None and not isinstance(base.guidance, NoGuidance)
     require(guided, f"guidance in {command.config}", base.guidance.name, "one that guides, with a condensation")
     workshop.check(base)
@@ -178,9 +181,8 @@ def tell(out: Path, head: str, answers: Sequence[int]) -> str:
 
 
 def _card(command: Try) -> Card:
-    beside = command.teacher_weights.with_suffix(".json")
-    path = command.card or (beside if beside.is_file() else None)
-    if path is None:
+    path = command.card or command.teacher_weights.with_suffix(".json")
+    if command.card is None and not path.is_file():
         return Card()
     log.info(f"card of the teacher: {path}")
     return read_card(path)
@@ -200,12 +202,11 @@ def _data(command: Try, card: Card) -> DataConfig:
 
 
 def _network(command: Try, card: Card) -> AnyNetwork:
-    if command.teacher is not None:
-        return models.parse(command.teacher)
+    network = card.network if command.teacher is None else models.parse(command.teacher)
     accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
-    require(card.network is not None, "--teacher", None, accepted)
-    assert card.network is not None
-    return card.network
+    require(network is not None, "--teacher", None, accepted)
+    assert network is not None
+    return network
 
 
 def _most_guides(command: Try, dataset: Dataset) -> int:
@@ -217,37 +218,29 @@ def _most_guides(command: Try, dataset: Dataset) -> int:
     return command.guides
 
 
-def _guides(base: TrialConfig) -> int:
-    return base.ipc
-
-
 def _head(base: TrialConfig, dataset: Dataset, share: float) -> str:
-    count, held_out, guides = len(dataset.train) + len(dataset.test), len(dataset.test), _guides(base)
+    count, held_out = len(dataset.train) + len(dataset.test), len(dataset.test)
     return (
         f"Teacher {models.label(base.teacher.network)} names {share:.1%} of your {count} images as their folders do; "
-        f"{held_out} of them are held out for the verdict, {guides} a class guide."
+        f"{held_out} of them are held out for the verdict, {base.ipc} a class guide."
     )
 
 
-def _rounds(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
-    """Those asked for, those chosen before for the same trials, or as many as fit."""
+def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
+    """Those asked for, those chosen before for the same trials, or as many as the minutes since `begin` allow."""
     asked = read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
     if asked is not None:
         return asked
-    before = command.out / CONFIG
-    if before.is_file():
-        known = read(before)
+    if (command.out / CONFIG).is_file():
+        known = read(command.out / CONFIG)
         if content_hash(known) == content_hash(replace(base, rounds=known.rounds)):
             log.info(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
-    return fitting(command, base, workshop, min(at_once, command.max_concurrent or at_once), begin)
-
-
-def fitting(command: Try, base: TrialConfig, workshop: Workshop, at_once: int, begin: float) -> int:
-    """As many rounds as the minutes since `begin` allow; each synthetic arm is taken to be as dear as the guided."""
-    tried = [arm(base, name, _guides(base), command.seeds[0]) for name in ("guided", "condensed_only")]
+    at_once = min(at_once, command.max_concurrent or at_once)
+    tried = [arm(base, name, base.ipc, command.seeds[0]) for name in ("guided", "condensed_only")]
     guided, alone = (round_seconds(plan, workshop.prepare(plan.config)) for plan in tried)
+    # Each synthetic arm is taken to be as dear as the guided.
     each, trials = len(command.seeds) * (3 * guided + alone), len(command.seeds) * len(ARMS)
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
     most = int(left * at_once / each) - base.inversion.warm_up
@@ -256,3 +249,65 @@ def fitting(command: Try, base: TrialConfig, workshop: Workshop, at_once: int, b
     if most < LEAST_ROUNDS:
         log.info(f"that takes longer than {command.minutes:g} minutes, and is very little: give it more --minutes")
     return rounds
+
+
+def check_form(network: nn.Module, weights: Path, dataset: Dataset, images: Path) -> None:
+    """Raise `InputError` where the weights are those of `network` but for the number of channels or classes.
+
+    `network`: built for the images of `dataset`. Any other misfit is left to whoever loads the weights.
+    """
+    own, given = network.state_dict(), read_weights(weights)
+    first = next((name for name, tensor in own.items() if tensor.ndim == 4), "")
+    if first in given and given[first].ndim == 4 and given[first].shape[0] == own[first].shape[0]:
+        reads, there = given[first].shape[1], dataset.image_shape[0]
+        accepted = f"{reads}, which the teacher reads: save them {'as RGB' if reads == 3 else 'in grey'}"
+        require(reads == there, f"channels of the images in {images}", there, accepted)
+    last = [name for name, tensor in own.items() if tensor.ndim in (1, 2)][-1]
+    if last in given and given[last].shape[1:] == own[last].shape[1:]:
+        check_classes(given[last].shape[0], dataset, images)
+
+
+def check_classes(known: int, dataset: Dataset, images: Path) -> None:
+    """Raise `InputError` where there are more or fewer folders than the teacher has classes."""
+    accepted = f"{known}, one for each class of the teacher, in their order"
+    require(dataset.num_classes == known, f"number of class folders in {images}", dataset.num_classes, accepted)
+
+
+def check_known(teacher: Teacher, dataset: Dataset, images: Path, *, force: bool) -> tuple[float, Tensor]:
+    """The share of all images that the teacher names as their folder, and its answers (N,) for the held-out ones.
+
+    Raises `InputError` with the likely cause, unless `force`, where that is hardly more than chance, or where the
+    folders in another order would fit the teacher's classes better.
+    """
+    answers = [predict(teacher.network, part, teacher) for part in (dataset.train, dataset.test)]
+    labels = torch.cat([dataset.train.labels, dataset.test.labels])
+    found = torch.cat(answers)
+    share, least = (found == labels).double().mean().item(), least_recognised(dataset.num_classes)
+    matched, names = _best_order(labels, found, dataset.class_names)
+    ordered = matched - share <= MORE_IN_ORDER
+    cause = (
+        "likely causes: another --mean and --std or --size than it was trained with, or images of other classes"
+        if ordered
+        else f"in the order {', '.join(names)} it would be {matched:.3f}: write that to its classes.txt, a name a line"
+    )
+    accepted = f"more than {least:.3f} of {dataset.num_classes} classes in the teacher's order; {cause}; or --force"
+    fits = force or (ordered and share > least)
+    require(fits, f"teacher's accuracy on the images in {images}", round(share, 3), accepted)
+    return share, answers[1]
+
+
+def _best_order(labels: Tensor, found: Tensor, names: Sequence[str]) -> tuple[float, list[str]]:
+    """The folders in the order that fits the answers best, and the share that would then be right."""
+    from scipy.optimize import linear_sum_assignment  # not at the top, as every command would wait for it
+
+    count = len(names)
+    pairs = (found * count + labels).bincount(minlength=count * count).view(count, count)
+    _, order = linear_sum_assignment(pairs.numpy(), maximize=True)
+    right = pairs[torch.arange(count), torch.as_tensor(order)].sum().item()
+    return right / len(labels), [names[int(place)] for place in order]
+
+
+def mirrors(teacher: Teacher, images: RealImages) -> bool:
+    """Whether the teacher names mirrored images (almost) as well."""
+    mirrored = RealImages(images.pixels.flip(3), images.labels)
+    return accuracy(teacher.network, mirrored, teacher) >= MIRRORED * accuracy(teacher.network, images, teacher)

@@ -4,11 +4,11 @@ import datetime
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import pyarrow as pa
@@ -35,89 +35,67 @@ class Measured:
     """Why it takes what it takes: told where the bound is missed."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A `Measured` as it is stored, with the machine and the versions it holds for. `value` is the median."""
-
-    figure: str
-    what: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    n: int
-    sense: str
-    bound: float
-    met: bool
-    why: str
-    machine: str
-    versions: str
-    date: str
+Row = dict[str, Any]
+"""A `Measured` as it is stored, with the machine and the versions it holds for. `value` is the median."""
 
 
 def row(figure: str, measured: Measured) -> Row:
     """A row of today and of this machine."""
-    value = median(measured.values)
+    value, memory = median(measured.values), psutil.virtual_memory().total / 2**30
     met = {"<=": value <= measured.bound, ">=": value >= measured.bound, "": True}[measured.sense]
-    return Row(
-        figure=figure,
-        what=measured.what,
-        value=value,
-        low=min(measured.values),
-        high=max(measured.values),
-        unit=measured.unit,
-        n=len(measured.values),
-        sense=measured.sense,
-        bound=measured.bound,
-        met=met,
-        why="" if met else measured.why,
-        machine=machine(),
-        versions=", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in SHAPING)]),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-    )
-
-
-def machine() -> str:
-    """Of this machine, what decides times."""
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()}"
+    return {
+        "figure": figure,
+        "what": measured.what,
+        "value": value,
+        "low": min(measured.values),
+        "high": max(measured.values),
+        "unit": measured.unit,
+        "n": len(measured.values),
+        "sense": measured.sense,
+        "bound": measured.bound,
+        "met": met,
+        "why": "" if met else measured.why,
+        "machine": f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()}",
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in SHAPING)]
+        ),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
 
 
 def read(path: Path) -> list[Row]:
     """All rows in the file at `path`; none where that is not."""
-    return [Row(**fields) for fields in pq.read_table(path).to_pylist()] if path.is_file() else []
+    return pq.read_table(path).to_pylist() if path.is_file() else []
 
 
 def store(path: Path, figure: str, fresh: Sequence[Row], order: Sequence[str]) -> None:
     """Put `fresh` in place of the rows of `figure`; figures come in `order`."""
-    rows = [*(old for old in read(path) if old.figure != figure and old.figure in order), *fresh]
-    rows.sort(key=lambda old: order.index(old.figure))
+    rows = [*(old for old in read(path) if old["figure"] != figure and old["figure"] in order), *fresh]
+    rows.sort(key=lambda old: order.index(old["figure"]))
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([asdict(one) for one in rows]), buffer)
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
     atomic_write(path, buffer.getvalue().to_pybytes())
 
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table, a row each; below it the machine, and for each bound that is missed by how much and why."""
-    places = sorted({f"{one.machine}; {one.versions}; {one.date}" for one in rows})
-    missed = [
-        f"- Missed: {one.what}, by {_told(one, abs(one.value - one.bound))}. {one.why}" for one in rows if not one.met
-    ]
+    places = sorted({f"{one['machine']}; {one['versions']}; {one['date']}" for one in rows})
+    missed = [(one, _told(one, abs(one["value"] - one["bound"]))) for one in rows if not one["met"]]
+    reasons = [f"- Missed: {one['what']}, by {much}. {one['why']}".rstrip() for one, much in missed]
     where = f"Medians of n measurements. {' | '.join(places)}."
-    lines = [HEADER, *map(_line, rows), "", where, *[""] * bool(missed), *map(str.rstrip, missed)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([HEADER, *map(_line, rows), "", where, *[""] * bool(missed), *reasons]) + "\n"
 
 
 def _line(one: Row) -> str:
     bound, verdict = "", ""
-    if one.sense:
-        bound, verdict = f"{one.sense} {_told(one, one.bound)}", "met" if one.met else "**missed**"
-    spread = f"{_number(one.low)} to {_number(one.high)}" if one.n > 1 else ""
-    return f"| {' | '.join((one.what, _told(one, one.value), spread, str(one.n), bound, verdict))} |"
+    if one["sense"]:
+        bound, verdict = f"{one['sense']} {_told(one, one['bound'])}", "met" if one["met"] else "**missed**"
+    spread = f"{_number(one['low'])} to {_number(one['high'])}" if one["n"] > 1 else ""
+    return f"| {' | '.join((one['what'], _told(one, one['value']), spread, str(one['n']), bound, verdict))} |"
 
 
 def _told(one: Row, value: float) -> str:
-    return f"{_number(value)} {one.unit}"
+    return f"{_number(value)} {one['unit']}"
 
 
 def _number(value: float) -> str:

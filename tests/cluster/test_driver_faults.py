@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chaos.chaos import TITLES, Machine, machine, titles
+from chaos import TITLES, Machine, kill, machine, process_id, titles
 from places import CHECKOUT
 
 from cluster import processes
@@ -91,8 +91,8 @@ def test_a_driver_killed_at_once_takes_all_with_it_and_the_same_command_continue
 def home_of_the_pool(made: Machine) -> int:
     """Of two nodes. Ray makes the pool on any, the head too, which is spared: there it is killed, and made anew."""
     while True:
-        for which in range(2):
-            if made.runs(which, TITLES["pool"]):
+        for which, node in enumerate(made.nodes):
+            if any(title.startswith(TITLES["pool"]) for title in titles(process_id(node, "raylet")).values()):
                 return which
         for pid, title in titles(os.getpid()).items():
             if title.startswith(TITLES["pool"]):
@@ -119,7 +119,8 @@ def test_with_its_head_lost_a_driver_ends_and_goes_on_on_another_cluster(tmp_pat
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     with machine() as made, driving(tmp_path, made.address) as driver:
         driver.until(*SECOND)
-        made.lose_head()
+        for name in ("gcs_server", "raylet"):
+            kill(process_id(made.cluster.head_node, name))
         lost = time.monotonic()
         assert driver.end() not in (0, 130), driver.said
         print(f"ended after {time.monotonic() - lost:.0f} s:", *driver.said[-5:], sep="\n")

@@ -12,14 +12,27 @@ import pytest
 import torch
 from data.image_files import write_folder
 from safetensors.torch import save_file
+from toy import MEAN as BLOB_MEAN
+from toy import NUM_CLASSES, TEACHER, blobs, make_teacher
+from toy import STD as BLOB_STD
 
 from condkd_ray.commands import try_teacher
-from condkd_ray.commands.try_teacher import ARMS, CONFIG, Try, configure, try_out
+from condkd_ray.commands.try_teacher import (
+    ARMS,
+    CONFIG,
+    Try,
+    check_classes,
+    check_form,
+    check_known,
+    configure,
+    mirrors,
+    try_out,
+)
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.core.rng import Streams
-from condkd_ray.data.datasets import CONSTANTS, DataConfig, load
+from condkd_ray.data.datasets import CONSTANTS, DataConfig, Dataset, RealImages, load
 from condkd_ray.methods.supervised import Supervised
 from condkd_ray.models import ResNet
 from condkd_ray.trial.artifacts import Workshop
@@ -31,6 +44,8 @@ inversion: {steps: 2, batch: 32, width: 8, latent: 16}
 distiller: {steps: 4, batch: 32}
 """
 MEAN, STD = CONSTANTS["mnist"]
+NAMES = ("nw", "ne", "sw", "se")
+WHERE = Path("photos")
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +156,10 @@ def test_as_many_rounds_as_fit_into_the_minutes(
     home: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, least: int, most: int
 ):
     monkeypatch.setattr(try_teacher, "round_seconds", lambda plan, prepared: 1.0)
-    workshop, command = Workshop(home / "cache"), flags(home, minutes=minutes)
+    monkeypatch.setattr(try_teacher, "slots", lambda cpus, gpus: 2)
+    workshop, command = Workshop(home / "cache"), flags(home, minutes=minutes, out=home / "unused")
     # 575 s of 10 minutes for 2 seeds of 4 arms, 2 trials at once.
-    rounds = try_teacher.fitting(command, configure(command, workshop), workshop, 2, time.monotonic())
+    rounds = try_teacher.rounds_of(command, configure(command, workshop), workshop, time.monotonic())
     assert least <= rounds <= most
 
 
@@ -177,3 +193,53 @@ def test_weights_without_card_or_architecture_are_refused(home: Path):
     assert (
         configure(flags(home, teacher_weights=bare, teacher="resnet-8-4"), Workshop(home / "cache")).data.size is None
     )
+
+
+def dataset(order: tuple[int, ...] = (0, 1, 2, 3)) -> Dataset:
+    """Blobs, whose corner `order[k]` lies in folder k."""
+    folder_of = torch.tensor([order.index(corner) for corner in range(NUM_CLASSES)])
+    train, test = (RealImages(part.pixels, folder_of[part.labels]) for part in (blobs(40, seed=5), blobs(40, seed=6)))
+    names = tuple(NAMES[corner] for corner in order)
+    return Dataset("toy", train, None, test, NUM_CLASSES, names, BLOB_MEAN, BLOB_STD, False, "digest")
+
+
+def test_a_teacher_that_knows_the_images_answers_for_those_held_out():
+    share, answers = check_known(make_teacher(), dataset(), WHERE, force=False)
+    assert share > 0.8
+    assert answers.shape == (40,)
+    assert (answers == dataset().test.labels).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3, 0), (1, 0, 2, 3)])
+def test_folders_in_another_order_are_refused_with_the_teachers(order: tuple[int, ...]):
+    with pytest.raises(InputError, match=r"in the order nw, ne, sw, se it would be 0\.[89]"):
+        check_known(make_teacher(), dataset(order), WHERE, force=False)
+    assert check_known(make_teacher(), dataset(order), WHERE, force=True)[0] < 0.6
+
+
+def test_images_it_does_not_know_are_refused():
+    rng = torch.Generator().manual_seed(0)
+    noise = RealImages(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=rng), torch.arange(40) % 4)
+    with pytest.raises(InputError, match=r"teacher's accuracy on the images in photos is .* likely causes"):
+        check_known(make_teacher(), replace(dataset(), train=noise, test=noise), WHERE, force=False)
+
+
+def test_mirroring_is_asked_of_the_teacher():
+    part = blobs(64, seed=5)
+    assert not mirrors(make_teacher(), part)
+    both_ways = torch.maximum(part.pixels, part.pixels.flip(3))
+    assert mirrors(make_teacher(), RealImages(both_ways, part.labels))
+
+
+def test_channels_and_classes_of_the_weights_must_be_those_of_the_images(tmp_path: Path):
+    weights, shown = tmp_path / "teacher.safetensors", dataset()
+    for shape, classes, said in (
+        ((3, 8, 8), 4, "channels of the images in photos is 1; accepted: 3"),
+        ((1, 8, 8), 7, "number of class folders in photos is 4; accepted: 7"),
+    ):
+        save_file(TEACHER.build(shape, classes).state_dict(), weights)
+        with pytest.raises(InputError, match=said):
+            check_form(TEACHER.build((1, 8, 8), 4), weights, shown, WHERE)
+    save_file(TEACHER.build((1, 8, 8), 4).state_dict(), weights)
+    check_form(TEACHER.build((1, 8, 8), 4), weights, shown, WHERE)
+    check_classes(4, shown, WHERE)

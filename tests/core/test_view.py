@@ -3,8 +3,7 @@ from math import nan
 
 import pytest
 
-from condkd_ray.commands.console import TERMINAL
-from condkd_ray.commands.console.live import Live
+from condkd_ray.commands.console.live import TERMINAL, Live
 from condkd_ray.core.view import SILENT, Best, Goal, Silent, TrialsView, View
 
 

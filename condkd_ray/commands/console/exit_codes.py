@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from condkd_ray.commands.console import SCREEN
+from condkd_ray.commands.console.screen import SCREEN
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.storage import no_room
 from condkd_ray.runs.options import RunResult
@@ -54,21 +54,19 @@ def exit_codes() -> Iterator[None]:
     speak()
     try:
         yield
+        return
     except InputError as error:
-        say(f"error: {error}")
-        sys.exit(2)
+        told, code = f"error: {error}", 2
     except NonFiniteError as error:
-        say(f"failed: {error}")
-        sys.exit(1)
+        told, code = f"failed: {error}", 1
     except KeyboardInterrupt:
-        say("interrupted; the same command continues")
-        sys.exit(130)
+        told, code = "interrupted; the same command continues", 130
     except Exception as error:
-        full = no_room(error)
-        if full is None:
+        if (full := no_room(error)) is None:
             raise
-        say(f"failed: {full}; the same command continues once there is room")
-        sys.exit(1)
+        told, code = f"failed: {full}; the same command continues once there is room", 1
+    say(told)
+    sys.exit(code)
 
 
 def ended(result: RunResult) -> int:

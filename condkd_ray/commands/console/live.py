@@ -1,117 +1,270 @@
 """What is seen of work while it runs: a bar for a long step; a live table of trials, or a line a finished one."""
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from statistics import fmean
+from sys import maxsize
+from time import monotonic
 from typing import Any
 
-from condkd_ray.commands.console.live_table import drawn_bar
-from condkd_ray.commands.console.live_table import lines as table
-from condkd_ray.commands.console.progress import Progress
 from condkd_ray.commands.console.screen import SCREEN, Screen
 from condkd_ray.core.units import duration
 from condkd_ray.core.view import AGREEMENT, NONE, Best, Goal, OnStep, TrialsView
 
+Leaves = Mapping[str, Any]
+"""Values of a search's open leaves, by name."""
+GAP = "  "
+NARROWEST = {4: 18, 3: 8}
+"""Columns that a label keeps beside three more columns, and beside two: else the last of these is left out."""
+BAR = 24
+"""Columns of a bar."""
 
-@contextmanager
-def bar(name: str, screen: Screen = SCREEN, clock: Callable[[], float] = time.monotonic) -> Iterator[OnStep]:
-    """A bar while the block runs, on a terminal, and nothing elsewhere.
 
-    What the block is given moves it: called with how much is done and how much there is to do, as often as you like.
+@dataclass
+class Running:
+    """A trial that has ended a round."""
+
+    label: str
+    round: int
+    rounds: int
+    seen: int = 0
+    """Rounds that passed while we looked: a resumed trial does not start at 1."""
+    now: float | None = None
+    """The goal's metric as it was last measured."""
+    best: float | None = None
+
+
+class Live:
+    """The progress of trials: a table on a terminal, elsewhere a line a finished trial; and a guess of the time left.
+
+    `total`: trials still to run when this was made. `best`: the best one of those that ended before.
     """
-    begin, come = clock(), [0, 0]
 
-    def move(done: int, total: int) -> None:
-        come[:] = done, total
+    def __init__(self, screen: Screen, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> None:
+        self.total, self.goal, self.best = total, goal, best
+        self.running: dict[str, Running] = {}
+        self.ended = Counter[str]()
+        """Trials by status."""
+        self.groups: dict[str, list[float]] = defaultdict(list)
+        """The last values of the goal's metric of finished trials, by arm."""
+        self._start = monotonic()
+        self._rounds_seen = 0
+        self._counted_from: float | None = None
+        """When the first trials had shown a round each: how long these took to start says nothing of the rest."""
+        self._lengths: list[int] = []
+        self._screen, self._shown = screen, ExitStack()
+        self._shown.enter_context(screen.showing(lambda *room: table(self, *room, fine=screen.fine)))
 
-    def lines(columns: int, rows: int) -> list[str]:
-        (done, total), spent = come, clock() - begin
-        told = [name]
-        if total:  # else nobody knows how much there is to do
-            told.append(drawn_bar(done / total, fine=screen.fine, width=min(20, columns // 4)))
-            told.append(f"{done / total:4.0%}")
-        told.append(duration(spent))
-        if 0 < done < total:
-            told.append(f"left {duration(spent * (total - done) / done)}")
-        return ["  ".join(told)[:columns]][:rows]
+    @property
+    def done(self) -> int:
+        """Trials that have ended, in whatever way."""
+        return self.ended.total()
 
-    with screen.showing(lines):
-        yield move
+    @property
+    def seconds(self) -> float:
+        """Since this was made."""
+        return monotonic() - self._start
+
+    def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
+        """Trial `key`, shown as `label`, has ended one of so many rounds. After a restart it may fall back."""
+        number, value = int(metrics["round"]), metrics.get(self.goal.metric, math.nan)
+        with self._screen.lock:
+            known = self.running.setdefault(key, Running(label, number - 1, rounds))
+            passed = max(0, number - known.round)
+            known.seen += passed
+            if not self._rounds_seen and not self.done and known.seen < 2:
+                self._counted_from = monotonic()
+            else:
+                self._rounds_seen += passed
+            known.round, known.rounds = number, rounds
+            if math.isfinite(value):
+                known.now = value
+                known.best = value if self.goal.better(value, known.best) else known.best
+
+    def finished(
+        self, key: str, label: str, status: str, accuracy: float | None, *, group: str = "", leaves: Leaves = NONE
+    ) -> None:
+        """Trial `key` of arm `group` has ended with a test accuracy (a fraction; None or NaN if unknown)."""
+        with self._screen.lock:
+            self.ended[status] += 1
+            trial = self.running.pop(key, None)
+            value = trial.now if trial else None
+            if trial:
+                self._lengths.append(trial.rounds)
+            if status == "finished" and value is not None:
+                self.groups[group].append(value)
+                if self.goal.better(value, self.best and self.best.value):
+                    self.best = Best(label, value, leaves)
+            if not self._screen.live:
+                came = self._came(status, value, accuracy)
+                self._screen.say(f"[{self.done:>{len(str(self.total))}}/{self.total}] {label} {came}{self._tail()}")
+
+    def close(self) -> None:
+        """No more will be heard."""
+        live = self._screen.live
+        self._shown.close()
+        if live and self.total:
+            spent = duration(self.seconds)
+            self._screen.say(f"{self.done} of {self.total} trials{self._failures()} in {spent}")
+
+    def seconds_left(self) -> float | None:
+        """From the mean time a round so far; None until a trial has ended or every running one has shown two rounds."""
+        if self.total <= self.done:
+            return 0.0
+        if not self._rounds_seen or self._counted_from is None:
+            return None
+        running = list(self.running.values())
+        if not self._lengths and any(trial.seen < 2 for trial in running):
+            return None
+        lengths = self._lengths + [trial.rounds for trial in running]
+        waiting = max(0, self.total - self.done - len(running))
+        rounds = waiting * sum(lengths) / len(lengths) + sum(trial.rounds - trial.round for trial in running)
+        return rounds * (monotonic() - self._counted_from) / self._rounds_seen
+
+    def _came(self, status: str, value: float | None, accuracy: float | None) -> str:
+        if self.goal.decides:
+            return status if value is None else f"{status}, {self.goal.metric} {value:.4f}"
+        if status != "finished":
+            return status
+        return f"{100 * accuracy:.2f} %" if accuracy is not None and math.isfinite(accuracy) else "no accuracy"
+
+    def _tail(self) -> str:
+        left, best = self.seconds_left(), self.best if self.goal.decides else None
+        told = f"; best so far {best.label}, {best.value:.4f}" if best else ""
+        return self._failures() + (f", left {duration(left)}" if left else "") + told
+
+    def _failures(self) -> str:
+        return f", {self.ended['failed']} failed" if self.ended["failed"] else ""
 
 
 class Terminal:
     """The `View` of the commands: bars and tables below what is logged."""
 
-    def bar(self, name: str) -> AbstractContextManager[OnStep]:
-        """A bar while the block runs, on a terminal, and nothing elsewhere."""
-        return bar(name)
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    @contextmanager
+    def bar(self, name: str) -> Iterator[OnStep]:
+        """A bar while the block runs, on a terminal, and nothing elsewhere.
+
+        What the block is given moves it: called with how much is done and how much there is to do, at any time.
+        """
+        begin, come = monotonic(), [0, 0]
+
+        def move(done: int, total: int) -> None:
+            come[:] = done, total
+
+        def lines(columns: int, rows: int) -> list[str]:
+            (done, total), spent = come, monotonic() - begin
+            told = [name]
+            if total:  # else nobody knows how much there is to do
+                told.append(drawn_bar(done / total, fine=self._screen.fine, width=min(20, columns // 4)))
+                told.append(f"{done / total:4.0%}")
+            told.append(duration(spent))
+            if 0 < done < total:
+                told.append(f"left {duration(spent * (total - done) / done)}")
+            return [GAP.join(told)[:columns]][:rows]
+
+        with self._screen.showing(lines):
+            yield move
 
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
         """A live table on a terminal; elsewhere a line a finished trial."""
-        return Live(Progress(total, goal, best=best))
+        return Live(self._screen, total, goal, best)
 
 
-TERMINAL = Terminal()
+TERMINAL = Terminal(SCREEN)
 
 
-class Live:
-    """Shows `progress`, which is changed through this alone."""
+def table(live: Live, columns: int, rows: int, *, fine: bool) -> list[str]:
+    """What is most worth knowing in at most so many lines: the whole, the best, trials that run, arms.
 
-    def __init__(self, progress: Progress, screen: Screen = SCREEN) -> None:
-        self._progress, self._screen = progress, screen
-        screen.show(self._part)
+    `fine`: whether there are characters beyond ASCII.
+    """
+    head = _head(live, columns, fine=fine)
+    if live.best is not None and live.goal.decides:
+        head += _best(live.best, live.goal.metric, columns)
+    if rows < len(head) + 4:
+        return head[: max(0, rows)]
+    running = list(live.running.values())
+    arms = [] if live.goal.decides else _arms(live, columns)
+    room = rows - len(head) - 1
+    if len(arms) + 1 + min(len(running) + 1, max(4, room // 2)) > room:
+        arms = []
+    below = ["", *arms] if arms else []
+    return [*head, "", *_running(running, live.goal.metric, columns, room - len(below)), *below]
 
-    def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
-        """Trial `key`, shown as `label`, has ended a round of so many."""
-        with self._screen.lock:
-            value = metrics.get(self._progress.goal.metric)
-            self._progress.round(key, label, int(metrics["round"]), rounds, value)
 
-    def finished(
-        self,
-        key: str,
-        label: str,
-        status: str,
-        accuracy: float | None,
-        *,
-        group: str = "",
-        leaves: Mapping[str, Any] = NONE,
-    ) -> None:
-        """Trial `key` of arm `group` has ended with a test accuracy (a fraction; None or NaN if unknown)."""
-        with self._screen.lock:
-            progress = self._progress
-            value = progress.finished(key, label, status, group=group, leaves=leaves)
-            if self._screen.live:
-                return
-            width, came = len(str(progress.total)), self._came(status, value, accuracy)
-            self._screen.say(f"[{progress.done:>{width}}/{progress.total}] {label} {came}{self._tail()}")
+def drawn_bar(share: float, *, fine: bool, width: int = BAR) -> str:
+    """A share from 0 to 1 of a bar."""
+    full, empty = ("━", "─") if fine else ("#", "-")
+    length = round(width * min(1.0, max(0.0, share)))
+    return full * length + empty * (width - length)
 
-    def close(self) -> None:
-        """No more will be heard."""
-        live = self._screen.live
-        self._screen.hide(self._part)
-        progress = self._progress
-        if live and progress.total:
-            failed = f", {progress.ended['failed']} failed" if progress.ended["failed"] else ""
-            self._screen.say(f"{progress.done} of {progress.total} trials{failed} in {duration(progress.seconds)}")
 
-    def _part(self, columns: int, rows: int) -> list[str]:
-        return table(self._progress, columns, rows, fine=self._screen.fine)
+def _head(live: Live, columns: int, *, fine: bool) -> list[str]:
+    come = live.done + sum(one.round / one.rounds for one in live.running.values())
+    bar = drawn_bar(come / max(1, live.total), fine=fine, width=min(BAR, columns // 4))
+    told = [f"{live.done}/{live.total} trials"]
+    told += [f"{count} {status}" for status, count in sorted(live.ended.items()) if status != "finished"]
+    told += [duration(live.seconds), f"left {duration(live.seconds_left())}"]
+    return _folded([bar, *told], columns)
 
-    def _came(self, status: str, value: float | None, accuracy: float | None) -> str:
-        goal = self._progress.goal
-        if goal.decides:
-            told = "" if value is None else f", {goal.metric} {value:.4f}"
-            return f"{status}{told}"
-        if status != "finished":
-            return status
-        known = accuracy is not None and math.isfinite(accuracy)
-        return f"{100 * accuracy:.2f} %" if accuracy is not None and known else "no accuracy"
 
-    def _tail(self) -> str:
-        progress, failed = self._progress, self._progress.ended["failed"]
-        left = progress.seconds_left()
-        best = progress.best if progress.goal.decides else None
-        told = f"; best so far {best.label}, {best.value:.4f}" if best else ""
-        return (f", {failed} failed" if failed else "") + (f", left {duration(left)}" if left else "") + told
+def _best(best: Best, metric: str, columns: int) -> list[str]:
+    leaves = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.leaves.items()
+    ]
+    return [f"best: {best.label}, {metric} {best.value:.4f}"[:columns], *_folded(leaves, columns, indent=GAP)]
+
+
+def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -> list[str]:
+    if not running:
+        return ["waiting for the next round"[:columns]]
+    fitting = running if len(running) < rows else running[: max(0, rows - 2)]
+    body = [[one.label, f"{one.round}/{one.rounds}", _number(one.now), _number(one.best)] for one in fitting]
+    told = aligned([["running", "round", metric, "best"], *body], columns)
+    more = len(running) - len(fitting)
+    return [*told, f"and {more} more"[:columns]] if more else told
+
+
+def _arms(live: Live, columns: int) -> list[str]:
+    body = [[arm, str(len(values)), f"{fmean(values):.4f}"] for arm, values in live.groups.items()]
+    return aligned([["finished", "n", f"mean {live.goal.metric}"], *body], columns) if body else []
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def aligned(body: Sequence[Sequence[str]], columns: int = maxsize) -> list[str]:
+    """Rows of cells in columns; the first gives way to the others as far as `NARROWEST` says."""
+    first, *rest = [max(map(len, column)) for column in zip(*body, strict=True)]
+    while len(rest) > 1 and min(first, NARROWEST.get(1 + len(rest), 0)) + sum(rest) + len(GAP) * len(rest) > columns:
+        rest.pop()
+    first = max(1, min(first, columns - sum(rest) - len(GAP) * len(rest)))
+    rows = ([_cut(row[0], first), *map(str.rjust, row[1:], rest)] for row in body)
+    return [GAP.join(row)[:columns].rstrip() for row in rows]
+
+
+def _cut(text: str, width: int) -> str:
+    """In the middle, as labels differ at both ends."""
+    if len(text) <= width:
+        return text.ljust(width)
+    kept = max(0, width - 2)
+    return f"{text[: kept - kept // 2]}..{text[len(text) - kept // 2 :]}"[:width]
+
+
+def _folded(parts: Sequence[str], columns: int, indent: str = "") -> list[str]:
+    """As many parts a line as fit; one that alone does not is cut."""
+    folded: list[str] = []
+    for part in parts:
+        together = f"{folded[-1]}{GAP}{part}" if folded else ""
+        if folded and len(together) <= columns:
+            folded[-1] = together
+        else:
+            folded.append(f"{indent}{part}"[:columns])
+    return folded

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from itertools import chain
 from threading import Event, RLock, Thread
 from typing import Any, TextIO
 
@@ -23,15 +24,15 @@ Part = Callable[[int, int], list[str]]
 
 
 class Screen:
-    """Parts below one another at the end of a terminal. Where there is no terminal they are not drawn.
+    """Parts below one another at the end of the terminal that standard error is. Where it is none they are not drawn.
 
-    A stream that cannot be written to any more is left alone. `stream`: what standard error then is, if None.
+    A stream that cannot be written to any more is left alone.
     The cursor waits on the line below the parts, and is never hidden: whatever ends the process leaves a clean line.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._given = stream
+    def __init__(self) -> None:
         self._stream: TextIO | None = None
+        """While parts are drawn: what standard error was before."""
         self.lock = RLock()
         """Held while parts are drawn: whoever changes what they tell of takes it too."""
         self._parts: list[Part] = []
@@ -43,13 +44,12 @@ class Screen:
     @property
     def live(self) -> bool:
         """Whether parts would be drawn."""
-        stream = self._stream or self._now()
-        return _is_terminal(stream) and os.environ.get("TERM") != "dumb"
+        return _is_terminal(self._stream or sys.stderr) and os.environ.get("TERM") != "dumb"
 
     @property
     def fine(self) -> bool:
         """Whether the stream has characters beyond ASCII."""
-        return _encoded("━", self._stream or self._now()) == "━"
+        return _encoded("━", self._stream or sys.stderr) == "━"
 
     def say(self, text: str) -> None:
         """Lines for the user, above the parts."""
@@ -57,36 +57,26 @@ class Screen:
             if self._parts:
                 self._paint(text.rstrip("\n").split("\n"))
             else:
-                _write(self._now(), f"{text}\n")
-
-    def show(self, part: Part) -> None:
-        """Draw it from now on, below the others."""
-        with self.lock:
-            if not self.live:
-                return
-            if not self._parts:
-                self._begin()
-            self._parts.append(part)
-
-    def hide(self, part: Part) -> None:
-        """Draw it no more. The last one leaves nothing behind."""
-        with self.lock:
-            if part not in self._parts:
-                return
-            self._parts.remove(part)
-            if self._drawn:
-                self._paint()
-            if not self._parts:
-                self._end()
+                _write(sys.stderr, f"{text}\n")
 
     @contextmanager
     def showing(self, part: Part) -> Iterator[None]:
-        """It is drawn while the block runs."""
-        self.show(part)
+        """It is drawn below the others while the block runs. The last one leaves nothing behind."""
+        with self.lock:
+            if shown := self.live:
+                if not self._parts:
+                    self._begin()
+                self._parts.append(part)
         try:
             yield
         finally:
-            self.hide(part)
+            with self.lock:
+                if shown:
+                    self._parts.remove(part)
+                    if self._drawn:
+                        self._paint()
+                    if not self._parts:
+                        self._end()
 
     def draw(self) -> None:
         """All parts as they are now, unless that is what can be seen already."""
@@ -94,24 +84,21 @@ class Screen:
             if self._parts:
                 self._paint()
 
-    def _now(self) -> TextIO | None:
-        return sys.stderr if self._given is None else self._given
-
     def _begin(self) -> None:
-        self._stream, self._ended = self._now(), Event()
-        if self._given is None:
-            # What warns or prints meanwhile would tear the lines.
-            self._take(redirect_stderr, sys.stderr)
-            if _is_terminal(sys.stdout):
-                self._take(redirect_stdout, sys.stdout)
+        self._stream, self._ended = sys.stderr, Event()
+        # What warns or prints meanwhile would tear the lines.
+        self._take(redirect_stderr, sys.stderr)
+        if _is_terminal(sys.stdout):
+            self._take(redirect_stdout, sys.stdout)
         Thread(target=self._redraw, args=(self._ended,), daemon=True, name="screen").start()
 
     def _take(self, redirect: Callable[[Any], Any], stream: TextIO) -> None:
         above = _Above(self, stream)
         self._redirected.callback(above.rest)
         self._redirected.enter_context(redirect(above))
-        for handler in _handlers():
-            if handler.stream is stream:
+        loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+        for handler in chain.from_iterable(getattr(logger, "handlers", ()) for logger in loggers):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
                 handler.setStream(above)
                 self._redirected.callback(handler.setStream, stream)
 
@@ -122,9 +109,7 @@ class Screen:
 
     def _redraw(self, ended: Event) -> None:
         while not ended.wait(REDRAW_SECONDS):
-            with self.lock:
-                if not ended.is_set():
-                    self.draw()
+            self.draw()
 
     def _paint(self, above: list[str] | None = None) -> None:
         if not _in_foreground(self._stream):
@@ -157,6 +142,7 @@ class _Above(io.TextIOBase):
 
     def __init__(self, screen: Screen, stream: TextIO) -> None:
         self._screen, self._stream, self._kept = screen, stream, ""
+        self.fileno, self.isatty = stream.fileno, stream.isatty
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -173,59 +159,39 @@ class _Above(io.TextIOBase):
         if self._kept:
             self.write("\n")
 
-    def fileno(self) -> int:
-        """Of the stream itself."""
-        return self._stream.fileno()
 
-    def isatty(self) -> bool:
-        """As the stream itself."""
-        return self._stream.isatty()
-
-
-def _handlers() -> Iterator[logging.StreamHandler[Any]]:
-    """Of all loggers, those that hold a stream of their own."""
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    for logger in loggers:
-        for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler):
-                yield handler
-
-
-def _write(stream: TextIO | None, text: str) -> None:
+def _write(stream: Any, text: str) -> None:
     """If it can be written: a closed pipe or terminal must not end a sweep of hours."""
     with suppress(OSError, ValueError, AttributeError):
-        if stream is not None:
-            stream.write(_encoded(text, stream))
-            stream.flush()
+        stream.write(_encoded(text, stream))
+        stream.flush()
 
 
-def _encoded(text: str, stream: TextIO | None) -> str:
+def _encoded(text: str, stream: Any) -> str:
     """With a question mark for each character that the stream does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
-        encoding = getattr(stream, "encoding", None) or "utf-8"
         return text.encode(encoding, "replace").decode(encoding)
     except LookupError:
         return text.encode("ascii", "replace").decode("ascii")
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    try:
-        return bool(stream is not None and stream.isatty())
-    except (AttributeError, ValueError, OSError):
-        return False
+def _is_terminal(stream: Any) -> bool:
+    with suppress(AttributeError, ValueError, OSError):
+        return bool(stream.isatty())
+    return False
 
 
-def _in_foreground(stream: TextIO | None) -> bool:
-    try:
-        return stream is None or os.tcgetpgrp(stream.fileno()) == os.getpgrp()
-    except (AttributeError, ValueError, OSError):  # not the terminal that rules this process
-        return True
+def _in_foreground(stream: Any) -> bool:
+    with suppress(AttributeError, ValueError, OSError):  # else it is not the terminal that rules this process
+        return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
+    return True
 
 
-def _size(stream: TextIO | None) -> tuple[int, int]:
+def _size(stream: Any) -> tuple[int, int]:
     """Columns and rows."""
     try:
-        columns, rows = os.get_terminal_size(stream.fileno() if stream is not None else -1)
+        columns, rows = os.get_terminal_size(stream.fileno())
     except (AttributeError, ValueError, OSError):
         columns, rows = shutil.get_terminal_size()
     return columns or 80, rows or 24

@@ -25,27 +25,24 @@ def resize(monkeypatch, columns, rows):
     monkeypatch.setenv("LINES", str(rows))
 
 
-def test_parts_are_drawn_over_themselves_and_leave_nothing_behind():
+def test_parts_are_drawn_over_themselves_and_leave_nothing_behind(screen_on):
     terminal, shown = Terminal(40, 10), ["a", "b", "c"]
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
     screen.say("before")
-    screen.show(lambda columns, rows: shown)
-    for lines in (["a", "b", "c"], ["d"], ["e", "f"]):
-        shown[:] = lines
-        screen.draw()
-        assert terminal.lines == ["before", *lines]
-        assert (terminal.screen.cursor.x, terminal.screen.cursor.y) == (0, 1 + len(lines))
-    part = screen._parts[0]
-    screen.hide(part)
-    screen.hide(part)
+    with screen.showing(lambda columns, rows: shown):
+        for lines in (["a", "b", "c"], ["d"], ["e", "f"]):
+            shown[:] = lines
+            screen.draw()
+            assert terminal.lines == ["before", *lines]
+            assert (terminal.screen.cursor.x, terminal.screen.cursor.y) == (0, 1 + len(lines))
     screen.say("after")
     assert terminal.lines == ["before", "after"]
     assert not any("\x1b[?25l" in text for text in terminal.writes)
 
 
-def test_what_is_said_meanwhile_goes_above(monkeypatch):
+def test_what_is_said_meanwhile_goes_above(monkeypatch, screen_on):
     terminal = Terminal(40, 10)
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
     with screen.showing(lambda columns, rows: ["one", "two"]), screen.showing(lambda columns, rows: ["three"]):
         screen.draw()
         screen.say("said\nin two lines")
@@ -54,9 +51,9 @@ def test_what_is_said_meanwhile_goes_above(monkeypatch):
     assert terminal.lines == ["said", "in two lines", "x" * 40, "x" * 5]
 
 
-def test_one_write_a_drawing_and_none_where_nothing_has_changed():
+def test_one_write_a_drawing_and_none_where_nothing_has_changed(screen_on):
     terminal, shown = Terminal(40, 10), ["a"]
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
     with screen.showing(lambda columns, rows: list(shown)):
         for _ in range(5):
             screen.draw()
@@ -66,10 +63,10 @@ def test_one_write_a_drawing_and_none_where_nothing_has_changed():
         assert len(terminal.writes) == 2
 
 
-def test_it_draws_by_itself_and_not_too_often(monkeypatch):
+def test_it_draws_by_itself_and_not_too_often(monkeypatch, screen_on):
     monkeypatch.setattr(module, "REDRAW_SECONDS", 0.02)
     terminal, count = Terminal(40, 10), 0
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
 
     def part(columns: int, rows: int) -> list[str]:
         nonlocal count
@@ -88,10 +85,10 @@ def test_it_draws_by_itself_and_not_too_often(monkeypatch):
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 1), (2, 2), (10, 3), (40, 10)])
-def test_no_line_is_too_long_and_none_too_many(monkeypatch, columns, rows):
+def test_no_line_is_too_long_and_none_too_many(monkeypatch, columns, rows, screen_on):
     resize(monkeypatch, columns, rows)
     terminal = Terminal(columns, rows)
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
     shown = [f"{number}" * 100 for number in range(9)] * 3
     with screen.showing(lambda columns, rows: shown):
         for _ in range(3):
@@ -100,18 +97,18 @@ def test_no_line_is_too_long_and_none_too_many(monkeypatch, columns, rows):
         assert terminal.lines == [line[: columns - 1] for line in shown[: rows - 1]] or [""]
 
 
-def test_wide_characters_do_not_break_a_line():
+def test_wide_characters_do_not_break_a_line(screen_on):
     terminal = Terminal(40, 10)
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
     with screen.showing(lambda columns, rows: ["蒸" * 39, f"{len(terminal.writes)}"]):
         for _ in range(3):
             screen.draw()
         assert len(terminal.lines) == 2
 
 
-def test_after_the_window_got_narrower_lines_that_it_broke_are_drawn_over(monkeypatch):
+def test_after_the_window_got_narrower_lines_that_it_broke_are_drawn_over(monkeypatch, screen_on):
     terminal = Terminal(40, 10)
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
     with screen.showing(lambda columns, rows: ["x" * 39, "y" * 39]):
         screen.draw()
         resize(monkeypatch, 20, 10)
@@ -123,10 +120,10 @@ def test_after_the_window_got_narrower_lines_that_it_broke_are_drawn_over(monkey
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("utf-8", "ä ━"), ("latin-1", "ä ?"), ("ascii", "? ?"), ("none", "? ?")]
 )
-def test_characters_that_a_stream_does_not_have_become_question_marks(encoding, shown):
+def test_characters_that_a_stream_does_not_have_become_question_marks(encoding, shown, screen_on):
     terminal = Terminal(40, 10)
     terminal.encoding = encoding
-    screen = Screen(terminal)
+    screen = screen_on(terminal)
     assert screen.fine == ("━" in shown)
     with screen.showing(lambda columns, rows: ["ä ━"]):
         screen.draw()
@@ -134,10 +131,10 @@ def test_characters_that_a_stream_does_not_have_become_question_marks(encoding, 
 
 
 @pytest.mark.parametrize("dumb", [True, False])
-def test_where_there_is_no_terminal_nothing_is_drawn(monkeypatch, dumb):
+def test_where_there_is_no_terminal_nothing_is_drawn(monkeypatch, dumb, screen_on):
     stream = Terminal() if dumb else io.StringIO()
     monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
-    screen = Screen(stream)
+    screen = screen_on(stream)
     assert not screen.live
     with screen.showing(lambda columns, rows: ["drawn"]):
         screen.draw()
@@ -168,8 +165,8 @@ def closed() -> Terminal:
 
 
 @pytest.mark.parametrize("stream", [Odd(), Gone(), Pipe(), closed(), object()])
-def test_a_stream_that_cannot_be_written_to_is_left_alone(stream):
-    screen = Screen(stream)
+def test_a_stream_that_cannot_be_written_to_is_left_alone(stream, screen_on):
+    screen = screen_on(stream)
     with screen.showing(lambda columns, rows: ["line"]):
         screen.draw()
         screen.say("word")

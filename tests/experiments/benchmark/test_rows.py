@@ -2,7 +2,7 @@ import math
 from typing import get_args
 
 import pytest
-from benchmark import FIGURES, Figure
+from benchmark.figures import FIGURES, Figure
 from benchmark.rows import Measured, read, row, store, table
 from places import EXPERIMENTS, README
 
@@ -19,14 +19,14 @@ def test_the_readme_tells_what_was_measured():
 
 
 def test_every_figure_that_can_be_asked_for_has_stored_rows():
-    assert {one.figure for one in read(ROWS)} == set(FIGURES) == set(get_args(Figure))
+    assert {one["figure"] for one in read(ROWS)} == set(FIGURES) == set(get_args(Figure))
 
 
 def test_a_row_holds_median_and_spread():
     made = row("draw", FAST)
-    assert (made.value, made.low, made.high, made.n) == (2.0, 1.0, 3.0, 3)
-    assert made.met
-    assert made.why == ""
+    assert (made["value"], made["low"], made["high"], made["n"]) == (2.0, 1.0, 3.0, 3)
+    assert made["met"]
+    assert made["why"] == ""
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,14 @@ def test_a_row_holds_median_and_spread():
 )
 def test_a_bound_is_met_or_missed(sense, values, met):
     made = row("draw", Measured("x", values, "s", sense, 2.5, "Because."))
-    assert made.met == met
-    assert made.why == ("" if met else "Because.")
+    assert made["met"] == met
+    assert made["why"] == ("" if met else "Because.")
 
 
 def test_what_has_no_bound_misses_none():
     made = row("draw", Measured("x", [1.0], "s"))
-    assert made.met
-    assert math.isnan(made.bound)
+    assert made["met"]
+    assert math.isnan(made["bound"])
     assert "| x | 1 s |  | 1 |  |  |" in table([made])
 
 
@@ -57,7 +57,7 @@ def test_fresh_rows_replace_those_of_their_figure_alone(tmp_path):
     store(path, "draw", [row("draw", FAST)], order)
     store(path, "sweep", [row("sweep", SLOW)], order)
     store(path, "draw", [row("draw", SLOW), row("draw", SLOW)], order)
-    assert [(one.figure, one.what) for one in read(path)] == [("sweep", SLOW.what), *2 * [("draw", SLOW.what)]]
+    assert [(one["figure"], one["what"]) for one in read(path)] == [("sweep", SLOW.what), *2 * [("draw", SLOW.what)]]
     assert read(path)[0] == row("sweep", SLOW)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 

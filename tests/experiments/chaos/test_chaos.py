@@ -1,10 +1,15 @@
+import math
 import sys
 from collections import Counter
 
 import pytest
 import yaml
-from chaos.chaos import SHARES, Chaos, check_untouched, machine, schedule, soak
+from chaos import SHARES, Chaos, check_untouched, differences, machine, schedule
 from places import EXPERIMENTS
+from report.report_factory import altered, make_record, results, sweep
+
+from condkd_ray.core.records import write_record
+from condkd_ray.report.tables import arms
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
 FLAGS = "--ipcs 1 --seeds 0 --arms none mixed guided --share inversion --teacher-epochs 1 --rounds 12"
@@ -47,6 +52,39 @@ def test_a_command_is_given_again_after_a_kill_of_its_process_alone(tmp_path):
         chaos.sweep([sys.executable, "-c", "raise SystemExit(3)"], out, log)
 
 
+def written(folder, records):
+    for record in records:
+        write_record(folder, record)
+    arms.write(results(records, out=folder))
+    return folder
+
+
+def test_times_and_who_made_what_do_not_matter(tmp_path):
+    records = [altered(record, metrics=record.metrics | {"a/b": math.nan}) for record in sweep()]
+    slower = [
+        altered(
+            record,
+            metrics=record.metrics | {"time/wall_seconds": 1e6, "time/cpu_seconds": 1e6, "pool/made": 2.0},
+            history=[row | {"time/wall_seconds": 1e6, "pool/made": 1.0} for row in record.history],
+        )
+        for record in records
+    ]
+    assert differences(written(tmp_path / "a", slower), written(tmp_path / "b", records)) == []
+
+
+def test_each_difference_is_told(tmp_path):
+    here = [make_record(seed=seed, config_hash=f"{seed:012d}ffff") for seed in range(3)]
+    last = here[1].history[-1] | {"kd/loss": 0.12345}
+    changed = altered(here[1], history=[*here[1].history[:-1], last])
+    a, b = written(tmp_path / "a", here[:2]), written(tmp_path / "b", [changed, here[2]])
+    assert differences(a, b) == [
+        "000000000002 is missing",
+        f"000000000000 is not in {b}",
+        "000000000001 has other numbers",
+        "the tables differ",
+    ]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_eight_kills_change_no_number(tmp_path):
@@ -54,7 +92,8 @@ def test_eight_kills_change_no_number(tmp_path):
     flags = [*FLAGS.split(), "--config", str(tmp_path / "small.yaml"), "--cache", str(tmp_path / "cache")]
     with machine() as made:
         command = [sys.executable, str(SCRIPT), *flags, "--address", made.address]
-        verdict = soak(made, command, tmp_path, schedule(8, seed=0))
-    assert verdict.passed, verdict
-    assert verdict.killed.total() == 8
-    assert set(verdict.killed) == set(SHARES)
+        chaos = Chaos(made, schedule(8, seed=0))
+        chaos.soak(command, tmp_path)
+    assert not chaos.wrong, chaos
+    assert chaos.killed.total() == 8
+    assert set(chaos.killed) == set(SHARES)

@@ -3,9 +3,9 @@
 import shlex
 from pathlib import Path
 
-from condkd_ray.commands.console import results
+from condkd_ray.commands import report
 from condkd_ray.commands.console.exit_codes import speak
-from condkd_ray.commands.console.results import kept, tell_results
+from condkd_ray.commands.report import kept, tell_results
 
 
 def told(out: Path, study: str | None = None) -> dict[str, str]:
@@ -44,7 +44,7 @@ def test_products_and_studies_are_told_of_but_no_storage_with_its_password(tmp_p
 
 
 def test_tables_are_as_wide_as_the_terminal_and_come_first(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(results, "columns", lambda: 47)
+    monkeypatch.setattr(report, "columns", lambda: 47)
     monkeypatch.setattr("condkd_ray.report.build.build", lambda out, width: f"tables of {out} in {width} columns")
     speak()
     tell_results(tmp_path)

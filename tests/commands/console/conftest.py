@@ -1,0 +1,16 @@
+from collections.abc import Callable
+
+import pytest
+
+from condkd_ray.commands.console.screen import Screen
+
+
+@pytest.fixture
+def screen_on(monkeypatch) -> Callable[[object], Screen]:
+    """Makes a screen of a stream, which is standard error from then on."""
+
+    def screen_on(stream: object) -> Screen:
+        monkeypatch.setattr("sys.stderr", stream)
+        return Screen()
+
+    return screen_on
