@@ -11,11 +11,11 @@ import ray
 import torch
 from ray.exceptions import ActorUnavailableError, ObjectLostError
 
-from condkd_ray.cluster.pool import Placed, Taken
+from condkd_ray.cluster.pool import Placed, Table, Taken
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Codec, Encoded, Samples
 from condkd_ray.core.storage import Location
-from condkd_ray.methods.memory.store import MissingSamplesError, Store, Table, from_arrays, read_chunk, to_arrays
+from condkd_ray.methods.memory.store import MissingSamplesError, Store, from_arrays, read_chunk, to_arrays
 
 
 class Stopwatch:
