@@ -1,4 +1,4 @@
-"""What every method of the system is: a frozen dataclass of hyper-parameters, with its state kept apart; and what all share.
+"""What every method of the system is: a frozen dataclass of hyper-parameters, its state kept apart; and what all share.
 
 A method prints, compares, hashes and goes to YAML without a second class, because it *is* its configuration.
 """
