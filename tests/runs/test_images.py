@@ -8,7 +8,7 @@ from report.report_factory import make_record
 from toy import NUM_CLASSES, make_prepared, samples, toy_config
 
 from condkd_ray.core.records import ALL_REAL, Outcome, condensed_path, grid_path
-from condkd_ray.core.samples import Codec
+from condkd_ray.core.samples import Codec, to_pixels
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.inversion import DeepInversion, NoInversion
 from condkd_ray.report.figures.image_grids import captioned, write_grid
@@ -17,7 +17,7 @@ from condkd_ray.report.tensorboard.writer import rebuild
 from condkd_ray.runs import images
 from condkd_ray.runs.images import feature_points, most_bytes, write_grids
 from condkd_ray.runs.recorder import Recorder
-from condkd_ray.trial.outcome import Product, pixels, product_path, read_product
+from condkd_ray.trial.outcome import Product, product_path, read_product
 from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 
@@ -39,7 +39,8 @@ def test_the_condensed_set_is_kept_once_and_stands_first(tmp_path):
     one = record()
     write_grids(tmp_path, one, OUTCOME, PREPARED)
     guides = condensed_path(tmp_path, "c0ffee")
-    write_grid(tmp_path / "expected.png", pixels(PREPARED.condensed[PREPARED.condensed.labels.argsort()], PREPARED), 2)
+    images, teacher = PREPARED.condensed.images[PREPARED.condensed.labels.argsort()], PREPARED.teacher
+    write_grid(tmp_path / "expected.png", to_pixels(images, teacher.mean, teacher.std), 2)
     assert guides.read_bytes() == (tmp_path / "expected.png").read_bytes()
     guides.write_bytes(b"here")
     write_grids(tmp_path, record(config_hash="another"), OUTCOME, PREPARED)
