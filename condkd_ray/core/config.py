@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import InputError, require
 
 Tree = dict[str, Any]
 """Plain values only: what a YAML or JSON file holds."""
@@ -33,8 +33,7 @@ def build(kind: type[T], tree: Any, path: str) -> T:
 
     Raises `InputError` with the first bad key, its value and what is accepted; messages begin with `path`.
     """
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is {tree!r}; accepted: a mapping with {', '.join(_hints(kind))}")
+    require(isinstance(tree, dict), path, tree, f"a mapping with {', '.join(_hints(kind))}")
     for key in tree:
         if key not in _hints(kind):
             near = difflib.get_close_matches(str(key), _hints(kind), 1)
@@ -58,9 +57,8 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     if len(members) == 1 and "name" not in _hints(members[0]):
         return build(members[0], value, path)
     by_name = {name: member for member in members for name in get_args(_hints(member)["name"])}
-    tree = {"name": value} if isinstance(value, str) else value
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is {value!r}; accepted: {', '.join(by_name)}")
+    tree: Any = {"name": value} if isinstance(value, str) else value
+    require(isinstance(tree, dict), path, value, ", ".join(by_name))
     # A tree that gives leaves but no name means the default method.
     default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
     name = tree.get("name", getattr(default, "name", None))

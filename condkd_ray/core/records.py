@@ -237,8 +237,7 @@ def find_record(out: Path, beginning: str) -> Record:
     found = [record for record in records if record.config_hash.startswith(beginning)]
     there = ", ".join(f"{r.config_hash[:8]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in records[:20])
     accepted = f"the beginning of just one of {there or 'none, it holds no trial that has ended'}"
-    if len(found) != 1:
-        raise InputError(f"trial of {out} is {beginning!r}; accepted: {accepted}")
+    require(len(found) == 1, f"trial of {out}", beginning, accepted)
     return found[0]
 
 
@@ -259,8 +258,7 @@ def read_manifest(out: Path) -> Manifest:
         raise InputError(f"{out} holds no {MANIFEST}; accepted: a folder that an experiment has written with --out")
 
     def decoded(tree: dict[str, Any]) -> Manifest:
-        if tree.get("format") != FORMAT:
-            raise InputError(f"{path}: format is {tree.get('format')!r}; accepted: {FORMAT}, or another --out")
+        require(tree.get("format") == FORMAT, f"{path}: format", tree.get("format"), f"{FORMAT}, or another --out")
         return Manifest(**tree)
 
     return _load(path, decoded)
@@ -309,8 +307,7 @@ def _load(path: Path, decoded: Callable[[dict[str, Any]], _T]) -> _T:
 
 def _read(path: Path) -> Record:
     record = _load(path, unflat)
-    if record.status not in get_args(Status):
-        raise InputError(f"{path}: status is {record.status!r}; accepted: {', '.join(get_args(Status))}")
+    require(record.status in get_args(Status), f"{path}: status", record.status, ", ".join(get_args(Status)))
     return record
 
 

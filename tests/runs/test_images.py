@@ -8,8 +8,7 @@ from report.report_factory import make_record
 from toy import NUM_CLASSES, make_prepared, samples, toy_config
 
 from condkd_ray.core.records import ALL_REAL, Outcome, condensed_path, grid_path
-from condkd_ray.core.samples import Codec
-from condkd_ray.data.augment import pixels
+from condkd_ray.core.samples import Codec, to_pixels
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.inversion import DeepInversion, NoInversion
 from condkd_ray.report.figures.image_grids import captioned, write_grid
@@ -40,7 +39,8 @@ def test_the_condensed_set_is_kept_once_and_stands_first(tmp_path):
     one = record()
     write_grids(tmp_path, one, OUTCOME, PREPARED)
     guides = condensed_path(tmp_path, "c0ffee")
-    write_grid(tmp_path / "expected.png", pixels(PREPARED.condensed[PREPARED.condensed.labels.argsort()], PREPARED), 2)
+    images, teacher = PREPARED.condensed.images[PREPARED.condensed.labels.argsort()], PREPARED.teacher
+    write_grid(tmp_path / "expected.png", to_pixels(images, teacher.mean, teacher.std), 2)
     assert guides.read_bytes() == (tmp_path / "expected.png").read_bytes()
     guides.write_bytes(b"here")
     write_grids(tmp_path, record(config_hash="another"), OUTCOME, PREPARED)
