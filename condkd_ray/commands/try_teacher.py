@@ -31,7 +31,6 @@ from condkd_ray.methods.condensation.imported import least_recognised
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
-from condkd_ray.models import AnyNetwork
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import read_weights
 from condkd_ray.report import results
@@ -131,7 +130,12 @@ def try_out(command: Try) -> int:
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)
     share, answers = check_known(teacher, dataset, command.images, force=command.force)
-    log.info(head := _head(base, dataset, share))
+    count, held_out = len(dataset.train) + len(dataset.test), len(dataset.test)
+    head = (
+        f"Teacher {models.label(base.teacher.network)} names {share:.1%} of your {count} images as their folders do; "
+        f"{held_out} of them are held out for the verdict, {base.ipc} a class guide."
+    )
+    log.info(head)
     open_folder(command.out, "try", fresh=command.fresh)
     with connect(view=TERMINAL):
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
@@ -146,7 +150,11 @@ def try_out(command: Try) -> int:
 def configure(command: Try, workshop: Workshop) -> TrialConfig:
     """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
     card = _card(command)
-    network, data = _network(command, card), _data(command, card)
+    network = card.network if command.teacher is None else models.parse(command.teacher)
+    accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
+    require(network is not None, "--teacher", None, accepted)
+    assert network is not None
+    data = _data(command, card)
     dataset = workshop.data(TrialConfig(data=data))
     if card.num_classes is not None:
         check_classes(card.num_classes, dataset, command.images)
@@ -202,14 +210,6 @@ def _data(command: Try, card: Card) -> DataConfig:
     return DataConfig(name="class_folders", root=command.images, size=size, mean=mean, std=std, flip_ok=flip_ok)
 
 
-def _network(command: Try, card: Card) -> AnyNetwork:
-    network = card.network if command.teacher is None else models.parse(command.teacher)
-    accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
-    require(network is not None, "--teacher", None, accepted)
-    assert network is not None
-    return network
-
-
 def _most_guides(command: Try, dataset: Dataset) -> int:
     fewest = int(dataset.train.labels.bincount(minlength=dataset.num_classes).min()) - 1
     if command.guides is None:
@@ -217,14 +217,6 @@ def _most_guides(command: Try, dataset: Dataset) -> int:
     accepted = f"1 to {fewest}: half of each class is held out, and one of each is for the proxy set"
     require(1 <= command.guides <= fewest, "--guides", command.guides, accepted)
     return command.guides
-
-
-def _head(base: TrialConfig, dataset: Dataset, share: float) -> str:
-    count, held_out = len(dataset.train) + len(dataset.test), len(dataset.test)
-    return (
-        f"Teacher {models.label(base.teacher.network)} names {share:.1%} of your {count} images as their folders do; "
-        f"{held_out} of them are held out for the verdict, {base.ipc} a class guide."
-    )
 
 
 def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:

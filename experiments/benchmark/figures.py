@@ -81,7 +81,10 @@ def draw() -> Iterator[Measured]:
             name: lambda store=store: gathered(store, ids[rows()]) for name, store in stores.items()
         }
         draws["own"] = lambda: _picked(private, rows())
-        runs = [_by_turns(draws, 300) for _ in range(6)][1:]
+        runs = []
+        for _ in range(6):
+            turns = [{name: seconds(call, time.thread_time) for name, call in draws.items()} for _ in range(300)]
+            runs.append({name: median(turn[name] for turn in turns) for name in draws})
         chunks = {name: len(store._table.items()) for name, store in stores.items()}
     for name, bound in (("after", 1.2), ("before", 2.0)):
         what = (
@@ -90,7 +93,7 @@ def draw() -> Iterator[Measured]:
             "by `index_select`"
         )
         why = "Ids are looked up in the table of chunks first, and these lie in shared memory, in pages of 4 KiB."
-        yield Measured(what, [run[name] / run["own"] for run in runs], "x", "<=", bound, why)
+        yield Measured(what, [run[name] / run["own"] for run in runs[1:]], "x", "<=", bound, why)
 
 
 def blocked() -> Iterator[Measured]:
@@ -160,12 +163,6 @@ def _random(count: int) -> Encoded:
 def _picked(samples: Encoded, rows: torch.Tensor) -> Any:
     columns = samples.images, samples.labels, samples.logits
     return CODE.decode(Encoded(*(column.index_select(0, rows) for column in columns)))
-
-
-def _by_turns(calls: dict[str, Callable[[], Any]], times: int) -> dict[str, float]:
-    """Median seconds of this thread of each call, made one after the other `times` times."""
-    turns = [{name: seconds(call, time.thread_time) for name, call in calls.items()} for _ in range(times)]
-    return {name: median(turn[name] for turn in turns) for name in calls}
 
 
 def _read(pool: Any, key: str, held: int) -> int:

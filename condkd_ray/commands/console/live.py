@@ -184,18 +184,21 @@ def table(live: Live, columns: int, rows: int, *, fine: bool) -> list[str]:
 
     `fine`: whether there are characters beyond ASCII.
     """
-    head = _head(live, columns, fine=fine)
-    if live.best is not None and live.goal.decides:
-        head += _best(live.best, live.goal.metric, columns)
+    head, metric, best = _head(live, columns, fine=fine), live.goal.metric, live.best
+    if best is not None and live.goal.decides:
+        told = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in best.leaves.items()}
+        head.append(f"best: {best.label}, {metric} {best.value:.4f}"[:columns])
+        head += _folded([f"{name} {value}" for name, value in told.items()], columns, indent=GAP)
     if rows < len(head) + 4:
         return head[: max(0, rows)]
     running = list(live.running.values())
-    arms = [] if live.goal.decides else _arms(live, columns)
+    means = [[arm, str(len(values)), f"{fmean(values):.4f}"] for arm, values in live.groups.items()]
+    arms = aligned([["finished", "n", f"mean {metric}"], *means], columns) if means and not live.goal.decides else []
     room = rows - len(head) - 1
     if len(arms) + 1 + min(len(running) + 1, max(4, room // 2)) > room:
         arms = []
     below = ["", *arms] if arms else []
-    return [*head, "", *_running(running, live.goal.metric, columns, room - len(below)), *below]
+    return [*head, "", *_running(running, metric, columns, room - len(below)), *below]
 
 
 def drawn_bar(share: float, *, fine: bool, width: int = BAR) -> str:
@@ -214,13 +217,6 @@ def _head(live: Live, columns: int, *, fine: bool) -> list[str]:
     return _folded([bar, *told], columns)
 
 
-def _best(best: Best, metric: str, columns: int) -> list[str]:
-    leaves = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.leaves.items()
-    ]
-    return [f"best: {best.label}, {metric} {best.value:.4f}"[:columns], *_folded(leaves, columns, indent=GAP)]
-
-
 def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -> list[str]:
     if not running:
         return ["waiting for the next round"[:columns]]
@@ -229,11 +225,6 @@ def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -
     told = aligned([["running", "round", metric, "best"], *body], columns)
     more = len(running) - len(fitting)
     return [*told, f"and {more} more"[:columns]] if more else told
-
-
-def _arms(live: Live, columns: int) -> list[str]:
-    body = [[arm, str(len(values)), f"{fmean(values):.4f}"] for arm, values in live.groups.items()]
-    return aligned([["finished", "n", f"mean {live.goal.metric}"], *body], columns) if body else []
 
 
 def _number(value: float | None) -> str:
