@@ -109,23 +109,18 @@ class Try:
     fresh: bool = False
     """Move what `--out` holds aside and begin anew."""
 
-    def check(self) -> None:
-        """Raise `InputError` for flags that cannot be."""
-        require(self.minutes > 0, "--minutes", self.minutes, "more than 0")
-        require(self.rounds is None or self.rounds >= 1, "--rounds", self.rounds, "an integer >= 1")
-        require((self.mean is None) == (self.std is None), "--mean, --std", (self.mean, self.std), "both or none")
-        weights = self.teacher_weights
-        require(weights.is_file(), "--teacher-weights", str(weights), "a safetensors file, or a .pt")
-        require(self.images.is_dir(), "--images", str(self.images), "an existing folder with one sub-folder a class")
-        if not self.fresh:
-            records.check_same_experiment(self.out, "try")
-
 
 def try_out(command: Try) -> int:
     """`condkd try`. The exit code: as an experiment's."""
+    begin, mean, std, weights = time.monotonic(), command.mean, command.std, command.teacher_weights
+    require(command.minutes > 0, "--minutes", command.minutes, "more than 0")
+    require(command.rounds is None or command.rounds >= 1, "--rounds", command.rounds, "an integer >= 1")
+    require((mean is None) == (std is None), "--mean, --std", (mean, std), "both or none")
+    require(weights.is_file(), "--teacher-weights", str(weights), "a safetensors file, or a .pt")
+    require(command.images.is_dir(), "--images", str(command.images), "an existing folder with one sub-folder a class")
+    if not command.fresh:
+        records.check_same_experiment(command.out, "try")
     torch.set_num_threads(1)
-    begin = time.monotonic()
-    command.check()
     workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", view=TERMINAL)
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)
