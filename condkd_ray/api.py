@@ -59,8 +59,8 @@ def train(
         path = product_path(Path(folder))
         outcome = run_trial(config, prepared, local_store(config, prepared, None), product=path)
         product = read_product(path) if outcome.status == "finished" else None
-    record = make_record("train", _plan("trial", config), trial_hash(config, prepared), prepared, outcome)
-    return Trained(record, product)
+    plan = Plan("trial", config.ipc, config.seed, config)
+    return Trained(make_record("train", plan, trial_hash(config, prepared), prepared, outcome), product)
 
 
 def sweep(
@@ -86,7 +86,7 @@ def sweep(
         The records of all trials planned in that folder that have ended, by arm, images per class and seed; not of all
         of them once the time budget is spent.
     """
-    plans = [_plan(name, replace(config, seed=seed)) for name, config in arms.items() for seed in seeds]
+    plans = [Plan(arm, one.ipc, seed, replace(one, seed=seed)) for arm, one in arms.items() for seed in seeds]
     result = experiment.run("sweep", question, plans, options, baseline=baseline, view=view)
     _build(result)
     planned = {trial["config_hash"] for trial in read_manifest(options.out).planned}
@@ -124,10 +124,6 @@ def load(path: Path | str, trial: str | None = None) -> Trained:
     """
     record = choose(Path(path), trial)
     return Trained(record, kept_product(Path(path), record.config_hash))
-
-
-def _plan(arm: str, config: TrialConfig) -> Plan:
-    return Plan(arm, config.ipc, config.seed, config)
 
 
 def _build(result: RunResult) -> None:

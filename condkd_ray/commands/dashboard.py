@@ -90,7 +90,13 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
             place = ["--host", HOST, "--port", str(port)]
             process = subprocess.Popen([sys.executable, *arguments, *place], stdout=said, stderr=said)
             running.append(Server(name, process, said))
-            _wait(running[-1], port)
+            deadline = time.monotonic() + START_SECONDS
+            while not _answers(port):
+                alive = process.poll() is None and time.monotonic() < deadline
+                if not alive:
+                    log.info(running[-1].last_words())
+                require(alive, f"{name} at port {port}", "no answer", "a port that is free, and what it is to show")
+                time.sleep(0.1)
             print(f"{name:11}  http://{HOST}:{port}/", flush=True)
         yield running
     finally:
@@ -115,16 +121,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
-
-
-def _wait(server: Server, port: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not _answers(port):
-        alive = server.process.poll() is None and time.monotonic() < deadline
-        if not alive:
-            log.info(server.last_words())
-        require(alive, f"{server.name} at port {port}", "no answer", "a port that is free, and what it is to show")
-        time.sleep(0.1)
 
 
 def _answers(port: int) -> bool:

@@ -12,12 +12,12 @@ import tyro
 from condkd_ray import models
 from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, speak
 from condkd_ray.commands.console.live import TERMINAL
-from condkd_ray.commands.report import tell_results
+from condkd_ray.commands.report import Tell, tell_results
 from condkd_ray.core.config import merge, read_tree, to_tree
 from condkd_ray.core.method import require
 from condkd_ray.methods.inversion import AnyInversion, Inversion
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs import experiment as experiments
+from condkd_ray.runs import experiment
 from condkd_ray.runs.options import Options
 from condkd_ray.runs.presets import PARTS, arm, check_parts, published, scaled, spread, with_rounds
 from condkd_ray.trial.config import TrialConfig, from_tree
@@ -168,23 +168,17 @@ def command_line(flags: type[T], main: Callable[[T], int]) -> None:
 
 
 def run(
-    experiment: str,
-    question: str,
-    plans: Plans,
-    flags: Flags,
-    *,
-    baseline: Baseline = "none",
-    tell: Callable[[Path], str] | None = None,
+    name: str, question: str, plans: Plans, flags: Flags, *, baseline: Baseline = "none", tell: Tell | None = None
 ) -> int:
     """Run what is missing of `plans`, write records as trials end, report; each arm is compared with its `baseline`.
 
-    `tell` makes another report of the output folder and gives what is printed of it. The exit code: see `command_line`.
+    The exit code: see `command_line`.
     """
     plans = spread(plans, flags.seeds, flags.teachers)
     speak(flags.verbose)
     if flags.explain:
-        show(experiments.explained(experiment, plans, flags, view=TERMINAL))
+        show(experiment.explained(name, plans, flags, view=TERMINAL))
         return 0
-    result = experiments.run(experiment, question, plans, flags, only=flags.only, baseline=baseline, view=TERMINAL)
+    result = experiment.run(name, question, plans, flags, only=flags.only, baseline=baseline, view=TERMINAL)
     tell_results(flags.out, tell=tell)
     return ended(result)

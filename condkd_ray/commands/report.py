@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 TABLES = ("search.md", "table.md")
 FIGURES = ("figure.png", "curves.png", "diagnosis.png")
+Tell = Callable[[Path], str]
+"""Makes the report of an output folder in another way, and gives what is printed of it."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ def rebuild(command: Report) -> int:
     return 0
 
 
-def tell_results(out: Path, *, study: str | None = None, tell: Callable[[Path], str] | None = None) -> None:
+def tell_results(out: Path, *, study: str | None = None, tell: Tell | None = None) -> None:
     """Rebuild tables, figures and page from the records, print the tables, and say where all of it is.
 
-    `study`: the storage that was named for it. `tell`: what does so in another way, and gives what is printed.
+    `study`: the storage that was named for it.
     """
     from condkd_ray.report.build import build
 

@@ -30,7 +30,6 @@ from condkd_ray.methods.condensation.imported import least_recognised
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
-from condkd_ray.models import AnyNetwork
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import read_weights
 from condkd_ray.report import results
@@ -109,28 +108,28 @@ class Try:
     fresh: bool = False
     """Move what `--out` holds aside and begin anew."""
 
-    def check(self) -> None:
-        """Raise `InputError` for flags that cannot be."""
-        require(self.minutes > 0, "--minutes", self.minutes, "more than 0")
-        require(self.rounds is None or self.rounds >= 1, "--rounds", self.rounds, "an integer >= 1")
-        require((self.mean is None) == (self.std is None), "--mean, --std", (self.mean, self.std), "both or none")
-        weights = self.teacher_weights
-        require(weights.is_file(), "--teacher-weights", str(weights), "a safetensors file, or a .pt")
-        require(self.images.is_dir(), "--images", str(self.images), "an existing folder with one sub-folder a class")
-        if not self.fresh:
-            records.check_same_experiment(self.out, "try")
-
 
 def try_out(command: Try) -> int:
     """`condkd try`. The exit code: as an experiment's."""
+    begin, mean, std, weights = time.monotonic(), command.mean, command.std, command.teacher_weights
+    require(command.minutes > 0, "--minutes", command.minutes, "more than 0")
+    require(command.rounds is None or command.rounds >= 1, "--rounds", command.rounds, "an integer >= 1")
+    require((mean is None) == (std is None), "--mean, --std", (mean, std), "both or none")
+    require(weights.is_file(), "--teacher-weights", str(weights), "a safetensors file, or a .pt")
+    require(command.images.is_dir(), "--images", str(command.images), "an existing folder with one sub-folder a class")
+    if not command.fresh:
+        records.check_same_experiment(command.out, "try")
     torch.set_num_threads(1)
-    begin = time.monotonic()
-    command.check()
     workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", view=TERMINAL)
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)
     share, answers = check_known(teacher, dataset, command.images, force=command.force)
-    log.info(head := _head(base, dataset, share))
+    count, held_out = len(dataset.train) + len(dataset.test), len(dataset.test)
+    head = (
+        f"Teacher {models.label(base.teacher.network)} names {share:.1%} of your {count} images as their folders do; "
+        f"{held_out} of them are held out for the verdict, {base.ipc} a class guide."
+    )
+    log.info(head)
     open_folder(command.out, "try", fresh=command.fresh)
     with connect(view=TERMINAL):
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
@@ -145,7 +144,11 @@ def try_out(command: Try) -> int:
 def configure(command: Try, workshop: Workshop) -> TrialConfig:
     """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
     card = _card(command)
-    network, data = _network(command, card), _data(command, card)
+    network = card.network if command.teacher is None else models.parse(command.teacher)
+    accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
+    require(network is not None, "--teacher", None, accepted)
+    assert network is not None
+    data = _data(command, card)
     dataset = workshop.data(TrialConfig(data=data))
     if card.num_classes is not None:
         check_classes(card.num_classes, dataset, command.images)
@@ -201,14 +204,6 @@ def _data(command: Try, card: Card) -> DataConfig:
     return DataConfig(name="class_folders", root=command.images, size=size, mean=mean, std=std, flip_ok=flip_ok)
 
 
-def _network(command: Try, card: Card) -> AnyNetwork:
-    network = card.network if command.teacher is None else models.parse(command.teacher)
-    accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
-    require(network is not None, "--teacher", None, accepted)
-    assert network is not None
-    return network
-
-
 def _most_guides(command: Try, dataset: Dataset) -> int:
     fewest = int(dataset.train.labels.bincount(minlength=dataset.num_classes).min()) - 1
     if command.guides is None:
@@ -216,14 +211,6 @@ def _most_guides(command: Try, dataset: Dataset) -> int:
     accepted = f"1 to {fewest}: half of each class is held out, and one of each is for the proxy set"
     require(1 <= command.guides <= fewest, "--guides", command.guides, accepted)
     return command.guides
-
-
-def _head(base: TrialConfig, dataset: Dataset, share: float) -> str:
-    count, held_out = len(dataset.train) + len(dataset.test), len(dataset.test)
-    return (
-        f"Teacher {models.label(base.teacher.network)} names {share:.1%} of your {count} images as their folders do; "
-        f"{held_out} of them are held out for the verdict, {base.ipc} a class guide."
-    )
 
 
 def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:

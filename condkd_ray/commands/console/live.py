@@ -10,7 +10,7 @@ from sys import maxsize
 from time import monotonic
 from typing import Any
 
-from condkd_ray.commands.console.screen import SCREEN, Screen
+from condkd_ray.commands.console.screen import SCREEN
 from condkd_ray.core.units import duration
 from condkd_ray.core.view import AGREEMENT, NONE, Best, Goal, OnStep, TrialsView
 
@@ -43,7 +43,7 @@ class Live:
     `total`: trials still to run when this was made. `best`: the best one of those that ended before.
     """
 
-    def __init__(self, screen: Screen, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> None:
+    def __init__(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> None:
         self.total, self.goal, self.best = total, goal, best
         self.running: dict[str, Running] = {}
         self.ended = Counter[str]()
@@ -55,8 +55,8 @@ class Live:
         self._counted_from: float | None = None
         """When the first trials had shown a round each: how long these took to start says nothing of the rest."""
         self._lengths: list[int] = []
-        self._screen, self._shown = screen, ExitStack()
-        self._shown.enter_context(screen.showing(lambda *room: table(self, *room, fine=screen.fine)))
+        self._shown = ExitStack()
+        self._shown.enter_context(SCREEN.showing(lambda *room: table(self, *room, fine=SCREEN.fine)))
 
     @property
     def done(self) -> int:
@@ -71,7 +71,7 @@ class Live:
     def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
         """Trial `key`, shown as `label`, has ended one of so many rounds. After a restart it may fall back."""
         number, value = int(metrics["round"]), metrics.get(self.goal.metric, math.nan)
-        with self._screen.lock:
+        with SCREEN.lock:
             known = self.running.setdefault(key, Running(label, number - 1, rounds))
             passed = max(0, number - known.round)
             known.seen += passed
@@ -88,7 +88,7 @@ class Live:
         self, key: str, label: str, status: str, accuracy: float | None, *, group: str = "", leaves: Leaves = NONE
     ) -> None:
         """Trial `key` of arm `group` has ended with a test accuracy (a fraction; None or NaN if unknown)."""
-        with self._screen.lock:
+        with SCREEN.lock:
             self.ended[status] += 1
             trial = self.running.pop(key, None)
             value = trial.now if trial else None
@@ -98,17 +98,17 @@ class Live:
                 self.groups[group].append(value)
                 if self.goal.better(value, self.best and self.best.value):
                     self.best = Best(label, value, leaves)
-            if not self._screen.live:
+            if not SCREEN.live:
                 came = self._came(status, value, accuracy)
-                self._screen.say(f"[{self.done:>{len(str(self.total))}}/{self.total}] {label} {came}{self._tail()}")
+                SCREEN.say(f"[{self.done:>{len(str(self.total))}}/{self.total}] {label} {came}{self._tail()}")
 
     def close(self) -> None:
         """No more will be heard."""
-        live = self._screen.live
+        live = SCREEN.live
         self._shown.close()
         if live and self.total:
             spent = duration(self.seconds)
-            self._screen.say(f"{self.done} of {self.total} trials{self._failures()} in {spent}")
+            SCREEN.say(f"{self.done} of {self.total} trials{self._failures()} in {spent}")
 
     def seconds_left(self) -> float | None:
         """From the mean time a round so far; None until a trial has ended or every running one has shown two rounds."""
@@ -143,9 +143,6 @@ class Live:
 class Terminal:
     """The `View` of the commands: bars and tables below what is logged."""
 
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-
     @contextmanager
     def bar(self, name: str) -> Iterator[OnStep]:
         """A bar while the block runs, on a terminal, and nothing elsewhere.
@@ -161,22 +158,22 @@ class Terminal:
             (done, total), spent = come, monotonic() - begin
             told = [name]
             if total:  # else nobody knows how much there is to do
-                told.append(drawn_bar(done / total, fine=self._screen.fine, width=min(20, columns // 4)))
+                told.append(drawn_bar(done / total, fine=SCREEN.fine, width=min(20, columns // 4)))
                 told.append(f"{done / total:4.0%}")
             told.append(duration(spent))
             if 0 < done < total:
                 told.append(f"left {duration(spent * (total - done) / done)}")
             return [GAP.join(told)[:columns]][:rows]
 
-        with self._screen.showing(lines):
+        with SCREEN.showing(lines):
             yield move
 
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
         """A live table on a terminal; elsewhere a line a finished trial."""
-        return Live(self._screen, total, goal, best)
+        return Live(total, goal, best)
 
 
-TERMINAL = Terminal(SCREEN)
+TERMINAL = Terminal()
 
 
 def table(live: Live, columns: int, rows: int, *, fine: bool) -> list[str]:
@@ -184,18 +181,21 @@ def table(live: Live, columns: int, rows: int, *, fine: bool) -> list[str]:
 
     `fine`: whether there are characters beyond ASCII.
     """
-    head = _head(live, columns, fine=fine)
-    if live.best is not None and live.goal.decides:
-        head += _best(live.best, live.goal.metric, columns)
+    head, metric, best = _head(live, columns, fine=fine), live.goal.metric, live.best
+    if best is not None and live.goal.decides:
+        told = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in best.leaves.items()}
+        head.append(f"best: {best.label}, {metric} {best.value:.4f}"[:columns])
+        head += _folded([f"{name} {value}" for name, value in told.items()], columns, indent=GAP)
     if rows < len(head) + 4:
         return head[: max(0, rows)]
     running = list(live.running.values())
-    arms = [] if live.goal.decides else _arms(live, columns)
+    means = [[arm, str(len(values)), f"{fmean(values):.4f}"] for arm, values in live.groups.items()]
+    arms = aligned([["finished", "n", f"mean {metric}"], *means], columns) if means and not live.goal.decides else []
     room = rows - len(head) - 1
     if len(arms) + 1 + min(len(running) + 1, max(4, room // 2)) > room:
         arms = []
     below = ["", *arms] if arms else []
-    return [*head, "", *_running(running, live.goal.metric, columns, room - len(below)), *below]
+    return [*head, "", *_running(running, metric, columns, room - len(below)), *below]
 
 
 def drawn_bar(share: float, *, fine: bool, width: int = BAR) -> str:
@@ -214,13 +214,6 @@ def _head(live: Live, columns: int, *, fine: bool) -> list[str]:
     return _folded([bar, *told], columns)
 
 
-def _best(best: Best, metric: str, columns: int) -> list[str]:
-    leaves = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.leaves.items()
-    ]
-    return [f"best: {best.label}, {metric} {best.value:.4f}"[:columns], *_folded(leaves, columns, indent=GAP)]
-
-
 def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -> list[str]:
     if not running:
         return ["waiting for the next round"[:columns]]
@@ -229,11 +222,6 @@ def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -
     told = aligned([["running", "round", metric, "best"], *body], columns)
     more = len(running) - len(fitting)
     return [*told, f"and {more} more"[:columns]] if more else told
-
-
-def _arms(live: Live, columns: int) -> list[str]:
-    body = [[arm, str(len(values)), f"{fmean(values):.4f}"] for arm, values in live.groups.items()]
-    return aligned([["finished", "n", f"mean {live.goal.metric}"], *body], columns) if body else []
 
 
 def _number(value: float | None) -> str:

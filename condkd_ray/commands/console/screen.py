@@ -117,24 +117,19 @@ class Screen:
             self._drawn = []
             return _write(self._stream, "".join(f"{line}\n" for line in above or []))
         columns, rows = _size(self._stream)
-        lines = [line[: columns - 1] for line in self._lines(columns - 1, rows - 1)]
+        lines: list[str] = []
+        for part in self._parts:
+            lines += part(columns - 1, max(0, rows - 1 - len(lines)))
+        lines = [line[: columns - 1] for line in lines[: rows - 1]]
         if lines == self._drawn and columns == self._columns and not above:
             return
-        back, self._drawn, self._columns = self._back(columns, rows), lines, columns
+        # Back to the first line drawn. Most terminals have broken lines anew for which they have become too narrow.
+        up = sum(max(1, -(-len(line) // columns)) for line in self._drawn)
+        back = "\r" + (f"\x1b[{min(up, rows - 1)}A" if up else "")
+        self._drawn, self._columns = lines, columns
         said = "".join([BELOW, *(f"{line}\n" for line in above)]) if above else ""
         drawn = "".join([NO_WRAP, *(f"{line}{REST_OF_LINE}\n" for line in lines), BELOW, WRAP])
         _write(self._stream, back + said + drawn)
-
-    def _lines(self, columns: int, rows: int) -> list[str]:
-        lines: list[str] = []
-        for part in self._parts:
-            lines += part(columns, max(0, rows - len(lines)))
-        return lines[: max(0, rows)]
-
-    def _back(self, columns: int, rows: int) -> str:
-        """To the first line drawn. Most terminals have broken lines anew for which they have become too narrow."""
-        up = sum(max(1, -(-len(line) // columns)) for line in self._drawn)
-        return "\r" + (f"\x1b[{min(up, rows - 1)}A" if up else "")
 
 
 class _Above(io.TextIOBase):

@@ -6,11 +6,10 @@ from statistics import fmean
 
 import pytest
 
-from commands.console.terminals import Terminal as Window
+from commands.console.terminals import Terminal
 from condkd_ray.commands.console import live as module
 from condkd_ray.commands.console import screen
-from condkd_ray.commands.console.live import Live, Terminal, drawn_bar, table
-from condkd_ray.commands.console.screen import Screen
+from condkd_ray.commands.console.live import TERMINAL, Live, drawn_bar, table
 from condkd_ray.core.view import Best, Goal
 
 LEAVES = {"inversion/bn_weight": 12.3456789, "guidance/name": "discriminator", "guidance/weight": 80.0}
@@ -44,9 +43,6 @@ def clock(monkeypatch):
 
 class Trials(Live):
     """Trials of which no screen tells; a round is told with the value of the goal alone, or without."""
-
-    def __init__(self, *of, **more) -> None:
-        super().__init__(Screen(), *of, **more)
 
     def round(self, key, label, number, rounds, value=None):
         super().round(key, label, {"round": number} | ({} if value is None else {self.goal.metric: value}), rounds)
@@ -245,7 +241,8 @@ def test_bars(share, text):
 
 def test_a_file_gets_one_line_a_finished_trial(clock, screen_on):
     stream = io.StringIO()
-    live = Live(screen_on(stream), 12)
+    screen_on(stream)
+    live = Live(12)
     for number in (1, 2):
         clock.now += 5
         live.round("a", "mixed seed 0", row(number), 2)
@@ -262,7 +259,8 @@ def test_a_file_gets_one_line_a_finished_trial(clock, screen_on):
 
 def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy(screen_on):
     stream = io.StringIO()
-    live = Live(screen_on(stream), 3, Goal(decides=True))
+    screen_on(stream)
+    live = Live(3, Goal(decides=True))
     for key, value in (("a", 0.5), ("b", 0.25)):
         live.round(key, f"trial {key}", row(1, value), 2)
         live.finished(key, f"trial {key}", "finished" if key == "a" else "pruned", 0.999)
@@ -274,9 +272,9 @@ def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy(screen_o
 
 
 def test_a_terminal_gets_a_table_that_is_one_line_at_the_end(clock, screen_on):
-    terminal = Window()
+    terminal = Terminal()
     screen = screen_on(terminal)
-    live = Live(screen, 2, Goal(decides=True))
+    live = Live(2, Goal(decides=True))
     live.round("a", "trial 0", row(1), 4)
     screen.draw()
     assert terminal.lines[-1] == "trial 0    1/4           0.5000  0.5000"
@@ -292,9 +290,9 @@ def test_a_terminal_gets_a_table_that_is_one_line_at_the_end(clock, screen_on):
 
 def test_a_bar_shows_share_and_time_left_and_is_gone_at_the_end(monkeypatch, clock, screen_on):
     monkeypatch.setenv("COLUMNS", "60")
-    terminal = Window(60)
+    terminal = Terminal(60)
     screen = screen_on(terminal)
-    with Terminal(screen).bar("teacher") as on_step:
+    with TERMINAL.bar("teacher") as on_step:
         screen.draw()
         assert terminal.lines == ["teacher  0 s"]
         clock.now += 30
@@ -308,11 +306,11 @@ def test_a_bar_shows_share_and_time_left_and_is_gone_at_the_end(monkeypatch, clo
 
 
 def test_an_error_takes_the_bar_away(screen_on):
-    terminal = Window(60)
+    terminal = Terminal(60)
     screen = screen_on(terminal)
 
     def interrupted() -> None:
-        with Terminal(screen).bar("teacher"):
+        with TERMINAL.bar("teacher"):
             screen.draw()
             raise KeyboardInterrupt
 
@@ -323,6 +321,7 @@ def test_an_error_takes_the_bar_away(screen_on):
 
 def test_a_file_hears_nothing_of_a_bar(screen_on):
     stream = io.StringIO()
-    with Terminal(screen_on(stream)).bar("teacher") as on_step:
+    screen_on(stream)
+    with TERMINAL.bar("teacher") as on_step:
         on_step(1, 2)
     assert stream.getvalue() == ""

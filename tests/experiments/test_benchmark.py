@@ -1,14 +1,60 @@
 import math
+from types import SimpleNamespace
 from typing import get_args
 
+import benchmark
 import pytest
-from benchmark.figures import FIGURES, Figure
-from benchmark.rows import Measured, read, row, store, table
+import toy
+from benchmark import FIGURES, Figure, Measured, idle, read, row, scratch, store, table
 from places import EXPERIMENTS, README
+
+from condkd_ray.cluster.options import ClusterOptions
+from condkd_ray.cluster.sweep import sweep
 
 ROWS = EXPERIMENTS / "benchmark_cluster.parquet"
 FAST = Measured("a quick thing", [1.0, 3.0, 2.0], "s", "<=", 2.5, "It is not.")
 SLOW = Measured("a slow thing", [10.0], "s", "<=", 2.5, "Snails.")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    for name, value in {"HELD": 640, "ROUND": 20, "BATCH": 16, "READ_BYTES": 1e6}.items():
+        monkeypatch.setattr(benchmark, name, value)
+
+
+@pytest.mark.ray
+def test_draws_before_and_after_compaction_are_measured(cluster):
+    after, before = benchmark.draw()
+    assert (after.bound, before.bound) == (1.2, 2.0)
+    assert "after compaction (2 chunks)" in after.what
+    assert "before compaction (32 chunks)" in before.what
+    assert len(after.values) == len(before.values) == 5
+    assert min(*after.values, *before.values) > 0
+
+
+@pytest.mark.ray
+def test_memory_of_readers_is_measured(cluster):
+    (measured,) = benchmark.reader()
+    assert len(measured.values) == 5
+    assert max(measured.values) < 100
+
+
+@pytest.mark.ray
+def test_trials_in_which_nothing_is_left_to_do_are_heard_of_and_cleared_up(cluster, tmp_path):
+    heard = []
+    trials = idle(3, tmp_path, toy.make_prepared())
+    told = SimpleNamespace(
+        round=lambda trial, metrics: None, ended=lambda trial, outcome: heard.append((trial.key, outcome.history))
+    )
+    assert sweep(trials, ClusterOptions(folder=tmp_path), told)
+    assert sorted(heard) == [(f"seed{seed}", [{"round": 1, "kd/loss": 0.0}]) for seed in range(3)]
+    assert not list((tmp_path / "trials").iterdir())
+
+
+def test_the_scratch_folder_is_gone_afterwards():
+    with scratch() as folder:
+        (folder / "file").touch()
+    assert not folder.exists()
 
 
 def test_the_readme_tells_what_was_measured():
