@@ -12,7 +12,7 @@ from cluster import processes
 from cluster.drivers import assert_equal_numbers, direct
 from cluster.test_sweep import Heard
 from condkd_ray.cluster.files import ATTEMPTS, attempts_path, trial_folder
-from condkd_ray.cluster.tune_hooks import IN_VAIN
+from condkd_ray.cluster.sweep import IN_VAIN
 from condkd_ray.core.files import StorageFullError
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
