@@ -66,7 +66,6 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
 
 
 def _roles(job: Job) -> tuple[Role, ...]:
-    """The processes that a trial has."""
     return ("trial",) if job.config.pipeline is None else ("learner", "producer")
 
 

@@ -45,13 +45,10 @@ class ClusterOptions:
             return self.folder.resolve()
         return self.storage.absolute() if isinstance(self.storage, Path) else self.storage
 
-    def gpus(self, config: TrialConfig) -> float:
-        """GPUs that a trial holds with its producers."""
-        return self.gpus_per_trial + crew_size(config) * self.per_producer.gpus
-
     def check(self, configs: Sequence[TrialConfig]) -> None:
         """Raise `InputError` where the connected cluster could never run one of these with its producers."""
-        cpus, gpus, each, crew = self.cpus_per_trial, self.gpus_per_trial, self.per_producer, _crew(configs)
+        cpus, gpus, each = self.cpus_per_trial, self.gpus_per_trial, self.per_producer
+        crew = max(map(crew_size, configs))
         check_resources(cpus, gpus, self.resources)
         _check_amounts("per producer", each.cpus, each.gpus)
         asked = f"{_told(cpus, gpus)} and {crew} producers of {_told(each.cpus, each.gpus)}"
@@ -61,15 +58,13 @@ class ClusterOptions:
     def at_once(self, configs: Sequence[TrialConfig]) -> int:
         """How many of these with their producers run at once on the connected cluster, `max_concurrent` at most."""
         fitting = slots(self.cpus_per_trial, self.gpus_per_trial, self.resources)
-        fitting = min(fitting, self._teams(_crew(configs)))
+        fitting = min(fitting, self._teams(max(map(crew_size, configs))))
         return min(fitting, self.max_concurrent or fitting)
 
     def _teams(self, crew: int) -> int:
         """How many trials with so many producers have room, bundle by bundle, on what the nodes have."""
-        wanted = [
-            (self.cpus_per_trial, self.gpus_per_trial),
-            *[(self.per_producer.cpus, self.per_producer.gpus)] * crew,
-        ]
+        each = self.per_producer.cpus, self.per_producer.gpus
+        wanted = [(self.cpus_per_trial, self.gpus_per_trial), *[each] * crew]
         free, seated = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes()], 0
         while True:
             for cpus, gpus in wanted:
@@ -104,17 +99,12 @@ def crew_size(config: TrialConfig) -> int:
     return 0 if config.pipeline is None else config.pipeline.producers
 
 
-def _crew(configs: Sequence[TrialConfig]) -> int:
-    return max(map(crew_size, configs))
-
-
 def _check_amounts(whose: str, cpus: float, gpus: float) -> None:
     require(cpus > 0, f"CPUs {whose}", cpus, "more than 0")
     require(0 <= gpus <= 1 or gpus == int(gpus) > 0, f"GPUs {whose}", gpus, "0 to 1, or a whole number")
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Resources of each."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

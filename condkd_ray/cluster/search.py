@@ -162,9 +162,11 @@ class SearchMonitor:
         return self._monitor.over or (self._halting and not self._monitor.running)
 
     def started(self, key: str) -> None:
-        """It holds GPUs from now on."""
+        """It holds GPUs from now on, its own and its producers'."""
         self._monitor.started(key)
-        self._budget.hold(key, self._context.options.gpus(self._sent[key].config))
+        options = self._context.options
+        producers = crew_size(self._sent[key].config)
+        self._budget.hold(key, options.gpus_per_trial + producers * options.per_producer.gpus)
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A round, or all of them."""

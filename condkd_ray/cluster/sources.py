@@ -175,7 +175,9 @@ class SharedSource(AbstractContextManager):
         return store.look(config.inversion.images_per_round), taken.metrics | {"pool/made": float(made)}
 
     def _make(self, config: TrialConfig, prepared: Prepared, state: TrialState, store: SharedStore) -> Taken:
-        self._start_heartbeat()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._heartbeat, daemon=True)
+            self._thread.start()
         production = self._production or self._load(config, prepared)
         if production.round > state.round:
             production = begin(config, prepared)
@@ -201,11 +203,6 @@ class SharedSource(AbstractContextManager):
         if self._production is not None:
             states.save(self._production, self._path)
             self._saved = time.monotonic()
-
-    def _start_heartbeat(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._heartbeat, daemon=True)
-            self._thread.start()
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

@@ -135,7 +135,6 @@ class Monitor:
         self.open.discard(key)
 
     def _outcome_so_far(self, key: str, status: Status, reason: str = "") -> Outcome:
-        """Of a trial that has left none."""
         history, (node, _) = self._history[key], self._workers.get(key, ("", 0))
         return Outcome(status=status, reason=reason, history=history, node=node)
 

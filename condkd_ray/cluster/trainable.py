@@ -88,9 +88,8 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
         with WATCH.trial():
             outcome = _attempt(job, context, report)
             times = {"time/cluster_seconds": WATCH.seconds} if outcome.metrics else {}
-            save_outcome(
-                replace(outcome, metrics=outcome.metrics | times), trial_file(context.folder, job.key, "outcome")
-            )
+            outcome = replace(outcome, metrics=outcome.metrics | times)
+            save_outcome(outcome, trial_file(context.folder, job.key, "outcome"))
     except OutOfTimeError:
         return {OUT_OF_TIME: 1}
     except RestsError:

@@ -126,8 +126,12 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     first, *others = outcome.history
     rest = max(0.0, wall - sum(row["time/wall_seconds"] for row in outcome.history))
     rounds = hull(_seconds(row, whole) for row in others)
-    # At the end, of all the rounds whose images the memory still has.
-    asking = whole.total_rounds * _asking_seconds(whole, prepared)
+    asking = 0.0
+    if not whole.keeps_logits:
+        # The teacher's answers are not made with the round but at the end, on all images that the memory still has.
+        images = torch.zeros(whole.inversion.images_per_round, *prepared.teacher.image_shape)
+        images = images.to(prepared.teacher.device)
+        asking = whole.total_rounds * _time(lambda: answers(prepared.teacher, images))
     seconds = Span(rest + rounds.low, rest + first["time/wall_seconds"] + rounds.high + asking) * PROBED
     record = make_record("explain", plan, "probe", prepared, outcome)
     write_record(folder, record)
@@ -150,15 +154,6 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
         working=Span(state, state + whole.total_rounds * chunks),
         memory=Span(peak * 0.7, (1 + crew) * peak * 1.5 + whole.total_rounds * chunks),
     )
-
-
-def _asking_seconds(config: TrialConfig, prepared: Prepared) -> float:
-    """Of the teacher's answers on a round's images, where they are not made with the round but at the trial's end."""
-    if config.keeps_logits:
-        return 0.0
-    teacher = prepared.teacher
-    images = torch.zeros(config.inversion.images_per_round, *teacher.image_shape, device=teacher.device)
-    return _time(lambda: answers(teacher, images))
 
 
 def round_seconds(plan: Plan, prepared: Prepared) -> float:
@@ -336,7 +331,14 @@ def probe(work: Workload, options: Options, device: str, view: View = SILENT) ->
     stand_ins = StandIns()
     workshop = Workshop(options.cache, device, stand_ins=stand_ins)
     with view.bar("trying out what trials take") as on_step, tempfile.TemporaryDirectory() as folder:
-        before = _preparation(work, workshop, stand_ins)
+        for plan in work.missing:
+            workshop.teacher(plan.config)
+            workshop.condensed(plan.config)
+        before, known = sum((probe_teacher(one, workshop) for one in stand_ins.teachers.values()), Span()), {}
+        for config, method in stand_ins.sets.values():
+            if method not in known:
+                known[method] = probe_set(config, method, workshop)
+            before += known[method]
         _measure(work, workshop, options.out, Path(folder), on_step, untrained=bool(stand_ins.teachers))
     return before
 
@@ -370,21 +372,6 @@ def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
         with contextlib.suppress(InputError):
             found[content_hash(from_tree(record.config)), record.scope] = record
     return {plan: found[key] for plan in planned if (key := (content_hash(plan.config), plan.scope)) in found}
-
-
-def _preparation(work: Workload, workshop: Workshop, stand_ins: StandIns) -> Span:
-    """Seconds of what has to be made before the first trial that is missing."""
-    for plan in work.missing:
-        workshop.teacher(plan.config)
-        workshop.condensed(plan.config)
-    total, known = Span(), {}
-    for config in stand_ins.teachers.values():
-        total += probe_teacher(config, workshop)
-    for config, method in stand_ins.sets.values():
-        if method not in known:
-            known[method] = probe_set(config, method, workshop)
-        total += known[method]
-    return total
 
 
 def _measure(

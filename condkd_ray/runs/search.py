@@ -58,7 +58,10 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
         if spec.gpu_hours is not None:
             budget = ray_search.GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
         # First, as it begins trials of the study.
-        population = _population(study, tree, spec) if spec.population else None
+        population = None
+        if spec.population:
+            sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
+            population = Population(study, tree, **sizes, seed=spec.sampler_seed)
         recorder = SearchRecorder(question, study, tree, workshop, spec, view)
         driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder)
         try:
@@ -107,11 +110,6 @@ def _check_population(tree: dict[str, Any], spec: SearchSpec) -> None:
     for name, accepted in others.items():
         given, flag = getattr(spec, name), name.replace("_", "-")
         require(given == accepted, f"--{flag} with --population", given, accepted or "none")
-
-
-def _population(study: Study, tree: dict[str, Any], spec: SearchSpec) -> Population:
-    sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
-    return Population(study, tree, **sizes, seed=spec.sampler_seed)
 
 
 def study_of(tree: dict[str, Any], spec: SearchSpec) -> Study:
@@ -360,7 +358,11 @@ class PopulationDriver:
             self._queue = [member.number for member in self._population.open()]
         if self._queue:
             return self._generation(self._queue.pop(0))
-        self._give_up()
+        # Where all members came to nothing in a generation, there is no state to go on from.
+        for member in self._population.members:
+            if not member.trial.state.is_finished():
+                self._population.settle(member.number)
+                self._study.fail(member.number, member.life[-1].get("failed", "no member is left"))
         return None
 
     def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
@@ -425,13 +427,6 @@ class PopulationDriver:
             return own
         lived = [[one["params"], one.get("from")] for one in member.life[: generation + 1]]
         return content_hash([own, lived])
-
-    def _give_up(self) -> None:
-        """Where all members came to nothing in a generation, there is no state to go on from."""
-        for member in self._population.members:
-            if not member.trial.state.is_finished():
-                self._population.settle(member.number)
-                self._study.fail(member.number, member.life[-1].get("failed", "no member is left"))
 
     def leftovers(self) -> Sequence[str]:
         """Keys of all generations of all members but the last, whose files can go once all has ended."""

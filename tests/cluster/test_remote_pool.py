@@ -9,7 +9,7 @@ import torch
 import toy
 
 from cluster import processes
-from cluster.test_shared_rounds import FREE, assert_as_alone
+from cluster.test_sources import FREE, assert_as_alone
 from cluster.test_sweep import Heard, everything
 from condkd_ray.cluster.pool import SyntheticPool, make_pool
 from condkd_ray.cluster.stores import PoolStore

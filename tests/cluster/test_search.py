@@ -1,20 +1,29 @@
 """A search on the cluster: what is proposed runs, what is poor is stopped, and tests come last."""
 
+import contextlib
 import os
 import signal
 from dataclasses import dataclass, field
 
+import optuna
 import pytest
 import toy
 
 from cluster import processes
 from cluster.drivers import direct
 from cluster.test_sweep import diverging, planned
+from condkd_ray.cluster import search as module
 from condkd_ray.cluster.options import ClusterOptions
-from condkd_ray.cluster.search import search
+from condkd_ray.cluster.search import GpuBudget, search
+from condkd_ray.commands import search as command
+from condkd_ray.core import checkpoint as states
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
+from condkd_ray.runs import search as searches
+from condkd_ray.study.space import parse
+from condkd_ray.study.storage import open_storage
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.loop import start
 from condkd_ray.trial.plan import PlannedTrial
 
 
@@ -111,3 +120,99 @@ def test_at_its_deadline_nothing_more_is_proposed(cluster, tmp_path):
     guide = Plain({"a": toy.toy_config(rounds=1)})
     assert not search(guide, ClusterOptions(folder=tmp_path, deadline=0.0))
     assert guide.heard == []
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(module, "time", clock := Clock())
+    return clock
+
+
+def test_gpus_count_for_as_long_as_they_are_held(clock):
+    kept = []
+    budget = GpuBudget(10.0, 1.0, kept.append)
+    budget.hold("a", 0.5)
+    budget.hold("b", 2.0)
+    clock.now = 2.0
+    assert budget.used == 1.0 + 0.5 * 2 + 2.0 * 2
+    assert not budget.spent
+    budget.release("b")
+    budget.release("b")
+    clock.now = 4.0
+    # A trial that was started again without a word of its end holds them once.
+    budget.hold("a", 0.5)
+    assert budget.used == pytest.approx(7.0)
+    assert kept == []
+    clock.now = 10.0
+    assert budget.spent
+    assert kept == [10.0]
+    clock.now = 11.0
+    budget.close()
+    clock.now = 20.0
+    assert budget.used == kept[-1] == 10.5
+
+
+def test_once_it_is_spent_nothing_is_proposed_and_what_runs_stops_after_a_round(cluster, tmp_path, clock):
+    class Counting(Plain):
+        """A round takes a second of that clock."""
+
+        def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
+            super().round(trial, metrics)
+            clock.now += 1.0
+
+    kept: list[float] = []
+    guide = Counting({key: toy.toy_config(seed=seed, rounds=5000) for seed, key in enumerate("abc")})
+    budget = GpuBudget(4.0, 1.0, kept.append)
+    assert not search(guide, ClusterOptions(folder=tmp_path, gpus_per_trial=1, max_concurrent=1), budget)
+    assert guide.outcomes == {}
+    assert guide.heard == [("propose", "a")]
+    assert kept[-1] == budget.used == 1.0 + len(guide.rounds["a"]) >= 4.0
+    # Where it stopped it goes on: no round is lost.
+    path = tmp_path / "trials" / "a" / "state.safetensors"
+    stood = states.load(start(guide.configs["a"], toy.make_prepared()), path)
+    assert stood.round == len(guide.rounds["a"])
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["a"]
+
+
+def test_a_budget_that_is_spent_before_starts_nothing(cluster, tmp_path):
+    guide = Plain({"a": toy.toy_config(rounds=1)})
+    assert not search(guide, ClusterOptions(folder=tmp_path, gpus_per_trial=1), GpuBudget(3.0, 4.0))
+    assert guide.heard == []
+
+
+SPACE = """
+data: {name: digits}
+teacher: {network: {name: resnet, depth: 8, width: 8}, training: {epochs: 1}}
+student: {name: resnet, depth: 8, width: 4}
+condensation: {name: random_real, ipc: 1}
+inversion: {name: fast, steps: 1, batch: 32, width: 8, bn_weight: !log_uniform [0.1, 100]}
+distiller: {steps: 2, batch: 32}
+rounds: 3
+"""
+
+
+def test_a_search_says_which_budget_is_spent_and_counts_all_its_runs(cluster, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(searches, "connect", lambda address, view: contextlib.nullcontext())
+    common = {"out": tmp_path / "out", "cache": tmp_path / "cache", "trials": 2, "gpus_per_trial": 0.5}
+
+    def run(hours: float) -> int:
+        return command.run("Which?", parse(SPACE), command.SearchFlags(**common, gpu_hours=hours))
+
+    assert run(1e-9) == 3
+    assert "the GPU budget is spent; the same command continues" in capsys.readouterr().err
+    study = optuna.load_study(study_name="search", storage=open_storage(None, tmp_path / "out"))
+    spent = study.user_attrs["gpu_seconds"]
+    assert spent > 3600e-9
+    begun = len(study.trials)
+    assert run(spent / 3600) == 3
+    assert len(study.trials) == begun
+    assert run(1.0) == 0
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+    assert study.user_attrs["gpu_seconds"] > spent

@@ -1,8 +1,10 @@
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import toy
@@ -14,7 +16,8 @@ from condkd_ray.cluster.files import clear, empty, trial_file, trial_folder
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
-from condkd_ray.cluster.sweep import sweep
+from condkd_ray.cluster.sweep import Monitor, reason_in, sweep
+from condkd_ray.commands.console.exit_codes import speak
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, locate, put_text
@@ -188,3 +191,80 @@ def test_resources_nobody_has_are_refused_before_anything_starts(cluster, tmp_pa
     with pytest.raises(InputError, match="64 CPUs"):
         Heard().sweep({"a": toy.toy_config()}, tmp_path, cpus_per_trial=64)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(params=[True, False])
+def verbose(request):
+    speak(request.param)
+    yield request.param
+    speak(False)
+
+
+def test_where_a_trial_runs_is_told_once_a_place_to_who_wants_to_know(verbose, capsys):
+    rounds = []
+    observer = SimpleNamespace(round=lambda _, metrics: rounds.append(metrics))
+    monitor = Monitor(None, observer)  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    for number, node in ((1, "one"), (2, "one"), (3, "two")):
+        monitor.heard("a", {"round": number, "kd/loss": 0.5, "hostname": node, "pid": 7})
+    assert rounds == [{"round": number, "kd/loss": 0.5} for number in (1, 2, 3)]
+    told = "trial 0 runs on one, process 7\ntrial 0 runs on two, process 7\n"
+    assert capsys.readouterr().err == (told if verbose else "")
+
+
+RAISED = """Failure # 1 (occurred at 2026-01-01_00-00-00)
+ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)
+  File "a.py", line 1, in train
+    raise error
+ValueError: the first time
+Failure # 2 (occurred at 2026-01-01_00-00-09)
+\x1b[36mray::ImplicitFunc.train()\x1b[39m (pid=1, ip=127.0.0.1)
+  File "a.py", line 1, in train
+    raise error
+IsADirectoryError: [Errno 21] Is a directory: 'state'
+"""
+DIED = """Failure # 1 (occurred at 2026-01-01_00-00-00)
+The actor died unexpectedly before finishing this task.
+\tclass_name: ImplicitFunc
+\tactor_id: 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (RAISED, "IsADirectoryError: [Errno 21] Is a directory: 'state'"),
+        (DIED, "its process died (The actor died unexpectedly before finishing this task.)"),
+        ("", "its process died (no reason known)"),
+    ],
+)
+def test_a_failure_in_one_line(text: str, reason: str):
+    assert reason_in(text) == reason
+
+
+LOOPBACK = "node:127.0.0.1"
+"""A resource of which each node of a cluster on loopback has 1."""
+
+
+def test_at_its_deadline_a_sweep_ends_and_what_ran_has_a_checkpoint(cluster, tmp_path):
+    configs = {key: toy.toy_config(seed=seed, rounds=100_000) for seed, key in enumerate("abcd")}
+    heard = Heard()
+    for seconds in (6, 12, 24, 48, 96):
+        assert not heard.sweep(configs, tmp_path, deadline=time.time() + seconds, checkpoint_seconds=3600)
+        # On a busy machine processes may not have started by then.
+        if len(heard.rounds) == 2:
+            break
+    # Its trials would have gone on for half an hour.
+    assert heard.outcomes == {}
+    assert set(heard.rounds) == {"a", "b"}
+    # No checkpoint was due but that at the end.
+    stored = {key for key in configs if (trial_folder(tmp_path, key) / "state.safetensors").is_file()}
+    assert stored == {"a", "b"}
+
+
+@pytest.mark.parametrize("limit", [{"max_concurrent": 1}, {"resources": {LOOPBACK: 0.6}}])
+def test_fewer_trials_at_once(cluster, tmp_path, limit):
+    told: list[str] = []
+    configs = {key: toy.toy_config(seed=seed, rounds=2) for seed, key in enumerate("ab")}
+    assert Heard(lambda trial, metrics: told.append(trial.key)).sweep(configs, tmp_path, **limit)
+    assert told == ["a", "a", "b", "b"]

@@ -13,12 +13,18 @@ from typing import TypeVar
 
 import pytest
 from places import EXPERIMENTS, SPACES
-from toy import make_prepared
+from toy import make_prepared, toy_config
 
 from condkd_ray.commands.experiment import Flags
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.records import read_manifest, read_records, write_manifest, write_record
-from condkd_ray.methods.condensation import DistributionMatching
+from condkd_ray.methods.condensation import (
+    DistributionMatching,
+    GradientMatching,
+    Herding,
+    SqueezeRecover,
+    TrajectoryMatching,
+)
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
@@ -31,7 +37,11 @@ from condkd_ray.runs.estimate import (
     explain,
     explain_search,
     finished_before,
+    hull,
     makespan,
+    probe_set,
+    probe_teacher,
+    probe_trial,
 )
 from condkd_ray.runs.options import Options
 from condkd_ray.runs.presets import arm, spread
@@ -223,3 +233,75 @@ def check(found: Estimate, command: list[str], out: Path) -> None:
     assert found.kept.low < size < found.kept.high
     peak = max(record.outcome.peak_bytes for record in read_records(out))
     assert found.trial_memory.low < peak < found.trial_memory.high
+
+
+def test_spans_are_added_and_multiplied_bound_by_bound():
+    assert Span(1, 2) + Span(3, 5) == Span(4, 7)
+    assert Span(1, 2) * 3 == Span(3, 6)
+    assert Span(1, 2) * Span(2, 5) == Span(2, 10)
+    assert hull([2.0, Span(1, 3), 5.0]) == Span(1, 5)
+
+
+def test_a_trial_is_tried_and_its_files_measured(tmp_path):
+    config = toy_config(rounds=100)
+    cost = probe_trial(Plan("guided", 2, 0, config), make_prepared(), tmp_path)
+    assert 0 < cost.wall.low < cost.wall.high
+    assert 0 < cost.cpu.low <= cost.wall.high
+    assert cost.product.high > cost.product.low > 0
+    # 100 rounds of 16 images of 64 pixels, and their logits.
+    assert cost.working.high - cost.working.low > 100 * 16 * 64
+    assert cost.kept.high > cost.kept.low > 0
+    assert cost.memory.low > 100e6
+
+
+def test_a_trial_that_diverges_says_so(tmp_path):
+    config = toy_config()
+    config = replace(config, distiller=replace(config.distiller, lr=1e30))
+    with pytest.raises(NonFiniteError, match="kd/loss"):
+        probe_trial(Plan("guided", 2, 0, config), make_prepared(), tmp_path)
+
+
+def test_with_stand_ins_a_workshop_makes_nothing_and_lists_what_there_is_to_make_once(tmp_path):
+    stand_ins = StandIns()
+    workshop = Workshop(tmp_path / "cache", stand_ins=stand_ins)
+    for plan in plans():
+        prepared = workshop.prepare(plan.config)
+        assert len(prepared.condensed or []) == (20 if plan.arm == "guided" else 0)
+    assert len(stand_ins.teachers) == 1
+    assert [(config.seed, method.name) for config, method in stand_ins.sets.values()] == [
+        (0, "distribution_matching"),
+        (1, "distribution_matching"),
+    ]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_cached_is_taken_as_it_is(tmp_path):
+    config = plans()[-1].config
+    config = replace(config, teacher=replace(config.teacher, training=replace(config.teacher.training, epochs=2)))
+    true = Workshop(tmp_path).prepare(config)
+    stand_ins = StandIns()
+    assert Workshop(tmp_path, stand_ins=stand_ins).prepare(config).hashes == true.hashes
+    assert stand_ins == StandIns({}, {})
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        TrajectoryMatching(ipc=1, condensed_together=1, experts=1, width=8, depth=1, steps=1),
+        GradientMatching(ipc=1, condensed_together=1, outer=1, inner=1, width=8, depth=1),
+        SqueezeRecover(ipc=1),
+        Herding(ipc=1, width=8, depth=1),
+    ],
+    ids=lambda method: method.name,
+)
+def test_every_condenser_is_tried_without_doing_its_work(tmp_path, method):
+    workshop, config = Workshop(tmp_path, stand_ins=StandIns()), plans()[-1].config
+    taken = probe_set(config, method, workshop)
+    assert 0 < taken.low < taken.high
+
+
+def test_a_teachers_training_is_measured_by_some_of_its_steps(tmp_path):
+    workshop, config = Workshop(tmp_path, stand_ins=StandIns()), plans()[0].config
+    short = probe_teacher(config, workshop)
+    longer = replace(config.teacher, training=replace(config.teacher.training, epochs=4000))
+    assert probe_teacher(replace(config, teacher=longer), workshop).low > 5 * short.high

@@ -1,18 +1,28 @@
-"""Which trials' products are kept: the best of each arm, by what may choose; and which of these is exported."""
+"""What is kept of trials: products of the best, image grids, and features; and which of these is exported."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
 from report.report_factory import altered
-from toy import make_prepared, toy_config
+from report.report_factory import make_record as a_record
+from toy import NUM_CLASSES, make_prepared, samples, toy_config
 
 from condkd_ray.core import checkpoint as states
-from condkd_ray.core.records import Manifest, write_manifest, write_record
+from condkd_ray.core.records import ALL_REAL, Manifest, Outcome, condensed_path, grid_path, write_manifest, write_record
+from condkd_ray.core.samples import Codec, to_pixels
 from condkd_ray.core.storage import locate
-from condkd_ray.runs.products import Shelf, choose, kept_path, merit
-from condkd_ray.runs.recorder import make_record
-from condkd_ray.trial.outcome import product_path, read_product
-from condkd_ray.trial.plan import Plan
+from condkd_ray.methods.condensation import AllReal
+from condkd_ray.methods.inversion import DeepInversion, NoInversion
+from condkd_ray.report.figures.image_grids import captioned, write_grid
+from condkd_ray.report.tensorboard.embeddings import points_path, read_points, write_points
+from condkd_ray.report.tensorboard.writer import rebuild
+from condkd_ray.runs import products
+from condkd_ray.runs.products import Shelf, choose, feature_points, kept_path, merit, most_bytes, write_grids
+from condkd_ray.runs.recorder import Recorder, make_record
+from condkd_ray.trial.outcome import Product, product_path, read_product
+from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 
 PREPARED = make_prepared()
@@ -96,3 +106,136 @@ def test_a_failed_trial_keeps_nothing(tmp_path):
     out = folder_of(tmp_path)
     Shelf(out).offer(altered(ran(out, "a"), status="failed"))
     assert not kept_path(out, "a").exists()
+
+
+WHOLE = make_prepared()
+TEACHER = WHOLE.teacher
+IMAGES = torch.arange(NUM_CLASSES, dtype=torch.uint8).repeat_interleave(3).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+OUTCOME = Outcome(status="finished", metrics={}, history=[], predictions=[], images=IMAGES, images_per_class=3)
+
+
+def record(**changes):
+    return a_record("guided", 2, 0, **{"condensed_hash": "c0ffee", "inversion": "fast"} | changes)
+
+
+def names(out, one) -> list[tuple[str, str]]:
+    return [(caption, path.stem) for caption, path in captioned(out, one)]
+
+
+def test_the_condensed_set_is_kept_once_and_stands_first(tmp_path):
+    one = record()
+    write_grids(tmp_path, one, OUTCOME, WHOLE)
+    guides = condensed_path(tmp_path, "c0ffee")
+    images, teacher = WHOLE.condensed.images[WHOLE.condensed.labels.argsort()], WHOLE.teacher
+    write_grid(tmp_path / "expected.png", to_pixels(images, teacher.mean, teacher.std), 2)
+    assert guides.read_bytes() == (tmp_path / "expected.png").read_bytes()
+    guides.write_bytes(b"here")
+    write_grids(tmp_path, record(config_hash="another"), OUTCOME, WHOLE)
+    assert guides.read_bytes() == b"here"
+    assert names(tmp_path, one) == [("condensed", "condensed-c0ffee"), ("synthetic", one.config_hash)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "prepared", "expected"),
+    [
+        ({"condensed_hash": "", "condensation": "none"}, make_prepared(condensed=False), ["synthetic"]),
+        ({"inversion": "none"}, WHOLE, ["condensed"]),
+        ({"inversion": "none", "condensation": "all_real"}, WHOLE, ["real"]),
+    ],
+)
+def test_a_picture_says_what_it_shows(tmp_path, changes, prepared, expected):
+    one = record(**changes)
+    write_grids(tmp_path, one, OUTCOME, prepared)
+    assert names(tmp_path, one) == [(caption, one.config_hash) for caption in expected]
+
+
+def test_of_a_failed_trial_only_what_it_was_given_is_shown(tmp_path):
+    one = record()
+    write_grids(tmp_path, one, replace(OUTCOME, images=None), WHOLE)
+    assert names(tmp_path, one) == [("condensed", "condensed-c0ffee")]
+    assert not grid_path(tmp_path, one.config_hash).exists()
+
+
+def product(images, space="unit") -> Product:
+    encoded = Codec(space, TEACHER.mean, TEACHER.std).encode(images)
+    return Product(
+        mean=TEACHER.mean, std=TEACHER.std, space=space,
+        images=encoded.images, labels=encoded.labels, logits=encoded.logits,
+    )  # fmt: skip
+
+
+def close(left, right) -> bool:
+    return torch.allclose(left, right, atol=2e-3, rtol=2e-3)
+
+
+def test_points_are_features_in_units_of_the_real_ones():
+    shown = samples(6)
+    found = feature_points(WHOLE, product(shown))
+    marks = WHOLE.landmarks
+    assert set(found) == {"real", "condensed", "synthetic"}
+    assert len(found["real"].classes) == len(marks.real)
+    assert found["real"].features.square().sum(1).mean().sqrt() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(found["condensed"].features, marks.condensed)
+    order = sorted(range(6), key=lambda row: int(shown.labels[row]))
+    assert found["synthetic"].classes.tolist() == [int(shown.labels[row]) for row in order]
+    for place, row in enumerate(order):
+        alone = TEACHER.observe(shown.images[row : row + 1]).features[0] / marks.scale
+        assert close(found["synthetic"].features[place], alone)
+
+
+def test_what_is_written_takes_no_more_bytes_than_was_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(products, "MOST_POINTS", 20)
+    labels = torch.arange(40) % NUM_CLASSES
+    found = feature_points(WHOLE, product(samples(40, labels=labels)))
+    # As many as there may be of a kind.
+    found["condensed"] = found["real"]
+    records = [a_record(arm, 2, 0, condensed_hash=arm) for arm in ("mixed", "guided")]
+    for record in records:
+        write_points(points_path(tmp_path, record.config_hash), found)
+    rebuild(tmp_path, records)
+    written = sum(path.stat().st_size for name in ("tensors.tsv", "*.safetensors") for path in tmp_path.rglob(name))
+    assert 0.3 < written / (2 * most_bytes(TEACHER)) <= 1
+
+
+def test_free_pixels_are_not_clipped():
+    shown = samples(4)
+    loud = replace(shown, images=3 * shown.images)
+    seen = TEACHER.observe(loud.images[loud.labels.argsort(stable=True)]).features / WHOLE.landmarks.scale
+    assert close(feature_points(WHOLE, product(loud, "model"))["synthetic"].features, seen)
+    assert not close(feature_points(WHOLE, product(loud, "unit"))["synthetic"].features, seen)
+
+
+def test_many_images_are_thinned_out_evenly(monkeypatch):
+    monkeypatch.setattr(products, "MOST_POINTS", 2 * NUM_CLASSES)
+    labels = torch.arange(40) % NUM_CLASSES
+    found = feature_points(WHOLE, product(samples(40, labels=labels)))
+    for kind in ("real", "synthetic"):
+        assert found[kind].classes.bincount().tolist() == [2] * NUM_CLASSES
+
+
+def test_without_condensed_or_synthetic_images_there_are_fewer_kinds():
+    assert set(feature_points(make_prepared(condensed=False), product(samples(3)))) == {"real", "synthetic"}
+    assert set(feature_points(WHOLE, Product())) == {"real", "condensed"}
+    assert feature_points(replace(WHOLE, landmarks=None), product(samples(3))) == {}
+
+
+@pytest.mark.parametrize("inversion", [None, DeepInversion(steps=2, batch=16)])
+def test_the_best_trial_of_an_arm_keeps_its_points_and_another_loses_them(tmp_path, inversion):
+    more = {} if inversion is None else {"inversion": inversion}
+    configs = [toy_config(rounds=1, seed=seed, **more) for seed in (0, 1)]
+    trials = [PlannedTrial(trial_hash(one, WHOLE), Plan("mixed", 2, one.seed, one), WHOLE) for one in configs]
+    recorder = Recorder("test", tmp_path, trials)
+    for trial, better in zip(trials, (0.1, 0.2), strict=True):
+        place = product_path(tmp_path / "trials" / trial.key)
+        outcome = run_trial(trial.config, WHOLE, local_store(trial.config, WHOLE, None), product=place)
+        recorder.ended(trial, replace(outcome, metrics=outcome.metrics | {"student/val_accuracy": better}))
+    recorder.close()
+    best = trials[1].key
+    assert [path.stem for path in (tmp_path / "points").iterdir()] == [best]
+    kept = read_product(tmp_path / "products" / f"{best}.safetensors")
+    expected = feature_points(WHOLE, kept)["synthetic"]
+    assert close(read_points(points_path(tmp_path, best))["synthetic"].features, expected.features)
+
+
+def test_reports_know_the_names_of_the_methods():
+    assert (AllReal.name, NoInversion.name) == (ALL_REAL, "none")
