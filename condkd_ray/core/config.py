@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import types
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -115,6 +116,15 @@ def merge(base: Tree, over: Tree) -> Tree:
             value = merge(old, value)
         merged[key] = value
     return merged
+
+
+def flattened(tree: Mapping[str, Any], separator: str = "/") -> Tree:
+    """The leaves of a tree by their paths; a list is one leaf."""
+    found: Tree = {}
+    for key, value in tree.items():
+        below = flattened(value, separator) if isinstance(value, Mapping) else {"": value}
+        found |= {f"{key}{separator}{path}" if path else key: leaf for path, leaf in below.items()}
+    return found
 
 
 def identity(value: Any, *, complete: bool = False) -> Any:

@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from condkd_ray import models
-from condkd_ray.core.config import Tree, to_tree
+from condkd_ray.core.config import Tree, flattened, to_tree
 from condkd_ray.core.environment import CpuClock, git_state, versions
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import (
@@ -427,15 +427,6 @@ def _differences(records: Iterable[Record]) -> dict[str, list[Leaf]]:
 
 def _leaves(record: Record) -> dict[str, Leaf]:
     """Where a trial stands in the plan, and all leaves of its config by their paths."""
-    found = {name: value for name, value in _flat(record.config).items() if name not in ALSO}
-    return {"arm": record.arm, "ipc": record.ipc, "seed": record.seed, **found}
-
-
-def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Leaf]:
-    leaves: dict[str, Leaf] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= _flat(value, f"{path}{key}/")
-        else:
-            leaves[f"{path}{key}"] = json.dumps(value) if isinstance(value, list | tuple) else value
-    return leaves
+    found = {name: leaf for name, leaf in flattened(record.config).items() if name not in ALSO}
+    told = {name: json.dumps(leaf) if isinstance(leaf, list | tuple) else leaf for name, leaf in found.items()}
+    return {"arm": record.arm, "ipc": record.ipc, "seed": record.seed, **told}

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condkd_ray.core.config import content_hash, identity, merge, to_tree
+from condkd_ray.core.config import content_hash, flattened, identity, merge, to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import DataConfig
 from condkd_ray.methods.condensation import Imported
@@ -315,3 +315,9 @@ def test_a_missing_file_is_refused_and_an_empty_one_is_the_default(tmp_path):
         read(tmp_path / "none.yaml")
     (tmp_path / "empty.yaml").touch()
     assert read(tmp_path / "empty.yaml") == TrialConfig()
+
+
+def test_a_tree_is_flattened_by_paths_and_a_list_is_one_leaf():
+    tree = {"a": {"b": 1, "c": {"d": [1, {"e": 2}]}, "empty": {}}, "f": None}
+    assert flattened(tree) == {"a/b": 1, "a/c/d": [1, {"e": 2}], "f": None}
+    assert list(flattened(tree, ".")) == ["a.b", "a.c.d", "f"]

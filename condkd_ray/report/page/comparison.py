@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from condkd_ray.core.config import Tree, flattened
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Manifest, Record, check_same_numbers
 from condkd_ray.report.figures import accuracy
@@ -218,16 +218,11 @@ def _key(record: Record) -> tuple[str, int, int]:
     return record.arm, record.ipc, record.seed
 
 
-def _changes(first: Any, second: Any) -> dict[str, Change]:
-    both = _both(_leaves(first), _leaves(second), ABSENT)
+def _changes(first: Tree, second: Tree) -> dict[str, Change]:
+    """The values, as JSON, of the leaves in which two configs differ, by their paths."""
+    both = _both(_as_json(first), _as_json(second), ABSENT)
     return {path: values for path, values in both.items() if values[0] != values[1]}
 
 
-def _leaves(tree: Any, path: str = "") -> dict[str, str]:
-    """Values as JSON, by their paths; lists are values."""
-    if not isinstance(tree, Mapping):
-        return {path: json.dumps(tree, sort_keys=True)}
-    found: dict[str, str] = {}
-    for key, value in tree.items():
-        found |= _leaves(value, f"{path}/{key}" if path else str(key))
-    return found
+def _as_json(tree: Tree) -> dict[str, str]:
+    return {path: json.dumps(leaf, sort_keys=True) for path, leaf in flattened(tree).items()}

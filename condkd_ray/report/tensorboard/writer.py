@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars
 
+from condkd_ray.core.config import flattened
 from condkd_ray.core.records import Record, record_path
 from condkd_ray.report.figures import image_grids
 from condkd_ray.report.tensorboard import charts, embeddings, events
@@ -190,11 +191,6 @@ def rebuild(out: Path, records: Sequence[Record]) -> None:
     embeddings.write_together(Path(out) / FOLDER, out, records)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    leaves: dict[str, Scalar] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= _flatten(value, f"{prefix}{key}.")
-        elif value is not None:
-            leaves[f"{prefix}{key}"] = value if isinstance(value, str | bool | int | float) else str(value)
-    return leaves
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Scalar]:
+    there = {name: value for name, value in flattened(tree, ".").items() if value is not None}
+    return {name: one if isinstance(one, str | bool | int | float) else str(one) for name, one in there.items()}
