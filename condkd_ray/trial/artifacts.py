@@ -62,10 +62,10 @@ def cached(path: Path, make: Callable[[], dict[str, Tensor]], what: str) -> dict
     try:
         if not path.is_file():
             tensors = make()
-            with writing(path) as partial:
-                save_file(tensors, partial, metadata={"what": what})
+            with writing(path) as fresh:
+                save_file(tensors, fresh, metadata={"what": what})
                 # It is made for its owner alone, but caches are meant to be shared.
-                partial.chmod(0o644)
+                fresh.chmod(0o644)
     finally:
         lock.release()
     return load_file(path)
@@ -190,7 +190,6 @@ class Workshop:
 
     def _teacher(self, config: TrialConfig) -> Teacher:
         dataset, recipe = self.data(config), config.teacher
-        path = self._stored("teachers", partial(self._teacher_key, config))
         network = recipe.build(dataset)
         name = f"teacher {label(recipe.network)} on {dataset.name}"
 
@@ -201,10 +200,12 @@ class Workshop:
 
         if recipe.weights is not None:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
-        elif self._stand_ins is not None and not path.is_file():
-            self._stand_ins.teachers[self._teacher_key(config)] = config
         else:
-            load_into(network, cached(path, train, name), f"cached weights {path}")
+            path = self._stored("teachers", partial(self._teacher_key, config))
+            if self._stand_ins is not None and not path.is_file():
+                self._stand_ins.teachers[self._teacher_key(config)] = config
+            else:
+                load_into(network, cached(path, train, name), f"cached weights {path}")
         teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         return teacher.to(self.device)
 

@@ -36,7 +36,8 @@ Weak, and no images are mixed: on what no longer looks like data a good student 
 def choose(labels: Tensor, per_class: int, *, seed: int) -> Tensor:
     """Rows of `per_class` random images of each class, or of all where it has fewer, by class; `labels` (N,)."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([rows[:per_class] for rows in by_class(order, labels[order], int(labels.max()) + 1)])
+    num_classes = int(labels.max()) + 1 if len(labels) else 1
+    return torch.cat([rows[:per_class] for rows in by_class(order, labels[order], num_classes)])
 
 
 @torch.no_grad()

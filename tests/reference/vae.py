@@ -5,11 +5,6 @@ from math import exp
 from reference.losses import argmax, class_prior, mean, negative_entropy
 
 
-def reconstruction(rebuilt, images):
-    """Mean absolute difference of two equally nested lists."""
-    return mean([abs(a - b) for a, b in zip(flat(rebuilt), flat(images), strict=True)])
-
-
 def flat(nested):
     if not isinstance(nested, list):
         return [nested]

@@ -205,11 +205,9 @@ def test_nothing_that_decides_reads_landmarks_or_diagnosis():
         for path in package.rglob("*.py")
         if any(word in path.read_text() for word in (".landmarks", "diagnosis/"))
     }
-    made_and_sent = {f"trial/{name}.py" for name in ("diagnosis", "artifacts", "loop", "outcome")} | {
-        "cluster/worker/object_store.py"
-    }
+    made_and_sent = {f"trial/{name}.py" for name in ("diagnosis", "artifacts", "loop", "outcome")}
     told = {f"report/{name}.py" for name in ("tables/arms", "figures/rounds", "tensorboard/writer")}
-    assert readers - made_and_sent <= told | {"runs/images.py"}
+    assert readers - made_and_sent <= told | {"runs/products.py"}
     seen = {path.name for path in package.rglob("*.py") if "read_points" in path.read_text()}
     assert seen == {"embeddings.py"}
 

@@ -143,3 +143,7 @@ def test_reference_images_are_some_of_each_class_by_seed():
     assert len(rows.unique()) == len(rows)
     assert torch.equal(rows, choose(labels, REAL_PER_CLASS, seed=1))
     assert not torch.equal(rows, choose(labels, REAL_PER_CLASS, seed=2))
+
+
+def test_of_no_images_none_are_chosen():
+    assert choose(torch.zeros(0, dtype=torch.int64), REAL_PER_CLASS, seed=1).tolist() == []
