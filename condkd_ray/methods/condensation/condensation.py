@@ -24,7 +24,7 @@ from condkd_ray.core.method import Meter, Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
-from condkd_ray.models.plain import ConvNet, ConvNetModule
+from condkd_ray.models.convnet import ConvNet, ConvNetModule
 from condkd_ray.models.teacher import Teacher
 
 

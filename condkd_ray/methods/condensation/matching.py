@@ -39,7 +39,7 @@ from condkd_ray.methods.condensation.condensation import (
     random_per_class,
     train,
 )
-from condkd_ray.models.plain import ConvNet, ConvNetModule
+from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
 
 @dataclass(frozen=True, kw_only=True)
