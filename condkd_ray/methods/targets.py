@@ -1,7 +1,7 @@
 """What the images of a round are to show: a class each, or a whole answer of the teacher.
 
 Soft targets from a layer of the teacher: Z. Wang, AAAI 2021, arXiv 2104.04868, "Data-free knowledge distillation with
-soft targeted transfer set synthesis"; the images are `inversion/pixelwise.py`. Formulas, settings and traps:
+soft targeted transfer set synthesis"; the images are `inversion/soft_target.py`. Formulas, settings and traps:
 `methods.md` 5.2, 5.4, 5.6 (the paper's formulas by way of its discussions and of a re-implementation; it has no
 released code).
 

@@ -9,10 +9,16 @@ from dataclasses import fields
 from typing import get_args
 
 from condkd_ray.core.method import InputError
+from condkd_ray.models.alexnet import AlexNet, AlexNetHalf
+from condkd_ray.models.convnet import ConvNet
+from condkd_ray.models.lenet import LeNet5, LeNet5Half
+from condkd_ray.models.mobilenet import MobileNetV2
 from condkd_ray.models.network import label
-from condkd_ray.models.plain import AlexNet, AlexNetHalf, ConvNet, LeNet5, LeNet5Half, SqueezeNet, Vgg11
-from condkd_ray.models.residual import MobileNetV2, ResNet, ResNet18, ResNet34, Wrn
+from condkd_ray.models.resnet import ResNet, ResNet18, ResNet34
+from condkd_ray.models.squeezenet import SqueezeNet
 from condkd_ray.models.torchvision import Torchvision
+from condkd_ray.models.vgg import Vgg11
+from condkd_ray.models.wrn import Wrn
 
 _Small = LeNet5 | LeNet5Half | ResNet | ConvNet | AlexNet | AlexNetHalf
 _Large = ResNet18 | ResNet34 | Wrn | Vgg11 | MobileNetV2 | SqueezeNet | Torchvision

@@ -1,9 +1,10 @@
 """What a condensation is: a frozen dataclass that makes a few labelled images stand for a whole data set.
 
-Then what several share, which is how rows are chosen by class and networks of their own; and real images: random ones,
-no condensation and the control that every condensed set has to beat; all of them, the upper reference, distillation
-with the data that is not there; or those that herding (Welling, ICML 2009) chooses one by one, so that their mean
-follows the mean of their class.
+With what several share, how rows are chosen by class and networks of their own; and the condensers of real images:
+
+- Random ones are no condensation, and the control that every condensed set has to beat.
+- All of them are the upper reference, distillation with the data that is not there.
+- Herding (Welling, ICML 2009) chooses one by one, so that the mean of those chosen follows the mean of their class.
 
 Letters: N images, M images a class, B batch, C channels, H W height and width, K classes, D features.
 """
@@ -23,7 +24,7 @@ from condkd_ray.core.method import Meter, Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.view import OnStep, unheard
-from condkd_ray.models.plain import ConvNet, ConvNetModule
+from condkd_ray.models.convnet import ConvNet, ConvNetModule
 from condkd_ray.models.teacher import Teacher
 
 

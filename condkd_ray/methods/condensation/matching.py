@@ -7,7 +7,7 @@
   Settings read in the authors' code: `methods.md` 6.4, `peers.md` B.2 and B.4.
 
 Letters: K classes, N real and M synthetic images a class, C channels, H W height and width, D features, O output
-channels. Of trajectories: B synthetic images a step, P parameters, E epochs of an expert; N and M are fields there.
+channels. Of trajectories: B synthetic images a step, P parameters, E epochs of an expert, N steps, M epochs they match.
 """
 
 import math
@@ -39,7 +39,7 @@ from condkd_ray.methods.condensation.condensation import (
     random_per_class,
     train,
 )
-from condkd_ray.models.plain import ConvNet, ConvNetModule
+from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
 
 @dataclass(frozen=True, kw_only=True)

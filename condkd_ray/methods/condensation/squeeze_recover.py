@@ -20,7 +20,7 @@ from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import require_shift, resized_crop, roll_flip, shift_flip
 from condkd_ray.methods.condensation.condensation import Condensation, train
 from condkd_ray.methods.losses.inversion import BnStatistics, bn_distance, total_variation
-from condkd_ray.models.residual import ResNet
+from condkd_ray.models.resnet import ResNet
 from condkd_ray.models.teacher import Teacher
 
 FIRST = 10.0

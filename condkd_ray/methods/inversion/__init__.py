@@ -1,9 +1,16 @@
-"""Inversion: a teacher turned back into images. One kind of host, one file."""
+"""Inversion: a teacher turned back into images. One paper, one file."""
 
-from condkd_ray.methods.inversion.conditional import Cmi, Fast, Nayer
+from condkd_ray.methods.inversion.cmi import Cmi
+from condkd_ray.methods.inversion.dafl import Dafl
+from condkd_ray.methods.inversion.deep_inversion import DeepInversion
+from condkd_ray.methods.inversion.dfad import Dfad
+from condkd_ray.methods.inversion.dfq import Dfq
+from condkd_ray.methods.inversion.fast import Fast
 from condkd_ray.methods.inversion.inversion import Inversion as Inversion
 from condkd_ray.methods.inversion.inversion import NoInversion
-from condkd_ray.methods.inversion.pixelwise import DeepInversion, SoftTarget
-from condkd_ray.methods.inversion.unconditional import Dafl, Dfad, Dfq, PreDfkd, Zskt
+from condkd_ray.methods.inversion.nayer import Nayer
+from condkd_ray.methods.inversion.pre_dfkd import PreDfkd
+from condkd_ray.methods.inversion.soft_target import SoftTarget
+from condkd_ray.methods.inversion.zskt import Zskt
 
 AnyInversion = Fast | Cmi | DeepInversion | Dafl | Zskt | Dfad | Dfq | PreDfkd | SoftTarget | Nayer | NoInversion

@@ -1,6 +1,6 @@
 """What every replay memory is: a policy of keeping and drawing. Its state holds ids and counters, never images.
 
-And the memories that draw all they keep alike: everything, the latest round, a fair sample, a bank.
+And the memories that look at no answer of a network: everything, a fair sample, the latest round, a bank.
 
 - A reservoir is the alternative to MB-DFKD's first-in-first-out bank (`methods.md` 3.5: that it is useful is inferred,
   so our choice). A bank spans its last entries only; there the first round counts as much as the last.

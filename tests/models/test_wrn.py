@@ -5,7 +5,7 @@ from torch import nn
 
 from condkd_ray.core.method import InputError
 from condkd_ray.models import Wrn
-from condkd_ray.models.residual import PreActivationBlock
+from condkd_ray.models.wrn import PreActivationBlock
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from condkd_ray.core.method import InputError
 from condkd_ray.models import ConvNet
-from condkd_ray.models.plain import ConvNetModule
+from condkd_ray.models.convnet import ConvNetModule
 
 
 def build(shape: tuple[int, int, int], **fields: int) -> ConvNetModule:

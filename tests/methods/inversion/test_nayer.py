@@ -14,7 +14,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Nayer
-from condkd_ray.methods.inversion.conditional import NamedGenerator, NoisyLayers, dealt, occurrences, read_embeddings
+from condkd_ray.methods.inversion.nayer import NamedGenerator, NoisyLayers, dealt, occurrences, read_embeddings
 from condkd_ray.methods.targets import Balanced, Targets
 from condkd_ray.methods.weighing import equal_weights
 from condkd_ray.models import LeNet5

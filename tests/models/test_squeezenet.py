@@ -4,7 +4,7 @@ from torchvision import models
 
 from condkd_ray.core.method import InputError
 from condkd_ray.models import SqueezeNet
-from condkd_ray.models.plain import Fire
+from condkd_ray.models.squeezenet import Fire
 
 
 def weights(module: torch.nn.Module) -> int:

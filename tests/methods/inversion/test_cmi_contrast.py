@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from reference import losses as reference
 
-from condkd_ray.methods.inversion.conditional import instance_discrimination
+from condkd_ray.methods.inversion.cmi import instance_discrimination
 
 RNG = torch.Generator().manual_seed(0)
 LOCAL, WHOLE = F.normalize(torch.randn(2, 9, 5, generator=RNG, dtype=torch.float64), dim=2)

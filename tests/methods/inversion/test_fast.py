@@ -127,7 +127,7 @@ def spied(monkeypatch):
         clones.append(copy.deepcopy(generator))
         return clones[-1]
 
-    monkeypatch.setattr("condkd_ray.methods.inversion.conditional.copy", SimpleNamespace(deepcopy=deepcopy))
+    monkeypatch.setattr("condkd_ray.methods.inversion.fast.copy", SimpleNamespace(deepcopy=deepcopy))
     return clones
 
 

@@ -4,7 +4,7 @@ from torchvision import models
 
 from condkd_ray.core.method import InputError
 from condkd_ray.models import MobileNetV2, Torchvision
-from condkd_ray.models.residual import InvertedResidual, rounded
+from condkd_ray.models.mobilenet import InvertedResidual, rounded
 
 
 @pytest.mark.parametrize("classes", [10, 1000])

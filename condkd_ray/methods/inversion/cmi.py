@@ -1,0 +1,180 @@
+"""CMI (Fang et al., IJCAI 2021, "Contrastive model inversion for data-free knowledge distillation").
+
+`peers.md` A.6 and `methods.md` 6.1, 6.2, read in the released code. Letters: B batch, D features, N rows of the bank.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.core.method import Metrics, require
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.data.augment import require_shift, resized_crop
+from condkd_ray.methods.inversion.conditional import Conditional
+from condkd_ray.methods.inversion.inversion import Round, require_bn
+from condkd_ray.methods.targets import Targets
+from condkd_ray.models.generator import Generator
+from condkd_ray.models.network import drawn
+from condkd_ray.models.teacher import Observation, Teacher
+
+
+@dataclass
+class CmiState:
+    """The contrastive head, its optimiser, the bank (None before the first round), rounds so far.
+
+    A row of the bank is an image's local and global features side by side, as the teacher gave them: (rows, 2 D).
+    """
+
+    head: nn.Module
+    optimizer: torch.optim.Optimizer
+    bank: Tensor | None = None
+    round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cmi(Conditional[CmiState]):
+    r"""Each round a new generator and its latents are optimised together, to make images unlike all made before.
+
+    Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + cr C + guide(x, y) over the
+    shifted and flipped images x, the global view. A is minus the KL where teacher and student agree. C is InfoNCE
+    between this view and a random resized crop, the local one, in a head over each image's channel means at the inputs
+    of the teacher's `layers`; images of earlier rounds stand by as negatives. The images of lowest loss are kept, and
+    their features.
+    """
+
+    paper = "Fang et al., IJCAI 2021"
+    ours = ("layers", "steps", "batch")
+    name: Literal["cmi"] = "cmi"
+    hears = "answers"
+    layers: Literal["stages", "all"] = "stages"
+    """Whose inputs C compares. `stages`: the stages' alone, as the official code does for a ResNet-34 (4 stages, 512
+    values an image). Our choice for other teachers, see `condkd_ray.models.hooks.stage_inputs`: a stage that reads the
+    image itself is left out; networks without stages have the first BN layer at each size of map. `all`: every BN
+    layer's, as the official code does for all others; 2704 values an image for a WRN-40-2, 8512 for a ResNet-34."""
+    steps: int = 100
+    """Adam steps a round (200 to 500 in the official scripts); each looks at two views and compares all with all."""
+    batch: int = 128
+    """Images a round (256 in the official scripts)."""
+    latent: int = 256
+    width: int = 128
+    """Channels of the generator's first stage; the official one has 128."""
+    lr: float = 1e-3
+    """Of generator, latents and head."""
+    bn_weight: float = 1.0
+    oh_weight: float = 1.0
+    adv_weight: float = 0.5
+    cr_weight: float = 0.8
+    cr_temperature: float = 0.1
+    head: int = 256
+    """Dimensions in which views are compared."""
+    negatives: int = 4096
+    """Rows of the bank that join each step's comparison, drawn without replacement; all there are, if fewer."""
+    bank: int = 40_960
+    """Rows kept, the latest. On the device they take rows x 2 D x 4 bytes, D the values an image of `layers`: 168 MB
+    for the stages of a ResNet-34, 886 MB for all BN layers of a WRN-40-2; twice that while rows are added, by copying.
+    Checkpoints hold them too."""
+    shift: float = 0.125
+    """Largest random shift of the global view, as a share of the side; with a flip where it keeps the class."""
+
+    def __post_init__(self) -> None:
+        require(self.layers in ("stages", "all"), "inversion layers", self.layers, "stages, all")
+        for what, least in (("steps", 1), ("batch", 2), ("head", 1), ("negatives", 1)):
+            require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")
+        require(self.cr_temperature > 0, "cr_temperature", self.cr_temperature, "> 0")
+        accepted = f"at most {self.bank}, the rows of the bank"
+        require(self.negatives <= self.bank, "inversion negatives", self.negatives, accepted)
+        require_shift(self.shift, "inversion shift")
+
+    def init(self, teacher: Teacher, rng: Streams) -> CmiState:
+        """A head from stream `init/head`. Raises `InputError` for a teacher without BN or stages to compare."""
+        require_bn(teacher)
+        inputs = self._inputs(teacher)
+        accepted = "1 or more, as in resnet-8-16; or inversion layers all"
+        require(bool(inputs), "number of the teacher's stages that read a feature map", len(inputs), accepted)
+        channels = sum(inputs.values())
+        with rng.forked("init/head"):
+            head = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.head))
+        head = head.to(teacher.device)
+        return CmiState(head, torch.optim.Adam(head.parameters(), self.lr))
+
+    def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
+        """Raise `InputError` where the bank that `rounds` rounds fill needs more than `free` bytes."""
+        channels, rows = sum(self._inputs(teacher).values()), min(self.bank, rounds * self.batch)
+        a_row = 2 * channels * 4
+        fitting = free // (2 * a_row)
+        smaller = f"bank {fitting}" + (" or layers stages" if self.layers == "all" else "")
+        accepted = f"at most {_gb(free // 2)}, half of the free memory, as adding rows copies the bank: {smaller}"
+        what = f"memory of inversion bank, {rows} rows of 2 x {channels} values"
+        require(rows <= fitting, what, _gb(rows * a_row), accepted)
+
+    def _inputs(self, teacher: Teacher) -> dict[str, int]:
+        """Names of the layers whose inputs are compared, and the channels of each."""
+        return teacher.stage_inputs if self.layers == "stages" else teacher.bn_inputs
+
+    def run(self, state: CmiState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
+        """`steps` steps of a generator from stream `init/generator/<round>`, of its latents and of the head."""
+        teacher, rng = now.teacher, now.rng
+        state.round += 1
+        size = (self.latent, self.width, teacher.image_shape)
+        generator = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng)
+        latents = now.latents(len(targets), self.latent).requires_grad_()
+        made = [*generator.parameters(), latents]
+        optimizer = torch.optim.Adam(made, self.lr, betas=(0.5, 0.999))
+        leaves = [*made, *state.head.parameters()]
+
+        def move() -> None:
+            optimizer.step()
+            state.optimizer.step()
+
+        inputs = tuple(self._inputs(teacher))
+        rival = now.student if self.asks_student else None
+        for _ in range(self.steps):
+            images = teacher.normalise(generator(latents))
+            look = now.look(images, targets, input_means=inputs)
+            part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)
+            pair = _features(teacher.observe(part, bn=False, input_means=inputs)), _features(look.seen)
+            terms = self.terms(look, bn=look.seen.bn, teacher=teacher, student=rival)
+            terms["cr"] = self._contrast(state, *pair, rng)
+            now.step(look, terms, leaves, move, images, torch.cat(pair, 1))
+        metrics = now.meter.read()
+        best, features = now.lowest.kept
+        state.bank = (features if state.bank is None else torch.cat([state.bank, features]))[-self.bank :]
+        return unseen(best, targets.labels), metrics
+
+    def _contrast(self, state: CmiState, local: Tensor, whole: Tensor, rng: Streams) -> Tensor:
+        """C of this batch's views, (B, D) each, and of rows of the bank."""
+        count = len(local)
+        if state.bank is not None:
+            rows = torch.randperm(len(state.bank), generator=rng["negatives"], device=rng.device)[: self.negatives]
+            cached = state.bank[rows].chunk(2, dim=1)
+            local, whole = torch.cat([local, cached[0]]), torch.cat([whole, cached[1]])
+        with torch.no_grad():
+            whole = F.normalize(state.head(whole).float())
+        return instance_discrimination(F.normalize(state.head(local).float()), whole, count, self.cr_temperature)
+
+
+def _features(seen: Observation) -> Tensor:
+    assert seen.input_means is not None
+    return seen.input_means
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def instance_discrimination(local: Tensor, whole: Tensor, count: int, temperature: float = 0.1) -> Tensor:
+    """InfoNCE of unit vectors, (B + N, D) twice, to a scalar; the first `count` = B rows are the batch, N may be 0.
+
+    Each local view has to name, among all, its own global view by their inner products over `temperature`. Nothing
+    flows back into the global side `whole`. The means over the batch and over the cached rows are added up, so that
+    the batch's share does not shrink as the cache fills.
+    """
+    with torch.autocast(local.device.type, enabled=False):
+        alike = local.float() @ whole.detach().float().T / temperature
+        losses = F.cross_entropy(alike, torch.arange(len(alike), device=alike.device), reduction="none")
+    current = losses[:count].mean()
+    return current + losses[count:].mean() if len(losses) > count else current

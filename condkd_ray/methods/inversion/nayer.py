@@ -1,0 +1,206 @@
+"""NAYER (Tran et al., CVPR 2024): fed with what a class is called, and a noisy layer in place of noise.
+
+"Noisy layer data generation for efficient and effective data-free knowledge distillation": `peers.md` A.8, read in the
+released code. Letters: B batch, K classes, E embedding size, Z latent size, R images of the most frequent class.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.core.method import Metrics, require
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.data.augment import require_shift
+from condkd_ray.methods.inversion.conditional import Conditional
+from condkd_ray.methods.inversion.inversion import Lowest, Round, require_bn
+from condkd_ray.methods.losses.inversion import BnStatistics, mix_bn
+from condkd_ray.methods.targets import Targets
+from condkd_ray.models.generator import Generator
+from condkd_ray.models.network import drawn
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.models.weights import read_weights
+
+EMBEDDINGS = "embeddings"
+"""The tensor's name in a file of embeddings."""
+
+
+class NoisyLayers(NamedTuple):
+    """R linear layers, E to Z: `weight` (R, Z, E), `bias` (R, Z)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class NamedGenerator(nn.Module):
+    """Embeddings of the classes, normalised, through a layer that is handed in, to images in [0, 1]."""
+
+    def __init__(self, embedding: int, latent: int, width: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(embedding)
+        self.body = Generator(latent, width, image_shape)
+
+    def forward(self, embeddings: Tensor, noisy: NoisyLayers, labels: Tensor, places: Tensor) -> Tensor:
+        """(K, E) embeddings to (B, C, H, W): image i is of class `labels[i]`, through layer `places[i]`, both (B,)."""
+        latents = torch.einsum("rze,ke->rkz", noisy.weight, self.norm(embeddings)) + noisy.bias[:, None]
+        return self.body(latents[places, labels])
+
+
+@dataclass
+class NayerState:
+    """The generator, the classes' embeddings (K, E), the remembered BN statistics (None at first), rounds so far."""
+
+    generator: NamedGenerator
+    embeddings: Tensor
+    bn_memory: BnStatistics | None = None
+    round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nayer(Conditional[NayerState]):
+    r"""Images of one class differ by the layer, drawn anew each round, that its embedding goes through.
+
+    Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y), where BN_l(x) is
+    mixed with that of earlier rounds and A is minus the KL where teacher and student agree. The first image of each
+    class goes through the first noisy layer, the second through the second, and so on; they learn with the generator.
+    The images of lowest loss are kept.
+
+    A round is `loops` inner loops, each with noisy layers and an Adam of its own; it matches one epoch of the official
+    code. Each loop keeps its images of lowest loss.
+
+    Departures. The official embeddings are a language model's of "a image of <class>"; give such by file, or have
+    fixed orthogonal vectors drawn, which say that classes differ and not how. The official warm-up has 10 loops an
+    epoch, and 2 later; here every round has `loops`, so that its 20 epochs are 100 rounds of 2 loops. BN sees each
+    class's embedding once (official: as often as the batch has it). The official code keeps a loop's first images
+    where an earlier loop of its epoch had a lower loss.
+    """
+
+    paper = "Tran et al., CVPR 2024"
+    ours = ("embedding", "batch", "loops", "warm_up", "warm_up_life")
+    name: Literal["nayer"] = "nayer"
+    hears = "labels"
+    embeddings: Path | None = field(default=None, metadata={"identity": "content"})
+    """A safetensors file whose tensor `embeddings` (K, E) has a row a class, in the order of the labels; a worker must
+    be able to read it. Where it lies does not count; its content does. None: orthogonal vectors are drawn."""
+    embedding: int = 512
+    """E of the drawn vectors (CLIP's has 512)."""
+    steps: int = 30
+    """Adam steps of a loop (30 for CIFAR-10, 40 for CIFAR-100)."""
+    loops: int = 1
+    """Inner loops a round (2 in the official scripts)."""
+    batch: int = 128
+    """Images of a loop (400 in the official scripts)."""
+    latent: int = 1000
+    width: int = 128
+    """Channels of the generator's first stage."""
+    lr: float = 4e-3
+    bn_weight: float = 10.0
+    oh_weight: float = 0.5
+    adv_weight: float = 1.33
+    bn_momentum: float = 0.9
+    """Share of remembered BN statistics in the matched ones."""
+    life: int = 10
+    """Rounds after which a new generator is drawn, counted from the end of the warm-up (10 epochs in the official
+    scripts)."""
+    warm_up_life: int | None = None
+    """The same for the rounds of the warm-up; `life` if null. 10 official epochs of 10 loops are 50 rounds of 2."""
+    shift: float = 0.125
+    """Largest random shift before the teacher, as a share of the side; with a flip where it keeps the class."""
+    warm_up: int = 0  # type: ignore[assignment]
+    """Rounds at the beginning that only synthesise, without A (20 epochs of 10 loops in the official scripts)."""
+
+    def __post_init__(self) -> None:
+        least = {"embedding": 1, "steps": 1, "loops": 1, "batch": 2, "life": 1, "warm_up": 0}
+        for what, bound in least.items():
+            require(getattr(self, what) >= bound, f"inversion {what}", getattr(self, what), f"an integer >= {bound}")
+        lives = self.warm_up_life is None or self.warm_up_life >= 1
+        require(lives, "inversion warm_up_life", self.warm_up_life, "null, or an integer >= 1")
+        require(0 <= self.bn_momentum < 1, "bn_momentum", self.bn_momentum, "0 <= momentum < 1")
+        require_shift(self.shift, "inversion shift")
+
+    @property
+    def images_per_round(self) -> int:
+        """One batch a loop."""
+        return self.loops * self.batch
+
+    def init(self, teacher: Teacher, rng: Streams) -> NayerState:
+        """A generator from stream `init/generator`, embeddings from the file or stream `init/embeddings`.
+
+        Raises `InputError` for a teacher without BN, and for a file that has not one finite row for each class.
+        """
+        require_bn(teacher)
+        if self.embeddings is None:
+            with rng.forked("init/embeddings"):
+                embeddings = nn.init.orthogonal_(torch.empty(teacher.num_classes, self.embedding))
+        else:
+            embeddings = read_embeddings(self.embeddings, teacher.num_classes)
+        embeddings = embeddings.to(teacher.device)
+        return NayerState(self._generator(embeddings, teacher, rng, "init/generator"), embeddings)
+
+    def _generator(self, embeddings: Tensor, teacher: Teacher, rng: Streams, stream: str) -> NamedGenerator:
+        size = (embeddings.shape[1], self.latent, self.width, teacher.image_shape)
+        return drawn(lambda: NamedGenerator(*size), stream, teacher.device, rng)
+
+    def run(self, state: NayerState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
+        """`loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""
+        if self._ends(state.round):
+            stream = f"init/generator/{state.round + 1}"
+            state.generator = self._generator(state.embeddings, now.teacher, now.rng, stream)
+        state.round += 1
+        parts = dealt(targets.labels, self.loops)
+        made = [self._loop(state, part, replace(now, lowest=Lowest())) for part in parts]
+        return unseen(torch.cat(made), torch.cat(parts)), now.meter.read()
+
+    def _ends(self, round: int) -> bool:
+        """Whether a generator's life ends before the round after `round` others."""
+        if 0 < round < self.warm_up:
+            return round % (self.warm_up_life or self.life) == 0
+        return round > 0 and (round - self.warm_up) % self.life == 0
+
+    def _loop(self, state: NayerState, labels: Tensor, now: Round) -> Tensor:
+        """Normalised images (B, C, H, W) of `labels` (B,), those of the step of lowest loss."""
+        places, count = occurrences(labels, now.teacher.num_classes)
+        shape = (count, self.latent, state.embeddings.shape[1])
+        bias = torch.zeros(shape[:2], device=now.rng.device)
+        noisy = NoisyLayers(now.latents(*shape).requires_grad_(), bias.requires_grad_())
+        leaves = [*state.generator.parameters(), *noisy]
+        optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999))
+        rival = now.student if self.asks_student and state.round > self.warm_up else None
+        bn_seen: BnStatistics = ()
+        for _ in range(self.steps):
+            images = now.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
+            look = now.look(images, Targets(labels))
+            bn = mix_bn(look.seen.bn, state.bn_memory, self.bn_momentum)
+            terms = self.terms(look, bn=bn, teacher=now.teacher, student=rival)
+            now.step(look, terms, leaves, optimizer.step, images)
+            bn_seen = look.seen.detach().bn
+        state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
+        return now.lowest.kept[0]
+
+
+def dealt(labels: Tensor, loops: int) -> list[Tensor]:
+    """Labels (B,) in so many parts, each class as evenly as may be, and each part in their order. No host copy."""
+    order = labels.argsort(stable=True)
+    return [labels[order[first::loops].sort().values] for first in range(loops)]
+
+
+def occurrences(labels: Tensor, num_classes: int) -> tuple[Tensor, int]:
+    """How many earlier images have the same class, (B,), and R. One host copy."""
+    seen = F.one_hot(labels, num_classes).cumsum(0)
+    return seen.gather(1, labels[:, None]).squeeze(1) - 1, int(seen[-1].max())
+
+
+def read_embeddings(path: Path, num_classes: int) -> Tensor:
+    """(K, E) float32 from a file. Raises `InputError` where it has not one finite row for each class."""
+    found = read_weights(path).get(EMBEDDINGS)
+    shape = None if found is None else tuple(found.shape)
+    accepted = f"({num_classes}, E), a row for each class"
+    fits = shape is not None and len(shape) == 2 and shape[0] == num_classes and shape[1] > 0
+    require(fits, f"shape of the tensor '{EMBEDDINGS}' in {path}", shape, accepted)
+    assert found is not None
+    require(bool(found.isfinite().all()), f"'{EMBEDDINGS}' in {path}", "not all finite", "finite values")
+    return found.float()

@@ -1,0 +1,57 @@
+"""ZSKT (Micaelli and Storkey, NeurIPS 2019, "Zero-shot knowledge transfer via adversarial belief matching").
+
+`peers.md` A.2, read in the released code. That the student also matches the teacher's attention is a matter of the
+distiller's loss.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from condkd_ray.core.method import require
+from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.unconditional import Unconditional
+from condkd_ray.methods.losses.kd import divergence
+from condkd_ray.models.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zskt(Unconditional):
+    """A generator that looks for images on which the student does not believe what the teacher does, and nothing else.
+
+    Minimises -adv KL(f_T(x) || f_S(x)) + guide(x, argmax f_T(x)), the norm of its gradient clipped. The gradient
+    reaches x through both networks, as in the released code. Departures: the released code alternates one generator
+    step and ten of the student on the same latents; here a round is `steps` generator steps and then
+    `images_per_round` fresh images. It divides the KL by the number of classes, which under Adam matters for the
+    clipping alone, lets the rate fall along a cosine, and asks the student in training mode; here the rate stays, and
+    the student's BN statistics come from what it is taught alone.
+    """
+
+    paper = "Micaelli and Storkey, NeurIPS 2019"
+    ours = ("steps", "images_per_round")
+    name: Literal["zskt"] = "zskt"
+    form: ClassVar[dict[str, Any]] = {"head": "bn"}
+    steps: int = 2
+    """Adam steps of the generator a round: one to ten of the distiller's 20, as published. Many more, and it runs away
+    from a student that cannot follow."""
+    batch: int = 128
+    """Images a generator step."""
+    latent: int = 100
+    lr: float = 1e-3
+    clip: float = 5.0
+    """Largest norm of the gradient over all weights of the generator; longer ones are shortened to it."""
+    adv_weight: float = 1.0
+    """Of the only term, against a guide's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.clip > 0, "inversion clip", self.clip, "> 0")
+
+    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+        """`adv`."""
+        return {"adv": -look.mean(divergence(student(look.images), look.seen.logits))}
+
+    def limit(self, weights: list[nn.Parameter]) -> None:
+        """Shorten the whole gradient to `clip`."""
+        nn.utils.clip_grad_norm_(weights, self.clip)

@@ -1,0 +1,97 @@
+"""AlexNet for 32x32 images (Krizhevsky et al., NeurIPS 2012) and its half, the CIFAR pair of ZSKD.
+
+Widths of ZSKD's networks (`methods.md` 5.4): convolutions 5x5, 5x5, 3x3, 3x3, 3x3; local response normalisation and
+3x3 max pooling with stride 2 after the first two, pooling alone after the last; BN after each block and each hidden
+fully connected layer. Our choice: BN stands last in a block; the constants of the normalisation are Krizhevsky's; no
+padding in the pooling.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.models.network import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size(Network):
+    """An AlexNet by the channels of its convolutions and the units of its hidden layers."""
+
+    paper: ClassVar[str] = "Krizhevsky et al., NeurIPS 2012"
+    convs: ClassVar[tuple[int, int, int, int, int]]
+    hidden: ClassVar[tuple[int, int]]
+
+    @property
+    def min_size(self) -> int:
+        """Three poolings leave one place of 15."""
+        return 15
+
+    def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        return AlexNetModule(self, image_shape, num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlexNet(_Size):
+    """Convolutions of 48, 128, 192, 192 and 128 channels, then 512 and 256 units; `fc2` names the layer of 256."""
+
+    name: Literal["alexnet"] = "alexnet"
+    convs = (48, 128, 192, 192, 128)
+    hidden = (512, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlexNetHalf(_Size):
+    """Convolutions of 24, 64, 96, 96 and 64 channels, then 256 and 128 units; `fc2` names the layer of 128."""
+
+    name: Literal["alexnet_half"] = "alexnet_half"
+    convs = (24, 64, 96, 96, 64)
+    hidden = (256, 128)
+
+
+class AlexNetModule(nn.Module):
+    """`blocks` ("blocks.0" to "blocks.4"), `fc1` and `fc2`, each with ReLU and BN after it, then `classifier`.
+
+    The output of `fc2` is before the ReLU: FC-2 of Wang's soft targets.
+    """
+
+    def __init__(self, size: _Size, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        channels, *sides = image_shape
+        (first, second, third, fourth, fifth), hidden = size.convs, size.hidden
+        self.blocks = nn.Sequential(
+            _block(channels, first, 5, respond=True, pool=True),
+            _block(first, second, 5, respond=True, pool=True),
+            _block(second, third, 3),
+            _block(third, fourth, 3),
+            _block(fourth, fifth, 3, pool=True),
+        )
+        rows, columns = map(_side, sides)
+        self.fc1 = nn.Linear(fifth * rows * columns, hidden[0])
+        self.bn1 = nn.BatchNorm1d(hidden[0])
+        self.fc2 = nn.Linear(hidden[0], hidden[1])
+        self.bn2 = nn.BatchNorm1d(hidden[1])
+        self.classifier = nn.Linear(hidden[1], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to logits (B, K)."""
+        units = self.bn1(F.relu(self.fc1(self.blocks(images).flatten(1))))
+        return self.classifier(self.bn2(F.relu(self.fc2(units))))
+
+
+def _block(inputs: int, outputs: int, kernel: int, *, respond: bool = False, pool: bool = False) -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU()]
+    if respond:
+        # PyTorch divides alpha by the size, the paper does not: 1e-4 there.
+        layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
+    if pool:
+        layers.append(nn.MaxPool2d(3, 2))
+    return nn.Sequential(*layers, nn.BatchNorm2d(outputs))
+
+
+def _side(side: int) -> int:
+    """Side of the map after the three poolings."""
+    for _ in range(3):
+        side = (side - 3) // 2 + 1
+    return side

@@ -1,0 +1,87 @@
+"""MobileNetV2 (Sandler et al., CVPR 2018, arXiv:1801.04381, table 2).
+
+Stages of inverted residuals: expand by 1x1, filter each channel by 3x3, project by 1x1 without a non-linearity. Our
+choice, and usual on CIFAR: the stem and the second stage have stride 1 where the paper has 2, so that 32x32 images end
+at 4x4. He initialisation.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from condkd_ray.models.network import WideNetwork, he_init, stage
+
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+"""Expansion, channels, blocks, stride."""
+STEM, HEAD = 32, 1280
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileNetV2(WideNetwork):
+    """MobileNetV2 of any width."""
+
+    paper: ClassVar[str] = "Sandler et al., CVPR 2018"
+    accepted_width: ClassVar[str] = "1 or more, in percent"
+    name: Literal["mobilenet_v2"] = "mobilenet_v2"
+    width: int = 100
+    """The paper's width multiplier in percent. Channels are rounded to multiples of 8; below 100 the last convolution
+    keeps its 1280."""
+
+    def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        return MobileNetV2Module(image_shape[0], num_classes, width=self.width)
+
+
+class MobileNetV2Module(nn.Module):
+    """`stem`, `stages` (for taps: "stages.0" to "stages.6"), `head`, mean over space, `classifier`."""
+
+    def __init__(self, channels: int, num_classes: int, *, width: int) -> None:
+        super().__init__()
+        outputs = rounded(STEM, width)
+        self.stem = nn.Sequential(*_filtered(channels, outputs, 3))
+        stages = []
+        for expansion, base, blocks, stride in STAGES:
+            inputs, outputs = outputs, rounded(base, width)
+            stages.append(stage(partial(InvertedResidual, expansion=expansion), inputs, outputs, blocks, stride))
+        self.stages = nn.Sequential(*stages)
+        features = rounded(HEAD, max(width, 100))
+        self.head = nn.Sequential(*_filtered(outputs, features, 1))
+        self.classifier = nn.Linear(features, num_classes)
+        he_init(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to logits (B, K)."""
+        return self.classifier(self.head(self.stages(self.stem(images))).mean((2, 3)))
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter, project; added to what came in where the shape is the same."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, expansion: int) -> None:
+        super().__init__()
+        inner = expansion * inputs
+        self.branch = nn.Sequential(
+            *(_filtered(inputs, inner, 1) if expansion != 1 else ()),
+            *_filtered(inner, inner, 3, stride=stride, groups=inner),
+            nn.Conv2d(inner, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        branch = self.branch(maps)
+        return maps + branch if self.adds else branch
+
+
+def rounded(channels: int, percent: int) -> int:
+    """`percent` of `channels`: the nearest multiple of 8, at least 8, the next one where a tenth would be lost."""
+    exact = channels * percent / 100
+    nearest = max(8, int(exact + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * exact else nearest + 8
+
+
+def _filtered(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU6()]

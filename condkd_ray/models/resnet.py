@@ -1,0 +1,112 @@
+"""Residual networks for small images (He et al., CVPR 2016, arXiv:1512.03385).
+
+CIFAR-type (section 4.2): three stages of n blocks at widths w, 2w, 4w (depth 6n + 2). ResNet-18 and ResNet-34 (table
+1): four stages of basic blocks (figure 2) at widths w, 2w, 4w, 8w; as everywhere in the data-free literature
+(`methods.md` 2.2, `peers.md` A.0) the 7x7 stem with stride 2 and the max-pool after it are a 3x3 convolution with
+stride 1 instead. Then the mean over space and one linear layer. He initialisation of the convolutions as in the paper.
+Our choice: where a block changes shape its shortcut is a 1x1 convolution with BN (the paper's option B; its own CIFAR
+nets pad with zeros, option A).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.core.method import require
+from condkd_ray.models.network import Network, WideNetwork, he_init, stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet(Network):
+    """CIFAR-type ResNet of any depth 6n + 2 and width. Taps: "stages.0" to "stages.2"."""
+
+    paper: ClassVar[str] = "He et al., CVPR 2016"
+    name: Literal["resnet"] = "resnet"
+    depth: int = 8
+    """Layers with weights: 8, 14, 20, 32, 44, 56, ..."""
+    width: int = 16
+    """Channels of the first stage; the others have twice and four times as many."""
+
+    def __post_init__(self) -> None:
+        require(self.depth >= 8 and self.depth % 6 == 2, "resnet depth", self.depth, "6n + 2, such as 8, 14, 20")
+        require(self.width >= 1, "resnet width", self.width, "1 or more")
+
+    def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        blocks = ((self.depth - 2) // 6,) * 3
+        return ResNetModule(image_shape[0], num_classes, blocks=blocks, width=self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FourStages(WideNetwork):
+    """A ResNet by the blocks in each of its stages."""
+
+    paper: ClassVar[str] = "He et al., CVPR 2016"
+    blocks: ClassVar[tuple[int, int, int, int]]
+    width: int = 64
+    """Channels of the first stage; the last has eight times as many."""
+
+    def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        return ResNetModule(image_shape[0], num_classes, blocks=self.blocks, width=self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet18(_FourStages):
+    """Two blocks in each of four stages. Taps: "stages.0" to "stages.3"."""
+
+    name: Literal["resnet18"] = "resnet18"
+    blocks = (2, 2, 2, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet34(_FourStages):
+    """3, 4, 6 and 3 blocks in four stages, the usual teacher of CIFAR. Taps: "stages.0" to "stages.3"."""
+
+    name: Literal["resnet34"] = "resnet34"
+    blocks = (3, 4, 6, 3)
+
+
+class ResNetModule(nn.Module):
+    """Stem, `stages` (for taps: "stages.0", "stages.1", ...), mean over space, `classifier`.
+
+    `blocks[i]` blocks make stage i; it has `width` times 2 to the i channels, and all but the first halve the map.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, blocks: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        first, *later = blocks
+        stages = [stage(Block, width, width, first, 1)]
+        for count in later:
+            stages.append(stage(Block, width, 2 * width, count, 2))
+            width *= 2
+        self.stages = nn.Sequential(*stages)
+        self.classifier = nn.Linear(width, num_classes)
+        he_init(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to logits (B, K)."""
+        maps = self.stages(F.relu(self.bn(self.conv(images))))
+        return self.classifier(maps.mean((2, 3)))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with BN beside a shortcut; ReLU after the sum."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        inner = F.relu(self.bn1(self.conv1(maps)))
+        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(maps))

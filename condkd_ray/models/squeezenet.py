@@ -1,0 +1,74 @@
+"""SqueezeNet (Iandola et al., arXiv:1602.07360, table 1, version 1.0).
+
+Eight fire modules squeeze by 1x1 convolutions and expand by 1x1 and 3x3 ones side by side. Our choice: the stem is 3x3
+with stride 1 instead of 7x7 with stride 2; 2x2 pooling instead of 3x3; a linear layer after the mean over space, which
+computes what the paper's last 1x1 convolution would without its ReLU; BN after each convolution, so that the learning
+rates of the other networks fit. He initialisation.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condkd_ray.models.network import WideNetwork, he_init
+
+STAGES = ((1, 1, 2), (2, 3, 3, 4), (4,))
+"""Squeezed channels of each fire module, in units of the width; pooling before each stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqueezeNet(WideNetwork):
+    """SqueezeNet of any width; the paper's has 16."""
+
+    paper: ClassVar[str] = "Iandola et al., arXiv 1602.07360"
+    name: Literal["squeezenet"] = "squeezenet"
+    width: int = 16
+    """Channels that the first fire module squeezes to; all others in proportion."""
+
+    def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        return SqueezeNetModule(image_shape[0], num_classes, width=self.width)
+
+
+class SqueezeNetModule(nn.Module):
+    """`conv`, `stages` (for taps: "stages.0" to "stages.2"), mean over space, `classifier`."""
+
+    def __init__(self, channels: int, num_classes: int, *, width: int) -> None:
+        super().__init__()
+        outputs = 6 * width
+        self.conv = nn.Conv2d(channels, outputs, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        stages = []
+        for squeezed in STAGES:
+            modules: list[nn.Module] = [nn.MaxPool2d(2)]
+            for squeeze in squeezed:
+                modules.append(Fire(outputs, squeeze * width))
+                outputs = 8 * squeeze * width
+            stages.append(nn.Sequential(*modules))
+        self.stages = nn.Sequential(*stages)
+        self.classifier = nn.Linear(outputs, num_classes)
+        he_init(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to logits (B, K)."""
+        maps = self.stages(F.relu(self.bn(self.conv(images))))
+        return self.classifier(maps.mean((2, 3)))
+
+
+class Fire(nn.Module):
+    """Squeeze to `squeeze` channels; expand each way to four times as many."""
+
+    def __init__(self, inputs: int, squeeze: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(inputs, squeeze, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(squeeze)
+        self.expand1 = nn.Conv2d(squeeze, 4 * squeeze, 1, bias=False)
+        self.expand3 = nn.Conv2d(squeeze, 4 * squeeze, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8 * squeeze)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, 8 * squeeze, H, W)."""
+        squeezed = F.relu(self.bn1(self.squeeze(maps)))
+        return F.relu(self.bn2(torch.cat([self.expand1(squeezed), self.expand3(squeezed)], 1)))
