@@ -5,12 +5,6 @@ from math import exp
 from reference.losses import argmax, class_prior, mean, negative_entropy
 
 
-def flat(nested):
-    if not isinstance(nested, list):
-        return [nested]
-    return [value for part in nested for value in flat(part)]
-
-
 def divergence(means, log_vars):
     """KL to the standard normal distribution, the mean over rows."""
     rows = []
