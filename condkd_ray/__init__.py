@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Options": "runs.options",
-    "SearchSpec": "runs.options",
+    "SearchSpec": "runs.search_spec",
     "Teacher": "models.teacher",
     "Trained": "runs.products",
     "TrialConfig": "trial.config",

@@ -6,8 +6,8 @@ from condkd_ray.api import sweep as sweep
 from condkd_ray.api import train as train
 from condkd_ray.models.teacher import Teacher as Teacher
 from condkd_ray.runs.options import Options as Options
-from condkd_ray.runs.options import SearchSpec as SearchSpec
 from condkd_ray.runs.products import Trained as Trained
+from condkd_ray.runs.search_spec import SearchSpec as SearchSpec
 from condkd_ray.trial.config import TrialConfig as TrialConfig
 
 __version__: str

@@ -16,9 +16,10 @@ from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs import experiment
 from condkd_ray.runs import search as searches
-from condkd_ray.runs.options import Options, RunResult, SearchSpec
+from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.products import Trained, choose, kept_product
 from condkd_ray.runs.recorder import make_record
+from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.space import read
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig

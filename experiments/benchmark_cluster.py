@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from benchmark import FIGURES, Figure, read, row, store, table
+from benchmark.figures import FIGURES, Figure
+from benchmark.rows import read, row, store, table
 
 from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.commands.experiment import command_line

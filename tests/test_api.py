@@ -19,7 +19,8 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.runs.options import Options, SearchSpec
+from condkd_ray.runs.options import Options
+from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.trial.config import TrialConfig
 
 PUBLIC = ("load", "search", "sweep", "train", "Options", "SearchSpec", "Teacher", "Trained", "TrialConfig")

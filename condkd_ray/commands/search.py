@@ -12,7 +12,7 @@ from condkd_ray.commands.console.exit_codes import ended, show, speak
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import tell_results
 from condkd_ray.runs import search as searches
-from condkd_ray.runs.options import SearchSpec
+from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.space import read
 
 log = logging.getLogger(__name__)

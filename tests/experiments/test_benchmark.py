@@ -2,10 +2,11 @@ import math
 from types import SimpleNamespace
 from typing import get_args
 
-import benchmark
 import pytest
 import toy
-from benchmark import FIGURES, Figure, Measured, idle, read, row, scratch, store, table
+from benchmark import figures
+from benchmark.figures import FIGURES, Figure, idle, scratch
+from benchmark.rows import Measured, read, row, store, table
 from places import EXPERIMENTS, README
 
 from condkd_ray.cluster.options import ClusterOptions
@@ -19,12 +20,12 @@ SLOW = Measured("a slow thing", [10.0], "s", "<=", 2.5, "Snails.")
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     for name, value in {"HELD": 640, "ROUND": 20, "BATCH": 16, "READ_BYTES": 1e6}.items():
-        monkeypatch.setattr(benchmark, name, value)
+        monkeypatch.setattr(figures, name, value)
 
 
 @pytest.mark.ray
 def test_draws_before_and_after_compaction_are_measured(cluster):
-    after, before = benchmark.draw()
+    after, before = figures.draw()
     assert (after.bound, before.bound) == (1.2, 2.0)
     assert "after compaction (2 chunks)" in after.what
     assert "before compaction (32 chunks)" in before.what
@@ -34,7 +35,7 @@ def test_draws_before_and_after_compaction_are_measured(cluster):
 
 @pytest.mark.ray
 def test_memory_of_readers_is_measured(cluster):
-    (measured,) = benchmark.reader()
+    (measured,) = figures.reader()
     assert len(measured.values) == 5
     assert max(measured.values) < 100
 

@@ -24,8 +24,9 @@ from condkd_ray.report.results import read as read_results
 from condkd_ray.report.tables.search import search_table
 from condkd_ray.runs import experiment
 from condkd_ray.runs import search as module
-from condkd_ray.runs.options import RunResult, SearchSpec
+from condkd_ray.runs.options import RunResult
 from condkd_ray.runs.search import SearchDriver, SearchRecorder
+from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import Objective, parse_constraints
 from condkd_ray.study.space import Open, read
 from condkd_ray.study.storage import open_storage

@@ -1,0 +1,33 @@
+"""Trials one after another in this process, without Ray: what a sweep is measured against.
+
+usage: python -m benchmark.plain CONFIG SEED [SEED ...]
+"""
+
+import json
+import sys
+from dataclasses import replace
+
+import torch
+
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
+from condkd_ray.trial.run import local_store, run_trial
+
+
+def prepare(config: TrialConfig) -> Prepared:
+    """What the trial needs, from the cache where it has been made before."""
+    return Workshop(None, device="cpu").prepare(config)
+
+
+def run(tree: str, *seeds: str) -> None:
+    """Run the trial of the config `tree`, as JSON, for each seed, one after another."""
+    torch.set_num_threads(1)
+    config = from_tree(json.loads(tree), "benchmark")
+    prepared = prepare(config)
+    for seed in seeds:
+        trial = replace(config, seed=int(seed))
+        run_trial(trial, prepared, local_store(trial, prepared, None))
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])
