@@ -49,6 +49,11 @@ def test_the_package_is_imported_at_once_and_has_all_it_names():
         _ = condkd_ray.teach
 
 
+def test_options_need_neither_ray_nor_optuna():
+    code = "import sys; from condkd_ray import Options; print(*({'ray', 'optuna', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
 def test_a_trial_is_trained_in_silence_with_the_numbers_of_the_command(cache, tmp_path, capfd):
     trained = condkd_ray.train(TINY, cache=cache, device="cpu")
     assert capfd.readouterr() == ("", "")

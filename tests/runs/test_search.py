@@ -23,7 +23,7 @@ from condkd_ray.core.records import Outcome, read_manifest, read_records
 from condkd_ray.report.results import read as read_results
 from condkd_ray.report.tables.search import search_table
 from condkd_ray.runs import experiment
-from condkd_ray.runs import search as module
+from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import RunResult
 from condkd_ray.runs.search import SearchDriver, SearchRecorder
 from condkd_ray.runs.search_spec import SearchSpec
