@@ -357,14 +357,16 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
     remove(scratch)
     word = secrets.token_hex(8)
     _listeners[word] = listener
-    search: dict[str, Any] = {"search_alg": _Proposing(word), "scheduler": _Pruning(word), "num_samples": -1}
+    space, search = {}, dict[str, Any]()
+    if crews is None:
+        search = {"search_alg": _Proposing(word), "scheduler": _Pruning(word), "num_samples": -1}
+    else:
+        space = {"key": tune.grid_search(list(crews))}
     try:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, context=context), resources),
-            param_space={} if crews is None else {"key": tune.grid_search(list(crews))},
-            tune_config=tune.TuneConfig(
-                reuse_actors=True, max_concurrent_trials=options.max_concurrent, **search if crews is None else {}
-            ),
+            param_space=space,
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=options.max_concurrent, **search),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(scratch),

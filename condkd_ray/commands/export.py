@@ -15,12 +15,12 @@ from condkd_ray import models
 from condkd_ray.core.config import build, to_tree
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import Record
-from condkd_ray.core.samples import Codec
+from condkd_ray.core.samples import to_pixels
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.datasets import NO_FLIP
 from condkd_ray.data.writers import write_images
 from condkd_ray.models import AnyNetwork
-from condkd_ray.runs.products import Trained, choose, kept_path, load_student, merit
+from condkd_ray.runs.products import choose, kept_path, load_student, merit
 from condkd_ray.trial.outcome import Product, read_product
 
 log = logging.getLogger(__name__)
@@ -96,12 +96,12 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
         f"student.safetensors  weights of {product.network}; student.json says what they are",
         "student.pt2          the same for torch.export.load; reads [0, 1] pixels (B, C, H, W), gives logits",
     ]
-    samples = Trained(record, product).samples
+    samples, unit = product.samples, product.space == "unit"
     if samples is None:
         return [*written, "no synthetic.parquet: this trial remembers no images"]
-    pixels = Codec("unit", product.mean, product.std).encode(samples).images
-    write_images(to / "synthetic.parquet", pixels, samples.labels, logits=samples.logits)
-    clipped = "" if product.space == "unit" else " (8 bit: what lay outside [0, 1] is clipped)"
+    pixels = samples.images if unit else to_pixels(samples.images.float(), product.mean, product.std)
+    write_images(to / "synthetic.parquet", pixels, samples.labels, logits=samples.logits.float())
+    clipped = "" if unit else " (8 bit: what lay outside [0, 1] is clipped)"
     return [*written, f"synthetic.parquet    {len(samples)} images with label and the teacher's logits{clipped}"]
 
 

@@ -220,8 +220,9 @@ class Recorder:
             self._shelf.offer(record, trial.prepared)
         write_record(self._out, record)
         self._events.trial_finished(record)
-        accuracy, about = record.metrics.get("student/test_accuracy"), {"leaves": self._known[trial.key][2]}
-        self._live.finished(trial.key, label, record.status, accuracy, group=trial.plan.group, **about)
+        _, _, leaves = self._known[trial.key]
+        accuracy = record.metrics.get("student/test_accuracy")
+        self._live.finished(trial.key, label, record.status, accuracy, group=trial.plan.group, leaves=leaves)
         if record.status == "failed":
             self.failed += 1
             log.info(f"{label} failed: {outcome.reason}")

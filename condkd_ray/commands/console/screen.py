@@ -137,7 +137,6 @@ class _Above(io.TextIOBase):
 
     def __init__(self, screen: Screen, stream: TextIO) -> None:
         self._screen, self._stream, self._kept = screen, stream, ""
-        self.fileno, self.isatty = stream.fileno, stream.isatty
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -148,6 +147,14 @@ class _Above(io.TextIOBase):
         if lines:
             self._screen.say("\n".join(lines))
         return len(text)
+
+    def fileno(self) -> int:
+        """Of the stream itself."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """As the stream itself."""
+        return self._stream.isatty()
 
     def rest(self) -> None:
         """A last line that was not ended."""
