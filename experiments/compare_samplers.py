@@ -6,7 +6,6 @@ best value of the objective so far, trial by trial, and the test accuracy of the
     python experiments/compare_samplers.py --trials 40 --rounds 6 --sampler-seeds 0 1 2 3 4
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from condkd_ray.commands.experiment import command_line
 from condkd_ray.commands.search import SearchFlags, run
 from condkd_ray.core.method import require
 from condkd_ray.report.figures.samplers import compare
-from condkd_ray.study.objective import Objective
 from condkd_ray.study.space import read
 from condkd_ray.study.storage import JOURNAL
 from condkd_ray.study.strategies import Sampler
@@ -37,12 +35,12 @@ class Args(SearchFlags):
     out: Path = Path("runs/compare_samplers")
 
 
-def searches(args: Args, seed: int, out: Path) -> Iterator[SearchFlags]:
+def searches(args: Args, seed: int, out: Path) -> list[SearchFlags]:
     """The start of a seed, then what goes on from it."""
-    yield replace(args, sampler="random", sampler_seed=seed, trials=args.first, out=out / "first")
-    known, left = f"{out / 'first' / JOURNAL}#{args.study}", args.trials - args.first
-    for name in args.samplers:
-        yield replace(args, sampler=name, sampler_seed=seed, trials=left, out=out / name, learn_from=(known,))
+    first = replace(args, sampler="random", sampler_seed=seed, trials=args.first, out=out / "first")
+    known = f"{first.out / JOURNAL}#{args.study}"
+    rest = replace(args, sampler_seed=seed, trials=args.trials - args.first, learn_from=(known,))
+    return [first, *(replace(rest, sampler=name, out=out / name) for name in args.samplers)]
 
 
 def main(args: Args) -> int:
@@ -54,7 +52,7 @@ def main(args: Args) -> int:
     code = next(filter(None, (run(str(flags.out), tree, flags) for flags in every)), 0)
     if not (code or args.explain):
         folders = {name: [[out / "first", out / name] for out in places] for name in args.samplers}
-        print(compare(args.out, folders, args.first, Objective(args.objective)))
+        print(compare(args.out, folders, args.first, args.parsed_objective))
     return code
 
 

@@ -1,6 +1,5 @@
 """Trials, and what they are prepared with, on their way to the workers that run them."""
 
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.cloudpickle import loads
 from ray.cloudpickle.cloudpickle_fast import dumps
 from torch import Tensor
 
@@ -99,7 +99,7 @@ class SweepJobs(Mapping[str, Job]):
 
     def __getitem__(self, key: str) -> Job:
         begin, end = self._places[key]
-        return _with_refs(pickle.loads(self._bytes[begin:end].tobytes()), lambda number: self._refs[number])
+        return _with_refs(loads(self._bytes[begin:end].tobytes()), lambda number: self._refs[number])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
