@@ -221,7 +221,6 @@ def dots_figure(records: Sequence[Record], manifest: Manifest, looks: style.Look
     low, high = _row_limits(found)
     for place, ((arm, _), values) in enumerate(found.items()):
         _draw_row(axes, place, values, looks[arm], high)
-    for (arm, _), values in found.items():
         if arm == manifest.baseline and values.mean() <= high:
             axes.axvline(float(values.mean()), color=looks[arm][0], lw=0.9, ls="--", zorder=1)
     axes.set_xlim(low, high)
@@ -253,8 +252,6 @@ def _row_limits(found: Found) -> tuple[float, float]:
 
 def _rows_caption(found: Found, arms: Sequence[str], manifest: Manifest) -> str:
     teacher = teachers.accuracy(manifest)
-    line = manifest.baseline
-    told = [f"Dashed: {style.name(line)}." if isinstance(line, str) and line in arms else ""]
-    told += [f"{teacher[0].capitalize()}: {100 * teacher[1]:.1f} %." if teacher else ""]
-    second = " ".join(filter(None, told))
-    return _over_seeds(found, True, "bars") + (f"\n{second}" if second else "")
+    told = [f"Dashed: {style.name(arm)}." for arm in dict.fromkeys(arms) if arm == manifest.baseline]
+    told += [f"{teacher[0].capitalize()}: {100 * teacher[1]:.1f} %."] if teacher else []
+    return _over_seeds(found, True, "bars") + (f"\n{' '.join(told)}" if told else "")

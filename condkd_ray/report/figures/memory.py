@@ -26,7 +26,7 @@ def held_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
     left, right = 0.09 + 0.0085 * max(len(style.name(arm)) for arm in found), 0.985
     top, bottom = 1 - _HEAD / height, (_FOOT - 0.15) / height
     place = {"left": left, "right": right, "top": top, "bottom": bottom, "hspace": 0.3, "wspace": 0.16}
-    figure, drawn = style.panels((style.WIDE, height), len(found), 2, sharex="col", **place)
+    figure, drawn = style.panels((style.WIDE, height), len(found), 2, place, sharex="col")
     lines = list(zip(drawn[::2], drawn[1::2], strict=True))
     for row, (arm, members) in zip(lines, found.items(), strict=True):
         color = looks[arm][0]

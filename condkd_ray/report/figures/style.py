@@ -96,10 +96,8 @@ def over_seeds(counts: set[int], points: str = "", spread: str = "bars and bands
 
 def canvas(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
     """A figure of paper width (5.5 inches) with panels one above the other and room for labels at the right."""
-    size, shares = (_WIDTH, height), list(ratios)
-    return panels(
-        size, len(ratios), height_ratios=shares, left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM, hspace=0.07
-    )
+    place = {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM, "hspace": 0.07, "height_ratios": ratios}
+    return panels((_WIDTH, height), len(ratios), 1, place)
 
 
 def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
@@ -107,8 +105,8 @@ def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
     foot, head = 0.75, 0.1
     height = foot + head + 0.26 * max(len(labels), 2)
     left = min(0.2 + 0.064 * max(map(len, labels)), 0.5 * _WIDTH)
-    left, right = left / _WIDTH, 1 - 0.85 / _WIDTH
-    figure, (axes,) = panels((_WIDTH, height), left=left, right=right, top=1 - head / height, bottom=foot / height)
+    edges = {"left": left / _WIDTH, "right": 1 - 0.85 / _WIDTH, "top": 1 - head / height, "bottom": foot / height}
+    figure, (axes,) = panels((_WIDTH, height), 1, 1, edges)
     axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=range(len(labels)), yticklabels=labels)
     axes.tick_params(axis="y", length=0)
     grid(axes, "x")
@@ -121,7 +119,7 @@ def tiles(count: int, foot: float) -> tuple[Figure, list[Axes]]:
     height = 1.65 * lines + foot
     top, bottom = 1 - 0.22 / height, foot / height
     place = {"left": 0.065, "right": 0.985, "top": top, "bottom": bottom, "hspace": 0.42, "wspace": 0.26}
-    figure, drawn = panels((WIDE, height), lines, across, **place)
+    figure, drawn = panels((WIDE, height), lines, across, place)
     for axes in drawn[count:]:
         axes.remove()
     for axes in drawn[count - across : count]:
@@ -130,12 +128,12 @@ def tiles(count: int, foot: float) -> tuple[Figure, list[Axes]]:
 
 
 def panels(
-    size: tuple[float, float], lines: int = 1, across: int = 1, sharex: Literal["none", "col"] = "none", **grid: Any
+    size: tuple[float, float], lines: int, across: int, place: dict[str, Any], sharex: Literal["none", "col"] = "none"
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of that size in inches with panels row by row; `grid`: of its GridSpec."""
+    """A figure of that size in inches with panels row by row; `place`: of its GridSpec."""
     figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
-    return figure, [*figure.subplots(lines, across, sharex=sharex, squeeze=False, gridspec_kw=grid).flat]
+    return figure, [*figure.subplots(lines, across, sharex=sharex, squeeze=False, gridspec_kw=place).flat]
 
 
 def grid(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
