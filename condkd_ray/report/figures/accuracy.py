@@ -3,20 +3,20 @@
 Drawn without pyplot, so nothing global is touched, and the same records give the same bytes of SVG.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.figures import style
 from condkd_ray.report.figures.memory import held_figure
 from condkd_ray.report.figures.rounds import curves_figure, diagnosis_figure
-from condkd_ray.report.statistics import groups
+from condkd_ray.report.statistics import ACCURACY, groups, tested
 from condkd_ray.report.tables import teachers
 
 _DODGE = 0.02
@@ -24,6 +24,10 @@ _DODGE = 0.02
 _BREAK = 0.8
 """References that stand this many heights of the data, or more, beyond it are drawn beyond a break of the axis; where
 arms are rows, `real` is then told in words."""
+
+
+Found = Mapping[tuple[str, int], np.ndarray]
+"""Test accuracies in percent of the seeds, by arm and IPC."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +39,12 @@ class _Level:
     style: str
     mean: float
     std: float
-    seeds: int
     reference: bool
     """References may stand beyond a break of the axis; `none` is what the arms are read against and may not."""
 
-
-@dataclass(frozen=True)
-class _Curve:
-    """An arm with condensed images: IPCs, and for each the seeds' test accuracies in percent."""
-
-    arm: str
-    look: tuple[str, str]
-    """Colour and marker."""
-    ipcs: Sequence[int]
-    points: Sequence[np.ndarray]
-
     @property
-    def means(self) -> np.ndarray:
-        return np.array([seeds.mean() for seeds in self.points])
-
-    @property
-    def stds(self) -> np.ndarray:
-        return np.array([style.deviation(seeds) for seeds in self.points])
+    def ends(self) -> list[float]:
+        return [self.mean - self.std, self.mean + self.std]
 
 
 def write(out: Path, records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
@@ -88,68 +76,79 @@ def arm_looks(records: Sequence[Record], manifest: Manifest) -> style.Looks:
     return style.looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
 
 
-def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: style.Looks) -> Figure | None:
-    levels, curves = _levels(records, manifest, styles), _curves(records, styles)
-    if not curves and not any(level.seeds for level in levels):
+def _tested(records: Sequence[Record]) -> Found:
+    found = groups(tested(records))
+    return {key: np.array([100 * one.metrics[ACCURACY] for one in members]) for key, members in found.items()}
+
+
+def _accuracy_figure(records: Sequence[Record], manifest: Manifest, looks: style.Looks) -> Figure | None:
+    found = _tested(records)
+    if not found:
         return None
+    levels, curves = _levels(found, manifest, looks), _curves(found)
     limits = _limits(levels, curves)
     figure, panels = style.canvas(3.5, (1, 3.2) if len(limits) > 1 else (1,))
-    ipcs = sorted({ipc for curve in curves for ipc in curve.ipcs})
+    ipcs = sorted({ipc for _, ipc in found if ipc})
     labels: list[style.Label] = []
     for axes, bounds in zip(panels, limits, strict=True):
         axes.set_ylim(*bounds)
         _ipc_axis(axes, ipcs)
-        shown = [level for level in levels if bounds[0] <= level.mean <= bounds[1]]
-        labels += [_draw_level(axes, level) for level in shown]
-    labels += [_draw_curve(panels[-1], curve, place - (len(curves) - 1) / 2) for place, curve in enumerate(curves)]
+        labels += [_draw_level(axes, level) for level in levels if bounds[0] <= level.mean <= bounds[1]]
+    for place, (arm, points) in enumerate(curves.items()):
+        labels.append(_draw_curve(panels[-1], arm, points, looks[arm], place - (len(curves) - 1) / 2))
     if len(panels) > 1:
         _mark_break(panels)
     figure.supylabel("test accuracy (%)", x=0.012, y=0.585, fontsize=8)
-    style.place_labels(figure, labels)
-    style.caption(figure, _caption(levels, curves, broken=len(panels) > 1))
-    return figure
+    axis = "\nThe vertical axis is broken; its parts differ in scale." if len(panels) > 1 else ""
+    return style.finished(figure, _over_seeds(found, bool(curves)) + axis, labels)
 
 
-def _levels(records: Sequence[Record], manifest: Manifest, styles: style.Looks) -> list[_Level]:
-    found = []
-    for (arm, ipc), members in groups(records).items():
-        values = style.percents(members)
-        if ipc == 0 and len(values):
-            line, mean = "-" if arm == "none" else "-.", float(values.mean())
-            label = style.name(arm) if arm == "none" else f"{style.name(arm)}, {mean:.1f}"
-            found.append(_Level(label, styles[arm][0], line, mean, style.deviation(values), len(values), arm != "none"))
+def _levels(found: Found, manifest: Manifest, looks: style.Looks) -> list[_Level]:
+    levels = []
+    for (arm, ipc), values in found.items():
+        if ipc == 0:
+            mean, std, color = float(values.mean()), style.deviation(values), looks[arm][0]
+            none = arm == "none"
+            label = style.name(arm) if none else f"{style.name(arm)}, {mean:.1f}"
+            levels.append(_Level(label, color, "-" if none else "-.", mean, std, reference=not none))
     if teacher := teachers.accuracy(manifest):
         word, mean = teacher[0], 100 * teacher[1]
-        found.append(_Level(f"{word}, {mean:.1f}", "#000000", "--", mean, 0.0, 0, True))
-    return found
+        levels.append(_Level(f"{word}, {mean:.1f}", "#000000", "--", mean, 0.0, reference=True))
+    return levels
 
 
-def _curves(records: Sequence[Record], styles: style.Looks) -> list[_Curve]:
-    found: dict[str, dict[int, np.ndarray]] = {}
-    for (arm, ipc), members in groups(records).items():
-        values = style.percents(members)
-        if ipc and len(values):
-            found.setdefault(arm, {})[ipc] = values
-    return [_Curve(arm, styles[arm], list(points), list(points.values())) for arm, points in found.items()]
+def _curves(found: Found) -> dict[str, dict[int, np.ndarray]]:
+    """By arm and IPC, of the arms with condensed images."""
+    curves: dict[str, dict[int, np.ndarray]] = {}
+    for (arm, ipc), values in found.items():
+        if ipc:
+            curves.setdefault(arm, {})[ipc] = values
+    return curves
 
 
-def _limits(levels: Sequence[_Level], curves: Sequence[_Curve]) -> list[tuple[float, float]]:
+def _limits(levels: Sequence[_Level], curves: Mapping[str, Mapping[int, np.ndarray]]) -> list[tuple[float, float]]:
     """Vertical range of each panel, top panel first: one, or two where the references would crush the data."""
-    data = [value for curve in curves for seeds in curve.points for value in seeds]
-    data += [bound for curve in curves for side in (-1, 1) for bound in curve.means + side * curve.stds]
-    data += [level.mean + side * level.std for level in levels if not level.reference for side in (-1, 1)]
-    above = [level.mean + side * level.std for level in levels if level.reference for side in (-1, 1)]
-    if not curves or not above:
-        return [_padded(data + above)]
-    low, high = min(data), max(data)
-    if min(above) - high <= _BREAK * max(high - low, 2.0):
-        return [_padded(data + above)]
-    return [_padded(above, 0.35), _padded(data)]
+    data = [value for points in curves.values() for values in points.values() for value in _extent(values)]
+    data += [end for level in levels if not level.reference for end in level.ends]
+    above = [end for level in levels if level.reference for end in level.ends]
+    if curves and above and _far(above, data):
+        return [_padded(above, 0.35, 0.7), _padded(data)]
+    return [_padded(data + above)]
 
 
-def _padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
-    low, high = float(min(values)), float(max(values))
-    pad = share * max(high - low, 2.0)
+def _extent(values: np.ndarray) -> list[float]:
+    """Single seeds, and the ends of one standard deviation about their mean."""
+    mean, std = float(values.mean()), style.deviation(values)
+    return [*values.tolist(), mean - std, mean + std]
+
+
+def _far(references: Sequence[float], data: Sequence[float]) -> bool:
+    return min(references) - max(data) > _BREAK * max(max(data) - min(data), 2.0)
+
+
+def _padded(values: Sequence[float], share: float = 0.06, least: float = 0.12) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = max(share * (high - low), least)
     return low - pad, high + pad
 
 
@@ -158,10 +157,8 @@ def _ipc_axis(axes: Axes, ipcs: Sequence[int]) -> None:
     low, high = (ipcs[0], ipcs[-1]) if ipcs else (1, 1)
     margin = (high / low) ** 0.07 if high > low else 2.0
     axes.set_xlim(low / margin, high * margin)
-    axes.xaxis.set_major_locator(FixedLocator(list(ipcs)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(ipcs, [f"{ipc:g}" for ipc in ipcs])
+    axes.xaxis.minorticks_off()
     style.grid(axes, "y")
     if ipcs:
         axes.set_xlabel("condensed images per class (IPC)")
@@ -170,22 +167,25 @@ def _ipc_axis(axes: Axes, ipcs: Sequence[int]) -> None:
 def _draw_level(axes: Axes, level: _Level) -> style.Label:
     axes.axhline(level.mean, color=level.color, ls=level.style, lw=1.0, zorder=2)
     if level.std:
-        axes.axhspan(level.mean - level.std, level.mean + level.std, color=level.color, alpha=0.15, lw=0, zorder=1)
+        axes.axhspan(*level.ends, color=level.color, alpha=0.15, lw=0, zorder=1)
     return style.Label(axes, axes.get_xlim()[1], level.mean, level.label, level.color)
 
 
-def _draw_curve(axes: Axes, curve: _Curve, place: float) -> style.Label:
+def _draw_curve(
+    axes: Axes, arm: str, points: Mapping[int, np.ndarray], look: tuple[str, str], place: float
+) -> style.Label:
     """`place`: the curve's number, counted from the middle one, by which it is moved aside to keep bars apart."""
-    color, marker = curve.look
+    color, marker = look
     left, right = axes.get_xlim()
-    at = np.asarray(curve.ipcs) * (right / left) ** (_DODGE * place)
-    for x, seeds in zip(at * (right / left) ** (0.4 * _DODGE), curve.points, strict=True):
+    at = np.array(list(points)) * (right / left) ** (_DODGE * place)
+    for x, seeds in zip(at * (right / left) ** (0.4 * _DODGE), points.values(), strict=True):
         if len(seeds) > 1:
             axes.plot(np.full(len(seeds), x), seeds, ls="", marker=".", ms=3.2, mew=0, color=color, alpha=0.6, zorder=3)
-    axes.plot(at, curve.means, color=color, marker=marker, ms=4.5, mec="white", mew=0.6, lw=1.3, zorder=4)
-    if curve.stds.any():
-        axes.errorbar(at, curve.means, curve.stds, ls="", color=color, elinewidth=0.9, zorder=4)
-    return style.Label(axes, float(at[-1]), float(curve.means[-1]), style.name(curve.arm), color)
+    means, stds = (np.array([of(seeds) for seeds in points.values()]) for of in (np.mean, style.deviation))
+    axes.plot(at, means, color=color, marker=marker, ms=4.5, mec="white", mew=0.6, lw=1.3, zorder=4)
+    if stds.any():
+        axes.errorbar(at, means, stds, ls="", color=color, elinewidth=0.9, zorder=4)
+    return style.Label(axes, float(at[-1]), float(means[-1]), style.name(arm), color)
 
 
 def _mark_break(panels: Sequence[Axes]) -> None:
@@ -200,11 +200,10 @@ def _mark_break(panels: Sequence[Axes]) -> None:
                   mew=0.7, clip_on=False)  # fmt: skip
 
 
-def _caption(levels: Sequence[_Level], curves: Sequence[_Curve], broken: bool) -> str:
-    counts = {len(seeds) for curve in curves for seeds in curve.points} | {one.seeds for one in levels if one.seeds}
-    points = " (small points: single seeds)" if curves and counts != {1} else ""
-    axis = "\nThe vertical axis is broken; its parts differ in scale." if broken else ""
-    return style.over_seeds(counts, points) + axis
+def _over_seeds(found: Found, points: bool, spread: str = "bars and bands") -> str:
+    """`points`: whether single seeds are drawn where there are several."""
+    counts = {len(values) for values in found.values()}
+    return style.over_seeds(counts, " (small points: single seeds)" if points and counts != {1} else "", spread)
 
 
 def dots_figure(records: Sequence[Record], manifest: Manifest, looks: style.Looks) -> Figure | None:
@@ -212,7 +211,7 @@ def dots_figure(records: Sequence[Record], manifest: Manifest, looks: style.Look
 
     Means, deviations and single seeds of each arm, and the baseline as a line.
     """
-    found = {key: values for key, members in groups(records).items() if len(values := style.percents(members))}
+    found = _tested(records)
     if not found:
         return None
     arms = [arm for arm, _ in found]
@@ -222,14 +221,12 @@ def dots_figure(records: Sequence[Record], manifest: Manifest, looks: style.Look
     low, high = _row_limits(found)
     for place, ((arm, _), values) in enumerate(found.items()):
         _draw_row(axes, place, values, looks[arm], high)
-    for (arm, _), values in found.items():
         if arm == manifest.baseline and values.mean() <= high:
             axes.axvline(float(values.mean()), color=looks[arm][0], lw=0.9, ls="--", zorder=1)
     axes.set_xlim(low, high)
     ipc = max(ipc for _, ipc in found)
     axes.set_xlabel(f"test accuracy (%){f' at IPC {ipc}' if ipc else ''}")
-    style.caption(figure, _rows_caption(found, arms, manifest))
-    return figure
+    return style.finished(figure, _rows_caption(found, arms, manifest))
 
 
 def _draw_row(axes: Axes, place: int, values: np.ndarray, look: tuple[str, str], high: float) -> None:
@@ -246,26 +243,15 @@ def _draw_row(axes: Axes, place: int, values: np.ndarray, look: tuple[str, str],
     axes.plot([mean], [place], **style.POINT, marker=marker, ms=5.5, mew=0.6, color=color, zorder=4)
 
 
-def _row_limits(found: dict[tuple[str, int], np.ndarray]) -> tuple[float, float]:
-    def bounds(arms: list[np.ndarray]) -> list[float]:
-        ends = [float(values.mean()) + side * style.deviation(values) for values in arms for side in (-1, 1)]
-        return ends + [float(value) for values in arms for value in values]
-
-    real = bounds([values for (arm, _), values in found.items() if arm == "real"])
-    data = bounds([values for (arm, _), values in found.items() if arm != "real"])
-    if not data or (real and min(real) - max(data) <= _BREAK * max(max(data) - min(data), 2.0)):
-        data += real
-    low, high = min(data), max(data)
-    pad = max(0.06 * (high - low), 0.5)
-    return low - pad, high + pad
+def _row_limits(found: Found) -> tuple[float, float]:
+    real = [value for (arm, _), values in found.items() if arm == "real" for value in _extent(values)]
+    data = [value for (arm, _), values in found.items() if arm != "real" for value in _extent(values)]
+    beyond = bool(real and data) and _far(real, data)
+    return _padded(data if beyond else data + real, least=0.5)
 
 
-def _rows_caption(found: dict[tuple[str, int], np.ndarray], arms: list[str], manifest: Manifest) -> str:
-    counts = {len(values) for values in found.values()}
-    points = " (small points: single seeds)" if counts != {1} else ""
+def _rows_caption(found: Found, arms: Sequence[str], manifest: Manifest) -> str:
     teacher = teachers.accuracy(manifest)
-    line = manifest.baseline
-    told = [f"Dashed: {style.name(line)}." if isinstance(line, str) and line in arms else ""]
-    told += [f"{teacher[0].capitalize()}: {100 * teacher[1]:.1f} %." if teacher else ""]
-    second = " ".join(filter(None, told))
-    return style.over_seeds(counts, points, "bars") + (f"\n{second}" if second else "")
+    told = [f"Dashed: {style.name(arm)}." for arm in dict.fromkeys(arms) if arm == manifest.baseline]
+    told += [f"{teacher[0].capitalize()}: {100 * teacher[1]:.1f} %."] if teacher else []
+    return _over_seeds(found, True, "bars") + (f"\n{' '.join(told)}" if told else "")

@@ -28,25 +28,21 @@ def write_grid(path: Path, images: Any, per_class: int) -> None:
         raise ValueError(f"images are {pixels.dtype} {pixels.shape}; accepted: uint8 (N, 1 or 3, H, W), N > 0")
     if per_class < 1:
         raise ValueError(f"per_class is {per_class}; accepted: at least 1")
-    buffer = io.BytesIO()
-    Image.fromarray(_tile(_magnify(pixels), per_class)).save(buffer, format="PNG", optimize=True)
-    atomic_write(Path(path), buffer.getvalue())
-
-
-def _magnify(pixels: np.ndarray) -> np.ndarray:
-    """Nearest neighbour, so that an 8 x 8 digit shows its pixels and not a blur."""
+    # Nearest neighbour, so that an 8 x 8 digit shows its pixels and not a blur.
     factor = max(1, round(_VISIBLE / min(pixels.shape[2:])))
-    return pixels.repeat(factor, axis=2).repeat(factor, axis=3)
+    buffer = io.BytesIO()
+    picture = Image.fromarray(_tile(pixels.repeat(factor, axis=2).repeat(factor, axis=3), per_class))
+    picture.save(buffer, format="PNG", optimize=True)
+    atomic_write(Path(path), buffer.getvalue())
 
 
 def _tile(pixels: np.ndarray, columns: int) -> np.ndarray:
     """(N, C, H, W) to one (height, width) or (height, width, 3) picture; missing places in the last row stay blank."""
-    count, channels, height, width = pixels.shape
-    rows = -(-count // columns)
-    places = np.full((rows * columns, channels, height + _GUTTER, width + _GUTTER), _PAPER, dtype=np.uint8)
-    places[:count, :, :height, :width] = pixels
-    grid = places.reshape(rows, columns, channels, height + _GUTTER, width + _GUTTER).transpose(0, 3, 1, 4, 2)
-    picture = grid.reshape(rows * (height + _GUTTER), columns * (width + _GUTTER), channels)
+    blank = -len(pixels) % columns
+    places = np.pad(pixels, ((0, blank), (0, 0), (0, _GUTTER), (0, _GUTTER)), constant_values=_PAPER)
+    _, channels, height, width = places.shape
+    grid = places.reshape(-1, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    picture = grid.reshape(-1, columns * width, channels)
     picture = np.pad(picture, ((_GUTTER, 0), (_GUTTER, 0), (0, 0)), constant_values=_PAPER)
     return picture[..., 0] if channels == 1 else picture
 
@@ -56,15 +52,14 @@ def captioned(out: Path, record: Record) -> list[tuple[str, Path]]:
 
     All real images, as a condensed set, are shown where nothing else is: they guide nobody.
     """
-    guides, own = condensed_path(out, record.condensed_hash), grid_path(out, record.config_hash)
-    real = record.condensation == ALL_REAL
-    given = "real" if real else "condensed"
+    own, real = grid_path(out, record.config_hash), record.condensation == ALL_REAL
     # Where nothing is synthesised, a trial's own examples are of the images it was given.
     if record.inversion == "none":
-        found = [(given, own)]
+        found = [("real" if real else "condensed", own)]
+    elif real or not record.condensed_hash:
+        found = [("synthetic", own)]
     else:
-        found = [] if real or not record.condensed_hash else [(given, guides)]
-        found.append(("synthetic", own))
+        found = [("condensed", condensed_path(out, record.condensed_hash)), ("synthetic", own)]
     return [(caption, path) for caption, path in found if path.is_file()]
 
 

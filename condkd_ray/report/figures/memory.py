@@ -1,7 +1,6 @@
 """What the memories held in the end, as a picture: how even the classes are, and how sure the teacher is of them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,9 +23,10 @@ def held_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
     if not found:
         return None
     height = _HEAD + _ROW * len(found) + _FOOT
-    place: Any = {"left": 0.09 + 0.0085 * max(len(style.name(arm)) for arm in found), "right": 0.985,
-             "top": 1 - _HEAD / height, "bottom": (_FOOT - 0.15) / height}  # fmt: skip
-    figure, drawn = style.panels((style.WIDE, height), len(found), 2, hspace=0.3, wspace=0.16, **place)
+    left, right = 0.09 + 0.0085 * max(len(style.name(arm)) for arm in found), 0.985
+    top, bottom = 1 - _HEAD / height, (_FOOT - 0.15) / height
+    place = {"left": left, "right": right, "top": top, "bottom": bottom, "hspace": 0.3, "wspace": 0.16}
+    figure, drawn = style.panels((style.WIDE, height), len(found), 2, place, sharex="col")
     lines = list(zip(drawn[::2], drawn[1::2], strict=True))
     for row, (arm, members) in zip(lines, found.items(), strict=True):
         color = looks[arm][0]
@@ -37,8 +37,7 @@ def held_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
     _frame(lines)
     told = style.over_seeds({len(members) for members in found.values()}, spread="whiskers")
     what = f"Synthetic images the memory held in the end{at}, by the teacher's answers. Dashed: even classes; uneven: "
-    style.caption(figure, f"{what}share of the\nimages that would have to be of another class. {told}")
-    return figure
+    return style.finished(figure, f"{what}share of the\nimages that would have to be of another class. {told}")
 
 
 def _shares(members: Sequence[Record], kind: str) -> np.ndarray:
@@ -73,18 +72,16 @@ def _tell(row: Sequence[Axes], arm: str, shares: Sequence[np.ndarray], color: st
 
 
 def _frame(panels: Sequence[Sequence[Axes]]) -> None:
-    """Common scales, and words at the edges alone."""
+    """One scale a column, and words at the edges."""
     for column, title in enumerate(("share of each class (%)", "share of each confidence (%)")):
         axes = [row[column] for row in panels]
         top = max(one.get_ylim()[1] for one in axes)
         for one in axes:
             one.set_ylim(0, top)
-            one.tick_params(labelbottom=one is axes[-1])
         axes[0].set_title(title, fontsize=8, loc="left", pad=9)
     left, right = panels[-1]
     left.set_xlabel("class")
     right.set_xlabel("the teacher's confidence")
     classes, bins = len(left.patches), len(right.patches)
-    for left, right in panels:
-        left.xaxis.set_major_locator(FixedLocator(range(classes)) if classes <= _WHISKERS else MaxNLocator(10))
-        right.set_xticks(np.linspace(0, bins, 6) - 0.5, [f"{value:.1f}" for value in np.linspace(0, 1, 6)])
+    left.xaxis.set_major_locator(FixedLocator(range(classes)) if classes <= _WHISKERS else MaxNLocator(10))
+    right.set_xticks(np.linspace(0, bins, 6) - 0.5, [f"{value:.1f}" for value in np.linspace(0, 1, 6)])

@@ -1,6 +1,6 @@
 """Pictures over the rounds: test accuracy as measured while training, and where the synthetic images lay."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +11,6 @@ from condkd_ray.report.figures import style
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.arms import test_images
 
-_ROUND = "round"
 _PANELS = {
     "diagnosis/frechet_real": "Frechet distance to real",
     "diagnosis/frechet_condensed": "Frechet distance to condensed",
@@ -31,7 +30,7 @@ def curves_figure(records: Sequence[Record], looks: style.Looks) -> Figure | Non
     """Test accuracy for the largest IPC and the arms without condensed images; None where none was measured."""
     largest, at = style.largest_ipc(records)
     arms = style.at_ipc(records, largest)
-    shown = {arm: found for arm, members in arms.items() if len((found := _by_round(members, ACCURACY))[0])}
+    shown = _by_arm(arms, ACCURACY)
     if not shown:
         return None
     figure, (axes,) = style.canvas(max(3.0, 0.6 + 0.17 * len(shown)))
@@ -39,21 +38,15 @@ def curves_figure(records: Sequence[Record], looks: style.Looks) -> Figure | Non
     images = test_images([record for members in arms.values() for record in members])
     axes.set(xlabel=f"round (measured on {images} test images)", ylabel="test accuracy (%)")
     style.whole_numbers(axes, 8)
-    style.place_labels(figure, labels)
     told = _over_seeds({len(values) for _, values in shown.values()}, len(shown))
-    style.caption(figure, f"As measured while training{at}. {told}")
-    return figure
+    return style.finished(figure, f"As measured while training{at}. {told}", labels)
 
 
 def diagnosis_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
     """A panel a figure of the diagnosis, for the same arms; None where none was recorded."""
     largest, at = style.largest_ipc(records)
     trials = style.at_ipc(records, largest)
-    found = {
-        metric: {arm: one for arm, members in trials.items() if len((one := _by_round(members, metric))[0])}
-        for metric in _PANELS
-    }
-    kept = {metric: curves for metric, curves in found.items() if curves}
+    kept = {metric: curves for metric in _PANELS if (curves := _by_arm(trials, metric))}
     if not kept:
         return None
     arms = [arm for arm in trials if any(arm in curves for curves in kept.values())]
@@ -72,8 +65,7 @@ def diagnosis_figure(records: Sequence[Record], looks: style.Looks) -> Figure | 
                   ncols=-(-len(arms) // legend_rows), bbox_to_anchor=(0.5, 0.34 / height), fontsize=8)  # fmt: skip
     counts = {len(values) for curves in kept.values() for _, values in curves.values()}
     where = "Synthetic images of each measured round in the teacher's features"
-    style.caption(figure, f"{where}{at}; for the report only.\n{_over_seeds(counts, len(arms))}")
-    return figure
+    return style.finished(figure, f"{where}{at}; for the report only.\n{_over_seeds(counts, len(arms))}")
 
 
 def _columns(labels: Sequence[str]) -> int:
@@ -85,15 +77,16 @@ def _over_seeds(counts: set[int], arms: int) -> str:
     return style.over_seeds(counts, spread="bands" if arms <= _MOST_BANDS else "")
 
 
-def _by_round(members: Sequence[Record], metric: str) -> tuple[list[int], np.ndarray]:
-    """Rounds that all seeds have measured, and values (seeds, rounds)."""
-    series = [
-        {int(row[_ROUND]): row[metric] for row in one.history if np.isfinite(row.get(metric, np.nan))}
-        for one in members
-    ]
-    series = [one for one in series if one]
-    rounds = sorted(set.intersection(*(set(one) for one in series))) if series else []
-    return rounds, np.array([[one[number] for number in rounds] for one in series])
+def _by_arm(trials: Mapping[str, Sequence[Record]], metric: str) -> dict[str, tuple[list[int], np.ndarray]]:
+    """Rounds that all seeds with that metric have measured, and values (seeds, rounds), of arms that have any."""
+    found = {}
+    for arm, members in trials.items():
+        told = [[row for row in one.history if np.isfinite(row.get(metric, np.nan))] for one in members]
+        series = [{int(row["round"]): row[metric] for row in rows} for rows in told if rows]
+        rounds = sorted(set.intersection(*map(set, series))) if series else []
+        if rounds:
+            found[arm] = rounds, np.array([[one[number] for number in rounds] for one in series])
+    return found
 
 
 def _draw(

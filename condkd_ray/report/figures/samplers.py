@@ -50,9 +50,8 @@ def curve(records: Sequence[Record], objective: str, direction: str) -> np.ndarr
 def chosen(records: Sequence[Record], objective: str, direction: str) -> float:
     """Test accuracy of the trial that a search of these would choose: by the objective, the earlier of equal ones."""
     sign = -1 if direction == "maximize" else 1
-    return _ended(
-        min(records, key=lambda record: np.nan_to_num(sign * _ended(record, objective), nan=np.inf)), ACCURACY
-    )
+    best = min(records, key=lambda record: np.nan_to_num(sign * _ended(record, objective), nan=np.inf))
+    return _ended(best, ACCURACY)
 
 
 def _ended(record: Record, metric: str) -> float:
@@ -114,7 +113,6 @@ def draw(path: Path, curves: Curves, first: int, objective: str) -> None:
     axes.axvspan(1, first, color="#EEEEEE", lw=0)
     axes.set(xlabel="trials", ylabel=f"best {objective} so far", xlim=(1, None))
     style.whole_numbers(axes)
-    style.place_labels(figure, labels)
     seeds = len(next(iter(curves.values())))
-    style.caption(figure, f"Thin: each of {seeds} seeds; thick: their mean. Shaded: random trials shared by all.")
-    style.save(path, figure)
+    told = f"Thin: each of {seeds} seeds; thick: their mean. Shaded: random trials shared by all."
+    style.save(path, style.finished(figure, told, labels))

@@ -35,11 +35,9 @@ def proxy_plot(records: Sequence[Record], proxy: str, looks: style.Looks | None)
         last = int(x.argmax())
         labels += [style.Label(axes, float(x[last]), float(100 * y[last]), style.name(arm), color)] if looks else []
     _frame(axes, proxy, "test accuracy (%)")
-    if len(labels) <= 14:
-        style.place_labels(figure, labels)
     ties = " Lines go to an arm's rightmost point." if labels else ""
-    style.caption(figure, f"n = {len(shown)} trials, a point each.{ties}")
-    return figure
+    told = f"n = {len(shown)} trials, a point each.{ties}"
+    return style.finished(figure, told, labels if len(labels) <= 14 else ())
 
 
 @style.styled
@@ -48,15 +46,14 @@ def course_plot(values: Sequence[float], direction: str, objective: str) -> Figu
     told = np.array(values, dtype=float)
     if not np.isfinite(told).any():
         return None
-    better = np.fmin if direction == "minimize" else np.fmax
+    best = (np.fmin if direction == "minimize" else np.fmax).accumulate(told)
     figure, (axes,) = style.canvas(3.1)
     numbers = np.arange(len(told))
     axes.plot(numbers, told, **style.POINT, marker="o", ms=3.8, mew=0.5, color=style.GREY, alpha=0.7)
-    axes.step(numbers, better.accumulate(told), where="post", color=_BLUE, lw=1.4)
+    axes.step(numbers, best, where="post", color=_BLUE, lw=1.4)
     _frame(axes, "trial, in the order of proposals", objective)
-    style.place_labels(figure, [style.Label(axes, numbers[-1], better.accumulate(told)[-1], "best so far", _BLUE)])
-    style.caption(figure, f"n = {int(np.isfinite(told).sum())} finished trials, a point each.")
-    return figure
+    labels = [style.Label(axes, numbers[-1], best[-1], "best so far", _BLUE)]
+    return style.finished(figure, f"n = {int(np.isfinite(told).sum())} finished trials, a point each.", labels)
 
 
 @style.styled
@@ -71,9 +68,8 @@ def rounds_plot(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], obj
         labels += [style.Label(axes, rounds[-1], values[-1], trial, color)] if place < named else []
     style.whole_numbers(axes, 8)
     _frame(axes, "round", objective)
-    style.place_labels(figure, labels)
-    style.caption(figure, f"n = {len(curves)} trials, a line each; the best in colours, dots where a trial ended.")
-    return figure
+    told = f"n = {len(curves)} trials, a line each; the best in colours, dots where a trial ended."
+    return style.finished(figure, told, labels)
 
 
 @style.styled
@@ -89,8 +85,7 @@ def importance_plot(found: Sequence[Importance], trials: int) -> Figure | None:
         text = f"{one.share:.2f}"
         axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=style.GREY)
     axes.set(xlim=(0, 1), xlabel="share of importance")
-    style.caption(figure, f"n = {trials} complete trials. Lines: the middle 90 % of bootstrap resamples.")
-    return figure
+    return style.finished(figure, f"n = {trials} complete trials. Lines: the middle 90 % of bootstrap resamples.")
 
 
 @style.styled
@@ -103,8 +98,8 @@ def front_plot(points: np.ndarray, front: Sequence[int], names: Sequence[str], o
     for i in best[:12]:
         axes.annotate(names[i], (points[i, 1], points[i, 0]), (4, 4), textcoords="offset points", fontsize=7)
     _frame(axes, objectives[1], objectives[0])
-    style.caption(figure, f"n = {len(points)} complete trials; diamonds: no other is better in every objective.")
-    return figure
+    told = f"n = {len(points)} complete trials; diamonds: no other is better in every objective."
+    return style.finished(figure, told)
 
 
 def _frame(axes: Axes, below: str, beside: str) -> None:

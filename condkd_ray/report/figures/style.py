@@ -18,7 +18,7 @@ from scipy.optimize import isotonic_regression
 
 from condkd_ray.core.records import Record, arm_rank
 from condkd_ray.core.storage import atomic_write
-from condkd_ray.report.statistics import ACCURACY, groups
+from condkd_ray.report.statistics import groups
 
 STYLE: Any = {
     "font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.linewidth": 0.6,
@@ -81,12 +81,6 @@ def dark(color: str) -> tuple[float, ...]:
     return tuple(0.8 * part for part in to_rgb(color))
 
 
-def percents(records: Iterable[Record]) -> np.ndarray:
-    """Test accuracies in percent of the trials that have one."""
-    values = np.array([100 * record.metrics.get(ACCURACY, np.nan) for record in records])
-    return values[np.isfinite(values)]
-
-
 def deviation(values: np.ndarray) -> float:
     """Standard deviation (n - 1); 0 of a single value."""
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
@@ -102,8 +96,8 @@ def over_seeds(counts: set[int], points: str = "", spread: str = "bars and bands
 
 def canvas(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
     """A figure of paper width (5.5 inches) with panels one above the other and room for labels at the right."""
-    place: Any = {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM, "hspace": 0.07}
-    return panels((_WIDTH, height), len(ratios), 1, height_ratios=list(ratios), **place)
+    place = {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM, "hspace": 0.07, "height_ratios": ratios}
+    return panels((_WIDTH, height), len(ratios), 1, place)
 
 
 def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
@@ -111,13 +105,8 @@ def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
     foot, head = 0.75, 0.1
     height = foot + head + 0.26 * max(len(labels), 2)
     left = min(0.2 + 0.064 * max(map(len, labels)), 0.5 * _WIDTH)
-    place: Any = {
-        "left": left / _WIDTH,
-        "right": 1 - 0.85 / _WIDTH,
-        "bottom": foot / height,
-        "top": 1 - head / height,
-    }
-    figure, (axes,) = panels((_WIDTH, height), 1, 1, **place)
+    edges = {"left": left / _WIDTH, "right": 1 - 0.85 / _WIDTH, "top": 1 - head / height, "bottom": foot / height}
+    figure, (axes,) = panels((_WIDTH, height), 1, 1, edges)
     axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=range(len(labels)), yticklabels=labels)
     axes.tick_params(axis="y", length=0)
     grid(axes, "x")
@@ -128,21 +117,23 @@ def tiles(count: int, foot: float) -> tuple[Figure, list[Axes]]:
     """Small panels, three in a row, over rounds, and `foot` inches below them for a legend."""
     lines, across = -(-count // 3), min(count, 3)
     height = 1.65 * lines + foot
-    place: Any = {"left": 0.065, "right": 0.985, "top": 1 - 0.22 / height, "bottom": foot / height}
-    figure, drawn = panels((WIDE, height), lines, across, count, hspace=0.42, wspace=0.26, **place)
-    for axes in drawn[-across:]:
+    top, bottom = 1 - 0.22 / height, foot / height
+    place = {"left": 0.065, "right": 0.985, "top": top, "bottom": bottom, "hspace": 0.42, "wspace": 0.26}
+    figure, drawn = panels((WIDE, height), lines, across, place)
+    for axes in drawn[count:]:
+        axes.remove()
+    for axes in drawn[count - across : count]:
         axes.set_xlabel("round")
-    return figure, drawn
+    return figure, drawn[:count]
 
 
 def panels(
-    size: tuple[float, float], lines: int, across: int, count: int | None = None, **grid: Any
+    size: tuple[float, float], lines: int, across: int, place: dict[str, Any], sharex: Literal["none", "col"] = "none"
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of that size in inches with panels row by row, all or the first `count`; `grid`: of its GridSpec."""
+    """A figure of that size in inches with panels row by row; `place`: of its GridSpec."""
     figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
-    places = figure.add_gridspec(lines, across, **grid)
-    return figure, [figure.add_subplot(places[i]) for i in range(lines * across if count is None else count)]
+    return figure, [*figure.subplots(lines, across, sharex=sharex, squeeze=False, gridspec_kw=place).flat]
 
 
 def grid(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
@@ -167,13 +158,16 @@ def largest_ipc(records: Iterable[Record]) -> tuple[int, str]:
     return largest, f" at IPC {largest}" if largest else ""
 
 
-def caption(figure: Figure, text: str) -> None:
-    """Small print at the foot."""
-    figure.text(0.012, 0.015, text, fontsize=6.5, color=GREY, va="bottom")
+def finished(figure: Figure, caption: str, labels: Sequence[Label] = ()) -> Figure:
+    """The figure with its labels, if any, beside their points and the caption in small print at the foot."""
+    if labels:
+        _place(figure, labels)
+    figure.text(0.012, 0.015, caption, fontsize=6.5, color=GREY, va="bottom")
+    return figure
 
 
-def place_labels(figure: Figure, labels: Sequence[Label]) -> None:
-    """Set labels beside their points, moved apart just as far as needed."""
+def _place(figure: Figure, labels: Sequence[Label]) -> None:
+    """Labels are moved apart just as far as needed."""
     for axes in figure.axes:
         # Autoscaling waits for somebody to ask; transData does not ask.
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
-from types import MappingProxyType
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import groups
@@ -18,25 +17,17 @@ Layout = dict[str, dict[str, tuple[str, list[str]]]]
 ARMS = "arms, over their seeds"
 METRICS = ("student/test_accuracy", "student/val_accuracy", "proxy/agreement", "proxy/kl")
 """Of which an arm has a mean, lowest and highest over its seeds: scalars such as `mean/proxy/kl`."""
-FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "student": ("test_accuracy", "val_accuracy"),
-        "proxy": ("agreement", "kl"),
-        "kd": (),
-        "inversion": (),
-        "guidance": (),
-        "diagnosis": (),
-        "memory": (),
-    }
-)
-"""In this order; of each family the named terms, or all there are: losses, and where the synthetic images lie."""
-BESIDE: Mapping[str, str] = MappingProxyType({"guidance/perfect_accuracy": "guidance/accuracy"})
+_WHOLE = ("kd", "inversion", "guidance", "diagnosis", "memory")
+FAMILIES = ("student", "proxy", *_WHOLE)
+"""In this order; of the first two the terms in `METRICS`, of the others all: losses, and where the images lie."""
+BESIDE: Mapping[str, str] = {"guidance/perfect_accuracy": "guidance/accuracy"}
 """Scalars that stand in the chart of another, where there is that one: they are what it is to be compared with."""
 
 
 def telling(tags: Iterable[str]) -> set[str]:
     """Those of `family/term` that get a chart."""
-    return {tag for tag in tags if _tells(*tag.partition("/"))}
+    whole = tuple(f"{family}/" for family in _WHOLE)
+    return {tag for tag in tags if tag in METRICS or tag.startswith(whole)}
 
 
 def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Layout:
@@ -83,7 +74,3 @@ def _spread(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 def _parts(name: str) -> list[str]:
     """The scalars over the seeds that there are of a metric."""
     return [f"{part}/{name}" for part in ("mean", "lowest", "highest")]
-
-
-def _tells(family: str, slash: str, term: str) -> bool:
-    return bool(slash) and family in FAMILIES and (not FAMILIES[family] or term in FAMILIES[family])

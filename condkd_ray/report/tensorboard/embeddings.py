@@ -73,8 +73,7 @@ def read_points(path: Path) -> dict[str, Points]:
 
 def write_own(folder: Path, out: Path, record: Record) -> None:
     """The embedding of a trial, where its points are kept, into the `folder` of its run."""
-    clouds = _clouds(out, record)
-    if clouds:
+    if clouds := _clouds(out, record):
         _write(folder, "teacher features", list(clouds.values()))
 
 
@@ -114,18 +113,14 @@ def _clouds(out: Path, record: Record) -> dict[tuple[str, ...], Cloud]:
 def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
     features = np.concatenate([points.features.numpy() for points, _ in clouds])
     rows = ["\t".join(f"{value:.3g}" for value in row) for row in features.tolist()]
-    said = ["\t".join(COLUMNS)]
-    for points, told in clouds:
-        for label in points.classes.tolist():
-            said.append("\t".join({**told, "class": str(label)}.get(column, "-") for column in COLUMNS))
+    said = [{**told, "class": str(label)} for points, told in clouds for label in points.classes.tolist()]
+    lines = ["\t".join(COLUMNS), *("\t".join(row.get(column, "-") for column in COLUMNS) for row in said)]
     atomic_write(folder / TENSORS, "".join(f"{row}\n" for row in rows).encode())
-    atomic_write(folder / METADATA, "".join(f"{row}\n" for row in said).encode())
+    atomic_write(folder / METADATA, "".join(f"{line}\n" for line in lines).encode())
     views = [_view(label, column, features.shape) for label, column in COLOURS.items()]
     atomic_write(folder / BOOKMARKS, json.dumps(views).encode())
-    embedding = _CONFIG.EmbeddingInfo(
-        tensor_name=name, tensor_path=TENSORS, metadata_path=METADATA, bookmarks_path=BOOKMARKS
-    )
-    embedding.tensor_shape.extend(features.shape)
+    paths = {"tensor_path": TENSORS, "metadata_path": METADATA, "bookmarks_path": BOOKMARKS}
+    embedding = _CONFIG.EmbeddingInfo(tensor_name=name, tensor_shape=features.shape, **paths)
     # Last, for who reads it reads the others.
     config = _CONFIG.ProjectorConfig(embeddings=[embedding])
     atomic_write(folder / metadata.PROJECTOR_FILENAME, text_format.MessageToString(config).encode())
@@ -133,8 +128,9 @@ def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
 
 def _view(label: str, column: str, shape: Sequence[int]) -> Mapping[str, Any]:
     """A state of the projector: the two largest principal components, which it has computed by then, in colours."""
-    sides: dict[str, Any] = {f"custom{side}{what}": empty for side in ("XLeft", "XRight", "YUp", "YDown")
-             for what, empty in (("Text", ""), ("Regex", False))}  # fmt: skip
+    sides: dict[str, Any] = {}
+    for side in ("XLeft", "XRight", "YUp", "YDown"):
+        sides |= {f"custom{side}Text": "", f"custom{side}Regex": False}
     tsne = {"tSNEIteration": 0, "tSNEPerplexity": 30, "tSNELearningRate": 10, "tSNEis3d": False}
     umap = {"umapIs3d": False, "umapNeighbors": 15, "umapMinDist": 0.1}
     shown = {"selectedProjection": "pca", "pcaComponentDimensions": [0, 1], "projections": [], "selectedPoints": []}

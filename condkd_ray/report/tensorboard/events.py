@@ -35,16 +35,13 @@ def columns(planned: Sequence[Mapping[str, Scalar]], always: Sequence[str]) -> d
     TensorBoard shows those that differ, or belong to some trials alone, before the others, and only five at first.
     """
     names = dict.fromkeys([*always, *(name for trial in planned for name in trial)])
-    infos = {name: _column(name, [trial[name] for trial in planned if name in trial]) for name in names}
-    for name, info in infos.items():
-        info.differs = len({trial.get(name) for trial in planned}) > 1
-    return infos
+    return {name: _column(name, planned) for name in names}
 
 
 def intervals(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     """Columns of numbers between two bounds."""
     return {
-        name: _API.HParamInfo(name=name, type=_API.DATA_TYPE_FLOAT64, differs=True, domain_interval=_interval(*bounds))
+        name: _API.HParamInfo(name=name, type=_API.DATA_TYPE_FLOAT64, differs=True, domain_interval=_interval(bounds))
         for name, bounds in ranges.items()
     }
 
@@ -102,19 +99,20 @@ def image(tag: str, picture: Image.Image) -> Any:
     return _SUMMARY.Summary(value=[_SUMMARY.Summary.Value(tag=tag, image=shown)])
 
 
-def _column(name: str, values: list[Scalar]) -> Any:
-    info = _API.HParamInfo(name=name, type=_data_type(name, values))
+def _column(name: str, planned: Sequence[Mapping[str, Scalar]]) -> Any:
+    values = [trial[name] for trial in planned if name in trial]
+    differs = len({trial.get(name) for trial in planned}) > 1
+    info = _API.HParamInfo(name=name, type=_data_type(name, values), differs=differs)
     choices = sorted(set(values), key=lambda value: (str(type(value)), value))
     if len(choices) <= _MAX_CHOICES:
         info.domain_discrete.extend(_value(value, info) for value in choices)
     elif info.type == _API.DATA_TYPE_FLOAT64:
-        numbers = [float(value) for value in values]
-        info.domain_interval.CopyFrom(_interval(min(numbers), max(numbers)))
+        info.domain_interval.CopyFrom(_interval([float(value) for value in values]))
     return info
 
 
-def _interval(low: float, high: float) -> Any:
-    return _API.Interval(min_value=low, max_value=high)
+def _interval(values: Sequence[float]) -> Any:
+    return _API.Interval(min_value=min(values), max_value=max(values))
 
 
 def _data_type(name: str, values: list[Scalar]) -> int:

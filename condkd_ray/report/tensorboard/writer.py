@@ -16,7 +16,6 @@ from condkd_ray.core.config import flattened
 from condkd_ray.core.records import Record, record_path
 from condkd_ray.report.figures import image_grids
 from condkd_ray.report.tensorboard import charts, embeddings, events
-from condkd_ray.report.tensorboard.charts import over_seeds
 from condkd_ray.report.tensorboard.events import Scalar
 
 FOLDER = "tensorboard"
@@ -176,7 +175,7 @@ def rebuild(out: Path, records: Sequence[Record]) -> None:
     shutil.rmtree(Path(out) / FOLDER, ignore_errors=True)
     names = varying([record.config for record in records])
     files = EventFiles(out, [hparams(record, names) for record in records])
-    for record, rows in over_seeds(records):
+    for record, rows in charts.over_seeds(records):
         files.arm(arm_name(record), rows)
     for row in (row for record in records for row in [*record.history, record.metrics]):
         files.chart(row)

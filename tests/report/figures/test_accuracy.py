@@ -63,9 +63,10 @@ def test_far_references_stand_beyond_a_marked_break(tmp_path):
 
 def test_every_point_lies_within_the_limits():
     for records in (sweep(), far_below(sweep())):
-        levels, curves = accuracy._levels(records, make_manifest(), STYLES), accuracy._curves(records, STYLES)
+        found = accuracy._tested(records)
+        levels, curves = accuracy._levels(found, make_manifest(), STYLES), accuracy._curves(found)
         bounds = accuracy._limits(levels, curves)
-        values = [value for curve in curves for seeds in curve.points for value in seeds]
+        values = [value for points in curves.values() for seeds in points.values() for value in seeds]
         assert all(bounds[-1][0] < value < bounds[-1][1] for value in values)
         for level in levels:
             assert any(low < level.mean < high for low, high in bounds)
