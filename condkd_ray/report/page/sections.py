@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from condkd_ray.core.records import Record
 from condkd_ray.report.figures.search import proxy_plot
 from condkd_ray.report.figures.style import Looks
-from condkd_ray.report.page.elements import Bar, Bars, Code, Element, Rows, Section, Text
+from condkd_ray.report.page.elements import Bars, Code, Element, Rows, Section, Text
 from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.summary import seconds
 from condkd_ray.report.results import Results
@@ -50,9 +50,7 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
     longest = max((math.fsum(row) for row in totals.values()), default=0.0)
     if not longest:
         return Section("Cost by phase", [])
-    bars = [
-        Bar(label, [100 * part / longest for part in row], seconds(math.fsum(row))) for label, row in totals.items()
-    ]
+    bars = [(label, [100 * part / longest for part in row], seconds(math.fsum(row))) for label, row in totals.items()]
     phases = [_phase(metric) for metric in metrics]
     header = ["trials", "n", *(f"{phase} (s)" for phase in phases), "wall (s)", "CPU (s)"]
     rows = [
