@@ -81,14 +81,6 @@ class Results:
         return statistics.by_teacher(self.records)
 
     @cached_property
-    def differences_by_teacher(self) -> list[list[Difference | None]]:
-        """Of each of `judged`, the same difference over the seeds of each teacher."""
-        return [
-            [statistics.difference(members, one.left, one.right, one.ipc) for members in self.by_teacher.values()]
-            for one in (self.judged if self.by_teacher else ())
-        ]
-
-    @cached_property
     def ranked(self) -> list[Record]:
         """Of a search, the finished trials that keep to all limits, the best by the first objective first."""
         return [one for one in self.ended if one.status == "finished" and self.keeps(one)]

@@ -1,5 +1,6 @@
 """The page of a search: what was found, how sure the choice is, and which parameters mattered."""
 
+import argparse
 import math
 import shlex
 from collections.abc import Sequence
@@ -120,7 +121,6 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
 
 
 def _objective_table(found: Sequence[Difference], objective: str) -> Table:
-    """A row a comparison."""
     rows = [
         [
             *compared(one),
@@ -165,10 +165,9 @@ def _curve(record: Record, objective: str) -> Curve:
 
 
 def _row(trial: str, rounds: list[int], values: list[float], direction: str) -> list[str]:
-    best = (min if direction == "minimize" else max)(values)
-    lost = abs(best - values[-1])
-    numbers = [f"{values[-1]:.4f}", f"{best:.4f}", str(rounds[values.index(best)]), f"{lost:.4f}"]
-    return [trial.removeprefix("trial "), *numbers]
+    last, best = values[-1], (min if direction == "minimize" else max)(values)
+    when = str(rounds[values.index(best)])
+    return [trial.removeprefix("trial "), f"{last:.4f}", f"{best:.4f}", when, f"{abs(best - last):.4f}"]
 
 
 def _importance(results: Results) -> list[Element]:
@@ -190,16 +189,11 @@ def _importance(results: Results) -> list[Element]:
 
 def _trials(results: Results) -> list[FrozenTrial]:
     """Of the study, wherever the command has put it."""
-    words = shlex.split(results.manifest.command)
-    return stored_trials(results.out, _flag(words, "--study") or STUDY, _flag(words, "--study-storage"))
-
-
-def _flag(words: Sequence[str], flag: str) -> str | None:
-    for place, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == flag:
-            return value if equals else next(iter(words[place + 1 : place + 2]), None)
-    return None
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--study", default=STUDY)
+    flags.add_argument("--study-storage")
+    given, _ = flags.parse_known_args(shlex.split(results.manifest.command))
+    return stored_trials(results.out, given.study, given.study_storage)
 
 
 def _front(results: Results) -> Section:

@@ -12,7 +12,7 @@ import numpy as np
 
 from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import ACCURACY, groups, interval, spread, teacher_names, tested
+from condkd_ray.report.statistics import ACCURACY, difference, groups, interval, spread, teacher_names, tested
 from condkd_ray.report.tables.table import Table, between, compared, place, shown, signed
 
 _LISTED = 12
@@ -66,10 +66,10 @@ def accuracy_table(results: Results) -> Table:
 def difference_table(results: Results) -> Table:
     """A row a comparison and IPC, a column a teacher; without rows where no arm has several teachers."""
     rows = []
-    for one, found in zip(results.judged, results.differences_by_teacher, strict=False):
+    for one in results.judged if results.by_teacher else ():
+        found = [difference(members, one.left, one.right, one.ipc) for members in results.by_teacher.values()]
         over_teachers, _ = interval(np.array([part.mean for part in found if part is not None]))
-        counts = ["" if part is None else f" (n = {part.n})" for part in found]
-        told = [f"{signed(part)}{count}" for part, count in zip(found, counts, strict=True)]
+        told = [f"{signed(part)} (n = {part.n})" if part else signed(part) for part in found]
         rows.append([*compared(one), *told, between(over_teachers)])
     header = ["difference", "IPC", *results.by_teacher, "95 % over teachers"]
     return Table("Paired differences of each teacher's students", header, rows, _DIFFERENCES, keys=2)
