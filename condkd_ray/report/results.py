@@ -51,8 +51,7 @@ class Results:
     @property
     def counts(self) -> dict[Status, int]:
         """How many trials have finished, were pruned and failed."""
-        ended: tuple[Status, ...] = ("finished", "pruned", "failed")
-        return {status: len(self.of(status)) for status in ended}
+        return {status: len(self.of(status)) for status in ("finished", "pruned", "failed")}
 
     @cached_property
     def finished(self) -> list[Record]:

@@ -24,7 +24,6 @@ from condkd_ray.report.tables.table import CPU, Table, count, over, place, shown
 
 LEAVES = 10
 """Of the configs, on the first screen."""
-ABSENT = "absent"
 A, B = "A", "B"
 Pair = tuple[Record, Record]
 Change = tuple[str, str]
@@ -220,4 +219,4 @@ def _changes(first: Tree, second: Tree) -> dict[str, Change]:
     ours, theirs = (
         {path: json.dumps(leaf, sort_keys=True) for path, leaf in flattened(tree).items()} for tree in (first, second)
     )
-    return _unequal(ours, theirs, ABSENT)
+    return _unequal(ours, theirs, "absent")

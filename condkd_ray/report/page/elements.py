@@ -137,12 +137,7 @@ def rendered(page: Page) -> bytes:
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters |= {
-        "kind": lambda element: type(element).__name__,
-        "points": points,
-        "chance": chance,
-        "mood": mood,
-    }
+    templates.filters.update(kind=lambda element: type(element).__name__, points=points, chance=chance, mood=mood)
     sections = [section for section in page.sections if section.elements]
     told = templates.get_template("page.html").render(page=page, sections=sections, palette=PALETTE)
     return (told.rstrip() + "\n").encode()

@@ -41,8 +41,6 @@ _FORGETTING = (
     "Forgetting: how much better the best round was than the last, in the objective. Test accuracy is not measured "
     "in the rounds of a search, so that nothing can follow it."
 )
-Curve = tuple[list[int], list[float]]
-"""Rounds, and the objective in each."""
 
 
 def page(results: Results) -> Page:
@@ -70,7 +68,7 @@ def page(results: Results) -> Page:
             Section("Images of the best trials", gallery(results.out, results.ranked[:BEST])),
             sections.cost({"finished": results.finished, "pruned": results.of("pruned")}),
             sections.trouble(results),
-            sections.remarks(search.notes(results)),
+            Section("Notes", [Text(line) for line in search.notes(results)]),
             sections.repeat(results),
         ],
     )
@@ -157,8 +155,8 @@ def _over_rounds(results: Results) -> Section:
     return Section(title, [*drawn, *tables(table)])
 
 
-def _curve(record: Record, objective: str) -> Curve:
-    """Times are those of a round: what counts of them is the sum, which is no curve."""
+def _curve(record: Record, objective: str) -> tuple[list[int], list[float]]:
+    """Rounds, and the objective in each. Times are those of a round: what counts is the sum, which is no curve."""
     told = [] if objective.startswith("time/") else record.history
     known = [(int(row["round"]), row[objective]) for row in told if math.isfinite(row.get(objective, math.nan))]
     return [number for number, _ in known], [value for _, value in known]

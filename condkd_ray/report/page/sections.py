@@ -69,11 +69,6 @@ def trouble(results: Results) -> Section:
     return Section("Failures", [Code(wrong.rstrip())] if wrong else [])
 
 
-def remarks(lines: Sequence[str]) -> Section:
-    """What a reader has to know, a sentence each."""
-    return Section("Notes", [Text(line) for line in lines])
-
-
 def repeat(results: Results) -> Section:
     """The command, and where the numbers were made."""
     manifest = results.manifest

@@ -12,8 +12,8 @@ import numpy as np
 
 from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import ACCURACY, difference, groups, interval, spread, teacher_names, tested
-from condkd_ray.report.tables.table import Table, between, compared, place, shown, signed
+from condkd_ray.report.statistics import ACCURACY, difference, groups, interval, teacher_names, tested
+from condkd_ray.report.tables.table import Table, between, compared, over, place, shown, signed
 
 _LISTED = 12
 """Seeds of a teacher that are listed one by one; of more their number is given."""
@@ -59,7 +59,9 @@ def accuracy_table(results: Results) -> Table:
     apart = results.by_teacher
     parts = [groups(members) for members in apart.values()]
     known = groups(one for one in tested(results.records) if one.teacher_hash) if apart else {}
-    rows = [[*place(*key), *(_percent(part.get(key, [])) for part in parts)] for key in known]
+    rows = [
+        [*place(*key), *(shown(over(part.get(key, []), ACCURACY), 0, factor=100) for part in parts)] for key in known
+    ]
     return Table("Test accuracy of each teacher's students", ["arm", "IPC", *apart], rows, _ACCURACIES, keys=2)
 
 
@@ -124,7 +126,3 @@ def _listed(seeds: set[int]) -> str:
     if len(seeds) > _LISTED:
         return f"{len(seeds)} seeds"
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
-
-
-def _percent(members: Sequence[Record]) -> str:
-    return shown(spread(one.metrics[ACCURACY] for one in members), 0, factor=100)
