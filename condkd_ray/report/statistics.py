@@ -248,7 +248,8 @@ def rankings(records: Sequence[Record], proxy: str = "proxy/agreement") -> list[
     for members in sets.values():
         scores = [[record.metrics[name] for record in members] for name in (proxy, ACCURACY)]
         if len(members) >= 4 and all(len(set(row)) > 1 for row in scores):
-            rho = float(stats.spearmanr(*scores).statistic)
+            # Spearman's is Pearson's of the ranks.
+            rho = float(np.corrcoef(stats.rankdata(scores, axis=1))[0, 1])
             ipcs = tuple(sorted({record.ipc for record in members}))
             found.append(Ranking(proxy=proxy, ipcs=ipcs, rho=rho, n=len(members)))
     return sorted(found, key=lambda one: one.ipcs)
