@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,6 @@ from condkd_ray.report.results import Results
 
 _INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes", "numbers")
 _SECONDS = ("wall_seconds", "cpu_seconds")
-_TREES = ("config", "versions")
 _KINDS = ("dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
 _HASHES = ("config_hash", "teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "pool_key")
 _COSTS = ("wall_seconds", "cpu_seconds", "peak_bytes", "threads", "node", "rounds")
@@ -41,8 +39,7 @@ def records_table(records: Sequence[Record]) -> pa.Table:
     """A row a trial; metrics are float64 columns, null where a trial has none of that name, NaN where it diverged."""
     fixed = [pa.field(name, _type(name)) for name in _COLUMNS]
     names = _names([record.metrics for record in records])
-    stored = [(flat(record), record.metrics) for record in records]
-    rows = [{name: _plain(tree, name) for name in _COLUMNS} | metrics for tree, metrics in stored]
+    rows = [flat(record) | _trees(record) | record.metrics for record in records]
     return pa.Table.from_pylist(rows, schema=pa.schema(fixed + [pa.field(name, pa.float64()) for name in names]))
 
 
@@ -87,8 +84,8 @@ def _type(name: str) -> pa.DataType:
     return pa.float64() if name in _SECONDS else pa.string()
 
 
-def _plain(tree: dict[str, Any], name: str) -> Any:
-    return json.dumps(tree[name], sort_keys=True) if name in _TREES else tree[name]
+def _trees(record: Record) -> dict[str, str]:
+    return {name: json.dumps(getattr(record, name), sort_keys=True) for name in ("config", "versions")}
 
 
 def _names(rows: Sequence[dict[str, float]]) -> list[str]:

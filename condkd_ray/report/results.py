@@ -51,8 +51,7 @@ class Results:
     @property
     def counts(self) -> dict[Status, int]:
         """How many trials have finished, were pruned and failed."""
-        ended: tuple[Status, ...] = ("finished", "pruned", "failed")
-        return {status: len(self.of(status)) for status in ended}
+        return {status: len(self.of(status)) for status in ("finished", "pruned", "failed")}
 
     @cached_property
     def finished(self) -> list[Record]:
@@ -79,14 +78,6 @@ class Results:
     def by_teacher(self) -> dict[str, list[Record]]:
         """Tested trials by their teacher's name, where the seeds of some arm have several teachers; else empty."""
         return statistics.by_teacher(self.records)
-
-    @cached_property
-    def differences_by_teacher(self) -> list[list[Difference | None]]:
-        """Of each of `judged`, the same difference over the seeds of each teacher."""
-        return [
-            [statistics.difference(members, one.left, one.right, one.ipc) for members in self.by_teacher.values()]
-            for one in (self.judged if self.by_teacher else ())
-        ]
 
     @cached_property
     def ranked(self) -> list[Record]:

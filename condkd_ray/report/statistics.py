@@ -26,7 +26,7 @@ Over test images: an adjusted Wald interval, see `image_interval`. Its simulated
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -156,17 +156,11 @@ def image_interval(left: np.ndarray, right: np.ndarray) -> Interval | None:
     seeds, images = left.shape
     if not seeds or not images:
         return None
-    low, high = _adjusted(left.mean(0) - right.mean(0))
-    return float(low), float(high)
-
-
-def _adjusted(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends (...,) of the interval of the mean over images of each sample of `differences` (..., images) in [-1, 1]."""
-    n = differences.shape[-1] + 2
-    mean = differences.sum(-1) / n
-    variance = ((differences**2).sum(-1) + 2) / n - mean**2
+    differences, n = left.mean(0) - right.mean(0), images + 2
+    mean = differences.sum() / n
+    variance = ((differences**2).sum() + 2) / n - mean**2
     half = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance / n)
-    return mean - half, mean + half
+    return float(mean - half), float(mean + half)
 
 
 def difference(
@@ -179,9 +173,11 @@ def difference(
         return None
     values = np.array([a.metrics[metric] - b.metrics[metric] for a, b in common])
     over_seeds, method = interval(values)
-    images = _over_images(common, labels if metric == ACCURACY else ())
-    found, pair = _spread(values), {"left": left, "right": right, "ipc": ipc}
-    return Difference(**vars(found), **pair, over_seeds=over_seeds, method=method, over_images=images)
+    images = _over_images(common, labels) if metric == ACCURACY else None
+    found = asdict(_spread(values))
+    return Difference(
+        **found, left=left, right=right, ipc=ipc, over_seeds=over_seeds, method=method, over_images=images
+    )
 
 
 def comparisons(

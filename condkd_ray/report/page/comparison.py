@@ -1,20 +1,20 @@
 """The page on two folders: arms of equal name side by side, and all in which the two runs differ."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from condkd_ray.core.config import Tree, flattened
 from condkd_ray.core.method import require
-from condkd_ray.core.records import Manifest, Record, check_same_numbers
+from condkd_ray.core.records import Record, check_same_numbers
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.style import name
-from condkd_ray.report.page import search as search_page
 from condkd_ray.report.page import sections
 from condkd_ray.report.page.elements import Code, Element, Page, Rows, Section, Text
 from condkd_ray.report.page.images import vector
+from condkd_ray.report.page.search import best
 from condkd_ray.report.page.summary import caution, facts, forest, judgement
 from condkd_ray.report.results import Results, read
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, judged
@@ -24,7 +24,6 @@ from condkd_ray.report.tables.table import CPU, Table, count, over, place, shown
 
 LEAVES = 10
 """Of the configs, on the first screen."""
-ABSENT = "absent"
 A, B = "A", "B"
 Pair = tuple[Record, Record]
 Change = tuple[str, str]
@@ -53,25 +52,23 @@ def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
     theirs = {_key(record): record for record in second}
     pairs = [(record, theirs[_key(record)]) for record in first if _key(record) in theirs]
     found = [_changes(a.config, b.config) for a, b in pairs]
-    counts: dict[str, Counter[Change]] = {}
+    counts: dict[str, Counter[Change]] = defaultdict(Counter)
     for changes in found:
         for path, change in changes.items():
-            counts.setdefault(path, Counter())[change] += 1
+            counts[path][change] += 1
     common = {path: seen.most_common(1)[0] for path, seen in sorted(counts.items())}
-    alike = [all(common[path][0] == change for path, change in changes.items()) for changes in found]
-    return Pairing(
-        pairs=[pair for pair, fine in zip(pairs, alike, strict=True) if fine],
-        odd=[pair for pair, fine in zip(pairs, alike, strict=True) if not fine],
-        changes=common,
-    )
+    alike, odd = [], []
+    for pair, changes in zip(pairs, found, strict=True):
+        fine = all(common[path][0] == change for path, change in changes.items())
+        (alike if fine else odd).append(pair)
+    return Pairing(alike, odd, common)
 
 
 def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
     """B minus A in test accuracy of each arm and IPC, paired by seed."""
-    groups: dict[tuple[str, int], list[Record]] = {}
-    for pair in pairing.pairs:
-        for side, record in zip((A, B), pair, strict=True):
-            groups.setdefault((record.arm, record.ipc), []).append(replace(record, arm=side))
+    groups: dict[tuple[str, int], list[Record]] = defaultdict(list)
+    for a, b in pairing.pairs:
+        groups[a.arm, a.ipc] += [replace(a, arm=A), replace(b, arm=B)]
     found = [(arm, difference(members, B, A, ipc, labels)) for (arm, ipc), members in groups.items()]
     return [replace(one, left=f"{arm}: {B}", right=A) for arm, one in found if one is not None]
 
@@ -86,10 +83,11 @@ def page(out: Path, other: Path) -> Page:
     _check(first, second)
     pairing = Pairing([], [], {}) if first.searching else paired(first.records, second.records)
     found = judged(differences(pairing, first.manifest.test_labels))
+    searched = [f"{letter}: {best(side)[0]}" for letter, side in sides.items() if side.searching]
     return Page(
         name=f"{A}: {out}   |   {B}: {other}",
-        question=_question(first.manifest, second.manifest),
-        verdict=_searched(sides) if first.searching else _verdict(found),
+        question=" | ".join(dict.fromkeys(side.manifest.question for side in sides.values())),
+        verdict=searched or _verdict(found),
         facts=_facts(first, second),
         lead=[*([forest(found, _teachers(sides))] if found else []), _differing(first, second, pairing)],
         sections=[
@@ -111,6 +109,10 @@ def _check(first: Results, second: Results) -> None:
     check_same_numbers({one.out: one.records for one in (first, second)})
 
 
+def _unequal(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) -> dict[str, Change]:
+    return {key: change for key, change in _both(ours, theirs, absent).items() if change[0] != change[1]}
+
+
 def _both(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) -> dict[str, Change]:
     """The values of each key in A and in B."""
     return {key: (ours.get(key, absent), theirs.get(key, absent)) for key in {**ours, **theirs}}
@@ -130,10 +132,6 @@ def _teachers(sides: Sides) -> str:
     return " ".join(f"{letter}: {sentence}" for letter, sentence in told.items())
 
 
-def _question(first: Manifest, second: Manifest) -> str:
-    return first.question if first.question == second.question else f"{first.question} | {second.question}"
-
-
 def _verdict(found: Sequence[Difference]) -> list[str]:
     if not found:
         return ["The two have no finished trial of equal arm, IPC and seed in common that may be compared."]
@@ -141,10 +139,6 @@ def _verdict(found: Sequence[Difference]) -> list[str]:
         return ["Each trial has the same test accuracy in both."]
     arms = [replace(one, left=one.left.removesuffix(f": {B}")) for one in found]
     return [f"{B} against {A}, {judgement(arms)}.", *caution(arms)]
-
-
-def _searched(sides: Sides) -> list[str]:
-    return [f"{letter}: {search_page.best(side)[0]}" for letter, side in sides.items()]
 
 
 def _side_by_side(first: Results, second: Results) -> list[Element]:
@@ -181,8 +175,7 @@ def _configs(pairing: Pairing) -> list[Element]:
 
 def _differing(first: Results, second: Results, pairing: Pairing) -> Element:
     """Versions, places, what was made beforehand, and the first leaves of the configs: what differs."""
-    both = _both(_about(first), _about(second), "-")
-    rows = [[key, *values] for key, values in both.items() if values[0] != values[1]]
+    rows = [[key, *change] for key, change in _unequal(_about(first), _about(second), "-").items()]
     rows += [[path, *change] for path, (change, _) in list(pairing.changes.items())[:LEAVES]]
     if not rows:
         return Text("Both ran the same experiment with equal configs, versions and teachers in the same places.")
@@ -193,9 +186,12 @@ def _differing(first: Results, second: Results, pairing: Pairing) -> Element:
 
 def _about(side: Results) -> dict[str, str]:
     manifest, known = side.manifest, teachers.listed(side.manifest)
-    told = {"experiment": manifest.experiment, "begun": manifest.created}
-    told |= {"teacher": ", ".join(str(one.get("label", "")) for one in known)}
-    told |= {"teacher hash": ", ".join(str(one.get("hash", "")) for one in known)}
+    told = {
+        "experiment": manifest.experiment,
+        "begun": manifest.created,
+        "teacher": ", ".join(str(one.get("label", "")) for one in known),
+        "teacher hash": ", ".join(str(one.get("hash", "")) for one in known),
+    }
     accuracies = [f"{100 * one['test_accuracy']:.2f}" for one in known if one.get("test_accuracy") is not None]
     told |= {"teacher's test accuracy (%)": ", ".join(accuracies)} if accuracies else {}
     return told | sections.environment(side.records)
@@ -220,9 +216,7 @@ def _key(record: Record) -> tuple[str, int, int]:
 
 def _changes(first: Tree, second: Tree) -> dict[str, Change]:
     """The values, as JSON, of the leaves in which two configs differ, by their paths."""
-    both = _both(_as_json(first), _as_json(second), ABSENT)
-    return {path: values for path, values in both.items() if values[0] != values[1]}
-
-
-def _as_json(tree: Tree) -> dict[str, str]:
-    return {path: json.dumps(leaf, sort_keys=True) for path, leaf in flattened(tree).items()}
+    ours, theirs = (
+        {path: json.dumps(leaf, sort_keys=True) for path, leaf in flattened(tree).items()} for tree in (first, second)
+    )
+    return _unequal(ours, theirs, "absent")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from condkd_ray.report.tables.table import Table
+from condkd_ray.report.statistics import Difference, Interval
+from condkd_ray.report.tables.table import Table, chance
 
 LONG = 30
 """Of longer tables the rest is folded away."""
+SURE = 0.05
+"""Of a corrected p, below which a difference is taken to be no chance find."""
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A08A00", "#999999")
 
 
@@ -19,7 +22,6 @@ class Text:
 
     text: str
     small: bool = False
-    kind: str = "text"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,6 @@ class Code:
     """Words of a machine, as they are."""
 
     text: str
-    kind: str = "code"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,6 @@ class Rows:
 
     table: Table
     most: int = LONG
-    kind: str = "rows"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Picture:
     uri: str
     words: str
     caption: str = ""
-    kind: str = "picture"
 
 
 @dataclass(frozen=True)
@@ -54,51 +53,33 @@ class Gallery:
     """Small pictures side by side."""
 
     pictures: Sequence[Picture]
-    kind: str = "gallery"
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A row of stacked parts; `widths` are per cent of the longest row, `total` is written behind them."""
-
-    label: str
-    widths: Sequence[float]
-    total: str
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Rows of stacked bars, and the names of their parts."""
+    """Stacked bars with the names of their parts: labels, widths in per cent of the longest row, words behind them."""
 
     parts: Sequence[str]
-    rows: Sequence[Bar]
-    kind: str = "bars"
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A difference on a common scale, its places in per cent of the width; without an interval a point alone."""
-
-    label: str
-    note: str
-    mean: float
-    ends: Sequence[float] | None
-    told: str
-    interval: str
-    p: str
-    mood: str
-    """better, worse or open."""
+    rows: Sequence[tuple[str, Sequence[float], str]]
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Differences below one another, and where zero stands; `legend` says what the lines are, `p`: if any has one."""
+    """Differences below one another on a scale from `low` to `high`; without an interval a point alone.
 
-    rows: Sequence[Stretch]
-    zero: float
-    legend: str
+    `ipcs`: whether rows name their IPC. `p`: whether any has one. `legend` says what the lines are.
+    """
+
+    rows: Sequence[tuple[Difference, Interval | None]]
+    low: float
+    high: float
+    ipcs: bool
     p: bool
-    kind: str = "forest"
+    legend: str
+
+    def place(self, value: float) -> str:
+        """Where a value stands, in per cent of the width."""
+        return f"{100 * (value - self.low) / (self.high - self.low):.2f}"
 
 
 Element = Text | Code | Rows | Picture | Gallery | Bars | Forest
@@ -137,6 +118,18 @@ class Page:
     sections: Sequence[Section] = field(default_factory=tuple)
 
 
+def mood(one: Difference) -> str:
+    """Whether more seeds would likely show the same sign: better, worse or open."""
+    if one.p is None or one.p >= SURE:
+        return "open"
+    return "better" if one.mean > 0 else "worse"
+
+
+def points(fraction: float) -> str:
+    """In percentage points, as the tables have it."""
+    return f"{100 * fraction:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def rendered(page: Page) -> bytes:
     """One HTML file that asks for no other and needs no script."""
     # Undefined names raise: a misspelt one would leave a hole that nobody sees.
@@ -144,6 +137,7 @@ def rendered(page: Page) -> bytes:
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    templates.filters.update(kind=lambda element: type(element).__name__, points=points, chance=chance, mood=mood)
     sections = [section for section in page.sections if section.elements]
     told = templates.get_template("page.html").render(page=page, sections=sections, palette=PALETTE)
     return (told.rstrip() + "\n").encode()

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.style import name
 from condkd_ray.report.page import sections
-from condkd_ray.report.page.elements import Element, Page, Section, tables
+from condkd_ray.report.page.elements import Element, Page, Section, Text, tables
 from condkd_ray.report.page.images import grids, vector
 from condkd_ray.report.page.summary import alone, at_largest, facts, forest, verdict
 from condkd_ray.report.results import Results
@@ -49,7 +49,7 @@ def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
             sections.proxy(results, looks),
             sections.cost(by_arm),
             sections.trouble(results),
-            sections.remarks(arms.notes(results)),
+            Section("Notes", [Text(line) for line in arms.notes(results)]),
             sections.repeat(results),
         ],
     )

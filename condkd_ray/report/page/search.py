@@ -1,5 +1,6 @@
 """The page of a search: what was found, how sure the choice is, and which parameters mattered."""
 
+import argparse
 import math
 import shlex
 from collections.abc import Sequence
@@ -40,8 +41,6 @@ _FORGETTING = (
     "Forgetting: how much better the best round was than the last, in the objective. Test accuracy is not measured "
     "in the rounds of a search, so that nothing can follow it."
 )
-Curve = tuple[list[int], list[float]]
-"""Rounds, and the objective in each."""
 
 
 def page(results: Results) -> Page:
@@ -69,7 +68,7 @@ def page(results: Results) -> Page:
             Section("Images of the best trials", gallery(results.out, results.ranked[:BEST])),
             sections.cost({"finished": results.finished, "pruned": results.of("pruned")}),
             sections.trouble(results),
-            sections.remarks(search.notes(results)),
+            Section("Notes", [Text(line) for line in search.notes(results)]),
             sections.repeat(results),
         ],
     )
@@ -120,7 +119,6 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
 
 
 def _objective_table(found: Sequence[Difference], objective: str) -> Table:
-    """A row a comparison."""
     rows = [
         [
             *compared(one),
@@ -157,18 +155,17 @@ def _over_rounds(results: Results) -> Section:
     return Section(title, [*drawn, *tables(table)])
 
 
-def _curve(record: Record, objective: str) -> Curve:
-    """Times are those of a round: what counts of them is the sum, which is no curve."""
+def _curve(record: Record, objective: str) -> tuple[list[int], list[float]]:
+    """Rounds, and the objective in each. Times are those of a round: what counts is the sum, which is no curve."""
     told = [] if objective.startswith("time/") else record.history
     known = [(int(row["round"]), row[objective]) for row in told if math.isfinite(row.get(objective, math.nan))]
     return [number for number, _ in known], [value for _, value in known]
 
 
 def _row(trial: str, rounds: list[int], values: list[float], direction: str) -> list[str]:
-    best = (min if direction == "minimize" else max)(values)
-    lost = abs(best - values[-1])
-    numbers = [f"{values[-1]:.4f}", f"{best:.4f}", str(rounds[values.index(best)]), f"{lost:.4f}"]
-    return [trial.removeprefix("trial "), *numbers]
+    last, best = values[-1], (min if direction == "minimize" else max)(values)
+    when = str(rounds[values.index(best)])
+    return [trial.removeprefix("trial "), f"{last:.4f}", f"{best:.4f}", when, f"{abs(best - last):.4f}"]
 
 
 def _importance(results: Results) -> list[Element]:
@@ -190,16 +187,11 @@ def _importance(results: Results) -> list[Element]:
 
 def _trials(results: Results) -> list[FrozenTrial]:
     """Of the study, wherever the command has put it."""
-    words = shlex.split(results.manifest.command)
-    return stored_trials(results.out, _flag(words, "--study") or STUDY, _flag(words, "--study-storage"))
-
-
-def _flag(words: Sequence[str], flag: str) -> str | None:
-    for place, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == flag:
-            return value if equals else next(iter(words[place + 1 : place + 2]), None)
-    return None
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--study", default=STUDY)
+    flags.add_argument("--study-storage")
+    given, _ = flags.parse_known_args(shlex.split(results.manifest.command))
+    return stored_trials(results.out, given.study, given.study_storage)
 
 
 def _front(results: Results) -> Section:

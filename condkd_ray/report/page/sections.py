@@ -1,22 +1,21 @@
 """Sections that the page of an experiment and that of a search have in common."""
 
 import math
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.figures.search import proxy_plot
 from condkd_ray.report.figures.style import Looks
-from condkd_ray.report.page.elements import Bar, Bars, Code, Element, Rows, Section, Text
+from condkd_ray.report.page.elements import Bars, Code, Element, Rows, Section, Text
 from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.summary import seconds
 from condkd_ray.report.results import Results
 from condkd_ray.report.statistics import tested
 from condkd_ray.report.tables import failures, teachers
 from condkd_ray.report.tables.table import CPU, WALL, Table, over, shown
-
-_PHASE, _WHOLE = ("time/", "_seconds"), ("wall", "cpu")
-"""How the metrics of phases begin and end; and what is the time of all of them."""
 
 
 def proxy(results: Results, looks: Looks | None) -> Section:
@@ -25,13 +24,11 @@ def proxy(results: Results, looks: Looks | None) -> Section:
     drawn = vector(proxy_plot(tested(results.records), metric, looks), f"{metric} against test accuracy")
     words: list[Element] = []
     if found:
-        rhos = sorted(one.rho for one in found)
-        trials = sum(one.n for one in found)
+        rhos, trials = sorted(one.rho for one in found), sum(one.n for one in found)
         told = f"Spearman's rho of {metric} with test accuracy: {rhos[0]:+.2f} over {trials} trials of one proxy set."
         if len(rhos) > 1:
-            middle = (rhos[(len(rhos) - 1) // 2] + rhos[len(rhos) // 2]) / 2
             told = (
-                f"Spearman's rho of {metric} with test accuracy within a proxy set: {middle:+.2f} in the middle, "
+                f"Spearman's rho of {metric} with test accuracy within a proxy set: {median(rhos):+.2f} in the middle, "
                 f"{rhos[0]:+.2f} to {rhos[-1]:+.2f} over {len(rhos)} proxy sets, {trials} trials."
             )
         words = [Text(told)]
@@ -44,15 +41,12 @@ def proxy(results: Results, looks: Looks | None) -> Section:
 def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
     """Mean seconds of each phase of a trial, a row a group."""
     kept = {label: members for label, members in groups.items() if members}
-    names = {key for members in kept.values() for one in members for key in one.metrics if _phase(key) not in _WHOLE}
-    metrics = sorted(key for key in names if _phase(key))
+    metrics = sorted({key for members in kept.values() for one in members for key in one.metrics if _phase(key)})
     totals = {label: [_mean(members, metric) for metric in metrics] for label, members in kept.items()}
     longest = max((math.fsum(row) for row in totals.values()), default=0.0)
     if not longest:
         return Section("Cost by phase", [])
-    bars = [
-        Bar(label, [100 * part / longest for part in row], seconds(math.fsum(row))) for label, row in totals.items()
-    ]
+    bars = [(label, [100 * part / longest for part in row], seconds(math.fsum(row))) for label, row in totals.items()]
     phases = [_phase(metric) for metric in metrics]
     header = ["trials", "n", *(f"{phase} (s)" for phase in phases), "wall (s)", "CPU (s)"]
     rows = [
@@ -75,11 +69,6 @@ def trouble(results: Results) -> Section:
     return Section("Failures", [Code(wrong.rstrip())] if wrong else [])
 
 
-def remarks(lines: Sequence[str]) -> Section:
-    """What a reader has to know, a sentence each."""
-    return Section("Notes", [Text(line) for line in lines])
-
-
 def repeat(results: Results) -> Section:
     """The command, and where the numbers were made."""
     manifest = results.manifest
@@ -94,7 +83,7 @@ def repeat(results: Results) -> Section:
 
 def environment(records: Sequence[Record]) -> dict[str, str]:
     """Versions and places; where trials differ, each with how many trials it is of."""
-    seen: dict[str, Counter[str]] = {}
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         about = {
             **record.versions,
@@ -105,7 +94,7 @@ def environment(records: Sequence[Record]) -> dict[str, str]:
         }
         for key, value in about.items():
             if value:
-                seen.setdefault(key, Counter())[value] += 1
+                seen[key][value] += 1
     return {key: _values(counts) for key, counts in seen.items()}
 
 
@@ -116,10 +105,9 @@ def _values(counts: Counter[str]) -> str:
 
 
 def _phase(metric: str) -> str:
-    """The name of the phase whose time a metric is; empty of another metric."""
-    begin, end = _PHASE
-    timed = metric.startswith(begin) and metric.endswith(end)
-    return metric.removeprefix(begin).removesuffix(end) if timed else ""
+    """The name of the phase whose time a metric is; empty of another metric, and of the time of all phases."""
+    timed = re.fullmatch("time/(.+)_seconds", metric)
+    return timed[1] if timed and metric not in (WALL, CPU) else ""
 
 
 def _mean(members: Sequence[Record], metric: str) -> float:

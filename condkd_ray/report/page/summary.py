@@ -2,24 +2,14 @@
 
 from collections.abc import Sequence
 
-from condkd_ray.report.page.elements import Forest, Stretch
+from condkd_ray.report.page.elements import Forest, mood, points
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import ACCURACY, Difference, Interval, tested
+from condkd_ray.report.statistics import ACCURACY, Difference, tested
 from condkd_ray.report.tables import teachers
-from condkd_ray.report.tables.table import chance
 
-SURE = 0.05
-"""Of a corrected p, below which a difference is taken to be no chance find."""
 MOST = 14
 """Rows of the first screen; all are in the table below."""
 NAMED, SENTENCES = 4, 4
-
-
-def mood(one: Difference) -> str:
-    """Whether more seeds would likely show the same sign."""
-    if one.p is None or one.p >= SURE:
-        return "open"
-    return "better" if one.mean > 0 else "worse"
 
 
 def at_largest(found: Sequence[Difference]) -> list[Difference]:
@@ -79,42 +69,23 @@ def caution(found: Sequence[Difference]) -> list[str]:
     return []
 
 
-def points(fraction: float) -> str:
-    """In percentage points, as the tables have it."""
-    return f"{100 * fraction:+.2f}".replace("-", "\N{MINUS SIGN}")
-
-
 def forest(found: Sequence[Difference], remark: str = "") -> Forest:
     """The differences on one scale; the interval is that over seeds, with one seed that over test images.
 
     `remark`: a last sentence of the legend.
     """
-    several = len({one.ipc for one in found} - {0}) > 1
-    shown = found[:MOST]
-    ends = [_interval(one) for one in shown]
-    known = [0.0, *(one.mean for one in shown), *(end for pair in ends if pair for end in pair)]
+    rows = [(one, one.over_images if one.n == 1 else one.over_seeds) for one in found[:MOST]]
+    known = [0.0, *(value for one, ends in rows for value in (one.mean, *(ends or ())))]
     low, high = min(known), max(known)
     pad = 0.04 * (high - low) or 0.01
-    low, high = low - pad, high + pad
-
-    def place(value: float) -> float:
-        return 100 * (value - low) / (high - low)
-
-    rows = [
-        Stretch(
-            label=f"{one.left} \N{MINUS SIGN} {one.right}",
-            note=(f"IPC {one.ipc}, " if several and one.ipc else "") + f"n = {one.n}",
-            mean=place(one.mean),
-            ends=tuple(map(place, pair)) if pair else None,
-            told=points(one.mean),
-            interval=" to ".join(map(points, pair)) if pair else "none",
-            p=chance(one.p),
-            mood=mood(one),
-        )
-        for one, pair in zip(shown, ends, strict=True)
-    ]
-    known_p = any(one.p is not None for one in found)
-    return Forest(rows, place(0.0), f"{_legend(found)} {remark}".rstrip(), known_p)
+    return Forest(
+        rows,
+        low=low - pad,
+        high=high + pad,
+        ipcs=len({one.ipc for one in found} - {0}) > 1,
+        p=any(one.p is not None for one in found),
+        legend=f"{_legend(found)} {remark}".rstrip(),
+    )
 
 
 def _legend(found: Sequence[Difference]) -> str:
@@ -124,10 +95,6 @@ def _legend(found: Sequence[Difference]) -> str:
     parts += ["p: paired t test, corrected by Holm for the arms compared with the same one."] * bool(count)
     left = len(found) - MOST
     return " ".join([*parts, *([f"{left} more in the table."] if left > 0 else [])])
-
-
-def _interval(one: Difference) -> Interval | None:
-    return one.over_images if one.n == 1 else one.over_seeds
 
 
 def facts(results: Results) -> list[tuple[str, str]]:

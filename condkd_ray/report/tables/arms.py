@@ -8,7 +8,7 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from condkd_ray.core.records import Record
@@ -33,6 +33,7 @@ from condkd_ray.report.tables.table import (
 
 _CSV_HEADER = ("table", "arm", "minus", "ipc", "metric", "mean", "std", "n", "low", "high", "method")
 _PERCENT = {
+    ACCURACY: "test accuracy (%)",
     "student/val_accuracy": "validation (%)",
     "proxy/agreement": "proxy agreement (%)",
 }
@@ -63,7 +64,10 @@ class _Column:
 _SUBSET = 1000
 """Test images measured in a round, at most, by trials whose record does not say how many they were."""
 _MEAN, _IMAGES = "student/test_accuracy_mean", "student/test_images"
+_ON = _Column("test images", _MEAN)
+"""Not the metric itself, but on how many images it was measured."""
 _ROUNDS = (
+    _ON,
     _Column("mean (%)", _MEAN, 100, 2),
     _Column("variance (points²)", "student/test_accuracy_variance", 1e4, 2),
     _Column("best (%)", "student/test_accuracy_best", 100, 2),
@@ -123,9 +127,7 @@ def accuracy_table(results: Results) -> Table:
     """A row an arm and IPC that has begun. Columns that nobody measured, or no trial failed, are left out."""
     found = groups(record for record in results.records if record.status != "running")
     measured = {metric for record in results.finished for metric in record.metrics}
-    percent = {ACCURACY: "test accuracy (%)"} | {
-        metric: name for metric, name in _PERCENT.items() if metric in measured
-    }
+    percent = {metric: name for metric, name in _PERCENT.items() if metric in measured or metric == ACCURACY}
     lost = [status for status in ("failed", "pruned") if results.counts[status]]
     rows = []
     for key, begun in found.items():
@@ -162,12 +164,12 @@ def difference_table(found: Sequence[Difference]) -> Table:
 def rounds_table(results: Results) -> Table:
     """A row an arm and IPC: over the rounds, memory and times."""
     legend = _ROUNDS_LEGEND + (_D_LEGEND if over(results.records, "guidance/accuracy") else "")
-    return _table("Over the rounds", _ROUNDS, legend, results, {"test images": _on})
+    return _table("Over the rounds", _ROUNDS, legend, results)
 
 
 def places_table(results: Results) -> Table:
     """A row an arm and IPC that made synthetic images: what a diagnosis of the last measured round found."""
-    return _table("Where the synthetic images lie", _PLACES, _PLACES_LEGEND, results, {})
+    return _table("Where the synthetic images lie", _PLACES, _PLACES_LEGEND, results)
 
 
 def test_images(records: Sequence[Record]) -> str:
@@ -219,10 +221,10 @@ def _csv(results: Results) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_CSV_HEADER)
     writer.writerows(_accuracy_rows(results))
+    method = f"adjusted Wald, {len(results.manifest.test_labels)} test images"
     for one in results.judged:
         row = ("difference", one.left, one.right, one.ipc, ACCURACY, one.mean, one.std, one.n)
         writer.writerow((*row, *(one.over_seeds or ("", "")), one.method))
-        method = f"adjusted Wald, {len(results.manifest.test_labels)} test images"
         if one.over_images:
             writer.writerow((*row, *one.over_images, method))
     return buffer.getvalue()
@@ -243,11 +245,6 @@ def _accuracy_rows(results: Results) -> Iterator[tuple[object, ...]]:
                 yield f"accuracy, {name}", arm, "", ipc, ACCURACY, one.mean, one.std, one.n, "", "", ""
 
 
-def _on(records: Sequence[Record]) -> str:
-    """The same of those whose rounds were measured; a dash without any."""
-    return test_images([record for record in records if over([record], _MEAN)]) or "-"
-
-
 def _measured(record: Record) -> tuple[int, int]:
     """Test images measured in a round, and all of them; 0 where that is not known."""
     number, total = record.metrics.get(_IMAGES, math.nan), len(record.outcome.predictions)
@@ -263,29 +260,19 @@ def _told(number: int, total: int) -> str:
     return f"all {whole}" if number == total else f"{part} of {whole}"
 
 
-def _table(
-    title: str,
-    columns: Sequence[_Column],
-    legend: str,
-    results: Results,
-    words: Mapping[str, Callable[[Sequence[Record]], str]],
-) -> Table:
-    """Without the columns, and the rows, of which nothing was measured; `words`: columns of text, by their headers."""
+def _table(title: str, columns: Sequence[_Column], legend: str, results: Results) -> Table:
+    """Without the columns, and the rows, of which nothing was measured."""
     found = results.groups
     kept = [one for one in columns if any(over(members, one.metric) for members in found.values())]
-    spoken = {header: tell for header, tell in words.items() if any(tell(one) != "-" for one in found.values())}
     rows = [
-        [
-            *place(arm, ipc),
-            str(count(members)),
-            *(tell(members) for tell in spoken.values()),
-            *(_cell(members, column) for column in kept),
-        ]
+        [*place(arm, ipc), str(count(members)), *(_cell(members, column) for column in kept)]
         for (arm, ipc), members in found.items()
         if any(over(members, column.metric) for column in kept)
     ]
-    return Table(title, ["arm", "IPC", "n", *spoken, *(column.header for column in kept)], rows, legend)
+    return Table(title, ["arm", "IPC", "n", *(column.header for column in kept)], rows, legend)
 
 
 def _cell(members: Sequence[Record], column: _Column) -> str:
+    if column is _ON:
+        return test_images([record for record in members if over([record], _MEAN)]) or "-"
     return shown(over(members, column.metric), count(members), factor=column.factor, digits=column.digits)

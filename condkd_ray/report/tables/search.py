@@ -31,8 +31,8 @@ def search_table(results: Results) -> Table:
             record.status if results.keeps(record) else f"{record.status}, infeasible",
             str(record.outcome.rounds),
             *(_objective(name, value(record, name)) for name in objectives),
-            _fixed(100 * record.metrics.get(ACCURACY, math.nan), 2),
-            _fixed(record.outcome.cpu_seconds, 1),
+            _number(100 * record.metrics.get(ACCURACY, math.nan), ".2f"),
+            _number(record.outcome.cpu_seconds, ".1f"),
             *(_leaf(record.config, path) for path in paths),
         ]
         for record in results.ended
@@ -86,12 +86,8 @@ def _leaf(config: Mapping[str, Any], path: str) -> str:
 
 def _objective(name: str, number: float) -> str:
     """Times and bytes in as many digits as they need, others so that a column's points stand below one another."""
-    return _number(number) if name.startswith(("time/", "memory/")) else _fixed(number, 4)
+    return _number(number, ".4g" if name.startswith(("time/", "memory/")) else ".4f")
 
 
-def _fixed(number: float, digits: int) -> str:
-    return "-" if math.isnan(number) else f"{number:.{digits}f}"
-
-
-def _number(number: float) -> str:
-    return "-" if math.isnan(number) else f"{number:.4g}"
+def _number(number: float, form: str = ".4g") -> str:
+    return "-" if math.isnan(number) else format(number, form)

@@ -12,8 +12,8 @@ import numpy as np
 
 from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import ACCURACY, groups, interval, spread, teacher_names, tested
-from condkd_ray.report.tables.table import Table, between, compared, place, shown, signed
+from condkd_ray.report.statistics import ACCURACY, difference, groups, interval, teacher_names, tested
+from condkd_ray.report.tables.table import Table, between, compared, over, place, shown, signed
 
 _LISTED = 12
 """Seeds of a teacher that are listed one by one; of more their number is given."""
@@ -59,17 +59,19 @@ def accuracy_table(results: Results) -> Table:
     apart = results.by_teacher
     parts = [groups(members) for members in apart.values()]
     known = groups(one for one in tested(results.records) if one.teacher_hash) if apart else {}
-    rows = [[*place(*key), *(_percent(part.get(key, [])) for part in parts)] for key in known]
+    rows = [
+        [*place(*key), *(shown(over(part.get(key, []), ACCURACY), 0, factor=100) for part in parts)] for key in known
+    ]
     return Table("Test accuracy of each teacher's students", ["arm", "IPC", *apart], rows, _ACCURACIES, keys=2)
 
 
 def difference_table(results: Results) -> Table:
     """A row a comparison and IPC, a column a teacher; without rows where no arm has several teachers."""
     rows = []
-    for one, found in zip(results.judged, results.differences_by_teacher, strict=False):
+    for one in results.judged if results.by_teacher else ():
+        found = [difference(members, one.left, one.right, one.ipc) for members in results.by_teacher.values()]
         over_teachers, _ = interval(np.array([part.mean for part in found if part is not None]))
-        counts = ["" if part is None else f" (n = {part.n})" for part in found]
-        told = [f"{signed(part)}{count}" for part, count in zip(found, counts, strict=True)]
+        told = [f"{signed(part)} (n = {part.n})" if part else signed(part) for part in found]
         rows.append([*compared(one), *told, between(over_teachers)])
     header = ["difference", "IPC", *results.by_teacher, "95 % over teachers"]
     return Table("Paired differences of each teacher's students", header, rows, _DIFFERENCES, keys=2)
@@ -124,7 +126,3 @@ def _listed(seeds: set[int]) -> str:
     if len(seeds) > _LISTED:
         return f"{len(seeds)} seeds"
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
-
-
-def _percent(members: Sequence[Record]) -> str:
-    return shown(spread(one.metrics[ACCURACY] for one in members), 0, factor=100)

@@ -65,21 +65,11 @@ def arms_table(records: Sequence[Record], labels: Sequence[int], answers: Sequen
 
 def differences_table(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> Table:
     """Guided minus each other arm, in accuracy and agreement."""
-    found = [
-        (what, one)
+    rows = [
+        [f"{what}, {left} - {right}", str(one.n), _points(one), _range(one.over_seeds), _range(one.over_images)]
         for what, names in (("accuracy", labels), ("agreement", answers))
         for left, right in COMPARED
         if (one := compared(records, left, right, names)) is not None
-    ]
-    rows = [
-        [
-            f"{what}, {one.left} - {one.right}",
-            str(one.n),
-            _points(one),
-            _range(one.over_seeds),
-            _range(one.over_images),
-        ]
-        for what, one in found
     ]
     return Table("Differences", ["difference", "n", "points", "over seeds", "over images"], rows, _INTERVALS, keys=1)
 
@@ -98,7 +88,7 @@ def cost(records: Sequence[Record]) -> str:
     if not len(ratios):
         return ""
     ends, _ = interval(ratios)
-    told = " (95 % {:.2f} to {:.2f})".format(*ends) if ends else ""
+    told = f" (95 % {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
     return f"{ratios.mean():.2f} times the CPU time of mixing{told}"
 
 
@@ -123,11 +113,8 @@ def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
         f"guided - mixed is {_points(one)} points (95 % over seeds {_range(one.over_seeds)}, over the "
         f"{len(labels)} held-out images {_range(one.over_images)}), at {cost(records)}"
     )
-    sides = _sides(one)
-    if len(sides) == 1 and sides != {0}:
-        shown_so = f"guidance {'helps' if sides == {1} else 'hurts'} here"
-    else:
-        shown_so = "it is not shown that guidance helps or hurts here"
+    unsure = "it is not shown that guidance helps or hurts here"
+    shown_so = {1: "guidance helps here", -1: "guidance hurts here", 0: unsure}[_side(one)]
     seeds = f"{one.n} seed{'s' if one.n > 1 else ''}"
     return f"Verdict: with {seeds} {shown_so}: {measured}{_alone(records, labels)}."
 
@@ -139,21 +126,16 @@ def _points(one: Difference) -> str:
 def _alone(records: Sequence[Record], labels: Sequence[int]) -> str:
     """What a user should know who could do without synthetic images; nothing where guided is shown to be better."""
     one = compared(records, "guided", "condensed_only", labels)
-    sides = _sides(one) if one is not None else {1}
-    if one is None or sides == {1}:
+    if one is None or _side(one) == 1:
         return ""
-    shown_so = "your images alone are better" if sides == {-1} else "that it beats your images alone is not shown"
+    shown_so = "your images alone are better" if _side(one) == -1 else "that it beats your images alone is not shown"
     return f"; {shown_so} ({_points(one)}, over seeds {_range(one.over_seeds)})"
 
 
-def _sides(one: Difference) -> set[int]:
-    """On which sides of 0 both intervals lie: one element where they agree."""
-    return {_side(one.over_seeds), _side(one.over_images)}
-
-
-def _side(ends: Interval | None) -> int:
-    """1 or -1 where the interval lies above or below 0, else 0."""
-    return int(ends[0] > 0) - int(ends[1] < 0) if ends else 0
+def _side(one: Difference) -> int:
+    """1 or -1 where both intervals lie above or below 0, else 0."""
+    ends = (*one.over_seeds, *one.over_images) if one.over_seeds and one.over_images else (0.0,)
+    return int(min(ends) > 0) - int(max(ends) < 0)
 
 
 def _range(ends: Interval | None) -> str:
