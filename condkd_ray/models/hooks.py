@@ -8,11 +8,14 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from condkd_ray.core.method import InputError, require
 
 T = TypeVar("T")
 BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -63,6 +66,63 @@ def spatial_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> lis
     with tapped(copied, names) as taps:
         copied(torch.zeros(1, *image_shape, device=next(copied.parameters()).device))
     return [name for name in names if name in taps and taps[name].ndim == 4 and taps[name][0, 0].numel() > 1]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What ran: the last linear layer, and names of layers.
+
+    `bn`: those of BN with running statistics, in the order of execution; `tappable`: those that give a tensor;
+    `weighted`: linear layers and convolutions but the last linear one, in the order of execution; `stages`: names and
+    input channels of the stages (see `stage_inputs`), in the order of execution.
+    """
+
+    classifier: nn.Linear
+    bn: tuple[str, ...]
+    tappable: tuple[str, ...]
+    weighted: tuple[str, ...]
+    stages: dict[str, int]
+
+
+@torch.no_grad()
+def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> Trace:
+    """Two blank images through `network`. Raises `InputError` where they do not become `num_classes` logits."""
+    ran: dict[str, object] = {}
+    read: dict[str, object] = {}
+    linear: list[nn.Linear] = []
+    bn_names: list[str] = []
+    weighted: dict[str, nn.Module] = {}
+    device = next(network.parameters()).device
+
+    def see(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        ran[name] = output
+        read[name] = inputs[0] if inputs else None
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            weighted[name] = module
+        if isinstance(module, nn.Linear):
+            linear.append(module)
+        elif isinstance(module, BatchNorms) and module.running_mean is not None:
+            bn_names.append(name)
+
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(see, name)))
+        try:
+            logits = network(images := torch.zeros(2, *shape, device=device))
+        except RuntimeError as error:
+            raise InputError(f"the teacher cannot read images of shape {shape}: {error}") from error
+    answered, expected = tuple(logits.shape), (2, num_classes)
+    require(answered == expected, "shape of the teacher's answer to 2 images", answered, str(expected))
+    last = linear[-1] if linear else None
+    accepted = f"a torch.nn.Linear with {num_classes} outputs that makes the logits"
+    fits = last is not None and last.out_features == num_classes
+    require(fits, "last linear layer of the teacher", last, accepted)
+    # In the order of definition: a reader of the list finds a stage before its parts.
+    tappable = tuple(name for name, _ in network.named_modules() if name and isinstance(ran.get(name), Tensor))
+    others = tuple(name for name, module in weighted.items() if module is not linear[-1])
+    bn = tuple(dict.fromkeys(bn_names))
+    maps = {name: value for name, value in read.items() if isinstance(value, Tensor) and value is not images}
+    return Trace(linear[-1], bn, tappable, others, stage_inputs(network, maps, bn))
 
 
 def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[str]) -> dict[str, int]:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.core.method import InputError, require
+from condkd_ray.core.method import require
 from condkd_ray.core.samples import to_model
-from condkd_ray.models.hooks import BatchNorms, over_space, stage_inputs, tapped, watched
+from condkd_ray.models.hooks import over_space, tapped, trace, watched
 
 PENULTIMATE = "penultimate"
 """The name of what enters the last linear layer, among layers."""
@@ -74,52 +72,8 @@ class Teacher:
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
         self.mean, self.std = tuple(self.mean), tuple(self.std)
+        self._traced = trace(self.network, self.num_classes, self.image_shape)
         self._layers: dict[str, nn.Module] = dict(self.network.named_modules())
-        self._trace()
-
-    @torch.no_grad()
-    def _trace(self) -> None:
-        """Two blank images through the network. Raises `InputError` where they do not become `num_classes` logits."""
-        ran: dict[str, tuple[object, object]] = {}  # what entered and left each layer, in the order of execution
-        linear: list[nn.Linear] = []
-
-        def see(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            ran[name] = (inputs[0] if inputs else None, output)
-            if isinstance(module, nn.Linear):
-                linear.append(module)
-
-        with ExitStack() as hooks:
-            for name, module in self._layers.items():
-                hooks.enter_context(module.register_forward_hook(partial(see, name)))
-            try:
-                logits = self.network(images := torch.zeros(2, *self.image_shape, device=self.device))
-            except RuntimeError as error:
-                raise InputError(f"the teacher cannot read images of shape {self.image_shape}: {error}") from error
-        answered, expected = tuple(logits.shape), (2, self.num_classes)
-        require(answered == expected, "shape of the teacher's answer to 2 images", answered, str(expected))
-        last = linear[-1] if linear else None
-        accepted = f"a torch.nn.Linear with {self.num_classes} outputs that makes the logits"
-        fits = last is not None and last.out_features == self.num_classes
-        require(fits, "last linear layer of the teacher", last, accepted)
-        self._last = linear[-1]
-        self.num_features = self._last.in_features
-        """D: how many values enter the last linear layer."""
-        layers = {name: self._layers[name] for name in ran}
-        self.weighted: dict[str, nn.Linear | nn.Conv2d] = {
-            name: layer
-            for name, layer in layers.items()
-            if isinstance(layer, nn.Linear | nn.Conv2d) and layer is not self._last
-        }
-        """Linear layers and convolutions by name, in the order in which they run; the last linear one is not there."""
-        # In the order of definition: a reader of the list finds a stage before its parts.
-        self._tappable = [name for name in self._layers if name and name in ran and isinstance(ran[name][1], Tensor)]
-        normalised = [name for name, layer in layers.items() if isinstance(layer, BatchNorms)]
-        self._bn = tuple(name for name in normalised if layers[name].running_mean is not None)
-        self.bn_inputs = {name: len(mean) for name, (mean, _) in zip(self._bn, self.running_bn, strict=True)}
-        """Names of the BN layers and the channels of what enters each, in the order of `Observation.bn`."""
-        maps = {name: x for name, (x, _) in ran.items() if isinstance(x, Tensor) and x is not images}
-        self.stage_inputs = stage_inputs(self.network, maps, self._bn)
-        """Names of the stages and the channels of what enters each: see `condkd_ray.models.hooks.stage_inputs`."""
 
     @classmethod
     def from_module(
@@ -163,8 +117,28 @@ class Teacher:
     @property
     def running_bn(self) -> list[tuple[Tensor, Tensor]]:
         """(running mean, running variance) of each BN layer, in the order of `Observation.bn`."""
-        layers = [self._layers[name] for name in self._bn]
+        layers = [self._layers[name] for name in self._traced.bn]
         return [(layer.running_mean, layer.running_var) for layer in layers]  # type: ignore[misc]
+
+    @property
+    def bn_inputs(self) -> dict[str, int]:
+        """Names of the BN layers and the channels of what enters each, in the order of `Observation.bn`."""
+        return {name: len(mean) for name, (mean, _) in zip(self._traced.bn, self.running_bn, strict=True)}
+
+    @property
+    def stage_inputs(self) -> dict[str, int]:
+        """Names of the stages and the channels of what enters each: see `condkd_ray.models.hooks.stage_inputs`."""
+        return self._traced.stages
+
+    @property
+    def num_features(self) -> int:
+        """D: how many values enter the last linear layer."""
+        return self._traced.classifier.in_features
+
+    @property
+    def weighted(self) -> dict[str, nn.Linear | nn.Conv2d]:
+        """Linear layers and convolutions by name, in the order in which they run; the last linear one is not there."""
+        return {name: self._layers[name] for name in self._traced.weighted}  # type: ignore[misc]
 
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher on `device` (moved, not copied)."""
@@ -192,10 +166,10 @@ class Teacher:
         Without `bn` no BN statistics are computed. Raises `InputError` for a layer that does not exist.
         """
         self.check_layers([*layers, *input_means])
-        asked = self._bn if bn else ()
+        asked = self._traced.bn if bn else ()
         with (
             tapped(self.network, layers) as taps,
-            watched({"last": self._last}, lambda x: x) as features,
+            watched({"last": self._traced.classifier}, lambda x: x) as features,
             watched({name: self._layers[name] for name in asked}, _moments) as statistics,
             watched({name: self._layers[name] for name in input_means}, over_space) as means,
         ):
@@ -210,7 +184,7 @@ class Teacher:
         sees one `image` (1, C, H, W), a blank one by default, and must not matter.
         """
         if layer == PENULTIMATE:
-            handle = self._last.register_forward_pre_hook(lambda *_: (values,))
+            handle = self._traced.classifier.register_forward_pre_hook(lambda *_: (values,))
         else:
             handle = self._layers[layer].register_forward_hook(lambda *_: values)
         with handle:
@@ -233,7 +207,7 @@ class Teacher:
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Raise `InputError`, with the layers there are, for a name that is none of them."""
-        there = self._tappable
+        there = self._traced.tappable
         for name in names:
             require(name in there, "teacher layer", name, ", ".join([PENULTIMATE, *there]))
 
