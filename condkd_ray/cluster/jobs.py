@@ -26,6 +26,9 @@ from condkd_ray.trial.packing import (
 )
 from condkd_ray.trial.plan import PlannedTrial
 
+_unpacked: dict[tuple[str, ...], Any] = {}
+"""By name and device: what the last trial of this process used."""
+
 
 class Packer:
     """Packs for one sweep, on the driver, which owns the objects."""
@@ -47,10 +50,6 @@ class Packer:
         if name not in self._stored:
             self._stored[name] = ContentRef(name, ray.put(to_plain(tensors)))
         return self._stored[name]
-
-
-_unpacked: dict[tuple[str, ...], Any] = {}
-"""By name and device: what the last trial of this process used."""
 
 
 def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:

@@ -38,6 +38,13 @@ from condkd_ray.methods.memory.store import (
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.plan import Scope
 
+log = logging.getLogger(__name__)
+STATS_SECONDS = 10.0
+"""How long the pool, and then the nodes, are waited for when a sweep is over; some may just have been lost."""
+STATUS_SECONDS = 1.0
+SILENCE_SECONDS = 15.0
+"""Without a sign of life, after which another may make a key's rounds (our choice; one comes every two seconds)."""
+
 
 class Placed(NamedTuple):
     """Where a chunk can be mapped, and its numbers of samples and bytes.
@@ -172,13 +179,6 @@ class ChunkCache:
             self.changes[key] += 1
 
 
-log = logging.getLogger(__name__)
-
-STATS_SECONDS = 10.0
-"""How long the pool, and then the nodes, are waited for when a sweep is over; some may just have been lost."""
-STATUS_SECONDS = 1.0
-SILENCE_SECONDS = 15.0
-"""Without a sign of life, after which another may make a key's rounds (our choice; one comes every two seconds)."""
 Table = tuple[str, dict[int, Placed] | None]
 """A version, and all chunks of a key by first id; None where the asker has that version."""
 

@@ -13,6 +13,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 Head = Literal["sigmoid", "tanh_bn", "bn"]
 Init = Literal["default", "normal", "uniform"]
+SMALLEST = 6
+"""The shortest side that leaves a pixel after the encoder's three halvings."""
 
 
 class Generator(nn.Module):
@@ -90,10 +92,6 @@ def initialise(network: nn.Module, init: Init) -> None:
                 nn.init.zeros_(layer.bias)
         elif init == "normal" and isinstance(layer, nn.BatchNorm2d) and layer.affine:
             nn.init.normal_(layer.weight, 1.0, 0.02)
-
-
-SMALLEST = 6
-"""The shortest side that leaves a pixel after the encoder's three halvings."""
 
 
 class Encoder(nn.Module):

@@ -29,7 +29,7 @@ class Network(Method, ABC):
 
     @property
     def min_size(self) -> int:
-        """Smallest side of an image it can read, in pixels; three halvings leave one place of 8."""
+        """Smallest side of an image it can read, in pixels; of 8 the last stage still has a place or more."""
         return 8
 
     @final

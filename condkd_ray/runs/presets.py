@@ -31,6 +31,29 @@ from condkd_ray.trial.plan import Plan
 Arm = Literal["none", "condensed_only", "mixed", "guided", "guided_only", "real"]
 ONCE = ("none", "real")
 """Arms without condensed images: one trial a seed, whatever the IPCs."""
+FOLDER = Path(__file__).parents[1] / "published"
+Name = Literal[
+    "deep_inversion", "dafl", "zskt", "dfad", "dfq", "soft_target",
+    "cmi", "mb_dfkd", "pre_dfkd", "fast", "nayer", "ssd_kd",
+]  # fmt: skip
+NAMES: tuple[Name, ...] = get_args(Name)
+"""In the order of their years."""
+PARTS = ("targets", "weighing", "inversion", "memory", "distiller", "rounds", "evaluate_every")
+"""Fields of a trial's config that a recipe sets; how condensed images are mixed in is left to the experiment."""
+LEAST_BATCH = 64
+"""Images to which no batch is scaled down (our choice): below it BN statistics are noise."""
+MOST_MEASURED = 100
+"""Rounds of a scaled recipe in which its student is measured, at most (our choice)."""
+IN_ROUNDS = {"inversion": ("warm_up", "resets"), "memory": ("period",), "distiller": ("milestones", "lr_epoch")}
+"""Lengths that are counted in rounds, by the family whose field they are."""
+LEGEND = (
+    "Rounds: of the student, plus those of the warm-up, in which only images are made. Student images: each as often "
+    "as it is taught. Multiply-adds: of all networks, forwards and backwards, ResNet-34 -> ResNet-18 on 3x32x32 images."
+)
+HEADER = (
+    "| system | published in | rounds | images made | student images | multiply-adds | recipe |\n"
+    "|---|---|--:|--:|--:|--:|---|"
+)
 
 
 def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> Plan:
@@ -86,23 +109,6 @@ def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[P
         teacher = replace(own, seed=own.seed + different.index(plan.seed) % teachers)
         moved.append(replace(plan, config=replace(plan.config, teacher=teacher)))
     return moved
-
-
-FOLDER = Path(__file__).parents[1] / "published"
-Name = Literal[
-    "deep_inversion", "dafl", "zskt", "dfad", "dfq", "soft_target",
-    "cmi", "mb_dfkd", "pre_dfkd", "fast", "nayer", "ssd_kd",
-]  # fmt: skip
-NAMES: tuple[Name, ...] = get_args(Name)
-"""In the order of their years."""
-PARTS = ("targets", "weighing", "inversion", "memory", "distiller", "rounds", "evaluate_every")
-"""Fields of a trial's config that a recipe sets; how condensed images are mixed in is left to the experiment."""
-LEAST_BATCH = 64
-"""Images to which no batch is scaled down (our choice): below it BN statistics are noise."""
-MOST_MEASURED = 100
-"""Rounds of a scaled recipe in which its student is measured, at most (our choice)."""
-IN_ROUNDS = {"inversion": ("warm_up", "resets"), "memory": ("period",), "distiller": ("milestones", "lr_epoch")}
-"""Lengths that are counted in rounds, by the family whose field they are."""
 
 
 def path_of(name: str) -> Path:
@@ -294,16 +300,6 @@ def _replay(recipe: TrialConfig, memory: Generative, shape: tuple[int, int, int]
     moved = memory.steps * recalled * (3 * decoder + 2 * teacher)
     drawn = recipe.distiller.steps * round(memory.share * recipe.distiller.batch) * 3 * (decoder + teacher)
     return recipe.rounds * (learnt + moved + drawn)
-
-
-LEGEND = (
-    "Rounds: of the student, plus those of the warm-up, in which only images are made. Student images: each as often "
-    "as it is taught. Multiply-adds: of all networks, forwards and backwards, ResNet-34 -> ResNet-18 on 3x32x32 images."
-)
-HEADER = (
-    "| system | published in | rounds | images made | student images | multiply-adds | recipe |\n"
-    "|---|---|--:|--:|--:|--:|---|"
-)
 
 
 def table() -> str:

@@ -31,6 +31,8 @@ MOST_POINTS = 200
 PER_STORED_BYTE = 8
 """Bytes on disk for each byte of a points file: itself, and the same values as text in two embeddings."""
 _BATCH = 50
+MERITS = ("student/val_accuracy", "proxy/agreement")
+"""What the best is chosen by: the first that was measured. Never test accuracy."""
 
 
 def write_grids(out: Path, record: Record, outcome: Outcome, prepared: Prepared) -> None:
@@ -79,10 +81,6 @@ def _rows(labels: Tensor) -> Tensor:
     count = min(MOST_POINTS, len(order))
     places = torch.linspace(0, len(order) - 1, count, dtype=torch.float64, device=order.device)
     return order[places.round().long()]
-
-
-MERITS = ("student/val_accuracy", "proxy/agreement")
-"""What the best is chosen by: the first that was measured. Never test accuracy."""
 
 
 def kept_path(out: Path, config_hash: str) -> Path:

@@ -15,13 +15,7 @@ from condkd_ray.core.samples import Samples, cat
 from condkd_ray.methods.inversion import Fast, NoInversion
 from condkd_ray.methods.losses.discrepancy import class_frechet, class_mmd, median_distance
 from condkd_ray.models import ResNet
-from condkd_ray.trial.diagnosis import (
-    NEIGHBOUR,
-    NUM_IMAGES,
-    diagnose,
-    histograms,
-    make_landmarks,
-)
+from condkd_ray.trial.diagnosis import NEIGHBOUR, NUM_IMAGES, diagnose, histograms, make_landmarks
 from condkd_ray.trial.run import local_store, run_trial
 
 TEACHER = make_teacher()

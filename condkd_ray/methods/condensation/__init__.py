@@ -6,8 +6,9 @@ A member is a frozen dataclass with `condense` and `whole`, and a line here.
 from condkd_ray.methods.condensation.condensation import AllReal, Herding, RandomReal
 from condkd_ray.methods.condensation.condensation import Condensation as Condensation
 from condkd_ray.methods.condensation.imported import Imported
-from condkd_ray.methods.condensation.matching import DistributionMatching, GradientMatching, TrajectoryMatching
+from condkd_ray.methods.condensation.matching import DistributionMatching, GradientMatching
 from condkd_ray.methods.condensation.squeeze_recover import SqueezeRecover
+from condkd_ray.methods.condensation.trajectory_matching import TrajectoryMatching
 
 _Real = RandomReal | AllReal | Herding
 _Matching = DistributionMatching | GradientMatching | TrajectoryMatching

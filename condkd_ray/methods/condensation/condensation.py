@@ -27,6 +27,9 @@ from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 from condkd_ray.models.teacher import Teacher
 
+BATCH = 512
+"""Images embedded at a time; it only bounds memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Condensation(Method, ABC):
@@ -217,10 +220,6 @@ class AllReal(Condensation):
         """All rows, sorted by class."""
         rows = real.labels.argsort(stable=True)
         return unseen(real.images[rows], real.labels[rows])
-
-
-BATCH = 512
-"""Images embedded at a time; it only bounds memory."""
 
 
 def herd(embedded: Tensor, labels: Tensor, ipc: int, num_classes: int) -> Tensor:

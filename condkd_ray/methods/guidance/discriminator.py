@@ -22,6 +22,7 @@ from condkd_ray.methods.guidance.guidance import Augmentation, Guidance
 from condkd_ray.models.teacher import Teacher
 
 Condition = Literal["auxiliary", "projection", "per_class", "none"]
+GanLoss = Literal["non_saturating", "hinge"]
 
 
 class FeatureDiscriminator(nn.Module):
@@ -69,9 +70,6 @@ class FeatureDiscriminator(nn.Module):
         if self.embedding is not None:
             judged = judged + (self.embedding(labels) * x).sum(1).float()
         return judged, None if self.classes is None else self.classes(x).float()
-
-
-GanLoss = Literal["non_saturating", "hinge"]
 
 
 def tell_apart(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:

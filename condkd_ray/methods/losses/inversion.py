@@ -1,6 +1,6 @@
 """Terms that inversions minimise: what is expected of an image before any student sees it, and what surprises one.
 
-Before: class, BN statistics, entropy, activation, smoothness. Letters: B batch, C channels, H W height and width, K
+Of images alone: class, BN statistics, entropy, activation, smoothness. Letters: B batch, C channels, H W height and width, K
 classes, D features. Sources: `peers.md` A.0, A.1, A.4, A.5, `methods.md` 6.1 (CMI, Fast), 2.3 (PRE-DFKD).
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from condkd_ray.methods.losses.kd import divergence
 
 BnStatistics = Sequence[tuple[Tensor, Tensor]]
+JsReduction = Literal["mean", "batchmean"]
 
 
 def class_prior(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
@@ -73,9 +74,6 @@ def total_variation(images: Tensor) -> Tensor:
     )
     # The norm's gradient is NaN at exactly 0 (a constant image), so the square is kept off it.
     return torch.stack([(d.square().sum() + 1e-12).sqrt() for d in differences]).sum()
-
-
-JsReduction = Literal["mean", "batchmean"]
 
 
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from condkd_ray.core.method import Method, require
 from condkd_ray.models.hooks import spatial_layers
 from condkd_ray.models.teacher import Teacher
 
+NAMES = "one or more names of layers, such as stages.0 stages.1"
+
 
 class Answer(NamedTuple):
     """A network's `logits` (B, K) and, where a loss has asked for them, outputs of layers, (B, C, H, W) each."""
@@ -158,9 +160,6 @@ def _parts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     # By a gather: a mask would have to be counted on the host, and -inf in the label's place gives NaN in a KL.
     others = logits.gather(1, index + (index >= labels[:, None]))
     return torch.cat([logits.gather(1, labels[:, None]), others.logsumexp(1, keepdim=True)], 1), others
-
-
-NAMES = "one or more names of layers, such as stages.0 stages.1"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from condkd_ray.report.statistics import ACCURACY, Difference, Interval, Spread,
 WIDTH = 120
 """Columns of a table as text, where nothing else is asked for; wider tables go on below."""
 _GAP = "  "
+CPU, WALL = "time/cpu_seconds", "time/wall_seconds"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,6 @@ def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: Seq
     rows = [[line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in columns] for line in lines]
     rule = ["-" * widths[i] for i in columns]
     return [_GAP.join(row).rstrip() for row in (rows[0], rule, *rows[1:])]
-
-
-CPU, WALL = "time/cpu_seconds", "time/wall_seconds"
 
 
 def over(records: Sequence[Record], metric: str) -> Spread | None:

@@ -13,13 +13,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.test import Client
 
 from condkd_ray.core.method import InputError
-from condkd_ray.report.tensorboard.embeddings import (
-    COLUMNS,
-    Points,
-    points_path,
-    read_points,
-    write_points,
-)
+from condkd_ray.report.tensorboard.embeddings import COLUMNS, Points, points_path, read_points, write_points
 from condkd_ray.report.tensorboard.writer import EventFiles, rebuild, run_name
 from report.report_factory import make_record
 

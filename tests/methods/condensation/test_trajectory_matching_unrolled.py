@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.condensation.matching import logits_with, require_memory, unroll, unrolled_bytes
+from condkd_ray.methods.condensation.trajectory_matching import logits_with, require_memory, unroll, unrolled_bytes
 from condkd_ray.models import ConvNet
 
 CLASSES, PIXELS = 3, 4
@@ -60,7 +60,7 @@ CHILD = r"""
 import re, torch
 from pathlib import Path
 from torch import nn
-from condkd_ray.methods.condensation.matching import unroll
+from condkd_ray.methods.condensation.trajectory_matching import unroll
 from condkd_ray.models import ConvNet
 torch.set_num_threads(1)
 network = ConvNet(depth=2, width=32).build((3, 16, 16), 10)

@@ -8,7 +8,7 @@ from torch import Tensor
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.condensation import RandomReal, TrajectoryMatching, matching
-from condkd_ray.methods.condensation.matching import trajectory_loss, unroll
+from condkd_ray.methods.condensation.trajectory_matching import trajectory_loss, unroll
 from methods.condensation.condensers import NUM_CLASSES, condense, real_samples
 
 SMALL = TrajectoryMatching(
