@@ -1,7 +1,7 @@
 """Terms that inversions minimise: what is expected of an image before any student sees it, and what surprises one.
 
-Of images alone: class, BN statistics, entropy, activation, smoothness. Letters: B batch, C channels, H W height and width, K
-classes, D features. Sources: `peers.md` A.0, A.1, A.4, A.5, `methods.md` 6.1 (CMI, Fast), 2.3 (PRE-DFKD).
+Of images alone: class, BN statistics, entropy, activation, smoothness. Letters: B batch, C channels, H W height and
+width, K classes, D features. Sources: `peers.md` A.0, A.1, A.4, A.5, `methods.md` 6.1 (CMI, Fast), 2.3 (PRE-DFKD).
 """
 
 import math

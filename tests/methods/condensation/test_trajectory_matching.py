@@ -7,7 +7,7 @@ from torch import Tensor
 
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.condensation import RandomReal, TrajectoryMatching, matching
+from condkd_ray.methods.condensation import RandomReal, TrajectoryMatching, trajectory_matching
 from condkd_ray.methods.condensation.trajectory_matching import trajectory_loss, unroll
 from methods.condensation.condensers import NUM_CLASSES, condense, real_samples
 
@@ -123,7 +123,7 @@ def test_batches_and_prefixes_and_augmentation_change_the_images():
 
 def test_what_does_not_fit_into_memory_is_refused_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(TrajectoryMatching, "_expert", None)
-    monkeypatch.setattr(matching, "free_bytes", lambda device: 4_000_000)
+    monkeypatch.setattr(trajectory_matching, "free_bytes", lambda device: 4_000_000)
     big = replace(SMALL, steps=40, width=32)
     what = r"memory of steps 40, batch 12, width 32 is .* GiB'; accepted: at most .* which are free, as with"
     with pytest.raises(InputError, match=what) as told:
