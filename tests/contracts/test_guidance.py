@@ -135,10 +135,15 @@ def test_without_a_condensed_set_it_is_refused(kind):
 
 
 @pytest.mark.parametrize("kind", get_args(AnyGuidance), ids=lambda kind: kind.__name__)
-def test_config_survives_yaml_and_the_name_is_the_classes(kind):
+def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
     complete = toy_config(guidance=small(kind))
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
-    assert kind().name in (snake(kind.__name__), "none")
+    own = snake(kind.__name__)
+    assert kind().name in (own, "none")
+    # Small members share a file: those that match, and none, which stands beside the base.
+    folder, _, stem = kind.__module__.rpartition(".")
+    assert folder == "condkd_ray.methods.guidance"
+    assert stem in (own, "matching", "guidance")
 
 
 def test_no_guidance_says_nothing():

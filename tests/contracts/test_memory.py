@@ -228,10 +228,14 @@ def test_what_is_held_beside_the_store_is_told(kind):
 
 
 @pytest.mark.parametrize("kind", get_args(AnyMemory), ids=lambda kind: kind.__name__)
-def test_config_survives_yaml_and_the_name_is_the_classes(kind):
+def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
     complete = toy_config(memory=small(kind))
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
     assert snake(kind.__name__) == kind().name
+    # Those that draw alike stand beside their base.
+    folder, _, stem = kind.__module__.rpartition(".")
+    assert folder == "condkd_ray.methods.memory"
+    assert stem in (kind().name, "memory")
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def test_balanced_labels_come_in_random_order_and_the_odd_ones_are_drawn():
 
 
 @each_source
-def test_config_survives_yaml_and_the_name_is_the_classes(kind):
+def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
     complete = toy_config(targets=kind())
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
     assert snake(kind.__name__) == kind().name
+    assert kind.__module__ == "condkd_ray.methods.targets"

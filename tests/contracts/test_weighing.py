@@ -62,7 +62,8 @@ def test_every_inversion_hears_it_and_equal_changes_no_bit(kind, inverter):
 
 
 @each_weighing
-def test_config_survives_yaml_and_the_name_is_the_classes(kind):
+def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
     complete = toy_config(weighing=kind())
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
     assert snake(kind.__name__) == kind().name
+    assert kind.__module__ == "condkd_ray.methods.weighing"

@@ -188,10 +188,11 @@ def _importance(results: Results) -> list[Element]:
 def _trials(results: Results) -> list[FrozenTrial]:
     """Of the study, wherever the command has put it."""
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--study", default=STUDY)
-    flags.add_argument("--study-storage")
+    # A value may be missing in a manifest that somebody has edited: then it is as if the flag were not there.
+    flags.add_argument("--study", nargs="?")
+    flags.add_argument("--study-storage", nargs="?")
     given, _ = flags.parse_known_args(shlex.split(results.manifest.command))
-    return stored_trials(results.out, given.study, given.study_storage)
+    return stored_trials(results.out, given.study or STUDY, given.study_storage)
 
 
 def _front(results: Results) -> Section:

@@ -145,6 +145,12 @@ def test_the_front_of_a_search(tmp_path):
     assert at > 0
 
 
+def test_a_flag_that_has_lost_its_value_counts_as_not_given(tmp_path):
+    records, about = searched(tmp_path)
+    seen = Seen(written(tmp_path, records, search=about, command="condkd search space.yaml --study-storage --study"))
+    assert "importance of each parameter" in [value for _, name, value in seen.attributes if name == "alt"]
+
+
 def test_a_search_whose_study_is_gone_says_so(tmp_path):
     records, about = searched(tmp_path)
     (tmp_path / "study.journal").unlink()
