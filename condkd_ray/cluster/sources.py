@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -14,6 +13,7 @@ from condkd_ray.cluster.jobs import own_device, unpack
 from condkd_ray.cluster.pool import Taken
 from condkd_ray.cluster.stores import FilledStore, SharedStore, SweepStore, ask
 from condkd_ray.core import checkpoint as states
+from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.storage import Location
@@ -36,7 +36,7 @@ class ProducerProcess:
     """A `Producer` as an actor; see `Crew`."""
 
     def __init__(self, config: TrialConfig, refs: PreparedRefs, pool: Any, key: str, threads: int) -> None:
-        torch.set_num_threads(threads)
+        set_up_process(threads)
         self._config, self._refs, self._pool, self._key = config, refs, pool, key
         self._producer: Producer | None = None
 

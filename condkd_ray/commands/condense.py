@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-import torch
 import tyro
 
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.train import configured
 from condkd_ray.core.config import to_tree
-from condkd_ray.core.environment import default_device
+from condkd_ray.core.environment import default_device, set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.core.samples import Codec, to_unit
 from condkd_ray.data.datasets import Dataset
@@ -64,7 +63,7 @@ def condense(arguments: list[str]) -> int:
         there = next(folder for folder in path.resolve().parents if folder.exists())
         writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
         require(writable, "file", str(path), f"one in a folder that can be written; {there} cannot")
-    torch.set_num_threads(command.threads)
+    set_up_process(command.threads)
     workshop = Workshop(command.cache, device=default_device(), view=TERMINAL)
     if any(method.needs_teacher for method in planned):
         workshop.check(config)

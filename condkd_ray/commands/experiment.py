@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import torch
 import tyro
 
 from condkd_ray import models
@@ -14,6 +13,7 @@ from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, spea
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import Tell, tell_results
 from condkd_ray.core.config import merge, read_tree, to_tree
+from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.methods.inversion import AnyInversion, Inversion
 from condkd_ray.report.statistics import Baseline
@@ -162,7 +162,7 @@ class Flags(Options):
 
 def command_line(flags: type[T], main: Callable[[T], int]) -> None:
     """Parse, run, exit: 0 done, 1 some trials failed, 2 bad input, 3 out of time, 130 interrupted."""
-    torch.set_num_threads(1)
+    set_up_process(1)
     with exit_codes():
         sys.exit(main(tyro.cli(flags)))
 

@@ -6,12 +6,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 import tyro
 
 from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import tell_results
+from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, find_record, flat
 from condkd_ray.runs import experiment
@@ -96,7 +96,7 @@ def repeat(command: Repeat) -> int:
 def _run(config: TrialConfig, arm: str, command: _Here) -> Record:
     """Run the trial and report; its record."""
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
-    torch.set_num_threads(command.threads)
+    set_up_process(command.threads)
     kept = {"cache": command.cache, "fresh": command.fresh, "view": TERMINAL}
     record = experiment.run_alone(config, command.out, arm=arm, **kept)
     tell_results(command.out)

@@ -23,6 +23,7 @@ from condkd_ray.commands.experiment import Flags
 from condkd_ray.commands.export import Card, read_card
 from condkd_ray.core import records
 from condkd_ray.core.config import content_hash, merge, read_tree, to_tree
+from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.datasets import DataConfig, Dataset, RealImages
@@ -119,7 +120,7 @@ def try_out(command: Try) -> int:
     require(command.images.is_dir(), "--images", str(command.images), "an existing folder with one sub-folder a class")
     if not command.fresh:
         records.check_same_experiment(command.out, "try")
-    torch.set_num_threads(1)
+    set_up_process(1)
     workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", view=TERMINAL)
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)

@@ -189,7 +189,7 @@ class Distiller(Method):
     def init(self, student: nn.Module, rounds: int) -> DistillerState:
         """Optimiser and learning-rate schedule for the `rounds` rounds in which the student learns."""
         kind = torch.optim.SGD if self.optimizer == "sgd" else torch.optim.Adam
-        optimizer = kind(student.parameters(), self.lr, **self._settings)
+        optimizer = kind(student.parameters(), self.lr, fused=True, **self._settings)
         # A factor of the step alone, and not one of torch's recursive schedules: a state taken over by a trial of
         # another recipe then follows that one at once.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate(rounds * self.steps))

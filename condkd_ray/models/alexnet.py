@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condkd_ray.models.batch_norm import BatchNorm2d
 from condkd_ray.models.network import Network
 
 
@@ -87,7 +88,7 @@ def _block(inputs: int, outputs: int, kernel: int, *, respond: bool = False, poo
         layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
     if pool:
         layers.append(nn.MaxPool2d(3, 2))
-    return nn.Sequential(*layers, nn.BatchNorm2d(outputs))
+    return nn.Sequential(*layers, BatchNorm2d(outputs))
 
 
 def _side(side: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.models.generator import UpsampledConv
 from condkd_ray.models.hooks import BatchNorms
 from condkd_ray.models.network import Network
 
@@ -38,7 +39,8 @@ def cost(module: nn.Module, image_shape: tuple[int, ...]) -> Cost:
 
     def see(layer: nn.Module, _: object, output: Tensor) -> None:
         if isinstance(layer, nn.Conv2d):
-            counts.append(output[0].numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size))
+            taps = layer.taps if isinstance(layer, UpsampledConv) else math.prod(layer.kernel_size)
+            counts.append(output[0].numel() * layer.in_channels // layer.groups * taps)
         elif isinstance(layer, nn.Linear):
             counts.append(output[0].numel() * layer.in_features)
             widths.append(layer.in_features)

@@ -36,7 +36,8 @@ def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
 
     def see(name: str, _: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor):
-            taps[name] = output.float()
+            # A copy: the layer behind, such as a ReLU, may write into what this one gave.
+            taps[name] = output.to(torch.float32, copy=True)
 
     with ExitStack() as hooks:
         for name in layers:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from condkd_ray.models.batch_norm import BatchNorm2d
 from condkd_ray.models.network import WideNetwork, he_init, stage
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -65,7 +66,7 @@ class InvertedResidual(nn.Module):
             *(_filtered(inputs, inner, 1) if expansion != 1 else ()),
             *_filtered(inner, inner, 3, stride=stride, groups=inner),
             nn.Conv2d(inner, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs),
+            BatchNorm2d(outputs),
         )
         self.adds = stride == 1 and inputs == outputs
 
@@ -84,4 +85,4 @@ def rounded(channels: int, percent: int) -> int:
 
 def _filtered(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU6()]
+    return [convolution, BatchNorm2d(outputs), nn.ReLU6(inplace=True)]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
+from condkd_ray.models.batch_norm import BatchNorm2d
 from condkd_ray.models.network import Network, WideNetwork, he_init, stage
 
 
@@ -76,7 +77,7 @@ class ResNetModule(nn.Module):
     def __init__(self, channels: int, num_classes: int, *, blocks: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
+        self.bn = BatchNorm2d(width)
         first, *later = blocks
         stages = [stage(Block, width, width, first, 1)]
         for count in later:
@@ -88,7 +89,7 @@ class ResNetModule(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to logits (B, K)."""
-        maps = self.stages(F.relu(self.bn(self.conv(images))))
+        maps = self.stages(F.relu(self.bn(self.conv(images)), inplace=True))
         return self.classifier(maps.mean((2, 3)))
 
 
@@ -98,15 +99,15 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.bn1 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.bn2 = BatchNorm2d(outputs)
         self.shortcut = nn.Identity()
         if stride != 1 or inputs != outputs:
             convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(convolution, BatchNorm2d(outputs))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
-        inner = F.relu(self.bn1(self.conv1(maps)))
-        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(maps))
+        inner = F.relu(self.bn1(self.conv1(maps)), inplace=True)
+        return F.relu(self.bn2(self.conv2(inner)).add_(self.shortcut(maps)), inplace=True)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condkd_ray.models.batch_norm import BatchNorm2d
 from condkd_ray.models.network import WideNetwork, he_init
 
 STAGES = ((1, 1, 2), (2, 3, 3, 4), (4,))
@@ -39,7 +40,7 @@ class SqueezeNetModule(nn.Module):
         super().__init__()
         outputs = 6 * width
         self.conv = nn.Conv2d(channels, outputs, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(outputs)
+        self.bn = BatchNorm2d(outputs)
         stages = []
         for squeezed in STAGES:
             modules: list[nn.Module] = [nn.MaxPool2d(2)]
@@ -53,7 +54,7 @@ class SqueezeNetModule(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to logits (B, K)."""
-        maps = self.stages(F.relu(self.bn(self.conv(images))))
+        maps = self.stages(F.relu(self.bn(self.conv(images)), inplace=True))
         return self.classifier(maps.mean((2, 3)))
 
 
@@ -63,12 +64,13 @@ class Fire(nn.Module):
     def __init__(self, inputs: int, squeeze: int) -> None:
         super().__init__()
         self.squeeze = nn.Conv2d(inputs, squeeze, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(squeeze)
+        self.bn1 = BatchNorm2d(squeeze)
         self.expand1 = nn.Conv2d(squeeze, 4 * squeeze, 1, bias=False)
         self.expand3 = nn.Conv2d(squeeze, 4 * squeeze, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(8 * squeeze)
+        self.bn2 = BatchNorm2d(8 * squeeze)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, 8 * squeeze, H, W)."""
-        squeezed = F.relu(self.bn1(self.squeeze(maps)))
-        return F.relu(self.bn2(torch.cat([self.expand1(squeezed), self.expand3(squeezed)], 1)))
+        squeezed = F.relu(self.bn1(self.squeeze(maps)), inplace=True)
+        expanded = torch.cat([self.expand1(squeezed), self.expand3(squeezed)], 1)
+        return F.relu(self.bn2(expanded), inplace=True)

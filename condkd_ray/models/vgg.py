@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from condkd_ray.models.batch_norm import BatchNorm2d
 from condkd_ray.models.network import WideNetwork, he_init
 
 
@@ -50,5 +51,5 @@ class VggModule(nn.Module):
 def _stage(inputs: int, outputs: int, convs: int, *, pool: bool) -> nn.Sequential:
     layers: list[nn.Module] = [nn.MaxPool2d(2)] if pool else []
     for channels in (inputs, *(outputs,) * (convs - 1)):
-        layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1), BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

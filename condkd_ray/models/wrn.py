@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
+from condkd_ray.models.batch_norm import BatchNorm2d
 from condkd_ray.models.network import Network, he_init, stage
 
 STEM = 16
@@ -47,13 +48,13 @@ class WrnModule(nn.Module):
             stage(PreActivationBlock, first, 2 * first, blocks, 2),
             stage(PreActivationBlock, 2 * first, 4 * first, blocks, 2),
         )
-        self.bn = nn.BatchNorm2d(4 * first)
+        self.bn = BatchNorm2d(4 * first)
         self.classifier = nn.Linear(4 * first, num_classes)
         he_init(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to logits (B, K)."""
-        maps = F.relu(self.bn(self.stages(self.conv(images))))
+        maps = F.relu(self.bn(self.stages(self.conv(images))), inplace=True)
         return self.classifier(maps.mean((2, 3)))
 
 
@@ -65,15 +66,15 @@ class PreActivationBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs)
+        self.bn1 = BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.bn2 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         changes = stride != 1 or inputs != outputs
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
-        active = F.relu(self.bn1(maps))
-        inner = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        return inner + (maps if self.shortcut is None else self.shortcut(active))
+        active = F.relu(self.bn1(maps), inplace=True)
+        inner = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
+        return inner.add_(maps if self.shortcut is None else self.shortcut(active))

@@ -20,7 +20,7 @@ import torch
 
 from condkd_ray.cluster.connection import connect
 from condkd_ray.core.config import content_hash
-from condkd_ray.core.environment import clean_process, peak_bytes
+from condkd_ray.core.environment import clean_process, peak_bytes, set_up_process
 from condkd_ray.core.method import InputError, Metrics, NonFiniteError
 from condkd_ray.core.records import Record, check_same_experiment, grid_path, read_records, record_path, write_record
 from condkd_ray.core.rng import Streams
@@ -327,7 +327,7 @@ def estimate(
 
 def probe(work: Workload, options: Options, device: str, view: View = SILENT) -> Span:
     """Fill in the costs, with stand-ins for what is not cached; the seconds that making it will take."""
-    torch.set_num_threads(max(1, int(options.cpus_per_trial)))
+    set_up_process(max(1, int(options.cpus_per_trial)))
     stand_ins = StandIns()
     workshop = Workshop(options.cache, device, stand_ins=stand_ins)
     with view.bar("trying out what trials take") as on_step, tempfile.TemporaryDirectory() as folder:

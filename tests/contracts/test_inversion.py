@@ -1,6 +1,7 @@
 """What every inversion keeps to. Read `condkd_ray.methods.inversion.inversion`."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import chain, combinations
 from typing import get_args
 
@@ -9,6 +10,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim import Adam
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config, wrap
 
 from condkd_ray.core import checkpoint
@@ -60,6 +62,24 @@ def test_gives_one_labelled_finite_image_for_each_wanted(kind, steps):
         assert made.labels.eq(UNLABELLED).all()
     else:
         assert (torch.bincount(made.labels, minlength=NUM_CLASSES) * NUM_CLASSES == len(made)).all()
+
+
+@each_inverter
+def test_fused_steps_are_the_plain_ones(kind, monkeypatch):
+    """A fused optimiser reads weights and gradients as they lie in memory, and is silent where these differ."""
+    inversion, teacher, made = small(kind, steps=3), make_teacher(), []
+    for optimizer in (Adam, partial(plain, Adam)):
+        monkeypatch.setattr(torch.optim, "Adam", optimizer)
+        made.append(synthesize(inversion, teacher=teacher))
+    (images, terms), (wanted, wanted_terms) = made
+    torch.testing.assert_close(images.images, wanted.images, rtol=1e-3, atol=1e-4)
+    assert terms == pytest.approx(wanted_terms, rel=1e-4, abs=1e-6)
+
+
+def plain(optimizer, *args, fused, **settings):
+    """Not fused; that it was asked to be is what is tested."""
+    assert fused
+    return optimizer(*args, **settings)
 
 
 @each_inverter

@@ -54,6 +54,24 @@ def test_what_the_thread_of_an_earlier_trial_has_freed_is_given_back():
     assert psutil.Process().memory_info().rss < held - 100_000_000
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU allocator is asked")
+def test_the_memory_of_freed_tensors_serves_the_next():
+    code = (
+        "import resource, torch; from condkd_ray.core.environment import set_up_process; set_up_process(1)\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "begin = faults(); torch.ones(16_000_000); print(faults() - begin)\n"
+        "for _ in range(20): torch.ones(16_000_000)\n"
+        "begin = faults()\n"
+        "for _ in range(10): torch.ones(16_000_000)\n"
+        "print(faults() - begin, torch.get_num_threads())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    first, later, threads = map(int, told.split())
+    assert first > 10_000
+    assert later < first / 10
+    assert threads == 1
+
+
 def test_what_comes_after_the_imports_is_still_collected():
     class Circle:
         def __init__(self) -> None:

@@ -72,16 +72,16 @@ def by_hand(student: nn.Module, optimizer: torch.optim.Optimizer, batch: Samples
 
 
 OPTIMISERS = {
-    "as by default": ({}, lambda weights: SGD(weights, 0.1, momentum=0.9, weight_decay=1e-4)),
-    "no momentum": ({"momentum": 0.0, "weight_decay": 0.0}, lambda weights: SGD(weights, 0.1)),
-    "nesterov": ({"nesterov": True}, lambda w: SGD(w, 0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)),
+    "as by default": ({}, lambda weights: SGD(weights, 0.1, momentum=0.9, weight_decay=1e-4, fused=True)),
+    "no momentum": ({"momentum": 0.0, "weight_decay": 0.0}, lambda weights: SGD(weights, 0.1, fused=True)),
+    "nesterov": ({"nesterov": True}, lambda w: SGD(w, 0.1, momentum=0.9, weight_decay=1e-4, nesterov=True, fused=True)),
     "adam": (
         {"optimizer": "adam", "lr": 2e-3, "weight_decay": 0.0},
-        lambda weights: torch.optim.Adam(weights, 2e-3),
+        lambda weights: torch.optim.Adam(weights, 2e-3, fused=True),
     ),
     "adam of other beta": (
         {"optimizer": "adam", "lr": 1e-3, "momentum": 0.5, "weight_decay": 0.01},
-        lambda weights: torch.optim.Adam(weights, 1e-3, betas=(0.5, 0.999), weight_decay=0.01),
+        lambda weights: torch.optim.Adam(weights, 1e-3, betas=(0.5, 0.999), weight_decay=0.01, fused=True),
     ),
 }
 

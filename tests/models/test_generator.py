@@ -1,9 +1,11 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.models.generator import Generator
+from condkd_ray.models.cost import cost
+from condkd_ray.models.generator import Generator, UpsampledConv
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (2, 7, 10), (1, 1, 1)]
 
@@ -60,14 +62,37 @@ def test_the_output_is_float32_under_autocast():
             assert generator((1, 8, 8), head=head)(latents()).dtype == torch.float32
 
 
-def test_nearest_upsampling_doubles_twice():
-    sizes = []
-    network = generator((1, 12, 20))
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
-    network(latents(2))
-    assert sizes == [(6, 10), (12, 20), (12, 20)]
+def as_published(network, z, size):
+    """Images of the same weights by upsampling, then convolution: twice, then one more to the image."""
+    first, last = network.middle[0], network.end[3]
+    rows, columns = (-(-side // 4) for side in size)
+    maps = network.start(network.linear(z).view(len(z), -1, rows, columns))
+    maps = F.interpolate(maps, size=[-(-side // 2) for side in size])
+    maps = F.leaky_relu(network.middle[1](F.conv2d(maps, first.weight, padding=1)), 0.2)
+    maps = F.interpolate(maps, size=size)
+    maps = F.leaky_relu(network.end[1](F.conv2d(maps, network.end[0].weight, padding=1)), 0.2)
+    return network.head(F.conv2d(maps, last.weight, last.bias, padding=1).float())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(12, 20), (7, 10), (6, 20)], ids=str)
+def test_images_and_gradients_are_those_of_the_published_form(channels, size):
+    network, z = generator((channels, *size)).double(), latents().double().requires_grad_()
+    leaves, draw = [z, *network.parameters()], torch.Generator().manual_seed(1)
+    pull = torch.randn(32, channels, *size, generator=draw)
+    found, wanted = [], []
+    for images, kept in ((network(z), found), (as_published(network, z, size), wanted)):
+        kept += [images, *torch.autograd.grad((images * pull).sum(), leaves)]
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_upsampling_and_convolution_take_four_taps_of_nine_where_both_sides_double():
+    networks = generator((1, 12, 20)), generator((1, 6, 20)), generator((1, 7, 20))
+    assert [(network.middle[0].taps, network.end[0].taps) for network in networks] == [(4, 4), (9, 4), (4, 9)]
+    half, whole = UpsampledConv(4, 6, (3, 5), (6, 10)), UpsampledConv(4, 6, (3, 5), (6, 9))
+    layers = [nn.Sequential(layer, nn.Flatten(), nn.Linear(size, 2)) for layer, size in ((half, 360), (whole, 324))]
+    counted = [cost(layer, (4, 3, 5)).multiply_adds for layer in layers]
+    assert counted == [6 * 60 * 4 * 4 + 360 * 2, 6 * 54 * 4 * 9 + 324 * 2]
 
 
 def test_with_spectral_every_convolution_has_norm_1_and_the_linear_layer_is_left():

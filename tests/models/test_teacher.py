@@ -8,7 +8,9 @@ from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, TEACHER, samples, wrap
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
-from condkd_ray.models.teacher import Teacher
+from condkd_ray.models import Torchvision
+from condkd_ray.models.network import label
+from condkd_ray.models.teacher import Teacher, moments
 
 KNOWN = {"image_shape": IMAGE_SHAPE, "mean": MEAN, "std": STD, "train_size": 10, "flip_ok": False}
 
@@ -69,6 +71,22 @@ def test_bn_statistics_are_those_of_the_layers_inputs(teacher):
         flat = inputs.transpose(0, 1).flatten(1)
         assert torch.allclose(found[0], flat.mean(1), atol=1e-6)
         assert torch.allclose(found[1], flat.var(1, correction=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (7, 5, 6), (7, 5, 3, 4), (2, 5, 3, 4, 2)], ids=str)
+def test_moments_and_their_gradient(shape):
+    values = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    if len(shape) == 4:
+        values = values.contiguous(memory_format=torch.channels_last)
+    flat = values.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(moments(values), (flat.mean(1), flat.var(1, correction=0)))
+    assert torch.autograd.gradcheck(moments, values.requires_grad_())
+
+
+def test_moments_of_values_far_from_zero_keep_their_precision():
+    values = 1000 + torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for found in (values, values.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(moments(found)[1], values.double().var((0, 2, 3), correction=0).float())
 
 
 def test_input_means_are_each_images_channel_means_of_what_enters_the_named_layers(teacher):
@@ -133,6 +151,25 @@ def test_only_the_classifier_that_makes_the_logits_counts():
     assert seen.features.shape == (3, 5)
     assert [mean.shape for mean, _ in seen.bn] == [(1,), (5,)]
     assert len(teacher.running_bn) == 2
+
+
+@pytest.mark.parametrize("network", [TEACHER, Torchvision(model="resnet18")], ids=label)
+def test_a_tap_is_what_its_layer_gave_though_the_next_writes_into_it(network):
+    with Streams(0).forked("init/teacher"):
+        teacher = Teacher.from_module(network.build(IMAGE_SHAPE, NUM_CLASSES), num_classes=NUM_CLASSES, **KNOWN)
+    first = {"resnet": "bn", "torchvision": "bn1"}[network.name]
+    images, module = samples(3).images, dict(teacher.network.named_modules())
+    conv = module[{"bn": "conv", "bn1": "conv1"}[first]]
+    seen = teacher.observe(images, (first,)).taps[first]
+    torch.testing.assert_close(seen, nn.BatchNorm2d.forward(module[first], conv(images)))
+    assert seen.min() < 0
+
+
+def test_an_answer_from_values_leaves_them_as_they_are(teacher):
+    values = torch.randn(2, TEACHER.width, *IMAGE_SHAPE[1:], generator=torch.Generator().manual_seed(0))
+    before = values.clone()
+    teacher.answer_from("bn", values)
+    assert torch.equal(values, before)
 
 
 def test_taps_are_outputs_of_the_named_layers(teacher):

@@ -184,8 +184,9 @@ def test_a_scaled_recipe_starts(name):
 def test_the_work_of_a_recipe_is_counted():
     fast, shape = published("fast"), (3, 32, 32)
     teacher, student = (cost_of(net, shape, 10).multiply_adds for net in (fast.teacher.network, fast.student))
-    # Linear 256 -> 128 x 8 x 8, and convolutions 128 -> 128 at 16 x 16, 128 -> 64 and 64 -> 3 at 32 x 32.
-    generator = 256 * 128 * 64 + 9 * (128 * 128 * 256 + 128 * 64 * 1024 + 64 * 3 * 1024)
+    # Linear 256 -> 128 x 8 x 8, and convolutions 128 -> 128 at 16 x 16, 128 -> 64 and 64 -> 3 at 32 x 32. After an
+    # upsampling four taps are left of nine.
+    generator = 256 * 128 * 64 + 4 * (128 * 128 * 256 + 128 * 64 * 1024) + 9 * 64 * 3 * 1024
     synthesis = 220 * 10 * 256 * (3 * generator + 2 * teacher) + 200 * 10 * 256 * 2 * student
     found = compute(fast)
     assert (found.images, found.student_images) == (220 * 256, 200 * 400 * 256)

@@ -179,9 +179,10 @@ class Discriminator(Guidance[DiscriminatorState]):
             )
         network = network.to(condensed.device)
         if self.optimizer == "adam":
-            optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), self.lr, betas=(0.5, 0.999))
+            betas = (0.5, 0.999)
+            optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), self.lr, betas=betas, fused=True)
         else:
-            optimizer = torch.optim.SGD(network.parameters(), self.lr, momentum=0.9)
+            optimizer = torch.optim.SGD(network.parameters(), self.lr, momentum=0.9, fused=True)
         return DiscriminatorState(network, optimizer, condensed.square().mean().rsqrt())
 
     def penalty(self, state: DiscriminatorState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:

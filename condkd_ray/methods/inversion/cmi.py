@@ -99,7 +99,7 @@ class Cmi(Conditional[CmiState]):
         with rng.forked("init/head"):
             head = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.head))
         head = head.to(teacher.device)
-        return CmiState(head, torch.optim.Adam(head.parameters(), self.lr))
+        return CmiState(head, torch.optim.Adam(head.parameters(), self.lr, fused=True))
 
     def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
         """Raise `InputError` where the bank that `rounds` rounds fill needs more than `free` bytes."""
@@ -123,7 +123,7 @@ class Cmi(Conditional[CmiState]):
         generator = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng)
         latents = now.latents(len(targets), self.latent).requires_grad_()
         made = [*generator.parameters(), latents]
-        optimizer = torch.optim.Adam(made, self.lr, betas=(0.5, 0.999))
+        optimizer = torch.optim.Adam(made, self.lr, betas=(0.5, 0.999), fused=True)
         leaves = [*made, *state.head.parameters()]
 
         def move() -> None:

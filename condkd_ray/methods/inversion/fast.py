@@ -89,7 +89,9 @@ class Fast(Conditional[FastState]):
         require_bn(teacher)
         size = (self.latent, self.width, teacher.image_shape)
         generator = drawn(lambda: Generator(*size), "init/generator", teacher.device, rng)
-        return FastState(generator, torch.optim.Adam(generator.parameters(), self.lr * self.steps, betas=(0.5, 0.999)))
+        rate = self.lr * self.steps
+        optimizer = torch.optim.Adam(generator.parameters(), rate, betas=(0.5, 0.999), fused=True)
+        return FastState(generator, optimizer)
 
     def run(self, state: FastState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
         """`steps` inner steps, then one step of the original."""
@@ -100,7 +102,7 @@ class Fast(Conditional[FastState]):
         latents = now.latents(len(targets), self.latent).requires_grad_()
         leaves = [*inner.parameters(), latents]
         groups = [{"params": leaves[:-1], "lr": self.lr}, {"params": [latents], "lr": self.lr_latent}]
-        optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999))
+        optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True)
         state.optimizer.zero_grad()
         rival = now.student if self.asks_student and state.round > self.warm_up else None
         bn_seen: BnStatistics = ()

@@ -182,7 +182,8 @@ class Round:
         weighted = [getattr(self.host, f"{name}_weight") * term for name, term in terms.items()]
         first, *others = [pull, *weighted] if self.host.penalty_first else [*weighted, pull]
         loss = sum(others, first)
-        gradients = torch.autograd.grad(loss, leaves)
+        found = torch.autograd.grad(loss, leaves)
+        gradients = [_laid_out(gradient, leaf) for gradient, leaf in zip(found, leaves, strict=True)]
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         if kept:
@@ -191,6 +192,11 @@ class Round:
         self.guide.update(look.images.detach(), look.seen.detach(), look.targets.labels)
         self.meter.add(**terms, guide=pull, loss=loss)
         return gradients
+
+
+def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:
+    """`gradient` in the memory format of its `leaf`: fused optimisers read both as they lie and do not look."""
+    return gradient if gradient.stride() == leaf.stride() else torch.empty_like(leaf).copy_(gradient)
 
 
 class Host(Inversion[State]):

@@ -168,7 +168,7 @@ class Nayer(Conditional[NayerState]):
         bias = torch.zeros(shape[:2], device=now.rng.device)
         noisy = NoisyLayers(now.latents(*shape).requires_grad_(), bias.requires_grad_())
         leaves = [*state.generator.parameters(), *noisy]
-        optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999))
+        optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999), fused=True)
         rival = now.student if self.asks_student and state.round > self.warm_up else None
         bn_seen: BnStatistics = ()
         for _ in range(self.steps):

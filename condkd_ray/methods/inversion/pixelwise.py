@@ -65,7 +65,7 @@ class Pixelwise(Host[None]):
         images = now.latents(len(targets), *now.teacher.image_shape)
         images = torch.minimum(torch.maximum(images, darkest), brightest)
         images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
-        optimizer = torch.optim.Adam([images], self.lr, betas=self.betas)
+        optimizer = torch.optim.Adam([images], self.lr, betas=self.betas, fused=True)
 
         def move() -> None:
             optimizer.step()

@@ -82,7 +82,8 @@ class Unconditional(Host[GeneratorState]):
             require_bn(teacher)
         size = (self.latent, self.width, teacher.image_shape)
         generator = drawn(lambda: Generator(*size, **self.form), "init/generator", teacher.device, rng)
-        return GeneratorState(generator, torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas))
+        optimizer = torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas, fused=True)
+        return GeneratorState(generator, optimizer)
 
     @final
     def run(self, state: GeneratorState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:

@@ -92,7 +92,7 @@ class Generative(ReplayMemory[GenerativeState]):
         require(side >= SMALLEST, "shortest side of images for memory generative", side, accepted)
         size = (self.latent, self.width, teacher.image_shape)
         encoder, decoder = drawn(lambda: nn.ModuleList(vae(*size)), "init/replay", teacher.device, rng)
-        optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], self.lr)
+        optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], self.lr, fused=True)
         return GenerativeState(encoder, decoder, optimizer, Deck())
 
     def add(self, state: GenerativeState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
@@ -155,7 +155,7 @@ class Generative(ReplayMemory[GenerativeState]):
         latents = torch.randn(count, self.latent, generator=rng["replay"], device=teacher.device).requires_grad_()
         # Of the latents alone: the decoder collects no gradients here.
         latents.grad = torch.autograd.grad(self.recall_loss(state, latents, teacher=teacher), latents)[0]
-        torch.optim.Adam([latents], self.lr_recall).step()
+        torch.optim.Adam([latents], self.lr_recall, fused=True).step()
         return latents.detach()
 
     @torch.no_grad()
