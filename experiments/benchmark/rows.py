@@ -38,9 +38,10 @@ Row = dict[str, Any]
 """A `Measured` as it is stored, with the machine and the versions it holds for. `value` is the median."""
 
 
-def row(figure: str, measured: Measured) -> Row:
-    """A row of today and of this machine."""
+def row(figure: str, measured: Measured, *, processor: str = "", packages: Sequence[str] = SHAPING) -> Row:
+    """A row of today and of this machine; `processor`: what is to be told of it beside its kind."""
     value, memory = median(measured.values), psutil.virtual_memory().total / 2**30
+    kind = ", ".join(filter(None, (platform.machine(), processor)))
     met = {"<=": value <= measured.bound, ">=": value >= measured.bound, "": True}[measured.sense]
     return {
         "figure": figure,
@@ -54,9 +55,9 @@ def row(figure: str, measured: Measured) -> Row:
         "bound": measured.bound,
         "met": met,
         "why": "" if met else measured.why,
-        "machine": f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()}",
+        "machine": f"{os.cpu_count()} cores ({kind}), {memory:.0f} GiB, {platform.system()}",
         "versions": ", ".join(
-            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in SHAPING)]
+            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
         ),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
