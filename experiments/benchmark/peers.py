@@ -209,12 +209,12 @@ def fast_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
     Raises `InputError` where it does not compute what ours does, as do the others.
     """
     inversion: Any = ours.config.inversion
-    teacher, student = _copied(ours.teacher.network), _copied(ours.student)
+    teacher, student = copied(ours.teacher.network), copied(ours.student)
     generator = package.models.generator.Generator(nz=inversion.latent, ngf=inversion.width // 2, img_size=32, nc=3)
     _load(generator, ours.inversion.generator)
     latents = torch.randn(inversion.batch, inversion.latent)
     images = _run(generator, latents)
-    _check("fast", "images of the generator", images, _run(ours.inversion.generator, latents))
+    check_same("fast", "images of the generator", images, _run(ours.inversion.generator, latents))
     _check_teacher("fast", teacher, ours)
     synthesizer = package.synthesis.FastMetaSynthesizer(
         *(teacher, student, generator),
@@ -232,6 +232,7 @@ def fast_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
     criterion = package.criterions.KLDiv(T=20)
     flags = Namespace(kd_steps=distiller.steps, method="fast_meta", gpu=None, fp16=False, print_freq=0)
     flags.autocast = package.utils.dummy_ctx
+    # The synthesizer's hooks stay on the teacher, so that its `train` computes BN statistics too.
     train = import_module("datafree_kd").train
     learn = partial(train, synthesizer, [student, teacher], criterion, optimizer, flags)
     return Theirs(synthesizer, inversion.steps, learn)
@@ -240,13 +241,13 @@ def fast_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
 def cmi_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
     """Its synthesizer, with a bank that counts as full; ours gets the same rows."""
     inversion: Any = ours.config.inversion
-    teacher, student = _copied(ours.teacher.network), _copied(ours.student)
+    teacher, student = copied(ours.teacher.network), copied(ours.student)
     generator = package.models.generator.Generator(nz=inversion.latent, ngf=inversion.width // 2, img_size=32, nc=3)
     own = Generator(inversion.latent, inversion.width, SHAPE, init="normal").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _load(generator, own)
     latents = torch.randn(inversion.batch, inversion.latent)
     images = _run(generator, latents)
-    _check("cmi", "images of the generator", images, _run(own, latents))
+    check_same("cmi", "images of the generator", images, _run(own, latents))
     _check_teacher("cmi", teacher, ours)
     with redirect_stdout(io.StringIO()):
         synthesizer = package.synthesis.CMISynthesizer(
@@ -270,7 +271,7 @@ def cmi_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
 def nayer_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
     """Its synthesizer, with our embeddings of the classes."""
     inversion: Any = ours.config.inversion
-    teacher, student = _copied(ours.teacher.network), _copied(ours.student)
+    teacher, student = copied(ours.teacher.network), copied(ours.student)
     own, embeddings = ours.inversion.generator, ours.inversion.embeddings
     generator = package.models.generator.NLGenerator(
         ngf=inversion.width // 2,
@@ -289,7 +290,7 @@ def nayer_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
     images = _run(generator, labels)
-    _check("nayer", "images of the generator", images, _run(own, embeddings, noisy, labels, places))
+    check_same("nayer", "images of the generator", images, _run(own, embeddings, noisy, labels, places))
     _check_teacher("nayer", teacher, ours)
     synthesizer = package.synthesis.NAYER(
         *(teacher, student, generator),
@@ -339,13 +340,13 @@ class _WithFeatures(nn.Module):
         return (logits, logits) if return_features else logits
 
 
-def _copied(network: nn.Module) -> nn.Module:
+def copied(network: nn.Module) -> nn.Module:
     """A copy as the peers' programs have their networks: contiguous, and the weights of all, the teacher's too, learn.
 
     None of them freezes the teacher, so a step of synthesis takes the gradients of its weights and the student's.
     """
-    copied = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return _WithFeatures(copied.requires_grad_(True))
+    other = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return _WithFeatures(other.requires_grad_(True))
 
 
 def _teacher(network: AnyNetwork) -> Teacher:
@@ -374,10 +375,10 @@ def _run(network: nn.Module, *given: Any) -> Tensor:
 def _check_teacher(name: Name, theirs: nn.Module, ours: Ours) -> None:
     images = torch.randn(16, *SHAPE)
     with torch.no_grad():
-        _check(name, "logits of the teacher", theirs.eval()(images), ours.teacher.logits(images))
+        check_same(name, "logits of the teacher", theirs.eval()(images), ours.teacher.logits(images))
 
 
-def _check(name: Name, what: str, theirs: Tensor, ours: Tensor) -> None:
+def check_same(name: Name, what: str, theirs: Tensor, ours: Tensor) -> None:
     """Raise `InputError` unless both are the same, but for the order of sums: else two things would be compared."""
     same = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3)
     away = (theirs - ours).abs().max().item() if theirs.shape == ours.shape else theirs.shape
