@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import get_args
 
 from benchmark.checkouts import Name, check
-from benchmark.peers import FIGURES, PACKAGES, Figure, processor
-from benchmark.rows import read, row, store, table
+from benchmark.peers import FIGURES, PACKAGES, Figure
+from benchmark.rows import processor, read, row, store, table
 
 from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.commands.experiment import command_line

@@ -85,7 +85,7 @@ def _on_a_cpu() -> Iterator[None]:
     """The released code means a GPU, four processes that read images, and an older torchvision; here it has none."""
     # It asks for a GPU in the middle of a step, for the meta gradient and for a clone of the generator.
     still: Any = lambda self, *_, **__: self  # noqa: E731
-    # A process of its own each round for reading images would not be in this one's CPU time, and would cost more.
+    # What processes of their own do, which it starts each round to read images, is not in this one's CPU time.
     loader = partial(_in_this_process, torch.utils.data.DataLoader)
     # torchvision has moved this name, and one network that nobody here runs is imported with it.
     moved = ModuleType("torchvision.models.utils")

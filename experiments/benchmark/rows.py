@@ -13,6 +13,7 @@ from typing import Any, Literal
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from condkd_ray.core.storage import atomic_write
 
@@ -61,6 +62,16 @@ def row(figure: str, measured: Measured, *, processor: str = "", packages: Seque
         ),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def processor() -> str:
+    """Its name, and what it has that convolutions are made of."""
+    info = Path("/proc/cpuinfo")
+    told = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.is_file() else {}
+    fields = {name.strip(): value.strip() for name, value in told.items()}
+    bf16 = any(flag in fields.get("flags", "").split() for flag in ("avx512_bf16", "amx_bf16"))
+    widest = torch.backends.cpu.get_cpu_capability()
+    return ", ".join(filter(None, (fields.get("model name", ""), widest, "bf16" if bf16 else "no bf16")))
 
 
 def read(path: Path) -> list[Row]:

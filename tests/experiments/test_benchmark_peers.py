@@ -7,8 +7,9 @@ import pytest
 import torch
 from benchmark.checkouts import PEERS, check
 from benchmark.convolutions import Convolutions, Form
-from benchmark.peers import FIGURES, STUDENT_STEPS, Figure, Ours, check_same, copied, processor
-from benchmark.rows import Measured, read, row, table
+from benchmark.peers import FIGURES, Figure
+from benchmark.rows import Measured, processor, read, row, table
+from benchmark.sides import STUDENT_STEPS, Ours, check_same, copied
 from places import EXPERIMENTS, README
 from torch import nn
 
