@@ -2,7 +2,7 @@
 
 Each figure needs a checkout of that code, `git clone https://github.com/zju-vipa/Fast-Datafree` (at 0dcecbc),
 `zju-vipa/CMI` (9e79fa9), `tmtuan1307/NAYER` (c6bedcd), and what they import: `pip install kornia termcolor tqdm
-xlsxwriter`. They are changed in nothing and no part of this project. About 25 minutes on an idle core.
+xlsxwriter`. They are changed in nothing and no part of this project. About 20 minutes on an idle core.
 
     python experiments/benchmark_peers.py --fast Fast-Datafree --cmi CMI --nayer NAYER
     python experiments/benchmark_peers.py --table
