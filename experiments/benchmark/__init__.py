@@ -1,1 +1,1 @@
-"""What the cluster costs, measured: figures, and the rows and table made of them."""
+"""What the cluster costs, and how fast we are beside others, measured: figures, their rows, and a table of these."""

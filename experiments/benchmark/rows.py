@@ -13,6 +13,7 @@ from typing import Any, Literal
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from condkd_ray.core.storage import atomic_write
 
@@ -38,9 +39,10 @@ Row = dict[str, Any]
 """A `Measured` as it is stored, with the machine and the versions it holds for. `value` is the median."""
 
 
-def row(figure: str, measured: Measured) -> Row:
-    """A row of today and of this machine."""
+def row(figure: str, measured: Measured, *, processor: str = "", packages: Sequence[str] = SHAPING) -> Row:
+    """A row of today and of this machine; `processor`: what is to be told of it beside its kind."""
     value, memory = median(measured.values), psutil.virtual_memory().total / 2**30
+    kind = ", ".join(filter(None, (platform.machine(), processor)))
     met = {"<=": value <= measured.bound, ">=": value >= measured.bound, "": True}[measured.sense]
     return {
         "figure": figure,
@@ -54,12 +56,22 @@ def row(figure: str, measured: Measured) -> Row:
         "bound": measured.bound,
         "met": met,
         "why": "" if met else measured.why,
-        "machine": f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, {platform.system()}",
+        "machine": f"{os.cpu_count()} cores ({kind}), {memory:.0f} GiB, {platform.system()}",
         "versions": ", ".join(
-            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in SHAPING)]
+            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
         ),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def processor() -> str:
+    """Its name, and what it has that convolutions are made of."""
+    info = Path("/proc/cpuinfo")
+    told = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.is_file() else {}
+    fields = {name.strip(): value.strip() for name, value in told.items()}
+    bf16 = any(flag in fields.get("flags", "").split() for flag in ("avx512_bf16", "amx_bf16"))
+    widest = torch.backends.cpu.get_cpu_capability()
+    return ", ".join(filter(None, (fields.get("model name", ""), widest, "bf16" if bf16 else "no bf16")))
 
 
 def read(path: Path) -> list[Row]:

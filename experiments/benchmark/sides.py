@@ -1,0 +1,322 @@
+"""The two sides of a comparison: a trial of ours, and a peer's synthesizer and student, made to do the same work.
+
+They have the same networks with the same weights, and the same sizes of latents and batches, numbers of steps and
+rates. Each has its own code of everything else, in the memory format that its own program leaves its networks in: ours
+channels last, the peers' contiguous.
+"""
+
+import copy
+import io
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision import transforms
+
+from benchmark.checkouts import PEERS, Name
+from condkd_ray.core.method import require
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import unseen
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import AnyInversion
+from condkd_ray.methods.inversion.nayer import NoisyLayers, occurrences
+from condkd_ray.models import AnyNetwork
+from condkd_ray.models.generator import Generator
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.loop import own_images, run_round, start
+from condkd_ray.trial.run import local_store
+
+SHAPE, CLASSES = (3, 32, 32), 10
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+"""Of CIFAR-10."""
+STEPS, STUDENT_STEPS = 10, 20
+"""A round's, of synthesis and of the student."""
+NEVER = 10**6
+"""Rounds that no run comes to."""
+
+
+class Spent(NamedTuple):
+    """CPU seconds of a round: of a step of synthesis, of a step of the student, and of everything."""
+
+    synthesis: float
+    student: float
+    whole: float
+
+
+class Ours:
+    """A trial of this package, without test images: nothing is evaluated."""
+
+    def __init__(self, teacher: AnyNetwork, student: AnyNetwork, inversion: AnyInversion) -> None:
+        batch = inversion.images_per_round
+        self.config = TrialConfig(
+            student=student,
+            inversion=inversion,
+            # From the full rate on, as the peers.
+            distiller=Distiller(steps=STUDENT_STEPS, batch=batch, warm_up=0.0),
+            rounds=NEVER,
+            evaluate_every=NEVER,
+        )
+        no_images = unseen(torch.zeros(0, *SHAPE), torch.zeros(0, dtype=torch.int64))
+        self.teacher = _teacher(teacher)
+        self.prepared = Prepared(self.teacher, test=None, val=None, condensed=None, proxy=no_images)
+        self.state = start(self.config, self.prepared)
+        self.store = local_store(self.config, self.prepared, None)
+        self.steps: int = getattr(inversion, "steps")  # noqa: B009
+
+    @property
+    def student(self) -> nn.Module:
+        """Its network."""
+        return self.state.distiller.student
+
+    @property
+    def inversion(self) -> Any:
+        """The state of the inversion."""
+        return self.state.production.inversion  # type: ignore[union-attr]
+
+    def images(self) -> float:
+        """CPU seconds of a step of synthesis."""
+        return _cpu(partial(own_images, self.config, self.prepared, self.state, self.store)) / self.steps
+
+    def round(self) -> Spent:
+        """A whole round, as a trial runs it; what is neither synthesis nor memory is the student's."""
+        spent: dict[str, float] = {}
+
+        def source(*given: Any) -> Any:
+            begun = time.process_time()
+            made = own_images(*given)
+            spent["synthesis"] = time.process_time() - begun
+            return made
+
+        metrics = run_round(self.config, self.prepared, self.state, self.store, source)
+        whole = metrics["time/cpu_seconds"]
+        student = whole - spent["synthesis"] - metrics["time/memory_seconds"]
+        return Spent(spent["synthesis"] / self.steps, student / self.config.distiller.steps, whole)
+
+
+class Theirs:
+    """A peer: its synthesizer, which takes `steps` steps, and what its student does in a round, where it is asked."""
+
+    def __init__(self, synthesizer: Any, steps: int, learn: Callable[[], object] = lambda: None) -> None:
+        self._synthesizer, self._steps, self._learn = synthesizer, steps, learn
+        self._ended, add = 0.0, synthesizer.data_pool.add
+
+        def noted(images: Tensor) -> None:
+            self._ended = time.process_time()
+            add(images)
+
+        # It puts its images in the pool where its steps are done: what follows, the PNGs, belongs to the round alone.
+        synthesizer.data_pool.add = noted
+
+    def images(self) -> float:
+        """CPU seconds of a step of synthesis."""
+        begun = time.process_time()
+        # NAYER's tells the terms of each step.
+        with redirect_stdout(io.StringIO()):
+            self._synthesizer.synthesize()
+        return (self._ended - begun) / self._steps
+
+    def round(self) -> Spent:
+        """A whole round: synthesis, its images to the pool as PNGs, and the student's steps on what is read there."""
+        begun = time.process_time()
+        step = self.images()
+        middle = time.process_time()
+        self._learn()
+        ended = time.process_time()
+        return Spent(step, (ended - middle) / STUDENT_STEPS, ended - begun)
+
+
+def fast_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
+    """Its synthesizer as its scripts set it, and its program's `train`, called as that calls it.
+
+    Raises `InputError` where it does not compute what ours does, as do the others.
+    """
+    inversion: Any = ours.config.inversion
+    teacher, student = copied(ours.teacher.network), copied(ours.student)
+    generator = package.models.generator.Generator(nz=inversion.latent, ngf=inversion.width // 2, img_size=32, nc=3)
+    _load(generator, ours.inversion.generator)
+    latents = torch.randn(inversion.batch, inversion.latent)
+    images = _run(generator, latents)
+    check_same("fast", "images of the generator", images, _run(ours.inversion.generator, latents))
+    _check_teacher("fast", teacher, ours)
+    synthesizer = package.synthesis.FastMetaSynthesizer(
+        *(teacher, student, generator),
+        nz=inversion.latent,
+        iterations=inversion.steps,
+        lr_g=inversion.lr,
+        lr_z=inversion.lr_latent,
+        warmup=0,
+        bn_mmt=inversion.bn_momentum,
+        is_maml=1,
+        **_settings(package, ours, folder),
+    )
+    distiller = ours.config.distiller
+    optimizer = torch.optim.SGD(student.parameters(), distiller.lr, weight_decay=distiller.weight_decay, momentum=0.9)
+    criterion = package.criterions.KLDiv(T=20)
+    flags = Namespace(kd_steps=distiller.steps, method="fast_meta", gpu=None, fp16=False, print_freq=0)
+    flags.autocast = package.utils.dummy_ctx
+    # The synthesizer's hooks stay on the teacher, so that its `train` computes BN statistics too.
+    train = import_module("datafree_kd").train
+    learn = partial(train, synthesizer, [student, teacher], criterion, optimizer, flags)
+    return Theirs(synthesizer, inversion.steps, learn)
+
+
+def cmi_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
+    """Its synthesizer, with a bank that counts as full; ours gets the same rows."""
+    inversion: Any = ours.config.inversion
+    teacher, student = copied(ours.teacher.network), copied(ours.student)
+    generator = package.models.generator.Generator(nz=inversion.latent, ngf=inversion.width // 2, img_size=32, nc=3)
+    own = Generator(inversion.latent, inversion.width, SHAPE, init="normal").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _load(generator, own)
+    latents = torch.randn(inversion.batch, inversion.latent)
+    images = _run(generator, latents)
+    check_same("cmi", "images of the generator", images, _run(own, latents))
+    _check_teacher("cmi", teacher, ours)
+    with redirect_stdout(io.StringIO()):
+        synthesizer = package.synthesis.CMISynthesizer(
+            *(teacher, student, generator),
+            nz=inversion.latent,
+            bank_size=inversion.bank,
+            n_neg=inversion.negatives,
+            head_dim=inversion.head,
+            iterations=inversion.steps,
+            lr_g=inversion.lr,
+            cr=inversion.cr_weight,
+            cr_T=inversion.cr_temperature,
+            **_settings(package, ours, folder),
+        )
+    bank = synthesizer.mem_bank
+    bank.n_updates = bank.max_size + 1
+    ours.inversion.bank = bank.data.clone()
+    return Theirs(synthesizer, inversion.steps)
+
+
+def nayer_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
+    """Its synthesizer, with our embeddings of the classes."""
+    inversion: Any = ours.config.inversion
+    teacher, student = copied(ours.teacher.network), copied(ours.student)
+    own, embeddings = ours.inversion.generator, ours.inversion.embeddings
+    generator = package.models.generator.NLGenerator(
+        ngf=inversion.width // 2,
+        nl=CLASSES,
+        label_emb=embeddings,
+        le_emb_size=inversion.latent,
+        le_size=embeddings.shape[1],
+        sbz=inversion.batch,
+    )
+    _load(generator, own, but="le1.")
+    labels = torch.arange(inversion.batch) % CLASSES
+    places, count = occurrences(labels, CLASSES)
+    noisy = NoisyLayers(torch.randn(count, inversion.latent, embeddings.shape[1]), torch.zeros(count, inversion.latent))
+    with torch.no_grad():
+        for layer, weight, bias in zip(generator.le1, *noisy, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+    images = _run(generator, labels)
+    check_same("nayer", "images of the generator", images, _run(own, embeddings, noisy, labels, places))
+    _check_teacher("nayer", teacher, ours)
+    synthesizer = package.synthesis.NAYER(
+        *(teacher, student, generator),
+        g_steps=inversion.steps,
+        lr_g=inversion.lr,
+        warmup=0,
+        bn_mmt=inversion.bn_momentum,
+        g_life=NEVER,
+        g_loops=1,
+        **_settings(package, ours, folder),
+    )
+    # In the epoch numbered 0 it would draw its generator anew.
+    synthesizer.ep = 1
+    return Theirs(synthesizer, inversion.steps)
+
+
+def _settings(package: ModuleType, ours: Ours, folder: Path) -> dict[str, Any]:
+    """What all synthesizers are given."""
+    inversion: Any = ours.config.inversion
+    # As in `registry.get_dataset`, which would look for the data set itself.
+    augmented = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+    augmented += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    return {
+        "num_classes": CLASSES,
+        "img_size": SHAPE,
+        "synthesis_batch_size": inversion.batch,
+        "sample_batch_size": ours.config.distiller.batch,
+        "adv": inversion.adv_weight,
+        "bn": inversion.bn_weight,
+        "oh": inversion.oh_weight,
+        "save_dir": str(folder / "images"),
+        "transform": transforms.Compose(augmented),
+        "normalizer": package.utils.Normalizer(MEAN, STD),
+        "device": "cpu",
+    }
+
+
+class _WithFeatures(nn.Module):
+    """A network as the peers call theirs: on demand with features beside the logits, which nobody here reads."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, return_features: bool = False) -> Any:
+        logits = self.network(images)
+        return (logits, logits) if return_features else logits
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy as the peers' programs have their networks: contiguous, and the weights of all, the teacher's too, learn.
+
+    None of them freezes the teacher, so a step of synthesis takes the gradients of its weights and the student's.
+    """
+    other = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return _WithFeatures(other.requires_grad_(True))
+
+
+def _teacher(network: AnyNetwork) -> Teacher:
+    """An untrained one, whose BN layers have seen some noise, so that logits are of the size of a trained one's."""
+    rng = Streams(0)
+    with rng.forked("init/teacher"):
+        module = network.build(SHAPE, CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.no_grad():
+            for _ in range(20):
+                module.train()(torch.randn(32, *SHAPE))
+    return Teacher(module, num_classes=CLASSES, image_shape=SHAPE, mean=MEAN, std=STD, train_size=50_000, flip_ok=True)
+
+
+def _load(theirs: nn.Module, ours: nn.Module, but: str = "-") -> None:
+    """Give a peer's generator the weights of ours: they have the same in the same order, under other names."""
+    names = [name for name in theirs.state_dict() if not name.startswith(but)]
+    theirs.load_state_dict(dict(zip(names, ours.state_dict().values(), strict=True)), strict=False)
+
+
+@torch.no_grad()
+def _run(network: nn.Module, *given: Any) -> Tensor:
+    """What it gives in training, and it stays as it was."""
+    return copy.deepcopy(network).train()(*given)
+
+
+def _check_teacher(name: Name, theirs: nn.Module, ours: Ours) -> None:
+    images = torch.randn(16, *SHAPE)
+    with torch.no_grad():
+        check_same(name, "logits of the teacher", theirs.eval()(images), ours.teacher.logits(images))
+
+
+def check_same(name: Name, what: str, theirs: Tensor, ours: Tensor) -> None:
+    """Raise `InputError` unless both are the same, but for the order of sums: else two things would be compared."""
+    same = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3)
+    away = (theirs - ours).abs().max().item() if theirs.shape == ours.shape else theirs.shape
+    require(same, f"distance of --{name}'s {what} from ours", away, f"0: commit {PEERS[name].commit}")
+
+
+def _cpu(call: Callable[[], object]) -> float:
+    begun = time.process_time()
+    call()
+    return time.process_time() - begun

@@ -1,0 +1,59 @@
+"""How fast are we on a CPU beside the released code of Fast, CMI and NAYER, and how much beside our own convolutions?
+
+Each figure needs a checkout of that code, `git clone https://github.com/zju-vipa/Fast-Datafree` (at 0dcecbc),
+`zju-vipa/CMI` (9e79fa9), `tmtuan1307/NAYER` (c6bedcd), and what they import: `pip install kornia termcolor tqdm
+xlsxwriter`. They are changed in nothing and no part of this project. About 20 minutes on an idle core.
+
+    python experiments/benchmark_peers.py --fast Fast-Datafree --cmi CMI --nayer NAYER
+    python experiments/benchmark_peers.py --table
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from benchmark.checkouts import Name, check
+from benchmark.peers import FIGURES, PACKAGES, Figure
+from benchmark.rows import processor, read, row, store, table
+
+from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.commands.experiment import command_line
+from condkd_ray.core.method import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to measure, with whose checkouts, and where the rows are."""
+
+    fast: Path | None = None
+    cmi: Path | None = None
+    nayer: Path | None = None
+    figures: tuple[Figure, ...] = get_args(Figure)
+    """Those whose checkout is not given are left out."""
+    rows: Path = Path(__file__).with_suffix(".parquet")
+    table: bool = False
+    """Measure nothing: print the table of the stored rows, which is the README's."""
+
+
+def main(args: Args) -> int:
+    """Look through the checkouts, measure, store, print."""
+    given: dict[Name, Path | None] = {"fast": args.fast, "cmi": args.cmi, "nayer": args.nayer}
+    wanted: tuple[Figure, ...] = () if args.table else args.figures
+    checkouts: dict[Figure, Path] = {figure: path for figure in wanted if (path := given[FIGURES[figure][0]])}
+    needed = " or ".join(dict.fromkeys(f"--{FIGURES[figure][0]} CHECKOUT" for figure in wanted))
+    found = [f"--{name}" for name, path in given.items() if path]
+    require(args.table or bool(checkouts), f"what is given for {' '.join(wanted)}", found, f"{needed}; or --table")
+    for figure, checkout in checkouts.items():
+        check(FIGURES[figure][0], checkout)
+    for figure in wanted:
+        name, measure = FIGURES[figure]
+        say(f"measuring {figure}" if figure in checkouts else f"{figure} is left out: it needs --{name} CHECKOUT")
+        if figure in checkouts:
+            rows = [row(figure, one, processor=processor(), packages=PACKAGES) for one in measure(checkouts[figure])]
+            store(args.rows, figure, rows, list(FIGURES))
+    print(table(read(args.rows)), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(Args, main)

@@ -1,0 +1,124 @@
+import os
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+import torch
+from benchmark.checkouts import PEERS, check
+from benchmark.convolutions import Convolutions, Form
+from benchmark.peers import FIGURES, Figure
+from benchmark.rows import Measured, processor, read, row, table
+from benchmark.sides import STUDENT_STEPS, Ours, check_same, copied
+from places import EXPERIMENTS, README
+from torch import nn
+
+from condkd_ray.core.method import InputError
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.models import ResNet
+
+ROWS = EXPERIMENTS / "benchmark_peers.parquet"
+
+
+def test_the_readme_tells_what_was_measured():
+    told = README.read_text().split("<!-- benchmark peers -->\n")[1].split("<!-- end benchmark peers -->")[0]
+    assert told == table(read(ROWS)), (
+        "the README's table is old: put in what `python experiments/benchmark_peers.py --table` prints"
+    )
+
+
+def test_the_readme_names_the_peers_and_their_commits():
+    text = README.read_text()
+    assert all(f"`{peer.repository}` at {peer.commit}" in text for peer in PEERS.values())
+
+
+def test_every_figure_that_can_be_asked_for_has_stored_rows():
+    assert {one["figure"] for one in read(ROWS)} == set(FIGURES) == set(get_args(Figure))
+    assert {name for name, _ in FIGURES.values()} == set(PEERS)
+
+
+def test_rows_tell_the_processor_and_what_shapes_them():
+    made = row("cmi", Measured("x", [1.0], "x"), processor="Z80", packages=("torch",))
+    assert ", Z80), " in made["machine"]
+    assert made["versions"].endswith(f", torch {torch.__version__.split('+')[0]}")
+    assert processor().endswith("bf16")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "is []; accepted: --fast CHECKOUT or --cmi CHECKOUT or --nayer CHECKOUT; or --table"),
+        (["--figures", "nayer", "--fast", "."], "is ['--fast']; accepted: --nayer CHECKOUT; or --table"),
+        (["--cmi", "."], "--cmi is '.'; accepted: a checkout of github.com/zju-vipa/CMI"),
+    ],
+)
+def test_it_refuses_before_it_measures(flags, told, tmp_path):
+    script, env = str(EXPERIMENTS / "benchmark_peers.py"), os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, "--rows", str(tmp_path / "rows.parquet"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "measuring" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkout_from_which_something_is_missing_is_refused_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / PEERS["fast"].mark).touch()
+    path, cuda, loader = list(sys.path), torch.Tensor.cuda, torch.utils.data.DataLoader
+    with pytest.raises(InputError, match=r"No module named 'datafree'; accepted: .* installed: `pip install kornia"):
+        check("fast", tmp_path)
+    assert (sys.path, torch.Tensor.cuda, torch.utils.data.DataLoader) == (path, cuda, loader)
+    assert "torchvision.models.utils" not in sys.modules
+
+
+def test_our_round_takes_its_steps_and_tells_their_time():
+    network, looks = ResNet(depth=8, width=4), []
+    ours = Ours(network, network, Fast(steps=3, batch=4, width=8, latent=16))
+    ours.teacher.network.register_forward_hook(lambda *_: looks.append(1))
+    spent = ours.round()
+    assert len(looks) == 3 + STUDENT_STEPS
+    assert ours.state.distiller.schedule.last_epoch == STUDENT_STEPS
+    assert (ours.state.round, len(ours.config.memory.live(ours.state.memory))) == (1, 4)
+    assert min(spent) > 0
+    assert 3 * spent.synthesis + STUDENT_STEPS * spent.student <= spent.whole
+    assert ours.images() > 0
+    assert len(looks) == 6 + STUDENT_STEPS
+
+
+def test_a_peers_copy_is_contiguous_and_learns_and_says_the_same():
+    network = ResNet(depth=8, width=4).build((3, 8, 8), 10).to(memory_format=torch.channels_last)
+    theirs = copied(network.requires_grad_(False))
+    assert all(weight.requires_grad and weight.is_contiguous() for weight in theirs.parameters())
+    images = torch.randn(4, 3, 8, 8)
+    logits, _ = theirs(images, return_features=True)
+    check_same("fast", "logits", logits, network(images))
+    with pytest.raises(InputError, match=r"distance of --fast's logits from ours is 1\.\d*; accepted: 0: commit 0dcec"):
+        check_same("fast", "logits", logits + 1, network(images))
+
+
+def test_convolutions_are_counted_by_what_they_compute():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1, stride=2, bias=False))
+    network.to(memory_format=torch.channels_last)
+    images = torch.randn(5, 3, 8, 8).to(memory_format=torch.channels_last)
+    with Convolutions() as convolutions:
+        for _ in range(3):
+            network(images).sum().backward()
+        with torch.no_grad():
+            network[0](images)
+    counts = {(call.operator.name(), call.arguments[-1]): n for call, n in convolutions.calls.items()}
+    backward = "aten::convolution_backward"
+    # The images want no gradient, and the second convolution has no bias.
+    assert counts.pop((backward, (False, True, True))) == counts.pop((backward, (True, True, False))) == 3
+    assert sorted(convolutions.calls.values()) == [3, 3, 3, 4]
+    first = max(convolutions.calls, key=convolutions.calls.__getitem__)
+    assert first.arguments[0] == Form((5, 3, 8, 8), images.stride(), torch.float32)
+    assert 0 < convolutions.seconds(repeats=1) < 1
+
+
+def test_random_tensors_have_the_form_of_those_seen():
+    for tensor in (
+        torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        torch.ones(2, 3, 1, 1).expand(2, 3, 4, 4),
+    ):
+        made = Form(tuple(tensor.shape), tensor.stride(), tensor.dtype).random()
+        assert (made.shape, made.stride(), made.dtype) == (tensor.shape, tensor.stride(), tensor.dtype)
