@@ -93,13 +93,13 @@ def resized_crop(
 
 def _gather(images: Tensor, rows: Tensor, columns: Tensor, black: Tensor | float) -> Tensor:
     """Pixels at `rows` (B, H) x `columns` (B, W); `black` where either lies outside."""
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    height, width = images.shape[2:]
+    count, channels, height, width = images.shape
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    # Channels last: one gather moves whole pixels.
-    whole = images.permute(0, 2, 3, 1)
-    taken = whole[batch, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
-    return torch.where(inside[:, None], taken.permute(0, 3, 1, 2), black)
+    first = torch.arange(0, count * height * width, height * width, device=images.device)[:, None]
+    places = (first + rows.clamp(0, height - 1) * width)[:, :, None] + columns.clamp(0, width - 1)[:, None, :]
+    # Channels last: whole pixels are moved. By one index, which is cheaper than three.
+    taken = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, places.flatten())
+    return torch.where(inside[:, None], taken.view(count, height, width, channels).permute(0, 3, 1, 2), black)
 
 
 def dsa(images: Tensor, *, rng: torch.Generator, choice: torch.Generator, flip: bool, siamese: bool = False) -> Tensor:

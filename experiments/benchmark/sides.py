@@ -30,6 +30,7 @@ from condkd_ray.methods.inversion import AnyInversion
 from condkd_ray.methods.inversion.nayer import NoisyLayers, occurrences
 from condkd_ray.models import AnyNetwork
 from condkd_ray.models.generator import Generator
+from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import own_images, run_round, start
@@ -66,7 +67,7 @@ class Ours:
             evaluate_every=NEVER,
         )
         no_images = unseen(torch.zeros(0, *SHAPE), torch.zeros(0, dtype=torch.int64))
-        self.teacher = _teacher(teacher)
+        self.network, self.teacher = teacher, _teacher(teacher)
         self.prepared = Prepared(self.teacher, test=None, val=None, condensed=None, proxy=no_images)
         self.state = start(self.config, self.prepared)
         self.store = local_store(self.config, self.prepared, None)
@@ -140,13 +141,12 @@ def fast_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
     Raises `InputError` where it does not compute what ours does, as do the others.
     """
     inversion: Any = ours.config.inversion
-    teacher, student = copied(ours.teacher.network), copied(ours.student)
+    teacher, student = _networks("fast", package, ours)
     generator = package.models.generator.Generator(nz=inversion.latent, ngf=inversion.width // 2, img_size=32, nc=3)
     _load(generator, ours.inversion.generator)
     latents = torch.randn(inversion.batch, inversion.latent)
     images = _run(generator, latents)
     check_same("fast", "images of the generator", images, _run(ours.inversion.generator, latents))
-    _check_teacher("fast", teacher, ours)
     synthesizer = package.synthesis.FastMetaSynthesizer(
         *(teacher, student, generator),
         nz=inversion.latent,
@@ -172,14 +172,13 @@ def fast_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
 def cmi_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
     """Its synthesizer, with a bank that counts as full; ours gets the same rows."""
     inversion: Any = ours.config.inversion
-    teacher, student = copied(ours.teacher.network), copied(ours.student)
+    teacher, student = _networks("cmi", package, ours)
     generator = package.models.generator.Generator(nz=inversion.latent, ngf=inversion.width // 2, img_size=32, nc=3)
     own = Generator(inversion.latent, inversion.width, SHAPE, init="normal").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _load(generator, own)
     latents = torch.randn(inversion.batch, inversion.latent)
     images = _run(generator, latents)
     check_same("cmi", "images of the generator", images, _run(own, latents))
-    _check_teacher("cmi", teacher, ours)
     with redirect_stdout(io.StringIO()):
         synthesizer = package.synthesis.CMISynthesizer(
             *(teacher, student, generator),
@@ -202,7 +201,7 @@ def cmi_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
 def nayer_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
     """Its synthesizer, with our embeddings of the classes."""
     inversion: Any = ours.config.inversion
-    teacher, student = copied(ours.teacher.network), copied(ours.student)
+    teacher, student = _networks("nayer", package, ours)
     own, embeddings = ours.inversion.generator, ours.inversion.embeddings
     generator = package.models.generator.NLGenerator(
         ngf=inversion.width // 2,
@@ -222,7 +221,6 @@ def nayer_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
             layer.bias.copy_(bias)
     images = _run(generator, labels)
     check_same("nayer", "images of the generator", images, _run(own, embeddings, noisy, labels, places))
-    _check_teacher("nayer", teacher, ours)
     synthesizer = package.synthesis.NAYER(
         *(teacher, student, generator),
         g_steps=inversion.steps,
@@ -259,25 +257,27 @@ def _settings(package: ModuleType, ours: Ours, folder: Path) -> dict[str, Any]:
     }
 
 
-class _WithFeatures(nn.Module):
-    """A network as the peers call theirs: on demand with features beside the logits, which nobody here reads."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor, return_features: bool = False) -> Any:
-        logits = self.network(images)
-        return (logits, logits) if return_features else logits
+NETWORKS = {"resnet-8-16": "resnet_tiny.resnet8", "wrn-40-2": "wresnet.wrn_40_2", "wrn-16-1": "wresnet.wrn_16_1"}
+"""The peers' own code of networks, in their package's `models.classifiers`, by ours."""
 
 
-def copied(network: nn.Module) -> nn.Module:
-    """A copy as the peers' programs have their networks: contiguous, and the weights of all, the teacher's too, learn.
+def _networks(name: Name, package: ModuleType, ours: Ours) -> tuple[nn.Module, nn.Module]:
+    """Teacher and student of a peer, with our weights.
 
-    None of them freezes the teacher, so a step of synthesis takes the gradients of its weights and the student's.
+    As in the peers' programs they are contiguous, and no teacher is frozen: a step of synthesis takes the gradients of
+    its weights and the student's.
     """
-    other = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return _WithFeatures(other.requires_grad_(True))
+    made = []
+    for network, module in ((ours.network, ours.teacher.network), (ours.config.student, ours.student)):
+        folder, function = NETWORKS[label(network)].split(".")
+        theirs = getattr(getattr(package.models.classifiers, folder), function)(num_classes=CLASSES)
+        _load(theirs, module)
+        made.append(theirs)
+    images = torch.randn(16, *SHAPE)
+    with torch.no_grad():
+        check_same(name, "logits of the teacher", made[0].eval()(images), ours.teacher.logits(images))
+        check_same(name, "logits of the student", made[1].eval()(images), ours.student.eval()(images))
+    return made[0], made[1]
 
 
 def _teacher(network: AnyNetwork) -> Teacher:
@@ -292,7 +292,7 @@ def _teacher(network: AnyNetwork) -> Teacher:
 
 
 def _load(theirs: nn.Module, ours: nn.Module, but: str = "-") -> None:
-    """Give a peer's generator the weights of ours: they have the same in the same order, under other names."""
+    """Give a peer's network the weights of ours: they have the same in the same order, under other names."""
     names = [name for name in theirs.state_dict() if not name.startswith(but)]
     theirs.load_state_dict(dict(zip(names, ours.state_dict().values(), strict=True)), strict=False)
 
@@ -301,12 +301,6 @@ def _load(theirs: nn.Module, ours: nn.Module, but: str = "-") -> None:
 def _run(network: nn.Module, *given: Any) -> Tensor:
     """What it gives in training, and it stays as it was."""
     return copy.deepcopy(network).train()(*given)
-
-
-def _check_teacher(name: Name, theirs: nn.Module, ours: Ours) -> None:
-    images = torch.randn(16, *SHAPE)
-    with torch.no_grad():
-        check_same(name, "logits of the teacher", theirs.eval()(images), ours.teacher.logits(images))
 
 
 def check_same(name: Name, what: str, theirs: Tensor, ours: Tensor) -> None:
