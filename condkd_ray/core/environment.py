@@ -30,7 +30,8 @@ def keep_imports() -> None:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of the GNU allocator's `mallopt`: freed bytes that it keeps, and from how many on a block is mapped."""
-KEPT_BYTES, MAPPED_BYTES = 2**31 - 1, 2**30
+KEPT_BYTES, MAPPED_BYTES = 2**31 - 1, (2**30, 2**25)
+"""The most that `mallopt` can be told, and what it is asked for in turn: older ones refuse more than 32 MiB."""
 
 
 def set_up_process(threads: int) -> None:
@@ -40,8 +41,9 @@ def set_up_process(threads: int) -> None:
         # Else every tensor of 32 MiB or more is asked of the system and zeroed page by page, which takes 4 to 7 % of a
         # round at 3x32x32. Other allocators than the GNU one have no such call.
         set_option = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
-        set_option(M_MMAP_THRESHOLD, MAPPED_BYTES)
-        set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
+        # The second alone would make it worse: the first then stays where it happens to be.
+        if any(set_option(M_MMAP_THRESHOLD, size) for size in MAPPED_BYTES):
+            set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def clean_process(threads: int) -> None:

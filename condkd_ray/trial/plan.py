@@ -20,7 +20,7 @@ NUMBERS: int = 3
 
 It is raised only in a commit that moves golden numbers, or that changes the default of an existing field (a hash leaves
 defaults out, so an old hash would silently get a new meaning). 1 is all before 2026-11-28; 3 differs from 2 in the
-last bits, as inversions take fewer operations.
+last bits, as inversions take fewer operations, and where a tapped layer's output was written into by the next.
 """
 P = TypeVar("P", bound=Prepared | PreparedRefs, covariant=True)
 

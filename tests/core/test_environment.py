@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from condkd_ray.core.environment import (
     git_state,
     keep_imports,
     peak_bytes,
+    set_up_process,
     versions,
 )
 
@@ -70,6 +72,24 @@ def test_the_memory_of_freed_tensors_serves_the_next():
     assert first > 10_000
     assert later < first / 10
     assert threads == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU allocator is asked")
+@pytest.mark.parametrize(
+    ("largest", "asked"),
+    [(2**30, [(-3, 2**30), (-1, 2**31 - 1)]), (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]),
+     (0, [(-3, 2**30), (-3, 2**25)])],
+)  # fmt: skip
+def test_an_older_allocator_is_asked_for_less_and_one_that_refuses_is_left_alone(largest, asked, monkeypatch):
+    calls = []
+
+    def mallopt(option, value):
+        calls.append((option, value))
+        return option == -1 or value <= largest
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    set_up_process(torch.get_num_threads())
+    assert calls == asked
 
 
 def test_what_comes_after_the_imports_is_still_collected():
