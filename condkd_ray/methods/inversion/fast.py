@@ -141,5 +141,5 @@ def _reset(generator: Generator, rng: Streams, round: int) -> None:
     with rng.forked(f"init/generator/{round}"), torch.no_grad():
         for layer in (generator.linear, generator.start):
             # Drawn on the CPU whatever the device: one seed, one generator.
-            layer.weight.copy_(torch.randn(layer.weight.shape) * 0.02)
+            layer.weight.copy_(torch.randn(layer.weight.shape) * 0.02, non_blocking=True)
             layer.bias.zero_()
