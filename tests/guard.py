@@ -1,8 +1,8 @@
 """What makes the host wait for a GPU, found on a machine without one.
 
-The device `meta` stands for the GPU: its tensors have shapes and no values, so nobody can read one. `Guard` refuses what
-would make the host wait for a value (`item`, a mask as an index, a copy to the host or one to the device that is waited
-for), and what would be wrong on a GPU: an operation on tensors of both sides.
+The device `meta` stands for the GPU: its tensors have shapes and no values, so nobody can read one. `Guard` refuses
+what would make the host wait for a value (`item`, a mask as an index, a copy to the host or one to the device that is
+waited for), and what would be wrong on a GPU: an operation on tensors of both sides.
 On CUDA the same tests run under `torch.cuda.set_sync_debug_mode("error")`.
 """
 
