@@ -238,7 +238,7 @@ class Distiller(Method):
         taught = Answer(batch.logits)
         if self.asks_teacher or not batch.asked:
             with torch.no_grad():
-                taught = answer(teacher.network, images, [theirs for _, theirs in pairs])
+                taught = answer(teacher.network if pairs else teacher.answering, images, [name for _, name in pairs])
         images = images.contiguous(memory_format=torch.channels_last)
         given = answer(state.student, images, [ours for ours, _ in pairs])
         loss = (weights * self.loss(given, taught, batch.labels)).mean()

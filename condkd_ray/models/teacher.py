@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.core.samples import to_model
+from condkd_ray.models.folding import folded
 from condkd_ray.models.hooks import trace
 from condkd_ray.models.observation import PENULTIMATE, Observation, Observer
 
@@ -48,6 +49,7 @@ class Teacher:
     def _settle(self) -> None:
         """Make anew what depends on where the tensors of the network lie."""
         self._observers: dict[Any, Observer] = {}
+        self._folded: nn.Module | None = None
         layers: list[Any] = [self._layers[name] for name in self._traced.bn]
         empty = torch.empty(0, device=self.device)
         running = [torch.cat([getattr(layer, name) for layer in layers] or [empty]) for name in STATISTICS]
@@ -139,10 +141,24 @@ class Teacher:
         """(B, K) logits, differentiable in `images`; no hook runs."""
         return self.network(images).float()
 
+    @property
+    def answering(self) -> nn.Module:
+        """What gives its logits where neither gradients nor what happens inside are wanted.
+
+        Under bfloat16 autocast that is a copy with folded BN, whose weights need no cast; elsewhere the network itself.
+        """
+        kind = self.device.type
+        known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if not known or torch.get_autocast_dtype(kind) != torch.bfloat16:
+            return self.network
+        if self._folded is None:
+            self._folded = folded(self.network, torch.bfloat16)
+        return self._folded
+
     @torch.no_grad()
     def answers(self, images: Tensor) -> Tensor:
         """(B, K) logits of any number of images, in batches and outside the graph."""
-        return torch.cat([self.logits(part) for part in images.split(512)])
+        return torch.cat([self.answering(part).float() for part in images.split(512)])
 
     def observe(
         self, images: Tensor, layers: Sequence[str] = (), *, bn: bool = True, input_means: Sequence[str] = ()
