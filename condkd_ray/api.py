@@ -23,6 +23,7 @@ from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.space import read
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.hardware import hardware_of, settled
 from condkd_ray.trial.outcome import product_path, read_product
 from condkd_ray.trial.plan import Plan, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
@@ -55,7 +56,9 @@ def train(
     if out is not None:
         record = experiment.run_alone(config, Path(out), cache=cache, device=device, view=view)
         return Trained(record, kept_product(Path(out), record.config_hash))
-    prepared = Workshop(cache, device or default_device(), view).prepare(config)
+    workshop = Workshop(cache, device or default_device(), view)
+    config = settled(config, hardware_of(workshop.device))
+    prepared = workshop.prepare(config)
     with TemporaryDirectory() as folder:
         path = product_path(Path(folder))
         outcome = run_trial(config, prepared, local_store(config, prepared, None), product=path)
