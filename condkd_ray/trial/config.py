@@ -71,6 +71,11 @@ class Allowance:
     gpus: float = 0
 
     @property
+    def threads(self) -> int:
+        """Of PyTorch: one a CPU."""
+        return max(1, int(self.cpus))
+
+    @property
     def bundle(self) -> dict[str, float]:
         """As Ray writes it."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}

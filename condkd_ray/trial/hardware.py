@@ -44,7 +44,7 @@ def settled(config: TrialConfig, hardware: Hardware) -> TrialConfig:
 def compute_line(configs: Iterable[TrialConfig], hardware: Hardware, each: Allowance) -> str:
     """One line on what trials of these settled configs compute on, of which `each` has so much, for the terminal."""
     precisions = " or ".join(sorted({str(config.precision) for config in configs}))
-    threads, gpus = max(1, int(each.cpus)), each.gpus
+    threads, gpus = each.threads, each.gpus
     if not hardware.gpu:
         return f"trials compute on the CPU, {threads} {'thread' if threads == 1 else 'threads'} each, in {precisions}"
     share = "one each" if gpus == 1 else f"{gpus:g} of it each" if gpus < 1 else f"{gpus:g} each"
