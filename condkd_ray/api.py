@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from condkd_ray.core.environment import default_device, set_up_gpu
+from condkd_ray.core.environment import default_device
 from condkd_ray.core.records import Record, read_manifest, read_records
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.report.statistics import Baseline
@@ -41,7 +41,7 @@ def train(
 ) -> Trained:
     """Run one trial in this process, without Ray.
 
-    On a GPU it repeats: PyTorch's settings for that, of cuDNN and of TF32, stay as they then are.
+    On a GPU it sets PyTorch's settings of cuDNN and TF32, which stay so, see `core.environment.set_up_gpu`.
 
     Args:
         config: The trial.
@@ -55,7 +55,6 @@ def train(
         The record, with status `failed` where a loss was not finite, and the product.
     """
     cache = None if cache is None else Path(cache)
-    set_up_gpu()
     if out is not None:
         record = experiment.run_alone(config, Path(out), cache=cache, device=device, view=view)
         return Trained(record, kept_product(Path(out), record.config_hash))

@@ -67,7 +67,7 @@ def run_trial(
     state, device = None, prepared.teacher.device
     try:
         state = resume(config, prepared, store, checkpoint, produces=produces)
-        shown = _at_hand(prepared if before_test is None else replace(prepared, test=None))
+        shown = at_hand(prepared if before_test is None else replace(prepared, test=None))
         for metrics in state.history:
             on_round(metrics)
         last = config.total_rounds if rests is None else min(rests, config.total_rounds)
@@ -90,7 +90,7 @@ def run_trial(
         return broken(error, device, state, config.total_rounds)
 
 
-def _at_hand(prepared: Prepared) -> Prepared:
+def at_hand(prepared: Prepared) -> Prepared:
     """With the real images on the device too, which rounds are measured on: sent once, as uint8."""
     device, test, val = prepared.teacher.device, prepared.test, prepared.val
     return replace(prepared, test=test and test.to(device), val=val and val.to(device))
