@@ -52,7 +52,7 @@ def train(
         view: Shows the training of a teacher, the making of a condensed set, and the trial as it runs.
 
     Returns:
-        The record, with status `failed` where a loss was not finite, and the product.
+        The record, with status `failed` where a loss was not finite or a GPU out of memory, and the product.
     """
     cache = None if cache is None else Path(cache)
     if out is not None:

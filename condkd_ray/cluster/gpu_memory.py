@@ -72,6 +72,8 @@ def check_packing(jobs: Iterable[Job], gpus: float, per_producer: float = 0) -> 
 def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-trial") -> None:
     """Raise `InputError` where so many with this need would not fit side by side."""
     part = gpus * need.room
+    there = f"at most the {need.room / 1e9:.1f} GB that others leave: smaller batches or networks"
+    require(need.peak <= need.room, f"GPU memory of {label}", f"{need.peak / 1e9:.1f} GB", there)
     if need.peak > part:
         least = need.peak / need.room
         raise InputError(

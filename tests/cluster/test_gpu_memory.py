@@ -49,6 +49,8 @@ def test_what_others_hold_for_good_is_no_trials():
     check_need("a", Need(peak=60, total=140, beside=20), 0.5)
     with pytest.raises(InputError, match=r"0\.5, 50\.0 GB of a GPU; accepted: 0\.60 or more, as a takes 60\.0 GB"):
         check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=40 * 10**9), 0.5)
+    with pytest.raises(InputError, match=r"memory of a is '60.0 GB'; accepted: at most the 40.0 GB that others leave"):
+        check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=100 * 10**9), 0.5)
 
 
 def test_two_steps_of_everything_are_enough_to_be_measured():
