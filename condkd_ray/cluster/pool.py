@@ -25,12 +25,12 @@ from condkd_ray.cluster.files import STATUS, chunks_folder
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.storage import Location, files, get_text, put_text, remove
+from condkd_ray.methods.memory.chunk_table import joinable
 from condkd_ray.methods.memory.store import (
     Arrays,
     chunk_path,
     chunk_range,
     duplicate,
-    joinable,
     read_chunk,
     stored_chunks,
     write_chunk,
