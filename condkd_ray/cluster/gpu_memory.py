@@ -12,7 +12,10 @@ from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import InputError, Metrics, require
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.methods.memory import Store
+from condkd_ray.methods.memory.device_rows import default_limit, most_bytes
+from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.device_pool import round_bytes
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
 from condkd_ray.trial.run import local_store
 from condkd_ray.trial.synthesis import Producer, codec, settle
@@ -22,21 +25,27 @@ Role = Literal["trial", "learner", "producer"]
 
 
 class Need(NamedTuple):
-    """Bytes of a GPU's memory that a trial took at most, and that the GPU has."""
+    """Bytes of a GPU's memory that a trial takes at most, and that the GPU has.
+
+    `samples`: of the former, what its samples may come to in all its rounds.
+    """
 
     peak: int
     total: int
+    samples: int = 0
 
 
 TOO_LARGE = Need(0, 0)
 """Of one that does not even fit alone."""
 
 
-def check_packing(jobs: Iterable[Job], gpus: float, per_producer: float = 0) -> None:
+def check_packing(
+    jobs: Iterable[Job], gpus: float, per_producer: float = 0, device_pool_limit: int | None = None
+) -> None:
     """Raise `InputError` where a trial, or one of its producers, takes more of a GPU's memory than its part of it.
 
     One step of everything is run for each kind of trial, on a whole GPU. Nothing is done for whole GPUs, nor where
-    those that Ray counts are on paper only.
+    those that Ray counts are on paper only. `device_pool_limit`: of `ClusterOptions`.
     """
     if not any(0 < part < 1 for part in (gpus, per_producer)):
         return
@@ -46,7 +55,7 @@ def check_packing(jobs: Iterable[Job], gpus: float, per_producer: float = 0) -> 
             part, flag = (per_producer, "--gpus-per-producer") if role == "producer" else (gpus, "--gpus-per-trial")
             if not 0 < part < 1:
                 continue
-            need = ray.get(measure.remote(job, role))
+            need = ray.get(measure.remote(job, role, gpus, device_pool_limit))
             if need is None:
                 return
             accepted = "smaller batches or networks"
@@ -59,9 +68,11 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
     part = gpus * need.total
     if need.peak > part:
         least = need.peak / need.total
+        # A lower limit helps only where the samples are what does not fit.
+        spared = f", or a lower --device-pool-limit: its samples may come to {need.samples / 1e9:.1f} GB of these"
         raise InputError(
             f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more, as {label} takes "
-            f"{need.peak / 1e9:.1f} GB"
+            f"{need.peak / 1e9:.1f} GB{spared if need.peak - need.samples <= part else ''}"
         )
 
 
@@ -91,18 +102,30 @@ def one_step(config: TrialConfig) -> TrialConfig:
     return replace(config, seed=0, rounds=1, evaluate_every=1, **parts)
 
 
-def _need(job: Job, role: Role) -> Need | None:
+def _need(job: Job, role: Role, gpus: float, device_pool_limit: int | None) -> Need | None:
     if not torch.cuda.is_available():
         return None
     config = one_step(job.config)
     try:
-        work(config, unpack(config, job.prepared, "cuda"), role)
+        prepared = unpack(config, job.prepared, "cuda")
+        work(config, prepared, role)
     except torch.cuda.OutOfMemoryError:
         return TOO_LARGE
     free, total = torch.cuda.mem_get_info()
     # What the driver and the context take lies beside what PyTorch knows of.
     beside = max(0, total - free - torch.cuda.memory_reserved())
-    return Need(torch.cuda.max_memory_reserved() + beside, total)
+    held = 0
+    if role != "producer":
+        device = prepared.teacher.device
+        limit = default_limit(device, gpus) if device_pool_limit is None else device_pool_limit
+        held = samples_bytes(job.config, prepared.teacher, limit)
+    return Need(torch.cuda.max_memory_reserved() + beside + held, total, held)
+
+
+def samples_bytes(config: TrialConfig, teacher: Teacher, limit: int) -> int:
+    """Most bytes of a GPU that the samples of all rounds of a trial take there, if none is let go of before."""
+    whole = round_bytes(config, teacher.image_shape, teacher.num_classes, logits=config.keeps_logits)
+    return most_bytes(config.total_rounds * whole, limit)
 
 
 def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:

@@ -146,7 +146,7 @@ class SearchMonitor:
             remove(trial_folder(self._context.folder, key))
         job, options = self._packer.job(trial), self._context.options
         options.check([trial.config])
-        check_packing([job], options.gpus_per_trial, options.per_producer.gpus)
+        check_packing([job], options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
         start_anew(trial_folder(self._context.folder, trial.key))
         self._sent[trial.key] = job
         self._monitor.add(trial)

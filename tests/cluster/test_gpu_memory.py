@@ -3,7 +3,7 @@ from dataclasses import fields, replace
 import pytest
 import toy
 
-from condkd_ray.cluster.gpu_memory import Need, _kinds, _roles, check_need, check_packing, one_step, work
+from condkd_ray.cluster.gpu_memory import Need, _kinds, _roles, check_need, check_packing, one_step, samples_bytes, work
 from condkd_ray.cluster.jobs import Job
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.distiller import Distiller
@@ -23,6 +23,21 @@ def test_a_need_above_its_part_is_refused_with_the_part_it_needs():
     check_need("a", Need(peak=70, total=140), 0.5)
     with pytest.raises(InputError, match=r"0\.4, 56\.0 GB of a GPU; accepted: 0\.50 or more, as guided seed 0 takes"):
         check_need("guided seed 0", Need(peak=70 * 10**9, total=140 * 10**9), 0.4)
+
+
+def test_where_samples_are_what_does_not_fit_a_lower_limit_is_named():
+    need = Need(peak=70 * 10**9, total=140 * 10**9, samples=20 * 10**9)
+    with pytest.raises(InputError, match=r"takes 70\.0 GB, or a lower --device-pool-limit: its samples may come to 20"):
+        check_need("a", need, 0.4)
+    with pytest.raises(InputError, match=r"takes 70\.0 GB$"):
+        check_need("a", need, 0.3)
+
+
+def test_the_samples_of_all_rounds_count_up_to_the_limit():
+    config, teacher = toy.toy_config(rounds=30), toy.make_teacher()
+    whole = 30 * config.inversion.images_per_round * (64 + 8)
+    assert samples_bytes(config, teacher, 10**9) == int(2.5 * whole)
+    assert samples_bytes(config, teacher, whole) == 2 * whole
 
 
 def test_a_step_of_everything_is_enough_to_be_measured():

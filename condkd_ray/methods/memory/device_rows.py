@@ -30,6 +30,15 @@ def default_limit(device: torch.device, part: float = 1.0) -> int:
     return int(SHARE * min(part, 1.0) * torch.cuda.get_device_properties(device).total_memory)
 
 
+def most_bytes(samples: int, limit: int) -> int:
+    """Most bytes that rows take on a device as they come to hold `samples` bytes, of which `limit` may lie there.
+
+    There is room for more than they hold, and as they are moved to larger room the old one, which was full, is still
+    there.
+    """
+    return int(min(GROWTH * samples, limit) + min(samples, limit))
+
+
 class _Chunk(NamedTuple):
     """How many samples it has; the rows (R,) of the first of them, the others lie in the host's memory."""
 
