@@ -14,6 +14,7 @@ import torch
 import toy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from methods.memory.rounds import assert_alike, draws_without_waiting, waiting_is_an_error
 
 from condkd_ray.core.samples import Codec, PixelSpace, unseen
 from condkd_ray.methods.memory import LocalStore, Store
@@ -382,3 +383,47 @@ def test_trials_of_a_sweep_draw_from_each_other_alike_wherever_samples_lie(pool,
     again = SweepStore(code(), toy.NUM_CLASSES, pool, key, who="b")
     again.restore(8, torch.tensor([1, 6]))
     assert equal(again, torch.tensor([6]), parts["b"][torch.tensor([2])])
+
+
+@pytest.mark.ray
+def test_a_trials_own_round_is_not_sent_to_the_device_once_more(pool, monkeypatch):
+    from condkd_ray.cluster.stores import PoolStore
+
+    class Telling(DeviceRows):
+        def put(self, start, chunk, near=None):
+            told.append((start, near is not None))
+            super().put(start, chunk, near)
+
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(module, "rows_on", lambda device, limit: Telling(torch.device("cpu"), 2**30))
+    store = PoolStore(code(), toy.NUM_CLASSES, pool, "own")
+    for seed in range(2):
+        store.append(toy.samples(4, seed=seed))
+    assert told == [(0, True), (4, True)]
+    told.clear()
+    PoolStore(code(), toy.NUM_CLASSES, pool, "own").restore(8, torch.arange(8))
+    assert told == [(0, False), (4, False)]
+
+
+@pytest.mark.ray
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("limit", [None, 4000], ids=["all on the device", "most on the host"])
+def test_on_a_gpu_no_draw_from_the_pool_waits_for_it_and_all_is_as_on_the_cpu(pool, limit):
+    import ray
+
+    from condkd_ray.cluster.stores import FilledStore, PoolStore
+
+    keys = {device: f"{device} {limit}" for device in ("cpu", "cuda")}
+    host = PoolStore(code(), 7, pool, keys["cpu"])
+    device = PoolStore(code(), 7, pool, keys["cuda"], "cuda", device_limit=limit)
+    assert_alike(draws_without_waiting(host, 12), draws_without_waiting(device, 12))
+    assert device.num_bytes == host.num_bytes
+    assert torch.equal(device.class_counts, host.class_counts)
+    # What others have made comes from the host's memory.
+    made, key = toy.samples(40), f"made {limit}"
+    ray.get(pool.fill.remote(key, 0, to_arrays(code().encode(made))))
+    host, device = (FilledStore(code(), toy.NUM_CLASSES, pool, key, where) for where in ("cpu", "cuda"))
+    with waiting_is_an_error():
+        seen = device.look(40)
+    assert_alike([host.look(40)], [seen])

@@ -2,11 +2,12 @@ import pytest
 import torch
 
 from condkd_ray.core.method import InputError
-from condkd_ray.core.samples import Codec, Encoded, Samples
+from condkd_ray.core.samples import Codec, Encoded
 from condkd_ray.methods.memory import LocalStore, device_rows
 from condkd_ray.methods.memory.chunk_table import ChunkTable, join
 from condkd_ray.methods.memory.device_rows import DeviceRows, default_limit, most_bytes, rows_on
 from methods.memory.chunks import encoded, equal
+from methods.memory.rounds import assert_alike, draws_without_waiting
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CPU, SHAPE = torch.device("cpu"), (1, 4, 4)
@@ -147,39 +148,17 @@ def test_the_most_they_take_is_while_the_last_room_is_made(monkeypatch):
         assert 0.5 * most_bytes(samples * ROW, limit * ROW) < most[-1] <= most_bytes(samples * ROW, limit * ROW)
 
 
-def drawn(store: LocalStore, rounds: int) -> list[Samples]:
-    """Rounds appended and, as soon as each is there, drawn from, with no wait for the device in any draw."""
-    found = []
-    for number in range(rounds):
-        rng = torch.Generator().manual_seed(number)
-        images = torch.rand(40, *SHAPE, generator=rng).to(store.device)
-        samples = Samples(images, torch.arange(40).to(store.device) % 7, torch.randn(40, 7, generator=rng).to(images))
-        store.append(samples)
-        ids = torch.randint(store.num_ids, (64,), generator=rng)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            found.append(store.gather(ids))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        if number % 3 == 2:
-            store.drop(torch.arange(20 * number))
-            store.commit()
-    return found
-
-
 @pytest.mark.gpu
 @CUDA
 @pytest.mark.parametrize("limit", [None, 100 * ROW], ids=["all on the device", "most on the host"])
 @pytest.mark.parametrize("kept", ["memory", "folder"])
-def test_on_a_gpu_no_draw_waits_for_it_and_all_is_as_on_the_cpu(limit, kept, tmp_path):
-    code = Codec("model", (0.5,), (0.5,))
+@pytest.mark.parametrize("space", ["unit", "model"])
+def test_on_a_gpu_no_draw_waits_for_it_and_all_is_as_on_the_cpu(limit, kept, space, tmp_path):
+    code = Codec(space, (0.5,), (0.5,))
     folders = {name: tmp_path / name if kept == "folder" else None for name in ("cpu", "cuda")}
     host = LocalStore(code, 7, folders["cpu"], "cpu")
     device = LocalStore(code, 7, folders["cuda"], "cuda", device_limit=limit)
-    for on_host, on_device in zip(drawn(host, 12), drawn(device, 12), strict=True):
-        assert on_device.images.is_cuda
-        for left, right in zip(vars(on_host).values(), vars(on_device).values(), strict=True):
-            assert torch.equal(left, right.cpu())
+    assert_alike(draws_without_waiting(host, 12), draws_without_waiting(device, 12))
     assert device.num_bytes == host.num_bytes
     assert torch.equal(device.class_counts, host.class_counts)
 
