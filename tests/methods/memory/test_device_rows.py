@@ -1,10 +1,13 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import Codec, Encoded
 from condkd_ray.methods.memory import LocalStore, device_rows
-from condkd_ray.methods.memory.chunk_table import ChunkTable, join
+from condkd_ray.methods.memory.chunk_table import ChunkTable, columns, join
 from condkd_ray.methods.memory.device_rows import DeviceRows, default_limit, most_bytes, rows_on
 from methods.memory.chunks import encoded, equal
 from methods.memory.rounds import assert_alike, draws_without_waiting
@@ -99,6 +102,48 @@ def test_a_draw_of_a_batch_takes_as_few_calls_however_many_chunks_there_are():
         return [event.name for event in seen.events() if event.name == "aten::index_select"]
 
     assert len(calls(2)) == len(calls(100)) == 3
+
+
+class Telling:
+    """In the place of a `CopyStream`: what it was asked for, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    @contextmanager
+    def copying(self, *, after_all: bool) -> Iterator[None]:
+        self.told.append("after all" if after_all else "at once")
+        yield
+        self.told.append("made")
+
+    def awaited(self) -> None:
+        self.told.append("awaited")
+
+    def lend(self, tensor: torch.Tensor) -> None:
+        self.told.append(tensor.data_ptr())
+
+    def hand_over(self, tensor: torch.Tensor) -> None:
+        self.told.append("handed over")
+
+
+def test_copies_and_draws_are_put_in_order():
+    rows, near = DeviceRows(CPU, 15 * ROW), chunk(10)
+    rows._copies = copies = Telling()
+    rows.put(0, join([near]), near)
+    lent = copies.told[1:-1]
+    # Neither the rows nor what is copied into them may be freed before it is done.
+    assert {column.data_ptr() for column in (*columns(near), *columns(rows._columns))} == set(lent)
+    assert [word for word in copies.told if word not in lent] == ["after all", "made"]
+    copies.told.clear()
+    rows.gather(torch.arange(10))
+    assert copies.told == ["awaited"]
+    copies.told.clear()
+    rows.put(10, chunk(10))
+    # To larger room only what is there goes.
+    assert [word for word in copies.told if isinstance(word, str)] == ["awaited", "after all", "made"]
+    copies.told.clear()
+    rows.gather(torch.arange(20))
+    assert copies.told == ["awaited", "at once", "made", "awaited", *["handed over"] * 4]
 
 
 def test_a_limit_under_a_sample_is_refused():
