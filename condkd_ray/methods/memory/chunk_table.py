@@ -162,7 +162,9 @@ class _Spanned:
 
 
 def _picked(rows: Tensor, places: Tensor, pinned: bool) -> Tensor:
-    out = torch.empty((len(places), *rows.shape[1:]), dtype=rows.dtype, pin_memory=pinned)
+    if not pinned:
+        return rows.index_select(0, places)
+    out = torch.empty((len(places), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
     return torch.index_select(rows, 0, places, out=out)
 
 
