@@ -52,7 +52,7 @@ class CopyStream:
             torch.cuda.current_stream(self._device).wait_event(self._beside[1])
 
     def lend(self, tensor: Tensor) -> None:
-        """Say that copies use `tensor`, the caller's: its memory is nobody else's until those so far are done."""
+        """Say that copies use `tensor`, the caller's: its memory goes to nobody else before they are done with it."""
         if self._beside is not None and tensor.is_cuda:
             tensor.record_stream(self._beside[0])
 

@@ -17,8 +17,8 @@ from condkd_ray.core.samples import Encoded
 from condkd_ray.methods.memory.chunk_table import ChunkTable, columns, moved
 
 GROWTH = 1.5
-"""By how much more rows are made room for at a time (our choice): each sample is copied twice more at most, on average.
-While it is done the old rows lie beside the new ones."""
+"""By what factor room grows, at least (our choice): a sample is copied twice more at most, on average. While it grows
+the old rows lie beside the new ones."""
 SHARE = 0.25
 """Of a trial's part of its device's memory: what its samples may take where nobody says (our choice)."""
 NOWHERE, BEYOND = -1, -2
