@@ -6,7 +6,10 @@ import toy
 
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.inversion import Dafl, NoInversion
+from condkd_ray.methods.memory import Bank, Growing, Latest, store
+from condkd_ray.methods.memory.device_rows import DeviceRows
 from condkd_ray.trial.device_pool import check_on_gpu, check_round_fits, round_bytes
+from condkd_ray.trial.run import local_store, run_trial
 
 SHAPE, CLASSES = toy.IMAGE_SHAPE, toy.NUM_CLASSES
 DATASET = SimpleNamespace(image_shape=SHAPE, num_classes=CLASSES)
@@ -41,3 +44,19 @@ def test_a_limit_for_trials_on_a_cpu_is_refused():
     check_on_gpu("1GB", True, "none")
     with pytest.raises(InputError, match="--device-pool-limit for a trial on a CPU is '1GB'; accepted: none"):
         check_on_gpu("1GB", False, "none")
+
+
+@pytest.mark.parametrize("limit", [2**30, 20 * (64 + 8)], ids=["all on the device", "most on the host"])
+@pytest.mark.parametrize("memory", [Growing(capacity=40), Latest(), Bank(entry_size=8, period=1)], ids=lambda m: m.name)
+def test_a_trial_comes_to_the_same_numbers_with_its_samples_as_rows_on_a_device(memory, limit, tmp_path, monkeypatch):
+    config, prepared = toy.toy_config(memory=memory, rounds=5), toy.make_prepared()
+
+    def numbers(folder):
+        files = {"checkpoint": folder / "state", "checkpoint_seconds": 0}
+        outcome = run_trial(config, prepared, local_store(config, prepared, folder), **files)
+        rounds = [{k: v for k, v in round.items() if not k.startswith("time/")} for round in outcome.history]
+        return outcome.predictions, rounds
+
+    expected = numbers(tmp_path / "host")
+    monkeypatch.setattr(store, "rows_on", lambda device, _: DeviceRows(device, limit))
+    assert numbers(tmp_path / "device") == expected
