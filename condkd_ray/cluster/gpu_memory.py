@@ -1,6 +1,6 @@
 """Whether trials that share a GPU fit into its memory, which Ray does not look at: found out before they begin."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple
 
@@ -9,15 +9,17 @@ import torch
 
 from condkd_ray.cluster.jobs import Job, unpack
 from condkd_ray.core.config import content_hash
+from condkd_ray.core.environment import CONTEXT_BYTES, set_up_gpu
 from condkd_ray.core.method import InputError, Metrics, require
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.methods.memory import Store
-from condkd_ray.methods.memory.device_rows import default_limit, most_bytes
-from condkd_ray.models.teacher import Teacher
+from condkd_ray.methods.memory.device_rows import most_bytes, quarter
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.device_pool import round_bytes
+from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
-from condkd_ray.trial.run import local_store
+from condkd_ray.trial.outcome import remembered_logits
+from condkd_ray.trial.run import at_hand, local_store
 from condkd_ray.trial.synthesis import Producer, codec, settle
 
 Role = Literal["trial", "learner", "producer"]
@@ -25,14 +27,21 @@ Role = Literal["trial", "learner", "producer"]
 
 
 class Need(NamedTuple):
-    """Bytes of a GPU's memory that a trial takes at most, and that the GPU has.
-
-    `samples`: of the former, what its samples may come to in all its rounds.
-    """
+    """Bytes of a GPU's memory."""
 
     peak: int
+    """What a process of a trial took at most, its context included."""
     total: int
+    """What the GPU has."""
+    beside: int = 0
+    """What others than trials hold of it, such as the driver."""
     samples: int = 0
+    """Of the peak, what its samples may come to in all its rounds."""
+
+    @property
+    def room(self) -> int:
+        """What is there for all trials."""
+        return self.total - self.beside
 
 
 TOO_LARGE = Need(0, 0)
@@ -44,8 +53,13 @@ def check_packing(
 ) -> None:
     """Raise `InputError` where a trial, or one of its producers, takes more of a GPU's memory than its part of it.
 
-    One step of everything is run for each kind of trial, on a whole GPU. Nothing is done for whole GPUs, nor where
-    those that Ray counts are on paper only. `device_pool_limit`: of `ClusterOptions`.
+    A round of two steps is run for each kind of trial, on a whole GPU: it waits for one, so none of them may run yet.
+    Nothing is done for whole GPUs, nor where those that Ray counts are on paper only.
+
+    `device_pool_limit`: of `ClusterOptions`.
+
+    It is an estimate, which spares most users a failed sweep. Whoever takes more than its part in later rounds fails by
+    name, see `core.environment.set_up_gpu`.
     """
     if not any(0 < part < 1 for part in (gpus, per_producer)):
         return
@@ -55,25 +69,38 @@ def check_packing(
             part, flag = (per_producer, "--gpus-per-producer") if role == "producer" else (gpus, "--gpus-per-trial")
             if not 0 < part < 1:
                 continue
-            need = ray.get(measure.remote(job, role, gpus, device_pool_limit))
+            need = ray.get(measure.remote(job, role))
             if need is None:
                 return
             accepted = "smaller batches or networks"
             require(need != TOO_LARGE, f"GPU memory of a {role}", f"less than {job.label} takes", accepted)
+            if role != "producer":
+                need = with_samples(need, job, part, device_pool_limit)
             check_need(job.label, need, part, flag)
 
 
 def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-trial") -> None:
     """Raise `InputError` where so many with this need would not fit side by side."""
-    part = gpus * need.total
+    part = gpus * need.room
+    there = f"at most the {need.room / 1e9:.1f} GB that others leave: smaller batches or networks"
+    require(need.peak <= need.room, f"GPU memory of {label}", f"{need.peak / 1e9:.1f} GB", there)
     if need.peak > part:
-        least = need.peak / need.total
+        least = need.peak / need.room
         # A lower limit helps only where the samples are what does not fit.
         spared = f", or a lower --device-pool-limit: its samples may come to {need.samples / 1e9:.1f} GB of these"
         raise InputError(
             f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more, as {label} takes "
             f"{need.peak / 1e9:.1f} GB{spared if need.peak - need.samples <= part else ''}"
         )
+
+
+def with_samples(need: Need, job: Job, part: float, limit: int | None) -> Need:
+    """The need of a trial with this part of a GPU, and what its samples may take there if none is let go of before."""
+    config, teacher = job.config, job.prepared.teacher
+    shape, classes = teacher["image_shape"], teacher["num_classes"]
+    whole = config.total_rounds * round_bytes(config, shape, classes, logits=config.keeps_logits)
+    held = most_bytes(whole, quarter(need.total, part) if limit is None else limit)
+    return need._replace(peak=need.peak + held, samples=held)
 
 
 def _roles(job: Job) -> tuple[Role, ...]:
@@ -84,17 +111,20 @@ def _kinds(jobs: Iterable[Job]) -> list[Job]:
     """One trial of each kind: those that differ in seed alone take the same memory."""
     found: dict[str, Job] = {}
     for job in jobs:
-        found.setdefault(content_hash(one_step(job.config)), job)
+        found.setdefault(content_hash(short(job.config)), job)
     return list(found.values())
 
 
-def one_step(config: TrialConfig) -> TrialConfig:
-    """The config with one round, and in it one step of whatever takes steps: enough for the peak."""
+def short(config: TrialConfig) -> TrialConfig:
+    """The config with one round, and in it two steps of whatever takes steps.
+
+    In the first the optimisers do not have their momenta yet, which stay from then on.
+    """
     parts: dict[str, Any] = {}
     for name in ("inversion", "guidance", "memory", "distiller"):
         part = getattr(config, name)
         if any(field.name == "steps" for field in fields(part)):
-            parts[name] = replace(part, steps=1)
+            parts[name] = replace(part, steps=min(2, part.steps))
     parts["distiller"] = parts["distiller"].within(1)
     if config.inversion.warm_up:
         # Its rounds have no step of the student.
@@ -102,40 +132,52 @@ def one_step(config: TrialConfig) -> TrialConfig:
     return replace(config, seed=0, rounds=1, evaluate_every=1, **parts)
 
 
-def _need(job: Job, role: Role, gpus: float, device_pool_limit: int | None) -> Need | None:
+def _need(job: Job, role: Role) -> Need | None:
     if not torch.cuda.is_available():
         return None
-    config = one_step(job.config)
+    config = short(job.config)
+    set_up_gpu()
+    return measured(lambda: work(config, unpack(config, job.prepared, "cuda"), role))
+
+
+def measured(run: Callable[[], None]) -> Need:
+    """What `run` needs of the GPU; to be asked in a process that has done nothing there yet.
+
+    `TOO_LARGE` where it is out of memory. Of what lies beside PyTorch's own memory the GPU tells only how much all
+    processes have. So our own is taken to be a context, which the worker's part of memory leaves room for too, and what
+    has come since; and the rest to be there for good.
+    """
+    torch.cuda.init()
+    torch.cuda.reset_peak_memory_stats()
+    before = _outside()
     try:
-        prepared = unpack(config, job.prepared, "cuda")
-        work(config, prepared, role)
+        run()
     except torch.cuda.OutOfMemoryError:
         return TOO_LARGE
+    own = CONTEXT_BYTES + max(0, _outside() - before)
+    # Reserved, not allocated: what lies idle between tensors is lost to others too.
+    peak = torch.cuda.max_memory_reserved() + own
+    return Need(peak, torch.cuda.mem_get_info()[1], max(0, before - CONTEXT_BYTES))
+
+
+def _outside() -> int:
+    """Bytes of the GPU that are taken, but not by this process's PyTorch."""
     free, total = torch.cuda.mem_get_info()
-    # What the driver and the context take lies beside what PyTorch knows of.
-    beside = max(0, total - free - torch.cuda.memory_reserved())
-    held = 0
-    if role != "producer":
-        device = prepared.teacher.device
-        limit = default_limit(device, gpus) if device_pool_limit is None else device_pool_limit
-        held = samples_bytes(job.config, prepared.teacher, limit)
-    return Need(torch.cuda.max_memory_reserved() + beside + held, total, held)
-
-
-def samples_bytes(config: TrialConfig, teacher: Teacher, limit: int) -> int:
-    """Most bytes of a GPU that the samples of all rounds of a trial take there, if none is let go of before."""
-    whole = round_bytes(config, teacher.image_shape, teacher.num_classes, logits=config.keeps_logits)
-    return most_bytes(config.total_rounds * whole, limit)
+    return max(0, total - free - torch.cuda.memory_reserved())
 
 
 def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
-    """A round of what a process with this role does."""
+    """A round of what a process with this role does, and what it does at a trial's end."""
+    prepared = at_hand(prepared)
     state, store = start(config, prepared), local_store(config, prepared, None)
     if role == "producer":
         weights = state.distiller.student.state_dict()
         Producer(config, prepared, 0, None).make((weights, store.class_counts))
     else:
         run_round(config, prepared, state, store, own_images if role == "trial" else _grey)
+        remembered_logits(config, prepared, state, store)
+        if prepared.test is not None:
+            predict(state.distiller.student, prepared.test, prepared.teacher)
 
 
 def _grey(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:

@@ -97,6 +97,11 @@ class Options:
         """`device_pool_limit` in bytes; None where there is none. Raises `InputError`."""
         return None if self.device_pool_limit is None else parse_size(self.device_pool_limit, FLAG)
 
+    @property
+    def per_trial(self) -> Allowance:
+        """What each trial gets, beside its producers."""
+        return Allowance(self.cpus_per_trial, self.gpus_per_trial)
+
     def check(self) -> None:
         """Parse all texts. Raises `InputError` for options that cannot be."""
         most = self.max_concurrent

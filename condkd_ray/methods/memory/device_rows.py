@@ -25,9 +25,14 @@ NOWHERE, BEYOND = -1, -2
 """In the place of a row: no chunk holds the id; its sample lies in the host's memory."""
 
 
+def quarter(total: int, part: float = 1.0) -> int:
+    """Bytes of samples on a device of `total` bytes, of which the trial has this `part`: a quarter of that."""
+    return int(SHARE * min(part, 1.0) * total)
+
+
 def default_limit(device: torch.device, part: float = 1.0) -> int:
-    """Bytes of samples on a CUDA device, of which the trial has this `part`: a quarter of it."""
-    return int(SHARE * min(part, 1.0) * torch.cuda.get_device_properties(device).total_memory)
+    """`quarter` of a CUDA device."""
+    return quarter(torch.cuda.get_device_properties(device).total_memory, part)
 
 
 def most_bytes(samples: int, limit: int) -> int:

@@ -83,8 +83,8 @@ def interleaved(fresh: Draw, replayed: Draw) -> Draw:
     places = [(torch.arange(len(part.ids)) + 0.5) / max(len(part.ids), 1) for part in (fresh, replayed)]
     order = torch.cat(places).argsort(stable=True)
     device = replayed.samples.labels.device
-    samples = cat([fresh.samples.to(device), replayed.samples])
-    weights = torch.cat([fresh.weights.to(device), replayed.weights])
+    samples = cat([fresh.samples, replayed.samples])
+    weights = torch.cat([fresh.weights, replayed.weights])
     rows = sent(order, device)
     return Draw(samples[rows], torch.cat([fresh.ids, replayed.ids])[order], weights[rows])
 
