@@ -3,6 +3,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from guard import DEVICE, Guard
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import Codec, Encoded
@@ -191,6 +192,21 @@ def test_the_most_they_take_is_while_the_last_room_is_made(monkeypatch):
                 rows.put(10 * number, fresh)
             held -= before * ROW * (rows.num_rows != before)
         assert 0.5 * most_bytes(samples * ROW, limit * ROW) < most[-1] <= most_bytes(samples * ROW, limit * ROW)
+
+
+@pytest.mark.parametrize("limit", [10**6, 50 * ROW], ids=["all on the device", "most on the host"])
+@pytest.mark.parametrize("space", ["unit", "model"])
+def test_neither_filling_nor_a_draw_reads_from_the_device_or_waits_for_it(limit, space):
+    """Of `guard`, which stands in for a GPU: no value can be read on it."""
+    store = LocalStore(Codec(space, (0.5,), (0.5,)), 7, device=DEVICE, device_limit=limit)
+    dtype = torch.uint8 if space == "unit" else torch.float16
+    with Guard():
+        for number in range(8):
+            store._table.put(40 * number, encoded(40, dtype, SHAPE))
+    store.gather(torch.arange(3))  # makes what is made once
+    with Guard():
+        drawn = store.gather(torch.randint(320, (64,)))
+    assert (drawn.images.device, drawn.images.shape, drawn.images.dtype) == (DEVICE, (64, *SHAPE), torch.float32)
 
 
 @pytest.mark.gpu
