@@ -35,7 +35,8 @@ def merged(found: Sequence[Hardware]) -> Hardware:
     real = [one for one in found if one.gpu]
     if not real:
         return CPU
-    return Hardware(" or ".join(dict.fromkeys(one.gpu for one in real)), all(one.bf16 for one in real))
+    names = " or ".join(dict.fromkeys(one.gpu for one in real))
+    return Hardware(names, all(one.bf16 for one in real), min(one.memory for one in real))
 
 
 def _own() -> Hardware:

@@ -112,7 +112,8 @@ def run(
         manifest = describe_experiment(experiment, question, trials, workshop, options.out, baseline=baseline)
         write_manifest(options.out, manifest)
         log.info(teacher_line(manifest))
-        log.info(compute_line((plan.config for plan in planned), hardware, options.per_trial))
+        each, limit = options.per_trial, options.device_pool_bytes
+        log.info(compute_line((plan.config for plan in planned), hardware, each, limit))
         trials = list({trial.key: trial for trial in trials}.values())
         missing = _missing(trials, options, only)
         study = StudyRecorder(experiment, options.out, trials)
@@ -219,7 +220,7 @@ def run_alone(
     manifest = describe_experiment(ALONE, "One trial.", [trial], workshop, out)
     write_manifest(out, manifest)
     log.info(teacher_line(manifest))
-    log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1)))
+    log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1), limit))
     if trial.key not in finished(out):
         _record(trial, out, view, limit)
     write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))

@@ -81,7 +81,8 @@ class SearchRecorder:
         """From now on the trial of that number may be heard of: in the study, on all screens and in the manifest."""
         if not self._kinds:
             log.info(teacher_line(describe_experiment("search", "", [trial], self.workshop, self.spec.out)))
-            log.info(compute_line(self._precisions(trial.config), self.hardware, self.spec.per_trial))
+            each, limit = self.spec.per_trial, self.spec.device_pool_bytes
+            log.info(compute_line(self._precisions(trial.config), self.hardware, each, limit))
         self.numbers[trial.key], self._newest[trial.key] = number, trial
         self._kinds.setdefault((trial.config.teacher, type(trial.config.condensation)), trial)
         self.study.note(number, {"config_hash": trial.key, "teacher_hash": trial.prepared.hashes["teacher"]})

@@ -24,7 +24,7 @@ from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.hardware import CPU, Hardware
 from condkd_ray.trial.plan import Plan
 
-H100, A100, P100 = Hardware("H100", bf16=True), Hardware("A100", bf16=True), Hardware("P100")
+H100, A100, P100 = Hardware("H100", True, 80), Hardware("A100", True, 40), Hardware("P100", False, 16)
 TINY = TrialConfig(
     teacher=TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4)),
     student=ResNet(depth=8, width=2),
@@ -51,8 +51,8 @@ def fake(monkeypatch):
 def test_all_nodes_compute_in_one_precision():
     assert merged([CPU, CPU]) == CPU
     assert merged([H100, CPU, H100]) == H100
-    assert merged([H100, A100]) == Hardware("H100 or A100", bf16=True)
-    assert merged([H100, P100]) == Hardware("H100 or P100", bf16=False)
+    assert merged([H100, A100]) == Hardware("H100 or A100", True, 40)
+    assert merged([H100, P100]) == Hardware("H100 or P100", False, 16)
 
 
 def test_trials_without_a_gpu_compute_on_the_cpu_whatever_the_machine_has(cluster, fake):

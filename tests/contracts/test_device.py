@@ -12,11 +12,12 @@ from toy import NUM_CLASSES, blobs, make_teacher
 from condkd_ray.core.device import sent
 from condkd_ray.core.method import Meter
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import Samples
-from condkd_ray.methods.distiller import Distiller
+from condkd_ray.core.samples import Codec, Samples
+from condkd_ray.methods.distiller import Distiller, next_batch
 from condkd_ray.methods.inversion import Fast, nayer
 from condkd_ray.methods.losses.kd import AnyKdLoss, Attention
-from condkd_ray.methods.memory import Generative
+from condkd_ray.methods.memory import AnyMemory, Generative, LocalStore, Prioritized
+from condkd_ray.methods.memory.store import LiveIds
 from condkd_ray.methods.weighing import Equal, Modulating
 from contracts.toy_guides import FORMS, MIDDLE, each_augmentation, each_layer
 from contracts.toy_methods import INVERTERS, make_student, small, synthesize
@@ -148,3 +149,36 @@ def test_the_steps_of_a_generative_memory(world, device):
     with steps(device):
         memory._step(state, condensed.images, teacher=teacher, rng=rng)
         memory._recall(state, 4, teacher=teacher, rng=rng)
+
+
+MEMORIES = [small(kind) for kind in get_args(AnyMemory) if kind not in (Generative, Prioritized)]
+MIXES = [{}, {"condensed_share": 0.25}, {"mix": "concat", "condensed_share": 0.5}]
+
+
+def begun(memory, world, device):
+    """The memory's state and its store, after two rounds of images."""
+    teacher, _, rng, condensed = world
+    code = Codec("unit", teacher.mean, teacher.std)
+    store = LocalStore(code, NUM_CLASSES, device=device, device_limit=10**6)
+    state = memory.init(teacher, rng)
+    for _ in range(2):
+        memory.add(state, store, condensed, teacher=teacher, rng=rng)
+    return state, store
+
+
+@each_device
+@pytest.mark.parametrize("mix", MIXES, ids=str)
+@pytest.mark.parametrize("memory", MEMORIES, ids=lambda memory: memory.name)
+def test_draws(memory, mix, world, device, monkeypatch):
+    if device == "meta":
+        # A round's classes, which a store counts on the host, come with the one copy of the round.
+        monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
+    teacher, _, rng, condensed = world
+    state, store = begun(memory, world, device)
+    distiller = Distiller(batch=4, **mix)
+    with steps(device):
+        for _ in range(3):
+            batch = next_batch(distiller, memory, state, store, condensed, progress=0.5, teacher=teacher, rng=rng)
+            memory.feedback(state, batch.ids, torch.zeros(len(batch.ids), device=device))
+    assert batch.samples.images.device.type == batch.weights.device.type == torch.device(device).type
+    assert batch.ids.device.type == "cpu"

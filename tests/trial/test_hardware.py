@@ -20,8 +20,8 @@ from condkd_ray.trial.hardware import CPU, Hardware, compute_line, hardware_of, 
 from condkd_ray.trial.plan import trial_hash
 from condkd_ray.trial.synthesis import precision
 
-H100 = Hardware("NVIDIA H100 80GB HBM3", bf16=True)
-OLD = Hardware("Tesla P100")
+H100 = Hardware("NVIDIA H100 80GB HBM3", True, 80 * 10**9)
+OLD = Hardware("Tesla P100", False, 16 * 10**9)
 TINY = TrialConfig(
     teacher=TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4)),
     student=ResNet(depth=8, width=2),
@@ -54,21 +54,22 @@ def test_a_config_that_nobody_has_settled_computes_as_if_it_were():
     assert precision(toy_config(precision="bfloat16"), torch.device("cpu"))._enabled
 
 
+TF32 = "TF32 for convolutions that stay float32; samples on the GPU up to"
+
+
 @pytest.mark.parametrize(
-    ("hardware", "each", "line"),
+    ("hardware", "each", "limit", "line"),
     [
-        (CPU, Allowance(1, 0), "trials compute on the CPU, 1 thread each, in float32"),
-        (CPU, Allowance(2.5, 0), "trials compute on the CPU, 2 threads each, in float32"),
-        (H100, Allowance(1, 0.5), "trials compute on NVIDIA H100 80GB HBM3, 0.5 of it each, in bfloat16, TF32 for "
-         "convolutions that stay float32"),
-        (H100, Allowance(1, 1), "trials compute on NVIDIA H100 80GB HBM3, one each, in bfloat16, TF32 for "
-         "convolutions that stay float32"),
-        (OLD, Allowance(1, 2), "trials compute on Tesla P100, 2 each, in float32, TF32 for convolutions that stay "
-         "float32"),
+        (CPU, Allowance(1, 0), None, "the CPU, 1 thread each, in float32"),
+        (CPU, Allowance(2.5, 0), None, "the CPU, 2 threads each, in float32"),
+        (H100, Allowance(1, 0.5), None, f"NVIDIA H100 80GB HBM3, 0.5 of it each, in bfloat16, {TF32} 10.0 GB a trial"),
+        (H100, Allowance(1, 1), 10**9, f"NVIDIA H100 80GB HBM3, one each, in bfloat16, {TF32} 1.0 GB a trial"),
+        (OLD, Allowance(1, 2), None, f"Tesla P100, 2 each, in float32, {TF32} 4.0 GB a trial"),
     ],
-)  # fmt: skip
-def test_one_line_says_what_was_chosen(hardware, each, line):
-    assert compute_line([settled(TrialConfig(seed=seed), hardware) for seed in (0, 1)], hardware, each) == line
+)
+def test_one_line_says_what_was_chosen(hardware, each, limit, line):
+    configs = [settled(TrialConfig(seed=seed), hardware) for seed in (0, 1)]
+    assert compute_line(configs, hardware, each, limit) == f"trials compute on {line}"
 
 
 def test_the_line_names_all_precisions_of_a_sweep():
@@ -105,4 +106,5 @@ def test_a_real_gpu_is_named_and_its_precision_follows_what_it_can():
     found = hardware_of("cuda")
     assert found.gpu == torch.cuda.get_device_name()
     assert found.bf16 == bf16_pays("cuda")
+    assert found.memory > 10**9
     assert precision(TrialConfig(), torch.device("cuda"))._enabled == found.bf16
