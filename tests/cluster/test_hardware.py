@@ -39,7 +39,10 @@ SPACE = {
     "distiller": {"steps": 1, "batch": 16, "lr": Open("uniform", (0.01, 0.1))},
     "rounds": 1,
 }
-LINE = "trials compute on H100, 0.5 of it each, in bfloat16, TF32 for convolutions that stay float32"
+LINE = (
+    "trials compute on H100, 0.5 of it each, in bfloat16, TF32 for convolutions that stay float32; samples on the GPU up "
+    "to 0.0 GB a trial"
+)
 
 
 @pytest.fixture
