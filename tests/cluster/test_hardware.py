@@ -40,8 +40,8 @@ SPACE = {
     "rounds": 1,
 }
 LINE = (
-    "trials compute on H100, 0.5 of it each, in bfloat16, TF32 for convolutions that stay float32; samples on the GPU up "
-    "to 0.0 GB a trial"
+    "trials compute on H100, 0.5 of it each, in bfloat16, TF32 for convolutions that stay float32; "
+    "samples on the GPU up to 0.0 GB a trial"
 )
 
 
