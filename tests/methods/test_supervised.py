@@ -1,12 +1,15 @@
 import re
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from condkd_ray.core.method import InputError, NonFiniteError
+from condkd_ray.core.method import InputError, Meter, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import to_model
 from condkd_ray.methods.supervised import Supervised, bf16_pays
@@ -170,6 +173,67 @@ def test_the_default_shift_moves_small_images_too(side):
     assert (torch.cat(seen) != to_model(images / 255, **NORM)).any()
 
 
+def test_cutout_sets_a_square_of_normalised_images_to_the_mean():
+    images, labels = torch.full((64, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)
+    seen = torch.cat(shown(False, images, labels, cutout=0.5).seen)
+    assert set(seen.unique().tolist()) == {0.0, 2.0}
+    hidden = (seen == 0).flatten(1).sum(1)
+    assert hidden.max() == 16
+    assert hidden.min() < 16
+    assert torch.cat(shown(False, images, labels).seen).min() == 2
+
+
+class HostReads(TorchDispatchMode):
+    """Notes operators whose result the host waits for, or whose shape depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"):
+            self.found.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device():
+    with HostReads() as reads:
+        trained(cutout=0.25)
+    assert reads.found == []
+    with HostReads() as reads:
+        assert torch.ones(2).sum().item() == 2
+    assert reads.found == ["aten::_local_scalar_dense"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_only_the_end_of_an_epoch_waits_for_the_device(monkeypatch):
+    images, labels = (part.cuda() for part in striped(512))
+    network, method = build().cuda(), Supervised(epochs=4, batch=64, cutout=0.25)
+    train = partial(method.train, network, images, labels, **NORM, flip_ok=True, precision="bfloat16")
+    # What is made once, such as constants on the device, may wait.
+    train(rng=Streams(0, "cuda"))
+    read, counted = Meter.read, []
+
+    def allowed(meter: Meter) -> dict[str, float]:
+        torch.cuda.set_sync_debug_mode("default")
+        metrics = read(meter)
+        torch.cuda.set_sync_debug_mode("error")
+        counted.append(metrics)
+        return metrics
+
+    monkeypatch.setattr(Meter, "read", allowed)
+    rng = Streams(1, "cuda")
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        metrics = train(rng=rng)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(counted) == 4
+    assert metrics["teacher/train_accuracy"] > 0.9
+    assert all(parameter.is_cuda for parameter in network.parameters())
+
+
 def test_without_momentum_two_steps_follow_the_triangle_of_the_learning_rate():
     """One batch an epoch, two epochs, peak in the middle: both steps at half the peak rate, by hand."""
     images, labels = striped(8)
@@ -208,7 +272,9 @@ def test_images_that_are_not_uint8_are_refused():
         Supervised().train(build(), images.float(), labels, **NORM, flip_ok=True, rng=Streams(0))
 
 
-@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("batch", 1), ("warmup", 1.5), ("shift", -0.1)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("epochs", 0), ("batch", 1), ("warmup", 1.5), ("shift", -0.1), ("cutout", 1.5)]
+)
 def test_impossible_settings_are_named(field, value):
     with pytest.raises(InputError, match=rf"^{field} of the teacher is {value}; accepted: "):
         Supervised(**{field: value})
