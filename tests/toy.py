@@ -50,6 +50,11 @@ def wrap(network: torch.nn.Module) -> Teacher:
     )
 
 
+def by_layer(bn: torch.Tensor, teacher: Teacher) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(Mean, variance) of each BN layer, of what stands side by side in `Observation.bn` (2, S) or in `Teacher.bn`."""
+    return list(zip(*(row.split(list(teacher.bn_inputs.values())) for row in bn), strict=True))
+
+
 @cache
 def _weights() -> dict[str, torch.Tensor]:
     """Of a trained teacher; trained once a process."""

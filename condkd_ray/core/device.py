@@ -11,6 +11,8 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     later sees it whole. Never used the other way round, where a value that is read has to be waited for.
     """
     there = torch.device(device)
-    if tensor.device.type != "cpu" or there.type != "cuda":
+    if tensor.device.type != "cpu" or there.type == "cpu":
         return tensor.to(there)
-    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(there, non_blocking=True)
+    if there.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(there, non_blocking=True)

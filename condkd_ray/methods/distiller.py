@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.core.device import sent
 from condkd_ray.core.method import Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
@@ -237,7 +238,7 @@ class Distiller(Method):
         taught = Answer(batch.logits)
         if self.asks_teacher or not batch.asked:
             with torch.no_grad():
-                taught = answer(teacher.network, images, [theirs for _, theirs in pairs])
+                taught = answer(teacher.network if pairs else teacher.answering, images, [name for _, name in pairs])
         images = images.contiguous(memory_format=torch.channels_last)
         given = answer(state.student, images, [ours for ours, _ in pairs])
         loss = (weights * self.loss(given, taught, batch.labels)).mean()
@@ -306,12 +307,12 @@ def next_batch(
     weights = torch.ones(distiller.batch, device=teacher.device)
     if num_synthetic:
         drawn = memory.draw(remembered, store, distiller.batch, teacher=teacher, rng=rng)
-        parts.append(drawn.samples[:num_synthetic].to(teacher.device))
+        parts.append(drawn.samples[:num_synthetic])
         weights[:num_synthetic] = drawn.weights[:num_synthetic]
         ids = drawn.ids[:num_synthetic]
     if num_condensed or distiller.concatenates:
         assert condensed is not None
         rows = distiller.condensed_rows(len(condensed), progress, rng.host("condensed"))
-        parts.append(condensed[rows.to(teacher.device)])
+        parts.append(condensed[sent(rows, teacher.device)])
         weights = as_two_means(weights, len(rows)) if distiller.concatenates else weights
     return Batch(cat(parts), weights, ids)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.models.teacher import PENULTIMATE, Teacher
+from condkd_ray.models.observation import PENULTIMATE
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True)

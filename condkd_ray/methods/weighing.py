@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from condkd_ray.core.method import Method, require
-from condkd_ray.models.teacher import Observation
+from condkd_ray.models.observation import Observation
 
 
 class Weigh(Protocol):

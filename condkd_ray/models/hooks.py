@@ -6,7 +6,7 @@ Letters: B batch, C channels, H W height and width.
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,18 +45,9 @@ def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
         yield taps
 
 
-@contextmanager
-def watched(layers: Mapping[str, nn.Module], read: Callable[[Tensor], T]) -> Iterator[dict[str, T]]:
-    """Within it each layer, before it runs, leaves what `read` gives of its float32 input in the dictionary."""
-    found: dict[str, T] = {}
-
-    def see(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found[name] = read(inputs[0].float())
-
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_pre_hook(partial(see, name)))
-        yield found
+def sharing(network: nn.Module) -> nn.Module:
+    """A copy of the network's modules, in the same mode, that has the very parameters and buffers of the network."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def drawn(make: Callable[[], Module], stream: str, device: torch.device, rng: St
     """The module that `make` builds with the draws of `stream`, on `device`, in channels-last format."""
     with rng.forked(stream):
         module = make()
-    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module.to(device, non_blocking=True, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def he_init(network: nn.Module) -> None:

@@ -1,6 +1,6 @@
-"""The frozen teacher and what one look at it gives.
+"""The frozen teacher.
 
-Letters: B batch, C channels, H W height and width, K classes, D features.
+Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S channels of all of these.
 """
 
 from __future__ import annotations
@@ -15,43 +15,11 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.core.samples import to_model
-from condkd_ray.models.hooks import over_space, tapped, trace, watched
+from condkd_ray.models.folding import folded
+from condkd_ray.models.hooks import trace
+from condkd_ray.models.observation import PENULTIMATE, Observation, Observer
 
-PENULTIMATE = "penultimate"
-"""The name of what enters the last linear layer, among layers."""
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the teacher showed of one batch. A value: nothing is kept in the teacher between calls.
-
-    `logits` (B, K); `features` (B, D), what enters the last linear layer; `bn`, for each BN layer in the order of
-    execution the (mean, biased variance) of its input in this batch, each (C,), and empty where not asked for; `taps`,
-    outputs of the named layers; `input_means` (B, sum of C), where asked for, each image's own means over space of
-    the inputs of the named layers, side by side.
-    """
-
-    logits: Tensor
-    features: Tensor
-    bn: tuple[tuple[Tensor, Tensor], ...]
-    taps: dict[str, Tensor] = field(default_factory=dict)
-    input_means: Tensor | None = None
-
-    def detach(self) -> Observation:
-        """The same values outside the graph."""
-        return Observation(
-            self.logits.detach(),
-            self.features.detach(),
-            tuple((mean.detach(), var.detach()) for mean, var in self.bn),
-            {name: tap.detach() for name, tap in self.taps.items()},
-            None if self.input_means is None else self.input_means.detach(),
-        )
-
-    def pooled(self, layer: str) -> Tensor:
-        """(B, D): the features where `layer` is `penultimate`, else that tap's mean over space."""
-        if layer == PENULTIMATE:
-            return self.features
-        return over_space(self.taps[layer])
+STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -75,6 +43,21 @@ class Teacher:
         self.mean, self.std = tuple(self.mean), tuple(self.std)
         self._traced = trace(self.network, self.num_classes, self.image_shape)
         self._layers: dict[str, nn.Module] = dict(self.network.named_modules())
+        self._last = next(name for name, layer in self._layers.items() if layer is self._traced.classifier)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Make anew what depends on where the tensors of the network lie."""
+        self._observers: dict[Any, Observer] = {}
+        self._folded: nn.Module | None = None
+        layers: list[Any] = [self._layers[name] for name in self._traced.bn]
+        empty = torch.empty(0, device=self.device)
+        running = [torch.cat([getattr(layer, name) for layer in layers] or [empty]) for name in STATISTICS]
+        sizes = torch.tensor([layer.num_features for layer in layers], dtype=torch.int64)
+        ends = sizes.cumsum(0)[:, None]
+        place = torch.arange(len(running[0]))
+        inside = (place >= ends - sizes[:, None]) & (place < ends)
+        self._bn = torch.stack(running), inside.to(running[0])
 
     @classmethod
     def from_module(
@@ -116,15 +99,18 @@ class Teacher:
         return self.normalise(torch.zeros(1, len(self.mean), 1, 1, device=self.device))
 
     @property
-    def running_bn(self) -> list[tuple[Tensor, Tensor]]:
-        """(running mean, running variance) of each BN layer, in the order of `Observation.bn`."""
-        layers = [self._layers[name] for name in self._traced.bn]
-        return [(layer.running_mean, layer.running_var) for layer in layers]  # type: ignore[misc]
+    def bn(self) -> tuple[Tensor, Tensor]:
+        """What `bn_distance` compares a look with: (2, S) and (L, S).
+
+        Running means and variances of the BN layers, side by side as in `Observation.bn`; 1 where a channel is of a
+        layer, else 0.
+        """
+        return self._bn
 
     @property
     def bn_inputs(self) -> dict[str, int]:
         """Names of the BN layers and the channels of what enters each, in the order of `Observation.bn`."""
-        return {name: len(mean) for name, (mean, _) in zip(self._traced.bn, self.running_bn, strict=True)}
+        return {name: self._layers[name].num_features for name in self._traced.bn}  # type: ignore[misc]
 
     @property
     def stage_inputs(self) -> dict[str, int]:
@@ -144,6 +130,7 @@ class Teacher:
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher on `device` (moved, not copied)."""
         self.network.to(device)
+        self._settle()
         return self
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -154,10 +141,24 @@ class Teacher:
         """(B, K) logits, differentiable in `images`; no hook runs."""
         return self.network(images).float()
 
+    @property
+    def answering(self) -> nn.Module:
+        """What gives its logits where neither gradients nor what happens inside are wanted.
+
+        Under bfloat16 autocast that is a copy with folded BN, whose weights need no cast; elsewhere the network itself.
+        """
+        kind = self.device.type
+        known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if not known or torch.get_autocast_dtype(kind) != torch.bfloat16:
+            return self.network
+        if self._folded is None:
+            self._folded = folded(self.network, torch.bfloat16)
+        return self._folded
+
     @torch.no_grad()
     def answers(self, images: Tensor) -> Tensor:
         """(B, K) logits of any number of images, in batches and outside the graph."""
-        return torch.cat([self.logits(part) for part in images.split(512)])
+        return torch.cat([self.answering(part).float() for part in images.split(512)])
 
     def observe(
         self, images: Tensor, layers: Sequence[str] = (), *, bn: bool = True, input_means: Sequence[str] = ()
@@ -166,17 +167,16 @@ class Teacher:
 
         Without `bn` no BN statistics are computed. Raises `InputError` for a layer that does not exist.
         """
-        self.check_layers([*layers, *input_means])
-        asked = self._traced.bn if bn else ()
-        with (
-            tapped(self.network, layers) as taps,
-            watched({"last": self._traced.classifier}, lambda x: x) as features,
-            watched({name: self._layers[name] for name in asked}, moments) as statistics,
-            watched({name: self._layers[name] for name in input_means}, over_space) as means,
-        ):
-            logits = self.network(images).float()
-        own = torch.cat([means[name] for name in input_means], 1) if input_means else None
-        return Observation(logits, features["last"], tuple(statistics[name] for name in asked), taps, own)
+        return self.observer(tuple(layers), bn, tuple(input_means))(images)
+
+    def observer(self, layers: tuple[str, ...] = (), bn: bool = True, input_means: tuple[str, ...] = ()) -> Observer:
+        """Who takes the look that `observe` describes; the same for equal wishes. Raises as that does."""
+        wishes = layers, bn, input_means
+        if wishes not in self._observers:
+            self.check_layers([*layers, *input_means])
+            asked = {"layers": layers, "bn": self._traced.bn if bn else (), "input_means": input_means}
+            self._observers[wishes] = Observer(self.network, self._last, **asked)
+        return self._observers[wishes]
 
     def answer_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:
         """(B, K) logits where `layer` gives `values` (B, ...) for its own output.
@@ -211,27 +211,3 @@ class Teacher:
         there = self._traced.tappable
         for name in names:
             require(name in there, "teacher layer", name, ", ".join([PENULTIMATE, *there]))
-
-
-class _Moments(torch.autograd.Function):
-    """See `moments`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        ctx.save_for_backward(x, mean)
-        return mean, var
-
-    @staticmethod
-    def backward(ctx: Any, to_mean: Tensor, to_var: Tensor) -> Tensor:  # type: ignore[override]
-        x, mean = ctx.saved_tensors
-        count, shape = x.numel() // len(mean), [-1] + [1] * (x.ndim - 2)
-        slope = 2 * to_var / count
-        return torch.addcmul((to_mean / count - slope * mean).view(shape), x, slope.view(shape))
-
-
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, (C,) each, of the channels of float32 values (B, C, ...)."""
-    # By the kernel of batch normalisation, as exact as a layer's own statistics when it trains: on a CPU
-    # `torch.var_mean` takes ten times as long where channels lie last.
-    return _Moments.apply(x)

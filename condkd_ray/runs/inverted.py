@@ -48,7 +48,7 @@ def measure(config: TrialConfig, prepared: Prepared, real: Landmarks) -> Metrics
     stream = Streams(config.seed, teacher.device)["views"]
     with torch.no_grad():
         seen = [teacher.observe(host.augment(part.images, teacher=teacher, rng=stream)) for part in made]
-        apart = torch.stack([bn_distance(look.bn, teacher.running_bn) for look in seen])
+        apart = torch.stack([bn_distance(look.bn, *teacher.bn) for look in seen])
     return to_real(cat(made), real, teacher=teacher) | {"bn": apart.mean().item()}
 
 

@@ -15,12 +15,13 @@ from condkd_ray.trial.packing import PreparedRefs
 Scope = Literal["trial", "inversion", "sweep"]
 """Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
 
-NUMBERS: int = 3
+NUMBERS: int = 4
 """Version of the numbers that a config gives: trials of different versions are never equal, shared or compared.
 
 It is raised only in a commit that moves golden numbers, or that changes the default of an existing field (a hash leaves
 defaults out, so an old hash would silently get a new meaning). 1 is all before 2026-11-28; 3 differs from 2 in the
-last bits, as inversions take fewer operations, and where a tapped layer's output was written into by the next.
+last bits, as inversions take fewer operations, and where a tapped layer's output was written into by the next; 4 from 3
+in the last bits again, as the distance of BN statistics is of all layers at once, and in what names a precision.
 """
 P = TypeVar("P", bound=Prepared | PreparedRefs, covariant=True)
 

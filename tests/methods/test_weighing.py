@@ -7,7 +7,7 @@ from toy import make_prepared, make_teacher
 
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.weighing import Equal, Modulating, Weigh, equal_weights, uncertainty
-from condkd_ray.models.teacher import Observation
+from condkd_ray.models.observation import Observation
 
 HELD = torch.tensor([7, 0, 3, 1])
 NOTHING = torch.zeros(4, dtype=torch.int64)

@@ -150,7 +150,9 @@ def test_it_serves_as_a_teacher(network):
     with torch.no_grad():
         seen = teacher.observe(images)
         torch.testing.assert_close(last(seen.features), teacher.logits(images))
-    assert len(seen.bn) == sum(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in module.modules())
+    normalising = [layer for layer in module.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    assert len(teacher.bn_inputs) == len(normalising)
+    assert seen.bn.shape == teacher.bn[0].shape
 
 
 TAPS = [

@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, TEACHER, samples, wrap
+from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, TEACHER, by_layer, samples, wrap
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.models import Torchvision
 from condkd_ray.models.network import label
-from condkd_ray.models.teacher import Teacher, moments
+from condkd_ray.models.observation import moments
+from condkd_ray.models.teacher import Teacher
 
 KNOWN = {"image_shape": IMAGE_SHAPE, "mean": MEAN, "std": STD, "train_size": 10, "flip_ok": False}
 
@@ -67,7 +68,7 @@ def test_bn_statistics_are_those_of_the_layers_inputs(teacher):
     block = module.stages[0][0]
     second = block.conv1(F.relu(module.bn(first)))
     seen = teacher.observe(images).bn
-    for found, inputs in zip(seen[:2], (first, second), strict=True):
+    for found, inputs in zip(by_layer(seen, teacher)[:2], (first, second), strict=True):
         flat = inputs.transpose(0, 1).flatten(1)
         assert torch.allclose(found[0], flat.mean(1), atol=1e-6)
         assert torch.allclose(found[1], flat.var(1, correction=0), atol=1e-6)
@@ -104,7 +105,7 @@ def test_an_input_of_a_layer_that_does_not_exist_is_refused(teacher):
 
 
 @pytest.mark.parametrize("bn", [True, False])
-def test_a_look_without_bn_statistics_has_no_hook_on_any_bn_layer(teacher, bn):
+def test_a_look_leaves_no_hook_on_any_bn_layer(teacher, bn):
     images, layers = samples(6).images, [part for part in teacher.network.modules() if isinstance(part, nn.BatchNorm2d)]
     found = []
     watch = teacher.network.register_forward_pre_hook(
@@ -112,8 +113,8 @@ def test_a_look_without_bn_statistics_has_no_hook_on_any_bn_layer(teacher, bn):
     )
     seen = teacher.observe(images, ("stages.1",), bn=bn)
     watch.remove()
-    assert found == [len(layers) if bn else 0]
-    assert len(seen.bn) == (len(layers) if bn else 0)
+    assert found == [0]  # readers stand in a copy of its modules
+    assert seen.bn.shape == (2, sum(layer.num_features for layer in layers) if bn else 0)
     whole = teacher.observe(images, ("stages.1",))
     assert torch.equal(seen.logits, whole.logits)
     assert torch.equal(seen.features, whole.features)
@@ -123,10 +124,13 @@ def test_a_look_without_bn_statistics_has_no_hook_on_any_bn_layer(teacher, bn):
 def test_running_statistics_stand_in_the_order_of_the_seen_ones(teacher):
     seen = teacher.observe(samples(6).images).bn
     layers = [part for part in teacher.network.modules() if isinstance(part, nn.BatchNorm2d)]
-    assert len(seen) == len(teacher.running_bn) == len(layers)
-    for (mean, var), (running_mean, running_var) in zip(seen, teacher.running_bn, strict=True):
-        assert mean.shape == var.shape == running_mean.shape == running_var.shape
-    assert teacher.running_bn[0][0] is teacher.network.bn.running_mean
+    running, place = teacher.bn
+    assert seen.shape == running.shape == (2, place.shape[1])
+    for (mean, var), layer, row in zip(by_layer(running, teacher), layers, place, strict=True):
+        assert torch.equal(mean, layer.running_mean)
+        assert torch.equal(var, layer.running_var)
+        assert torch.equal(running[0][row.bool()], mean)
+    assert torch.equal(place.sum(0), torch.ones(place.shape[1]))
 
 
 def test_only_the_classifier_that_makes_the_logits_counts():
@@ -149,8 +153,8 @@ def test_only_the_classifier_that_makes_the_logits_counts():
     teacher = Teacher.from_module(module, num_classes=NUM_CLASSES, **KNOWN)
     seen = teacher.observe(samples(3).images)
     assert seen.features.shape == (3, 5)
-    assert [mean.shape for mean, _ in seen.bn] == [(1,), (5,)]
-    assert len(teacher.running_bn) == 2
+    assert [mean.shape for mean, _ in by_layer(seen.bn, teacher)] == [(1,), (5,)]
+    assert teacher.bn[1].shape == (2, 6)
 
 
 @pytest.mark.parametrize("network", [TEACHER, Torchvision(model="resnet18")], ids=label)
@@ -227,13 +231,26 @@ def test_no_hook_stays_even_where_the_forward_pass_fails(teacher):
     assert sum(hooks(teacher.network)) == 0
 
 
-def test_logits_run_without_hooks_and_observe_with_them(teacher):
+def test_the_network_runs_without_hooks_also_after_a_look_and_shares_its_tensors_with_it(teacher):
     counted = []
+    teacher.observe(samples(2).images, ("stages.0",), input_means=("stages.1",))
     teacher.network.conv.register_forward_hook(lambda module, *_: counted.append(sum(hooks(teacher.network))))
-    teacher.logits(samples(2).images)
-    teacher.observe(samples(2).images)
-    assert counted[0] == 1  # this test's own
-    assert counted[1] > 1
+    before = teacher.logits(samples(2).images)
+    assert counted == [1]  # this test's own
+    with torch.no_grad():
+        teacher.network.conv.weight.mul_(2)
+        teacher.network.bn.running_mean.add_(1)
+    seen = teacher.observe(samples(2).images, ("stages.0",), input_means=("stages.1",))
+    assert torch.equal(seen.logits, teacher.logits(samples(2).images))
+    assert not torch.equal(seen.logits, before)
+
+
+def test_a_moved_teacher_is_looked_at_where_it_lies(teacher):
+    images = samples(2).images
+    seen = teacher.observe(images)
+    there = teacher.to("meta").observe(images.to("meta"))
+    assert there.bn.shape == seen.bn.shape
+    assert {tensor.device.type for tensor in (there.logits, there.features, there.bn, *teacher.bn)} == {"meta"}
 
 
 @pytest.mark.parametrize("what", ["logits", "features", "bn", "taps"])
@@ -243,12 +260,12 @@ def test_everything_seen_has_a_gradient_to_the_images(teacher, what):
     value = {
         "logits": seen.logits,
         "features": seen.features,
-        "bn": torch.stack([mean.sum() + var.sum() for mean, var in seen.bn]),
+        "bn": seen.bn,
         "taps": seen.taps["stages.0"],
     }[what]
     (gradient,) = torch.autograd.grad(value.square().sum(), [images])
     assert gradient.abs().sum() > 0
-    assert not any(t.requires_grad for t in (seen.detach().logits, seen.detach().features, seen.detach().bn[0][0]))
+    assert not any(t.requires_grad for t in (seen.detach().logits, seen.detach().features, seen.detach().bn))
 
 
 def test_another_number_of_classes_is_refused():

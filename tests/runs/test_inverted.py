@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from reference import losses as reference
-from toy import NUM_CLASSES, make_prepared, toy_config
+from toy import NUM_CLASSES, by_layer, make_prepared, toy_config
 
 from condkd_ray.methods.inversion import DeepInversion, Fast
 from condkd_ray.methods.losses.discrepancy import class_frechet
@@ -50,8 +50,8 @@ def test_bn_is_the_distance_of_the_images_as_the_host_sees_them(prepared):
     host = DeepInversion(steps=1, batch=16, shift=0.0)
     config, teacher = replace(ALONE, inversion=host, rounds=1), prepared.teacher
     made, _ = produce(config, prepared, begin(config, prepared), torch.nn.Identity(), torch.zeros(0))
-    seen = [(mean.tolist(), var.tolist()) for mean, var in teacher.observe(made.images).bn]
-    running = [(mean.tolist(), var.tolist()) for mean, var in teacher.running_bn]
+    seen = [(mean.tolist(), var.tolist()) for mean, var in by_layer(teacher.observe(made.images).bn, teacher)]
+    running = [(mean.tolist(), var.tolist()) for mean, var in by_layer(teacher.bn[0], teacher)]
     assert measure(config, prepared, held_out(prepared))["bn"] == pytest.approx(
         reference.bn_distance(seen, running), rel=1e-4
     )

@@ -19,17 +19,12 @@ from condkd_ray.core.samples import Samples, to_model, unseen
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import require_shift, resized_crop, roll_flip, shift_flip
 from condkd_ray.methods.condensation.condensation import Condensation, train
-from condkd_ray.methods.losses.inversion import BnStatistics, bn_distance, total_variation
+from condkd_ray.methods.losses.inversion import bn_distance, total_variation
 from condkd_ray.models.resnet import ResNet
 from condkd_ray.models.teacher import Teacher
 
 FIRST = 10.0
 """How many times the first BN layer counts."""
-
-
-def first_heavy_bn(seen: BnStatistics, running: BnStatistics) -> Tensor:
-    """`bn_distance` in which the first layer counts ten times; a scalar."""
-    return bn_distance(seen, running) + (FIRST - 1) * bn_distance(seen[:1], running[:1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +46,7 @@ class SqueezeRecover(Condensation):
 
     paper = "Yin et al., NeurIPS 2023"
     ours = ("squeeze", "network", "epochs", "batch", "train_lr", "iterations", "bn_weight", "least_crop", "shift")
-    recipe = 3
+    recipe = 4
     """2: while it squeezes, black moves in; while it recovers, the batch is rolled. 3: other last bits of BN."""
     name: Literal["squeeze_recover"] = "squeeze_recover"
     squeeze: Literal["own", "teacher"] = "own"
@@ -107,7 +102,7 @@ class SqueezeRecover(Condensation):
     def check_teacher(self, teacher: Teacher) -> None:
         """Raise `InputError` where the teacher is to be inverted and has no BN."""
         accepted = "1 or more, as in resnet-8-16; or condensation.squeeze own"
-        number = len(teacher.running_bn)
+        number = len(teacher.bn_inputs)
         require(not self.needs_teacher or number > 0, "number of the teacher's BN layers to invert", number, accepted)
 
     def condense(
@@ -167,7 +162,7 @@ class SqueezeRecover(Condensation):
                 view = resized_crop(view, rng=draw, scale=(self.least_crop, 1.0), flip=False)
             seen = teacher.observe(roll_flip(view, rng=draw, share=self.shift, flip=teacher.flip_ok))
             ce = F.cross_entropy(seen.logits, labels)
-            bn, tv = first_heavy_bn(seen.bn, teacher.running_bn), total_variation(images)
+            bn, tv = bn_distance(seen.bn, *teacher.bn, FIRST), total_variation(images)
             loss = ce + self.bn_weight * bn + self.tv_weight * tv
             (images.grad,) = torch.autograd.grad(loss, [images])
             optimizer.step()

@@ -15,7 +15,8 @@ from condkd_ray.core.method import Meter, Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import dsa
-from condkd_ray.models.teacher import PENULTIMATE, Observation, Teacher
+from condkd_ray.models.observation import PENULTIMATE, Observation
+from condkd_ray.models.teacher import Teacher
 
 State = TypeVar("State")
 Augmentation = Literal["host", "condensed", "dsa"]

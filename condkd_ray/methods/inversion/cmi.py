@@ -19,7 +19,8 @@ from condkd_ray.methods.inversion.inversion import Round, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import drawn
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.models.observation import Observation
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass

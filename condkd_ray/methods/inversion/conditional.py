@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from condkd_ray.data.augment import shift_flip
 from condkd_ray.methods.inversion.inversion import Host, Look, State
-from condkd_ray.methods.losses.inversion import BnStatistics, bn_distance, disagreement
+from condkd_ray.methods.losses.inversion import bn_distance, disagreement
 from condkd_ray.models.teacher import Teacher
 
 
@@ -22,9 +22,9 @@ class Conditional(Host[State]):
         """Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
         return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
 
-    def terms(self, look: Look, *, bn: BnStatistics, teacher: Teacher, student: nn.Module | None) -> dict[str, Tensor]:
-        """`bn` of these statistics, `oh`, and `adv`, 0 where there is no `student` to compete with."""
-        distance, oh = bn_distance(bn, teacher.running_bn), look.oh
+    def terms(self, look: Look, *, bn: Tensor, teacher: Teacher, student: nn.Module | None) -> dict[str, Tensor]:
+        """`bn` of these statistics (2, S), `oh`, and `adv`, 0 where there is no `student` to compete with."""
+        distance, oh = bn_distance(bn, *teacher.bn), look.oh
         adv = torch.zeros_like(oh)
         if student is not None:
             adv = look.mean(disagreement(student(look.augmented), look.seen.logits))

@@ -57,7 +57,7 @@ class DeepInversion(Pixelwise):
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`bn`, `oh`, `tv`, `l2` and `adv`."""
         return {
-            "bn": bn_distance(look.seen.bn, teacher.running_bn, self.first_bn_factor),
+            "bn": bn_distance(look.seen.bn, *teacher.bn, self.first_bn_factor),
             "oh": look.oh,
             "tv": total_variation(look.images),
             "l2": torch.linalg.vector_norm(look.images),

@@ -53,7 +53,7 @@ class Dfq(Unconditional):
         """`adv`, `bn`, `ice` and `bce`."""
         return {
             "adv": -look.mean(divergence(student(look.images), look.seen.logits)),
-            "bn": bn_distance(look.seen.bn, teacher.running_bn, self.first_bn_factor),
+            "bn": bn_distance(look.seen.bn, *teacher.bn, self.first_bn_factor),
             "ice": look.mean(entropy(look.seen.logits)),
             "bce": negative_entropy(look.seen.logits),
         }

@@ -17,7 +17,7 @@ from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift
 from condkd_ray.methods.inversion.conditional import Conditional
 from condkd_ray.methods.inversion.inversion import Round, require_bn
-from condkd_ray.methods.losses.inversion import BnStatistics, mix_bn
+from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import drawn
@@ -30,7 +30,7 @@ class FastState:
 
     generator: Generator
     optimizer: torch.optim.Optimizer
-    bn_memory: BnStatistics | None = None
+    bn_memory: Tensor | None = None
     round: int = 0
 
 
@@ -105,7 +105,7 @@ class Fast(Conditional[FastState]):
         optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True)
         state.optimizer.zero_grad()
         rival = now.student if self.asks_student and state.round > self.warm_up else None
-        bn_seen: BnStatistics = ()
+        bn_seen = state.bn_memory
         for _ in range(self.steps):
             images = now.teacher.normalise(inner(latents))
             look = now.look(images, targets)
@@ -114,13 +114,14 @@ class Fast(Conditional[FastState]):
             gradients = now.step(look, terms, leaves, optimizer.step, images)
             if self.meta == "maml":
                 _add_gradients(state.generator, gradients[:-1])
-            bn_seen = look.seen.detach().bn
+            bn_seen = look.seen.bn.detach()
         metrics = now.meter.read()
         if self.meta == "reptile":
             _point_away(state.generator, inner, self.reptile_scale)
         if self.meta != "none":
             state.optimizer.step()
-        state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
+        assert bn_seen is not None
+        state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
         return unseen(now.lowest.kept[0], targets.labels), metrics
 
 
@@ -141,5 +142,5 @@ def _reset(generator: Generator, rng: Streams, round: int) -> None:
     with rng.forked(f"init/generator/{round}"), torch.no_grad():
         for layer in (generator.linear, generator.start):
             # Drawn on the CPU whatever the device: one seed, one generator.
-            layer.weight.copy_(torch.randn(layer.weight.shape) * 0.02)
+            layer.weight.copy_(torch.randn(layer.weight.shape) * 0.02, non_blocking=True)
             layer.bias.zero_()

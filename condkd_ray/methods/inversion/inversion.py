@@ -18,7 +18,8 @@ from condkd_ray.methods.guidance.guidance import Guide
 from condkd_ray.methods.losses.inversion import class_prior
 from condkd_ray.methods.targets import Targets
 from condkd_ray.methods.weighing import Weigh
-from condkd_ray.models.teacher import Observation, Teacher
+from condkd_ray.models.observation import Observation
+from condkd_ray.models.teacher import Teacher
 
 State = TypeVar("State")
 
@@ -118,7 +119,7 @@ class Lowest:
 def require_bn(teacher: Teacher) -> None:
     """Raise `InputError` unless there are BN statistics to match."""
     accepted = "1 or more, as in resnet-8-16; or inversion soft_target, dafl, zskt, dfad, pre_dfkd, which read none"
-    require(bool(teacher.running_bn), "number of the teacher's batch normalisation layers", 0, accepted)
+    require(bool(teacher.bn_inputs), "number of the teacher's batch normalisation layers", 0, accepted)
 
 
 class Look(NamedTuple):

@@ -18,7 +18,7 @@ from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift
 from condkd_ray.methods.inversion.conditional import Conditional
 from condkd_ray.methods.inversion.inversion import Lowest, Round, require_bn
-from condkd_ray.methods.losses.inversion import BnStatistics, mix_bn
+from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import drawn
@@ -56,7 +56,7 @@ class NayerState:
 
     generator: NamedGenerator
     embeddings: Tensor
-    bn_memory: BnStatistics | None = None
+    bn_memory: Tensor | None = None
     round: int = 0
 
 
@@ -170,15 +170,16 @@ class Nayer(Conditional[NayerState]):
         leaves = [*state.generator.parameters(), *noisy]
         optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999), fused=True)
         rival = now.student if self.asks_student and state.round > self.warm_up else None
-        bn_seen: BnStatistics = ()
+        bn_seen = state.bn_memory
         for _ in range(self.steps):
             images = now.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
             look = now.look(images, Targets(labels))
             bn = mix_bn(look.seen.bn, state.bn_memory, self.bn_momentum)
             terms = self.terms(look, bn=bn, teacher=now.teacher, student=rival)
             now.step(look, terms, leaves, optimizer.step, images)
-            bn_seen = look.seen.detach().bn
-        state.bn_memory = list(mix_bn(bn_seen, state.bn_memory, self.bn_momentum))
+            bn_seen = look.seen.bn.detach()
+        assert bn_seen is not None
+        state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
         return now.lowest.kept[0]
 
 

@@ -1,11 +1,11 @@
 """Terms that inversions minimise: what is expected of an image before any student sees it, and what surprises one.
 
 Of images alone: class, BN statistics, entropy, activation, smoothness. Letters: B batch, C channels, H W height and
-width, K classes, D features. Sources: `peers.md` A.0, A.1, A.4, A.5, `methods.md` 6.1 (CMI, Fast), 2.3 (PRE-DFKD).
+width, K classes, D features, L BN layers, S channels of all of these. Sources: `peers.md` A.0, A.1, A.4, A.5,
+`methods.md` 6.1 (CMI, Fast), 2.3 (PRE-DFKD).
 """
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from condkd_ray.methods.losses.kd import divergence
 
-BnStatistics = Sequence[tuple[Tensor, Tensor]]
 JsReduction = Literal["mean", "batchmean"]
 
 
@@ -26,26 +25,20 @@ def class_prior(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Ten
     return F.cross_entropy(logits / temperature, wanted, reduction="none")
 
 
-def bn_distance(seen: BnStatistics, running: BnStatistics, first: float = 1.0) -> Tensor:
+def bn_distance(seen: Tensor, running: Tensor, layers: Tensor, first: float = 1.0) -> Tensor:
     """Sum over BN layers of ||running variance - var|| + ||running mean - mean||, Euclidean norms; a scalar.
 
-    The first layer's share counts `first` times (DeepInversion on ImageNet: 10, DFQ: 5).
+    `seen` and `running` (2, S): means and variances of all layers side by side; `layers` (L, S): 1 where a channel is
+    of a layer, else 0. The first layer's share counts `first` times (DeepInversion on ImageNet: 10, DFQ: 5).
     """
-    distances = [
-        torch.linalg.vector_norm(var - running_var) + torch.linalg.vector_norm(mean - running_mean)
-        for (mean, var), (running_mean, running_var) in zip(seen, running, strict=True)
-    ]
-    return torch.stack([first * distances[0], *distances[1:]]).sum()
+    # All layers at once: one by one they are dozens of launches on a GPU.
+    norms = torch.linalg.vector_norm((running - seen)[:, None] * layers, dim=2).sum(0)
+    return norms.sum() if first == 1 else norms.sum() + (first - 1) * norms[0]
 
 
-def mix_bn(seen: BnStatistics, memory: BnStatistics | None, momentum: float) -> BnStatistics:
+def mix_bn(seen: Tensor, memory: Tensor | None, momentum: float) -> Tensor:
     """(1 - momentum) of this batch's statistics and `momentum` of the remembered ones (Fast); all of it at first."""
-    if memory is None:
-        return seen
-    return [
-        (torch.lerp(mean, old_mean, momentum), torch.lerp(var, old_var, momentum))
-        for (mean, var), (old_mean, old_var) in zip(seen, memory, strict=True)
-    ]
+    return seen if memory is None else torch.lerp(seen, memory, momentum)
 
 
 def negative_entropy(logits: Tensor) -> Tensor:

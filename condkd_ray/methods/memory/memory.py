@@ -16,6 +16,7 @@ from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from condkd_ray.core.device import sent
 from condkd_ray.core.method import Method, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
@@ -82,9 +83,9 @@ def interleaved(fresh: Draw, replayed: Draw) -> Draw:
     places = [(torch.arange(len(part.ids)) + 0.5) / max(len(part.ids), 1) for part in (fresh, replayed)]
     order = torch.cat(places).argsort(stable=True)
     device = replayed.samples.labels.device
-    samples = cat([fresh.samples.to(device), replayed.samples])
-    weights = torch.cat([fresh.weights.to(device), replayed.weights])
-    rows = order.to(device)
+    samples = cat([fresh.samples, replayed.samples])
+    weights = torch.cat([fresh.weights, replayed.weights])
+    rows = sent(order, device)
     return Draw(samples[rows], torch.cat([fresh.ids, replayed.ids])[order], weights[rows])
 
 

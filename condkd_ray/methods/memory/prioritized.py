@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from condkd_ray.core.device import sent
 from condkd_ray.core.method import Metrics, NonFiniteError, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
@@ -110,7 +111,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         weights = corrections[rows]
         weights = weights / self._divisor(weights, corrections)
         samples = store.gather(state.ids[rows])
-        return Draw(samples, state.ids[rows], weights.float().to(samples.labels.device))
+        return Draw(samples, state.ids[rows], sent(weights.float(), samples.labels.device))
 
     def live(self, state: PrioritizedState) -> Tensor:
         """All kept ids."""

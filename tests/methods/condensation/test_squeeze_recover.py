@@ -12,7 +12,8 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import to_model, to_unit, unseen
 from condkd_ray.methods.condensation import RandomReal, SqueezeRecover
 from condkd_ray.methods.condensation.condensation import convnet_for, train
-from condkd_ray.methods.condensation.squeeze_recover import first_heavy_bn
+from condkd_ray.methods.condensation.squeeze_recover import FIRST
+from condkd_ray.methods.losses.inversion import bn_distance
 from condkd_ray.models import ConvNet, ResNet
 from condkd_ray.models.teacher import Teacher
 from methods.condensation.condensers import MEAN, NUM_CLASSES, STD, condense, real_pixels, real_samples
@@ -57,16 +58,17 @@ def test_the_inverted_network_knows_them_and_its_statistics_are_matched():
     assert accuracy(network.network, made.images, made.labels) > 0.9
 
     def distance(images: Tensor) -> float:
-        return first_heavy_bn(network.observe(images.view(NUM_CLASSES, 3, 3, 8, 8)[:, 0]).bn, network.running_bn).item()
+        return bn_distance(network.observe(images.view(NUM_CLASSES, 3, 3, 8, 8)[:, 0]).bn, *network.bn, FIRST).item()
 
     careless = condense(replace(method, bn_weight=0.0), teacher=network)
     assert distance(made.images) < 0.8 * distance(careless.images)
 
 
 def test_the_first_layer_counts_ten_times():
-    running = [(torch.zeros(2), torch.ones(2)), (torch.zeros(3), torch.ones(3))]
-    seen = [(torch.tensor([3.0, 4.0]), torch.ones(2)), (torch.zeros(3), torch.tensor([1.0, 1.0, 3.0]))]
-    assert first_heavy_bn(seen, running) == 10 * 5 + 2
+    running = torch.tensor([[0.0] * 5, [1.0] * 5])
+    seen = torch.tensor([[3.0, 4.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 3.0]])
+    layers = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0, 1.0]])
+    assert bn_distance(seen, running, layers, FIRST) == 10 * 5 + 2
 
 
 def test_pixels_stay_in_the_valid_range_and_images_differ():

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contracts.toy_methods import Verdict, make_student, small, synthesize
-from toy import NUM_CLASSES, make_teacher, wrap
+from toy import NUM_CLASSES, by_layer, make_teacher, wrap
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
@@ -54,7 +54,8 @@ def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
         part = resized_crop(images, rng=rng["augment/inversion"], flip=False)
         seen, whole, local = teacher.observe(shifted), means(cmi, teacher, shifted), means(cmi, teacher, part)
         loss = cmi.oh_weight * F.cross_entropy(seen.logits, targets.labels)
-        for (mean, var), (running_mean, running_var) in zip(seen.bn, teacher.running_bn, strict=True):
+        pairs = zip(by_layer(seen.bn, teacher), by_layer(teacher.bn[0], teacher), strict=True)
+        for (mean, var), (running_mean, running_var) in pairs:
             loss = loss + cmi.bn_weight * ((running_mean - mean).norm() + (running_var - var).norm())
         answers = student(shifted)
         kl = (seen.logits.softmax(1) * (seen.logits.log_softmax(1) - answers.log_softmax(1))).sum(1)

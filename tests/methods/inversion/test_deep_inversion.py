@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from contracts.toy_methods import Puller, Verdict, make_student, small, synthesize
 from reference import adversaries as reference
-from toy import make_teacher
+from toy import by_layer, make_teacher
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
@@ -34,7 +34,7 @@ def test_inversion_brings_the_statistics_of_the_images_nearer_to_the_teachers():
 
     def distance(steps):
         made, _ = synthesize(small(DeepInversion, steps=steps), teacher=teacher)
-        return bn_distance(teacher.observe(made.images).bn, teacher.running_bn)
+        return bn_distance(teacher.observe(made.images).bn, *teacher.bn)
 
     assert distance(40) < 0.5 * distance(1)
 
@@ -90,7 +90,7 @@ def test_the_loss_is_the_sum_written_in_loops(first, reduction):
     _, metrics = synthesize(method, teacher=teacher, student=student, guide=guide, weigh=uneven)
     for (images, seen, labels), said in zip(guide.shown, student.said, strict=True):
         weight, logits = uneven(seen, labels).tolist(), seen.logits.tolist()
-        statistics = lists(seen.bn), lists(teacher.running_bn)
+        statistics = lists(by_layer(seen.bn, teacher)), lists(by_layer(teacher.bn[0], teacher))
         told = reference.deep_inversion(
             *(logits, labels.tolist(), weight, *statistics, images.tolist()),
             **{"first": first, "bn": 3.0, "oh": 0.7, "tv": 0.01, "l2": 0.02},
@@ -109,7 +109,7 @@ def test_without_competition_it_is_deep_inversion_bit_for_bit():
     optimizer, lowest, best = torch.optim.Adam([images], method.lr, betas=(0.5, 0.9), fused=True), float("inf"), images
     for _ in range(4):
         seen = teacher.observe(roll_flip(images, rng=rng["augment/inversion"], share=1 / 8, flip=False))
-        bn, oh = bn_distance(seen.bn, teacher.running_bn), F.cross_entropy(seen.logits, labels, reduction="none")
+        bn, oh = bn_distance(seen.bn, *teacher.bn), F.cross_entropy(seen.logits, labels, reduction="none")
         loss = method.bn_weight * bn + method.oh_weight * oh.mean() + method.tv_weight * total_variation(images)
         if loss < lowest:
             lowest, best = loss.item(), images.detach().clone()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from contracts.toy_methods import Puller, make_student, small, synthesize
 from reference import adversaries as reference
 from torch import nn
-from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, wrap
+from toy import IMAGE_SHAPE, NUM_CLASSES, by_layer, make_teacher, wrap
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
@@ -33,8 +33,8 @@ def test_the_loss_is_the_sum_written_in_loops(first):
             student(images).tolist(),
             seen.logits.tolist(),
             uneven(seen, labels).tolist(),
-            lists(seen.bn),
-            lists(teacher.running_bn),
+            lists(by_layer(seen.bn, teacher)),
+            lists(by_layer(teacher.bn[0], teacher)),
             first=first,
             alpha=0.1,
         )
@@ -54,9 +54,10 @@ def test_the_generator_moves_as_written_out_by_hand():
     for _ in range(2):
         images = generator(torch.randn(dfq.batch, dfq.latent, generator=own["latents"]))
         seen = teacher.observe(images)
+        pairs = zip(by_layer(seen.bn, teacher), by_layer(teacher.bn[0], teacher), strict=True)
         apart = [
             (var - running_var).norm() + (mean - running_mean).norm()
-            for (mean, var), (running_mean, running_var) in zip(seen.bn, teacher.running_bn, strict=True)
+            for (mean, var), (running_mean, running_var) in pairs
         ]
         p = seen.logits.softmax(1)
         ice, bce = -(p * p.log10()).sum(1).mean(), (p.mean(0) * p.mean(0).log10()).sum()

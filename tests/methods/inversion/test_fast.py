@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contracts.toy_methods import Verdict, make_student, small, synthesize
-from toy import make_teacher
+from toy import by_layer, make_teacher
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
@@ -28,7 +28,7 @@ def by_hand(fast, generator, optimizer, memory, rng, teacher, student):
         seen = teacher.observe(images)
         loss = torch.zeros(())
         for layer, ((mean, var), (running_mean, running_var)) in enumerate(
-            zip(seen.bn, teacher.running_bn, strict=True)
+            zip(by_layer(seen.bn, teacher), by_layer(teacher.bn[0], teacher), strict=True)
         ):
             if memory:
                 mean, var = 0.1 * mean + 0.9 * memory[layer][0], 0.1 * var + 0.9 * memory[layer][1]
@@ -46,7 +46,7 @@ def by_hand(fast, generator, optimizer, memory, rng, teacher, student):
     for parameter, gradient in zip(generator.parameters(), summed, strict=True):
         parameter.grad = gradient
     optimizer.step()
-    return [(mean.detach(), var.detach()) for mean, var in seen.bn]
+    return [(mean.detach(), var.detach()) for mean, var in by_layer(seen.bn, teacher)]
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -73,7 +73,7 @@ def test_the_meta_generator_moves_by_the_summed_gradients_of_its_clone(steps):
             # Adam's first step has the size of the rate, whatever the gradient: its sign must not hang on a last bit.
             close = torch.isclose(found, wanted, rtol=1e-3, atol=1e-5)
             assert close.double().mean() > 0.99, number
-        for found, wanted in zip(state.bn_memory, memory, strict=True):
+        for found, wanted in zip(by_layer(state.bn_memory, teacher), memory, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 

@@ -26,11 +26,14 @@ def normal(*shape):
 
 LOGITS, LABELS = 3 * normal(9, 5), torch.randint(5, (9,), generator=RNG)
 IMAGES = normal(3, 2, 5, 4)
-SEEN, RUNNING = ([(normal(c), normal(c).abs()) for c in (3, 7)] for _ in range(2))
+SEEN, RUNNING = (torch.stack([normal(10), normal(10).abs()]) for _ in range(2))
+SIZES = [3, 7]
+LAYERS = torch.block_diag(*(torch.ones(1, size, dtype=torch.float64) for size in SIZES))
 
 
-def lists(layers):
-    return [(mean.tolist(), var.tolist()) for mean, var in layers]
+def lists(bn):
+    """(Means, variances) of each layer."""
+    return [(mean.tolist(), var.tolist()) for mean, var in zip(*(row.split(SIZES) for row in bn), strict=True)]
 
 
 def close(got, wanted):
@@ -53,13 +56,13 @@ def test_class_prior_of_soft_targets_at_a_temperature():
 
 
 def test_bn_distance():
-    close(bn_distance(SEEN, RUNNING), reference.bn_distance(lists(SEEN), lists(RUNNING)))
+    close(bn_distance(SEEN, RUNNING, LAYERS), reference.bn_distance(lists(SEEN), lists(RUNNING)))
 
 
 def test_the_first_bn_layer_may_count_more():
     wanted = adversaries.first_counting(5, lists(SEEN), lists(RUNNING))
-    close(bn_distance(SEEN, RUNNING, 5), wanted)
-    assert torch.equal(bn_distance(SEEN, RUNNING, 1), bn_distance(SEEN, RUNNING))
+    close(bn_distance(SEEN, RUNNING, LAYERS, 5), wanted)
+    assert torch.equal(bn_distance(SEEN, RUNNING, LAYERS, 1), bn_distance(SEEN, RUNNING, LAYERS))
 
 
 def test_entropy_of_each_image():
@@ -69,12 +72,11 @@ def test_entropy_of_each_image():
 
 
 def test_matching_statistics_are_at_distance_0_with_a_finite_gradient():
-    mean, var = (t.clone().requires_grad_() for t in RUNNING[0])
-    distance = bn_distance([(mean, var)], RUNNING[:1])
+    seen = RUNNING.clone().requires_grad_()
+    distance = bn_distance(seen, RUNNING, LAYERS)
     distance.backward()
     assert distance == 0
-    assert mean.grad.isfinite().all()
-    assert var.grad.isfinite().all()
+    assert seen.grad.isfinite().all()
 
 
 def test_the_statistics_of_a_look_are_means_and_biased_variances_of_the_layers_input():
@@ -90,16 +92,16 @@ def test_the_statistics_of_a_look_are_means_and_biased_variances_of_the_layers_i
     teacher = Teacher(
         First(), num_classes=3, image_shape=(2, 5, 4), mean=(0, 0), std=(1, 1), train_size=1, flip_ok=False
     )
-    ((mean, var),) = teacher.observe(IMAGES.float()).bn
+    found = teacher.observe(IMAGES.float()).bn
     wanted = reference.batch_statistics(IMAGES.tolist())
-    torch.testing.assert_close(torch.stack([mean, var]).double(), torch.tensor(wanted, dtype=torch.float64))
+    torch.testing.assert_close(found.double(), torch.tensor(wanted, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_mixed_statistics(momentum):
     mixed = mix_bn(SEEN, RUNNING, momentum)
-    for got, wanted in zip(mixed, reference.mix_bn(lists(SEEN), lists(RUNNING), momentum), strict=True):
-        close(torch.stack(got), wanted)
+    wanted = reference.mix_bn(lists(SEEN), lists(RUNNING), momentum)
+    close(mixed, [[value for layer in wanted for value in layer[row]] for row in (0, 1)])
 
 
 def test_without_a_memory_the_batch_alone_counts():
@@ -139,7 +141,7 @@ def test_a_constant_image_has_no_variation_and_a_finite_gradient():
         (negative_entropy, LOGITS),
         (negative_activation, LOGITS),
         (total_variation, IMAGES),
-        (lambda x: bn_distance(mix_bn([(x[0], x[1])], RUNNING[:1], 0.9), SEEN[:1]), torch.stack(RUNNING[0]) + 1),
+        (lambda x: bn_distance(mix_bn(x, RUNNING, 0.9), SEEN, LAYERS), RUNNING + 1),
     ],
     ids=["class_prior", "negative_entropy", "negative_activation", "total_variation", "bn"],
 )
@@ -150,7 +152,7 @@ def test_gradients_are_those_of_the_values(loss, at):
 @pytest.mark.parametrize(
     "term",
     [
-        lambda seen, images: bn_distance(seen.bn, make_teacher().running_bn),
+        lambda seen, images: bn_distance(seen.bn, *make_teacher().bn),
         lambda seen, images: class_prior(seen.logits, blobs(8).labels).mean(),
         lambda seen, images: negative_entropy(seen.logits),
         lambda seen, images: negative_activation(seen.features),

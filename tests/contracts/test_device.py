@@ -1,0 +1,150 @@
+"""No step of any method makes the host wait for the device that computes. Read `guard`, which stands in for a GPU."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from guard import DEVICE, Guard, WaitsError, simulated
+from toy import NUM_CLASSES, blobs, make_teacher
+
+from condkd_ray.core.device import sent
+from condkd_ray.core.method import Meter
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import Fast, nayer
+from condkd_ray.methods.losses.kd import AnyKdLoss, Attention
+from condkd_ray.methods.memory import Generative
+from condkd_ray.methods.weighing import Equal, Modulating
+from contracts.toy_guides import FORMS, MIDDLE, each_augmentation, each_layer
+from contracts.toy_methods import INVERTERS, make_student, small, synthesize
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+each_device = pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+LOSSES = [kind() for kind in get_args(AnyKdLoss) if kind is not Attention]
+LOSSES += [Attention(teacher_layers=(MIDDLE,), student_layers=(MIDDLE,))]
+SETTINGS = [{}, {"augment": False}, {"optimizer": "adam"}, {"clip": 1.0}, {"mix": "concat", "condensed_share": 0.5}]
+
+
+@pytest.fixture(autouse=True)
+def rounds_are_not_read(monkeypatch):
+    """The one copy of a round's terms to the host, at the round's end, is no step's."""
+    monkeypatch.setattr(Meter, "read", lambda self: {})
+    # Nor is NAYER's, of how often the commonest class is wanted, at a round's beginning.
+    monkeypatch.setattr(nayer, "occurrences", lambda labels, classes: (torch.zeros_like(labels), len(labels)))
+
+
+FAULTS = {
+    "a value": lambda there, here: there.sum().item(),
+    "a decision": lambda there, here: bool(there.any()),
+    "a mask": lambda there, here: there[there > 0],
+    "a copy back": lambda there, here: there.cpu(),
+    "a copy back in place": lambda there, here: here.copy_(there),
+    "a copy that is waited for": lambda there, here: here.to(there.device),
+    "a copy in place that is waited for": lambda there, here: there.copy_(here),
+    "an index on the host": lambda there, here: there[here.long()],
+    "a mixture": lambda there, here: there + here,
+    "a count": lambda there, here: there.long().bincount(minlength=3),
+}
+"""What nobody may do in a step, of three values on the device and three on the host."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_guard_refuses(fault):
+    there, here = torch.zeros(3, device=DEVICE), torch.zeros(3)
+    with Guard(), pytest.raises((WaitsError, RuntimeError, NotImplementedError)):
+        FAULTS[fault](there, here)
+
+
+def test_the_guard_lets_pass_what_is_not_waited_for():
+    there, here = torch.zeros(3, device=DEVICE), torch.zeros(3)
+    with Guard():
+        there.copy_(here, non_blocking=True)
+        assert sent(here.long(), DEVICE).device == DEVICE
+        assert (there[sent(here.long(), DEVICE)] + 1.0).sum().shape == ()
+        assert here.sum().item() == 0
+
+
+@contextmanager
+def steps(device):
+    """Within it the host may not wait for the device."""
+    if device == "meta":
+        with Guard():
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def world(device):
+    """Teacher, student, streams and condensed images on the device, and a device there."""
+    with simulated():
+        teacher, student = make_teacher().to(device), make_student().to(device)
+        images = blobs(8, seed=4).samples(teacher.mean, teacher.std).to(device)
+        condensed = Samples(images.images, images.labels, torch.zeros(8, NUM_CLASSES, device=device))
+        yield teacher, student, Streams(0, device), condensed
+
+
+def rounds(world, device, inversion, *, guidance=None, weighing=None):
+    """Two rounds: in the second a bank, a memory of statistics, a guide that has learnt are there."""
+    teacher, student, rng, condensed = world
+    state = inversion.init(teacher, rng)
+    learnt = guidance and guidance.start(teacher, condensed, rng)
+    counts = torch.zeros(NUM_CLASSES, dtype=torch.int64, device=device)
+    weigh = (weighing or Equal()).bind(counts)
+    for _ in range(2):
+        guide = guidance and guidance.bind(
+            learnt,
+            teacher=teacher,
+            condensed=condensed,
+            host_augment=lambda images, stream: inversion.augment(images, teacher=teacher, rng=stream),
+            rng=rng,
+        )
+        with steps(device):
+            synthesize(inversion, state, rng=rng, teacher=teacher, student=student, guide=guide, weigh=weigh)
+
+
+@each_device
+@pytest.mark.parametrize("kind", INVERTERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("weighing", [Equal(), Modulating(normalise=True)], ids=lambda method: method.name)
+def test_inversions(kind, weighing, world, device):
+    rounds(world, device, small(kind), weighing=weighing)
+
+
+@each_device
+@each_augmentation
+@each_layer
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
+def test_guidances(form, augment, layer, world, device):
+    # Which images are held out is found on the host, once a round.
+    held = {"held_out": 0.0} if hasattr(form, "condition") else {}
+    rounds(world, device, small(Fast), guidance=replace(form, augment=augment, layer=layer, **held))
+
+
+@each_device
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_distiller(loss, settings, world, device):
+    teacher, student, rng, condensed = world
+    distiller = Distiller(loss=loss, batch=4, **settings)
+    state = distiller.init(student.train(), rounds=3)
+    weights = torch.ones(8, device=device)
+    with steps(device):
+        for _ in range(2):
+            distiller.step(state, condensed, weights, teacher=teacher, rng=rng)
+
+
+@each_device
+def test_the_steps_of_a_generative_memory(world, device):
+    teacher, _, rng, condensed = world
+    memory = small(Generative)
+    state = memory.init(teacher, rng)
+    with steps(device):
+        memory._step(state, condensed.images, teacher=teacher, rng=rng)
+        memory._recall(state, 4, teacher=teacher, rng=rng)

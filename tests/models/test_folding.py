@@ -1,0 +1,113 @@
+import pytest
+import torch
+from toy import make_teacher, samples
+from torch import Tensor, nn
+
+from condkd_ray.models import MobileNetV2, ResNet, ResNet34, SqueezeNet, Vgg11, Wrn
+from condkd_ray.models.batch_norm import BatchNorm2d
+from condkd_ray.models.folding import folded
+from condkd_ray.models.hooks import BatchNorms
+from condkd_ray.models.network import label
+
+LEFT = {ResNet(depth=8, width=8): 0, ResNet34(width=8): 0, Vgg11(width=8): 0, MobileNetV2(width=8): 0}
+LEFT |= {Wrn(depth=16, width=1): 7, SqueezeNet(width=8): 8}
+"""BN layers that stay: in these networks a ReLU, a sum or several convolutions stand before them."""
+
+
+def normalised(network, shape=(3, 32, 32)):
+    """A network of 10 classes whose BN has seen something, in eval mode; and images."""
+    module, images = network.build(shape, 10), torch.randn(16, *shape)
+    with torch.no_grad():
+        for _ in range(5):
+            module.train()(torch.randn(32, *shape))
+    return module.eval(), images
+
+
+def count(module):
+    return sum(isinstance(layer, BatchNorms) for layer in module.modules())
+
+
+@torch.no_grad()
+def apart(left, right, wanted):
+    """Mean distance in units of the answers' spread."""
+    return ((left - right).abs().mean() / wanted.std()).item()
+
+
+@pytest.mark.parametrize("network", LEFT, ids=label)
+@torch.no_grad()
+def test_it_answers_as_the_network_does(network):
+    module, images = normalised(network)
+    wanted, before = module(images), {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    one = folded(module, torch.float32)
+    assert count(one) == LEFT[network] < count(module)
+    assert apart(one(images), wanted, wanted) < 1e-4
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, usual = folded(module, torch.bfloat16)(images).float(), module(images).float()
+    assert apart(rounded, wanted, wanted) < 2 * apart(usual, wanted, wanted) + 1e-3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+class Twice(nn.Module):
+    """One convolution runs twice, before a BN layer each time; another's output is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), BatchNorm2d(3), BatchNorm2d(3)
+        self.other, self.third = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.hidden, self.fourth, self.last = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.second(self.conv(self.first(self.conv(images))))
+        read = self.other(x)
+        x = (self.third(read) + read).mean((2, 3))
+        return self.last(self.fourth(self.hidden(x)).relu())
+
+
+@torch.no_grad()
+def test_what_else_reads_a_layer_or_runs_it_again_keeps_its_bn():
+    module = Twice()
+    for _ in range(5):
+        module.train()(torch.randn(32, 3, 8, 8) + 1)
+    images, one = torch.randn(8, 3, 8, 8), folded(module.eval(), torch.float32)
+    torch.testing.assert_close(one(images), module(images))
+    assert count(one) == 3  # the linear layer's alone is gone
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.bn(self.conv(images))
+        return self.last((x if x.sum() > 0 else -x).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_a_network_that_branches_on_values_is_cast_alone_and_that_is_said(heard):
+    module, images = Branching().eval(), torch.randn(4, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(folded(module, torch.bfloat16)(images), module(images))
+    assert len(heard) == 1
+    assert "cannot be followed" in heard[0]
+
+
+def test_a_teacher_answers_folded_under_bfloat16_alone():
+    teacher, images = make_teacher(), samples(8).images
+    assert teacher.answering is teacher.network
+    with torch.autocast("cpu", torch.bfloat16):
+        one = teacher.answering
+        assert count(one) == 0 < count(teacher.network)
+        assert teacher.answering is one
+        assert torch.equal(teacher.answers(images), one(images).float())
+        assert teacher.answers(images).dtype == torch.float32
+    assert {layer.weight.dtype for layer in one.modules() if hasattr(layer, "weight")} == {torch.bfloat16}
+    assert torch.equal(teacher.answers(images), teacher.logits(images))
+    assert apart(one(images.bfloat16()).float(), teacher.logits(images), teacher.logits(images)) < 0.05
+
+
+def test_a_moved_teacher_is_folded_anew():
+    teacher = make_teacher()
+    with torch.autocast("cpu", torch.bfloat16):
+        before = teacher.answering
+        assert teacher.to("cpu").answering is not before
