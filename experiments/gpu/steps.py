@@ -123,7 +123,7 @@ class Bench:
         sizes, device = self.setup.sizes, self.setup.device
         repeats = max(LEAST, -(-sizes.repeats // steps))
         taken = milliseconds(call, device, repeats=repeats, warm_up=2) / steps
-        seen = {name: value / steps for name, value in launched(call, device).items()}
+        seen = {name: value / steps for name, value in launched(call, device, operators=False).items()}
         tflops = operations / taken / 1e9
         told = {"ms": taken, "images_per_second": 1000 * images / taken, "tflops": tflops} | seen
         if "busy_ms" in seen:

@@ -53,25 +53,29 @@ def _on_cpu(call: Call, repeats: int) -> list[float]:
     return spent
 
 
-def launched(call: Call, device: torch.device) -> dict[str, Any]:
+def launched(call: Call, device: torch.device, *, operators: bool = True) -> dict[str, Any]:
     """What one call does: `operators` on the host; on a GPU also `launches` of kernels, `copies` and `busy_ms`.
 
-    `busy_ms`: how long at least one kernel or copy was running.
+    `busy_ms`: how long at least one kernel or copy was running. Without `operators` a GPU's own are noted alone: the
+    others, of many thousand, take seconds to be counted.
     """
     on_gpu = device.type == "cuda"
+    counted = operators or not on_gpu
     wait(device)
-    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
-    with profile(activities=activities, acc_events=True) as profiled:
+    with profile(activities=[*[ProfilerActivity.CPU] * counted, *[ProfilerActivity.CUDA] * on_gpu]) as profiled:
         call()
         wait(device)
     events: Sequence[FunctionEvent] = profiled.events() or []
-    host = [event for event in events if _is_operator(event) and not _is_operator(event.cpu_parent)]
-    if not on_gpu:
-        return {"operators": len(host)}
+    host = sum(_is_operator(event) and not _is_operator(event.cpu_parent) for event in events)
+    return ({"operators": host} if counted else {}) | (_there(events) if on_gpu else {})
+
+
+def _there(events: Sequence[FunctionEvent]) -> dict[str, Any]:
+    """Of what ran on the GPU."""
     there = [event for event in events if _on_device(event)]
     copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in there)
     busy = _covered([(event.time_range.start, event.time_range.end) for event in there]) / 1000
-    return {"operators": len(host), "launches": len(there) - copies, "copies": copies, "busy_ms": busy}
+    return {"launches": len(there) - copies, "copies": copies, "busy_ms": busy}
 
 
 def _is_operator(event: FunctionEvent | None) -> bool:

@@ -1,14 +1,16 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
+import gpu_check
 import pytest
 import torch
 from gpu import halves, recipes, suite, waits
@@ -17,10 +19,11 @@ from gpu.plan import MINUTES, PARTS
 from gpu.sizes import RECIPE, full, tiny
 from gpu.steps import flops
 from gpu.teacher import read, teacher
-from gpu.timing import PEAKS, _covered, _on_device, launched, milliseconds
+from gpu.timing import PEAKS, _there, launched, milliseconds
 from places import EXPERIMENTS, TESTS
-from torch.autograd.profiler_util import DeviceType
+from torch.autograd.profiler_util import DeviceType, Interval
 
+from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.guidance import AnyGuidance
@@ -95,13 +98,13 @@ def test_all_parts_run_in_small_on_a_cpu_without_ray_optuna_and_tyro(tmp_path):
 def test_it_refuses_before_it_measures(flags, told, tmp_path):
     if flags == ("--only", "a") and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    done = command(*flags, "--out", str(tmp_path / "check.json"))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.strip() == f"error: {told}"
+    given = gpu_check.PARSER.parse_args([*flags, "--out", str(tmp_path / "check.json"), "--work", str(tmp_path)])
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+        gpu_check.check(given)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_it_measures(tmp_path):
+def test_a_place_that_cannot_be_written_is_refused_with_exit_code_2(tmp_path):
     (tmp_path / "file").touch()
     done = command("--tiny", "--out", str(tmp_path / "file" / "check.json"), "--work", str(tmp_path / "work"))
     assert (done.returncode, done.stdout) == (2, "")
@@ -361,11 +364,20 @@ def test_milliseconds_are_a_median_without_the_first_calls():
     assert 10 <= milliseconds(lambda: time.sleep(next(spent)), CPU, repeats=3, warm_up=1) < 28
 
 
-def test_kernels_that_run_at_once_count_once():
-    assert _covered([(0, 10), (5, 12), (20, 21), (6, 7)]) == 13
-    kinds = [(DeviceType.CUDA, False), (DeviceType.CUDA, True), (DeviceType.CPU, False)]
-    events = [SimpleNamespace(device_type=kind, is_user_annotation=noted) for kind, noted in kinds]
-    assert [_on_device(event) for event in events] == [True, False, False]  # type: ignore[arg-type]
+def event(name: str, kind: DeviceType, begin: float, end: float, *, noted: bool = False) -> Any:
+    return SimpleNamespace(name=name, device_type=kind, time_range=Interval(begin, end), is_user_annotation=noted)
+
+
+def test_kernels_that_run_at_once_are_counted_apart_and_their_time_once():
+    events = [
+        event("gemm", DeviceType.CUDA, 0, 1000),
+        event("relu", DeviceType.CUDA, 500, 1200),
+        event("Memcpy HtoD", DeviceType.CUDA, 600, 700),
+        event("Memset", DeviceType.CUDA, 2000, 2100),
+        event("a block of the user's", DeviceType.CUDA, 0, 9000, noted=True),
+        event("aten::mm", DeviceType.CPU, 0, 9000),
+    ]
+    assert _there(events) == {"launches": 2, "copies": 2, "busy_ms": pytest.approx(1.3)}
 
 
 @pytest.mark.parametrize(

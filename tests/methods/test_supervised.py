@@ -1,13 +1,13 @@
 import re
+from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
+from guard import Guard, simulated
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from condkd_ray.core.method import InputError, Meter, NonFiniteError
 from condkd_ray.core.rng import Streams
@@ -183,55 +183,46 @@ def test_cutout_sets_a_square_of_normalised_images_to_the_mean():
     assert torch.cat(shown(False, images, labels).seen).min() == 2
 
 
-class HostReads(TorchDispatchMode):
-    """Notes operators whose result the host waits for, or whose shape depends on values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"):
-            self.found.append(func.name())
-        return func(*args, **(kwargs or {}))
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def test_no_step_waits_for_the_device():
-    with HostReads() as reads:
-        trained(cutout=0.25)
-    assert reads.found == []
-    with HostReads() as reads:
-        assert torch.ones(2).sum().item() == 2
-    assert reads.found == ["aten::_local_scalar_dense"]
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+def test_no_step_makes_the_host_wait_for_the_device(monkeypatch, device):
+    images, labels = (part.to(device) for part in striped(512))
+    network, method, ends = build().to(device), Supervised(epochs=4, batch=64, cutout=0.25), []
+
+    def read(meter: Meter) -> dict[str, float]:
+        """The one copy of an epoch's terms to the host, at its end, is no step's."""
+        ends.append(meter)
+        return {}
+
+    monkeypatch.setattr(Meter, "read", read)
+    train = partial(method.train, network, images, labels, **NORM, flip_ok=True)
+    with ExitStack() as ended:
+        if device == "meta":
+            ended.enter_context(simulated())
+        # What is made once, such as constants on the device, may wait.
+        train(rng=Streams(0, device))
+        if device == "meta":
+            ended.enter_context(Guard())
+        else:
+            ended.callback(torch.cuda.set_sync_debug_mode, "default")
+            torch.cuda.set_sync_debug_mode("error")
+        train(rng=Streams(1, device))
+    assert len(ends) == 8
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_only_the_end_of_an_epoch_waits_for_the_device(monkeypatch):
+@NO_GPU
+def test_on_a_gpu_it_learns_by_one_launch_of_sgd_a_step():
     images, labels = (part.cuda() for part in striped(512))
-    network, method = build().cuda(), Supervised(epochs=4, batch=64, cutout=0.25)
-    train = partial(method.train, network, images, labels, **NORM, flip_ok=True, precision="bfloat16")
-    # What is made once, such as constants on the device, may wait.
-    train(rng=Streams(0, "cuda"))
-    read, counted = Meter.read, []
-
-    def allowed(meter: Meter) -> dict[str, float]:
-        torch.cuda.set_sync_debug_mode("default")
-        metrics = read(meter)
-        torch.cuda.set_sync_debug_mode("error")
-        counted.append(metrics)
-        return metrics
-
-    monkeypatch.setattr(Meter, "read", allowed)
-    rng = Streams(1, "cuda")
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        metrics = train(rng=rng)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(counted) == 4
+    network = build().cuda()
+    metrics = Supervised(epochs=4, batch=64).train(
+        network, images, labels, **NORM, flip_ok=True, rng=Streams(0, "cuda"), precision="bfloat16"
+    )
     assert metrics["teacher/train_accuracy"] > 0.9
     assert all(parameter.is_cuda for parameter in network.parameters())
+    assert accuracy(network.cpu(), *striped(400, seed=1)) > 0.97
 
 
 def test_without_momentum_two_steps_follow_the_triangle_of_the_learning_rate():

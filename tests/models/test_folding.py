@@ -1,7 +1,7 @@
 import pytest
 import torch
-from toy import make_teacher, samples
 from torch import Tensor, nn
+from toy import make_teacher, samples
 
 from condkd_ray.models import MobileNetV2, ResNet, ResNet34, SqueezeNet, Vgg11, Wrn
 from condkd_ray.models.batch_norm import BatchNorm2d
