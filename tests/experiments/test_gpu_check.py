@@ -33,14 +33,24 @@ from condkd_ray.models.cost import cost_of
 
 CPU = torch.device("cpu")
 BLOCKED = """
+import importlib.metadata
 import sys
+
+MISSING = ("ray", "optuna", "tyro")
+found = importlib.metadata.version
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "optuna", "tyro"):
+        if name.partition(".")[0] in MISSING:
             raise ModuleNotFoundError(f"{name} is blocked by the test", name=name)
 
+def version(name):
+    if name in MISSING:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+
 sys.meta_path.insert(0, Blocked())
+importlib.metadata.version = version
 """
 
 
