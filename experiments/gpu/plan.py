@@ -10,12 +10,12 @@ from gpu.teacher import teacher
 from gpu.waits import waits
 
 PARTS = (
-    Part("a", "ceilings", 20, ceilings),
-    Part("b", "tests that need a GPU", 45, suite),
+    Part("a", "ceilings", 15, ceilings),
+    Part("b", "tests that need a GPU", 60, suite),
     Part("c", "nothing waits inside a step", 35, waits),
     Part("d", "steps", 80, steps),
-    Part("e", "draws", 10, draws),
-    Part("f", "teacher", 125, teacher),
+    Part("e", "draws", 5, draws),
+    Part("f", "teacher", 120, teacher),
     Part("g", "the full recipe", 180, published, takes_rest=True),
     Part("h", "arms at a hundredth", 45, arms),
 )

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE, STDOUT
+from typing import Any
 
 from gpu.parts import Box, Setup, SkippedError, Verdict
 
@@ -18,18 +20,41 @@ def suite(setup: Setup, box: Box) -> Verdict:
     if find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
     files = files_of(CHECKOUT / "tests")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-rs", *map(str, files)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "--tb=short",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        *map(str, files),
+    ]
+    given: dict[str, Any] = {"cwd": CHECKOUT, "env": _environment(), "text": True, "stdout": PIPE, "stderr": STDOUT}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=CHECKOUT, env=_environment(), timeout=max(box.left - 1, 1)
-        )
+        done = subprocess.run(command, timeout=max(box.left - 1, 1), **given)
     except subprocess.TimeoutExpired as expired:
-        text = expired.stdout.decode() if isinstance(expired.stdout, bytes) else expired.stdout or ""
-        box.note("output", text.splitlines()[-KEPT:])
-        raise SkippedError(f"time: pytest was still running after {expired.timeout:.0f} s") from None
-    told = (done.stdout + done.stderr).splitlines()
+        return _unfinished(box, expired)
+    told = done.stdout.splitlines()
     box.note("output", told[-KEPT:])
-    return Verdict(done.returncode == 0, f"{told[-1] if told else 'no output'} (exit code {done.returncode})")
+    return Verdict(
+        done.returncode == 0, f"{told[-1].strip('= ') if told else 'no output'} (exit code {done.returncode})"
+    )
+
+
+def _unfinished(box: Box, expired: subprocess.TimeoutExpired) -> Verdict:
+    """Failed where a test has failed by now. Raises `SkippedError` where none has."""
+    # It is bytes whatever was asked for.
+    lines = (expired.stdout or b"").decode(errors="replace").splitlines()
+    failed = [line for line in lines if " FAILED" in line or " ERROR" in line]
+    passed = sum(" PASSED" in line for line in lines)
+    box.note("output", failed or lines[-KEPT:])
+    told = f"{passed} passed and {len(failed)} failed when {expired.timeout:.0f} s were over"
+    if not failed:
+        raise SkippedError(f"time: {told}")
+    return Verdict(False, told)
 
 
 def files_of(tests: Path) -> list[Path]:
@@ -40,4 +65,4 @@ def files_of(tests: Path) -> list[Path]:
 
 def _environment() -> dict[str, str]:
     paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

@@ -423,3 +423,22 @@ def test_gpu_tests_that_need_ray_are_left_out():
     found = suite.files_of(TESTS)
     assert TESTS / "trial" / "test_loop.py" in found
     assert all("mark.gpu" in path.read_text() and path.parent.name != "cluster" for path in found)
+
+
+@pytest.mark.parametrize(
+    ("last", "told"), [("b.py::two FAILED [ 66%]", "1 passed and 1 failed"), ("", "1 passed and 0")]
+)
+def test_what_gpu_tests_have_told_counts_when_their_time_is_over(tmp_path, monkeypatch, last, told):
+    # In the place of pytest: a program that does not end.
+    hanging = tmp_path / "hanging"
+    lines = f"import time\nprint('a.py::one PASSED [ 33%]\\n{last}', flush=True)\ntime.sleep(60)"
+    hanging.write_text(f"#!{sys.executable}\n{lines}")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(suite.sys, "executable", str(hanging))
+    given = box(tmp_path, "b", seconds=4.0)
+    if not last:
+        with pytest.raises(SkippedError, match=f"^time: {told} failed when 3 s were over$"):
+            suite.suite(setup(tmp_path), given)
+        return
+    assert suite.suite(setup(tmp_path), given) == Verdict(False, f"{told} when 3 s were over")
+    assert given.report.parts["b"]["figures"]["output"] == [last]
