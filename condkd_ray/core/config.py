@@ -70,6 +70,8 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
 
 
 def _leaf(hint: Any, value: Any, path: str) -> Any:
+    if value is False and "off" in get_args(hint):
+        value = "off"  # as YAML reads that word where it has no quotes
     try:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:

@@ -97,7 +97,8 @@ class Meter:
                 total = total + value
                 self._terms[name] = (total, finite + total.isfinite(), steps + 1)
             else:
-                self._terms[name] = (value, value.isfinite().float(), 1)
+                # A copy: a graph that is replayed writes the next step's value over this one.
+                self._terms[name] = (value.clone(), value.isfinite().float(), 1)
 
     def read(self) -> Metrics:
         """Means by `family/term`: the one host copy of a round. Raises `NonFiniteError` naming term and step."""

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.core.compilation import begin_step, whole
 from condkd_ray.core.device import sent
 from condkd_ray.core.method import Method, Schedule, require
 from condkd_ray.core.rng import Streams
@@ -233,23 +234,22 @@ class Distiller(Method):
 
     def step(self, state: DistillerState, batch: Samples, weights: Tensor, *, teacher: Teacher, rng: Streams) -> Step:
         """One step on `batch` with `weights` (B,) of its samples: the loss is the mean of weights times losses."""
+        begin_step()
         images = self._augmented(batch.images, teacher, rng) if self.augment else batch.images
-        pairs = self.loss.pairs
-        taught = Answer(batch.logits)
-        if self.asks_teacher or not batch.asked:
-            with torch.no_grad():
-                taught = answer(teacher.network if pairs else teacher.answering, images, [name for _, name in pairs])
-        images = images.contiguous(memory_format=torch.channels_last)
-        given = answer(state.student, images, [ours for ours, _ in pairs])
-        loss = (weights * self.loss(given, taught, batch.labels)).mean()
+        asked = self.asks_teacher or not batch.asked
+        # Hooks that come and go, by which pairs of layers are read, are not for the compiler.
+        compare = comparison.uncompiled if self.loss.pairs else comparison
+        taught_by = teacher.network if self.loss.pairs else teacher.answering
+        loss, agree, gap = compare(
+            self.loss, state.student, taught_by if asked else None, images, batch.logits, batch.labels, weights
+        )
         state.optimizer.zero_grad()
         loss.backward()
         if self.clip:
             nn.utils.clip_grad_norm_(state.student.parameters(), self.clip)
         state.optimizer.step()
         state.schedule.step()
-        agree = (given.logits.argmax(1) == taught.logits.argmax(1)).float().mean()
-        return Step({"loss": loss, "agreement": agree}, divergence(given.logits.detach(), taught.logits))
+        return Step({"loss": loss, "agreement": agree}, gap)
 
     def _augmented(self, images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
         move = partial(shift_flip, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
@@ -260,8 +260,34 @@ class Distiller(Method):
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
+@whole
+def comparison(
+    kd: AnyKdLoss,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    images: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of `weights` (B,) times the losses, the share named alike, and KL(teacher || student) (B,).
+
+    The teacher's answers to `images` (B, C, H, W) are `logits` (B, K) where it is None, else it is asked.
+    """
+    taught = Answer(logits)
+    if teacher is not None:
+        with torch.no_grad():
+            taught = answer(teacher, images, [theirs for _, theirs in kd.pairs])
+    given = answer(student, images.contiguous(memory_format=torch.channels_last), [ours for ours, _ in kd.pairs])
+    loss = (weights * kd(given, taught, labels)).mean()
+    agree = (given.logits.argmax(1) == taught.logits.argmax(1)).float().mean()
+    return loss, agree, divergence(given.logits.detach(), taught.logits)
+
+
 def answer(network: nn.Module, images: Tensor, layers: Sequence[str]) -> Answer:
     """What a network says of images, and what its `layers` gave on the way; without any, no hook runs."""
+    if not layers:
+        return Answer(network(images).float())
     with tapped(network, layers) as taps:
         logits = network(images).float()
     return Answer(logits, tuple(taps[name] for name in layers))

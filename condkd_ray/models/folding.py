@@ -27,8 +27,8 @@ class _Tracer(fx.Tracer):
 def folded(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy in eval mode with BN folded into what stands right before it, and weights cast to `dtype` once.
 
-    Each BN behind a convolution or linear layer that nothing else reads is gone; other BN stays as it is. Networks whose
-    forward pass cannot be followed without values (it branches on them) are cast alone, and that is logged.
+    Each BN behind a convolution or linear layer that nothing else reads is gone; other BN stays as it is. Networks
+    whose forward pass cannot be followed without values (it branches on them) are cast alone, and that is logged.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     try:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
-from condkd_ray.core.samples import to_model
 from condkd_ray.models.folding import folded
 from condkd_ray.models.hooks import trace
 from condkd_ray.models.observation import PENULTIMATE, Observation, Observer
@@ -50,6 +49,9 @@ class Teacher:
         """Make anew what depends on where the tensors of the network lie."""
         self._observers: dict[Any, Observer] = {}
         self._folded: nn.Module | None = None
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (self.mean, self.std)
+        )
         layers: list[Any] = [self._layers[name] for name in self._traced.bn]
         empty = torch.empty(0, device=self.device)
         running = [torch.cat([getattr(layer, name) for layer in layers] or [empty]) for name in STATISTICS]
@@ -96,7 +98,7 @@ class Teacher:
     @property
     def black(self) -> Tensor:
         """(1, C, 1, 1): pixels of 0 in [0, 1], in the space the teacher reads."""
-        return self.normalise(torch.zeros(1, len(self.mean), 1, 1, device=self.device))
+        return -self._mean / self._std
 
     @property
     def bn(self) -> tuple[Tensor, Tensor]:
@@ -135,7 +137,7 @@ class Teacher:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[0, 1] pixels (B, C, H, W) to the space the teacher reads."""
-        return to_model(pixels, self.mean, self.std)
+        return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, K) logits, differentiable in `images`; no hook runs."""

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from condkd_ray.core.compilation import Compile
 from condkd_ray.core.config import Tree, build, read_tree, to_tree
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.samples import Samples
@@ -104,6 +105,11 @@ class TrialConfig(Method):
     and variance over rounds."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' arithmetic (autocast); losses are float32 always."""
+    compile: Compile = "off"
+    """Whether PyTorch's compiler builds what a step does: `default` fuses operations, `max-autotune` also tries kernels
+    out, which takes minutes. Numbers differ in the last bits. It needs a C++ compiler, on a GPU Triton too."""
+    graphs: bool = False
+    """Whether steps are replayed as CUDA graphs, which spares a GPU the wait for its host; with `compile: off` too."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")

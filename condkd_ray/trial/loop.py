@@ -14,7 +14,7 @@ from condkd_ray.methods.memory import Store
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import diagnose
 from condkd_ray.trial.evaluation import evaluate
-from condkd_ray.trial.synthesis import Pipelined, Production, begin, make_round, new_student, precision, produce
+from condkd_ray.trial.synthesis import Pipelined, Production, arithmetic, begin, make_round, new_student, produce
 
 
 @dataclass
@@ -65,7 +65,7 @@ def run_round(
     metrics: Metrics = {"round": state.round + 1}
     student, measured = state.distiller.student, config.measures(state.round)
     wall, cpu = time.perf_counter(), time.process_time()
-    with precision(config, prepared.teacher.device):
+    with arithmetic(config, prepared.teacher.device):
         with _timed(metrics, "time/inversion_seconds"):
             fresh, terms = source(config, prepared, state, store)
             metrics |= terms

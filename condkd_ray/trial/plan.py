@@ -117,7 +117,7 @@ def production_key(config: TrialConfig, prepared: Prepared | PreparedRefs) -> st
     hashes, schedule = prepared.hashes, getattr(config.guidance, "schedule", Schedule())
     guided = config.guidance.name != "none"
     shaping = [
-        *(config.seed, config.data, config.teacher, config.precision),
+        *(config.seed, config.data, config.teacher, config.precision, config.compile, config.graphs),
         *(config.targets, config.weighing, config.inversion, config.guidance),
         config.rounds if schedule.largest > schedule.smallest else 0,
     ]

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from condkd_ray.core import checkpoint as states
+from condkd_ray.core import compilation
 from condkd_ray.core.method import Metrics, NonFiniteError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location
@@ -61,8 +62,11 @@ def run_trial(
     synthetic images are left there. `source`: of the images; the trial itself `produces` them or not.
     `before_test` hears the outcome as it is without the test images, of which none is then looked at before it returns.
     From the `deadline`, a `time.time()`, or once it is `halted`, no round is begun: raises `OutOfTimeError`.
-    After the round `rests`, if that is not the last: raises `RestsError`.
+    After the round `rests`, if that is not the last: raises `RestsError`. Raises `InputError` where nothing can be
+    compiled, or replayed as graphs, as the config says.
     """
+    compilation.check(config.compile, config.graphs, prepared.teacher.device)
+    compilation.forget()
     state = resume(config, prepared, store, checkpoint, produces=produces)
     for metrics in state.history:
         on_round(metrics)

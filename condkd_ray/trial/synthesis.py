@@ -4,7 +4,8 @@ Nothing but these functions draws from a production's streams. So trials may sha
 come to the numbers of a trial that makes its images itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.checkpoint import Packed, pack, unpack
+from condkd_ray.core.compilation import compiling
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Codec, Samples, unseen
@@ -54,7 +56,7 @@ def produce(
     `student` is asked, in eval mode, only by an inversion that `asks_student`; `class_counts` (K,) of what the memory
     holds count only for a weighing that `reads_memory`. Raises `NonFiniteError` before anything is kept.
     """
-    with precision(config, prepared.teacher.device):
+    with arithmetic(config, prepared.teacher.device):
         fresh, terms = synthesise(config, prepared, production, student, class_counts)
         production.round += config.producers
         ask, label = promised or config.keeps_logits, config.inversion.labels_by_teacher
@@ -118,6 +120,13 @@ def precision(config: TrialConfig, device: torch.device) -> torch.autocast:
     """The networks' arithmetic."""
     # Without its cache: within one context it would go on with the weights of before the optimiser's first step.
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16", cache_enabled=False)
+
+
+@contextmanager
+def arithmetic(config: TrialConfig, device: torch.device) -> Iterator[None]:
+    """How what happens in a round is computed: in which precision, compiled or not."""
+    with precision(config, device), compiling(config.compile, config.graphs):
+        yield
 
 
 Look = tuple[dict[str, Tensor], Tensor]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import Augmentation, Guidance
@@ -187,9 +188,7 @@ class Discriminator(Guidance[DiscriminatorState]):
 
     def penalty(self, state: DiscriminatorState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """How far the fakes are from passing for condensed images of their class."""
-        judged, classes = state.network(self._noisy(fake * state.scale, rng), labels)
-        loss = self.adversarial_weight * fool(judged, self.loss)
-        return loss if classes is None else loss + self.class_weight * F.cross_entropy(classes, labels)
+        return fooling(self, state.network, self._noisy(fake * state.scale, rng), labels)
 
     def update(
         self, state: DiscriminatorState, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
@@ -202,22 +201,13 @@ class Discriminator(Guidance[DiscriminatorState]):
 
     def _step(self, state: DiscriminatorState, both: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         both = self._noisy(both, rng).requires_grad_(self.r1_weight > 0)
-        judged, classes = state.network(both, labels.repeat(2))
-        judged_real, judged_fake = judged.chunk(2)
-        told = tell_apart(judged_real, judged_fake, self.loss, self.label_smoothing)
-        loss, terms = told, {"adversarial": told}
-        if classes is not None:
-            terms["class"] = F.cross_entropy(classes[: len(labels)], labels)
-            loss = loss + self.class_weight * terms["class"]
-        if self.r1_weight:
-            # The gradient of the real half alone: its sum does not look at the fakes.
-            terms["r1"] = 2 * gradient_penalty(judged_real, both)
-            loss = loss + self.r1_weight * terms["r1"]
+        # R1 is a gradient of a gradient, which the compiler does not take.
+        tell = telling.uncompiled if self.r1_weight else telling
+        loss, terms = tell(self, state.network, both, labels)
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
-        right_real, right_fake = (judged_real > 0).float().mean(), (judged_fake < 0).float().mean()
-        return terms | {"accuracy": (right_real + right_fake) / 2, "real_accuracy": right_real}
+        return terms
 
     def examine(
         self,
@@ -249,3 +239,31 @@ class Discriminator(Guidance[DiscriminatorState]):
             return features
         noise = torch.randn(features.shape, generator=rng, device=features.device)
         return features + self.instance_noise * noise
+
+
+@whole
+def fooling(guidance: Discriminator, network: nn.Module, fake: Tensor, labels: Tensor) -> Tensor:
+    """What the host adds for scaled features (B, D), a scalar."""
+    judged, classes = network(fake, labels)
+    loss = guidance.adversarial_weight * fool(judged, guidance.loss)
+    return loss if classes is None else loss + guidance.class_weight * F.cross_entropy(classes, labels)
+
+
+@whole
+def telling(
+    guidance: Discriminator, network: nn.Module, both: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """D's loss for scaled real and fake features (2B, D) of `labels` (B,), and its terms to be logged."""
+    judged, classes = network(both, labels.repeat(2))
+    judged_real, judged_fake = judged.chunk(2)
+    told = tell_apart(judged_real, judged_fake, guidance.loss, guidance.label_smoothing)
+    loss, terms = told, {"adversarial": told}
+    if classes is not None:
+        terms["class"] = F.cross_entropy(classes[: len(labels)], labels)
+        loss = loss + guidance.class_weight * terms["class"]
+    if guidance.r1_weight:
+        # The gradient of the real half alone: its sum does not look at the fakes.
+        terms["r1"] = 2 * gradient_penalty(judged_real, both)
+        loss = loss + guidance.r1_weight * terms["r1"]
+    right_real, right_fake = (judged_real > 0).float().mean(), (judged_fake < 0).float().mean()
+    return loss, terms | {"accuracy": (right_real + right_fake) / 2, "real_accuracy": right_real}

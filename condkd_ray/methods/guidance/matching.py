@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import Guidance
@@ -28,6 +29,7 @@ class Seen:
 
 
 State = TypeVar("State", bound=Seen)
+whole_mmd, whole_moments = whole(class_mmd), whole(class_moments)
 
 
 class Matching(Guidance[State]):
@@ -73,7 +75,7 @@ class Mmd(Matching[MmdState]):
     def distances(self, state: MmdState, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """`mmd`."""
         scale = {"num_classes": state.num_classes, "median": state.median}
-        return {"mmd": class_mmd(fake, labels, state.features, state.labels, **scale)}
+        return {"mmd": whole_mmd(fake, labels, state.features, state.labels, **scale)}
 
 
 @dataclass
@@ -114,5 +116,5 @@ class Moments(Matching[MomentsState]):
     def distances(self, state: MomentsState, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """`mean` and `covariance`."""
         left, right = state.scale * fake, state.scale * state.features
-        mean, covariance = class_moments(left, labels, right, state.labels, num_classes=state.num_classes)
+        mean, covariance = whole_moments(left, labels, right, state.labels, num_classes=state.num_classes)
         return {"mean": mean, "covariance": covariance}

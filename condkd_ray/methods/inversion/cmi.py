@@ -15,7 +15,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, resized_crop
 from condkd_ray.methods.inversion.conditional import Conditional
-from condkd_ray.methods.inversion.inversion import Round, require_bn
+from condkd_ray.methods.inversion.inversion import Judged, Look, Round, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import drawn
@@ -112,6 +112,10 @@ class Cmi(Conditional[CmiState]):
         what = f"memory of inversion bank, {rows} rows of 2 x {channels} values"
         require(rows <= fitting, what, _gb(rows * a_row), accepted)
 
+    def looks_at(self, teacher: Teacher) -> tuple[str, ...]:
+        """Names of the layers whose inputs are compared."""
+        return tuple(self._inputs(teacher))
+
     def _inputs(self, teacher: Teacher) -> dict[str, int]:
         """Names of the layers whose inputs are compared, and the channels of each."""
         return teacher.stage_inputs if self.layers == "stages" else teacher.bn_inputs
@@ -131,31 +135,43 @@ class Cmi(Conditional[CmiState]):
             optimizer.step()
             state.optimizer.step()
 
-        inputs = tuple(self._inputs(teacher))
         rival = now.student if self.asks_student else None
-        for _ in range(self.steps):
-            images = teacher.normalise(generator(latents))
-            look = now.look(images, targets, input_means=inputs)
+        eye = teacher.observer(bn=False, input_means=self.looks_at(teacher))
+
+        def make() -> Tensor:
+            return teacher.normalise(generator(latents))
+
+        def beside(images: Tensor) -> tuple[Tensor, ...]:
             part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)
-            pair = _features(teacher.observe(part, bn=False, input_means=inputs)), _features(look.seen)
+            return (part,) if state.bank is None else (part, self._negatives(state.bank, rng))
+
+        def judge(look: Look) -> Judged:
+            part, *negatives = look.beside
+            local, whole = _features(eye(part)), _features(look.seen)
             terms = self.terms(look, bn=look.seen.bn, teacher=teacher, student=rival)
-            terms["cr"] = self._contrast(state, *pair, rng)
-            now.step(look, terms, leaves, move, images, torch.cat(pair, 1))
+            return Judged(terms | {"cr": self._contrast(state.head, local, whole, *negatives)}, (local, whole))
+
+        for _ in range(self.steps):
+            now.step(now.attempt(make, judge, targets, beside), leaves, move, keep=True)
         metrics = now.meter.read()
-        best, features = now.lowest.kept
+        best, *pair = now.lowest.kept
+        features = torch.cat(pair, 1)
         state.bank = (features if state.bank is None else torch.cat([state.bank, features]))[-self.bank :]
         return unseen(best, targets.labels), metrics
 
-    def _contrast(self, state: CmiState, local: Tensor, whole: Tensor, rng: Streams) -> Tensor:
-        """C of this batch's views, (B, D) each, and of rows of the bank."""
+    def _negatives(self, bank: Tensor, rng: Streams) -> Tensor:
+        """Random rows of the bank."""
+        return bank[torch.randperm(len(bank), generator=rng["negatives"], device=rng.device)[: self.negatives]]
+
+    def _contrast(self, head: nn.Module, local: Tensor, whole: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """C of this batch's views, (B, D) each, and of `negatives`, rows of the bank."""
         count = len(local)
-        if state.bank is not None:
-            rows = torch.randperm(len(state.bank), generator=rng["negatives"], device=rng.device)[: self.negatives]
-            cached = state.bank[rows].chunk(2, dim=1)
+        if negatives is not None:
+            cached = negatives.chunk(2, dim=1)
             local, whole = torch.cat([local, cached[0]]), torch.cat([whole, cached[1]])
         with torch.no_grad():
-            whole = F.normalize(state.head(whole).float())
-        return instance_discrimination(F.normalize(state.head(local).float()), whole, count, self.cr_temperature)
+            whole = F.normalize(head(whole).float())
+        return instance_discrimination(F.normalize(head(local).float()), whole, count, self.cr_temperature)
 
 
 def _features(seen: Observation) -> Tensor:

@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift
 from condkd_ray.methods.inversion.conditional import Conditional
-from condkd_ray.methods.inversion.inversion import Round, require_bn
+from condkd_ray.methods.inversion.inversion import Judged, Look, Round, require_bn
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
@@ -32,6 +33,15 @@ class FastState:
     optimizer: torch.optim.Optimizer
     bn_memory: Tensor | None = None
     round: int = 0
+    _clone: Generator | None = transient(default=None)
+
+    def clone(self) -> Generator:
+        """A copy of the generator: in every round the same one, so that graphs find its tensors where they were."""
+        if self._clone is None:
+            self._clone = copy.deepcopy(self.generator)
+        else:
+            self._clone.load_state_dict(self.generator.state_dict())
+        return self._clone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,23 +108,28 @@ class Fast(Conditional[FastState]):
         state.round += 1
         if state.round in self.resets:
             _reset(state.generator, now.rng, state.round)
-        inner = state.generator if self.meta == "none" else copy.deepcopy(state.generator)
+        inner = state.generator if self.meta == "none" else state.clone()
         latents = now.latents(len(targets), self.latent).requires_grad_()
         leaves = [*inner.parameters(), latents]
         groups = [{"params": leaves[:-1], "lr": self.lr}, {"params": [latents], "lr": self.lr_latent}]
         optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True)
         state.optimizer.zero_grad()
         rival = now.student if self.asks_student and state.round > self.warm_up else None
-        bn_seen = state.bn_memory
+        bn_seen = memory = state.bn_memory
+
+        def make() -> Tensor:
+            return now.teacher.normalise(inner(latents))
+
+        def judge(look: Look) -> Judged:
+            bn = mix_bn(look.seen.bn, memory, self.bn_momentum)
+            return Judged(self.terms(look, bn=bn, teacher=now.teacher, student=rival))
+
         for _ in range(self.steps):
-            images = now.teacher.normalise(inner(latents))
-            look = now.look(images, targets)
-            bn = mix_bn(look.seen.bn, state.bn_memory, self.bn_momentum)
-            terms = self.terms(look, bn=bn, teacher=now.teacher, student=rival)
-            gradients = now.step(look, terms, leaves, optimizer.step, images)
+            tried = now.attempt(make, judge, targets)
+            gradients = now.step(tried, leaves, optimizer.step, keep=True)
             if self.meta == "maml":
                 _add_gradients(state.generator, gradients[:-1])
-            bn_seen = look.seen.bn.detach()
+            bn_seen = tried.look.seen.bn.detach().clone()
         metrics = now.meter.read()
         if self.meta == "reptile":
             _point_away(state.generator, inner, self.reptile_scale)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.core.compilation import begin_step, whole
 from condkd_ray.core.method import Meter, Method, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
@@ -18,7 +19,7 @@ from condkd_ray.methods.guidance.guidance import Guide
 from condkd_ray.methods.losses.inversion import class_prior
 from condkd_ray.methods.targets import Targets
 from condkd_ray.methods.weighing import Weigh
-from condkd_ray.models.observation import Observation
+from condkd_ray.models.observation import Observation, Observer
 from condkd_ray.models.teacher import Teacher
 
 State = TypeVar("State")
@@ -125,7 +126,8 @@ def require_bn(teacher: Teacher) -> None:
 class Look(NamedTuple):
     """One step's images (B, C, H, W), plain and `augmented`, what the teacher has `seen` of the latter, and what for.
 
-    `weight` (B,): what each image counts in the terms that are a mean over images.
+    `weight` (B,): what each image counts in the terms that are a mean over images; `beside`: what else the host has
+    drawn for them, such as another view.
     """
 
     images: Tensor
@@ -133,6 +135,7 @@ class Look(NamedTuple):
     seen: Observation
     targets: Targets
     weight: Tensor
+    beside: tuple[Tensor, ...] = ()
 
     def mean(self, values: Tensor) -> Tensor:
         """The weighted mean of the images' `values` (B,), a scalar."""
@@ -162,37 +165,101 @@ class Round:
         """Standard normal values from stream `latents`."""
         return torch.randn(shape, generator=self.rng["latents"], device=self.rng.device)
 
-    def look(self, images: Tensor, targets: Targets | None = None, *, input_means: Sequence[str] = ()) -> Look:
-        """Augment and observe; without `targets` the teacher's argmax serves."""
-        augmented = images
-        if self.host.augments:
-            augmented = self.host.augment(images, teacher=self.teacher, rng=self.rng["augment/inversion"])
-        seen = self.teacher.observe(augmented, self.guide.layers, bn=self.host.reads_bn, input_means=input_means)
-        targets = Targets(seen.logits.argmax(1)) if targets is None else targets
-        return Look(images, augmented, seen, targets, self.weigh(seen, targets.labels))
+    @property
+    def eye(self) -> Observer:
+        """Who looks at the teacher for the host and the guide."""
+        return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.looks_at(self.teacher))
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """`images` as the teacher gets to see them."""
+        if not self.host.augments:
+            return images
+        return self.host.augment(images, teacher=self.teacher, rng=self.rng["augment/inversion"])
+
+    def attempt(
+        self,
+        make: Callable[[], Tensor],
+        judge: "Judge",
+        targets: Targets | None = None,
+        beside: Callable[[Tensor], tuple[Tensor, ...]] = lambda images: (),
+    ) -> "Attempt":
+        """A step as far as the host's own loss: `make` images, augment them, draw what is wanted `beside`, `judge`.
+
+        Without `targets` the teacher's argmax serves. What draws stands between two parts that are compiled whole.
+        """
+        begin_step()
+        images = made(make)
+        views = self.augmented(images), beside(images)
+        return judged(self.host, self.eye, self.weigh, judge, images, *views, targets)
 
     def step(
-        self, look: Look, terms: dict[str, Tensor], leaves: Sequence[Tensor], move: Callable[[], object], *kept: Tensor
+        self, tried: "Attempt", leaves: Sequence[Tensor], move: Callable[[], object], *, keep: bool = False
     ) -> Sequence[Tensor]:
         """Give `leaves` the gradients of the loss, `move` them, and let the guide learn; returns the gradients.
 
-        The loss is the sum of `<name>_weight` times each of `terms` and of the guide's penalty. Nothing else collects
-        gradients. What is `kept` of the step of lowest loss stands in `lowest` afterwards.
+        The loss is the host's own and the guide's penalty. Nothing else collects gradients. With `keep`, images and
+        `extra` of the step of lowest loss stand in `lowest` afterwards.
         """
+        look = tried.look
         pull = self.guide.penalty(look.images, look.seen, look.targets.labels)
-        weighted = [getattr(self.host, f"{name}_weight") * term for name, term in terms.items()]
-        first, *others = [pull, *weighted] if self.host.penalty_first else [*weighted, pull]
-        loss = sum(others, first)
+        loss = tried.loss + pull
         found = torch.autograd.grad(loss, leaves)
         gradients = [_laid_out(gradient, leaf) for gradient, leaf in zip(found, leaves, strict=True)]
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
-        if kept:
-            self.lowest.offer(loss, *kept)
+        if keep:
+            self.lowest.offer(loss, look.images, *tried.extra)
         move()
         self.guide.update(look.images.detach(), look.seen.detach(), look.targets.labels)
-        self.meter.add(**terms, guide=pull, loss=loss)
+        self.meter.add(**tried.terms, guide=pull, loss=loss)
         return gradients
+
+
+class Judged(NamedTuple):
+    """Scalars to minimise, by names whose `<name>_weight` is a field of the host; values to be kept with the images."""
+
+    terms: dict[str, Tensor]
+    extra: tuple[Tensor, ...] = ()
+
+
+Judge = Callable[[Look], Judged]
+
+
+class Attempt(NamedTuple):
+    """A step's look, what was said of it, and the host's own loss: the sum of weights times terms."""
+
+    look: Look
+    terms: dict[str, Tensor]
+    extra: tuple[Tensor, ...]
+    loss: Tensor
+
+
+@whole
+def made(make: Callable[[], Tensor]) -> Tensor:
+    """The images of a step."""
+    return make()
+
+
+@whole
+def judged(
+    host: "Host",
+    eye: Observer,
+    weigh: Weigh,
+    judge: Judge,
+    images: Tensor,
+    augmented: Tensor,
+    beside: tuple[Tensor, ...],
+    targets: Targets | None,
+) -> Attempt:
+    """What the teacher, the weighing and the host say of a step's images."""
+    seen = eye(augmented)
+    targets = Targets(seen.logits.argmax(1)) if targets is None else targets
+    look = Look(images, augmented, seen, targets, weigh(seen, targets.labels), beside)
+    terms, extra = judge(look)
+    loss, *others = (getattr(host, f"{name}_weight") * term for name, term in terms.items())
+    for other in others:
+        loss = loss + other
+    return Attempt(look, terms, extra, loss)
 
 
 def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:
@@ -205,13 +272,15 @@ class Host(Inversion[State]):
 
     pixel_space: ClassVar[PixelSpace] = "unit"
     batch: int
-    penalty_first: ClassVar[bool] = False
-    """Whether the guide's penalty is the first summand of the loss or the last, which shows in its last bits."""
 
     @property
     def images_per_round(self) -> int:
         """One batch."""
         return self.batch
+
+    def looks_at(self, teacher: Teacher) -> tuple[str, ...]:
+        """Names of layers whose inputs' means it reads: none."""
+        return ()
 
     @final
     def synthesize(self, state: State, targets: Targets, **given: Any) -> tuple[Samples, Metrics]:

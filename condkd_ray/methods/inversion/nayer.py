@@ -17,7 +17,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift
 from condkd_ray.methods.inversion.conditional import Conditional
-from condkd_ray.methods.inversion.inversion import Lowest, Round, require_bn
+from condkd_ray.methods.inversion.inversion import Judged, Look, Lowest, Round, require_bn
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
@@ -149,7 +149,9 @@ class Nayer(Conditional[NayerState]):
         """`loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""
         if self._ends(state.round):
             stream = f"init/generator/{state.round + 1}"
-            state.generator = self._generator(state.embeddings, now.teacher, now.rng, stream)
+            fresh = self._generator(state.embeddings, now.teacher, now.rng, stream)
+            # In place: graphs find its tensors where they were.
+            state.generator.load_state_dict(fresh.state_dict())
         state.round += 1
         parts = dealt(targets.labels, self.loops)
         made = [self._loop(state, part, replace(now, lowest=Lowest())) for part in parts]
@@ -170,14 +172,19 @@ class Nayer(Conditional[NayerState]):
         leaves = [*state.generator.parameters(), *noisy]
         optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999), fused=True)
         rival = now.student if self.asks_student and state.round > self.warm_up else None
-        bn_seen = state.bn_memory
+        bn_seen = memory = state.bn_memory
+
+        def make() -> Tensor:
+            return now.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
+
+        def judge(look: Look) -> Judged:
+            bn = mix_bn(look.seen.bn, memory, self.bn_momentum)
+            return Judged(self.terms(look, bn=bn, teacher=now.teacher, student=rival))
+
         for _ in range(self.steps):
-            images = now.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
-            look = now.look(images, Targets(labels))
-            bn = mix_bn(look.seen.bn, state.bn_memory, self.bn_momentum)
-            terms = self.terms(look, bn=bn, teacher=now.teacher, student=rival)
-            now.step(look, terms, leaves, optimizer.step, images)
-            bn_seen = look.seen.bn.detach()
+            tried = now.attempt(make, judge, Targets(labels))
+            now.step(tried, leaves, optimizer.step, keep=True)
+            bn_seen = tried.look.seen.bn.detach().clone()
         assert bn_seen is not None
         state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
         return now.lowest.kept[0]

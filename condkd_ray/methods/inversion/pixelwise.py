@@ -14,7 +14,7 @@ from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, roll_flip
-from condkd_ray.methods.inversion.inversion import Host, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import Host, Judged, Look, Round, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.teacher import Teacher
 
@@ -27,7 +27,6 @@ class Pixelwise(Host[None]):
     """
 
     hears = "answers"
-    penalty_first = True
     betas: ClassVar[tuple[float, float]]
     """Of Adam."""
     steps: int = 100
@@ -72,9 +71,10 @@ class Pixelwise(Host[None]):
             with torch.no_grad():
                 images.copy_(torch.minimum(torch.maximum(images, darkest), brightest))
 
+        def judge(look: Look) -> Judged:
+            return Judged(self.terms(look, teacher=now.teacher, student=now.student))
+
         for _ in range(self.steps):
-            look = now.look(images, targets)
-            terms = self.terms(look, teacher=now.teacher, student=now.student)
-            now.step(look, terms, [images], move, images)
+            now.step(now.attempt(lambda: images, judge, targets), [images], move, keep=True)
         metrics = now.meter.read()
         return unseen(now.lowest.kept[0], targets.labels), metrics

@@ -6,6 +6,7 @@ Letters: B batch, C channels, H W height and width.
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unlabelled
-from condkd_ray.methods.inversion.inversion import Host, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import Host, Judged, Look, Round, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import drawn
@@ -41,7 +42,6 @@ class Unconditional(Host[GeneratorState]):
     hears = "nothing"
     fresh = True
     augments = False
-    penalty_first = True
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Of Adam."""
     form: ClassVar[dict[str, Any]]
@@ -97,9 +97,12 @@ class Unconditional(Host[GeneratorState]):
         def images(count: int) -> Tensor:
             return state.generator(now.latents(count, self.latent))
 
+        def judge(look: Look) -> Judged:
+            return Judged(self.terms(look, teacher=now.teacher, student=now.student))
+
         for _ in range(self.steps):
-            look = now.look(images(self.batch))
-            now.step(look, self.terms(look, teacher=now.teacher, student=now.student), weights, move)
+            latents = now.latents(self.batch, self.latent)
+            now.step(now.attempt(partial(state.generator, latents), judge), weights, move)
         metrics = now.meter.read()
         return fresh_images(images, self.images_per_round, self.batch), metrics
 

@@ -122,7 +122,8 @@ class Prioritized(ReplayMemory[PrioritizedState]):
 
         Raises `NonFiniteError` where one of those read is NaN or infinite.
         """
-        state.unread.append((ids, priority.detach()))
+        # A copy: a graph that is replayed writes the next step's over these.
+        state.unread.append((ids, priority.detach().clone()))
         if len(state.unread) >= self.refresh:
             self._read(state)
 

@@ -1,0 +1,115 @@
+"""Every part of a step that is marked `whole` is one graph for a compiler, and gives what it gives uncompiled.
+
+Here the graphs are run as they are, by the backend `aot_eager`: a compiler that builds code of them takes minutes. What
+cannot be taken whole: a KD loss that compares layers (its hooks come and go), a discriminator's step under R1 (a
+gradient of a gradient), and what draws: augmentations and noise. The latter stand between the parts.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from toy import NUM_CLASSES, blobs, make_teacher
+
+from condkd_ray.core import compilation
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.weighing import Modulating
+from contracts.test_device import LOSSES, SETTINGS
+from contracts.toy_guides import FORMS, bound, fakes, step
+from contracts.toy_methods import INVERTERS, make_student, small, synthesize
+
+PLAIN = compilation._Mode("aot_eager")
+GRAPHS = {"Fast": 3, "Cmi": 3, "Nayer": 3}
+"""Here a memory comes in, which the first round does not have; elsewhere images are made by one, and judged by one."""
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """Nothing is left of what another test has compiled."""
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    compilation.forget()
+
+
+def both(run):
+    """What `run` gives uncompiled and compiled, and how many graphs the latter took."""
+    plain = run()
+    assert not counters["stats"]
+    with compilation._in_mode(PLAIN):
+        taken = run()
+    return plain, taken, counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("kind", INVERTERS, ids=lambda kind: kind.__name__)
+def test_inversions(kind):
+    def rounds():
+        teacher, student, rng, inversion = make_teacher(), make_student(), Streams(0), small(kind, steps=2)
+        state = inversion.init(teacher, rng)
+        return [synthesize(inversion, state, rng=rng, teacher=teacher, student=student) for _ in range(3)]
+
+    plain, taken, graphs = both(rounds)
+    for (images, metrics), (others, other_metrics) in zip(plain, taken, strict=True):
+        torch.testing.assert_close(others.images, images.images, rtol=1e-3, atol=1e-4)
+        assert other_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+    assert graphs == GRAPHS.get(kind.__name__, 2)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
+def test_guidances(form):
+    def steps():
+        teacher = make_teacher()
+        guide, _ = bound(form, teacher=teacher)
+        return [step(guide, fakes(seed), teacher) for seed in range(3)]
+
+    plain, taken, graphs = both(steps)
+    for found, wanted in zip(taken, plain, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    # Fooling and telling; or a distance to the first look, to a later one, and one that is logged, without a gradient.
+    assert graphs == (2 if form.name == "discriminator" else 3)
+
+
+def test_a_discriminator_under_r1_learns_uncompiled():
+    form = replace(next(form for form in FORMS if form.name == "discriminator"), r1_weight=1.0)
+
+    def steps():
+        teacher = make_teacher()
+        guide, _ = bound(form, teacher=teacher)
+        return [step(guide, fakes(seed), teacher) for seed in range(2)]
+
+    plain, taken, graphs = both(steps)
+    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-5)
+    assert graphs == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [(loss, {}) for loss in LOSSES] + [(LOSSES[0], settings) for settings in SETTINGS[1:]],
+    ids=str,
+)
+def test_the_distiller(loss, settings):
+    def steps():
+        teacher, student, rng = make_teacher(), make_student().train(), Streams(0)
+        images = blobs(8, seed=4).samples(teacher.mean, teacher.std)
+        batch = Samples(images.images, images.labels, torch.zeros(8, NUM_CLASSES))
+        distiller = Distiller(loss=loss, batch=4, **settings)
+        state = distiller.init(student, rounds=3)
+        found = [distiller.step(state, batch, torch.ones(8), teacher=teacher, rng=rng) for _ in range(3)]
+        return [(one.terms["loss"].detach(), one.gap) for one in found], student.state_dict()
+
+    plain, taken, graphs = both(steps)
+    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-4)
+    assert graphs == (0 if loss.pairs else 1)
+
+
+def test_a_weighing():
+    def rounds():
+        weigh = Modulating(normalise=True).bind(torch.tensor([3, 1, 0, 2]))
+        return synthesize(small(Fast, steps=2), weigh=weigh)[0].images
+
+    plain, taken, _ = both(rounds)
+    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-4)
