@@ -37,6 +37,8 @@ class Sizes:
     maps: tuple[tuple[int, int], ...] = ((64, 32), (128, 16), (256, 8), (512, 4))
     """Channels and side of the recipe's 3x3 convolutions."""
     batches: tuple[int, ...] = (256, 1024)
+    compiled: bool = True
+    """Whether part (d) has rows for which something is compiled; that takes longer than all else in small."""
     chunks: tuple[int, ...] = (13, 50, 200)
     draw: int = 256
     """Images of a draw, and of a chunk."""
@@ -84,6 +86,7 @@ def tiny() -> Sizes:
         copied=2**20,
         maps=((4, 8), (8, 4)),
         batches=(8, 16),
+        compiled=False,
         draw=16,
         repeats=3,
         student_steps=2,

@@ -1,28 +1,34 @@
 """(d) What a step of synthesis and of distillation takes: milliseconds, launches, idle time, share of the peak."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
 
+from condkd_ray.core import compilation
 from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.models.teacher import Teacher
 from condkd_ray.runs.presets import compute, with_rounds
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.loop import distil
-from condkd_ray.trial.synthesis import precision
+from condkd_ray.trial.synthesis import arithmetic
 from gpu import world
 from gpu.ceilings import MATRICES
-from gpu.parts import Box, BoxEndedError, Setup, Verdict
+from gpu.parts import Box, BoxEndedError, Setup, SkippedError, Verdict
 from gpu.timing import launched, milliseconds, peak_tflops
 
-ROWS: dict[str, dict[str, Any]] = {
+EAGER: dict[str, dict[str, Any]] = {
     "float32": {"precision": "float32"},
     "bfloat16": {"precision": "bfloat16"},
-    "bfloat16 + compile": {"precision": "bfloat16", "compile": "default"},
-    "bfloat16 + compile + graphs": {"precision": "bfloat16", "compile": "default", "graphs": True},
+    "bfloat16, graphs": {"precision": "bfloat16", "graphs": True},
+}
+COMPILED: dict[str, dict[str, Any]] = {
+    "bfloat16, compiled": {"precision": "bfloat16", "compile": "default"},
+    "bfloat16, compiled, graphs": {"precision": "bfloat16", "compile": "default", "graphs": True},
 }
 """Fields of the trial's config by what a row is called. The device pool and the folded teacher come by themselves."""
 SHARE = 0.25
@@ -39,34 +45,35 @@ def steps(setup: Setup, box: Box) -> Verdict:
     try:
         for batch in setup.sizes.batches:
             box.note(f"teacher alone, batch {batch}", _answers(setup, found, batch))
-        # Settings that take long to begin with come last.
-        for (row, changes), batch in product(ROWS.items(), setup.sizes.batches):
-            best |= _row(setup, box, found, batch, row, changes)
+        for row, batch in order(setup):
+            best |= _row(setup, box, found, batch, row)
     except BoxEndedError:
         ended = "; the time was over before all rows were measured"
     if not best:
-        return Verdict(False, f"no row could be measured{ended}")
+        raise SkippedError(f"no share of a peak is known; of a device that is in no list (a) measures one{ended}")
     name, share = max(best.items(), key=lambda pair: pair[1])
     return setup.verdict(share >= SHARE, f"distillation at {share:.1%} of the peak ({name}){ended}", f"{SHARE:.0%}")
 
 
-def _row(setup: Setup, box: Box, found: Any, batch: int, row: str, changes: dict[str, Any]) -> dict[str, float]:
+def order(setup: Setup) -> list[tuple[str, int]]:
+    """Rows and their batches. To compile takes a minute or more: those rows come last, all of the first batch first."""
+    batches = setup.sizes.batches
+    return [*product(EAGER, batches), *((row, batch) for batch in batches for row in COMPILED if setup.sizes.compiled)]
+
+
+def _row(setup: Setup, box: Box, found: Teacher, batch: int, row: str) -> dict[str, float]:
     """Notes a row; the share of the peak that its distillation reaches, by the row's name."""
-    name = f"{row}, batch {batch}"
-    missing = sorted(changes.keys() - {field.name for field in fields(TrialConfig)})
-    if missing:
-        box.note(name, {"skipped": f"no such field of a trial here: {', '.join(missing)}"})
-        return {}
+    name, config = f"{row}, batch {batch}", _config(setup, batch, **(EAGER | COMPILED)[row])
     try:
-        config = _config(setup, batch, **changes)
-        bench = Bench(setup, config, world.Running(config, world.prepared(found)))
-        box.note(f"{name}, synthesis", bench.synthesis(box))
-        box.note(f"{name}, draw", bench.draw())
-        taught = bench.distillation(box)
-    except InputError as error:
-        box.note(name, {"skipped": str(error)})
+        compilation.check(config.compile, config.graphs, setup.device)
+    except InputError as refused:
+        box.note(name, {"skipped": str(refused)})
         return {}
-    box.note(f"{name}, distillation", taught)
+    compilation.forget()
+    bench = Bench(setup, config, world.Running(config, world.prepared(found)))
+    box.note(f"{name}, synthesis", bench.synthesis(box))
+    box.note(f"{name}, draw", bench.draw())
+    box.note(f"{name}, distillation", taught := bench.distillation(box))
     share = taught.get("share_of_peak", taught.get("share_of_product"))
     return {} if share is None or row == "float32" else {name: share}
 
@@ -100,7 +107,7 @@ class Bench:
         taught = self.config.distiller
 
         def learn() -> None:
-            with precision(self.config, self.setup.device):
+            with arithmetic(self.config, self.setup.device):
                 distil(self.config, self.trial.prepared, self.trial.state, self.trial.store)
 
         return self._told(box, learn, taught.steps, taught.batch, flops(self.config, self.setup)[1])
@@ -149,9 +156,9 @@ def flops(config: TrialConfig, setup: Setup) -> tuple[float, float]:
     return (total(1) - student) / config.inversion.steps, student  # type: ignore[attr-defined]
 
 
-def _answers(setup: Setup, found: Any, batch: int) -> dict[str, float]:
+def _answers(setup: Setup, found: Teacher, batch: int) -> dict[str, float]:
     """Milliseconds of the teacher's answers under bfloat16, as the package gives them and by its plain network."""
-    rng = world.Streams(2, setup.device)
+    rng = Streams(2, setup.device)
     images = world.noise(batch, setup.sizes.shape, setup.device, rng)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from condkd_ray.methods.memory import AnyMemory
 from condkd_ray.models import ResNet
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.loop import distil
-from condkd_ray.trial.synthesis import Production, precision, synthesise
+from condkd_ray.trial.synthesis import Production, arithmetic, synthesise
 from gpu import world
 from gpu.parts import Box, Setup, Verdict
 
@@ -93,7 +93,7 @@ def _rounds(config: TrialConfig, what: Any) -> None:
     config = replace(config, precision="bfloat16" if device.type == "cuda" else "float32")
     trial = world.Running(config, what)
     store = trial.store
-    with precision(config, device):
+    with arithmetic(config, device):
         distil(config, what, trial.state, store)
         production, student = trial.state.production, trial.state.distiller.student
         # Once a round, not in a step.

@@ -12,7 +12,7 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState, own_images, start
 from condkd_ray.trial.run import local_store
-from condkd_ray.trial.synthesis import precision
+from condkd_ray.trial.synthesis import arithmetic
 
 SEEN = 4
 """Batches of noise by which the teacher's running statistics come to the size of a trained one's."""
@@ -65,7 +65,7 @@ class Running:
 
     def remember(self, images: Samples) -> None:
         """Keep a round's images."""
-        with precision(self.config, self.prepared.teacher.device):
+        with arithmetic(self.config, self.prepared.teacher.device):
             memory, rng = self.state.memory, self.state.streams
             self.config.memory.add(memory, self.store, images, teacher=self.prepared.teacher, rng=rng)
 

@@ -13,16 +13,17 @@ from typing import Any, get_args
 import gpu_check
 import pytest
 import torch
-from gpu import halves, recipes, suite, waits
+from gpu import halves, recipes, steps, suite, waits
 from gpu.parts import Box, Part, Report, Setup, SkippedError, Verdict, _run, run
 from gpu.plan import MINUTES, PARTS
 from gpu.sizes import RECIPE, full, tiny
-from gpu.steps import flops
 from gpu.teacher import read, teacher
 from gpu.timing import PEAKS, _there, launched, milliseconds
 from places import EXPERIMENTS, TESTS
+from torch._dynamo.utils import counters
 from torch.autograd.profiler_util import DeviceType, Interval
 
+from condkd_ray.core import compilation
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.data.readers import read_parquet
@@ -408,13 +409,52 @@ def test_the_recipe_of_the_full_teacher_tells_its_operations_and_time():
     assert f"gives {seconds[0]:.0f} s at 40 % of it, {seconds[1]:.0f} s\n# at 25 %" in text
 
 
+@pytest.fixture
+def followed(monkeypatch):
+    """How many graphs the compiler has followed so far. It builds no code of them, which would take minutes."""
+    monkeypatch.setitem(compilation._MODES, ("default", False), compilation._Mode("aot_eager"))
+    torch.compiler.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    compilation.forget()
+
+
+def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, monkeypatch, followed):
+    monkeypatch.setattr(compilation, "_fault", lambda device: None)
+    given = setup(tmp_path, sizes=replace(tiny(), compiled=True, batches=(8,), repeats=1))
+    rows, graphs = box(tmp_path, "d"), []
+    with pytest.raises(SkippedError, match="no share of a peak is known"):
+        steps.steps(replace(given, sizes=replace(given.sizes, compiled=False)), rows)
+    rows.report.note("a", figures={"matrix product": {"tflops": 0.02}})
+    note = rows.note
+    monkeypatch.setattr(rows, "note", lambda name, told: (graphs.append((name, followed())), note(name, told)))
+    assert steps.steps(given, rows).passed
+    taken = dict(graphs)
+    assert taken["bfloat16, batch 8, distillation"] == 0
+    # What makes images, and what judges them without and with a memory of statistics; then the student's comparison.
+    assert taken["bfloat16, compiled, batch 8, synthesis"] == 3
+    assert taken["bfloat16, compiled, batch 8, distillation"] == 4
+    figures = rows.report.parts["d"]["figures"]
+    assert all(figures[f"bfloat16, compiled, batch 8, {step}"]["ms"] > 0 for step in ("synthesis", "distillation"))
+    refused = "graphs on a CPU is True; accepted: false, or a trial on a GPU"
+    assert figures["bfloat16, compiled, graphs, batch 8"] == {"skipped": refused}
+
+
+def test_rows_that_have_to_be_compiled_come_last(tmp_path):
+    rows = steps.order(setup(tmp_path, sizes=full()))
+    assert rows[:6] == [(row, batch) for row in ("float32", "bfloat16", "bfloat16, graphs") for batch in (256, 1024)]
+    compiled = ("bfloat16, compiled", "bfloat16, compiled, graphs")
+    assert rows[6:] == [(row, batch) for batch in (256, 1024) for row in compiled]
+    assert {row for row, _ in steps.order(setup(tmp_path))} == set(steps.EAGER)
+
+
 def test_a_steps_operations_are_those_of_its_networks():
     sizes = full()
     student, taught = (
         cost_of(network, (3, 32, 32), 10).multiply_adds for network in (sizes.student, sizes.teacher.network)
     )
     config = sizes.fast(inversion=replace(sizes.recipe.inversion, warm_up=0))
-    synthesis, step = flops(config, Setup(CPU, sizes, None, RECIPE.parent))
+    synthesis, step = steps.flops(config, Setup(CPU, sizes, None, RECIPE.parent))
     assert step == 2 * 256 * (taught + 3 * student)
     assert 2 * 256 * 2 * (taught + student) < synthesis < 2 * 256 * 4 * (taught + student)
 

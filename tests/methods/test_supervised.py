@@ -8,7 +8,9 @@ from guard import Guard, simulated
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+from condkd_ray.core import compilation
 from condkd_ray.core.method import InputError, Meter, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import to_model
@@ -38,7 +40,7 @@ def build(seed: int = 0) -> nn.Module:
         return parse("resnet-8-4").build((1, 8, 8), 2)
 
 
-def trained(seed: int = 0, **fields: float) -> nn.Module:
+def trained(seed: int = 0, **fields: float | str) -> nn.Module:
     network = build()
     method = Supervised(**{"epochs": 2, "batch": 64, **fields})  # type: ignore[arg-type]
     method.train(network, *striped(256), **NORM, flip_ok=True, rng=Streams(seed))
@@ -261,6 +263,30 @@ def test_images_that_are_not_uint8_are_refused():
     expected = "type of the training images is torch.float32; accepted: torch.uint8"
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
         Supervised().train(build(), images.float(), labels, **NORM, flip_ok=True, rng=Streams(0))
+
+
+def test_compiled_it_learns_the_same(monkeypatch):
+    """Its graph is run as it is: a compiler that builds code of it takes long."""
+    monkeypatch.setitem(compilation._MODES, ("default", False), compilation._Mode("aot_eager"))
+    monkeypatch.setattr(compilation, "_fault", lambda device: None)
+    torch.compiler.reset()
+    plain = trained(cutout=0.25)
+    counters.clear()
+    taken = trained(cutout=0.25, compile="default")
+    assert counters["stats"]["unique_graphs"] == 1
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(taken.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert not compilation._compiled.cache_info().currsize
+
+
+def test_without_a_compiler_it_is_refused_before_the_first_step(monkeypatch):
+    monkeypatch.setattr(compilation, "_fault", lambda device: "no g++")
+    told = "compile is 'default'; accepted: off, or a machine on which PyTorch's compiler works: here no g++"
+    network = build()
+    before = [parameter.clone() for parameter in network.parameters()]
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+        Supervised(compile="default").train(network, *striped(64), **NORM, flip_ok=True, rng=Streams(0))
+    assert all(map(torch.equal, before, network.parameters()))
 
 
 @pytest.mark.parametrize(
