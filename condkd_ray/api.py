@@ -23,6 +23,7 @@ from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.space import read
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.hardware import hardware_of, settled
 from condkd_ray.trial.outcome import product_path, read_product
 from condkd_ray.trial.plan import Plan, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
@@ -40,6 +41,8 @@ def train(
 ) -> Trained:
     """Run one trial in this process, without Ray.
 
+    On a GPU it sets PyTorch's settings of cuDNN and TF32, which stay so, see `core.environment.set_up_gpu`.
+
     Args:
         config: The trial.
         out: A folder for record, checkpoint and product, as `condkd train` writes it; the same call again continues.
@@ -49,13 +52,15 @@ def train(
         view: Shows the training of a teacher, the making of a condensed set, and the trial as it runs.
 
     Returns:
-        The record, with status `failed` where a loss was not finite, and the product.
+        The record, with status `failed` where a loss was not finite or a GPU out of memory, and the product.
     """
     cache = None if cache is None else Path(cache)
     if out is not None:
         record = experiment.run_alone(config, Path(out), cache=cache, device=device, view=view)
         return Trained(record, kept_product(Path(out), record.config_hash))
-    prepared = Workshop(cache, device or default_device(), view).prepare(config)
+    workshop = Workshop(cache, device or default_device(), view)
+    config = settled(config, hardware_of(workshop.device))
+    prepared = workshop.prepare(config)
     with TemporaryDirectory() as folder:
         path = product_path(Path(folder))
         outcome = run_trial(config, prepared, local_store(config, prepared, None), product=path)

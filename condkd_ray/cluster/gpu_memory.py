@@ -1,6 +1,6 @@
 """Whether trials that share a GPU fit into its memory, which Ray does not look at: found out before they begin."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple
 
@@ -9,12 +9,15 @@ import torch
 
 from condkd_ray.cluster.jobs import Job, unpack
 from condkd_ray.core.config import content_hash
+from condkd_ray.core.environment import CONTEXT_BYTES, set_up_gpu
 from condkd_ray.core.method import InputError, Metrics, require
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.methods.memory import Store
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
-from condkd_ray.trial.run import local_store
+from condkd_ray.trial.outcome import remembered_logits
+from condkd_ray.trial.run import at_hand, local_store
 from condkd_ray.trial.synthesis import Producer, codec, settle
 
 Role = Literal["trial", "learner", "producer"]
@@ -22,10 +25,19 @@ Role = Literal["trial", "learner", "producer"]
 
 
 class Need(NamedTuple):
-    """Bytes of a GPU's memory that a trial took at most, and that the GPU has."""
+    """Bytes of a GPU's memory."""
 
     peak: int
+    """What a process of a trial took at most, its context included."""
     total: int
+    """What the GPU has."""
+    beside: int = 0
+    """What others than trials hold of it, such as the driver."""
+
+    @property
+    def room(self) -> int:
+        """What is there for all trials."""
+        return self.total - self.beside
 
 
 TOO_LARGE = Need(0, 0)
@@ -35,8 +47,11 @@ TOO_LARGE = Need(0, 0)
 def check_packing(jobs: Iterable[Job], gpus: float, per_producer: float = 0) -> None:
     """Raise `InputError` where a trial, or one of its producers, takes more of a GPU's memory than its part of it.
 
-    One step of everything is run for each kind of trial, on a whole GPU. Nothing is done for whole GPUs, nor where
-    those that Ray counts are on paper only.
+    A round of two steps is run for each kind of trial, on a whole GPU: it waits for one, so none of them may run yet.
+    Nothing is done for whole GPUs, nor where those that Ray counts are on paper only.
+
+    It is an estimate, which spares most users a failed sweep. Whoever takes more than its part in later rounds fails by
+    name, see `core.environment.set_up_gpu`.
     """
     if not any(0 < part < 1 for part in (gpus, per_producer)):
         return
@@ -56,9 +71,11 @@ def check_packing(jobs: Iterable[Job], gpus: float, per_producer: float = 0) -> 
 
 def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-trial") -> None:
     """Raise `InputError` where so many with this need would not fit side by side."""
-    part = gpus * need.total
+    part = gpus * need.room
+    there = f"at most the {need.room / 1e9:.1f} GB that others leave: smaller batches or networks"
+    require(need.peak <= need.room, f"GPU memory of {label}", f"{need.peak / 1e9:.1f} GB", there)
     if need.peak > part:
-        least = need.peak / need.total
+        least = need.peak / need.room
         raise InputError(
             f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more, as {label} takes "
             f"{need.peak / 1e9:.1f} GB"
@@ -73,17 +90,20 @@ def _kinds(jobs: Iterable[Job]) -> list[Job]:
     """One trial of each kind: those that differ in seed alone take the same memory."""
     found: dict[str, Job] = {}
     for job in jobs:
-        found.setdefault(content_hash(one_step(job.config)), job)
+        found.setdefault(content_hash(short(job.config)), job)
     return list(found.values())
 
 
-def one_step(config: TrialConfig) -> TrialConfig:
-    """The config with one round, and in it one step of whatever takes steps: enough for the peak."""
+def short(config: TrialConfig) -> TrialConfig:
+    """The config with one round, and in it two steps of whatever takes steps.
+
+    In the first the optimisers do not have their momenta yet, which stay from then on.
+    """
     parts: dict[str, Any] = {}
     for name in ("inversion", "guidance", "memory", "distiller"):
         part = getattr(config, name)
         if any(field.name == "steps" for field in fields(part)):
-            parts[name] = replace(part, steps=1)
+            parts[name] = replace(part, steps=min(2, part.steps))
     parts["distiller"] = parts["distiller"].within(1)
     if config.inversion.warm_up:
         # Its rounds have no step of the student.
@@ -94,25 +114,49 @@ def one_step(config: TrialConfig) -> TrialConfig:
 def _need(job: Job, role: Role) -> Need | None:
     if not torch.cuda.is_available():
         return None
-    config = one_step(job.config)
+    config = short(job.config)
+    set_up_gpu()
+    return measured(lambda: work(config, unpack(config, job.prepared, "cuda"), role))
+
+
+def measured(run: Callable[[], None]) -> Need:
+    """What `run` needs of the GPU; to be asked in a process that has done nothing there yet.
+
+    `TOO_LARGE` where it is out of memory. Of what lies beside PyTorch's own memory the GPU tells only how much all
+    processes have. So our own is taken to be a context, which the worker's part of memory leaves room for too, and what
+    has come since; and the rest to be there for good.
+    """
+    torch.cuda.init()
+    torch.cuda.reset_peak_memory_stats()
+    before = _outside()
     try:
-        work(config, unpack(config, job.prepared, "cuda"), role)
+        run()
     except torch.cuda.OutOfMemoryError:
         return TOO_LARGE
+    own = CONTEXT_BYTES + max(0, _outside() - before)
+    # Reserved, not allocated: what lies idle between tensors is lost to others too.
+    peak = torch.cuda.max_memory_reserved() + own
+    return Need(peak, torch.cuda.mem_get_info()[1], max(0, before - CONTEXT_BYTES))
+
+
+def _outside() -> int:
+    """Bytes of the GPU that are taken, but not by this process's PyTorch."""
     free, total = torch.cuda.mem_get_info()
-    # What the driver and the context take lies beside what PyTorch knows of.
-    beside = max(0, total - free - torch.cuda.memory_reserved())
-    return Need(torch.cuda.max_memory_reserved() + beside, total)
+    return max(0, total - free - torch.cuda.memory_reserved())
 
 
 def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
-    """A round of what a process with this role does."""
+    """A round of what a process with this role does, and what it does at a trial's end."""
+    prepared = at_hand(prepared)
     state, store = start(config, prepared), local_store(config, prepared, None)
     if role == "producer":
         weights = state.distiller.student.state_dict()
         Producer(config, prepared, 0, None).make((weights, store.class_counts))
     else:
         run_round(config, prepared, state, store, own_images if role == "trial" else _grey)
+        remembered_logits(config, prepared, state, store)
+        if prepared.test is not None:
+            predict(state.distiller.student, prepared.test, prepared.teacher)
 
 
 def _grey(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:

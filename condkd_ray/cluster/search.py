@@ -146,7 +146,9 @@ class SearchMonitor:
             remove(trial_folder(self._context.folder, key))
         job, options = self._packer.job(trial), self._context.options
         options.check([trial.config])
-        check_packing([job], options.gpus_per_trial, options.per_producer.gpus)
+        if not self._sent:
+            # Later ones may hold the GPUs that it waits for, and could not end before this has heard of them.
+            check_packing([job], options.gpus_per_trial, options.per_producer.gpus)
         start_anew(trial_folder(self._context.folder, trial.key))
         self._sent[trial.key] = job
         self._monitor.add(trial)

@@ -35,8 +35,8 @@ LONGEST_NAP = 0.2
 class ProducerProcess:
     """A `Producer` as an actor; see `Crew`."""
 
-    def __init__(self, config: TrialConfig, refs: PreparedRefs, pool: Any, key: str, threads: int) -> None:
-        set_up_process(threads)
+    def __init__(self, config: TrialConfig, refs: PreparedRefs, pool: Any, key: str, each: Allowance) -> None:
+        set_up_process(each.threads, each.gpus)
         self._config, self._refs, self._pool, self._key = config, refs, pool, key
         self._producer: Producer | None = None
 
@@ -127,9 +127,8 @@ class Crew(AbstractContextManager):
         assert group is not None, "trials run in placement groups"
         place = PlacementGroupSchedulingStrategy(group, number + 1)
         options = {"num_cpus": self._each.cpus, "num_gpus": self._each.gpus, "scheduling_strategy": place}
-        threads = max(1, int(self._each.cpus))
         actor = ray.remote(**options)(ProducerProcess)
-        return actor.remote(config, self._refs, self._pool, self._key, threads)
+        return actor.remote(config, self._refs, self._pool, self._key, self._each)
 
     def _dismiss(self) -> None:
         for actor in self._actors.values():

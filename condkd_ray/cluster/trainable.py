@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from ray import tune
 
 from condkd_ray.cluster.files import chunks_folder, halt_path, note, of_the_trial, trial_file, trial_folder
@@ -17,7 +18,7 @@ from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, no_room
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.outcome import load_outcome, product_path, save_outcome
+from condkd_ray.trial.outcome import broken, load_outcome, product_path, save_outcome
 from condkd_ray.trial.run import OutOfTimeError, RestsError, inherit, passed, run_trial
 from condkd_ray.trial.synthesis import codec
 
@@ -55,7 +56,8 @@ class WorkerContext:
 def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
     """Run the trial `setup["key"]` to its outcome, from its checkpoint where there is one.
 
-    A trial that cannot succeed has a failed outcome. After any other exception Tune tries again, but
+    A trial that cannot succeed has a failed outcome, also one whose part of a GPU has too little memory: whoever is
+    beside it has a part too, so that a second try would find no more. After any other exception Tune tries again, but
     `ClusterOptions.attempts` times in all; one that is then given up has no outcome. Full storage is reported: it
     concerns all trials.
     """
@@ -75,7 +77,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
         return report({OUT_OF_TIME: 1})
     # Nothing of a trial is there yet where this is the process's first.
     keep_imports()
-    clean_process(max(1, int(context.options.cpus_per_trial)))
+    clean_process(max(1, int(context.options.cpus_per_trial)), context.options.gpus_per_trial)
     last = _last_report(job, context, report)
     if last is not None:
         report(last)
@@ -86,7 +88,7 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
     folder = trial_folder(context.folder, job.key)
     try:
         with WATCH.trial():
-            outcome = _attempt(job, context, report)
+            outcome = _outcome(job, context, report)
             times = {"time/cluster_seconds": WATCH.seconds} if outcome.metrics else {}
             outcome = replace(outcome, metrics=outcome.metrics | times)
             save_outcome(outcome, trial_file(context.folder, job.key, "outcome"))
@@ -101,6 +103,14 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
         return {} if full is None else {FULL: full}
     # Tune prints a line on trials without any report.
     return None if outcome.history else {}
+
+
+def _outcome(job: Job, context: WorkerContext, report: Report) -> Outcome:
+    """What comes of the trial; failed also where the GPU cannot even hold what it is prepared with."""
+    try:
+        return _attempt(job, context, report)
+    except torch.cuda.OutOfMemoryError as error:
+        return broken(error, torch.device(own_device()))
 
 
 def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:

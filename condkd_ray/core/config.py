@@ -41,7 +41,7 @@ def build(kind: type[T], tree: Any, path: str) -> T:
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise InputError(f"{path}: {key!r} names no field{hint}; accepted: {', '.join(_hints(kind))}")
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if f.name not in tree and f.default is f.default_factory is dataclasses.MISSING:
+        if f.name not in tree and not _known(f.default) and not _known(f.default_factory):
             raise InputError(f"{path}: {f.name} is not given; accepted: a value of your own, it has no default")
     values = {key: _value(_hints(kind)[key], value, f"{path}: {key}", kind, key) for key, value in tree.items()}
     try:
@@ -163,9 +163,14 @@ def _kept(kind: Any) -> list[dataclasses.Field[Any]]:
 @cache
 def default_identities(kind: type) -> dict[str, Any]:
     """Identities of the defaults of a dataclass, by field; a field without a default is not in it."""
-    made = {f: f.default_factory() for f in _kept(kind) if f.default_factory is not dataclasses.MISSING}
-    given = {f: f.default for f in _kept(kind) if f.default is not dataclasses.MISSING}
+    made = {f: f.default_factory() for f in _kept(kind) if _known(f.default_factory)}  # type: ignore[operator]
+    given = {f: f.default for f in _kept(kind) if _known(f.default)}
     return {f.name: _part(f, default, False) for f, default in {**given, **made}.items()}
+
+
+def _known(default: Any) -> bool:
+    # Not by identity: a class that came from another process by value, as a notebook's, has a sentinel of its own.
+    return not isinstance(default, type(dataclasses.MISSING))
 
 
 def content_hash(value: Any, digests: dict[str, str] | None = None, *, complete: bool = False) -> str:

@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import gc
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -34,9 +35,40 @@ KEPT_BYTES, MAPPED_BYTES = 2**31 - 1, (2**30, 2**25)
 """The most that `mallopt` can be told, and what it is asked for in turn: older ones refuse more than 32 MiB."""
 
 
-def set_up_process(threads: int) -> None:
-    """Give PyTorch `threads` threads, and have the C allocator keep the memory of freed tensors for the next ones."""
+CONTEXT_BYTES = 600_000_000
+"""Of a GPU's memory that a process takes beside its tensors: its context, and the kernels it has loaded (our choice;
+about 500 MB are reported of an H100)."""
+
+
+def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
+    """Settings of a process that may compute on a GPU, of whose memory its tensors may take `part`, less a context.
+
+    Ray gives a trial a part of a GPU but does not see to it. So whoever takes more is told so, not its neighbour.
+
+    `by_time`: cuDNN tries its algorithms out and takes the fastest. Without it a run repeats on one device.
+    """
+    # Convolutions alone. Matrix products in float32 are those of losses, whose differences TF32 would drown as bfloat16
+    # would; of the work of a convolutional network they are a hundredth. And no loss can switch it off for itself: a
+    # compiled step, whole in one graph, cannot hold such a switch.
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+    # Not by `cuda.matmul.fp32_precision`: where somebody has used the older switches too, PyTorch then refuses to tell.
+    torch.set_float32_matmul_precision("highest")
+    # What is fastest differs between two runs where several are almost so, and with it the last bits, although each of
+    # them is deterministic. So it takes both: none that adds up in any order, and the choice by rule.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = by_time
+    if 0 < part < 1 and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties().total_memory
+        torch.cuda.set_per_process_memory_fraction(max(0.0, part - CONTEXT_BYTES / total))
+
+
+def set_up_process(threads: int, gpus: float = 1.0) -> None:
+    """Give PyTorch `threads` threads, and have the C allocator keep the memory of freed tensors for the next ones.
+
+    On a GPU, of which the process has `gpus`: see `set_up_gpu`.
+    """
     torch.set_num_threads(threads)
+    set_up_gpu(gpus)
     if sys.platform == "linux":
         # Else every tensor of 32 MiB or more is asked of the system and zeroed page by page, which takes 4 to 7 % of a
         # round at 3x32x32. Other allocators than the GNU one have no such call.
@@ -46,13 +78,16 @@ def set_up_process(threads: int) -> None:
             set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def clean_process(threads: int) -> None:
-    """Make a process that has run other trials like a fresh one, to the trial and to its record."""
+def clean_process(threads: int, gpus: float = 1.0) -> None:
+    """Make a process that has run other trials like a fresh one, to the trial and to its record.
+
+    It has `threads` threads and `gpus` GPUs, or a part of one.
+    """
     gc.collect()
     if sys.platform == "linux":
         # What earlier trials have freed the allocator still holds; where it is not the GNU one there is no such call.
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
-    set_up_process(threads)
+    set_up_process(threads, gpus)
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -86,6 +121,23 @@ def free_bytes(device: torch.device) -> int:
         return psutil.virtual_memory().available
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + idle
+
+
+SMALLER = (
+    "smaller batches (distiller.batch, inversion.batch, teacher.training.batch), or more of a GPU for each trial, such "
+    "as --gpus-per-trial 1"
+)
+_SIZE = r"(\d[\d.]* [A-Za-z]+)"
+_SAID = (f"Of the allocated memory {_SIZE}", f"{_SIZE} allowed", f"total capacity of {_SIZE}", f"to allocate {_SIZE}")
+"""By PyTorch: what was taken, the part given, the GPU's memory, what was asked for."""
+
+
+def out_of_memory(error: torch.cuda.OutOfMemoryError) -> str:
+    """What a user is told of a GPU that had too little memory: what was taken, of how much, and what helps."""
+    said = " ".join(str(error).split())
+    taken, allowed, total, more = (match and match[1] for match in (re.search(pattern, said) for pattern in _SAID))
+    numbers = f"{taken} were taken of {allowed or total}, and {more} more asked for"
+    return f"out of GPU memory: {numbers if taken and more else said}; accepted: {SMALLER}"
 
 
 @cache

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from condkd_ray.core.device import sent
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.core.samples import Samples, to_model, unseen
@@ -65,6 +66,10 @@ class RealImages:
 
     def __getitem__(self, index: Tensor | slice) -> Self:
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same images on `device`, still as uint8."""
+        return replace(self, pixels=sent(self.pixels, device), labels=sent(self.labels, device))
 
     def samples(self, mean: Sequence[float], std: Sequence[float]) -> Samples:
         """All of them as float32 in the teacher's space, four times their bytes; index first where that is much."""

@@ -7,8 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from condkd_ray.cluster.connection import connect, in_job_folder
 from condkd_ray.cluster.files import clear, empty
+from condkd_ray.cluster.options import check_resources
 from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Outcome, Record, find_record, finished, read_manifest, write_manifest
@@ -21,7 +24,8 @@ from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.recorder import Recorder, StudyRecorder, describe_experiment, teacher_line
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.config import Allowance, Prepared, TrialConfig
+from condkd_ray.trial.hardware import CPU, Hardware, compute_line, hardware_of, settled
 from condkd_ray.trial.outcome import product_path
 from condkd_ray.trial.plan import Plan, PlannedTrial, Scope, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
@@ -89,12 +93,15 @@ def run(
     open_folder(options.out, experiment, fresh=options.fresh)
     with connect(options.address, view=view):
         # These import Ray, which takes a second.
+        from condkd_ray.cluster.hardware import trial_hardware
         from condkd_ray.cluster.storage_check import check_reach
         from condkd_ray.cluster.sweep import sweep
 
         cluster = options.of_cluster(deadline)
         cluster.check([plan.config for plan in planned])
         check_reach(options.place, options.place_flag)
+        hardware = trial_hardware(options.gpus_per_trial)
+        planned = settled_plans(planned, hardware)
         if options.fresh:
             empty(options.place)
         prepared = workshop.prepare_all([plan.config for plan in planned])
@@ -103,6 +110,7 @@ def run(
         manifest = describe_experiment(experiment, question, trials, workshop, options.out, baseline=baseline)
         write_manifest(options.out, manifest)
         log.info(teacher_line(manifest))
+        log.info(compute_line((plan.config for plan in planned), hardware, options.per_trial))
         trials = list({trial.key: trial for trial in trials}.values())
         missing = _missing(trials, options, only)
         study = StudyRecorder(experiment, options.out, trials)
@@ -120,7 +128,26 @@ def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view:
     """How many trials there are and what they will take, as text. Raises `InputError` as `run` would."""
     device = default_device()
     planned = checked(plans, options, Workshop(options.cache, device=device, view=view))
-    return explain(experiment, planned, options, device, view)
+    return explain(experiment, settled_plans(planned, asked_hardware(options, view)), options, device, view)
+
+
+def asked_hardware(options: Options, view: View = SILENT) -> Hardware:
+    """What trials with these options will compute on. Starts Ray, or connects to it, just where they have GPUs."""
+    if not options.gpus_per_trial:
+        return CPU
+    with connect(options.address, view=view):
+        # It imports Ray, which takes a second.
+        from condkd_ray.cluster.hardware import trial_hardware
+
+        check_resources(options.cpus_per_trial, options.gpus_per_trial, options.resources)
+        return trial_hardware(options.gpus_per_trial)
+
+
+def settled_plans(planned: Sequence[Plan], hardware: Hardware) -> list[Plan]:
+    """The plans with what their configs leave to the hardware chosen. Raises `InputError` where two are then equal."""
+    found = [dataclasses.replace(plan, config=settled(plan.config, hardware)) for plan in planned]
+    check_plans(found)
+    return found
 
 
 def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list[Plan]:
@@ -178,6 +205,8 @@ def run_alone(
     """
     workshop = Workshop(cache, device=device or default_device(), view=view)
     workshop.check(config)
+    hardware = hardware_of(workshop.device)
+    config = settled(config, hardware)
     open_folder(out, ALONE, fresh=fresh)
     plan = Plan(arm, config.ipc, config.seed, config)
     prepared = workshop.prepare(config)
@@ -185,6 +214,7 @@ def run_alone(
     manifest = describe_experiment(ALONE, "One trial.", [trial], workshop, out)
     write_manifest(out, manifest)
     log.info(teacher_line(manifest))
+    log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1)))
     if trial.key not in finished(out):
         _record(trial, out, view)
     write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))

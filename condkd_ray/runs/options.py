@@ -88,6 +88,11 @@ class Options:
         """`pool_limit` in bytes; None where there is none. Raises `InputError`."""
         return None if self.pool_limit is None else parse_size(self.pool_limit, "--pool-limit")
 
+    @property
+    def per_trial(self) -> Allowance:
+        """What each trial gets, beside its producers."""
+        return Allowance(self.cpus_per_trial, self.gpus_per_trial)
+
     def check(self) -> None:
         """Parse all texts. Raises `InputError` for options that cannot be."""
         most = self.max_concurrent

@@ -11,6 +11,7 @@ import yaml
 
 from condkd_ray.cluster.connection import connect
 from condkd_ray.cluster.files import bury, empty
+from condkd_ray.cluster.options import check_resources
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
@@ -27,6 +28,7 @@ from condkd_ray.study.storage import holds, open_storage, stored_study
 from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
 from condkd_ray.study.study import Study
 from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.hardware import settled
 from condkd_ray.trial.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -47,9 +49,14 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
     with connect(spec.address, view=view):
         # These import Ray, which takes a second.
         from condkd_ray.cluster import search as ray_search
+        from condkd_ray.cluster.hardware import trial_hardware
         from condkd_ray.cluster.storage_check import check_reach
 
         check_reach(spec.place, spec.place_flag)
+        check_resources(spec.cpus_per_trial, spec.gpus_per_trial, spec.resources)
+        hardware = trial_hardware(spec.gpus_per_trial)
+        if "precision" not in leaves(tree):
+            study.keep_to(settled(default(tree), hardware).precision)
         budget = None
         if spec.gpu_hours is not None:
             budget = ray_search.GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
@@ -58,7 +65,7 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
         if spec.population:
             sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
             population = Population(study, tree, **sizes, seed=spec.sampler_seed)
-        recorder = SearchRecorder(question, study, tree, workshop, spec, view)
+        recorder = SearchRecorder(question, study, tree, workshop, spec, view, hardware=hardware)
         driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder)
         try:
             complete = ray_search.search(driver, spec.of_cluster(deadline), budget)

@@ -19,6 +19,7 @@ from condkd_ray.study.space import leaves
 from condkd_ray.study.study import Proposal, Study
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.hardware import CPU, Hardware, compute_line, settled
 from condkd_ray.trial.plan import Lineage, Plan, PlannedTrial, trial_hash
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,12 @@ class SearchRecorder:
         workshop: Workshop,
         spec: SearchSpec,
         view: View = SILENT,
+        *,
+        hardware: Hardware = CPU,
     ) -> None:
         self.study, self.workshop, self.spec = study, workshop, spec
+        self.hardware = hardware
+        """What the trials compute on."""
         self._question, self._tree = question, tree
         self._kinds: dict[Any, PlannedTrial] = {}
         self._newest: dict[str, PlannedTrial] = {}
@@ -65,6 +70,7 @@ class SearchRecorder:
 
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
         """The trial of that number, prepared, named by the hash of its config."""
+        config = settled(config, self.hardware)
         prepared, scope = self.workshop.prepare(config), self.spec.share
         plan = Plan(f"trial {number}", config.ipc, config.seed, config, scope)
         return PlannedTrial(trial_hash(config, prepared, scope), plan, prepared)
@@ -73,6 +79,7 @@ class SearchRecorder:
         """From now on the trial of that number may be heard of: in the study, on all screens and in the manifest."""
         if not self._kinds:
             log.info(teacher_line(describe_experiment("search", "", [trial], self.workshop, self.spec.out)))
+            log.info(compute_line(self._precisions(trial.config), self.hardware, self.spec.per_trial))
         self.numbers[trial.key], self._newest[trial.key] = number, trial
         self._kinds.setdefault((trial.config.teacher, type(trial.config.condensation)), trial)
         self.study.note(number, {"config_hash": trial.key, "teacher_hash": trial.prepared.hashes["teacher"]})
@@ -109,6 +116,12 @@ class SearchRecorder:
         spent = self.records.clock.look() if over else None
         write_manifest(out, dataclasses.replace(manifest, search=about, cpu_seconds=spent))
         self._newest.clear()
+
+    def _precisions(self, config: TrialConfig) -> list[TrialConfig]:
+        """The config in each precision that trials may have."""
+        leaf = leaves(self._tree).get("precision")
+        chosen = [config.precision] if leaf is None else leaf.values
+        return [settled(dataclasses.replace(config, precision=one), self.hardware) for one in chosen]
 
     def _settle(self, records: Mapping[str, Record]) -> None:
         """Tell the study of trials that were stopped or failed, whose driver died when they had just their records."""
@@ -247,7 +260,8 @@ class PopulationDriver:
         member = Member(self._study.trial(number))
         generation = len(member.life) - 1
         planned = self._recorder.plan(number, self._study.proposal(member.trial).config)
-        first = trial_hash(self._study.config(member.life[0]["params"]), planned.prepared)
+        begun = settled(self._study.config(member.life[0]["params"]), self._recorder.hardware)
+        first = trial_hash(begun, planned.prepared)
         own = dataclasses.replace(planned, key=content_hash([first, number, list(self._population.settings)]))
         self._members[number] = own
         self._recorder.begin(number, own, member.life[-1]["params"])

@@ -31,6 +31,8 @@ from condkd_ray.trial.plan import NUMBERS
 REPEATS = 50
 """Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""
 GPU_SECONDS = "gpu_seconds"
+PRECISION = "precision"
+"""User attribute of a study: in which those of its trials compute that leave it to the hardware."""
 VERSION = "numbers"
 """User attribute of a study: the `NUMBERS` that its values are of; 1 where it is missing."""
 LIFE = "life"
@@ -213,6 +215,13 @@ class Study(TrialLog):
     def keep_gpu_seconds(self, used: float) -> None:
         """Write down what its trials have held of GPUs by now."""
         self._study.set_user_attr(GPU_SECONDS, used)
+
+    def keep_to(self, precision: str | None) -> None:
+        """Its trials compute in `precision`. Raises `InputError` where earlier ones did in another."""
+        before = self._study.user_attrs.get(PRECISION, precision)
+        accepted = f"{before}, that of its trials so far: the same --gpus-per-trial, or another --out or --study"
+        require(before == precision, f"precision of study {self._study.study_name!r}", precision, accepted)
+        self._study.set_user_attr(PRECISION, precision)
 
     def left_running(self) -> list[Proposal]:
         """What an earlier driver had begun and not ended, first to last."""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condkd_ray.core.config import content_hash, file_digest
-from condkd_ray.core.environment import free_bytes
+from condkd_ray.core.environment import free_bytes, set_up_gpu
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Samples
@@ -94,6 +94,9 @@ class Workshop:
     ) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
+        if torch.device(device).type == "cuda":
+            # Whatever process makes a teacher or a set, makes the same.
+            set_up_gpu()
         self._view, self._stand_ins = view, stand_ins
         self._made: dict[Any, Any] = {}
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import yaml
@@ -20,7 +20,7 @@ from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import AnyGuidance, NoGuidance
 from condkd_ray.methods.inversion import AnyInversion, Fast, NoInversion
 from condkd_ray.methods.memory import AnyMemory, Growing
-from condkd_ray.methods.supervised import TeacherConfig
+from condkd_ray.methods.supervised import Precision, TeacherConfig
 from condkd_ray.methods.targets import AnyTargets, Balanced
 from condkd_ray.methods.weighing import AnyWeighing, Equal
 from condkd_ray.models import AnyNetwork, ResNet
@@ -66,10 +66,15 @@ class Pipeline(Method):
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a producer gets of the cluster."""
+    """What a process that computes gets: a trial, or one of its producers."""
 
     cpus: float = 1
     gpus: float = 0
+
+    @property
+    def threads(self) -> int:
+        """Of PyTorch: one a CPU."""
+        return max(1, int(self.cpus))
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -103,8 +108,9 @@ class TrialConfig(Method):
     test_rounds: TestRounds = "subset"
     """Test images in each of these measurements: `subset`, at most 1000 (our choice); `full`, all, as PRE-DFKD's mean
     and variance over rounds."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks' arithmetic (autocast); losses are float32 always."""
+    precision: Precision | None = None
+    """Of the networks' arithmetic (autocast); losses are float32 always. Null: bfloat16 on a GPU that has it, else
+    float32; a record holds the one that was chosen."""
     compile: Compile = "off"
     """Whether PyTorch's compiler builds what a step does: `default` fuses operations, `max-autotune` also tries kernels
     out, which takes minutes. Numbers differ in the last bits. It needs a C++ compiler, on a GPU Triton too."""

@@ -90,7 +90,7 @@ def diagnose(fresh: Samples, landmarks: Landmarks, *, teacher: Teacher, student:
     `coverage`: share of the guides with a synthetic image of their class in the neighbourhood.
     `nearest_guide`: mean distance to the next guide of the class, in units of real images' (below 1: nearer than real).
     `confidence`: mean of the teacher's largest probability. `gap`: mean KL(teacher || student), which is put in eval
-    mode. Full precision even under autocast. Raises `NonFiniteError` where the teacher's features are not finite.
+    mode. In float32 even under autocast. Raises `NonFiniteError` where the teacher's features are not finite.
     """
     with torch.autocast(teacher.device.type, enabled=False):
         shown, classes = fresh[:NUM_IMAGES], teacher.num_classes

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condkd_ray.core.device import sent
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import shift_flip
@@ -61,18 +62,27 @@ def compare(student: nn.Module, proxy: Samples) -> dict[str, Tensor]:
     return {"agreement": agreement, "kl": kl}
 
 
-@torch.no_grad()
 def predict(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
     """(N,) predicted classes, on the CPU, of a network that reads the teacher's space; leaves it in eval mode."""
-    network.eval()
-    parts = (images[slice(a, a + BATCH)] for a in range(0, len(images), BATCH))
-    found = [network(part.samples(teacher.mean, teacher.std).images.to(teacher.device)).argmax(1) for part in parts]
-    return torch.cat(found).cpu()
+    return _named(network, images, teacher).cpu()
 
 
 def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
     """Share of images whose class is named right."""
-    return (predict(network, images, teacher) == images.labels).double().mean().item()
+    return _right(network, images, teacher).item()
+
+
+@torch.no_grad()
+def _named(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
+    """(N,) predicted classes, on the teacher's device, where the images go as uint8 if they are not there."""
+    network.eval()
+    parts = (images[slice(a, a + BATCH)].to(teacher.device) for a in range(0, len(images), BATCH))
+    return torch.cat([network(part.samples(teacher.mean, teacher.std).images).argmax(1) for part in parts])
+
+
+def _right(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
+    """Share of images whose class is named right, a scalar on the teacher's device."""
+    return (_named(network, images, teacher) == sent(images.labels, teacher.device)).double().mean()
 
 
 def in_round(test: RealImages, rounds: TestRounds) -> RealImages:
@@ -92,12 +102,14 @@ def evaluate(
 ) -> Metrics:
     """A round's report: agreement with the teacher on the proxy set, accuracy on validation and test images.
 
-    Of the latter two at most `ROUND_SUBSET` are measured, or all test images. Those that are None are left out.
+    Of the latter two at most `ROUND_SUBSET` are measured, or all test images. Those that are None are left out. One
+    host read in all.
     """
     student.eval()
-    metrics = {f"proxy/{name}": value.item() for name, value in compare(student, proxy).items()}
+    found = {f"proxy/{name}": value for name, value in compare(student, proxy).items()}
     if val is not None:
-        metrics["student/val_accuracy"] = accuracy(student, val[slice(ROUND_SUBSET)], teacher)
+        found["student/val_accuracy"] = _right(student, val[slice(ROUND_SUBSET)], teacher)
     if test is not None:
-        metrics["student/test_accuracy"] = accuracy(student, in_round(test, test_rounds), teacher)
-    return metrics
+        found["student/test_accuracy"] = _right(student, in_round(test, test_rounds), teacher)
+    values = torch.stack([value.double() for value in found.values()]).tolist()
+    return dict(zip(found, values, strict=True))

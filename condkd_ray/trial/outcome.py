@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from condkd_ray.core import checkpoint as states
-from condkd_ray.core.environment import peak_bytes
+from condkd_ray.core.environment import out_of_memory, peak_bytes
 from condkd_ray.core.method import InputError, Metrics, NonFiniteError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.samples import Encoded, PixelSpace, Samples, to_pixels
@@ -43,15 +43,26 @@ def load_outcome(path: Location) -> Outcome:
     return Outcome(**states.load(_Stored({}), path).fields)
 
 
-def broken(state: TrialState, prepared: Prepared, error: NonFiniteError) -> Outcome:
-    """The outcome of a trial whose next round came out as NaN."""
+Fatal = (NonFiniteError, torch.cuda.OutOfMemoryError)
+"""What ends a trial as failed: tried again, it would most likely come to the same."""
+
+
+def broken(error: Exception, device: torch.device, state: TrialState | None = None, total: int = 0) -> Outcome:
+    """The outcome of a trial of `total` rounds that a `Fatal` error has ended, in this state if it had one."""
+    why = out_of_memory(error) if isinstance(error, torch.cuda.OutOfMemoryError) else str(error)
     return Outcome(
         status="failed",
-        reason=f"round {state.round + 1}: {error}",
-        history=state.history,
-        peak_bytes=peak_bytes(prepared.teacher.device),
+        reason=f"{_when(state, total)}: {why}",
+        history=[] if state is None else state.history,
+        peak_bytes=peak_bytes(device),
         threads=torch.get_num_threads(),
     )
+
+
+def _when(state: TrialState | None, total: int) -> str:
+    if state is None:
+        return "before the first round"
+    return f"round {state.round + 1}" if state.round < total else "after the last round"
 
 
 def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Outcome:
@@ -74,7 +85,7 @@ def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:
     """The student on the whole test set, once."""
     assert prepared.test is not None
     predictions = predict(state.distiller.student, prepared.test, prepared.teacher)
-    accuracy = (predictions == prepared.test.labels).double().mean().item()
+    accuracy = (predictions == prepared.test.labels.cpu()).double().mean().item()
     metrics = untested.metrics | {"student/test_accuracy": accuracy}
     return replace(untested, metrics=metrics, predictions=predictions.tolist())
 

@@ -11,13 +11,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core import compilation
-from condkd_ray.core.method import Metrics, NonFiniteError
+from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import LocalStore, Store
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
-from condkd_ray.trial.outcome import broken, end, make_product, remembered_logits, tested
+from condkd_ray.trial.outcome import Fatal, broken, end, make_product, remembered_logits, tested
 from condkd_ray.trial.synthesis import codec
 
 CHECKPOINT_SECONDS = 15.0
@@ -57,43 +57,63 @@ def run_trial(
 ) -> Outcome:
     """All rounds of a trial; with a `checkpoint` file there, from where that stands.
 
-    A NaN ends the trial as failed, naming round and loss term. `on_round` hears the metrics of each round, those
-    before the checkpoint included, so that whoever shows them has all. Where a `product` is wanted, student and
-    synthetic images are left there. `source`: of the images; the trial itself `produces` them or not.
+    A NaN ends the trial as failed, naming round and loss term; so does a GPU that is out of memory. `on_round` hears
+    the metrics of each round, those before the checkpoint included, so that whoever shows them has all. Where a
+    `product` is wanted, student and synthetic images are left there. `source`: of the images; the trial itself
+    `produces` them or not.
     `before_test` hears the outcome as it is without the test images, of which none is then looked at before it returns.
     From the `deadline`, a `time.time()`, or once it is `halted`, no round is begun: raises `OutOfTimeError`.
     After the round `rests`, if that is not the last: raises `RestsError`. Raises `InputError` where nothing can be
     compiled, or replayed as graphs, as the config says.
     """
-    compilation.check(config.compile, config.graphs, prepared.teacher.device)
+    state, device = None, prepared.teacher.device
+    compilation.check(config.compile, config.graphs, device)
     compilation.forget()
-    state = resume(config, prepared, store, checkpoint, produces=produces)
-    for metrics in state.history:
-        on_round(metrics)
-    saved, late = time.monotonic(), passed(deadline) or halted()
-    last = config.total_rounds if rests is None else min(rests, config.total_rounds)
-    shown = prepared if before_test is None else replace(prepared, test=None)
-    while state.round < last and not late:
-        try:
-            metrics = run_round(config, shown, state, store, source)
-        except NonFiniteError as error:
-            return broken(state, prepared, error)
+    try:
+        state = resume(config, prepared, store, checkpoint, produces=produces)
+        shown = at_hand(prepared if before_test is None else replace(prepared, test=None))
+        for metrics in state.history:
+            on_round(metrics)
+        last = config.total_rounds if rests is None else min(rests, config.total_rounds)
+        saves = _Saves(checkpoint, checkpoint_seconds)
         late = passed(deadline) or halted()
-        due = late or time.monotonic() - saved >= checkpoint_seconds or state.round == last
-        if checkpoint is not None and due:
-            states.save(state, checkpoint)
-            saved = time.monotonic()
-        if checkpoint is None or due:
+        while state.round < last and not late:
+            metrics = run_round(config, shown, state, store, source)
+            late = passed(deadline) or halted()
+            saves.after_round(state, store, due=late or state.round == last)
+            on_round(metrics)
+        _check_through(state.round, last, config.total_rounds)
+        logits = remembered_logits(config, prepared, state, store)
+        if product is not None:
+            states.save(make_product(config, prepared, state, store, logits), product)
+        untested = end(config, prepared, state, store, logits)
+        if before_test is not None:
+            before_test(untested)
+        return tested(untested, state, shown if shown.test is not None else prepared)
+    except Fatal as error:
+        return broken(error, device, state, config.total_rounds)
+
+
+def at_hand(prepared: Prepared) -> Prepared:
+    """With the real images on the device too, which rounds are measured on: sent once, as uint8."""
+    device, test, val = prepared.teacher.device, prepared.test, prepared.val
+    return replace(prepared, test=test and test.to(device), val=val and val.to(device))
+
+
+class _Saves:
+    """When the trial's state and its store are made to last."""
+
+    def __init__(self, checkpoint: Location | None, seconds: float) -> None:
+        self._checkpoint, self._seconds, self._saved = checkpoint, seconds, time.monotonic()
+
+    def after_round(self, state: TrialState, store: Store, *, due: bool) -> None:
+        """Write a checkpoint where there is a place for it and it is `due`, or the last was long ago."""
+        due = due or time.monotonic() - self._saved >= self._seconds
+        if self._checkpoint is not None and due:
+            states.save(state, self._checkpoint)
+            self._saved = time.monotonic()
+        if self._checkpoint is None or due:
             store.commit()
-        on_round(metrics)
-    _check_through(state.round, last, config.total_rounds)
-    logits = remembered_logits(config, prepared, state, store)
-    if product is not None:
-        states.save(make_product(config, prepared, state, store, logits), product)
-    untested = end(config, prepared, state, store, logits)
-    if before_test is not None:
-        before_test(untested)
-    return tested(untested, state, prepared)
 
 
 def _check_through(round: int, last: int, total: int) -> None:

@@ -20,6 +20,7 @@ from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Codec, Samples, unseen
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.hardware import hardware_of, settled
 
 
 @dataclass
@@ -118,8 +119,9 @@ def codec(config: TrialConfig, teacher: Teacher) -> Codec:
 
 def precision(config: TrialConfig, device: torch.device) -> torch.autocast:
     """The networks' arithmetic."""
+    chosen = settled(config, hardware_of(device)).precision
     # Without its cache: within one context it would go on with the weights of before the optimiser's first step.
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16", cache_enabled=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bfloat16", cache_enabled=False)
 
 
 @contextmanager

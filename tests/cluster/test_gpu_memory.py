@@ -1,15 +1,35 @@
-from dataclasses import fields, replace
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
+import torch
 import toy
+from trial.devices import DEVICES, prepared_on
 
-from condkd_ray.cluster.gpu_memory import Need, _kinds, _roles, check_need, check_packing, one_step, work
+from cluster.drivers import PATH, assert_equal_numbers, direct
+from condkd_ray.cluster.gpu_memory import (
+    TOO_LARGE,
+    Need,
+    _kinds,
+    _roles,
+    check_need,
+    check_packing,
+    measured,
+    short,
+    work,
+)
 from condkd_ray.cluster.jobs import Job
+from condkd_ray.core.environment import CONTEXT_BYTES, set_up_process
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Outcome
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.trial.config import Pipeline
 from condkd_ray.trial.plan import Plan, PlannedTrial
+from condkd_ray.trial.run import local_store, run_trial
 
 SYNTHESIZE, STEP = Fast.synthesize, Distiller.step
 BOTH = ("inversion", "distillation")
@@ -25,11 +45,20 @@ def test_a_need_above_its_part_is_refused_with_the_part_it_needs():
         check_need("guided seed 0", Need(peak=70 * 10**9, total=140 * 10**9), 0.4)
 
 
-def test_a_step_of_everything_is_enough_to_be_measured():
-    config = one_step(toy.toy_config(seed=7, rounds=30))
-    assert (config.rounds, config.inversion.steps, config.distiller.steps, config.seed) == (1, 1, 1, 0)
-    assert config.inversion == replace(toy.toy_config().inversion, steps=1)
-    assert "batch" in {field.name for field in fields(Fast)}
+def test_what_others_hold_for_good_is_no_trials():
+    check_need("a", Need(peak=60, total=140, beside=20), 0.5)
+    with pytest.raises(InputError, match=r"0\.5, 50\.0 GB of a GPU; accepted: 0\.60 or more, as a takes 60\.0 GB"):
+        check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=40 * 10**9), 0.5)
+    with pytest.raises(InputError, match=r"memory of a is '60.0 GB'; accepted: at most the 40.0 GB that others leave"):
+        check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=100 * 10**9), 0.5)
+
+
+def test_two_steps_of_everything_are_enough_to_be_measured():
+    """By the second the optimisers have their momenta."""
+    config = short(toy.toy_config(seed=7, rounds=30, inversion=Fast(steps=5, latent=16, width=8)))
+    assert (config.rounds, config.inversion.steps, config.distiller.steps, config.seed) == (1, 2, 2, 0)
+    assert config.inversion == Fast(steps=2, latent=16, width=8)
+    assert short(toy.toy_config(inversion=Fast(steps=1))).inversion.steps == 1
 
 
 def test_trials_that_differ_in_seed_and_length_alone_are_measured_once():
@@ -43,7 +72,7 @@ def test_each_process_of_a_trial_does_a_round_of_its_own_work(role, monkeypatch)
     done = []
     monkeypatch.setattr(Fast, "synthesize", lambda *args, **rest: done.append("inversion") or SYNTHESIZE(*args, **rest))
     monkeypatch.setattr(Distiller, "step", lambda *args, **rest: done.append("distillation") or STEP(*args, **rest))
-    config = one_step(toy.toy_config(pipeline=None if role == "trial" else Pipeline()))
+    config = short(toy.toy_config(pipeline=None if role == "trial" else Pipeline()))
     work(config, toy.make_prepared(), role)
     assert set(done) == {"trial": set(BOTH), "learner": {BOTH[1]}, "producer": {BOTH[0]}}[role]
 
@@ -56,3 +85,90 @@ def test_a_trial_with_producers_has_two_kinds_of_process():
 def test_gpus_on_paper_and_whole_ones_pass(cluster):
     for part in (0.0, 1.0, 0.5):
         check_packing([job("a", toy.toy_config())], part, part)
+
+
+def test_a_search_waits_for_no_gpu_that_its_own_trials_hold(tmp_path):
+    """On one GPU, on paper: each half that comes free is for a trial, and the whole of it is never free again."""
+    done = subprocess.run(
+        [sys.executable, "-c", HALVES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"PYTHONPATH": PATH},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "True finished finished finished"
+
+
+HALVES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import toy
+from cluster.test_search import Plain
+from condkd_ray.cluster.connection import connect
+from condkd_ray.cluster.options import ClusterOptions
+from condkd_ray.cluster.search import search
+base = toy.toy_config(rounds=2)
+configs = {key: replace(base, inversion=replace(base.inversion, bn_weight=float(key))) for key in "123"}
+with connect("local", cpus=2, gpus=1):
+    guide = Plain(configs)
+    complete = search(guide, ClusterOptions(folder=Path(sys.argv[1]), gpus_per_trial=0.5))
+    print(complete, *(guide.outcomes[key].status for key in configs))
+"""
+
+
+def half(device: str) -> Outcome:
+    """What a toy trial comes to in a process that has half of the device."""
+    set_up_process(1, 0.5)
+    config, prepared = toy.toy_config(rounds=2), prepared_on(device)
+    return run_trial(config, prepared, local_store(config, prepared, None))
+
+
+def need() -> Need:
+    """Of a toy trial on the GPU."""
+    set_up_process(1)
+    return measured(lambda: work(short(toy.toy_config()), prepared_on("cuda"), "trial"))
+
+
+def starving() -> Need:
+    """Of one that wants more than there is."""
+
+    def work() -> None:
+        torch.empty(2 * torch.cuda.mem_get_info()[1], dtype=torch.uint8, device="cuda")
+
+    return measured(work)
+
+
+def apart(*works) -> list:
+    """What functions give, each in a process of its own, all at once."""
+    with ProcessPoolExecutor(len(works), mp_context=get_context("spawn")) as pool:
+        return [future.result() for future in [pool.submit(*work) for work in works]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_trials_share_a_device_and_come_to_equal_numbers(device):
+    one, other = apart((half, device), (half, device))
+    assert_equal_numbers(one, other)
+    if device == "cpu":
+        assert_equal_numbers(one, direct(toy.toy_config(rounds=2)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_small_trial_is_measured_on_a_real_gpu():
+    (found,) = apart((need,))
+    assert CONTEXT_BYTES < found.peak < CONTEXT_BYTES + 2 * 10**9
+    assert 0 <= found.beside < found.total
+    assert found.total == torch.cuda.get_device_properties().total_memory
+    assert apart((starving,)) == [TOO_LARGE]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_another_process_holds_is_not_counted_as_the_trials_on_a_real_gpu():
+    (alone,) = apart((need,))
+    held = torch.empty(10**9, dtype=torch.uint8, device="cuda")
+    (beside,) = apart((need,))
+    assert beside.peak - alone.peak < held.nbytes / 4
+    assert beside.beside - alone.beside > held.nbytes / 2

@@ -6,6 +6,7 @@ import toy
 
 from condkd_ray.cluster import jobs as module
 from condkd_ray.cluster.jobs import Job, Packer, SweepJobs, unpack
+from condkd_ray.core.config import content_hash
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.trial.plan import Lineage, Plan, PlannedTrial
 
@@ -56,6 +57,8 @@ def test_a_method_of_a_script_or_notebook_travels_too(cluster):
     job = Packer().job(PlannedTrial("key", Plan("own", 0, 0, config), toy.make_prepared()))
     names = ray.remote(lambda jobs: (type(jobs["key"].config.inversion).__name__, jobs["key"].config.inversion.steps))
     assert ray.get(names.remote(SweepJobs([job]))) == ("Own", 3)
+    # Its hash is the same wherever it has been.
+    assert content_hash(SweepJobs([job])["key"].config) == content_hash(config)
 
 
 def assert_same(a: torch.Tensor, b: torch.Tensor) -> None:

@@ -2,11 +2,12 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import toy
 from pyarrow.fs import FileSelector
 
@@ -22,6 +23,7 @@ from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, locate, put_text
 from condkd_ray.methods.guidance import Discriminator
+from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.memory import Latest
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.outcome import save_outcome
@@ -132,6 +134,36 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd)
     assert len(heard.outcomes["broken"].history) == len(heard.rounds["broken"]) == 1
     # Of a trial that may yet go on all stays, of the others nothing.
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"broken", "pool.json"}
+
+
+def test_a_trial_without_gpu_memory_fails_once_by_name_and_the_sweep_goes_on(cluster, tmp_path):
+    words = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hungry(Fast):
+        """Has no memory in its second round, and writes down how often it came so far."""
+
+        log: str
+
+        def synthesize(self, state, *args, **rest):
+            made = super().synthesize(state, *args, **rest)
+            with open(self.log, "a") as file:
+                file.write("round\n")
+            if len(Path(self.log).read_text().splitlines()) == 2:
+                raise torch.cuda.OutOfMemoryError(words)
+            return made
+
+    rest = {"steps": 2, "batch": 16, "latent": 16, "width": 8}
+    hungry = toy.toy_config(inversion=Hungry(log=str(tmp_path / "log"), **rest))
+    heard, other = Heard(), toy.toy_config(seed=1)
+    assert heard.sweep({"hungry": hungry, "other": other}, tmp_path / "out", gpus_per_trial=0.5)
+    found = heard.outcomes["hungry"]
+    assert found.status == "failed"
+    assert found.reason.startswith(f"round 2: out of GPU memory: {words}; accepted: smaller batches (distiller.batch, ")
+    assert heard.rounds["hungry"] == [1]
+    # A second attempt would have made more.
+    assert (tmp_path / "log").read_text().splitlines() == ["round"] * 2
+    assert_equal_numbers(heard.outcomes["other"], direct(other))
 
 
 @pytest.mark.parametrize("place", ["folder", "s3"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +15,14 @@ import pytest
 import torch
 
 from condkd_ray.core.environment import (
+    CONTEXT_BYTES,
     CpuClock,
     clean_process,
     free_bytes,
     git_state,
     keep_imports,
     peak_bytes,
+    set_up_gpu,
     set_up_process,
     versions,
 )
@@ -90,6 +93,58 @@ def test_an_older_allocator_is_asked_for_less_and_one_that_refuses_is_left_alone
     monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
     set_up_process(torch.get_num_threads())
     assert calls == asked
+
+
+@pytest.fixture
+def gpu_settings(monkeypatch) -> Iterator[None]:
+    """PyTorch's settings for GPUs are afterwards as before."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def test_on_a_gpu_a_run_repeats_and_only_convolutions_are_rounded(gpu_settings):
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    set_up_process(torch.get_num_threads())
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    # Who asks in the older words, as the compiler does, is answered too.
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    set_up_gpu(by_time=True)
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(("gpus", "parts"), [(0.5, [0.49]), (0.005, [0.0]), (1, []), (2, []), (0, [])])
+def test_whoever_has_a_part_of_a_gpu_may_take_that_much_memory_less_its_context(gpus, parts, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=100 * CONTEXT_BYTES))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    set_up_gpu(gpus)
+    assert taken == pytest.approx(parts)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_products_are_exact_and_convolutions_repeat_on_a_gpu(gpu_settings):
+    set_up_gpu()
+    rng = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 512, 512, generator=rng)
+    exact = (left.double() @ right.double()).float()
+    # TF32 would be off by some 1e-2.
+    torch.testing.assert_close((left.cuda() @ right.cuda()).cpu(), exact, rtol=1e-4, atol=1e-3)
+    images, weight = torch.randn(64, 32, 16, 16, generator=rng), torch.randn(32, 32, 3, 3, generator=rng)
+    found = []
+    for _ in range(3):
+        x, w = images.cuda().requires_grad_(), weight.cuda().requires_grad_()
+        torch.nn.functional.conv2d(x, w, padding=1).square().sum().backward()
+        found.append((x.grad.clone(), w.grad.clone()))
+    for grads in found[1:]:
+        assert all(torch.equal(one, first) for one, first in zip(grads, found[0], strict=True))
 
 
 def test_what_comes_after_the_imports_is_still_collected():

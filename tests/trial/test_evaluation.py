@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import losses as reference
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import MEAN, NUM_CLASSES, STD, answered, blobs, make_teacher, samples
 
 from condkd_ray.core.samples import Samples, unseen
@@ -61,6 +62,59 @@ def test_a_round_measures_at_most_a_subset_of_the_test_images(teacher):
     assert found["student/test_accuracy"] == 1
     assert network.seen == ROUND_SUBSET + len(proxy)
     assert set(found) == {"proxy/agreement", "proxy/kl", "student/test_accuracy"}
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that the host waits for one by one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_round_reads_all_its_figures_at_once(teacher):
+    images, proxy = blobs(64), views(answered(blobs(4), teacher), teacher, seed=0)
+    with Reads() as one:
+        accuracy(teacher.network, images, teacher)
+    assert one.count == 1
+    with Reads() as round:
+        found = evaluate(teacher.network, teacher=teacher, proxy=proxy, val=images, test=images)
+    assert round.count == 0
+    assert all(type(value) is float for value in found.values())
+
+
+def test_images_stay_uint8_until_they_are_on_the_device(teacher):
+    images = blobs(64)
+    assert images.to("cpu").pixels is images.pixels
+    moved = images.to("meta")
+    assert (moved.pixels.dtype, moved.pixels.device.type, moved.labels.device.type) == (torch.uint8, "meta", "meta")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_it_is_the_same_where_the_images_lie_and_nothing_is_waited_for():
+    teacher, images = make_teacher().to("cuda"), blobs(1234)
+    there = images.to("cuda")
+    expected = predict(teacher.network, images, teacher)
+    assert expected.device.type == "cpu"
+    assert torch.equal(predict(teacher.network, there, teacher), expected)
+    proxy = views(answered_on(blobs(4), teacher), teacher, seed=0)
+    measured = {"proxy": proxy, "val": there, "test": there, "test_rounds": "full"}
+    evaluate(teacher.network, teacher=teacher, **measured)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        compare(teacher.network, proxy)
+        evaluation._right(teacher.network, there, teacher)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert evaluate(teacher.network, teacher=teacher, **measured)["student/test_accuracy"] > 0.8
+
+
+def answered_on(images: RealImages, teacher: Teacher) -> Samples:
+    samples = images.to(teacher.device).samples(MEAN, STD)
+    return Samples(samples.images, samples.labels, teacher.answers(samples.images))
 
 
 def test_or_all_of_them_where_that_is_asked_for(teacher):

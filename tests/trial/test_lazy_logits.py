@@ -46,11 +46,13 @@ def prepared() -> Prepared:
 
 
 def counted(prepared: Prepared, work: Callable[[], Any]) -> int:
-    """Images that the teacher's network is given in `work`."""
+    """Images that the teacher is given in `work`, for its answer or for a look."""
     seen: list[int] = []
-    hook = prepared.teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    work()
-    hook.remove()
+    teacher = prepared.teacher
+    with teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]))):
+        teacher.to(teacher.device)  # observers made from now on have the hook too
+        work()
+    teacher.to(teacher.device)
     return sum(seen)
 
 

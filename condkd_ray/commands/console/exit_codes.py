@@ -6,7 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from condkd_ray.commands.console.screen import SCREEN
+from condkd_ray.core.environment import out_of_memory
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.storage import no_room
 from condkd_ray.runs.options import RunResult
@@ -50,7 +53,7 @@ def show(text: str) -> None:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Bad input: one message and exit code 2. A teacher or set that came out as NaN, full storage: 1. Ctrl-C: 130."""
+    """Bad input: one message and exit code 2. A NaN in a teacher or set, a full GPU or storage: 1. Ctrl-C: 130."""
     speak()
     try:
         yield
@@ -59,6 +62,8 @@ def exit_codes() -> Iterator[None]:
         told, code = f"error: {error}", 2
     except NonFiniteError as error:
         told, code = f"failed: {error}", 1
+    except torch.cuda.OutOfMemoryError as error:
+        told, code = f"failed: {out_of_memory(error)}", 1
     except KeyboardInterrupt:
         told, code = "interrupted; the same command continues", 130
     except Exception as error:

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from condkd_ray.commands.console.exit_codes import ended, exit_codes, say, speak
+from condkd_ray.core.environment import SMALLER
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.runs.options import RunResult
 
@@ -16,6 +18,11 @@ from condkd_ray.runs.options import RunResult
     [
         (InputError("steps is 0; accepted: an integer >= 1"), 2, "error: steps is 0; accepted: an integer >= 1\n"),
         (NonFiniteError("loss term teacher/loss is not finite"), 1, "failed: loss term teacher/loss is not finite\n"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory."),
+            1,
+            f"failed: out of GPU memory: CUDA out of memory.; accepted: {SMALLER}\n",
+        ),
         (
             OSError(28, "", "out/record"),
             1,

@@ -1,0 +1,50 @@
+"""What the trials of the connected cluster compute on: asked of its nodes, as the driver's need not have a GPU."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from condkd_ray.core.environment import default_device
+from condkd_ray.trial.hardware import CPU, Hardware, hardware_of
+
+PATIENCE_SECONDS = 60.0
+"""In which nodes have to answer once one of them has; those whose GPUs are all taken do not until some are free."""
+
+
+def trial_hardware(gpus_per_trial: float) -> Hardware:
+    """What trials with so many GPUs compute on: the CPU without any, or where Ray's GPUs are on paper only.
+
+    Blocks until a node has answered, which holds a GPU, or the part of one that a trial takes, for a moment. Nodes
+    that join later are not asked.
+    """
+    if not gpus_per_trial:
+        return CPU
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
+    if nodes == [ray.get_runtime_context().get_node_id()]:
+        return _own()
+    asked = [_ask(node, min(1.0, gpus_per_trial)) for node in nodes]
+    first, rest = ray.wait(asked)
+    others, _ = ray.wait(rest, num_returns=len(rest), timeout=PATIENCE_SECONDS) if rest else ([], [])
+    return merged(ray.get([*first, *others]))
+
+
+def merged(found: Sequence[Hardware]) -> Hardware:
+    """What nodes have in common: all trials compute in one precision, on whichever of them they run."""
+    real = [one for one in found if one.gpu]
+    if not real:
+        return CPU
+    return Hardware(" or ".join(dict.fromkeys(one.gpu for one in real)), all(one.bf16 for one in real))
+
+
+def _own() -> Hardware:
+    """Of the process that asks."""
+    return hardware_of(default_device())
+
+
+def _ask(node: str, gpus: float) -> Any:
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    # Its process holds memory of the GPU, so it serves no other task.
+    options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 0, "max_calls": 1, "scheduling_strategy": place}
+    return ray.remote(**options)(_own).remote()

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import Tensor
+
+from condkd_ray.core import compilation
+from condkd_ray.core.compilation import begin_step, check, compiling, forget, whole
+from condkd_ray.core.config import build
+from condkd_ray.core.method import InputError
+from condkd_ray.trial.config import TrialConfig, dump
+from condkd_ray.trial.hardware import CPU, Hardware, settled
+
+GPU = Hardware("some GPU", True)
+
+
+@whole
+def doubled(x: Tensor) -> Tensor:
+    """Twice `x`."""
+    return x + x
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How PyTorch's compiler was asked, in place of what it takes minutes for; what it gives is the function itself."""
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: (calls.append(settings), function)[1])
+    compilation._compiled.cache_clear()
+    yield calls
+    compilation._compiled.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("compile", "graphs", "backend", "mode"),
+    [
+        ("default", False, "inductor", None),
+        ("default", True, "inductor", "reduce-overhead"),
+        ("max-autotune", False, "inductor", "max-autotune-no-cudagraphs"),
+        ("max-autotune", True, "inductor", "max-autotune"),
+        ("off", True, "cudagraphs", None),
+    ],
+)
+def test_both_switches_are_one_way_to_compile(compile, graphs, backend, mode, asked):
+    with compiling(compile, graphs):
+        begin_step()
+        assert torch.equal(doubled(torch.ones(2)), torch.full((2,), 2.0))
+        doubled(torch.ones(2))
+    assert asked == [{"fullgraph": True, "dynamic": False, "backend": backend, "mode": mode}]
+    if backend == "inductor" and mode is not None:
+        assert mode in torch._inductor.list_mode_options()
+    assert backend in torch._dynamo.list_backends(exclude_tags=())
+
+
+def test_outside_and_with_both_off_it_is_the_function(asked):
+    doubled(torch.ones(2))
+    with compiling("off", False):
+        doubled(torch.ones(2))
+    with compiling("default", False), compiling("off", False):
+        doubled(torch.ones(2))
+    assert asked == []
+    assert doubled.__doc__ == "Twice `x`."
+
+
+def test_what_was_compiled_is_forgotten(asked):
+    for _ in range(2):
+        with compiling("default", False):
+            doubled(torch.ones(2))
+        forget()
+    assert len(asked) == 2
+
+
+def test_off_is_a_word_in_yaml_too():
+    assert build(TrialConfig, {"compile": False}, "x").compile == "off"
+    assert "compile: 'off'" in dump(TrialConfig())
+    with pytest.raises(InputError, match=r"x: compile is True; accepted: 'off', 'default' or 'max-autotune'"):
+        build(TrialConfig, {"compile": True}, "x")
+
+
+def test_graphs_on_a_cpu_are_refused():
+    with pytest.raises(InputError, match="graphs on a CPU is True; accepted: false, or a trial on a GPU"):
+        check("off", True, "cpu")
+    with pytest.raises(InputError, match="graphs on a CPU is True; accepted: false, or trials on a GPU"):
+        settled(TrialConfig(graphs=True), CPU)
+    assert settled(TrialConfig(graphs=True, compile="default"), GPU).graphs
+
+
+def test_without_a_compiler_it_is_refused_with_what_is_missing(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("\n  No working C++ compiler found\nand more")
+
+    compilation._fault.cache_clear()
+    monkeypatch.setattr(torch, "compile", fails)
+    wanted = "compile is 'default'; accepted: off, or a machine on which PyTorch's compiler works: here No working C"
+    for refused in (lambda: check("default", False, "cpu"), lambda: settled(TrialConfig(compile="default"), CPU)):
+        with pytest.raises(InputError, match=wanted):
+            refused()
+    settled(TrialConfig(compile="default"), GPU)  # a compiler is wanted where the trial runs
+    check("off", False, "cpu")
+    compilation._fault.cache_clear()

@@ -1,0 +1,48 @@
+"""A whole guided trial, compiled and replayed as graphs, comes to what it comes to uncompiled."""
+
+import pytest
+from toy import toy_config
+
+from condkd_ray.core import compilation
+from condkd_ray.core.method import InputError
+from condkd_ray.methods.guidance import Discriminator
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.run import local_store
+from trial.devices import GPU, prepared_on
+
+GUIDED = {"guidance": Discriminator(hidden=16, weight=10.0), "rounds": 3}
+
+
+def history(device, **switches):
+    """What the rounds of a trial log, in float32."""
+    settings, prepared = toy_config(**GUIDED, precision="float32", **switches), prepared_on(device)
+    compilation.forget()
+    live, store = start(settings, prepared), local_store(settings, prepared, None)
+    for _ in range(settings.rounds):
+        run_round(settings, prepared, live, store)
+    compilation.forget()
+    families = ("inversion/", "kd/loss", "guidance/adversarial")
+    return [{name: x for name, x in row.items() if name.startswith(families)} for row in live.history]
+
+
+def assert_near(found, wanted, rel):
+    assert [row.keys() for row in found] == [row.keys() for row in wanted]
+    for row, others in zip(found, wanted, strict=True):
+        assert row == pytest.approx(others, rel=rel, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_on_a_cpu():
+    """The compiler really builds code here, which takes minutes."""
+    try:
+        compilation.check("default", False, "cpu")
+    except InputError as error:
+        pytest.skip(f"no compiler: {error}")
+    assert_near(history("cpu", compile="default"), history("cpu"), rel=1e-3)
+
+
+@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize(("compile", "graphs"), [("off", True), ("default", False), ("default", True)])
+def test_on_a_gpu(compile, graphs, device):
+    # Convolutions in TF32 may be other kernels.
+    assert_near(history(device, compile=compile, graphs=graphs), history(device), rel=2e-2)

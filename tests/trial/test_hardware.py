@@ -1,0 +1,108 @@
+"""What is chosen for the hardware, and that it is chosen before anything is named by it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from toy import make_prepared, toy_config
+
+from condkd_ray import api
+from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import find_record, read_records
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.supervised import Supervised, TeacherConfig, bf16_pays
+from condkd_ray.models import ResNet
+from condkd_ray.runs import experiment
+from condkd_ray.runs.experiment import run_alone
+from condkd_ray.trial.config import Allowance, TrialConfig, dump, from_tree
+from condkd_ray.trial.hardware import CPU, Hardware, compute_line, hardware_of, settled
+from condkd_ray.trial.plan import trial_hash
+from condkd_ray.trial.synthesis import precision
+
+H100 = Hardware("NVIDIA H100 80GB HBM3", bf16=True)
+OLD = Hardware("Tesla P100")
+TINY = TrialConfig(
+    teacher=TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4)),
+    student=ResNet(depth=8, width=2),
+    inversion=Fast(steps=1, batch=16, latent=16, width=8),
+    distiller=Distiller(steps=1, batch=16),
+    rounds=1,
+)
+
+
+@pytest.mark.parametrize(("hardware", "chosen"), [(CPU, "float32"), (H100, "bfloat16"), (OLD, "float32")])
+def test_a_config_that_leaves_it_open_gets_the_precision_of_the_hardware(hardware, chosen):
+    assert settled(TrialConfig(), hardware) == TrialConfig(precision=chosen)
+    for given in ("float32", "bfloat16"):
+        assert settled(TrialConfig(precision=given), hardware) == TrialConfig(precision=given)
+
+
+def test_null_is_what_a_file_says_by_default():
+    assert "precision: null" in dump(TrialConfig())
+    assert from_tree({"precision": None}) == from_tree({}) == TrialConfig()
+
+
+def test_trials_of_two_precisions_have_two_names():
+    prepared = make_prepared()
+    names = {trial_hash(settled(toy_config(), hardware), prepared) for hardware in (CPU, H100)}
+    assert len(names) == 2
+
+
+def test_a_config_that_nobody_has_settled_computes_as_if_it_were():
+    assert not precision(toy_config(), torch.device("cpu"))._enabled
+    assert precision(toy_config(precision="bfloat16"), torch.device("cpu"))._enabled
+
+
+@pytest.mark.parametrize(
+    ("hardware", "each", "line"),
+    [
+        (CPU, Allowance(1, 0), "trials compute on the CPU, 1 thread each, in float32"),
+        (CPU, Allowance(2.5, 0), "trials compute on the CPU, 2 threads each, in float32"),
+        (H100, Allowance(1, 0.5), "trials compute on NVIDIA H100 80GB HBM3, 0.5 of it each, in bfloat16, TF32 for "
+         "convolutions that stay float32"),
+        (H100, Allowance(1, 1), "trials compute on NVIDIA H100 80GB HBM3, one each, in bfloat16, TF32 for "
+         "convolutions that stay float32"),
+        (OLD, Allowance(1, 2), "trials compute on Tesla P100, 2 each, in float32, TF32 for convolutions that stay "
+         "float32"),
+    ],
+)  # fmt: skip
+def test_one_line_says_what_was_chosen(hardware, each, line):
+    assert compute_line([settled(TrialConfig(seed=seed), hardware) for seed in (0, 1)], hardware, each) == line
+
+
+def test_the_line_names_all_precisions_of_a_sweep():
+    both = [TrialConfig(precision="float32"), TrialConfig(precision="bfloat16")]
+    assert compute_line(both, CPU, Allowance()).endswith(", in bfloat16 or float32")
+
+
+def timeless(history: list[Metrics]) -> list[Metrics]:
+    return [{name: value for name, value in row.items() if "time/" not in name} for row in history]
+
+
+def test_a_record_says_what_was_computed_and_the_user_is_told(tmp_path: Path, monkeypatch, heard):
+    cache = tmp_path / "cache"
+    plain = run_alone(TINY, tmp_path / "cpu", cache=cache, device="cpu")
+    assert plain.config["precision"] == "float32"
+    assert "trials compute on the CPU, 1 thread each, in float32" in heard
+    again = run_alone(from_tree(plain.config), tmp_path / "cpu", cache=cache, device="cpu")
+    assert again.config_hash == plain.config_hash
+    assert len(read_records(tmp_path / "cpu")) == 1
+    assert api.train(TINY, cache=cache, device="cpu").record.config_hash == plain.config_hash
+    # As on a GPU that has bfloat16, which a CPU emulates.
+    monkeypatch.setattr(experiment, "hardware_of", lambda device: H100)
+    fast = run_alone(TINY, tmp_path / "gpu", cache=cache, device="cpu")
+    assert fast.config["precision"] == "bfloat16"
+    assert fast.config_hash != plain.config_hash
+    assert timeless(fast.history) != timeless(plain.history)
+    assert find_record(tmp_path / "gpu", fast.config_hash).status == "finished"
+    assert any(line.startswith("trials compute on NVIDIA H100") for line in heard)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_real_gpu_is_named_and_its_precision_follows_what_it_can():
+    found = hardware_of("cuda")
+    assert found.gpu == torch.cuda.get_device_name()
+    assert found.bf16 == bf16_pays("cuda")
+    assert precision(TrialConfig(), torch.device("cuda"))._enabled == found.bf16

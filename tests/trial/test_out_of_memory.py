@@ -1,0 +1,108 @@
+"""A GPU that is out of memory ends a trial by name. It cannot be had on a CPU, but its error can be raised there."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import yaml
+from toy import make_prepared, toy_config
+
+from condkd_ray.commands import train as command
+from condkd_ray.core.config import to_tree
+from condkd_ray.core.environment import SMALLER, out_of_memory
+from condkd_ray.core.records import read_records
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.supervised import Supervised, TeacherConfig
+from condkd_ray.models import ResNet
+from condkd_ray.trial import run as running
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.run import local_store, run_trial
+
+WORDS = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 41.30 GiB is "
+    "free. 39.00 GiB allowed; Of the allocated memory 37.50 GiB is allocated by PyTorch, and 212.00 MiB is reserved by "
+    "PyTorch but unallocated. If reserved but unallocated memory is large try setting another option."
+)
+REASON = f"out of GPU memory: 37.50 GiB were taken of 39.00 GiB, and 2.00 GiB more asked for; accepted: {SMALLER}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hungry(Fast):
+    """Has no memory in its round `breaks`, counted from 1."""
+
+    breaks: int = 2
+
+    def synthesize(self, state, *args, **rest):
+        made = super().synthesize(state, *args, **rest)
+        state.hungry = getattr(state, "hungry", 0) + 1
+        if state.hungry == self.breaks:
+            raise torch.cuda.OutOfMemoryError(WORDS)
+        return made
+
+
+def hungry(**changes) -> TrialConfig:
+    return toy_config(inversion=Hungry(steps=2, batch=16, latent=16, width=8, **changes))
+
+
+def test_the_error_is_told_with_what_was_taken_and_what_helps():
+    assert out_of_memory(torch.cuda.OutOfMemoryError(WORDS)) == REASON
+    whole = torch.cuda.OutOfMemoryError(WORDS.replace(" 39.00 GiB allowed;", ""))
+    assert "37.50 GiB were taken of 79.11 GiB, and" in out_of_memory(whole)
+    other = torch.cuda.OutOfMemoryError("CUDA out of memory:\nno numbers.")
+    assert out_of_memory(other) == f"out of GPU memory: CUDA out of memory: no numbers.; accepted: {SMALLER}"
+
+
+def test_a_trial_fails_with_the_rounds_it_had():
+    config, prepared, heard = hungry(), make_prepared(), []
+    store = local_store(config, prepared, None)
+    outcome = run_trial(config, prepared, store, on_round=lambda metrics: heard.append(metrics["round"]))
+    assert (outcome.status, outcome.reason) == ("failed", f"round 2: {REASON}")
+    assert [row["round"] for row in outcome.history] == heard == [1]
+
+
+def failing(*args, **rest):
+    raise torch.cuda.OutOfMemoryError(WORDS)
+
+
+@pytest.mark.parametrize(("what", "when"), [("resume", "before the first round"), ("end", "after the last round")])
+def test_so_it_does_where_it_begins_and_where_it_ends(what, when, monkeypatch):
+    config, prepared = toy_config(rounds=1), make_prepared()
+    monkeypatch.setattr(running, what, failing)
+    outcome = run_trial(config, prepared, local_store(config, prepared, None))
+    assert (outcome.status, outcome.reason) == ("failed", f"{when}: {REASON}")
+
+
+def test_condkd_train_fails_by_name_and_leaves_a_record(tmp_path, monkeypatch, heard, capsys):
+    teacher = TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4))
+    config = replace(toy_config(), teacher=teacher, rounds=1)
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(to_tree(config)))
+    monkeypatch.setattr(Fast, "synthesize", failing)
+    arguments = [str(tmp_path / "trial.yaml"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    assert command.train(arguments) == 1
+    (record,) = read_records(tmp_path / "out")
+    assert (record.status, record.outcome.reason) == ("failed", f"round 1: {REASON}")
+    assert any(REASON in line for line in heard)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_whoever_takes_more_than_its_part_of_a_gpu_is_told_so():
+    """Of a twentieth of it; in a process of its own, as a part once given stays with a process."""
+    done = subprocess.run([sys.executable, "-c", GREEDY], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("out of GPU memory: ")
+    assert "were taken of" in done.stdout
+
+
+GREEDY = """
+import torch
+from condkd_ray.core.environment import out_of_memory, set_up_process
+set_up_process(1, 0.05)
+total = torch.cuda.get_device_properties().total_memory
+torch.empty(total // 100, dtype=torch.uint8, device="cuda")
+try:
+    held = [torch.empty(total // 50, dtype=torch.uint8, device="cuda") for _ in range(3)]
+except torch.cuda.OutOfMemoryError as error:
+    print(out_of_memory(error))
+"""
