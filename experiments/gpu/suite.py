@@ -16,22 +16,12 @@ KEPT = 20
 
 
 def suite(setup: Setup, box: Box) -> Verdict:
-    """`pytest -m gpu` over the files that have such tests and need no Ray."""
+    """`pytest -m gpu` over the files that have such tests; those that need Ray or tyro are skipped without it."""
     if find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
     files = files_of(CHECKOUT / "tests")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "--tb=short",
-        "-m",
-        "gpu",
-        "-p",
-        "no:cacheprovider",
-        *map(str, files),
-    ]
+    plain = ["-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu.left_out"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *plain, *map(str, files)]
     given: dict[str, Any] = {"cwd": CHECKOUT, "env": _environment(), "text": True, "stdout": PIPE, "stderr": STDOUT}
     try:
         done = subprocess.run(command, timeout=max(box.left - 1, 1), **given)
@@ -64,5 +54,5 @@ def files_of(tests: Path) -> list[Path]:
 
 
 def _environment() -> dict[str, str]:
-    paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(CHECKOUT), str(CHECKOUT / "experiments"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

@@ -43,7 +43,7 @@ found = importlib.metadata.version
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in MISSING:
-            raise ModuleNotFoundError(f"{name} is blocked by the test", name=name)
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 def version(name):
     if name in MISSING:
@@ -84,6 +84,7 @@ def test_all_parts_run_in_small_on_a_cpu_without_ray_optuna_and_tyro(tmp_path):
         assert told or letter == "b"
         assert all(map(math.isfinite, told))
     figures = {letter: entry["figures"] for letter, entry in parts.items()}
+    assert "needs tyro" in "\n".join(figures["b"]["output"])
     assert figures["a"]["matrix product"]["tflops"] > 0
     assert figures["c"]["rounds"] == {"run": 60, "failed": 0, "checked": False}
     for row in ("float32, batch 8", "bfloat16, batch 16"):
