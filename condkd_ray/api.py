@@ -37,6 +37,7 @@ def train(
     out: Path | str | None = None,
     cache: Path | str | None = None,
     device: str | None = None,
+    device_pool_limit: str | None = None,
     view: View = SILENT,
 ) -> Trained:
     """Run one trial in this process, without Ray.
@@ -49,6 +50,8 @@ def train(
             Without it nothing is kept but what is returned.
         cache: Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given.
         device: `cpu` or `cuda`; the GPU where there is one if not given.
+        device_pool_limit: Such as 4GB of the GPU for synthetic images; what is beyond it is sent from the host's memory
+            when it is drawn. A quarter of the GPU if not given.
         view: Shows the training of a teacher, the making of a condensed set, and the trial as it runs.
 
     Returns:
@@ -56,14 +59,16 @@ def train(
     """
     cache = None if cache is None else Path(cache)
     if out is not None:
-        record = experiment.run_alone(config, Path(out), cache=cache, device=device, view=view)
+        kept = {"cache": cache, "device": device, "device_pool_limit": device_pool_limit, "view": view}
+        record = experiment.run_alone(config, Path(out), **kept)
         return Trained(record, kept_product(Path(out), record.config_hash))
     workshop = Workshop(cache, device or default_device(), view)
+    limit = experiment.alone_limit(device_pool_limit, config, workshop)
     config = settled(config, hardware_of(workshop.device))
     prepared = workshop.prepare(config)
     with TemporaryDirectory() as folder:
         path = product_path(Path(folder))
-        outcome = run_trial(config, prepared, local_store(config, prepared, None), product=path)
+        outcome = run_trial(config, prepared, local_store(config, prepared, None, limit), product=path)
         product = read_product(path) if outcome.status == "finished" else None
     plan = Plan("trial", config.ipc, config.seed, config)
     return Trained(make_record("train", plan, trial_hash(config, prepared), prepared, outcome), product)

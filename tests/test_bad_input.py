@@ -143,6 +143,14 @@ FLAGS = [
     ("--time-budget soon", "--time-budget is 'soon'; accepted: hours, minutes and seconds such as 2h"),
     ("--resource GPU=1", "--resource is 'GPU=1'; accepted: --cpus-per-trial and --gpus-per-trial for these"),
     ("--resource disk=1 --resource disk=2", "--resource is 'disk=1 disk=2'; accepted: each NAME once"),
+    (
+        "--device-pool-limit 1GB",
+        "--device-pool-limit for a trial on a CPU is '1GB'; accepted: none, or --gpus-per-trial above 0",
+    ),
+    (
+        "--device-pool-limit 9kB --gpus-per-trial 1",
+        "--device-pool-limit is '9000 bytes'; accepted: at least the 9216 bytes of a round's 128 images",
+    ),
     ("--only ab", "--only is 'ab'; accepted: the beginnings of hashes of planned trials, here none"),
     ("--only ab --out {folder}/new", "holds no experiment.json; accepted: a folder that an experiment has written"),
     ("--only ab --fresh", "--only is 'ab'; accepted: trials of an earlier run, so not with --fresh"),
@@ -170,6 +178,8 @@ FIELDS = [
     ("{folder}/typo.yaml", "typo.yaml: distiller: 'stepz' names no field (did you mean steps?); accepted: loss, steps"),
     ("{folder}/broken.yaml", "{folder}/broken.yaml is not YAML"),
     ("--threads 0", "--threads is 0; accepted: an integer >= 1"),
+    ("--device-pool-limit soon", "--device-pool-limit is 'soon'; accepted: a size such as 500MB or 4GB"),
+    ("--device-pool-limit 1GB", "--device-pool-limit for a trial on a CPU is '1GB'; accepted: none, or a GPU"),
     ("--condensation.ipc 1000", "number of images per class is 1000; accepted: at most "),
     ("--data.size 4", "network resnet-8-4 on images of 4x4: smallest side is 4; accepted: 8 or more"),
     ("--teacher.weights {folder}/other.safetensors", "do not fit the network: missing: conv.weight, "),

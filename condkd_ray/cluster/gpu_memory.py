@@ -13,7 +13,9 @@ from condkd_ray.core.environment import CONTEXT_BYTES, set_up_gpu
 from condkd_ray.core.method import InputError, Metrics, require
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.methods.memory import Store
+from condkd_ray.methods.memory.device_rows import most_bytes, quarter
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.device_pool import round_bytes
 from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
 from condkd_ray.trial.outcome import remembered_logits
@@ -33,6 +35,8 @@ class Need(NamedTuple):
     """What the GPU has."""
     beside: int = 0
     """What others than trials hold of it, such as the driver."""
+    samples: int = 0
+    """Of the peak, what its samples may come to in all its rounds."""
 
     @property
     def room(self) -> int:
@@ -44,11 +48,15 @@ TOO_LARGE = Need(0, 0)
 """Of one that does not even fit alone."""
 
 
-def check_packing(jobs: Iterable[Job], gpus: float, per_producer: float = 0) -> None:
+def check_packing(
+    jobs: Iterable[Job], gpus: float, per_producer: float = 0, device_pool_limit: int | None = None
+) -> None:
     """Raise `InputError` where a trial, or one of its producers, takes more of a GPU's memory than its part of it.
 
     A round of two steps is run for each kind of trial, on a whole GPU: it waits for one, so none of them may run yet.
     Nothing is done for whole GPUs, nor where those that Ray counts are on paper only.
+
+    `device_pool_limit`: of `ClusterOptions`.
 
     It is an estimate, which spares most users a failed sweep. Whoever takes more than its part in later rounds fails by
     name, see `core.environment.set_up_gpu`.
@@ -66,6 +74,8 @@ def check_packing(jobs: Iterable[Job], gpus: float, per_producer: float = 0) -> 
                 return
             accepted = "smaller batches or networks"
             require(need != TOO_LARGE, f"GPU memory of a {role}", f"less than {job.label} takes", accepted)
+            if role != "producer":
+                need = with_samples(need, job, part, device_pool_limit)
             check_need(job.label, need, part, flag)
 
 
@@ -76,10 +86,21 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
     require(need.peak <= need.room, f"GPU memory of {label}", f"{need.peak / 1e9:.1f} GB", there)
     if need.peak > part:
         least = need.peak / need.room
+        # A lower limit helps only where the samples are what does not fit.
+        spared = f", or a lower --device-pool-limit: its samples may come to {need.samples / 1e9:.1f} GB of these"
         raise InputError(
             f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more, as {label} takes "
-            f"{need.peak / 1e9:.1f} GB"
+            f"{need.peak / 1e9:.1f} GB{spared if need.peak - need.samples <= part else ''}"
         )
+
+
+def with_samples(need: Need, job: Job, part: float, limit: int | None) -> Need:
+    """The need of a trial with this part of a GPU, and what its samples may take there if none is let go of before."""
+    config, teacher = job.config, job.prepared.teacher
+    shape, classes = teacher["image_shape"], teacher["num_classes"]
+    whole = config.total_rounds * round_bytes(config, shape, classes, logits=config.keeps_logits)
+    held = most_bytes(whole, quarter(need.total, part) if limit is None else limit)
+    return need._replace(peak=need.peak + held, samples=held)
 
 
 def _roles(job: Job) -> tuple[Role, ...]:

@@ -35,6 +35,8 @@ class ClusterOptions:
     """Between two checkpoints of a trial, at least."""
     pool_limit: int | None = None
     """Bytes of samples in shared memory, `pool.default_limit` if not given; the rest is read from disk."""
+    device_pool_limit: int | None = None
+    """Bytes of samples of each trial on its GPU; a quarter of the trial's part of it if not given. None on a CPU."""
     attempts: int = ATTEMPTS
     """Exceptions after which a trial is given up."""
 

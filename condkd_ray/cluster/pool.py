@@ -6,7 +6,6 @@ with them; a pool that was restarted maps its files again.
 
 import json
 import logging
-import math
 import secrets
 import time
 from collections import Counter, defaultdict
@@ -25,17 +24,18 @@ from condkd_ray.cluster.files import STATUS, chunks_folder
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.storage import Location, files, get_text, put_text, remove
+from condkd_ray.methods.memory.chunk_table import joinable
 from condkd_ray.methods.memory.store import (
     Arrays,
     chunk_path,
     chunk_range,
     duplicate,
-    joinable,
     read_chunk,
     stored_chunks,
     write_chunk,
 )
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.device_pool import round_bytes
 from condkd_ray.trial.plan import Scope
 
 log = logging.getLogger(__name__)
@@ -443,10 +443,8 @@ def chunk_bytes(config: TrialConfig, prepared: Prepared, scope: Scope = "trial")
 
     `scope`: the one the trial really has.
     """
-    pixels, logits = math.prod(prepared.teacher.image_shape), 2 * prepared.teacher.num_classes
-    width = 1 if config.inversion.pixel_space == "unit" else 2
-    kept = config.keeps_logits or scope != "trial"
-    return config.inversion.images_per_round * (pixels * width + (logits if kept else 0) + 8)
+    teacher, kept = prepared.teacher, config.keeps_logits or scope != "trial"
+    return round_bytes(config, teacher.image_shape, teacher.num_classes, logits=kept)
 
 
 def check_limit(limit: int, chunks: Sequence[int]) -> None:

@@ -148,7 +148,7 @@ class SearchMonitor:
         options.check([trial.config])
         if not self._sent:
             # Later ones may hold the GPUs that it waits for, and could not end before this has heard of them.
-            check_packing([job], options.gpus_per_trial, options.per_producer.gpus)
+            check_packing([job], options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
         start_anew(trial_folder(self._context.folder, trial.key))
         self._sent[trial.key] = job
         self._monitor.add(trial)

@@ -15,6 +15,7 @@ from condkd_ray.cluster.pool import Placed, Table, Taken
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Codec, Encoded, Samples
 from condkd_ray.core.storage import Location
+from condkd_ray.methods.memory.chunk_table import moved
 from condkd_ray.methods.memory.store import MissingSamplesError, Store, from_arrays, read_chunk, to_arrays
 
 
@@ -84,9 +85,17 @@ class PooledStore(Store):
     """
 
     def __init__(
-        self, codec: Codec, num_classes: int, pool: Any, key: str, device: str | torch.device = "cpu", *, who: str = ""
+        self,
+        codec: Codec,
+        num_classes: int,
+        pool: Any,
+        key: str,
+        device: str | torch.device = "cpu",
+        *,
+        who: str = "",
+        device_limit: int | None = None,
     ) -> None:
-        super().__init__(codec, num_classes, device)
+        super().__init__(codec, num_classes, device, device_limit=device_limit)
         self._pool, self._key, self._who = pool, key, who or key
         self._placed: dict[int, Placed] = {}
         self._version = ""
@@ -159,20 +168,30 @@ class PoolStore(PooledStore):
     A round costs one remote call, that of `append`, whose answer also shows what has changed in the pool.
     """
 
+    def __init__(self, *place: Any, **options: Any) -> None:
+        # By first id, a round while it is on its way to the pool: on a GPU it need not be sent back there.
+        self._own: dict[int, Encoded] = {}
+        super().__init__(*place, **options)
+
     def commit(self) -> None:
         """Unmap chunks of which nothing lives. The pool hears of it with the next call of a round."""
         self._tidy([start for start, _ in self._dead()], self.num_ids)
 
     def _append(self, start: int, samples: Samples) -> None:
-        self._ask_tidily("append", start, to_arrays(self.codec.encode(samples)))
+        encoded = self.codec.encode(samples)
+        self._own = {start: self._returned(encoded)}
+        try:
+            self._ask_tidily("append", start, to_arrays(encoded))
+        finally:
+            self._own = {}
 
     def _truncate(self, num_ids: int) -> None:
-        if any(start + len(chunk) > num_ids for start, chunk in self._table.items()):
+        if any(start + count > num_ids for start, count in self._table.spans()):
             self._ask("truncate", num_ids)
         self._sealed = num_ids
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
-        self._table.put(start, chunk)
+        self._table.put(start, chunk, self._own.get(start))
         self._ids.cover(start, chunk.classes)
 
     def _unmapped(self, start: int) -> None:
@@ -184,27 +203,28 @@ class AdoptingStore(PooledStore):
 
     def look(self, count: int) -> Samples:
         """The `count` samples behind the last id given out; `append` takes them over, and sends nothing."""
-        return self.codec.decode(self._table.gather(torch.arange(self.num_ids, self.num_ids + count))).to(self.device)
+        return self.gather(torch.arange(self.num_ids, self.num_ids + count))
 
     def _append(self, start: int, samples: Samples) -> None:
         self._ids.cover(start, samples.classes)
 
     def _adopt(self, num_ids: int) -> None:
         """Take over all ids below `num_ids`, as a checkpoint says."""
-        for start, chunk in self._table.items():
+        for start, count in self._table.spans():
             if start < num_ids:
-                self._ids.cover(start, chunk[: num_ids - start].classes)
+                ids = torch.arange(start, min(start + count, num_ids))
+                self._ids.cover(start, self._table.gather(ids).classes)
 
     def _dead_starts(self) -> list[int]:
         """First ids of chunks of which nothing lives, and nothing will."""
-        return [start for start, chunk in self._dead() if start + len(chunk) <= self.num_ids]
+        return [start for start, count in self._dead() if start + count <= self.num_ids]
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
         if start + len(chunk) > self.num_ids or self._ids.any_live(start, len(chunk)):
             self._table.put(start, chunk)
 
     def _unmapped(self, start: int) -> None:
-        if start in dict(self._table.items()):
+        if start in dict(self._table.spans()):
             self._table.remove(start)
 
 
@@ -262,11 +282,11 @@ class SweepStore(PooledStore):
     Ids are the trial's own, in the order in which it has seen the chunks. Logits as in `SharedStore`.
     """
 
-    def __init__(self, *place: Any, who: str) -> None:
+    def __init__(self, *place: Any, **options: Any) -> None:
         self._chunks: dict[int, Encoded] = {}
         self._places: dict[int, int] = {}
         self._queue: list[int] = []
-        super().__init__(*place, who=who)
+        super().__init__(*place, **options)
 
     def contribute(self, round: int, samples: Samples) -> int:
         """Give a round to all, with its logits. The number of chunks to be taken over now, its own at the end."""
@@ -277,7 +297,7 @@ class SweepStore(PooledStore):
 
     def look(self) -> Samples:
         """The chunk that is the next to be taken over; `append` does so, and sends nothing."""
-        return self.codec.decode(self._chunks[self._queue[0]]).to(self.device)
+        return self.codec.decode(moved(self._chunks[self._queue[0]], self.device))
 
     def commit(self) -> None:
         """Unmap chunks of which nothing lives any more."""

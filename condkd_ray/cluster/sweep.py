@@ -317,7 +317,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
             jobs = SweepJobs(map(packer.job, trials))
             for key in jobs:
                 start_anew(trial_folder(options.place, key))
-            check_packing(jobs.values(), options.gpus_per_trial, options.per_producer.gpus)
+            check_packing(jobs.values(), options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
             context = WorkerContext(options.place, pool, jobs, options)
             monitor = Monitor(context, observer)
             for trial in trials:

@@ -16,6 +16,7 @@ from condkd_ray.core.environment import clean_process, keep_imports
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, no_room
+from condkd_ray.methods.memory.device_rows import default_limit
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.outcome import broken, load_outcome, product_path, save_outcome
@@ -150,17 +151,25 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
 
 def _run(job: Job, prepared: Prepared, context: WorkerContext, rest: dict[str, Any]) -> Outcome:
     config, teacher, (scope, pool_key) = job.config, prepared.teacher, job.place
-    place = (codec(config, teacher), teacher.num_classes, context.pool, pool_key)
+    place = (codec(config, teacher), teacher.num_classes, context.pool, pool_key, teacher.device)
+    limit = _device_limit(teacher.device, context.options)
     if config.pipeline is not None:
-        store = FilledStore(*place, teacher.device)
+        store = FilledStore(*place, device_limit=limit)
         with Crew(job.prepared, context.pool, pool_key, context.options.per_producer) as source:
             return run_trial(config, prepared, store, source=source, **rest)
     if scope == "trial":
-        return run_trial(config, prepared, PoolStore(*place, teacher.device), **rest)
+        return run_trial(config, prepared, PoolStore(*place, device_limit=limit), **rest)
     if scope == "sweep":
-        store = SweepStore(*place, teacher.device, who=job.key)
+        store = SweepStore(*place, who=job.key, device_limit=limit)
         return run_trial(config, prepared, store, source=sweep_source, **rest)
     path, saved = chunks_folder(context.folder) / pool_key / "production.safetensors", context.options
-    store = SharedStore(*place, teacher.device, who=job.key)
+    store = SharedStore(*place, who=job.key, device_limit=limit)
     with SharedSource(context.pool, pool_key, job.key, path, saved.checkpoint_seconds) as source:
         return run_trial(config, prepared, store, source=source, produces=False, **rest)
+
+
+def _device_limit(device: torch.device, options: ClusterOptions) -> int | None:
+    """Bytes of samples that a trial may have on its GPU; on a CPU what was asked for, which a store then refuses."""
+    if options.device_pool_limit is not None or device.type == "cpu":
+        return options.device_pool_limit
+    return default_limit(device, options.gpus_per_trial)

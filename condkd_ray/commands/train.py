@@ -36,6 +36,9 @@ class _Here:
     """Of the CPU. More were slower wherever other work shared the cores."""
     fresh: bool = False
     """Move what `--out` holds aside and begin anew."""
+    device_pool_limit: str | None = None
+    """Such as 500MB or 4GB of the GPU for synthetic images; what is beyond it is sent from the host's memory when it is
+    drawn. A quarter of the GPU if not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,7 @@ def _run(config: TrialConfig, arm: str, command: _Here) -> Record:
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     set_up_process(command.threads)
     kept = {"cache": command.cache, "fresh": command.fresh, "view": TERMINAL}
+    kept["device_pool_limit"] = command.device_pool_limit
     record = experiment.run_alone(config, command.out, arm=arm, **kept)
     tell_results(command.out)
     return record

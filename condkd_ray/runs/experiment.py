@@ -16,6 +16,7 @@ from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Outcome, Record, find_record, finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
+from condkd_ray.core.units import parse_size
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.report.statistics import Baseline
@@ -25,6 +26,7 @@ from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.recorder import Recorder, StudyRecorder, describe_experiment, teacher_line
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Allowance, Prepared, TrialConfig
+from condkd_ray.trial.device_pool import FLAG, check_on_gpu, check_round_fits
 from condkd_ray.trial.hardware import CPU, Hardware, compute_line, hardware_of, settled
 from condkd_ray.trial.outcome import product_path
 from condkd_ray.trial.plan import Plan, PlannedTrial, Scope, trial_hash
@@ -157,6 +159,7 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
     check_plans(planned)
     for plan in planned:
         workshop.check(plan.config)
+        check_round_fits(options.device_pool_bytes, plan.config, workshop.data(plan.config))
     return planned
 
 
@@ -196,15 +199,17 @@ def run_alone(
     cache: Path | None = None,
     device: str | None = None,
     fresh: bool = False,
+    device_pool_limit: str | None = None,
     view: View = SILENT,
 ) -> Record:
     """One trial in this process, without Ray, with the records of an experiment of one trial; its record.
 
     What its checkpoint in `out` leaves is run, and nothing where it has its record already. `fresh` moves what
-    `out` holds aside. Raises `InputError`.
+    `out` holds aside. `device_pool_limit`: as in `Options`. Raises `InputError`.
     """
     workshop = Workshop(cache, device=device or default_device(), view=view)
     workshop.check(config)
+    limit = alone_limit(device_pool_limit, config, workshop)
     hardware = hardware_of(workshop.device)
     config = settled(config, hardware)
     open_folder(out, ALONE, fresh=fresh)
@@ -216,12 +221,20 @@ def run_alone(
     log.info(teacher_line(manifest))
     log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1)))
     if trial.key not in finished(out):
-        _record(trial, out, view)
+        _record(trial, out, view, limit)
     write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
     return find_record(out, trial.key)
 
 
-def _record(trial: Trial, out: Path, view: View) -> None:
+def alone_limit(given: str | None, config: TrialConfig, workshop: Workshop) -> int | None:
+    """The `--device-pool-limit` of a trial on the workshop's device, in bytes. Raises `InputError`."""
+    limit = None if given is None else parse_size(given, FLAG)
+    check_on_gpu(given, workshop.device != "cpu", "none, or a GPU")
+    check_round_fits(limit, config, workshop.data(config))
+    return limit
+
+
+def _record(trial: Trial, out: Path, view: View, device_limit: int | None) -> None:
     """Run the trial from its checkpoint, or anew where samples of that are gone, and write what came of it."""
     folder = out / "trials" / trial.key
     checkpoint = folder / "state.safetensors"
@@ -229,7 +242,7 @@ def _record(trial: Trial, out: Path, view: View) -> None:
 
     def attempt() -> Outcome:
         return run_trial(
-            *(trial.config, trial.prepared, local_store(trial.config, trial.prepared, folder)),
+            *(trial.config, trial.prepared, local_store(trial.config, trial.prepared, folder, device_limit)),
             checkpoint=checkpoint,
             product=product_path(folder),
             on_round=lambda metrics: recorder.round(trial, metrics),

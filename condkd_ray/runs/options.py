@@ -14,6 +14,7 @@ from condkd_ray.core.method import require
 from condkd_ray.core.storage import Location, locate
 from condkd_ray.core.units import parse_duration, parse_size
 from condkd_ray.trial.config import Allowance
+from condkd_ray.trial.device_pool import FLAG, check_on_gpu
 from condkd_ray.trial.plan import Scope
 
 
@@ -50,6 +51,9 @@ class Options:
     pool_limit: str | None = None
     """Such as 500MB or 4GB of shared memory a node for synthetic images; what is beyond it is read from disk, and told
     of. 60 % of the smallest node's object store if not given."""
+    device_pool_limit: str | None = None
+    """Such as 500MB or 4GB of each trial's GPU for its synthetic images; what is beyond it is sent from the host's
+    memory when it is drawn. A quarter of the trial's part of the GPU if not given."""
     verbose: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also tell each round with its losses, where each trial runs, and what Ray and its processes print. In another
     program the level of the logger `condkd_ray` decides."""
@@ -88,6 +92,11 @@ class Options:
         """`pool_limit` in bytes; None where there is none. Raises `InputError`."""
         return None if self.pool_limit is None else parse_size(self.pool_limit, "--pool-limit")
 
+    @cached_property
+    def device_pool_bytes(self) -> int | None:
+        """`device_pool_limit` in bytes; None where there is none. Raises `InputError`."""
+        return None if self.device_pool_limit is None else parse_size(self.device_pool_limit, FLAG)
+
     @property
     def per_trial(self) -> Allowance:
         """What each trial gets, beside its producers."""
@@ -97,7 +106,8 @@ class Options:
         """Parse all texts. Raises `InputError` for options that cannot be."""
         most = self.max_concurrent
         require(most is None or most >= 1, "--max-concurrent", most, "an integer >= 1")
-        _ = self.place, self.budget_seconds, self.resources, self.pool_bytes
+        _ = self.place, self.budget_seconds, self.resources, self.pool_bytes, self.device_pool_bytes
+        check_on_gpu(self.device_pool_limit, self.gpus_per_trial > 0, "none, or --gpus-per-trial above 0")
 
     def of_cluster(self, deadline: float) -> ClusterOptions:
         """The options of a sweep or a search that ends at `deadline`. Raises `InputError`."""
@@ -111,6 +121,7 @@ class Options:
             max_concurrent=self.max_concurrent,
             deadline=deadline,
             pool_limit=self.pool_bytes,
+            device_pool_limit=self.device_pool_bytes,
         )
 
 

@@ -28,6 +28,7 @@ from condkd_ray.study.storage import holds, open_storage, stored_study
 from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
 from condkd_ray.study.study import Study
 from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.device_pool import check_round_fits
 from condkd_ray.trial.hardware import settled
 from condkd_ray.trial.plan import Plan
 
@@ -39,6 +40,7 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
     deadline = time.time() + spec.budget_seconds
     check(tree, spec)
     workshop = Workshop(spec.cache, device=default_device(), view=view)
+    _check_device_pool(tree, spec, workshop)
     open_folder(spec.out, "search", fresh=spec.fresh)
     if spec.storage is not None:
         check_writable(spec.place)
@@ -81,6 +83,7 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:
     """What the rest of a search will take, as text. Raises `InputError` as `run` would."""
     check(tree, spec)
+    _check_device_pool(tree, spec, Workshop(spec.cache, view=view))
     # A fresh folder has a fresh study, unless that lies elsewhere.
     anew, ended = spec.fresh and spec.study_storage is None, 0
     if not anew and holds(spec.study_storage, spec.out, spec.study):
@@ -104,6 +107,13 @@ def check(tree: dict[str, Any], spec: SearchSpec) -> None:
     check_pruner(spec.pruner, spec.parsed_objective)
     if spec.population:
         _check_population(tree, spec)
+
+
+def _check_device_pool(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> None:
+    """Of the space's default; other configs are looked at as they are proposed."""
+    if spec.device_pool_bytes is not None:
+        config = default(tree)
+        check_round_fits(spec.device_pool_bytes, config, workshop.data(config))
 
 
 def _check_population(tree: dict[str, Any], spec: SearchSpec) -> None:

@@ -19,6 +19,7 @@ from condkd_ray.study.space import leaves
 from condkd_ray.study.study import Proposal, Study
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.device_pool import check_round_fits
 from condkd_ray.trial.hardware import CPU, Hardware, compute_line, settled
 from condkd_ray.trial.plan import Lineage, Plan, PlannedTrial, trial_hash
 
@@ -70,6 +71,7 @@ class SearchRecorder:
 
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
         """The trial of that number, prepared, named by the hash of its config."""
+        check_round_fits(self.spec.device_pool_bytes, config, self.workshop.data(config))
         config = settled(config, self.hardware)
         prepared, scope = self.workshop.prepare(config), self.spec.share
         plan = Plan(f"trial {number}", config.ipc, config.seed, config, scope)

@@ -14,6 +14,7 @@ from condkd_ray.core.records import Outcome
 from condkd_ray.core.samples import Encoded, PixelSpace, Samples, to_pixels
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import Store
+from condkd_ray.methods.memory.chunk_table import moved
 from condkd_ray.models.network import label
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import histograms
@@ -199,9 +200,10 @@ def read_product(path: Location) -> Product:
 def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:
     """The student as it stands, and what the memory refers to as the store keeps it, with the `remembered_logits`."""
     teacher, ids = prepared.teacher, config.memory.live(state.memory)
-    parts = [store.codec.encode(store.gather(part)) for part in ids.split(4096)] if len(ids) else []
+    # To the CPU one by one: a GPU may have no room for all of them once more.
+    parts = [moved(store.codec.encode(store.gather(part)), "cpu") for part in ids.split(4096)] if len(ids) else []
     columns = zip(*((part.images, part.labels) for part in parts), strict=True)
-    images, labels = (torch.cat(column).cpu() for column in columns) if parts else (None, None)
+    images, labels = (torch.cat(column) for column in columns) if parts else (None, None)
     weights = {k: v.detach().cpu().contiguous() for k, v in state.distiller.student.state_dict().items()}
     return Product(
         student=weights,

@@ -32,11 +32,14 @@ class RestsError(Exception):
     """A trial has come to the round after which it rests, with a checkpoint there."""
 
 
-def local_store(config: TrialConfig, prepared: Prepared, folder: Path | None) -> LocalStore:
-    """A store in this process; with a `folder`, its chunks lie there too, for resuming."""
+def local_store(
+    config: TrialConfig, prepared: Prepared, folder: Path | None, device_limit: int | None = None
+) -> LocalStore:
+    """A store in this process; with a `folder`, its chunks lie there too, for resuming. `device_limit`: see `Store`."""
     teacher = prepared.teacher
     chunks = None if folder is None else folder / "chunks"
-    return LocalStore(codec(config, teacher), teacher.num_classes, chunks, teacher.device)
+    code = codec(config, teacher)
+    return LocalStore(code, teacher.num_classes, chunks, teacher.device, device_limit=device_limit)
 
 
 def run_trial(

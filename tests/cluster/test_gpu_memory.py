@@ -19,6 +19,7 @@ from condkd_ray.cluster.gpu_memory import (
     check_packing,
     measured,
     short,
+    with_samples,
     work,
 )
 from condkd_ray.cluster.jobs import Job
@@ -28,6 +29,7 @@ from condkd_ray.core.records import Outcome
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.trial.config import Pipeline
+from condkd_ray.trial.packing import PreparedRefs
 from condkd_ray.trial.plan import Plan, PlannedTrial
 from condkd_ray.trial.run import local_store, run_trial
 
@@ -43,6 +45,25 @@ def test_a_need_above_its_part_is_refused_with_the_part_it_needs():
     check_need("a", Need(peak=70, total=140), 0.5)
     with pytest.raises(InputError, match=r"0\.4, 56\.0 GB of a GPU; accepted: 0\.50 or more, as guided seed 0 takes"):
         check_need("guided seed 0", Need(peak=70 * 10**9, total=140 * 10**9), 0.4)
+
+
+def test_where_samples_are_what_does_not_fit_a_lower_limit_is_named():
+    need = Need(peak=70 * 10**9, total=140 * 10**9, samples=20 * 10**9)
+    with pytest.raises(InputError, match=r"takes 70\.0 GB, or a lower --device-pool-limit: its samples may come to 20"):
+        check_need("a", need, 0.4)
+    with pytest.raises(InputError, match=r"takes 70\.0 GB$"):
+        check_need("a", need, 0.3)
+
+
+def test_the_samples_of_all_rounds_count_up_to_the_limit():
+    config = toy.toy_config(rounds=30)
+    teacher = {"image_shape": toy.IMAGE_SHAPE, "num_classes": toy.NUM_CLASSES}
+    trial = PlannedTrial("a", Plan("a", 0, 0, config), PreparedRefs({}, teacher, {}))
+    whole, need = 30 * config.inversion.images_per_round * (64 + 8), Need(peak=100, total=10**9)
+    held = {limit: with_samples(need, trial, 0.5, limit).samples for limit in (None, 10**9, whole)}
+    assert held == {None: int(2.5 * whole), 10**9: int(2.5 * whole), whole: 2 * whole}
+    assert with_samples(need, trial, 0.5, None) == Need(100 + int(2.5 * whole), 10**9, 0, int(2.5 * whole))
+    assert with_samples(Need(0, 8 * whole), trial, 0.25, None).samples == whole
 
 
 def test_what_others_hold_for_good_is_no_trials():

@@ -26,7 +26,8 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.methods.memory import Growing
-from condkd_ray.methods.memory.store import JOIN_FROM, stored_chunks, to_arrays
+from condkd_ray.methods.memory.chunk_table import JOIN_FROM
+from condkd_ray.methods.memory.store import stored_chunks, to_arrays
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.synthesis import codec
 

@@ -17,7 +17,7 @@ from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.search import GpuBudget, search
 from condkd_ray.commands import search as command
 from condkd_ray.core import checkpoint as states
-from condkd_ray.core.method import Metrics
+from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.runs import search as searches
 from condkd_ray.study.space import parse
@@ -216,3 +216,12 @@ def test_a_search_says_which_budget_is_spent_and_counts_all_its_runs(cluster, tm
     assert run(1.0) == 0
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
     assert study.user_attrs["gpu_seconds"] > spent
+
+
+def test_a_device_pool_under_a_round_of_the_spaces_default_is_refused_before_anything_is_written(tmp_path):
+    common = {"out": tmp_path / "out", "cache": tmp_path / "cache", "gpus_per_trial": 0.5}
+    spec = command.SearchFlags(**common, device_pool_limit="2kB")
+    for ask in (searches.run, lambda question, tree, spec: searches.explained(tree, spec)):
+        with pytest.raises(InputError, match=r"--device-pool-limit is '2000 bytes'; accepted: at least the 2304 bytes"):
+            ask("Which?", parse(SPACE), spec)
+    assert not list(tmp_path.iterdir())

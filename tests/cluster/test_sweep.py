@@ -98,6 +98,13 @@ def leave_after_two_rounds(configs: dict[str, TrialConfig], folder: Path) -> Non
     ray.kill(pool)
 
 
+def test_a_limit_on_a_gpu_that_is_there_on_paper_only_fails_the_trial_by_name(cluster, tmp_path):
+    heard = Heard()
+    assert heard.sweep({"a": toy.toy_config()}, tmp_path, gpus_per_trial=0.5, device_pool_limit=10**6)
+    assert heard.outcomes["a"].status == "failed"
+    assert heard.outcomes["a"].reason == "device pool limit on a CPU is '1000000 bytes'; accepted: none, or a GPU"
+
+
 def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd):
     configs = {
         "guided": toy.toy_config(guidance=Discriminator(hidden=16), seed=3),

@@ -1,18 +1,31 @@
-"""What every store keeps to: the same ids, the same samples bit for bit, the same counts, the same errors."""
+"""What every store keeps to: the same ids, the same samples bit for bit, the same counts, the same errors.
+
+Each of them with its samples in this machine's memory, and as rows on a device (here the CPU), where these have room
+for all samples and where only for a few.
+"""
 
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import toy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from methods.memory.rounds import assert_alike, draws_without_waiting, waiting_is_an_error
 
 from condkd_ray.core.samples import Codec, PixelSpace, unseen
 from condkd_ray.methods.memory import LocalStore, Store
-from condkd_ray.methods.memory.store import MissingSamplesError
+from condkd_ray.methods.memory import store as module
+from condkd_ray.methods.memory.chunk_table import ChunkTable
+from condkd_ray.methods.memory.device_rows import DeviceRows
+from condkd_ray.methods.memory.store import MissingSamplesError, to_arrays
 
 Make = Callable[..., Store]
+ROOM = {"device": 2**30, "little room": 500}
+"""Bytes of samples on the device; 500 are five to seven samples of the toy world."""
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +39,49 @@ def pool(cluster, tmp_path_factory) -> Iterator[Any]:
     ray.kill(actor)
 
 
+@pytest.fixture(params=["host", *ROOM])
+def rows(request, monkeypatch) -> str:
+    """Where stores keep their samples."""
+    if request.param in ROOM:
+        lying(monkeypatch, ROOM[request.param])
+    return request.param
+
+
+def lying(monkeypatch, room: int | None) -> None:
+    """Have stores keep their samples on a device with so much room, or in this machine's memory."""
+    made = ChunkTable if room is None else partial(DeviceRows, torch.device("cpu"), room)
+    monkeypatch.setattr(module, "rows_on", lambda device, limit: made())
+
+
 @pytest.fixture(params=["memory", "folder", pytest.param("pool", marks=pytest.mark.ray)])
-def make(request, tmp_path) -> Make:
+def opened(request, tmp_path_factory) -> Callable[[], Make]:
+    """A function that makes another place for samples at each call, and returns what opens a store there."""
+    if request.param == "pool":
+        pool = request.getfixturevalue("pool")
+        from condkd_ray.cluster.stores import PoolStore
+
+        def pooled() -> Make:
+            key = secrets.token_hex(4)
+            return lambda *codec: PoolStore(code(*codec), toy.NUM_CLASSES, pool, key)
+
+        return pooled
+
+    def local() -> Make:
+        folder = tmp_path_factory.mktemp("chunks") if request.param == "folder" else None
+        return lambda *codec: LocalStore(code(*codec), toy.NUM_CLASSES, folder)
+
+    return local
+
+
+def code(space: PixelSpace = "unit", logits: bool = True) -> Codec:
+    return Codec(space, toy.MEAN, toy.STD, logits)
+
+
+@pytest.fixture
+def make(opened, rows) -> Make:
     """A function that opens a store; called again it opens the same chunks, as after a crash (`memory` has none)."""
-
-    def local(space: PixelSpace = "unit", logits: bool = True) -> Store:
-        folder = tmp_path / "chunks" if request.param == "folder" else None
-        return LocalStore(Codec(space, toy.MEAN, toy.STD, logits), toy.NUM_CLASSES, folder)
-
-    if request.param != "pool":
-        return local
-    pool = request.getfixturevalue("pool")
-    from condkd_ray.cluster.stores import PoolStore
-
-    key = secrets.token_hex(4)
-    return lambda space="unit", logits=True: PoolStore(
-        Codec(space, toy.MEAN, toy.STD, logits), toy.NUM_CLASSES, pool, key
-    )
+    open_store = opened()
+    return lambda space="unit", logits=True: open_store(space, logits)
 
 
 def equal(store: Store, ids: torch.Tensor, expected) -> bool:
@@ -110,7 +149,7 @@ def test_without_logits_it_keeps_and_restores_images_and_labels(make, request):
         store.commit()
     assert store.num_bytes == 80 * (64 + 8)
     assert store.class_counts.tolist() == [0, 0, 0, 0]
-    if "memory" not in request.node.name:
+    if "memory-" not in request.node.name:
         store = make(logits=False)
         store.restore(80, torch.arange(80))
     for number, part in enumerate(parts):
@@ -118,7 +157,7 @@ def test_without_logits_it_keeps_and_restores_images_and_labels(make, request):
 
 
 def test_logits_that_a_trial_does_not_read_are_left_in_the_files(make, request):
-    if "memory" in request.node.name:
+    if "memory-" in request.node.name:
         pytest.skip("this store does not outlive its process")
     store, old = make(), [toy.samples(4, seed=seed) for seed in range(10)]
     for part in old:
@@ -201,7 +240,7 @@ def test_restore_refuses_a_checkpoint_whose_samples_are_gone(make):
 
 def test_a_crash_after_a_checkpoint_loses_nothing_it_refers_to(make, request):
     store = make()
-    if "memory" in request.node.name:
+    if "memory-" in request.node.name:
         pytest.skip("this store does not outlive its process")
     kept = [toy.samples(4, seed=seed) for seed in range(20)]
     for part in kept:
@@ -215,3 +254,176 @@ def test_a_crash_after_a_checkpoint_loses_nothing_it_refers_to(make, request):
     assert store.num_ids == 80
     for number, part in enumerate(kept):
         assert equal(store, torch.arange(4 * number, 4 * number + 4), part)
+
+
+class Followed:
+    """A store, and what it should hold by the rules of stores: the samples that live, by id."""
+
+    def __init__(self, open_store: Callable[[], Store], lasts: bool) -> None:
+        self.open_store, self.lasts, self.store = open_store, lasts, open_store()
+        self.held: dict[int, torch.Tensor] = {}
+        self.kept = (0, dict(self.held))
+
+    def append(self, count: int) -> None:
+        fresh = toy.samples(count, seed=self.store.num_ids)
+        seen = self.store.codec.decode(self.store.codec.encode(fresh)).images
+        self.held |= dict(zip(self.store.append(fresh).tolist(), seen, strict=True))
+
+    def drop(self, share: float) -> None:
+        """The oldest of those that live, and one in three of the others."""
+        ids = sorted(self.held)
+        gone = {*ids[: int(share * len(ids))], *ids[::3]}
+        self.store.drop(torch.tensor(sorted(gone), dtype=torch.int64))
+        self.held = {id: image for id, image in self.held.items() if id not in gone}
+
+    def commit(self, _: int) -> None:
+        self.kept = (self.store.num_ids, dict(self.held))
+        self.store.commit()
+
+    def restore(self, anew: int) -> None:
+        """Back to the last checkpoint, in this store or, where chunks outlive it, in one opened anew."""
+        if anew % 2 and self.lasts:
+            self.store = self.open_store()
+        num_ids, self.held = self.kept[0], dict(self.kept[1])
+        self.store.restore(num_ids, torch.tensor(sorted(self.held), dtype=torch.int64))
+
+    def seen(self, rng: torch.Generator) -> list[Any]:
+        """Counts, bytes, spans of ids, and every bit of a draw, in which each living sample is met."""
+        assert self.store.num_bytes == len(self.held) * (64 + 8 + 2 * toy.NUM_CLASSES)
+        told = [self.store.num_ids, self.store.class_counts.tolist(), self.store.num_bytes]
+        if not self.held:
+            return told
+        ids = torch.tensor(sorted(self.held))
+        ids = torch.cat([ids, ids[torch.randint(len(ids), (5,), generator=rng)]])
+        ids = ids[torch.randperm(len(ids), generator=rng)]
+        drawn = self.store.gather(ids)
+        assert torch.equal(drawn.images, torch.stack([self.held[id] for id in ids.tolist()]))
+        return [*told, *(column.tolist() for column in vars(drawn).values())]
+
+
+DONE = st.one_of(
+    st.tuples(st.just("append"), st.integers(1, 9)),
+    st.tuples(st.just("drop"), st.sampled_from([0.0, 0.5, 1.0])),
+    st.tuples(st.sampled_from(["commit", "restore"]), st.integers(0, 1)),
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(done=st.lists(DONE, min_size=5, max_size=20), room=st.sampled_from([100, 500, 1500, 2**30]))
+def test_whatever_happens_rows_on_a_device_are_told_apart_from_chunks_by_nothing(opened, request, done, room):
+    lasts, seen = "memory" not in request.node.name, []
+    for place in (None, room):
+        with pytest.MonkeyPatch.context() as patch:
+            lying(patch, place)
+            followed, rng = Followed(opened(), lasts), torch.Generator().manual_seed(0)
+            seen.append([])
+            for verb, amount in done:
+                getattr(followed, verb)(amount)
+                seen[-1].append(followed.seen(rng))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.ray
+def test_a_trial_sees_its_producers_rounds_alike_wherever_they_lie(pool, rows):
+    import ray
+
+    from condkd_ray.cluster.stores import FilledStore
+
+    key = f"filled {rows}"
+    parts = [toy.samples(4, seed=seed) for seed in range(4)]
+    store = FilledStore(code(), toy.NUM_CLASSES, pool, key)
+    for number, part in enumerate(parts):
+        ray.get(pool.fill.remote(key, 4 * number, to_arrays(code().encode(part))))
+    store.refresh()
+    for number, part in enumerate(parts[:3]):
+        seen = store.look(4)
+        assert torch.equal(seen.images, code().decode(code().encode(part)).images)
+        assert store.append(seen).tolist() == list(range(4 * number, 4 * number + 4))
+    store.drop(torch.arange(4))
+    store.commit()
+    again = FilledStore(code(), toy.NUM_CLASSES, pool, key)
+    again.restore(12, torch.arange(4, 12))
+    for one in (store, again):
+        assert equal(one, torch.arange(8, 12), parts[2])
+        assert one.class_counts.tolist() == store.class_counts.tolist()
+
+
+@pytest.mark.ray
+def test_trials_share_rounds_alike_wherever_they_lie(pool, rows):
+    from condkd_ray.cluster.stores import SharedStore
+
+    key, parts = f"shared {rows}", [toy.samples(4, seed=seed) for seed in range(4)]
+    maker, reader = (SharedStore(code(), toy.NUM_CLASSES, pool, key, who=who) for who in "ab")
+    for number, part in enumerate(parts):
+        maker.deliver(number, part, {})
+        reader.take(number)
+        for store in (maker, reader):
+            store.append(store.look(4))
+            assert equal(store, torch.arange(4 * number, 4 * number + 4), part)
+    reader.drop(torch.arange(8))
+    reader.commit()
+    with pytest.raises(KeyError):
+        reader.gather(torch.tensor([3]))
+    assert equal(maker, torch.arange(4), parts[0])
+    assert equal(reader, torch.arange(12, 16), parts[3])
+
+
+@pytest.mark.ray
+def test_trials_of_a_sweep_draw_from_each_other_alike_wherever_samples_lie(pool, rows):
+    from condkd_ray.cluster.stores import SweepStore
+
+    key, parts = f"sweep {rows}", {who: toy.samples(4, seed=seed) for seed, who in enumerate("ab")}
+    stores = {who: SweepStore(code(), toy.NUM_CLASSES, pool, key, who=who) for who in "ab"}
+    for who, store in stores.items():
+        for _ in range(store.contribute(0, parts[who])):
+            store.append(store.look())
+    assert stores["a"].num_ids == 4
+    assert equal(stores["b"], torch.arange(4), parts["a"])
+    assert equal(stores["b"], torch.arange(4, 8), parts["b"])
+    again = SweepStore(code(), toy.NUM_CLASSES, pool, key, who="b")
+    again.restore(8, torch.tensor([1, 6]))
+    assert equal(again, torch.tensor([6]), parts["b"][torch.tensor([2])])
+
+
+@pytest.mark.ray
+def test_a_trials_own_round_is_not_sent_to_the_device_once_more(pool, monkeypatch):
+    from condkd_ray.cluster.stores import PoolStore
+
+    class Telling(DeviceRows):
+        def put(self, start, chunk, near=None):
+            told.append((start, near is not None))
+            super().put(start, chunk, near)
+
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(module, "rows_on", lambda device, limit: Telling(torch.device("cpu"), 2**30))
+    store = PoolStore(code(), toy.NUM_CLASSES, pool, "own")
+    for seed in range(2):
+        store.append(toy.samples(4, seed=seed))
+    assert told == [(0, True), (4, True)]
+    told.clear()
+    PoolStore(code(), toy.NUM_CLASSES, pool, "own").restore(8, torch.arange(8))
+    assert told == [(0, False), (4, False)]
+
+
+@pytest.mark.ray
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("limit", [None, 4000], ids=["all on the device", "most on the host"])
+def test_on_a_gpu_no_draw_from_the_pool_waits_for_it_and_all_is_as_on_the_cpu(pool, limit):
+    import ray
+
+    from condkd_ray.cluster.stores import FilledStore, PoolStore
+
+    keys = {device: f"{device} {limit}" for device in ("cpu", "cuda")}
+    host = PoolStore(code(), 7, pool, keys["cpu"])
+    device = PoolStore(code(), 7, pool, keys["cuda"], "cuda", device_limit=limit)
+    assert_alike(draws_without_waiting(host, 12), draws_without_waiting(device, 12))
+    assert device.num_bytes == host.num_bytes
+    assert torch.equal(device.class_counts, host.class_counts)
+    # What others have made comes from the host's memory.
+    made, key = toy.samples(40), f"made {limit}"
+    ray.get(pool.fill.remote(key, 0, to_arrays(code().encode(made))))
+    host, device = (FilledStore(code(), toy.NUM_CLASSES, pool, key, where) for where in ("cpu", "cuda"))
+    with waiting_is_an_error():
+        seen = device.look(40)
+    assert_alike([host.look(40)], [seen])

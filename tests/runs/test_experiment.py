@@ -18,9 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from condkd_ray.commands.experiment import Flags, run
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Record, read_manifest, read_records
-from condkd_ray.runs.experiment import scoped, scoped_baseline
+from condkd_ray.runs.experiment import alone_limit, scoped, scoped_baseline
 from condkd_ray.runs.presets import arm, spread
 from condkd_ray.study.storage import open_storage
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.device_pool import round_bytes
 from condkd_ray.trial.plan import Plan, trial_hash
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
@@ -237,3 +240,12 @@ def test_the_scope_is_part_of_a_trials_name():
     names = {trial_hash(config, prepared, scope) for scope in ("trial", "inversion", "sweep")}
     assert len(names) == 3
     assert trial_hash(config, prepared) in names
+
+
+def test_a_trial_alone_has_its_limit_on_a_gpu_from_a_round_on(tmp_path):
+    on_gpu, config = Workshop(tmp_path, device="cuda"), TrialConfig()
+    least = round_bytes(config, (1, 8, 8), 10, logits=config.keeps_logits)
+    assert alone_limit(None, config, on_gpu) is None
+    assert alone_limit(f"{least}B", config, on_gpu) == least
+    with pytest.raises(InputError, match=f"--device-pool-limit is '{least - 1} bytes'; accepted: at least the {least}"):
+        alone_limit(f"{least - 1}B", config, on_gpu)

@@ -16,6 +16,13 @@ def test_flags_as_typed():
     assert flags.resources == {"big": 1.0, "disk": 0.5}
     assert (flags.only, flags.max_concurrent, flags.budget_seconds) == (("ab", "cd"), 3, math.inf)
     assert not flags.explain
+    assert flags.device_pool_bytes is None
+
+
+def test_a_limit_of_the_device_pool_goes_with_the_options_of_a_cluster():
+    flags = tyro.cli(Flags, args=["--device-pool-limit", "1.5MB", "--gpus-per-trial", "0.5"])
+    flags.check()
+    assert flags.of_cluster(math.inf).device_pool_limit == 1_500_000
 
 
 def test_trials_keep_their_files_in_the_output_folder_or_where_told():
@@ -36,6 +43,11 @@ def test_trials_keep_their_files_in_the_output_folder_or_where_told():
         ({"storage": "ftp://host/x"}, "--storage is 'ftp://host/x'; accepted: a folder, or the URI"),
         ({"max_concurrent": 0}, "--max-concurrent is 0; accepted: an integer >= 1"),
         ({"time_budget": "soon"}, "--time-budget is 'soon'"),
+        ({"device_pool_limit": "4"}, "--device-pool-limit is '4'; accepted: a size such as 500MB or 4GB"),
+        (
+            {"device_pool_limit": "4GB"},
+            "--device-pool-limit for a trial on a CPU is '4GB'; accepted: none, or --gpus-per-trial above 0",
+        ),
     ],
 )
 def test_bad_flags_are_answered_in_words(flags, message):

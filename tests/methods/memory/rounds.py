@@ -1,10 +1,13 @@
 """Rounds of samples for tests of the policies, in which a sample's label, and the teacher's class, is its round."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 
 from condkd_ray.core.samples import Codec, Samples
-from condkd_ray.methods.memory import LocalStore
+from condkd_ray.methods.memory import LocalStore, Store
 
 
 def store() -> LocalStore:
@@ -14,3 +17,45 @@ def store() -> LocalStore:
 def round_of(number: int, size: int) -> Samples:
     labels = torch.full((size,), number)
     return Samples(torch.rand(size, 1, 2, 2), labels, F.one_hot(labels, 100).float())
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """On a GPU, of which whatever makes the host wait for it raises; on a CPU nothing."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def draws_without_waiting(store: Store, rounds: int) -> list[Samples]:
+    """Rounds of 40 appended, and, as soon as each is there, 64 samples drawn; it raises where a draw waits for a GPU.
+
+    Images are (1, 4, 4), of 7 classes. Now and then the oldest go.
+    """
+    found = []
+    for number in range(rounds):
+        rng = torch.Generator().manual_seed(number)
+        images, labels = torch.rand(40, 1, 4, 4, generator=rng), torch.randint(7, (40,), generator=rng)
+        store.append(Samples(images, labels, torch.randn(40, 7, generator=rng)).to(store.device))
+        ids = torch.randint(20 * (number // 3), store.num_ids, (64,), generator=rng)
+        with waiting_is_an_error():
+            found.append(store.gather(ids))
+        if number % 3 == 2:
+            store.drop(torch.arange(20 * (number // 3 + 1)))
+            store.commit()
+    return found
+
+
+def assert_alike(on_host: list[Samples], on_device: list[Samples]) -> None:
+    """The same samples, the latter on a GPU, where a division may round otherwise."""
+    for left, right in zip(on_host, on_device, strict=True):
+        assert right.images.is_cuda
+        assert torch.equal(left.labels, right.labels.cpu())
+        assert torch.equal(left.logits, right.logits.cpu())
+        torch.testing.assert_close(left.images, right.images.cpu())

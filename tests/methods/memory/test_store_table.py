@@ -1,25 +1,51 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condkd_ray.methods.memory import store as module
-from condkd_ray.methods.memory.store import ChunkTable, Parted, Spanned, join
+from condkd_ray.core.samples import Encoded
+from condkd_ray.methods.memory.chunk_table import ChunkTable, join
+from condkd_ray.methods.memory.device_rows import DeviceRows, Rows
 from methods.memory.chunks import encoded, equal
 
+CPU = torch.device("cpu")
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+KINDS = {
+    "chunks": ChunkTable,
+    "device": partial(DeviceRows, CPU, 2**30),
+    "little room": partial(DeviceRows, CPU, 3000),
+}
+ON_CUDA = {"cuda": 2**30, "cuda, little room": 3000}
+_kind = ["chunks"]
 
-@pytest.fixture(params=[Spanned, Parted], autouse=True, scope="module")
-def column(request):
-    """Both ways of gathering, on the CPU."""
-    before, module.Spanned = module.Spanned, request.param
-    yield
-    module.Spanned = before
+
+@pytest.fixture(
+    params=[*KINDS, *(pytest.param(name, marks=[pytest.mark.gpu, CUDA]) for name in ON_CUDA)],
+    autouse=True,
+    scope="module",
+)
+def kind(request):
+    """Tables in this machine's memory, and on a device, where that has room for all samples and where not."""
+    _kind[0] = request.param
+
+
+def new() -> Rows:
+    name = _kind[0]
+    return KINDS[name]() if name in KINDS else DeviceRows(torch.device("cuda"), ON_CUDA[name])
+
+
+def taken(table: Rows, ids: torch.Tensor) -> Encoded:
+    """Gathered, on the CPU."""
+    found = table.gather(ids)
+    return Encoded(found.images.cpu(), found.labels.cpu(), found.logits.cpu())
 
 
 @st.composite
 def tables(draw):
     """A table of up to 6 chunks, all with logits or none, gaps between them, put in any order, and samples by id."""
-    table, by_id, start, puts, asked = ChunkTable(), {}, draw(st.integers(0, 5)), [], draw(st.booleans())
+    table, by_id, start, puts, asked = new(), {}, draw(st.integers(0, 5)), [], draw(st.booleans())
     for _ in range(draw(st.integers(1, 6))):
         chunk = encoded(draw(st.integers(1, 5)), shape=(1, 2, 2), asked=asked)
         puts.append((start, chunk))
@@ -34,7 +60,7 @@ def tables(draw):
 def test_gathering_is_picking_from_all_chunks_in_the_order_asked_for(made, data):
     table, by_id = made
     ids = data.draw(st.lists(st.sampled_from(sorted(by_id)), min_size=1, max_size=20))
-    assert equal(table.gather(torch.tensor(ids)), join([by_id[i] for i in ids]))
+    assert equal(taken(table, torch.tensor(ids)), join([by_id[i] for i in ids]))
 
 
 @given(tables(), st.data())
@@ -46,38 +72,39 @@ def test_an_id_that_no_chunk_holds_is_a_key_error_that_names_it(made, data):
 
 
 def test_a_removed_chunk_is_unknown_and_its_neighbours_stay():
-    table, chunks = ChunkTable(), [encoded(3) for _ in range(3)]
+    table, chunks = new(), [encoded(3) for _ in range(3)]
     for number, chunk in enumerate(chunks):
         table.put(3 * number, chunk)
     table.remove(3)
     with pytest.raises(KeyError):
         table.gather(torch.tensor([4]))
-    assert equal(table.gather(torch.tensor([0, 1, 2, 6, 7, 8])), join([chunks[0], chunks[2]]))
+    assert equal(taken(table, torch.tensor([0, 1, 2, 6, 7, 8])), join([chunks[0], chunks[2]]))
 
 
 def test_gathered_samples_share_no_memory_with_the_table():
-    table, chunk = ChunkTable(), encoded(4)
+    table, chunk = new(), encoded(4)
     table.put(0, chunk)
     kept = join([chunk])
     for ids in (torch.arange(4), torch.tensor([2])):
-        taken = table.gather(ids)
-        for tensor in (taken.images, taken.labels, taken.logits):
+        found = table.gather(ids)
+        for tensor in (found.images, found.labels, found.logits):
             tensor.zero_()
     assert equal(chunk, kept)
+    assert equal(taken(table, torch.arange(4)), kept)
 
 
 def test_chunks_come_in_the_order_of_their_ids():
-    table, ids = ChunkTable(), [10**9, 5, 99_999]
+    table, ids = new(), [10**6, 5, 99_999]
     for start in ids:
         table.put(start, encoded(1))
-    assert [start for start, _ in table.items()] == sorted(ids)
+    assert table.spans() == [(start, 1) for start in sorted(ids)]
 
 
 def test_images_in_channels_last_are_gathered_in_their_own_order():
-    table, chunk = ChunkTable(), encoded(6)
-    table.put(0, module.Encoded(chunk.images.to(memory_format=torch.channels_last), chunk.labels, chunk.logits))
+    table, chunk = new(), encoded(6)
+    table.put(0, Encoded(chunk.images.to(memory_format=torch.channels_last), chunk.labels, chunk.logits))
     table.put(6, encoded(2))
-    assert equal(table.gather(torch.arange(6)), chunk)
+    assert equal(taken(table, torch.arange(6)), chunk)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16], ids=str)
@@ -89,10 +116,10 @@ def test_chunks_far_apart_in_memory_are_gathered_like_any(dtype):
         table.put(start, chunk)
         start += len(chunk)
     ids = torch.randint(start, (400,), generator=torch.Generator().manual_seed(0))
-    assert equal(table.gather(ids), join(chunks)[ids])
+    assert equal(taken(table, ids), join(chunks)[ids])
 
 
 def test_of_no_ids_nothing_is_gathered_in_the_right_shape():
-    table = ChunkTable()
+    table = new()
     table.put(0, encoded(3))
-    assert equal(table.gather(torch.empty(0, dtype=torch.int64)), encoded(0))
+    assert equal(taken(table, torch.empty(0, dtype=torch.int64)), encoded(0))

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from condkd_ray.core.device import CopyStream, sent
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, CUDA])])
+def test_a_copy_beside_other_work_is_seen_whole_by_what_follows_and_reads_what_was_before(device):
+    copies, side = CopyStream(torch.device(device)), 1024
+    source, target = torch.ones(side, side, device=device), torch.zeros(side, side, device=device)
+    for _ in range(20):
+        # Long enough on a GPU for a copy that does not wait to come first.
+        source = (source @ source).clamp(max=2.0)
+    with copies.copying(after_all=True):
+        copies.lend(source)
+        copies.lend(target)
+        target.copy_(source)
+    copies.awaited()
+    assert torch.equal((target + 1).cpu(), torch.full((side, side), 3.0))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, CUDA])])
+def test_what_is_made_among_the_copies_can_be_used_by_the_caller(device):
+    copies, numbers = CopyStream(torch.device(device)), torch.arange(10)
+    with copies.copying(after_all=False):
+        made = sent(numbers, device)
+    copies.awaited()
+    copies.hand_over(made)
+    assert torch.equal((made * 2).cpu(), 2 * numbers)
+
+
+@pytest.mark.gpu
+@CUDA
+def test_copies_are_made_on_another_stream_which_the_host_does_not_wait_for():
+    copies = CopyStream(torch.device("cuda"))
+    before = torch.cuda.current_stream()
+    with copies.copying(after_all=True):
+        assert torch.cuda.current_stream() != before
+        torch.cuda._sleep(10**9)
+    assert torch.cuda.current_stream() == before
+    copies.awaited()
+    # Half a second of waiting at the least is still before the device.
+    assert not before.query()
+    torch.cuda.synchronize()

@@ -1,0 +1,250 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from guard import DEVICE, Guard
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.samples import Codec, Encoded
+from condkd_ray.methods.memory import LocalStore, device_rows
+from condkd_ray.methods.memory.chunk_table import ChunkTable, columns, join
+from condkd_ray.methods.memory.device_rows import DeviceRows, default_limit, most_bytes, rows_on
+from methods.memory.chunks import encoded, equal
+from methods.memory.rounds import assert_alike, draws_without_waiting
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CPU, SHAPE = torch.device("cpu"), (1, 4, 4)
+ROW = 16 + 8 + 2 * 7
+"""Bytes of a sample of `chunk`."""
+
+
+def chunk(count: int) -> Encoded:
+    return encoded(count, shape=SHAPE)
+
+
+def filled(rows: DeviceRows, *sizes: int) -> list[Encoded]:
+    """The chunks put there, one after the other."""
+    chunks, start = [chunk(size) for size in sizes], 0
+    for one in chunks:
+        rows.put(start, one)
+        start += len(one)
+    return chunks
+
+
+def test_room_grows_by_half_at_least_and_to_the_limit_at_most():
+    rows, room = DeviceRows(CPU, 100 * ROW + ROW - 1), []
+    chunks = [chunk(10) for _ in range(12)]
+    for number, one in enumerate(chunks):
+        rows.put(10 * number, one)
+        room.append(rows.num_rows)
+    assert room == [10, 20, 30, 45, 67, 67, 100, 100, 100, 100, 100, 100]
+    assert equal(rows.gather(torch.arange(120)), join(chunks))
+    large = DeviceRows(CPU, 10**6)
+    filled(large, 10, 90)
+    assert large.num_rows == 100
+
+
+def test_rows_of_removed_chunks_are_used_again_before_room_is_made():
+    rows = DeviceRows(CPU, 10**6)
+    chunks = filled(rows, 10, 10, 10)
+    rows.remove(0)
+    rows.remove(20)
+    fresh = chunk(18)
+    rows.put(30, fresh)
+    assert rows.num_rows == 30
+    assert equal(rows.gather(torch.arange(30, 48)), fresh)
+    assert equal(rows.gather(torch.arange(10, 20)), chunks[1])
+    rows.put(10, shorter := chunk(4))
+    assert equal(rows.gather(torch.arange(10, 14)), shorter)
+    for gone in (9, 14, 19, 25):
+        with pytest.raises(KeyError, match=f"sample {gone}'"):
+            rows.check(torch.tensor([30, gone]))
+
+
+def test_what_finds_no_room_is_kept_on_the_host_from_that_very_sample_on():
+    rows = DeviceRows(CPU, 25 * ROW)
+    chunks = filled(rows, 10, 10, 10, 10)
+    assert rows.num_rows == 25
+    assert rows._host.spans() == [(25, 5), (30, 10)]
+    ids = torch.tensor([24, 25, 3, 39, 29, 0, 25])
+    assert equal(rows.gather(ids), join(chunks)[ids])
+    assert equal(rows.gather(torch.arange(25, 40)), join(chunks)[slice(25, 40)])
+    # A sample never moves, but room that others leave is the next chunk's.
+    rows.remove(0)
+    rows.put(40, last := chunk(12))
+    assert rows._host.spans() == [(25, 5), (30, 10), (50, 2)]
+    rows.remove(20)
+    rows.remove(40)
+    assert rows._host.spans() == [(30, 10)]
+    rows.put(40, last)
+    assert rows._host.spans() == [(30, 10)]
+    assert equal(rows.gather(torch.arange(30, 52)), join([chunks[3], last]))
+
+
+def test_beyond_the_limit_a_chunk_of_the_host_is_kept_where_it_lies():
+    rows, host = DeviceRows(CPU, 4 * ROW), chunk(10)
+    near = join([host])
+    rows.put(0, host, near)
+    kept = rows._host._chunks[4]
+    assert kept.images.data_ptr() == host.images[4:].data_ptr()
+    host.images.zero_()
+    found = rows.gather(torch.arange(10))
+    assert torch.equal(found.images[:4], near.images[:4])
+    assert not found.images[4:].any()
+
+
+def test_a_draw_of_a_batch_takes_as_few_calls_however_many_chunks_there_are():
+    def calls(size: int) -> list[str]:
+        rows = DeviceRows(CPU, 10**6)
+        filled(rows, *[size] * (400 // size))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            rows.gather(torch.randint(400, (64,)))
+        return [event.name for event in seen.events() if event.name == "aten::index_select"]
+
+    assert len(calls(2)) == len(calls(100)) == 3
+
+
+class Telling:
+    """In the place of a `CopyStream`: what it was asked for, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    @contextmanager
+    def copying(self, *, after_all: bool) -> Iterator[None]:
+        self.told.append("after all" if after_all else "at once")
+        yield
+        self.told.append("made")
+
+    def awaited(self) -> None:
+        self.told.append("awaited")
+
+    def lend(self, tensor: torch.Tensor) -> None:
+        self.told.append(tensor.data_ptr())
+
+    def hand_over(self, tensor: torch.Tensor) -> None:
+        self.told.append("handed over")
+
+
+def test_copies_and_draws_are_put_in_order():
+    rows, near = DeviceRows(CPU, 15 * ROW), chunk(10)
+    rows._copies = copies = Telling()
+    rows.put(0, join([near]), near)
+    lent = copies.told[1:-1]
+    # Neither the rows nor what is copied into them may be freed before it is done.
+    assert {column.data_ptr() for column in (*columns(near), *columns(rows._columns))} == set(lent)
+    assert [word for word in copies.told if word not in lent] == ["after all", "made"]
+    copies.told.clear()
+    rows.gather(torch.arange(10))
+    assert copies.told == ["awaited"]
+    copies.told.clear()
+    rows.put(10, chunk(10))
+    # To larger room only what is there goes.
+    assert [word for word in copies.told if isinstance(word, str)] == ["awaited", "after all", "made"]
+    copies.told.clear()
+    rows.gather(torch.arange(20))
+    assert copies.told == ["awaited", "at once", "made", "awaited", *["handed over"] * 4]
+
+
+def test_a_limit_under_a_sample_is_refused():
+    with pytest.raises(InputError, match=rf"device pool limit is '{ROW - 1} bytes'; accepted: at least the {ROW} of"):
+        DeviceRows(CPU, ROW - 1).put(0, chunk(3))
+
+
+def test_on_a_cpu_chunks_stay_where_they_are_and_a_limit_is_refused():
+    assert isinstance(rows_on(CPU), ChunkTable)
+    with pytest.raises(InputError, match="device pool limit on a CPU is '5 bytes'; accepted: none, or a GPU"):
+        LocalStore(Codec("unit", (0.5,), (0.5,)), 7, device_limit=5)
+
+
+def test_a_gpu_has_rows_within_a_quarter_of_the_trials_part(monkeypatch):
+    class Properties:
+        total_memory = 80 * 10**9
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    cuda = torch.device("cuda")
+    assert [default_limit(cuda, part) for part in (1.0, 0.5, 2.0)] == [20 * 10**9, 10 * 10**9, 20 * 10**9]
+    made = []
+    monkeypatch.setattr(device_rows, "DeviceRows", lambda *given: made.append(given))
+    rows_on(cuda)
+    rows_on(cuda, 7)
+    assert made == [(cuda, 20 * 10**9), (cuda, 7)]
+
+
+def test_the_most_they_take_is_while_the_last_room_is_made(monkeypatch):
+    held, most = 0, []
+
+    def counted(shape, dtype, device):
+        nonlocal held
+        fresh = torch.zeros(shape, dtype=dtype)
+        held += fresh.nbytes
+        most[-1] = max(most[-1], held)
+        return fresh
+
+    for samples, limit in ((300, 10**9), (300, 200)):
+        rows, held = DeviceRows(CPU, limit * ROW), 0
+        most.append(0)
+        for number in range(samples // 10):
+            before, fresh = rows.num_rows, chunk(10)
+            with monkeypatch.context() as patch:
+                patch.setattr(torch, "empty", counted)
+                rows.put(10 * number, fresh)
+            held -= before * ROW * (rows.num_rows != before)
+        assert 0.5 * most_bytes(samples * ROW, limit * ROW) < most[-1] <= most_bytes(samples * ROW, limit * ROW)
+
+
+@pytest.mark.parametrize("limit", [10**6, 50 * ROW], ids=["all on the device", "most on the host"])
+@pytest.mark.parametrize("space", ["unit", "model"])
+def test_neither_filling_nor_a_draw_reads_from_the_device_or_waits_for_it(limit, space):
+    """Of `guard`, which stands in for a GPU: no value can be read on it."""
+    store = LocalStore(Codec(space, (0.5,), (0.5,)), 7, device=DEVICE, device_limit=limit)
+    dtype = torch.uint8 if space == "unit" else torch.float16
+    with Guard():
+        for number in range(8):
+            store._table.put(40 * number, encoded(40, dtype, SHAPE))
+    store.gather(torch.arange(3))  # makes what is made once
+    with Guard():
+        drawn = store.gather(torch.randint(320, (64,)))
+    assert (drawn.images.device, drawn.images.shape, drawn.images.dtype) == (DEVICE, (64, *SHAPE), torch.float32)
+
+
+@pytest.mark.gpu
+@CUDA
+@pytest.mark.parametrize("limit", [None, 100 * ROW], ids=["all on the device", "most on the host"])
+@pytest.mark.parametrize("kept", ["memory", "folder"])
+@pytest.mark.parametrize("space", ["unit", "model"])
+def test_on_a_gpu_no_draw_waits_for_it_and_all_is_as_on_the_cpu(limit, kept, space, tmp_path):
+    code = Codec(space, (0.5,), (0.5,))
+    folders = {name: tmp_path / name if kept == "folder" else None for name in ("cpu", "cuda")}
+    host = LocalStore(code, 7, folders["cpu"], "cpu")
+    device = LocalStore(code, 7, folders["cuda"], "cuda", device_limit=limit)
+    assert_alike(draws_without_waiting(host, 12), draws_without_waiting(device, 12))
+    assert device.num_bytes == host.num_bytes
+    assert torch.equal(device.class_counts, host.class_counts)
+
+
+@pytest.mark.gpu
+@CUDA
+def test_rows_that_a_draw_still_reads_are_not_overwritten_by_the_next_chunk():
+    rows, old, new = DeviceRows(torch.device("cuda"), 10**6), chunk(1000), chunk(1000)
+    rows.put(0, old)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(10**8)
+    found = rows.gather(torch.arange(1000))
+    rows.remove(0)
+    rows.put(1000, new)
+    assert equal(Encoded(found.images.cpu(), found.labels.cpu(), found.logits.cpu()), old)
+
+
+@pytest.mark.gpu
+@CUDA
+def test_a_chunk_that_is_still_being_computed_is_copied_when_it_is_done():
+    rows = DeviceRows(torch.device("cuda"), 10**6)
+    late = torch.zeros(100, *SHAPE, dtype=torch.uint8, device="cuda")
+    torch.cuda._sleep(10**8)
+    late += 7
+    labels = torch.arange(100, device="cuda")
+    rows.put(0, Encoded(late, labels, torch.zeros(100, 7, dtype=torch.float16, device="cuda")))
+    del late
+    assert (rows.gather(torch.arange(100)).images == 7).all()
