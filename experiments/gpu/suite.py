@@ -1,6 +1,7 @@
 """(b) The tests that need a GPU, by pytest in a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import Any
 from gpu.parts import Box, Setup, SkippedError, Verdict
 
 CHECKOUT = Path(__file__).parents[2]
+LEFT_OUT = re.compile(r"^SKIPPED .* needs (ray|optuna|tyro)$")
 KEPT = 20
 """Lines of the output that are kept."""
 
@@ -28,6 +30,7 @@ def suite(setup: Setup, box: Box) -> Verdict:
     except subprocess.TimeoutExpired as expired:
         return _unfinished(box, expired)
     told = done.stdout.splitlines()
+    box.note("left out", [line for line in told if LEFT_OUT.search(line)])
     box.note("output", told[-KEPT:])
     return Verdict(
         done.returncode == 0, f"{told[-1].strip('= ') if told else 'no output'} (exit code {done.returncode})"
