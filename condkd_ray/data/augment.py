@@ -63,6 +63,15 @@ def roll_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool)
     return images.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns).permute(0, 3, 1, 2)
 
 
+def cutout(images: Tensor, *, rng: torch.Generator, share: float) -> Tensor:
+    """Zeros in one square of `share` of the sides of each image, at a random place and cut at the image's edges.
+
+    (B, C, H, W) to (B, C, H, W). In normalised images a zero is the mean (DeVries and Taylor, arXiv 1708.04552).
+    """
+    uniform = torch.rand(2, len(images), generator=rng, device=images.device)
+    return images * ~_square(images, uniform, share)
+
+
 def _whole(reach: int, count: int, rng: torch.Generator, device: torch.device) -> Tensor:
     """(count,) integers -reach..reach, uniform."""
     return torch.randint(-reach, reach + 1, (count,), generator=rng, device=device)
@@ -143,8 +152,14 @@ def _crop(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _cutout(images: Tensor, u: Tensor) -> Tensor:
+    return images * ~_square(images, u, CUTOUT_SHARE)
+
+
+def _square(images: Tensor, u: Tensor, share: float) -> Tensor:
+    """(B, 1, H, W) bool: a square of `share` of the sides round a place that `u` draws, cut at the image's edges."""
+
     def hidden(size: int, centre: Tensor) -> Tensor:
-        side = int(size * CUTOUT_SHARE + 0.5)
+        side = int(size * share + 0.5)
         # An even side has one place more, so that both edges are hidden equally often.
         places = size + 1 - side % 2
         start = (centre * places).floor().clamp(max=places - 1)[:, None] - side // 2
@@ -152,8 +167,7 @@ def _cutout(images: Tensor, u: Tensor) -> Tensor:
         return (place >= start) & (place < start + side)
 
     height, width = images.shape[2:]
-    hole = hidden(height, u[0])[:, None, :, None] & hidden(width, u[1])[:, None, None, :]
-    return images * ~hole
+    return hidden(height, u[0])[:, None, :, None] & hidden(width, u[1])[:, None, None, :]
 
 
 def _flip(images: Tensor, u: Tensor) -> Tensor:

@@ -25,17 +25,19 @@ def write_images(
     logits: Tensor | None = None,
     names: Sequence[str] | None = None,
     about: Mapping[str, str] | None = None,
+    webp: bool = False,
 ) -> None:
     """Write `pixels` (N, C, H, W) uint8 of one or three channels as PNG, and `labels` (N,); atomically.
 
     `logits` (N, K): a further column, lists of float32. `names` of the classes: their numbers if not given. `about`:
-    what the set is, for the file's metadata.
+    what the set is, for the file's metadata. `webp`: as lossless WebP, smaller, and slower to write; grey images then
+    come back with three equal channels.
     """
     images = pixels.cpu().permute(0, 2, 3, 1).numpy()
     names = [str(k) for k in range(int(labels.max()) + 1)] if names is None else list(names)
     features: dict[str, object] = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
     columns = {
-        "image": pa.array([{"bytes": _png(image), "path": None} for image in images], IMAGE),
+        "image": pa.array([{"bytes": _encoded(image, webp), "path": None} for image in images], IMAGE),
         "label": pa.array(labels.cpu().numpy(), pa.int64()),
     }
     if logits is not None:
@@ -58,7 +60,7 @@ def write_dc(path: Path, images: Tensor, labels: Tensor, *, about: Mapping[str, 
         torch.save({"data": [pair], "accs_all_exps": {}, "about": dict(about or {})}, partial)
 
 
-def _png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "PNG")
+def _encoded(image: np.ndarray, webp: bool) -> bytes:
+    file, kind = io.BytesIO(), {"format": "WEBP", "lossless": True, "quality": 100} if webp else {"format": "PNG"}
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, **kind)
     return file.getvalue()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import augment as reference
 
 from condkd_ray.core.samples import to_model
-from condkd_ray.data.augment import dsa, pixels, resized_crop, roll_flip, shift_flip
+from condkd_ray.data.augment import cutout, dsa, pixels, resized_crop, roll_flip, shift_flip
 from condkd_ray.models.teacher import Teacher
 
 GROUPS = list(reference.GROUPS)
@@ -280,3 +280,17 @@ def test_crops_differ_from_image_to_image_and_draw_the_same_with_and_without_fli
 def test_gradients_reach_the_cropped_images():
     images = pictures(2, 2, 5, 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: resized_crop(x, rng=generator(), flip=True), (images,))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.375])
+def test_cutout_zeroes_one_square_of_its_share_in_each_image(share):
+    images = torch.ones(400, 3, 16, 16)
+    hidden = cutout(images, rng=generator(), share=share) == 0
+    assert torch.equal(hidden[:, 0], hidden[:, 2])
+    rows, columns = hidden[:, 0].any(2).sum(1), hidden[:, 0].any(1).sum(1)
+    assert torch.equal(hidden[:, 0].sum((1, 2)), rows * columns)
+    side = int(16 * share + 0.5)
+    assert max(rows.max(), columns.max()) == side
+    places = {tuple(one.flatten().tolist()) for one in hidden[:, 0]}
+    assert len(places) > 50 if share else len(places) == 1
+    assert images.min() == 1

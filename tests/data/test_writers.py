@@ -19,6 +19,17 @@ def test_classes_have_their_numbers_as_names_unless_others_are_given(tmp_path: P
     assert torch.equal(raw.labels, labels)
 
 
+def test_webp_keeps_every_pixel_of_colour_images_in_fewer_bytes(tmp_path: Path):
+    shades = torch.arange(32, dtype=torch.uint8).view(1, 1, 1, -1) * 4 + torch.arange(40).view(-1, 1, 1, 1)
+    pixels = shades.to(torch.uint8).expand(40, 3, 32, 32).contiguous()
+    pixels[:, 1] = random_pixels(40, channels=1)[:1, 0, :1, :1]
+    labels = torch.arange(40) % 4
+    for name, webp in (("png", False), ("webp", True)):
+        write_images(tmp_path / f"{name}.parquet", pixels, labels, webp=webp)
+        assert torch.equal(read_parquet([tmp_path / f"{name}.parquet"]).pixels, pixels)
+    assert (tmp_path / "webp.parquet").stat().st_size < (tmp_path / "png.parquet").stat().st_size
+
+
 def test_dc_files_hold_one_pair_detached_and_no_more_than_it(tmp_path: Path):
     many = torch.randn(100, 3, 4, 4, dtype=torch.float64).requires_grad_()
     write_dc(tmp_path / "a" / "set.pt", many[:2], torch.tensor([0, 1]), about={"method": "none"})

@@ -1,12 +1,17 @@
 import re
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
+from guard import Guard, simulated
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
-from condkd_ray.core.method import InputError, NonFiniteError
+from condkd_ray.core import compilation
+from condkd_ray.core.method import InputError, Meter, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import to_model
 from condkd_ray.methods.supervised import Supervised, bf16_pays
@@ -35,7 +40,7 @@ def build(seed: int = 0) -> nn.Module:
         return parse("resnet-8-4").build((1, 8, 8), 2)
 
 
-def trained(seed: int = 0, **fields: float) -> nn.Module:
+def trained(seed: int = 0, **fields: float | str) -> nn.Module:
     network = build()
     method = Supervised(**{"epochs": 2, "batch": 64, **fields})  # type: ignore[arg-type]
     method.train(network, *striped(256), **NORM, flip_ok=True, rng=Streams(seed))
@@ -170,6 +175,58 @@ def test_the_default_shift_moves_small_images_too(side):
     assert (torch.cat(seen) != to_model(images / 255, **NORM)).any()
 
 
+def test_cutout_sets_a_square_of_normalised_images_to_the_mean():
+    images, labels = torch.full((64, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)
+    seen = torch.cat(shown(False, images, labels, cutout=0.5).seen)
+    assert set(seen.unique().tolist()) == {0.0, 2.0}
+    hidden = (seen == 0).flatten(1).sum(1)
+    assert hidden.max() == 16
+    assert hidden.min() < 16
+    assert torch.cat(shown(False, images, labels).seen).min() == 2
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+def test_no_step_makes_the_host_wait_for_the_device(monkeypatch, device):
+    images, labels = (part.to(device) for part in striped(512))
+    network, method, ends = build().to(device), Supervised(epochs=4, batch=64, cutout=0.25), []
+
+    def read(meter: Meter) -> dict[str, float]:
+        """The one copy of an epoch's terms to the host, at its end, is no step's."""
+        ends.append(meter)
+        return {}
+
+    monkeypatch.setattr(Meter, "read", read)
+    train = partial(method.train, network, images, labels, **NORM, flip_ok=True)
+    with ExitStack() as ended:
+        if device == "meta":
+            ended.enter_context(simulated())
+        # What is made once, such as constants on the device, may wait.
+        train(rng=Streams(0, device))
+        if device == "meta":
+            ended.enter_context(Guard())
+        else:
+            ended.callback(torch.cuda.set_sync_debug_mode, "default")
+            torch.cuda.set_sync_debug_mode("error")
+        train(rng=Streams(1, device))
+    assert len(ends) == 8
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_on_a_gpu_it_learns_by_one_launch_of_sgd_a_step():
+    images, labels = (part.cuda() for part in striped(512))
+    network = build().cuda()
+    metrics = Supervised(epochs=4, batch=64).train(
+        network, images, labels, **NORM, flip_ok=True, rng=Streams(0, "cuda"), precision="bfloat16"
+    )
+    assert metrics["teacher/train_accuracy"] > 0.9
+    assert all(parameter.is_cuda for parameter in network.parameters())
+    assert accuracy(network.cpu(), *striped(400, seed=1)) > 0.97
+
+
 def test_without_momentum_two_steps_follow_the_triangle_of_the_learning_rate():
     """One batch an epoch, two epochs, peak in the middle: both steps at half the peak rate, by hand."""
     images, labels = striped(8)
@@ -208,7 +265,33 @@ def test_images_that_are_not_uint8_are_refused():
         Supervised().train(build(), images.float(), labels, **NORM, flip_ok=True, rng=Streams(0))
 
 
-@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("batch", 1), ("warmup", 1.5), ("shift", -0.1)])
+def test_compiled_it_learns_the_same(monkeypatch):
+    """Its graph is run as it is: a compiler that builds code of it takes long."""
+    monkeypatch.setitem(compilation._MODES, ("default", False), compilation._Mode("aot_eager"))
+    monkeypatch.setattr(compilation, "_fault", lambda device: None)
+    torch.compiler.reset()
+    plain = trained(cutout=0.25)
+    counters.clear()
+    taken = trained(cutout=0.25, compile="default")
+    assert counters["stats"]["unique_graphs"] == 1
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(taken.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert not compilation._compiled.cache_info().currsize
+
+
+def test_without_a_compiler_it_is_refused_before_the_first_step(monkeypatch):
+    monkeypatch.setattr(compilation, "_fault", lambda device: "no g++")
+    told = "compile is 'default'; accepted: off, or a machine on which PyTorch's compiler works: here no g++"
+    network = build()
+    before = [parameter.clone() for parameter in network.parameters()]
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+        Supervised(compile="default").train(network, *striped(64), **NORM, flip_ok=True, rng=Streams(0))
+    assert all(map(torch.equal, before, network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("epochs", 0), ("batch", 1), ("warmup", 1.5), ("shift", -0.1), ("cutout", 1.5)]
+)
 def test_impossible_settings_are_named(field, value):
     with pytest.raises(InputError, match=rf"^{field} of the teacher is {value}; accepted: "):
         Supervised(**{field: value})

@@ -1,0 +1,165 @@
+"""Parts of a check, one after another: each in a box of time, its figures on disk as soon as they are known.
+
+A part that raises an exception, or whose box ends, leaves what it has found so far and does not stop the others.
+"""
+
+import json
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from condkd_ray.core.storage import atomic_write
+from gpu.sizes import Sizes
+
+Status = Literal["passed", "failed", "skipped"]
+LINES = 4
+"""Lines of a traceback that are kept."""
+
+
+class BoxEndedError(BaseException):
+    """The time of a part is over. Not an `Exception`, which a library might catch and go on."""
+
+
+class SkippedError(Exception):
+    """A part cannot be run here; the message says why."""
+
+
+class Verdict(NamedTuple):
+    """Whether the goal of a part is met, and what is held against which goal."""
+
+    passed: bool
+    told: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and on what everything runs."""
+
+    device: torch.device
+    sizes: Sizes
+    data_root: Path | None
+    """CIFAR-10, in any layout that the package reads."""
+    work: Path
+    """Teacher, checkpoint and caches lie here, so that the same command goes on."""
+
+    def verdict(self, met: bool, told: str, goal: str) -> Verdict:
+        """Of a goal, which is held against full sizes alone."""
+        held = "; tiny: no goal is held against this" if self.sizes.tiny else ""
+        return Verdict(self.sizes.tiny or met, f"{told}; goal: {goal}{held}")
+
+
+@dataclass
+class Report:
+    """What is known so far, always whole on the disk at `path`."""
+
+    path: Path
+    about: dict[str, Any]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, part: str, **found: Any) -> None:
+        """Keep what a part has found. Raises `ValueError` for a figure that is not finite: it would be no JSON."""
+        entry = self.parts.setdefault(part, {})
+        text = json.dumps({"about": self.about, "parts": self.parts | {part: entry | found}}, allow_nan=False, indent=1)
+        entry |= found
+        atomic_write(self.path, text.encode())
+
+
+@dataclass
+class Box:
+    """What a part is given: where to note figures, and how long it may take."""
+
+    report: Report
+    part: str
+    ends: float
+    """By `time.monotonic()`."""
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.ends - time.monotonic()
+
+    def note(self, name: str, figures: Any) -> None:
+        """Print a figure, or several by name, and keep them under `name`."""
+        known = self.report.parts.get(self.part, {}).get("figures", {})
+        self.report.note(self.part, figures=known | {name: figures})
+        print(f"  {name}: {_told(figures)}", flush=True)
+
+    def found(self, part: str, name: str) -> Any:
+        """What another part has noted; None where it has not."""
+        return self.report.parts.get(part, {}).get("figures", {}).get(name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part by its letter: the seconds planned for it, and the function that runs it."""
+
+    letter: str
+    name: str
+    seconds: float
+    run: Callable[[Setup, Box], Verdict]
+    takes_rest: bool = False
+    """Whether it gets what earlier parts have left of their seconds."""
+
+
+def run(parts: Sequence[Part], setup: Setup, report: Report, minutes: float) -> int:
+    """Run all parts within `minutes`; seconds planned are scaled to them. The exit code: 1 where a part has failed."""
+    planned = sum(part.seconds for part in parts)
+    scale, end = 60 * minutes / planned, time.monotonic() + 60 * minutes
+    for number, part in enumerate(parts):
+        later = scale * sum(one.seconds for one in parts[number + 1 :])
+        rest = end - time.monotonic() - later
+        _run(part, setup, report, rest if part.takes_rest else min(rest, scale * part.seconds))
+    return int(any(entry["status"] == "failed" for entry in report.parts.values()))
+
+
+def _run(part: Part, setup: Setup, report: Report, seconds: float) -> None:
+    print(f"({part.letter}) {part.name}, {max(seconds, 0):.0f} s at most", flush=True)
+    begun, more = time.monotonic(), {}
+    status: Status = "skipped"
+    try:
+        with boxed(seconds):
+            passed, told = part.run(setup, Box(report, part.letter, begun + seconds))
+        status = "passed" if passed else "failed"
+    except BoxEndedError:
+        told = f"time: {max(seconds, 0):.0f} s were not enough"
+    except SkippedError as skipped:
+        told = str(skipped)
+    except Exception as error:
+        status, told = "failed", f"{type(error).__name__}: {error}"
+        more = {"trace": traceback.format_exc().splitlines()[-2 * LINES :]}
+    spent = round(time.monotonic() - begun, 1)
+    report.note(part.letter, name=part.name, status=status, told=told, seconds=spent, **more)
+    print(f"({part.letter}) {part.name}: {status}: {told} [{spent:.1f} s]", flush=True)
+
+
+@contextmanager
+def boxed(seconds: float) -> Iterator[None]:
+    """Raise `BoxEndedError` in a block that is still running after `seconds`; at once where these are not above 0."""
+
+    def ring(*_: object) -> None:
+        raise BoxEndedError
+
+    if seconds <= 0:
+        raise BoxEndedError
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _told(figures: Any) -> str:
+    if isinstance(figures, dict):
+        return ", ".join(f"{name} {_told(value)}" for name, value in figures.items())
+    if isinstance(figures, list):
+        return "".join(f"\n    {_told(value)}" for value in figures) or "none"
+    return f"{figures:.4g}" if isinstance(figures, float) else str(figures)

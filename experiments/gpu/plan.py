@@ -1,0 +1,24 @@
+"""Which parts there are, and how nine minutes are shared among them. What a part leaves over goes to (g)."""
+
+from gpu.ceilings import ceilings
+from gpu.draws import draws
+from gpu.parts import Part
+from gpu.recipes import arms, published
+from gpu.steps import steps
+from gpu.suite import suite
+from gpu.teacher import teacher
+from gpu.waits import waits
+
+PARTS = (
+    Part("a", "ceilings", 15, ceilings),
+    Part("b", "tests that need a GPU", 60, suite),
+    Part("c", "nothing waits inside a step", 35, waits),
+    Part("d", "steps", 110, steps),
+    Part("e", "draws", 5, draws),
+    Part("f", "teacher", 120, teacher),
+    Part("g", "the full recipe", 150, published, takes_rest=True),
+    Part("h", "arms at a hundredth", 45, arms),
+)
+"""In this order; the seconds are planned, not measured: (g) gets at least its own."""
+LETTERS = "".join(part.letter for part in PARTS)
+MINUTES = 9.0

@@ -1,0 +1,152 @@
+"""(g) The full published recipe of Fast; (h) mixed, mixed with a class prior and guided at a hundredth of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
+from condkd_ray.methods.condensation import RandomReal
+from condkd_ray.methods.guidance import Discriminator
+from condkd_ray.methods.supervised import bf16_pays
+from condkd_ray.runs.presets import arm, scaled
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.plan import trial_hash
+from condkd_ray.trial.run import OutOfTimeError, local_store, run_trial
+from gpu.parts import Box, Setup, SkippedError, Verdict
+from gpu.teacher import data_config, read, weights_path, workshop
+
+SECONDS, ACCURACY = 600.0, 0.9405
+"""Goals of (g)."""
+SHARE = 0.01
+"""Of the published optimiser steps, in (h)."""
+PRIOR = 30.0
+"""Weight of the cross-entropy with the wanted class, the prior: `experiments/LOG.md` has it for CIFAR-10."""
+RESERVE, LEAST = 0.1, 10.0
+"""Share of a box, at most so many seconds, in which no round is begun: the last one has to end, and be saved."""
+TOLD_EVERY = 5.0
+"""Seconds between two notes of how far a trial is."""
+RECENT = 10
+"""Rounds by which the end is projected."""
+TAKEN = ("inversion", "memory", "distillation", "diagnosis", "evaluation")
+"""Parts of a round's time."""
+
+
+def published(setup: Setup, box: Box) -> Verdict:
+    """The recipe with the teacher of (f), from its checkpoint where there is one: how far it came, and how fast."""
+    config = _config(setup)
+    watch = Watch(box, config)
+    outcome = _run(setup, box, config, watch)
+    figures = watch.figures()
+    box.note(watch.name, figures)
+    if outcome is None:
+        return _unfinished(setup, figures)
+    if outcome.status != "finished":
+        return Verdict(False, f"the trial has {outcome.status}: {outcome.reason}")
+    found, seconds = outcome.metrics["student/test_accuracy"], figures["seconds"]
+    taught_by = workshop(setup.work, str(setup.device)).teacher_accuracy(config)["test_accuracy"]
+    box.note("student", {"test_accuracy": found, "teacher_accuracy": taught_by})
+    met, goal = found >= ACCURACY and seconds <= SECONDS, f"{ACCURACY:.2%} in {SECONDS:.0f} s"
+    return setup.verdict(met, f"{found:.2%} in {seconds:.0f} s, of a teacher with {taught_by:.2%}", goal)
+
+
+def _unfinished(setup: Setup, figures: dict[str, Any]) -> Verdict:
+    """Failed where the projected end misses the goal. Raises `SkippedError` where nothing can be said yet."""
+    projected: float | None = figures.get("projected_seconds")
+    end = "no end can be projected yet" if projected is None else f"projected end at {projected:.0f} s"
+    told = f"{figures['rounds']} of {figures['of']} rounds, {end}; the same command goes on"
+    if projected is None or projected <= SECONDS:
+        raise SkippedError(f"time: {told}")
+    return setup.verdict(False, told, f"{SECONDS:.0f} s")
+
+
+def arms(setup: Setup, box: Box) -> Verdict:
+    """Accuracies of one seed each, with the same few random real images; at a hundredth nobody has a goal."""
+    told = []
+    for name, config in arms_of(setup, _config(setup)).items():
+        watch = Watch(box, config, name)
+        outcome = _run(setup, box, config, watch)
+        if outcome is None:
+            raise SkippedError(f"time: {name} came to round {len(watch.heard)} of {config.total_rounds}")
+        if outcome.status != "finished":
+            return Verdict(False, f"{name} has {outcome.status}: {outcome.reason}")
+        found = outcome.metrics["student/test_accuracy"]
+        box.note(name, watch.figures() | {"test_accuracy": found})
+        told.append(f"{name} {found:.2%}")
+    return Verdict(True, f"{', '.join(told)}; one seed each, no goal")
+
+
+def arms_of(setup: Setup, whole: TrialConfig) -> dict[str, TrialConfig]:
+    """The arms by name: the same student steps, the same share of condensed images."""
+    base = whole if setup.sizes.tiny else scaled(whole, SHARE)
+    base = replace(
+        base,
+        condensation=RandomReal(ipc=setup.sizes.per_class),
+        guidance=Discriminator(),
+        distiller=replace(base.distiller, condensed_share=0.5),
+    )
+    mixed, guided = (arm(base, name, setup.sizes.per_class, 0).config for name in ("mixed", "guided"))
+    prior = replace(mixed, inversion=replace(mixed.inversion, oh_weight=PRIOR))  # type: ignore[call-arg]
+    return {"mixed": mixed, "mixed with a class prior": prior, "guided": guided}
+
+
+@dataclass
+class Watch:
+    """Hears of each round of a trial, and tells now and then how far it is."""
+
+    box: Box
+    config: TrialConfig
+    name: str = "progress"
+    heard: list[Metrics] = field(default_factory=list)
+    _told: float = 0.0
+
+    def __call__(self, metrics: Metrics) -> None:
+        """After a round, those before the checkpoint included."""
+        self.heard.append(metrics)
+        if time.monotonic() - self._told >= TOLD_EVERY:
+            self._told = time.monotonic()
+            self.box.note(self.name, self.figures())
+
+    def figures(self) -> dict[str, Any]:
+        """Rounds and seconds so far, those of earlier runs included; where they went; accuracy; projected end."""
+        spent = [metrics["time/wall_seconds"] for metrics in self.heard]
+        told: dict[str, Any] = {"rounds": len(spent), "of": self.config.total_rounds, "seconds": sum(spent)}
+        told |= {f"{part}_seconds": self._sum(f"time/{part}_seconds") for part in TAKEN}
+        taught = self.config.distiller.steps * self.config.distiller.batch
+        if learning := spent[self.config.inversion.warm_up :]:
+            told["student_images_per_second"] = taught / median(learning[-RECENT:])
+            left = self.config.total_rounds - len(spent)
+            told["projected_seconds"] = sum(spent) + left * median(learning[-RECENT:])
+        measured = [metrics["student/test_accuracy"] for metrics in self.heard if "student/test_accuracy" in metrics]
+        return told | ({"accuracy_on_a_subset": measured[-1]} if measured else {})
+
+    def _sum(self, name: str) -> float:
+        return sum(metrics.get(name, 0.0) for metrics in self.heard)
+
+
+def _run(setup: Setup, box: Box, config: TrialConfig, watch: Callable[[Metrics], None]) -> Outcome | None:
+    """The trial's outcome; None where the time was over before its end, after a checkpoint."""
+    prepared = workshop(setup.work, str(setup.device)).prepare(config)
+    folder = setup.work / "trials" / trial_hash(config, prepared)[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.time() + box.left - min(LEAST, RESERVE * box.left)
+    checkpoint = folder / "state.safetensors"
+    store = local_store(config, prepared, folder)
+    try:
+        return run_trial(config, prepared, store, checkpoint=checkpoint, on_round=watch, deadline=deadline)
+    except OutOfTimeError:
+        return None
+
+
+def _config(setup: Setup) -> TrialConfig:
+    """The recipe with the data, and the teacher of (f). Raises `SkippedError` where one of them is not there."""
+    data = data_config(setup)
+    path = weights_path(setup, read(setup))
+    if not path.is_file():
+        raise SkippedError("needs the teacher of (f)")
+    teacher = replace(setup.sizes.teacher, weights=path)
+    return replace(
+        setup.sizes.fast(precision="bfloat16" if bf16_pays(setup.device) else "float32"), data=data, teacher=teacher
+    )

@@ -1,0 +1,94 @@
+"""What is measured in full on a GPU, and in small where only the code is to be tried."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from condkd_ray.core.config import read_tree
+from condkd_ray.data.datasets import DataConfig
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.supervised import TeacherConfig
+from condkd_ray.models import AnyNetwork, ResNet
+from condkd_ray.runs.presets import published, scaled
+from condkd_ray.trial.config import TrialConfig, from_tree
+
+RECIPE = Path(__file__).parents[2] / "search_spaces" / "teacher_resnet34.yaml"
+"""Of the teacher at full scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Networks, shapes and numbers of repetitions."""
+
+    tiny: bool
+    """Whether no goal is held against the figures."""
+    teacher: TeacherConfig
+    student: AnyNetwork
+    recipe: TrialConfig
+    """The published recipe of part (g), but for data, networks and precision."""
+    data: DataConfig
+    """What is trained on where no data are given; `cifar10` is none without a root."""
+    shape: tuple[int, int, int] = (3, 32, 32)
+    classes: int = 10
+    gemm: int = 8192
+    """Side of the square matrices."""
+    copied: int = 2**31
+    """Bytes of one device-to-device copy."""
+    maps: tuple[tuple[int, int], ...] = ((64, 32), (128, 16), (256, 8), (512, 4))
+    """Channels and side of the recipe's 3x3 convolutions."""
+    batches: tuple[int, ...] = (256, 1024)
+    compiled: bool = True
+    """Whether part (d) has rows for which something is compiled; that takes longer than all else in small."""
+    chunks: tuple[int, ...] = (13, 50, 200)
+    draw: int = 256
+    """Images of a draw, and of a chunk."""
+    repeats: int = 20
+    student_steps: int = 5
+    """Student steps that are timed together."""
+    per_class: int = 10
+    """Condensed images of a class, in part (h)."""
+
+    def fast(self, **changes: Any) -> TrialConfig:
+        """The recipe with these networks and `changes` of other fields."""
+        return replace(self.recipe, teacher=self.teacher, student=self.student, **changes)
+
+
+def full() -> Sizes:
+    """ResNet-34 -> ResNet-18 at the published sizes, with the teacher's recipe at full scale."""
+    recipe = from_tree(read_tree(RECIPE), str(RECIPE))
+    return Sizes(
+        tiny=False,
+        teacher=recipe.teacher,
+        student=recipe.student,
+        recipe=published("fast"),
+        data=DataConfig(name="cifar10"),
+    )
+
+
+def tiny() -> Sizes:
+    """The same of small networks, in a minute on one core."""
+    base = full()
+    fast = scaled(base.recipe, 0.0005)
+    small = {"batch": 16, "latent": 16, "width": 8}
+    inversion = replace(fast.inversion, steps=2, warm_up=1, **small) if isinstance(fast.inversion, Fast) else None
+    assert inversion is not None
+    return replace(
+        base,
+        tiny=True,
+        teacher=replace(
+            base.teacher, network=ResNet(depth=8, width=4), training=replace(base.teacher.training, epochs=2, batch=64)
+        ),
+        student=ResNet(depth=8, width=2),
+        recipe=replace(fast, inversion=inversion, distiller=replace(fast.distiller, steps=3, batch=16)),
+        data=DataConfig(name="digits"),
+        shape=(3, 8, 8),
+        gemm=64,
+        copied=2**20,
+        maps=((4, 8), (8, 4)),
+        batches=(8, 16),
+        compiled=False,
+        draw=16,
+        repeats=3,
+        student_steps=2,
+        per_class=2,
+    )

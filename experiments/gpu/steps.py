@@ -1,0 +1,170 @@
+"""(d) What a step of synthesis and of distillation takes: milliseconds, launches, idle time, share of the peak."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+
+from condkd_ray.core import compilation
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.runs.presets import compute, with_rounds
+from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.loop import distil
+from condkd_ray.trial.synthesis import arithmetic
+from gpu import world
+from gpu.ceilings import MATRICES
+from gpu.parts import Box, BoxEndedError, Setup, SkippedError, Verdict
+from gpu.timing import launched, milliseconds, peak_tflops
+
+EAGER: dict[str, dict[str, Any]] = {
+    "float32": {"precision": "float32"},
+    "bfloat16": {"precision": "bfloat16"},
+    "bfloat16, graphs": {"precision": "bfloat16", "graphs": True},
+}
+COMPILED: dict[str, dict[str, Any]] = {
+    "bfloat16, compiled": {"precision": "bfloat16", "compile": "default"},
+    "bfloat16, compiled, graphs": {"precision": "bfloat16", "compile": "default", "graphs": True},
+}
+"""Fields of the trial's config by what a row is called. The device pool and the folded teacher come by themselves."""
+SHARE = 0.25
+"""Of the bfloat16 peak, which distillation is to reach."""
+LEAST = 3
+"""Calls of several steps each that are timed."""
+
+
+def steps(setup: Setup, box: Box) -> Verdict:
+    """Rows: both steps and the draw under each setting at each batch; first the teacher's answers by themselves."""
+    found = world.teacher(setup.sizes.teacher.network, setup.sizes.shape, setup.sizes.classes, setup.device)
+    best: dict[str, float] = {}
+    ended = ""
+    try:
+        for batch in setup.sizes.batches:
+            box.note(f"teacher alone, batch {batch}", _answers(setup, found, batch))
+        for row, batch in order(setup):
+            best |= _row(setup, box, found, batch, row)
+    except BoxEndedError:
+        ended = "; the time was over before all rows were measured"
+    if not best:
+        raise SkippedError(f"no share of a peak is known; of a device that is in no list (a) measures one{ended}")
+    name, share = max(best.items(), key=lambda pair: pair[1])
+    return setup.verdict(share >= SHARE, f"distillation at {share:.1%} of the peak ({name}){ended}", f"{SHARE:.0%}")
+
+
+def order(setup: Setup) -> list[tuple[str, int]]:
+    """Rows and their batches. To compile takes a minute or more: those rows come last, all of the first batch first."""
+    batches = setup.sizes.batches
+    return [*product(EAGER, batches), *((row, batch) for batch in batches for row in COMPILED if setup.sizes.compiled)]
+
+
+def _row(setup: Setup, box: Box, found: Teacher, batch: int, row: str) -> dict[str, float]:
+    """Notes a row; the share of the peak that its distillation reaches, by the row's name."""
+    name, config = f"{row}, batch {batch}", _config(setup, batch, **(EAGER | COMPILED)[row])
+    try:
+        compilation.check(config.compile, config.graphs, setup.device)
+    except InputError as refused:
+        box.note(name, {"skipped": str(refused)})
+        return {}
+    compilation.forget()
+    bench = Bench(setup, config, world.Running(config, world.prepared(found)))
+    box.note(f"{name}, synthesis", bench.synthesis(box))
+    box.note(f"{name}, draw", bench.draw())
+    box.note(f"{name}, distillation", taught := bench.distillation(box))
+    share = taught.get("share_of_peak", taught.get("share_of_product"))
+    return {} if share is None or row == "float32" else {name: share}
+
+
+def _config(setup: Setup, batch: int, **changes: Any) -> TrialConfig:
+    """Fast at this batch, its student asked and taught from the first round on."""
+    config = world.without_warm_up(setup.sizes.fast(**changes))
+    return replace(
+        config,
+        inversion=replace(config.inversion, batch=batch),  # type: ignore[call-arg]
+        distiller=replace(config.distiller, steps=setup.sizes.student_steps, batch=batch),
+    )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A trial in progress, whose steps are timed."""
+
+    setup: Setup
+    config: TrialConfig
+    trial: world.Running
+
+    def synthesis(self, box: Box) -> dict[str, Any]:
+        """An inner step, of whole rounds."""
+        steps: int = self.config.inversion.steps  # type: ignore[attr-defined]
+        images, operations = self.config.inversion.images_per_round, flops(self.config, self.setup)[0]
+        return self._told(box, self.trial.images, steps, images, operations)
+
+    def distillation(self, box: Box) -> dict[str, Any]:
+        """A student's step with its draw, of a few together."""
+        taught = self.config.distiller
+
+        def learn() -> None:
+            with arithmetic(self.config, self.setup.device):
+                distil(self.config, self.trial.prepared, self.trial.state, self.trial.store)
+
+        return self._told(box, learn, taught.steps, taught.batch, flops(self.config, self.setup)[1])
+
+    def draw(self) -> dict[str, Any]:
+        """A draw of a batch from what the trial remembers; `index_ms`: as many rows of one uint8 tensor."""
+        memory, state, store = self.config.memory, self.trial.state, self.trial.store
+        teacher, count, device = self.trial.prepared.teacher, self.config.distiller.batch, self.setup.device
+        draw = partial(memory.draw, state.memory, store, count, teacher=teacher, rng=state.streams)
+        whole = torch.zeros(store.num_ids, *teacher.image_shape, dtype=torch.uint8, device=device)
+        rows = torch.randint(store.num_ids, (count,), device=device)
+        repeats = self.setup.sizes.repeats
+        return {
+            "ms": milliseconds(draw, device, repeats=repeats),
+            "index_ms": milliseconds(partial(whole.index_select, 0, rows), device, repeats=repeats),
+        } | launched(draw, device)
+
+    def _told(self, box: Box, call: Callable[[], object], steps: int, images: int, operations: float) -> dict[str, Any]:
+        """Of one of the `steps` of `call`, which takes `operations` on `images`."""
+        sizes, device = self.setup.sizes, self.setup.device
+        repeats = max(LEAST, -(-sizes.repeats // steps))
+        taken = milliseconds(call, device, repeats=repeats, warm_up=2) / steps
+        seen = {name: value / steps for name, value in launched(call, device, operators=False).items()}
+        tflops = operations / taken / 1e9
+        told = {"ms": taken, "images_per_second": 1000 * images / taken, "tflops": tflops} | seen
+        if "busy_ms" in seen:
+            # Busy under the profiler, against the time without it.
+            told["idle"] = max(0.0, 1 - seen["busy_ms"] / taken)
+        ceilings = {"share_of_peak": peak_tflops(device), "share_of_product": _product(box)}
+        return told | {name: tflops / ceiling for name, ceiling in ceilings.items() if ceiling}
+
+
+def _product(box: Box) -> float | None:
+    """TFLOP/s of the matrix product that part (a) has measured."""
+    return (box.found("a", MATRICES) or {}).get("tflops")
+
+
+def flops(config: TrialConfig, setup: Setup) -> tuple[float, float]:
+    """Operations, two a multiply-add, of an inner step of synthesis and of a student's step."""
+
+    def total(student_steps: int) -> float:
+        one = with_rounds(replace(config, distiller=replace(config.distiller, steps=student_steps)), 1)
+        return 2 * compute(one, setup.sizes.shape, setup.sizes.classes).multiply_adds
+
+    student = total(2) - total(1)
+    return (total(1) - student) / config.inversion.steps, student  # type: ignore[attr-defined]
+
+
+def _answers(setup: Setup, found: Teacher, batch: int) -> dict[str, float]:
+    """Milliseconds of the teacher's answers under bfloat16, as the package gives them and by its plain network."""
+    rng = Streams(2, setup.device)
+    images = world.noise(batch, setup.sizes.shape, setup.device, rng)
+
+    @torch.no_grad()
+    def plain() -> None:
+        found.network(images)
+
+    with torch.autocast(setup.device.type, torch.bfloat16, cache_enabled=False):
+        calls = {"answers_ms": partial(found.answers, images), "network_ms": plain}
+        return {name: milliseconds(call, setup.device, repeats=setup.sizes.repeats) for name, call in calls.items()}

@@ -1,0 +1,76 @@
+"""An untrained teacher, random images and a trial of them: what steps cost does not depend on what is learnt."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.models import AnyNetwork
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.config import Prepared, TrialConfig
+from condkd_ray.trial.loop import TrialState, own_images, start
+from condkd_ray.trial.run import local_store
+from condkd_ray.trial.synthesis import arithmetic
+
+SEEN = 4
+"""Batches of noise by which the teacher's running statistics come to the size of a trained one's."""
+
+
+def teacher(network: AnyNetwork, shape: tuple[int, int, int], classes: int, device: torch.device) -> Teacher:
+    """An untrained one, whose BN layers have seen some noise. `shape` (C, H, W)."""
+    rng = Streams(0, device)
+    with rng.forked("init/teacher"):
+        module = network.build(shape, classes)
+    module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.no_grad():
+        for _ in range(SEEN):
+            module.train()(noise(64, shape, device, rng))
+    half = (0.5,) * shape[0]
+    sizes = {"num_classes": classes, "image_shape": shape}
+    return Teacher(module, **sizes, mean=half, std=half, train_size=50_000, flip_ok=True)
+
+
+def noise(count: int, shape: tuple[int, int, int], device: torch.device, rng: Streams) -> Tensor:
+    """(`count`, C, H, W) standard normal values."""
+    images = torch.randn(count, *shape, device=device, generator=rng["latents"])
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def prepared(found: Teacher, per_class: int = 0) -> Prepared:
+    """What a trial of that teacher needs, with `per_class` random condensed images a class; nothing to test on."""
+    rng = Streams(1, found.device)
+    empty = noise(0, found.image_shape, found.device, rng)
+    proxy = unseen(empty, torch.zeros(0, dtype=torch.int64, device=found.device))
+    labels = torch.arange(found.num_classes, device=found.device).repeat_interleave(per_class)
+    images = noise(len(labels), found.image_shape, found.device, rng)
+    condensed = Samples(images, labels, found.answers(images)) if per_class else None
+    return Prepared(found, test=None, val=None, condensed=condensed, proxy=proxy)
+
+
+class Running:
+    """A trial in progress, that remembers the images of its first rounds."""
+
+    def __init__(self, config: TrialConfig, what: Prepared, rounds: int = 1) -> None:
+        self.config, self.prepared = config, what
+        self.state: TrialState = start(config, what)
+        self.store = local_store(config, what, None)
+        for _ in range(rounds):
+            self.remember(self.images())
+
+    def images(self) -> Samples:
+        """Those of the next round."""
+        return own_images(self.config, self.prepared, self.state, self.store)[0]
+
+    def remember(self, images: Samples) -> None:
+        """Keep a round's images."""
+        with arithmetic(self.config, self.prepared.teacher.device):
+            memory, rng = self.state.memory, self.state.streams
+            self.config.memory.add(memory, self.store, images, teacher=self.prepared.teacher, rng=rng)
+
+
+def without_warm_up(config: TrialConfig) -> TrialConfig:
+    """The student is asked and taught from the first round on."""
+    changes = {"warm_up": 0} if config.inversion.warm_up else {}
+    return replace(config, inversion=replace(config.inversion, **changes))

@@ -1,0 +1,485 @@
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import gpu_check
+import pytest
+import torch
+from gpu import halves, recipes, steps, suite, waits
+from gpu.parts import Box, Part, Report, Setup, SkippedError, Verdict, _run, run
+from gpu.plan import MINUTES, PARTS
+from gpu.sizes import RECIPE, full, tiny
+from gpu.teacher import read, teacher
+from gpu.timing import PEAKS, _there, launched, milliseconds
+from places import EXPERIMENTS, TESTS
+from torch._dynamo.utils import counters
+from torch.autograd.profiler_util import DeviceType, Interval
+
+from condkd_ray.core import compilation
+from condkd_ray.core.method import InputError
+from condkd_ray.data.datasets import Dataset, RealImages
+from condkd_ray.data.readers import read_parquet
+from condkd_ray.methods.guidance import AnyGuidance
+from condkd_ray.methods.inversion import AnyInversion, NoInversion
+from condkd_ray.methods.memory import AnyMemory
+from condkd_ray.models.cost import cost_of
+
+CPU = torch.device("cpu")
+BLOCKED = """
+import importlib.metadata
+import sys
+
+MISSING = ("ray", "optuna", "tyro")
+found = importlib.metadata.version
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+def version(name):
+    if name in MISSING:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+
+sys.meta_path.insert(0, Blocked())
+importlib.metadata.version = version
+"""
+
+
+def command(*flags: str, paths: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    found = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": found}
+    script = [sys.executable, str(EXPERIMENTS / "gpu_check.py"), *flags]
+    return subprocess.run(script, capture_output=True, text=True, env=env, timeout=300)
+
+
+def numbers(tree):
+    if isinstance(tree, dict):
+        return [number for value in tree.values() for number in numbers(value)]
+    return [float(tree)] if isinstance(tree, (int, float)) else []
+
+
+def test_all_parts_run_in_small_on_a_cpu_without_ray_optuna_and_tyro(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED)
+    out = tmp_path / "found" / "check.json"
+    done = command("--tiny", "--out", str(out), "--work", str(tmp_path / "work"), paths=(str(tmp_path),))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    parts = found["parts"]
+    assert list(parts) == list("abcdefgh")
+    assert {entry["status"] for entry in parts.values()} == {"passed"}, done.stdout
+    assert found["about"]["tiny"] is True
+    for letter, entry in parts.items():
+        assert f"({letter}) {entry['name']}: passed: " in done.stdout
+        told = numbers(entry["figures"])
+        assert told or letter == "b"
+        assert all(map(math.isfinite, told))
+    figures = {letter: entry["figures"] for letter, entry in parts.items()}
+    assert any("test_out_of_memory.py" in line for line in figures["b"]["left out"])
+    assert figures["a"]["matrix product"]["tflops"] > 0
+    assert figures["c"]["rounds"] == {"run": 60, "failed": 0, "checked": False}
+    for row in ("float32, batch 8", "bfloat16, batch 16"):
+        for step in ("synthesis", "distillation"):
+            told = figures["d"][f"{row}, {step}"]
+            assert min(told["ms"], told["operators"], told["images_per_second"], told["tflops"]) > 0
+    assert figures["e"]["200 chunks"]["ms"] > 0
+    assert figures["f"]["test_accuracy"] > 0.2
+    assert figures["g"]["progress"]["rounds"] == figures["g"]["progress"]["of"]
+    assert 0 <= figures["g"]["student"]["test_accuracy"] <= 1
+    assert {"mixed", "mixed with a class prior", "guided"} <= set(figures["h"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--tiny", "--only", "z"), "--only is 'z'; accepted: letters of abcdefgh"),
+        (("--tiny", "--minutes", "0"), "--minutes is 0.0; accepted: a number above 0, at most 600"),
+        (("--tiny", "--data-root", "nowhere"), "--data-root is 'nowhere'; accepted: a folder"),
+        (("--only", "a"), "device is 'cpu'; accepted: a CUDA device; or --tiny, on the CPU"),
+    ],
+)
+def test_it_refuses_before_it_measures(flags, told, tmp_path):
+    if flags == ("--only", "a") and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    given = gpu_check.PARSER.parse_args([*flags, "--out", str(tmp_path / "check.json"), "--work", str(tmp_path)])
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+        gpu_check.check(given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_with_exit_code_2(tmp_path):
+    (tmp_path / "file").touch()
+    done = command("--tiny", "--out", str(tmp_path / "file" / "check.json"), "--work", str(tmp_path / "work"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: folder of --out is '{tmp_path}/file'; accepted: a folder")
+
+
+def test_the_plan_fits_into_nine_minutes_and_the_full_recipe_gets_most():
+    assert "".join(part.letter for part in PARTS) == "abcdefgh"
+    assert sum(part.seconds for part in PARTS) <= 540 == 60 * MINUTES
+    assert max(PARTS, key=lambda part: part.seconds).letter == "g"
+    assert [part.letter for part in PARTS if part.takes_rest] == ["g"]
+
+
+def setup(tmp_path, **changes) -> Setup:
+    return replace(Setup(CPU, tiny(), None, tmp_path / "work"), **changes)
+
+
+def report(tmp_path) -> Report:
+    return Report(tmp_path / "check.json", {"device": "cpu"})
+
+
+def box(tmp_path, part: str = "g", seconds: float = 100.0) -> Box:
+    return Box(report(tmp_path), part, time.monotonic() + seconds)
+
+
+def breaks(_: Setup, box: Box) -> Verdict:
+    box.note("before", 1)
+    raise RuntimeError("no such kernel")
+
+
+def hangs(_: Setup, box: Box) -> Verdict:
+    box.note("begun", 1)
+    while True:
+        with suppress(Exception):
+            time.sleep(0.01)
+
+
+def finds_no_number(_: Setup, box: Box) -> Verdict:
+    box.note("share", float("nan"))
+    return Verdict(True, "never reached")
+
+
+def needs_a_moon(_: Setup, box: Box) -> Verdict:
+    raise SkippedError("needs a moon")
+
+
+def misses(_: Setup, box: Box) -> Verdict:
+    return Verdict(False, "3 %; goal: 25 %")
+
+
+def looks_at_the_disk(_: Setup, box: Box) -> Verdict:
+    box.note("here", 1.5)
+    box.note("parts", list(json.loads(box.report.path.read_text())["parts"]))
+    return Verdict(True, "fine")
+
+
+def test_a_part_that_fails_stops_no_other_and_leaves_what_it_found(tmp_path):
+    functions = (breaks, hangs, finds_no_number, needs_a_moon, misses, looks_at_the_disk)
+    parts = [Part(letter, letter * 2, 1, function) for letter, function in zip("abcdef", functions, strict=True)]
+    found = report(tmp_path)
+    assert run(parts, setup(tmp_path), found, minutes=0.06) == 1
+    entries = json.loads(found.path.read_text())["parts"]
+    kinds = ["failed", "skipped", "failed", "skipped", "failed", "passed"]
+    assert [entry["status"] for entry in entries.values()] == kinds
+    assert entries["a"]["told"] == "RuntimeError: no such kernel"
+    assert "raise RuntimeError" in "\n".join(entries["a"]["trace"])
+    assert entries["a"]["figures"] == {"before": 1}
+    assert entries["b"]["told"].startswith("time: ")
+    assert entries["b"]["figures"] == {"begun": 1}
+    assert entries["c"]["told"].startswith("ValueError: ")
+    assert "figures" not in entries["c"]
+    assert entries["d"]["told"] == "needs a moon"
+    assert entries["f"]["figures"] == {"here": 1.5, "parts": list("abcdef")}
+
+
+def test_without_a_failure_the_exit_code_is_0_and_one_part_gets_what_others_leave(tmp_path):
+    given: dict[str, float] = {}
+
+    def asks(setup: Setup, box: Box) -> Verdict:
+        given[box.part] = box.left
+        return Verdict(True, "asked")
+
+    parts = [Part("a", "short", 4, asks), Part("b", "the rest", 2, asks, takes_rest=True), Part("c", "last", 4, asks)]
+    assert run(parts, setup(tmp_path), report(tmp_path), minutes=0.5) == 0
+    assert given["a"] == pytest.approx(12, abs=0.5)
+    assert given["b"] == pytest.approx(18, abs=0.5)
+    assert given["c"] == pytest.approx(12, abs=0.5)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -3.0])
+def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path, seconds):
+    begun: list[Box] = []
+    found = report(tmp_path)
+    _run(Part("b", "late", 1, lambda _, box: Verdict(True, str(begun.append(box)))), setup(tmp_path), found, seconds)
+    assert not begun
+    assert found.parts["b"]["status"] == "skipped"
+    assert found.parts["b"]["told"] == "time: 0 s were not enough"
+
+
+def test_without_data_the_full_teacher_and_what_needs_it_say_so(tmp_path):
+    whole = setup(tmp_path, sizes=replace(full(), recipe=tiny().recipe))
+    for part in (teacher, recipes.published, recipes.arms):
+        with pytest.raises(SkippedError, match="needs CIFAR-10: --data-root"):
+            part(whole, box(tmp_path))
+    with pytest.raises(SkippedError, match=r"needs the teacher of \(f\)"):
+        recipes.published(setup(tmp_path), box(tmp_path))
+
+
+def colours(count: int, seed: int) -> RealImages:
+    """Random 32x32 images, three of each ten in a class's own shade, so that no two classes are alike."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 10
+    pixels = torch.randint(0, 100, (count, 3, 32, 32), generator=rng) + 15 * labels.view(-1, 1, 1, 1)
+    return RealImages(pixels.to(torch.uint8), labels)
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    train, test, names = colours(201, 0), colours(60, 1), tuple("abcdefghij")
+    return Dataset("cifar10", train, None, test, 10, names, (0.5,) * 3, (0.25,) * 3, True, "0")
+
+
+def test_two_halves_are_a_data_root_with_every_pixel_of_cifar(tmp_path, dataset):
+    folder = tmp_path / "halves"
+    sizes = halves.write(dataset, folder)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"{split}-0000{n}-of-00002.parquet" for split in ("test", "train") for n in range(2)]
+    for number, size in enumerate(sizes):
+        assert size == sum((folder / name).stat().st_size for name in names if f"-0000{number}-" in name)
+    found = read(setup(tmp_path, data_root=folder))
+    assert (found.name, found.image_shape, found.class_names) == ("cifar10", (3, 32, 32), dataset.class_names)
+    for here, there in ((found.train, dataset.train), (found.test, dataset.test)):
+        assert torch.equal(here.pixels, there.pixels)
+        assert torch.equal(here.labels, there.labels)
+    assert len(read_parquet([folder / names[2]])) == 101
+
+
+def test_halves_are_made_by_a_command_that_tells_their_size(tmp_path, dataset, capsys, monkeypatch):
+    halves.write(dataset, tmp_path / "source")
+    flags = ["--data-root", str(tmp_path / "source"), "--out"]
+    assert halves.main([*flags, str(tmp_path / "copy")]) == 0
+    assert capsys.readouterr().out.startswith("201 train and 60 test images in halves of ")
+    monkeypatch.setattr(halves, "LARGEST", 1000)
+    assert halves.main([*flags, str(tmp_path / "other")]) == 1
+    done = subprocess.run(
+        [sys.executable, "-m", "gpu.halves", *flags, str(tmp_path / "copy")],
+        capture_output=True, text=True, cwd=EXPERIMENTS, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "copy is ['test-00000-of-00002.parquet'," in done.stderr
+
+
+def test_a_teacher_of_halves_is_trained_once_and_the_full_recipe_goes_on_from_its_checkpoint(
+    tmp_path, dataset, monkeypatch
+):
+    halves.write(dataset, tmp_path / "halves")
+    given = setup(
+        tmp_path, data_root=tmp_path / "halves", sizes=replace(tiny(), recipe=replace(tiny().recipe, rounds=4))
+    )
+    first, again = box(tmp_path, "f"), box(tmp_path, "f")
+    assert teacher(given, first).passed
+    assert teacher(given, again).passed
+    found, reused = (one.report.parts["f"]["figures"] for one in (first, again))
+    assert found["data"] == {"train": 201, "test": 60, "notes": []}
+    assert found["training"]["images_per_second"] > 0
+    assert "training" not in reused
+    assert reused["test_accuracy"] == found["test_accuracy"]
+
+    asked: list[float] = []
+    monkeypatch.setattr("condkd_ray.trial.run.passed", lambda deadline: asked.append(deadline) or len(asked) > 3)
+    stopped = box(tmp_path)
+    with pytest.raises(SkippedError, match=r"^time: 3 of 5 rounds, projected end at \d+ s; the same command goes on$"):
+        recipes.published(given, stopped)
+    assert stopped.report.parts["g"]["figures"]["progress"]["rounds"] == 3
+    monkeypatch.setattr("condkd_ray.trial.run.passed", lambda deadline: False)
+    rounds: list[int] = []
+    monkeypatch.setattr("condkd_ray.trial.run.run_round", counted(rounds))
+    rest = box(tmp_path)
+    assert recipes.published(given, rest).passed
+    assert len(rounds) == 2
+    assert rest.report.parts["g"]["figures"]["progress"]["rounds"] == 5
+
+
+def counted(rounds: list[int]):
+    from condkd_ray.trial.loop import run_round
+
+    def call(*given):
+        rounds.append(1)
+        return run_round(*given)
+
+    return call
+
+
+def test_a_projected_end_beyond_the_goal_is_a_failure(tmp_path):
+    late = {"rounds": 30, "of": 220, "projected_seconds": 601.0}
+    whole = setup(tmp_path, sizes=full())
+    passed, told = recipes._unfinished(whole, late)
+    assert not passed
+    assert told == "30 of 220 rounds, projected end at 601 s; the same command goes on; goal: 600 s"
+    with pytest.raises(SkippedError, match="no end can be projected yet"):
+        recipes._unfinished(whole, {"rounds": 3, "of": 220})
+
+
+def test_arms_differ_in_the_prior_or_the_guidance_alone(tmp_path):
+    made = recipes.arms_of(setup(tmp_path, sizes=full()), full().fast())
+    mixed, prior, guided = made.values()
+    assert prior == replace(mixed, inversion=replace(mixed.inversion, oh_weight=30.0))
+    assert guided == replace(mixed, guidance=guided.guidance) != mixed
+    assert mixed.rounds * mixed.distiller.steps <= 0.011 * 200 * 400
+
+
+def test_every_method_meets_every_other_kind():
+    made = waits.combinations()
+    inversions = {kind().name for kind in get_args(AnyInversion) if kind is not NoInversion}
+    guides, memories = ({kind().name for kind in get_args(union)} for union in (AnyGuidance, AnyMemory))
+    for left, right in ((inversions, guides), (inversions, memories), (guides, memories)):
+        met = {(a, b) for name in made for a in name.split(", ") for b in name.split(", ")}
+        assert {(a, b) for a in left for b in right} <= met
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_wait_is_found_and_the_check_is_taken_away_again():
+    device = torch.device("cuda")
+    value = torch.ones(1, device=device)
+    with pytest.raises(RuntimeError, match="synchroniz"), waits.no_waits(device):
+        value.item()
+    assert value.item() == 1
+    meter = waits.Meter("x")
+    with waits.no_waits(device):
+        meter.add(loss=value[0])
+        assert meter.read() == {"x/loss": 1.0}
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_launches_are_counted_and_timed_by_its_clock():
+    device = torch.device("cuda")
+    value = torch.randn(4096, 4096, device=device)
+    taken = milliseconds(lambda: value @ value, device, repeats=5)
+    found = launched(lambda: [value.add_(1) for _ in range(10)], device)
+    assert 0.01 < taken < 100
+    assert (found["operators"], found["launches"], found["copies"]) == (10, 10, 0)
+    assert found["busy_ms"] > 0
+
+
+def test_operators_inside_others_are_not_counted():
+    value = torch.ones(4, 4)
+    assert launched(lambda: [value.add_(1) for _ in range(3)], CPU) == {"operators": 3}
+    # A linear layer transposes and multiplies inside.
+    assert launched(lambda: torch.nn.functional.linear(value, value), CPU) == {"operators": 1}
+
+
+def test_milliseconds_are_a_median_without_the_first_calls():
+    spent = iter([0.2, 0.01, 0.03, 0.01])
+    assert 10 <= milliseconds(lambda: time.sleep(next(spent)), CPU, repeats=3, warm_up=1) < 28
+
+
+def event(name: str, kind: DeviceType, begin: float, end: float, *, noted: bool = False) -> Any:
+    return SimpleNamespace(name=name, device_type=kind, time_range=Interval(begin, end), is_user_annotation=noted)
+
+
+def test_kernels_that_run_at_once_are_counted_apart_and_their_time_once():
+    events = [
+        event("gemm", DeviceType.CUDA, 0, 1000),
+        event("relu", DeviceType.CUDA, 500, 1200),
+        event("Memcpy HtoD", DeviceType.CUDA, 600, 700),
+        event("Memset", DeviceType.CUDA, 2000, 2100),
+        event("a block of the user's", DeviceType.CUDA, 0, 9000, noted=True),
+        event("aten::mm", DeviceType.CPU, 0, 9000),
+    ]
+    assert _there(events) == {"launches": 2, "copies": 2, "busy_ms": pytest.approx(1.3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989), ("NVIDIA H100 PCIe", 756), ("Tesla T4", None)],
+)
+def test_the_peak_goes_by_the_devices_name(name, peak):
+    assert next((value for known, value in PEAKS if known in name), None) == peak
+
+
+def test_the_recipe_of_the_full_teacher_tells_its_operations_and_time():
+    recipe, text = full().teacher, RECIPE.read_text()
+    forward = cost_of(recipe.network, (3, 32, 32), 10).multiply_adds
+    operations = 6 * forward * 50_000 * recipe.training.epochs
+    assert f"{6 * forward / 1e9:.2f} GFLOP" in text.replace("\n# ", " ")
+    assert f"{operations / 1e15:.1f} PFLOP" in text
+    seconds = [operations / (share * 989e12) for share in (0.4, 0.25)]
+    assert f"gives {seconds[0]:.0f} s at 40 % of it, {seconds[1]:.0f} s\n# at 25 %" in text
+
+
+@pytest.fixture
+def followed(monkeypatch):
+    """How many graphs the compiler has followed so far. It builds no code of them, which would take minutes."""
+    monkeypatch.setitem(compilation._MODES, ("default", False), compilation._Mode("aot_eager"))
+    torch.compiler.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    compilation.forget()
+
+
+def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, monkeypatch, followed):
+    monkeypatch.setattr(compilation, "_fault", lambda device: None)
+    given = setup(tmp_path, sizes=replace(tiny(), compiled=True, batches=(8,), repeats=1))
+    rows, graphs = box(tmp_path, "d"), []
+    with pytest.raises(SkippedError, match="no share of a peak is known"):
+        steps.steps(replace(given, sizes=replace(given.sizes, compiled=False)), rows)
+    rows.report.note("a", figures={"matrix product": {"tflops": 0.02}})
+    note = rows.note
+    monkeypatch.setattr(rows, "note", lambda name, told: (graphs.append((name, followed())), note(name, told)))
+    assert steps.steps(given, rows).passed
+    taken = dict(graphs)
+    assert taken["bfloat16, batch 8, distillation"] == 0
+    # What makes images, and what judges them without and with a memory of statistics; then the student's comparison.
+    assert taken["bfloat16, compiled, batch 8, synthesis"] == 3
+    assert taken["bfloat16, compiled, batch 8, distillation"] == 4
+    figures = rows.report.parts["d"]["figures"]
+    assert all(figures[f"bfloat16, compiled, batch 8, {step}"]["ms"] > 0 for step in ("synthesis", "distillation"))
+    refused = "graphs on a CPU is True; accepted: false, or a trial on a GPU"
+    assert figures["bfloat16, compiled, graphs, batch 8"] == {"skipped": refused}
+
+
+def test_rows_that_have_to_be_compiled_come_last(tmp_path):
+    rows = steps.order(setup(tmp_path, sizes=full()))
+    assert rows[:6] == [(row, batch) for row in ("float32", "bfloat16", "bfloat16, graphs") for batch in (256, 1024)]
+    compiled = ("bfloat16, compiled", "bfloat16, compiled, graphs")
+    assert rows[6:] == [(row, batch) for batch in (256, 1024) for row in compiled]
+    assert {row for row, _ in steps.order(setup(tmp_path))} == set(steps.EAGER)
+
+
+def test_a_steps_operations_are_those_of_its_networks():
+    sizes = full()
+    student, taught = (
+        cost_of(network, (3, 32, 32), 10).multiply_adds for network in (sizes.student, sizes.teacher.network)
+    )
+    config = sizes.fast(inversion=replace(sizes.recipe.inversion, warm_up=0))
+    synthesis, step = steps.flops(config, Setup(CPU, sizes, None, RECIPE.parent))
+    assert step == 2 * 256 * (taught + 3 * student)
+    assert 2 * 256 * 2 * (taught + student) < synthesis < 2 * 256 * 4 * (taught + student)
+
+
+def test_gpu_tests_that_need_ray_are_left_out():
+    found = suite.files_of(TESTS)
+    assert TESTS / "trial" / "test_loop.py" in found
+    assert all("mark.gpu" in path.read_text() and path.parent.name != "cluster" for path in found)
+
+
+@pytest.mark.parametrize(
+    ("last", "told"), [("b.py::two FAILED [ 66%]", "1 passed and 1 failed"), ("", "1 passed and 0")]
+)
+def test_what_gpu_tests_have_told_counts_when_their_time_is_over(tmp_path, monkeypatch, last, told):
+    # In the place of pytest: a program that does not end.
+    hanging = tmp_path / "hanging"
+    lines = f"import time\nprint('a.py::one PASSED [ 33%]\\n{last}', flush=True)\ntime.sleep(60)"
+    hanging.write_text(f"#!{sys.executable}\n{lines}")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(suite.sys, "executable", str(hanging))
+    given = box(tmp_path, "b", seconds=4.0)
+    if not last:
+        with pytest.raises(SkippedError, match=f"^time: {told} failed when 3 s were over$"):
+            suite.suite(setup(tmp_path), given)
+        return
+    assert suite.suite(setup(tmp_path), given) == Verdict(False, f"{told} when 3 s were over")
+    assert given.report.parts["b"]["figures"]["output"] == [last]
