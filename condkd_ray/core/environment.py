@@ -10,7 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -142,10 +142,13 @@ def out_of_memory(error: torch.cuda.OutOfMemoryError) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of what shapes numbers."""
+    """Of what shapes numbers; without Ray, which one trial alone does not need, where it is not installed."""
     # Of our own not that which is installed: shipped to a cluster, or in a checkout, it need not be.
-    ours = {"condkd-ray": condkd_ray.__version__, "python": platform.python_version()}
-    return ours | {name: version(name) for name in ("torch", "torchvision", "ray", "numpy")}
+    found = {"condkd-ray": condkd_ray.__version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "ray", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from condkd_ray.core import compilation
+from condkd_ray.core.environment import set_up_gpu
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.models.teacher import Teacher
@@ -24,8 +25,11 @@ from gpu.timing import launched, milliseconds, peak_tflops
 EAGER: dict[str, dict[str, Any]] = {
     "float32": {"precision": "float32"},
     "bfloat16": {"precision": "bfloat16"},
+    "bfloat16, cuDNN by time": {"precision": "bfloat16"},
     "bfloat16, graphs": {"precision": "bfloat16", "graphs": True},
 }
+BY_TIME = "bfloat16, cuDNN by time"
+"""The row in which cuDNN takes what it finds to be fastest, which need not repeat: what that would bring."""
 COMPILED: dict[str, dict[str, Any]] = {
     "bfloat16, compiled": {"precision": "bfloat16", "compile": "default"},
     "bfloat16, compiled, graphs": {"precision": "bfloat16", "compile": "default", "graphs": True},
@@ -70,6 +74,7 @@ def _row(setup: Setup, box: Box, found: Teacher, batch: int, row: str) -> dict[s
         box.note(name, {"skipped": str(refused)})
         return {}
     compilation.forget()
+    set_up_gpu(by_time=row == BY_TIME)
     bench = Bench(setup, config, world.Running(config, world.prepared(found)))
     box.note(f"{name}, synthesis", bench.synthesis(box))
     box.note(f"{name}, draw", bench.draw())

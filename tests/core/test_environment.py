@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from condkd_ray.core import environment
 from condkd_ray.core.environment import (
     CONTEXT_BYTES,
     CpuClock,
@@ -178,6 +180,16 @@ def test_free_memory_is_that_of_the_machine():
 def test_versions_and_commit_are_told():
     assert torch.__version__.startswith(versions()["torch"])
     assert git_state() == "" or len(git_state().removesuffix("+")) == 12
+
+
+def test_versions_leave_out_what_is_not_installed(monkeypatch):
+    def of(name):
+        if name == "ray":
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(environment, "version", of)
+    assert versions.__wrapped__().keys() == {"condkd-ray", "python", "torch", "torchvision", "numpy"}
 
 
 def test_cpu_seconds_grow_with_work():

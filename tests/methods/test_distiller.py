@@ -13,7 +13,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.distiller import Distiller, next_batch
 from condkd_ray.methods.inversion import NoInversion
-from condkd_ray.methods.losses.kd import LogitL1
+from condkd_ray.methods.losses.kd import Attention, LogitL1
 from condkd_ray.methods.memory import Latest
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.loop import run_round, start
@@ -240,3 +240,17 @@ def test_a_student_learns_from_the_teacher(teacher):
         distiller.step(state, real[rows], torch.ones(64), teacher=teacher, rng=rng)
     test = blobs(128, seed=10).samples(MEAN, STD)
     assert (student.eval()(test.images).argmax(1) == test.labels).float().mean() > 0.7
+
+
+@pytest.mark.parametrize(("precision", "loss", "plain"), [
+    ("float32", LogitL1(), True),
+    ("bfloat16", LogitL1(), False),
+    ("bfloat16", Attention(teacher_layers=("stages.0",), student_layers=("stages.0",)), True),
+])  # fmt: skip
+def test_under_bfloat16_a_teacher_whose_logits_alone_are_wanted_is_asked_folded(precision, loss, plain, teacher):
+    distiller, asked = Distiller(loss=loss), []
+    state = begin(distiller, teacher)
+    teacher.network.register_forward_hook(lambda *_: asked.append(True))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        distiller.step(state, samples(8), torch.ones(8), teacher=teacher, rng=Streams(0))
+    assert bool(asked) == plain
