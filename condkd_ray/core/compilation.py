@@ -1,8 +1,8 @@
 """Functions that a compiler can take whole, and whether it does: said once, around a trial's rounds.
 
 A method marks what it does in a step with `whole`; whether that is compiled is its trial's to say, not the method's.
-All shapes within a trial stay as they are, so each such function is compiled once, and once more where a round differs
-in kind from the first, such as the end of a warm-up.
+Shapes within a trial stay as they are, but for what is said to be `growing`; so each such function is compiled once,
+and once more where a round differs in kind from the first, such as the end of a warm-up.
 """
 
 import functools
@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 from condkd_ray.core.method import require
 
@@ -84,6 +85,13 @@ def whole(function: Callable[P, R]) -> Whole[P, R]:
 @functools.cache
 def _compiled(function: Callable[..., Any], mode: _Mode) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False, backend=mode.backend, mode=mode.mode)
+
+
+def growing(tensor: Tensor) -> Tensor:
+    """Itself; a `whole` function is compiled once for all its lengths, and not anew for each."""
+    if _MODE.get() is not None:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return tensor
 
 
 def begin_step() -> None:

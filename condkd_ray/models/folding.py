@@ -8,12 +8,9 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from condkd_ray.models.hooks import BatchNorms
+from condkd_ray.models.hooks import BatchNorms, Weighted
 
 log = logging.getLogger(__name__)
-
-Convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Weighted = (*Convolutions, nn.Linear)
 
 
 class _Tracer(fx.Tracer):

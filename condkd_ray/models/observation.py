@@ -55,7 +55,7 @@ class Observation:
 class Observer:
     """Takes the same look at a network again and again: its readers stay at their layers.
 
-    They stand in a copy of the network that shares every tensor with it, so that the network itself runs without them.
+    They stand in a copy of the network that shares its tensors with it, so that the network itself runs without them.
     A compiler follows a look whole; hooks that come and go it cannot follow.
     """
 
@@ -67,9 +67,13 @@ class Observer:
         layers: Sequence[str] = (),
         bn: Sequence[str] = (),
         input_means: Sequence[str] = (),
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Of `layers` the outputs are read, of `classifier`, `bn` and `input_means` what enters: names of layers."""
-        self._network = sharing(network)
+        """Of `layers` the outputs are read, of `classifier`, `bn` and `input_means` what enters: names of layers.
+
+        `dtype`: to which autocast would cast the frozen network's weights; that is done once then.
+        """
+        self._network = sharing(network, dtype)
         self._layers, self._bn, self._means = tuple(layers), tuple(bn), tuple(input_means)
         self._found: dict[tuple[str, str], Any] = {}
         self._read("last", classifier, lambda x: x.float())

@@ -149,13 +149,19 @@ class Teacher:
 
         Under bfloat16 autocast that is a copy with folded BN, whose weights need no cast; elsewhere the network itself.
         """
-        kind = self.device.type
-        known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        if not known or torch.get_autocast_dtype(kind) != torch.bfloat16:
+        dtype = self._autocast
+        if dtype is None:
             return self.network
         if self._folded is None:
-            self._folded = folded(self.network, torch.bfloat16)
+            self._folded = folded(self.network, dtype)
         return self._folded
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        """bfloat16 within an autocast to that on its device, else None."""
+        kind = self.device.type
+        enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return torch.bfloat16 if enabled and torch.get_autocast_dtype(kind) == torch.bfloat16 else None
 
     @torch.no_grad()
     def answers(self, images: Tensor) -> Tensor:
@@ -173,11 +179,11 @@ class Teacher:
 
     def observer(self, layers: tuple[str, ...] = (), bn: bool = True, input_means: tuple[str, ...] = ()) -> Observer:
         """Who takes the look that `observe` describes; the same for equal wishes. Raises as that does."""
-        wishes = layers, bn, input_means
+        wishes = layers, bn, input_means, self._autocast
         if wishes not in self._observers:
             self.check_layers([*layers, *input_means])
             asked = {"layers": layers, "bn": self._traced.bn if bn else (), "input_means": input_means}
-            self._observers[wishes] = Observer(self.network, self._last, **asked)
+            self._observers[wishes] = Observer(self.network, self._last, **asked, dtype=self._autocast)
         return self._observers[wishes]
 
     def answer_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:

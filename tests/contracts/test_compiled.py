@@ -16,7 +16,7 @@ from condkd_ray.core import compilation
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.distiller import Distiller
-from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.inversion import Cmi, Fast
 from condkd_ray.methods.weighing import Modulating
 from contracts.test_device import LOSSES, SETTINGS
 from contracts.toy_guides import FORMS, bound, fakes, step
@@ -57,6 +57,19 @@ def test_inversions(kind):
         torch.testing.assert_close(others.images, images.images, rtol=1e-3, atol=1e-4)
         assert other_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-5)
     assert graphs == GRAPHS.get(kind.__name__, 2)
+
+
+def test_a_bank_that_grows_from_round_to_round_is_compiled_for_once():
+    """Else the compiler gives up after eight lengths, and the trial with it."""
+
+    def rounds():
+        teacher, rng, inversion = make_teacher(), Streams(0), small(Cmi, steps=1, negatives=200, bank=400)
+        state = inversion.init(teacher, rng)
+        return [synthesize(inversion, state, rng=rng, teacher=teacher)[0].images for _ in range(11)]
+
+    plain, taken, graphs = both(rounds)
+    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-4)
+    assert graphs == 3
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")

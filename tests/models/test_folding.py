@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import make_teacher, samples
 
 from condkd_ray.models import MobileNetV2, ResNet, ResNet34, SqueezeNet, Vgg11, Wrn
@@ -111,3 +112,25 @@ def test_a_moved_teacher_is_folded_anew():
     with torch.autocast("cpu", torch.bfloat16):
         before = teacher.answering
         assert teacher.to("cpu").answering is not before
+
+
+def test_a_look_under_bfloat16_is_what_autocast_makes_of_the_network_and_casts_no_weight():
+    teacher, images, casts = make_teacher(), samples(8).images.requires_grad_(), []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func._schema.name == "aten::_to_copy" and isinstance(args[0], nn.Parameter):
+                casts.append(args[0].shape)
+            return func(*args, **(kwargs or {}))
+
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        wanted = teacher.network(images).float()
+        teacher.observe(images)
+        with Casts():
+            seen = teacher.observe(images)
+    assert torch.equal(seen.logits, wanted)
+    found, expected = (torch.autograd.grad(logits.sum(), images)[0] for logits in (seen.logits, wanted))
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)
+    assert not casts
+    assert teacher.observe(images).logits.dtype == torch.float32
+    torch.testing.assert_close(teacher.observe(images).logits, teacher.network(images))

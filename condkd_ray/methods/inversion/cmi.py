@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condkd_ray.core.compilation import growing
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
@@ -143,7 +144,7 @@ class Cmi(Conditional[CmiState]):
 
         def beside(images: Tensor) -> tuple[Tensor, ...]:
             part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)
-            return (part,) if state.bank is None else (part, self._negatives(state.bank, rng))
+            return (part,) if state.bank is None else (part, growing(self._negatives(state.bank, rng)))
 
         def judge(look: Look) -> Judged:
             part, *negatives = look.beside
