@@ -5,12 +5,16 @@ import logging
 from collections import Counter
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
-from condkd_ray.models.hooks import BatchNorms, Weighted
+from condkd_ray.models.hooks import HALVES, BatchNorms, Weighted, cast
 
 log = logging.getLogger(__name__)
+
+FOLDED, ROUNDED = 0.02, 0.2
+"""By how much an answer may differ, as a share of its norm, for TF32 and for bfloat16: far less than a wrong branch."""
 
 
 class _Tracer(fx.Tracer):
@@ -21,24 +25,36 @@ class _Tracer(fx.Tracer):
         return isinstance(m, BatchNorms) or super().is_leaf_module(m, module_qualified_name)
 
 
-def folded(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+def folded(network: nn.Module, dtype: torch.dtype, images: Tensor) -> nn.Module:
     """A copy in eval mode with BN folded into what stands right before it, and weights cast to `dtype` once.
 
-    Each BN behind a convolution or linear layer that nothing else reads is gone; other BN stays as it is. Networks
-    whose forward pass cannot be followed without values (it branches on them) are cast alone, and that is logged.
+    To be run under an autocast to `dtype`. Each BN behind a convolution or linear layer that nothing else reads is
+    gone; other BN stays as it is. It is tried out on `images` (B, C, H, W): a network whose forward pass cannot be
+    followed without values, or comes to another answer so, or takes no weights of this type, is given back itself, and
+    that is logged.
     """
-    network = copy.deepcopy(network).eval().requires_grad_(False)
     try:
-        graph = _Tracer().trace(network)
-    except Exception as error:  # whatever a network's own code raises where it meets no values
-        log.info(f"the teacher's batch normalisation stays apart, as its forward pass cannot be followed: {error}")
-    else:
-        network = fx.GraphModule(network, graph)
-        _fold(network)
-    for layer in network.modules():
-        if isinstance(layer, Weighted):
-            layer.to(dtype)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            made = copy.deepcopy(network).eval().requires_grad_(False)
+            made = fx.GraphModule(made, _Tracer().trace(made))
+            _fold(made)
+            _require_near(made(images), network(images), FOLDED)
+        cast(made, dtype)
+        made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype in HALVES):
+            _require_near(made(images), network(images), ROUNDED)
+    except Exception as error:  # whatever a network's own code raises where it is run otherwise than it was meant to be
+        log.info(f"the teacher's batch normalisation is not folded, so it answers more slowly: {error}")
+        return network
+    return made
+
+
+def _require_near(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    if found.dtype != wanted.dtype:
+        raise ValueError(f"its forward pass chooses its own arithmetic, {wanted.dtype}")
+    apart = (found.float() - wanted.float()).norm() / wanted.float().norm()
+    if not bool(apart <= tolerance):
+        raise ValueError(f"its answer would differ by {float(apart):.1%}")
 
 
 def _fold(traced: fx.GraphModule) -> None:
@@ -50,7 +66,7 @@ def _fold(traced: fx.GraphModule) -> None:
             continue
         weighted, bn = layers[str(before.target)], layers[str(node.target)]
         alone = calls[before.target] == 1 and calls[node.target] == 1
-        if alone and isinstance(bn, BatchNorms) and bn.running_mean is not None and isinstance(weighted, Weighted):
+        if alone and isinstance(bn, BatchNorms) and bn.running_mean is not None and _is_plain(weighted):
             fuse = fuse_linear_bn_eval if isinstance(weighted, nn.Linear) else fuse_conv_bn_eval
             traced.set_submodule(str(before.target), fuse(weighted, bn))  # type: ignore[type-var]
             node.replace_all_uses_with(before)
@@ -58,3 +74,9 @@ def _fold(traced: fx.GraphModule) -> None:
     traced.graph.lint()
     traced.recompile()
     traced.delete_all_unused_submodules()
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether its weights are what they seem: none are made of others when it runs."""
+    hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
+    return isinstance(layer, Weighted) and not is_parametrized(layer) and not hooks

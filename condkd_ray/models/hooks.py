@@ -19,6 +19,7 @@ from condkd_ray.core.method import InputError, require
 
 T = TypeVar("T")
 BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+HALVES = (torch.bfloat16, torch.float16)
 Weighted = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -46,18 +47,21 @@ def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
         yield taps
 
 
-def sharing(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy of the network's modules, in the same mode, that has the very parameters and buffers of the network.
+def sharing(network: nn.Module) -> nn.Module:
+    """A copy of the network's modules, in the same mode, that has the very parameters and buffers of the network."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
-    With a `dtype`, weights and biases of convolutions and linear layers are cast to it instead, and take no gradient:
-    what autocast does in every pass is done once.
+
+def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Give it weights and biases of convolutions and linear layers in `dtype`, without gradients; and return it.
+
+    Autocast to `dtype` does so in every pass.
     """
-    copied = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
-    for layer in copied.modules() if dtype is not None else ():
+    for layer in network.modules():
         if isinstance(layer, Weighted):
             for name, tensor in list(layer.named_parameters(recurse=False)):
                 setattr(layer, name, nn.Parameter(tensor.detach().to(dtype), requires_grad=False))
-    return copied
+    return network
 
 
 @torch.no_grad()

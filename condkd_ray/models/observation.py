@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.models.hooks import over_space, sharing
+from condkd_ray.models.hooks import HALVES, cast, over_space, sharing
 
 PENULTIMATE = "penultimate"
 """The name of what enters the last linear layer, among layers."""
@@ -73,7 +73,7 @@ class Observer:
 
         `dtype`: to which autocast would cast the frozen network's weights; that is done once then.
         """
-        self._network = sharing(network, dtype)
+        self._network = sharing(network) if dtype is None else cast(sharing(network), dtype)
         self._layers, self._bn, self._means = tuple(layers), tuple(bn), tuple(input_means)
         self._found: dict[tuple[str, str], Any] = {}
         self._read("last", classifier, lambda x: x.float())
@@ -125,15 +125,24 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, to_mean: Tensor, to_var: Tensor) -> Tensor:  # type: ignore[override]
         x, mean = ctx.saved_tensors
-        count, shape = x.numel() // len(mean), [-1] + [1] * (x.ndim - 2)
-        slope = 2 * to_var / count
-        offset = to_mean / count - slope * mean
-        return torch.addcmul(offset.to(x.dtype).view(shape), x, slope.to(x.dtype).view(shape))
+        return to_inputs(x, mean, to_mean, to_var)
+
+
+def to_inputs(x: Tensor, mean: Tensor, to_mean: Tensor, to_var: Tensor) -> Tensor:
+    """The gradient at values x (B, C, ...) with means (C,), of those at their means and biased variances (C,)."""
+    count, shape = x.numel() // len(mean), [-1] + [1] * (x.ndim - 2)
+    slope, centre = 2 * to_var / count, mean
+    if x.dtype in HALVES:
+        # Centred first: of two large products that cancel, half precision would leave little.
+        centre = mean - mean.to(x.dtype)
+        x = x - mean.to(x.dtype).view(shape)
+    level = to_mean / count - slope * centre
+    return torch.addcmul(level.to(x.dtype).view(shape), x, slope.to(x.dtype).view(shape))
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, (C,) each, of the channels of values (B, C, ...); of half precision, in float32."""
-    whole = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    whole = x.float() if x.dtype in HALVES else x
     if torch.compiler.is_compiling():
         # The compiler fuses all of it with what stands before, so that no float32 map is ever made.
         var, mean = torch.var_mean(whole, [0, *range(2, x.ndim)], correction=0)

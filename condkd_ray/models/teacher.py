@@ -6,6 +6,7 @@ Letters: B batch, C channels, H W height and width, K classes, D features, L BN 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.models.folding import folded
-from condkd_ray.models.hooks import trace
+from condkd_ray.models.hooks import cast, sharing, trace
 from condkd_ray.models.observation import PENULTIMATE, Observation, Observer
+
+log = logging.getLogger(__name__)
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -25,6 +28,7 @@ STATISTICS = ("running_mean", "running_var")
 class Teacher:
     """A trained classifier, frozen and in eval mode, with what is known of its training data.
 
+    Frozen for good: what it has made of its network's weights, such as `bn`, does not follow if these are changed.
     `image_shape` (C, H, W); `mean`, `std` per channel, in units of [0, 1] pixels; `train_size`, images it was trained
     on; `flip_ok`, whether a mirrored image keeps its class (False for digits).
     """
@@ -49,6 +53,7 @@ class Teacher:
         """Make anew what depends on where the tensors of the network lie."""
         self._observers: dict[Any, Observer] = {}
         self._folded: nn.Module | None = None
+        self._casts: bool | None = None
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (self.mean, self.std)
         )
@@ -153,8 +158,26 @@ class Teacher:
         if dtype is None:
             return self.network
         if self._folded is None:
-            self._folded = folded(self.network, dtype)
+            self._folded = folded(self.network, dtype, self._some())
         return self._folded
+
+    @property
+    def _takes_cast(self) -> bool:
+        """Whether its network runs under the autocast of now with weights that are cast beforehand. Tried out once."""
+        dtype = self._autocast
+        if self._casts is None and dtype is not None:
+            try:
+                with torch.no_grad():
+                    found, wanted = cast(sharing(self.network), dtype)(self._some()), self.network(self._some())
+                self._casts = torch.allclose(found.float(), wanted.float(), rtol=1e-2, atol=1e-2)
+            except Exception as error:  # whatever a network's own code raises, such as where it switches autocast off
+                log.info(f"the teacher's weights are cast in every pass: {error}")
+                self._casts = False
+        return bool(self._casts)
+
+    def _some(self) -> Tensor:
+        """(2, C, H, W): images on which something is tried out."""
+        return torch.randn(2, *self.image_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
 
     @property
     def _autocast(self) -> torch.dtype | None:
@@ -179,11 +202,12 @@ class Teacher:
 
     def observer(self, layers: tuple[str, ...] = (), bn: bool = True, input_means: tuple[str, ...] = ()) -> Observer:
         """Who takes the look that `observe` describes; the same for equal wishes. Raises as that does."""
-        wishes = layers, bn, input_means, self._autocast
+        dtype = self._autocast if self._takes_cast else None
+        wishes = layers, bn, input_means, dtype
         if wishes not in self._observers:
             self.check_layers([*layers, *input_means])
             asked = {"layers": layers, "bn": self._traced.bn if bn else (), "input_means": input_means}
-            self._observers[wishes] = Observer(self.network, self._last, **asked, dtype=self._autocast)
+            self._observers[wishes] = Observer(self.network, self._last, **asked, dtype=dtype)
         return self._observers[wishes]
 
     def answer_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:

@@ -78,16 +78,30 @@ def synthesise(
         progress=config.progress(production.round),
     )
     targets = config.targets.sample(config.inversion.images_per_round, teacher, rng=rng)
-    fresh, terms = config.inversion.synthesize(
-        production.inversion,
-        targets,
-        teacher=teacher,
-        student=student.eval(),
-        guide=guide,
-        weigh=config.weighing.bind(class_counts.to(teacher.device)),
-        rng=rng,
-    )
+    with _frozen(student):
+        fresh, terms = config.inversion.synthesize(
+            production.inversion,
+            targets,
+            teacher=teacher,
+            student=student.eval(),
+            guide=guide,
+            weigh=config.weighing.bind(class_counts.to(teacher.device)),
+            rng=rng,
+        )
     return fresh, terms | config.guidance.read(guide)
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Within it no gradient of its weights is computed: a compiled step would compute all that could be asked for."""
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 
+import guard  # noqa: F401 - tells PyTorch the shapes of an operator on meta
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.models import Torchvision
 from condkd_ray.models.network import label
-from condkd_ray.models.observation import moments
+from condkd_ray.models.observation import moments, to_inputs
 from condkd_ray.models.teacher import Teacher
 
 KNOWN = {"image_shape": IMAGE_SHAPE, "mean": MEAN, "std": STD, "train_size": 10, "flip_ok": False}
@@ -82,6 +83,19 @@ def test_moments_and_their_gradient(shape):
     flat = values.transpose(0, 1).flatten(1)
     torch.testing.assert_close(moments(values), (flat.mean(1), flat.var(1, correction=0)))
     assert torch.autograd.gradcheck(moments, values.requires_grad_())
+
+
+@pytest.mark.parametrize("centre", [0.0, 3.0, 10.0])
+def test_the_gradient_of_moments_in_half_precision_is_no_worse_than_its_rounding(centre):
+    rng = torch.Generator().manual_seed(0)
+    x = (centre + torch.randn(32, 4, 8, 8, generator=rng)).bfloat16()
+    to_mean, to_var = 0.02 * torch.randn(4, generator=rng), torch.randn(4, generator=rng)
+    exact = x.double()
+    mean = exact.mean((0, 2, 3))
+    wanted = to_inputs(exact, mean, to_mean.double(), to_var.double())
+    found = to_inputs(x, mean.float(), to_mean, to_var)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - wanted).norm() < 0.01 * wanted.norm()
 
 
 def test_moments_of_values_far_from_zero_keep_their_precision():

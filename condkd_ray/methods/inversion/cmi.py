@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.compilation import growing
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
@@ -35,6 +36,15 @@ class CmiState:
     optimizer: torch.optim.Optimizer
     bank: Tensor | None = None
     round: int = 0
+    _generator: Generator | None = transient(default=None)
+
+    def become(self, fresh: Generator) -> Generator:
+        """A generator with the weights of `fresh`: in every round the same one, as graphs keep to its tensors."""
+        if self._generator is None:
+            self._generator = fresh
+        else:
+            self._generator.load_state_dict(fresh.state_dict())
+        return self._generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +136,8 @@ class Cmi(Conditional[CmiState]):
         teacher, rng = now.teacher, now.rng
         state.round += 1
         size = (self.latent, self.width, teacher.image_shape)
-        generator = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng)
+        fresh = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng)
+        generator = state.become(fresh)
         latents = now.latents(len(targets), self.latent).requires_grad_()
         made = [*generator.parameters(), latents]
         optimizer = torch.optim.Adam(made, self.lr, betas=(0.5, 0.999), fused=True)

@@ -210,6 +210,9 @@ class Round:
         if keep:
             self.lowest.offer(loss, look.images, *tried.extra)
         move()
+        for leaf in leaves:
+            # A graph that is replayed owns them: in the next step they are gone, and a compiler would look at them.
+            leaf.grad = None
         self.guide.update(look.images.detach(), look.seen.detach(), look.targets.labels)
         self.meter.add(**tried.terms, guide=pull, loss=loss)
         return gradients
