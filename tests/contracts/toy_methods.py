@@ -63,6 +63,18 @@ def synthesize(inversion, state=None, *, seed=0, rng=None, teacher=None, student
     )
 
 
+def last_gradients(state):
+    """By name, the gradients with which the state's optimiser will have moved its generator last; empty as yet."""
+    found, step = {}, state.optimizer.step
+
+    def watched(*args):
+        found.update({name: weight.grad.clone() for name, weight in state.generator.named_parameters()})
+        return step(*args)
+
+    state.optimizer.step = watched
+    return found
+
+
 def frozen(module):
     """All of a module that a stranger could change: parameters, buffers, gradients, mode."""
     tensors = {name: tensor.clone() for name, tensor in module.state_dict().items()}

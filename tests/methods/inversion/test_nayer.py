@@ -14,6 +14,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Nayer
+from condkd_ray.methods.inversion import nayer as nayer_module
 from condkd_ray.methods.inversion.nayer import NamedGenerator, NoisyLayers, dealt, occurrences, read_embeddings
 from condkd_ray.methods.targets import Balanced, Targets
 from condkd_ray.methods.weighing import equal_weights
@@ -125,30 +126,54 @@ def test_gradients_reach_every_weight_of_the_generator():
         assert (moved != before.get_parameter(name)).double().mean() > 0.5, name
 
 
-def test_a_generator_lives_as_many_rounds_as_told():
+@pytest.fixture
+def births(monkeypatch):
+    """Names of the streams from which generators were drawn."""
+    streams, real = [], nayer_module.drawn
+
+    def watched(make, stream, *place):
+        streams.append(stream)
+        return real(make, stream, *place)
+
+    monkeypatch.setattr(nayer_module, "drawn", watched)
+    return streams
+
+
+def test_a_generator_lives_as_many_rounds_as_told(births):
     method, teacher, rng = small(Nayer, life=2), make_teacher(), Streams(0)
-    state, lived = method.init(teacher, rng), []
+    state = method.init(teacher, rng)
+    first = state.generator
     for _ in range(5):
         synthesize(method, state, rng=rng, teacher=teacher)
-        lived.append(state.generator)
-    assert [lived.index(generator) for generator in lived] == [0, 0, 2, 2, 4]
-    assert len({generator.body.linear.weight[0, 0].item() for generator in lived}) == 3
+    assert births == ["init/generator", "init/generator/3", "init/generator/5"]
+    assert state.generator is first  # with the weights of the last one
+
+
+def test_a_new_generator_begins_as_it_was_drawn():
+    method, teacher, rng = small(Nayer, life=1, lr=1e-12), make_teacher(), Streams(0)
+    state, found = method.init(teacher, rng), []
+    for _ in range(2):
+        synthesize(method, state, rng=rng, teacher=teacher)
+        found.append(state.generator.body.linear.weight.detach().clone())
+    with Streams(0).forked("init/generator/2"):
+        wanted = NamedGenerator(method.embedding, method.latent, method.width, teacher.image_shape)
+    torch.testing.assert_close(found[1], wanted.body.linear.weight)
+    assert not torch.allclose(found[0], found[1])
 
 
 @pytest.mark.parametrize(
-    ("change", "lives"),
+    ("change", "rounds"),
     [
-        ({"warm_up": 4, "warm_up_life": 3, "life": 2}, [0, 0, 0, 3, 4, 4, 6, 6]),
-        ({"warm_up": 3, "life": 2}, [0, 0, 2, 3, 3, 5, 5, 7]),
+        ({"warm_up": 4, "warm_up_life": 3, "life": 2}, [4, 5, 7]),
+        ({"warm_up": 3, "life": 2}, [3, 4, 6, 8]),
     ],
 )
-def test_the_warm_up_has_a_life_of_its_own_and_its_end_draws_a_new_generator(change, lives):
+def test_the_warm_up_has_a_life_of_its_own_and_its_end_draws_a_new_generator(change, rounds, births):
     method, teacher, rng = small(Nayer, steps=1, **change), make_teacher(), Streams(0)
-    state, lived = method.init(teacher, rng), []
-    for _ in lives:
+    state = method.init(teacher, rng)
+    for _ in range(8):
         synthesize(method, state, rng=rng, teacher=teacher)
-        lived.append(state.generator)
-    assert [lived.index(generator) for generator in lived] == lives
+    assert births[1:] == [f"init/generator/{number}" for number in rounds]
 
 
 def test_each_loop_has_its_share_of_every_class():
