@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -13,24 +13,28 @@ from typing import Any, get_args
 import gpu_check
 import pytest
 import torch
-from gpu import halves, recipes, steps, suite, waits
+from gpu import halves, recipes, steps, suite, waits, world
 from gpu.parts import Box, Part, Report, Setup, SkippedError, Verdict, _run, run
 from gpu.plan import MINUTES, PARTS
 from gpu.sizes import RECIPE, full, tiny
 from gpu.teacher import read, teacher
 from gpu.timing import PEAKS, _there, launched, milliseconds
+from guard import DEVICE, Guard, WaitsError, simulated
 from places import EXPERIMENTS, TESTS
 from torch._dynamo.utils import counters
 from torch.autograd.profiler_util import DeviceType, Interval
 
 from condkd_ray.core import compilation
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import InputError, Meter
 from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.data.readers import read_parquet
-from condkd_ray.methods.guidance import AnyGuidance
-from condkd_ray.methods.inversion import AnyInversion, NoInversion
-from condkd_ray.methods.memory import AnyMemory
+from condkd_ray.methods.guidance import AnyGuidance, Guidance
+from condkd_ray.methods.inversion import AnyInversion, NoInversion, nayer
+from condkd_ray.methods.memory import AnyMemory, device_rows
+from condkd_ray.methods.memory.store import LiveIds
+from condkd_ray.models import ResNet
 from condkd_ray.models.cost import cost_of
+from condkd_ray.trial.config import TrialConfig
 
 CPU = torch.device("cpu")
 BLOCKED = """
@@ -335,6 +339,67 @@ def test_every_method_meets_every_other_kind():
     for left, right in ((inversions, guides), (inversions, memories), (guides, memories)):
         met = {(a, b) for name in made for a in name.split(", ") for b in name.split(", ")}
         assert {(a, b) for a in left for b in right} <= met
+
+
+def few() -> dict[str, TrialConfig]:
+    """Some of part (c)'s combinations, such that each inversion, guidance and memory is in one of them."""
+    left = {name: set(name.split(", ")) for name in waits.combinations()}
+    chosen: list[str] = []
+    while missing := set().union(*left.values()).difference(*(left[name] for name in chosen)):
+        chosen.append(max(left, key=lambda name: len(left[name] & missing)))
+    return {name: waits.combinations()[name] for name in chosen}
+
+
+ONCE_A_ROUND = {
+    (Meter, "read"): lambda self: {},
+    (nayer, "occurrences"): lambda labels, classes: (torch.zeros_like(labels), len(labels)),
+    (Guidance, "_split"): lambda self, condensed, _: (
+        condensed[:-2],
+        condensed[-2:] if self.held_out else condensed[:0],
+    ),
+}
+"""In the place of what part (c) allows to wait: the same without values, which the device `meta` has none of."""
+
+
+@pytest.fixture
+def without_values(monkeypatch):
+    """Part (c) runs on the device `meta`, and `guard.Guard` checks what PyTorch checks on CUDA. See `guard`."""
+
+    @contextmanager
+    def guarded(device):
+        assert device == DEVICE
+        with Guard():
+            yield
+
+    monkeypatch.setattr(waits, "no_waits", guarded)
+    for (owner, name), stand_in in ONCE_A_ROUND.items():
+        monkeypatch.setattr(owner, name, stand_in)
+    # Outside of what is checked: the memory's part of a round, and how much room the device has.
+    monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
+    monkeypatch.setattr(device_rows, "default_limit", lambda device: 10**6)
+    with simulated():
+        yield world.prepared(
+            world.teacher(ResNet(depth=8, width=4), waits.SHAPE, waits.CLASSES, DEVICE), waits.PER_CLASS
+        )
+
+
+def test_no_round_of_part_c_waits_for_a_device_without_values(without_values):
+    assert set(ONCE_A_ROUND) == set(waits.ALLOWED)
+    for name, config in few().items():
+        try:
+            waits._rounds(config, without_values)
+        except WaitsError as error:
+            pytest.fail(f"{name}: {error} at {waits._where(error)}")
+
+
+def test_part_c_finds_who_reads_in_a_step(without_values):
+    name = next(name for name in few() if name.endswith("prioritized"))
+    config = few()[name]
+    # So that the first round's two steps, which nobody checks, are not read.
+    reads = replace(config, memory=replace(config.memory, refresh=3))
+    with pytest.raises(WaitsError, match="from the device to the host") as found:
+        waits._rounds(reads, without_values)
+    assert waits._where(found.value).startswith("prioritized.py:")
 
 
 @pytest.mark.gpu
