@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import gpu_check
+import psutil
 import pytest
 import torch
 from gpu import halves, recipes, steps, suite, waits, world
-from gpu.parts import Box, Part, Report, Setup, SkippedError, Verdict, _run, run
+from gpu.parts import Box, BoxEndedError, Part, Report, Setup, SkippedError, Verdict, _run, boxed, run
 from gpu.plan import MINUTES, PARTS
 from gpu.sizes import RECIPE, full, tiny
 from gpu.teacher import read, teacher
@@ -527,8 +528,27 @@ def test_a_steps_operations_are_those_of_its_networks():
 
 def test_gpu_tests_that_need_ray_are_left_out():
     found = suite.files_of(TESTS)
-    assert TESTS / "trial" / "test_loop.py" in found
-    assert all("mark.gpu" in path.read_text() and path.parent.name != "cluster" for path in found)
+    assert {TESTS / "trial" / "test_loop.py", TESTS / "trial" / "test_repeats.py"} < set(found)
+    assert all(path.parent.name != "cluster" for path in found)
+    # What is compiled takes longest.
+    assert found[-1] == TESTS / "trial" / "test_compiled_trial.py"
+    assert len(set(found)) == len(found)
+
+
+def test_a_gpu_test_may_have_its_mark_from_a_module_beside_it(tmp_path):
+    files = {
+        "near/where.py": "GPU = pytest.mark.gpu",
+        "near/test_compiled.py": "from near.where import GPU",
+        "near/test_there.py": "from near.where import GPU",
+        "far/test_own.py": "@pytest.mark.gpu",
+        "far/test_none.py": "from near.elsewhere import CPU",
+        "cluster/test_ray.py": "@pytest.mark.gpu",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = [str(path.relative_to(tmp_path)) for path in suite.files_of(tmp_path)]
+    assert found == ["far/test_own.py", "near/test_there.py", "near/test_compiled.py"]
 
 
 @pytest.mark.parametrize(
@@ -548,3 +568,32 @@ def test_what_gpu_tests_have_told_counts_when_their_time_is_over(tmp_path, monke
         return
     assert suite.suite(setup(tmp_path), given) == Verdict(False, f"{told} when 3 s were over")
     assert given.report.parts["b"]["figures"]["output"] == [last]
+
+
+def test_what_tests_have_started_ends_with_them(tmp_path):
+    sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    starter = tmp_path / "starter"
+    starter.write_text(
+        f"#!{sys.executable}\nimport subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {sleeper!r}])\ntime.sleep(60)"
+    )
+    starter.chmod(0o755)
+    begun = time.monotonic()
+    code, lines = suite._output([str(starter)], 4.0)
+    assert code is None
+    # It holds the output too, for whose end one would wait.
+    assert time.monotonic() - begun < 30
+    assert not running(int(lines[0]))
+
+
+def test_what_tests_have_started_ends_with_their_box(tmp_path):
+    told = tmp_path / "number"
+    program = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    with pytest.raises(BoxEndedError), boxed(4.0):
+        suite._output([sys.executable, "-c", program], 60.0)
+    assert not running(int(told.read_text()))
+
+
+def running(number: int) -> bool:
+    """Whether a process is there that has not ended."""
+    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
