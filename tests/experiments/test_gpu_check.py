@@ -128,6 +128,27 @@ def test_a_place_that_cannot_be_written_is_refused_with_exit_code_2(tmp_path):
     assert done.stderr.startswith(f"error: folder of --out is '{tmp_path}/file'; accepted: a folder")
 
 
+UNINSTALLED = """
+import sys
+from pathlib import Path
+
+sys.path[:] = [folder for folder in sys.path if not Path(folder, "condkd_ray").is_dir()]
+# Of an installation whose folder is not on the path.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+"""
+
+
+def test_a_clone_that_nobody_has_installed_is_enough(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED + UNINSTALLED)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    there = {"capture_output": True, "text": True, "env": env, "cwd": tmp_path, "timeout": 300}
+    assert subprocess.run([sys.executable, "-c", "import condkd_ray"], **there).returncode == 1
+    flags = ["--tiny", "--only", "e", "--out", "check.json", "--work", "work"]
+    done = subprocess.run([sys.executable, EXPERIMENTS / "gpu_check.py", *flags], **there)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "check.json").read_text())["parts"]["e"]["status"] == "passed"
+
+
 def test_the_plan_fits_into_nine_minutes_and_the_full_recipe_gets_most():
     assert "".join(part.letter for part in PARTS) == "abcdefgh"
     assert sum(part.seconds for part in PARTS) <= 540 == 60 * MINUTES
@@ -195,6 +216,58 @@ def test_a_part_that_fails_stops_no_other_and_leaves_what_it_found(tmp_path):
     assert "figures" not in entries["c"]
     assert entries["d"]["told"] == "needs a moon"
     assert entries["f"]["figures"] == {"here": 1.5, "parts": list("abcdef")}
+
+
+def finds(value: float):
+    def part(_: Setup, box: Box) -> Verdict:
+        box.note("value", value)
+        return Verdict(value > 0, "found")
+
+    return part
+
+
+def test_a_later_call_adds_to_the_report_of_the_same(tmp_path):
+    about = {"git": "1", "device": "cpu", "tiny": True, "torch": "2", "minutes": 9}
+    path, given = tmp_path / "check.json", setup(tmp_path)
+    bad, good = Part("c", "c", 1, finds(-1.0)), Part("a", "a", 1, finds(1.0))
+    assert run([bad, Part("d", "d", 1, finds(3.0))], given, Report.opened(path, about), 1) == 1
+    # The exit code is that of its own parts.
+    assert run([good], given, Report.opened(path, about | {"minutes": 1}), 1) == 0
+    found = json.loads(path.read_text())
+    assert {letter: entry["status"] for letter, entry in found["parts"].items()} == {
+        "a": "passed",
+        "c": "failed",
+        "d": "passed",
+    }
+    assert list(found["parts"]) == ["a", "c", "d"]
+    assert found["about"]["minutes"] == 1
+    # What is run again begins anew, and what finds nothing this time leaves what is there.
+    again = [replace(bad, run=finds(5.0)), Part("d", "d", 1, needs_a_moon)]
+    assert run(again, given, Report.opened(path, about), 1) == 0
+    parts = json.loads(path.read_text())["parts"]
+    assert (parts["c"]["status"], parts["c"]["figures"]) == ("passed", {"value": 5.0})
+    assert (parts["d"]["status"], parts["d"]["figures"]) == ("passed", {"value": 3.0})
+
+
+@pytest.mark.parametrize("other", ["git", "device", "tiny", "torch"])
+def test_the_report_of_another_is_kept_beside_a_new_one(tmp_path, capsys, other):
+    about = {"git": "1", "device": "cpu", "tiny": True, "torch": "2"}
+    path = tmp_path / "check.json"
+    for value in ("x", "y", "z"):
+        Report.opened(path, about | {other: value}).note("a", status=value)
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == f"{path} was of another {other}: it is now check.2.json, and this begins anew"
+    files = {name: json.loads((tmp_path / name).read_text()) for name in ("check.json", "check.1.json", "check.2.json")}
+    assert [found["parts"]["a"]["status"] for found in files.values()] == ["z", "x", "y"]
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", "{}", '{"about": 3, "parts": {}}'])
+def test_a_file_that_is_no_report_is_refused_and_stays(tmp_path, text):
+    path = tmp_path / "check.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"^--out is .*check.json'; accepted: a report of this script, or no file yet"):
+        Report.opened(path, {"git": "1"})
+    assert path.read_text() == text
 
 
 def test_without_a_failure_the_exit_code_is_0_and_one_part_gets_what_others_leave(tmp_path):
