@@ -17,8 +17,9 @@ import torch
 from gpu import halves, recipes, steps, suite, waits, world
 from gpu.parts import Box, BoxEndedError, Part, Report, Setup, SkippedError, Verdict, _run, boxed, run
 from gpu.plan import MINUTES, PARTS
+from gpu.settings import FIELDS, choose, write
 from gpu.sizes import RECIPE, full, tiny
-from gpu.teacher import read, teacher
+from gpu.teacher import Kept, Training, read, teacher
 from gpu.timing import PEAKS, _there, launched, milliseconds
 from guard import DEVICE, Guard, WaitsError, simulated
 from places import EXPERIMENTS, TESTS
@@ -356,26 +357,112 @@ def test_a_teacher_of_halves_is_trained_once_and_the_full_recipe_goes_on_from_it
     )
     first, again = box(tmp_path, "f"), box(tmp_path, "f")
     assert teacher(given, first).passed
-    assert teacher(given, again).passed
+    passed, said = teacher(given, again)
+    assert passed
+    assert "of 60 test images, teacher of 2 of 2 epochs; " in said
     found, reused = (one.report.parts["f"]["figures"] for one in (first, again))
     assert found["data"] == {"train": 201, "test": 60, "notes": []}
     assert found["training"]["images_per_second"] > 0
     assert "training" not in reused
+    assert reused["epochs"] == found["epochs"] == {"trained": 2, "of_the_recipe": 2}
     assert reused["test_accuracy"] == found["test_accuracy"]
 
     asked: list[float] = []
     monkeypatch.setattr("condkd_ray.trial.run.passed", lambda deadline: asked.append(deadline) or len(asked) > 3)
     stopped = box(tmp_path)
-    with pytest.raises(SkippedError, match=r"^time: 3 of 5 rounds, projected end at \d+ s; the same command goes on$"):
+    with pytest.raises(SkippedError, match=UNFINISHED):
         recipes.published(given, stopped)
     assert stopped.report.parts["g"]["figures"]["progress"]["rounds"] == 3
     monkeypatch.setattr("condkd_ray.trial.run.passed", lambda deadline: False)
     rounds: list[int] = []
     monkeypatch.setattr("condkd_ray.trial.run.run_round", counted(rounds))
     rest = box(tmp_path)
+    # Faster now; but the checkpoint was made under another setting.
+    rest.report.note("d", figures={"bfloat16, graphs, batch 16, distillation": {"ms": 0.1}})
     assert recipes.published(given, rest).passed
+    settings = [one.report.parts["g"]["figures"]["setting"] for one in (stopped, rest)]
+    assert [one["graphs"] for one in settings] == [False, False]
+    assert [one["because"] for one in settings] == [
+        "(d) has measured no distillation at batch 16",
+        "a checkpoint was made under it",
+    ]
     assert len(rounds) == 2
     assert rest.report.parts["g"]["figures"]["progress"]["rounds"] == 5
+
+
+UNFINISHED = r"^time: 3 of 5 rounds, projected end at \d+ s, teacher of 2 of 2 epochs; the same command goes on$"
+
+
+def test_a_teacher_cut_short_is_known_as_such_and_trained_anew_where_more_fits(tmp_path, monkeypatch):
+    given = setup(tmp_path)
+    recipe = replace(given.sizes.teacher, training=replace(given.sizes.teacher.training, epochs=3))
+    given = replace(given, sizes=replace(given.sizes, teacher=recipe))
+    trained: list[int] = []
+    run = Training.run
+    monkeypatch.setattr(Training, "run", lambda self, box, epochs: trained.append(epochs) or run(self, box, epochs))
+    # Seconds of a box of 100, of which 80 are planned.
+    for seconds, wanted in ((50.0, 1), (70.0, 1), (1000.0, 1), (39.0, 2), (1.0, 3), (1000.0, 3)):
+        monkeypatch.setattr(Training, "_epoch", lambda self, seconds=seconds: seconds)
+        one = box(tmp_path, "f")
+        assert f"teacher of {wanted} of 3 epochs" in teacher(given, one).told
+        assert one.report.parts["f"]["figures"]["epochs"] == {"trained": wanted, "of_the_recipe": 3}
+        config, by = recipes._config(given)
+        assert (by.epochs, by.of) == (wanted, 3)
+        assert config.teacher.weights == by.path
+    assert trained == [1, 2, 3]
+
+
+def test_without_a_teacher_and_time_for_one_epoch_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "_epoch", lambda self: 1000.0)
+    with pytest.raises(SkippedError, match=r"^time: an epoch takes 1000\.0 s$"):
+        teacher(setup(tmp_path), box(tmp_path, "f"))
+
+
+def test_a_little_more_time_trains_no_teacher_anew(tmp_path, monkeypatch):
+    given, there = setup(tmp_path, sizes=full()), Kept(tmp_path / "weights", 60, 80)
+    training = Training(given, None, given.sizes.teacher)  # type: ignore[arg-type]
+    for fit, wanted in ((40, 60), (65, 60), (66, 66), (80, 80)):
+        monkeypatch.setattr(Training, "_epoch", lambda self, fit=fit: 79.9 / fit)
+        assert training.planned(box(tmp_path, "f"), there) == wanted
+
+
+def measured(tmp_path, **rows: float) -> Box:
+    """A part's box whose report has, of part (d), these rows at batch 256 in milliseconds."""
+    found = box(tmp_path)
+    figures = {f"{row.replace('_', ', ')}, batch 256, distillation": {"ms": ms} for row, ms in rows.items()}
+    found.report.note("d", figures=figures | {"bfloat16, batch 1024, distillation": {"ms": 0.01}})
+    return found
+
+
+def test_the_fastest_setting_that_was_measured_is_chosen(tmp_path):
+    whole = setup(tmp_path, sizes=full())
+    plain = whole.sizes.fast(precision="bfloat16")
+    assert plain.distiller.batch == 256
+
+    def chosen(**rows: float) -> tuple[Any, ...]:
+        row, fields, _ = choose(measured(tmp_path, **rows), plain, None)
+        return (row, *(fields[name] for name in FIELDS))
+
+    assert chosen() == ("bfloat16", "bfloat16", "off", False)
+    assert chosen(float32=2.0, bfloat16=3.0) == ("float32", "float32", "off", False)
+    eager = {"float32": 9.0, "bfloat16": 5.0, "bfloat16_graphs": 4.0}
+    assert chosen(**eager) == ("bfloat16, graphs", "bfloat16", "off", True)
+    assert chosen(**eager, bfloat16_compiled=3.0) == ("bfloat16, compiled", "bfloat16", "default", False)
+    both = {"bfloat16_compiled": 3.0, "bfloat16_compiled_graphs": 2.0}
+    assert chosen(**eager, **both) == ("bfloat16, compiled, graphs", "bfloat16", "default", True)
+    # No field of a trial asks for it.
+    by_time = {"bfloat16_cuDNN by time": 0.5}
+    assert chosen(**eager, **by_time) == chosen(**eager)
+    assert choose(measured(tmp_path, **eager), plain, None).because == "4 ms, the least of 3 rows of (d)"
+
+
+def test_a_call_that_goes_on_finds_the_setting_of_its_checkpoint(tmp_path):
+    whole = setup(tmp_path, sizes=full())
+    plain = whole.sizes.fast(precision="bfloat16")
+    first = choose(measured(tmp_path, bfloat16_graphs=4.0), plain, None)
+    write(first, tmp_path)
+    again = choose(measured(tmp_path, bfloat16_compiled=3.0), plain, tmp_path)
+    assert again == first._replace(because="a checkpoint was made under it")
 
 
 def counted(rounds: list[int]):
@@ -391,11 +478,14 @@ def counted(rounds: list[int]):
 def test_a_projected_end_beyond_the_goal_is_a_failure(tmp_path):
     late = {"rounds": 30, "of": 220, "projected_seconds": 601.0}
     whole = setup(tmp_path, sizes=full())
-    passed, told = recipes._unfinished(whole, late)
+    by = Kept(tmp_path / "weights", 60, 80)
+    passed, told = recipes._unfinished(whole, late, by)
     assert not passed
-    assert told == "30 of 220 rounds, projected end at 601 s; the same command goes on; goal: 600 s"
+    assert told == (
+        "30 of 220 rounds, projected end at 601 s, teacher of 60 of 80 epochs; the same command goes on; goal: 600 s"
+    )
     with pytest.raises(SkippedError, match="no end can be projected yet"):
-        recipes._unfinished(whole, {"rounds": 3, "of": 220})
+        recipes._unfinished(whole, {"rounds": 3, "of": 220}, by)
 
 
 def test_arms_differ_in_the_prior_or_the_guidance_alone(tmp_path):
@@ -582,9 +672,10 @@ def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, mo
 
 def test_rows_that_have_to_be_compiled_come_last(tmp_path):
     rows = steps.order(setup(tmp_path, sizes=full()))
-    assert rows[:6] == [(row, batch) for row in ("float32", "bfloat16", "bfloat16, graphs") for batch in (256, 1024)]
+    eager = ("float32", "bfloat16", "bfloat16, cuDNN by time", "bfloat16, graphs")
+    assert rows[:8] == [(row, batch) for row in eager for batch in (256, 1024)]
     compiled = ("bfloat16, compiled", "bfloat16, compiled, graphs")
-    assert rows[6:] == [(row, batch) for batch in (256, 1024) for row in compiled]
+    assert rows[8:] == [(row, batch) for batch in (256, 1024) for row in compiled]
     assert {row for row, _ in steps.order(setup(tmp_path))} == set(steps.EAGER)
 
 
