@@ -1,9 +1,9 @@
 """Does this machine's GPU compute what it should, and how near its limits does it come?
 
-One process without Ray, Optuna and downloads, nine minutes at most. Each part is printed and stored as JSON as soon as
-it is known; one that fails does not stop the others. Random images serve for (a) to (e); (f) to (h) need CIFAR-10 in a
-folder, which `gpu/halves.py` makes small enough to be copied in two parts. The same command goes on where (g) was at
-the end of its time. It has not yet run on a GPU.
+One process without Ray, Optuna and downloads, in nine minutes, unless a call into a library never returns: that cannot
+be interrupted. Each part is printed and stored as soon as it is known; one that fails stops no other. (f) to (h) need
+CIFAR-10, which `gpu/halves.py` makes small enough to be copied in two parts; the others have random images. The same
+command goes on where (g) was at the end of its time. It has not yet run on a GPU.
 
     python experiments/gpu_check.py --data-root DIR
     python experiments/gpu_check.py --tiny          # tries the code out on a CPU: a minute, no goals
@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # A clone that nobody has installed is enough.
 from gpu.ceilings import versions
 from gpu.parts import Report, Setup, run
 from gpu.plan import LETTERS, MINUTES, PARTS
@@ -25,10 +27,10 @@ from condkd_ray.core.storage import check_writable
 
 # By the standard library: such a machine has PyTorch, and little else.
 PARSER = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-FOUND = Path(__file__).parent / "results" / "gpu_check.json"
+SAVED = "a later call adds to it; one of another commit, device, size or PyTorch is renamed and begun anew"
 PARSER.add_argument("--data-root", type=Path, help="folder of CIFAR-10; without it (f) to (h) are left out")
 PARSER.add_argument("--minutes", type=float, default=MINUTES, help="of all parts together")
-PARSER.add_argument("--out", type=Path, default=FOUND)
+PARSER.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "gpu_check.json", help=SAVED)
 PARSER.add_argument("--work", type=Path, default=Path("runs/gpu_check"), help="teacher and checkpoint, to go on from")
 PARSER.add_argument("--only", default=LETTERS, help="letters of the parts to run")
 PARSER.add_argument("--tiny", action="store_true", help="small networks and numbers, on the CPU")
@@ -37,8 +39,7 @@ PARSER.add_argument("--tiny", action="store_true", help="small networks and numb
 def check(given: argparse.Namespace) -> int:
     """Run the parts. Raises `InputError`."""
     require(0 < given.minutes <= 600, "--minutes", given.minutes, "a number above 0, at most 600")
-    known = given.only and set(given.only) <= set(LETTERS)
-    require(bool(known), "--only", given.only, f"letters of {LETTERS}")
+    require(bool(given.only) and {*given.only} <= {*LETTERS}, "--only", given.only, f"letters of {LETTERS}")
     require(given.data_root is None or given.data_root.is_dir(), "--data-root", str(given.data_root), "a folder")
     device = torch.device("cpu" if given.tiny else default_device())
     require(given.tiny or device.type == "cuda", "device", str(device), "a CUDA device; or --tiny, on the CPU")
@@ -46,8 +47,9 @@ def check(given: argparse.Namespace) -> int:
     check_writable(given.work, "--work")
     set_up_process(1)
     setup = Setup(device, tiny() if given.tiny else full(), given.data_root, given.work)
-    report = Report(given.out, {"git": git_state(), "tiny": given.tiny, "minutes": given.minutes} | versions(device))
-    return run([part for part in PARTS if part.letter in given.only], setup, report, given.minutes)
+    about = {"git": git_state(), "tiny": given.tiny, "minutes": given.minutes} | versions(device)
+    chosen = [part for part in PARTS if part.letter in given.only]
+    return run(chosen, setup, Report.opened(given.out, about), given.minutes)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Parts of a check, one after another: each in a box of time, its figures on disk as soon as they are known.
 
-A part that raises an exception, or whose box ends, leaves what it has found so far and does not stop the others.
+A part that raises an exception, or whose box ends, leaves what it has found so far and does not stop the others. The
+end of a box is a signal, which Python hears between two of its own instructions: a call into a library that never
+returns, such as one that waits for a GPU that hangs, cannot be interrupted, and then somebody has to end the process.
 """
 
 import json
@@ -10,17 +12,21 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import atomic_write
 from gpu.sizes import Sizes
 
 Status = Literal["passed", "failed", "skipped"]
 LINES = 4
 """Lines of a traceback that are kept."""
+SAME = ("git", "device", "tiny", "torch")
+"""What has to be equal for the parts of two calls to stand in one report."""
 
 
 class BoxEndedError(BaseException):
@@ -63,10 +69,33 @@ class Report:
     about: dict[str, Any]
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @classmethod
+    def opened(cls, path: Path, about: dict[str, Any]) -> "Report":
+        """With what an earlier call has found on the same; another's file is renamed, and stays beside this one.
+
+        Raises `InputError` where there is a file that is no report.
+        """
+        if not path.exists():
+            return cls(path, about)
+        try:
+            found = json.loads(path.read_bytes())
+            then, parts = found["about"], found["parts"]
+            other = [name for name in SAME if then.get(name) != about.get(name)]
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            accepted = f"a report of this script, or no file yet ({type(error).__name__})"
+            raise InputError(f"--out is {str(path)!r}; accepted: {accepted}") from None
+        if not other:
+            return cls(path, about, parts)
+        aside = next(name for name in _beside(path) if not name.exists())
+        path.rename(aside)
+        print(f"{path} was of another {', '.join(other)}: it is now {aside.name}, and this begins anew", flush=True)
+        return cls(path, about)
+
     def note(self, part: str, **found: Any) -> None:
         """Keep what a part has found. Raises `ValueError` for a figure that is not finite: it would be no JSON."""
         entry = self.parts.setdefault(part, {})
-        text = json.dumps({"about": self.about, "parts": self.parts | {part: entry | found}}, allow_nan=False, indent=1)
+        parts = dict(sorted((self.parts | {part: entry | found}).items()))
+        text = json.dumps({"about": self.about, "parts": parts}, allow_nan=False, indent=1)
         entry |= found
         atomic_write(self.path, text.encode())
 
@@ -109,19 +138,22 @@ class Part:
 
 
 def run(parts: Sequence[Part], setup: Setup, report: Report, minutes: float) -> int:
-    """Run all parts within `minutes`; seconds planned are scaled to them. The exit code: 1 where a part has failed."""
+    """Run all parts within `minutes`; seconds planned are scaled to them. The exit code: 1 where one has failed."""
     planned = sum(part.seconds for part in parts)
     scale, end = 60 * minutes / planned, time.monotonic() + 60 * minutes
+    failed = False
     for number, part in enumerate(parts):
         later = scale * sum(one.seconds for one in parts[number + 1 :])
         rest = end - time.monotonic() - later
-        _run(part, setup, report, rest if part.takes_rest else min(rest, scale * part.seconds))
-    return int(any(entry["status"] == "failed" for entry in report.parts.values()))
+        status = _run(part, setup, report, rest if part.takes_rest else min(rest, scale * part.seconds))
+        failed = failed or status == "failed"
+    return int(failed)
 
 
-def _run(part: Part, setup: Setup, report: Report, seconds: float) -> None:
+def _run(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
+    """Its status. What an earlier call has found stays where this one finds nothing."""
     print(f"({part.letter}) {part.name}, {max(seconds, 0):.0f} s at most", flush=True)
-    begun, more = time.monotonic(), {}
+    begun, more, before = time.monotonic(), {}, report.parts.pop(part.letter, None)
     status: Status = "skipped"
     try:
         with boxed(seconds):
@@ -135,8 +167,12 @@ def _run(part: Part, setup: Setup, report: Report, seconds: float) -> None:
         status, told = "failed", f"{type(error).__name__}: {error}"
         more = {"trace": traceback.format_exc().splitlines()[-2 * LINES :]}
     spent = round(time.monotonic() - begun, 1)
-    report.note(part.letter, name=part.name, status=status, told=told, seconds=spent, **more)
+    if before is not None and status == "skipped" and part.letter not in report.parts:
+        report.parts[part.letter], told = before, f"{told}; the report keeps what an earlier call has found"
+    else:
+        report.note(part.letter, name=part.name, status=status, told=told, seconds=spent, **more)
     print(f"({part.letter}) {part.name}: {status}: {told} [{spent:.1f} s]", flush=True)
+    return status
 
 
 @contextmanager
@@ -155,6 +191,11 @@ def boxed(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _beside(path: Path) -> Iterator[Path]:
+    """Names for an older file."""
+    return (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
 
 
 def _told(figures: Any) -> str:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,8 @@ from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.plan import trial_hash
 from condkd_ray.trial.run import OutOfTimeError, local_store, run_trial
 from gpu.parts import Box, Setup, SkippedError, Verdict
-from gpu.teacher import data_config, read, weights_path, workshop
+from gpu.settings import choose, write
+from gpu.teacher import Kept, data_config, kept, read, workshop
 
 SECONDS, ACCURACY = 600.0, 0.9405
 """Goals of (g)."""
@@ -28,6 +30,7 @@ RESERVE, LEAST = 0.1, 10.0
 """Share of a box, at most so many seconds, in which no round is begun: the last one has to end, and be saved."""
 TOLD_EVERY = 5.0
 """Seconds between two notes of how far a trial is."""
+CHECKPOINT = "state.safetensors"
 RECENT = 10
 """Rounds by which the end is projected."""
 TAKEN = ("inversion", "memory", "distillation", "diagnosis", "evaluation")
@@ -35,28 +38,38 @@ TAKEN = ("inversion", "memory", "distillation", "diagnosis", "evaluation")
 
 
 def published(setup: Setup, box: Box) -> Verdict:
-    """The recipe with the teacher of (f), from its checkpoint where there is one: how far it came, and how fast."""
-    config = _config(setup)
+    """The recipe with the teacher of (f), from its checkpoint where there is one: how far it came, and how fast.
+
+    Under the fastest setting that (d) has measured, or the one of the checkpoint.
+    """
+    plain, by = _config(setup)
+    # Named by the recipe as it is without that choice, so that it is found whatever was chosen.
+    folder = _folder(setup, plain)
+    setting = choose(box, plain, folder if (folder / CHECKPOINT).is_file() else None)
+    write(setting, folder)
+    box.note("setting", {"row": setting.row, **setting.fields, "because": setting.because})
+    box.note("teacher", {"epochs": by.epochs, "of_the_recipe": by.of})
+    config = replace(plain, **setting.fields)
     watch = Watch(box, config)
-    outcome = _run(setup, box, config, watch)
+    outcome = _run(setup, box, config, watch, folder)
     figures = watch.figures()
     box.note(watch.name, figures)
     if outcome is None:
-        return _unfinished(setup, figures)
+        return _unfinished(setup, figures, by)
     if outcome.status != "finished":
         return Verdict(False, f"the trial has {outcome.status}: {outcome.reason}")
     found, seconds = outcome.metrics["student/test_accuracy"], figures["seconds"]
     taught_by = workshop(setup.work, str(setup.device)).teacher_accuracy(config)["test_accuracy"]
     box.note("student", {"test_accuracy": found, "teacher_accuracy": taught_by})
     met, goal = found >= ACCURACY and seconds <= SECONDS, f"{ACCURACY:.2%} in {SECONDS:.0f} s"
-    return setup.verdict(met, f"{found:.2%} in {seconds:.0f} s, of a teacher with {taught_by:.2%}", goal)
+    return setup.verdict(met, f"{found:.2%} in {seconds:.0f} s, {by.told}, which has {taught_by:.2%}", goal)
 
 
-def _unfinished(setup: Setup, figures: dict[str, Any]) -> Verdict:
+def _unfinished(setup: Setup, figures: dict[str, Any], by: Kept) -> Verdict:
     """Failed where the projected end misses the goal. Raises `SkippedError` where nothing can be said yet."""
     projected: float | None = figures.get("projected_seconds")
     end = "no end can be projected yet" if projected is None else f"projected end at {projected:.0f} s"
-    told = f"{figures['rounds']} of {figures['of']} rounds, {end}; the same command goes on"
+    told = f"{figures['rounds']} of {figures['of']} rounds, {end}, {by.told}; the same command goes on"
     if projected is None or projected <= SECONDS:
         raise SkippedError(f"time: {told}")
     return setup.verdict(False, told, f"{SECONDS:.0f} s")
@@ -65,9 +78,9 @@ def _unfinished(setup: Setup, figures: dict[str, Any]) -> Verdict:
 def arms(setup: Setup, box: Box) -> Verdict:
     """Accuracies of one seed each, with the same few random real images; at a hundredth nobody has a goal."""
     told = []
-    for name, config in arms_of(setup, _config(setup)).items():
+    for name, config in arms_of(setup, _config(setup)[0]).items():
         watch = Watch(box, config, name)
-        outcome = _run(setup, box, config, watch)
+        outcome = _run(setup, box, config, watch, _folder(setup, config))
         if outcome is None:
             raise SkippedError(f"time: {name} came to round {len(watch.heard)} of {config.total_rounds}")
         if outcome.status != "finished":
@@ -126,27 +139,32 @@ class Watch:
         return sum(metrics.get(name, 0.0) for metrics in self.heard)
 
 
-def _run(setup: Setup, box: Box, config: TrialConfig, watch: Callable[[Metrics], None]) -> Outcome | None:
-    """The trial's outcome; None where the time was over before its end, after a checkpoint."""
+def _folder(setup: Setup, config: TrialConfig) -> Path:
+    """Where the checkpoint of a trial lies."""
     prepared = workshop(setup.work, str(setup.device)).prepare(config)
     folder = setup.work / "trials" / trial_hash(config, prepared)[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _run(setup: Setup, box: Box, config: TrialConfig, watch: Callable[[Metrics], None], folder: Path) -> Outcome | None:
+    """The trial's outcome; None where the time was over before its end, after a checkpoint in `folder`."""
+    prepared = workshop(setup.work, str(setup.device)).prepare(config)
     deadline = time.time() + box.left - min(LEAST, RESERVE * box.left)
-    checkpoint = folder / "state.safetensors"
     store = local_store(config, prepared, folder)
     try:
-        return run_trial(config, prepared, store, checkpoint=checkpoint, on_round=watch, deadline=deadline)
+        return run_trial(config, prepared, store, checkpoint=folder / CHECKPOINT, on_round=watch, deadline=deadline)
     except OutOfTimeError:
         return None
 
 
-def _config(setup: Setup) -> TrialConfig:
-    """The recipe with the data, and the teacher of (f). Raises `SkippedError` where one of them is not there."""
-    data = data_config(setup)
-    path = weights_path(setup, read(setup))
-    if not path.is_file():
+def _config(setup: Setup) -> tuple[TrialConfig, Kept]:
+    """The recipe, eager, with the data and the teacher of (f), which comes beside it.
+
+    Raises `SkippedError` where data or teacher are not there.
+    """
+    data, found = data_config(setup), kept(setup, read(setup))
+    if found is None:
         raise SkippedError("needs the teacher of (f)")
-    teacher = replace(setup.sizes.teacher, weights=path)
-    return replace(
-        setup.sizes.fast(precision="bfloat16" if bf16_pays(setup.device) else "float32"), data=data, teacher=teacher
-    )
+    plain = setup.sizes.fast(precision="bfloat16" if bf16_pays(setup.device) else "float32")
+    return replace(plain, data=data, teacher=replace(setup.sizes.teacher, weights=found.path)), found

@@ -65,6 +65,11 @@ def order(setup: Setup) -> list[tuple[str, int]]:
     return [*product(EAGER, batches), *((row, batch) for batch in batches for row in COMPILED if setup.sizes.compiled)]
 
 
+def row_name(row: str, batch: int, step: str) -> str:
+    """Under which its figures are noted."""
+    return f"{row}, batch {batch}, {step}"
+
+
 def _row(setup: Setup, box: Box, found: Teacher, batch: int, row: str) -> dict[str, float]:
     """Notes a row; the share of the peak that its distillation reaches, by the row's name."""
     name, config = f"{row}, batch {batch}", _config(setup, batch, **(EAGER | COMPILED)[row])
@@ -76,9 +81,9 @@ def _row(setup: Setup, box: Box, found: Teacher, batch: int, row: str) -> dict[s
     compilation.forget()
     set_up_gpu(by_time=row == BY_TIME)
     bench = Bench(setup, config, world.Running(config, world.prepared(found)))
-    box.note(f"{name}, synthesis", bench.synthesis(box))
-    box.note(f"{name}, draw", bench.draw())
-    box.note(f"{name}, distillation", taught := bench.distillation(box))
+    box.note(row_name(row, batch, "synthesis"), bench.synthesis(box))
+    box.note(row_name(row, batch, "draw"), bench.draw())
+    box.note(row_name(row, batch, "distillation"), taught := bench.distillation(box))
     share = taught.get("share_of_peak", taught.get("share_of_product"))
     return {} if share is None or row == "float32" else {name: share}
 

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import PIPE, STDOUT
@@ -24,36 +26,73 @@ def suite(setup: Setup, box: Box) -> Verdict:
     files = files_of(CHECKOUT / "tests")
     plain = ["-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu.left_out"]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", *plain, *map(str, files)]
-    given: dict[str, Any] = {"cwd": CHECKOUT, "env": _environment(), "text": True, "stdout": PIPE, "stderr": STDOUT}
-    try:
-        done = subprocess.run(command, timeout=max(box.left - 1, 1), **given)
-    except subprocess.TimeoutExpired as expired:
-        return _unfinished(box, expired)
-    told = done.stdout.splitlines()
+    seconds = max(box.left - 1, 1)
+    code, told = _output(command, seconds)
+    if code is None:
+        return _unfinished(box, told, seconds)
     box.note("left out", [line for line in told if LEFT_OUT.search(line)])
     box.note("output", told[-KEPT:])
-    return Verdict(
-        done.returncode == 0, f"{told[-1].strip('= ') if told else 'no output'} (exit code {done.returncode})"
-    )
+    return Verdict(code == 0, f"{told[-1].strip('= ') if told else 'no output'} (exit code {code})")
 
 
-def _unfinished(box: Box, expired: subprocess.TimeoutExpired) -> Verdict:
+def _output(command: list[str], seconds: float) -> tuple[int | None, list[str]]:
+    """Exit code and lines of a program; None for the code, and the lines so far, where its time was over.
+
+    In no case is it, or a program that it has started, still there afterwards, which would hold the GPU.
+    """
+    given: dict[str, Any] = {"cwd": CHECKOUT, "env": _environment(), "text": True, "stdout": PIPE, "stderr": STDOUT}
+    # A session of its own, so that all its processes can be ended at once.
+    with subprocess.Popen(command, start_new_session=True, errors="replace", **given) as program:
+        code = None
+        try:
+            text = program.communicate(timeout=seconds)[0]
+            code = program.returncode
+        except subprocess.TimeoutExpired:
+            _end_all(program)
+            text = program.communicate()[0]
+        finally:
+            _end_all(program)
+    return code, text.splitlines()
+
+
+def _end_all(program: subprocess.Popen[str]) -> None:
+    # All may have ended by themselves.
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
+
+
+def _unfinished(box: Box, lines: list[str], seconds: float) -> Verdict:
     """Failed where a test has failed by now. Raises `SkippedError` where none has."""
-    # It is bytes whatever was asked for.
-    lines = (expired.stdout or b"").decode(errors="replace").splitlines()
     failed = [line for line in lines if " FAILED" in line or " ERROR" in line]
     passed = sum(" PASSED" in line for line in lines)
     box.note("output", failed or lines[-KEPT:])
-    told = f"{passed} passed and {len(failed)} failed when {expired.timeout:.0f} s were over"
+    told = f"{passed} passed and {len(failed)} failed when {seconds:.0f} s were over"
     if not failed:
         raise SkippedError(f"time: {told}")
     return Verdict(False, told)
 
 
 def files_of(tests: Path) -> list[Path]:
-    """Test files with a test for a GPU, but those of the cluster: these import Ray, which need not be there."""
-    found = sorted(path for path in tests.rglob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8"))
-    return [path for path in found if "cluster" not in path.relative_to(tests).parts]
+    """Test files with a test for a GPU, but those of the cluster: these import Ray, which need not be there.
+
+    What the compiler is needed for, which takes a minute and more, comes last. A file has such a test if it has the
+    mark, or imports a module beside the tests that has it. To collect all files would take half a minute.
+    """
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(tests.rglob("*.py"))}
+    marked = {path for path, text in texts.items() if "mark.gpu" in text}
+    helpers = [_module(path, tests) for path in marked if not path.name.startswith("test_")]
+    found = [
+        path
+        for path, text in texts.items()
+        if path.name.startswith("test_") and (path in marked or any(f"from {name} import" in text for name in helpers))
+    ]
+    kept = [path for path in found if "cluster" not in path.relative_to(tests).parts]
+    return sorted(kept, key=lambda path: "compiled" in path.name)
+
+
+def _module(path: Path, tests: Path) -> str:
+    """By which name tests import it."""
+    return ".".join(path.relative_to(tests).with_suffix("").parts)
 
 
 def _environment() -> dict[str, str]:

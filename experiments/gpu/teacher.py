@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +27,9 @@ TRIED = 10_000
 """Images by which the time of an epoch is estimated."""
 RESERVE = 0.8
 """Share of the time left that the epochs may take by that estimate."""
+MORE = 1.1
+"""A teacher of fewer epochs than the recipe's is trained anew where so many times as many fit (our choice): with
+another teacher (g) begins anew, and an estimate differs a little from the last."""
 LOOKS = 8
 """Times at which the accuracy is measured during the training."""
 
@@ -51,28 +54,52 @@ def read(setup: Setup) -> Dataset:
     return workshop(setup.work, str(setup.device)).data(TrialConfig(data=data_config(setup)))
 
 
-def weights_path(setup: Setup, dataset: Dataset) -> Path:
-    """Where the trained teacher lies: named by its recipe and its data."""
-    return setup.work / f"teacher-{content_hash([setup.sizes.teacher, dataset.digest])[:16]}.safetensors"
+class Kept(NamedTuple):
+    """A trained teacher: where its weights lie, and in how many epochs it was trained, of how many the recipe has."""
+
+    path: Path
+    epochs: int
+    of: int
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        return f"teacher of {self.epochs} of {self.of} epochs"
+
+
+def weights_path(setup: Setup, dataset: Dataset, epochs: int | str) -> Path:
+    """Where a teacher lies: named by its recipe, its data and the epochs it was trained in."""
+    name = content_hash([setup.sizes.teacher, dataset.digest])[:16]
+    return setup.work / f"teacher-{name}-epochs-{epochs}.safetensors"
+
+
+def kept(setup: Setup, dataset: Dataset) -> Kept | None:
+    """The one of most epochs that there is; None where there is none."""
+    pattern, of = weights_path(setup, dataset, "*"), setup.sizes.teacher.training.epochs
+    found = {int(path.stem.rpartition("-")[2]): path for path in pattern.parent.glob(pattern.name)}
+    return Kept(found[max(found)], max(found), of) if found else None
 
 
 def teacher(setup: Setup, box: Box) -> Verdict:
-    """Train, unless that is done; accuracy on the test images, images a second, share of the peak."""
+    """Train, unless one of as many epochs is there; accuracy on the test images, images a second, share of the peak."""
     dataset = read(setup)
     box.note("data", {"train": len(dataset.train), "test": len(dataset.test), "notes": list(dataset.notes)})
     training = Training(setup, dataset, setup.sizes.teacher)
-    path = weights_path(setup, dataset)
-    if path.is_file():
-        network = training.network()
-        network.load_state_dict(load_file(path))
-        box.note("reused", str(path))
+    there = kept(setup, dataset)
+    epochs = training.planned(box, there)
+    if there is not None and epochs <= there.epochs:
+        network, one = training.network(), there
+        network.load_state_dict(load_file(there.path))
+        box.note("reused", str(there.path))
     else:
-        network = training.run(box)
-        with writing(path) as fresh:
+        network = training.run(box, epochs)
+        one = Kept(weights_path(setup, dataset, epochs), epochs, training.recipe.training.epochs)
+        with writing(one.path) as fresh:
             save_file({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}, fresh)
+    box.note("epochs", {"trained": one.epochs, "of_the_recipe": one.of})
     found = accuracy(network, dataset.test, training.reader())
     box.note("test_accuracy", found)
-    return setup.verdict(found >= GOAL, f"{found:.2%} of {len(dataset.test)} test images", f"{GOAL:.0%}")
+    return setup.verdict(found >= GOAL, f"{found:.2%} of {len(dataset.test)} test images, {one.told}", f"{GOAL:.0%}")
 
 
 @dataclass(frozen=True)
@@ -92,20 +119,37 @@ class Training:
         """What knows the normalisation and the device; its own weights count for nothing."""
         return as_teacher(self.network(), self.dataset)
 
-    def run(self, box: Box) -> torch.nn.Module:
-        """The trained network. Raises `SkippedError` where not one epoch fits."""
-        images, labels = (part.to(self.setup.device) for part in (self.dataset.train.pixels, self.dataset.train.labels))
+    def planned(self, box: Box, there: Kept | None) -> int:
+        """Of how many epochs the teacher is to be: those of the one that is `there`, unless `MORE` of them fit.
+
+        Raises `SkippedError` where not one epoch fits and none is there.
+        """
+        whole, known = self.recipe.training.epochs, 0 if there is None else there.epochs
+        if known == whole:
+            return whole
+        epoch = self._epoch()
+        fit = min(whole, int(RESERVE * box.left / epoch))
+        box.note("estimate", {"epochs_that_fit": fit, "of_the_recipe": whole, "seconds_each": epoch})
+        if not max(fit, known):
+            raise SkippedError(f"time: an epoch takes {epoch:.1f} s")
+        return fit if fit >= MORE * known else known
+
+    def _epoch(self) -> float:
+        """Seconds that an epoch takes, by some of the images."""
+        images, labels = self._images()
         tried = min(TRIED, len(images))
         once = replace(self.recipe.training, epochs=1)
         try_out = partial(self._train, once, images[:tried], labels[:tried], self.network())
-        epoch = milliseconds(try_out, self.setup.device, repeats=1, warm_up=1) / 1000 * len(images) / tried
-        epochs = min(self.recipe.training.epochs, int(RESERVE * box.left / epoch))
-        box.note("epochs", {"planned": epochs, "of_the_recipe": self.recipe.training.epochs, "seconds_each": epoch})
-        if not epochs:
-            raise SkippedError(f"time: an epoch takes {epoch:.1f} s")
-        network = self.network()
-        training = replace(self.recipe.training, epochs=epochs)
-        call = partial(self._train, training, images, labels, network, looks=Looks(self, network, box, epochs))
+        return milliseconds(try_out, self.setup.device, repeats=1, warm_up=1) / 1000 * len(images) / tried
+
+    def _images(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those it learns from and their labels, on the device."""
+        return self.dataset.train.pixels.to(self.setup.device), self.dataset.train.labels.to(self.setup.device)
+
+    def run(self, box: Box, epochs: int) -> torch.nn.Module:
+        """The network, trained in so many."""
+        network, training = self.network(), replace(self.recipe.training, epochs=epochs)
+        call = partial(self._train, training, *self._images(), network, looks=Looks(self, network, box, epochs))
         box.note("training", self._told(milliseconds(call, self.setup.device, repeats=1, warm_up=0) / 1000, epochs))
         return network
 

@@ -14,7 +14,7 @@ import torch
 from condkd_ray.core.method import Meter
 from condkd_ray.methods.condensation import RandomReal
 from condkd_ray.methods.distiller import Distiller
-from condkd_ray.methods.guidance import AnyGuidance
+from condkd_ray.methods.guidance import AnyGuidance, Guidance
 from condkd_ray.methods.inversion import AnyInversion, NoInversion, nayer
 from condkd_ray.methods.memory import AnyMemory
 from condkd_ray.models import ResNet
@@ -36,8 +36,11 @@ SMALL = {
     "head": 8,
 }
 SMALL |= {"capacity": 40, "entries": 3, "entry_size": 4, "period": 1, "share": 0.25, "scale": 0.02}
-ALLOWED: tuple[tuple[Any, str], ...] = ((Meter, "read"), (nayer, "occurrences"))
-"""What may wait, once a round: the terms of its steps are read at its end; NAYER counts classes at its beginning."""
+# By its default `prioritized` reads after each step, and says so; with this it does not within a round of these steps.
+SMALL |= {"refresh": 99}
+ALLOWED: tuple[tuple[Any, str], ...] = ((Meter, "read"), (nayer, "occurrences"), (Guidance, "_split"))
+"""What may wait, once a round: the terms of its steps are read at its end; at its beginning NAYER counts classes, and a
+guidance finds the images that it holds out."""
 SHAPE, CLASSES, PER_CLASS = (3, 8, 8), 4, 2
 
 

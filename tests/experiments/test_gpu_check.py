@@ -5,32 +5,38 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import gpu_check
+import psutil
 import pytest
 import torch
-from gpu import halves, recipes, steps, suite, waits
-from gpu.parts import Box, Part, Report, Setup, SkippedError, Verdict, _run, run
+from gpu import halves, recipes, steps, suite, waits, world
+from gpu.parts import Box, BoxEndedError, Part, Report, Setup, SkippedError, Verdict, _run, boxed, run
 from gpu.plan import MINUTES, PARTS
+from gpu.settings import FIELDS, choose, write
 from gpu.sizes import RECIPE, full, tiny
-from gpu.teacher import read, teacher
+from gpu.teacher import Kept, Training, read, teacher
 from gpu.timing import PEAKS, _there, launched, milliseconds
+from guard import DEVICE, Guard, WaitsError, simulated
 from places import EXPERIMENTS, TESTS
 from torch._dynamo.utils import counters
 from torch.autograd.profiler_util import DeviceType, Interval
 
 from condkd_ray.core import compilation
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import InputError, Meter
 from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.data.readers import read_parquet
-from condkd_ray.methods.guidance import AnyGuidance
-from condkd_ray.methods.inversion import AnyInversion, NoInversion
-from condkd_ray.methods.memory import AnyMemory
+from condkd_ray.methods.guidance import AnyGuidance, Guidance
+from condkd_ray.methods.inversion import AnyInversion, NoInversion, nayer
+from condkd_ray.methods.memory import AnyMemory, device_rows
+from condkd_ray.methods.memory.store import LiveIds
+from condkd_ray.models import ResNet
 from condkd_ray.models.cost import cost_of
+from condkd_ray.trial.config import TrialConfig
 
 CPU = torch.device("cpu")
 BLOCKED = """
@@ -123,6 +129,27 @@ def test_a_place_that_cannot_be_written_is_refused_with_exit_code_2(tmp_path):
     assert done.stderr.startswith(f"error: folder of --out is '{tmp_path}/file'; accepted: a folder")
 
 
+UNINSTALLED = """
+import sys
+from pathlib import Path
+
+sys.path[:] = [folder for folder in sys.path if not Path(folder, "condkd_ray").is_dir()]
+# Of an installation whose folder is not on the path.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+"""
+
+
+def test_a_clone_that_nobody_has_installed_is_enough(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED + UNINSTALLED)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    there = {"capture_output": True, "text": True, "env": env, "cwd": tmp_path, "timeout": 300}
+    assert subprocess.run([sys.executable, "-c", "import condkd_ray"], **there).returncode == 1
+    flags = ["--tiny", "--only", "e", "--out", "check.json", "--work", "work"]
+    done = subprocess.run([sys.executable, EXPERIMENTS / "gpu_check.py", *flags], **there)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "check.json").read_text())["parts"]["e"]["status"] == "passed"
+
+
 def test_the_plan_fits_into_nine_minutes_and_the_full_recipe_gets_most():
     assert "".join(part.letter for part in PARTS) == "abcdefgh"
     assert sum(part.seconds for part in PARTS) <= 540 == 60 * MINUTES
@@ -190,6 +217,58 @@ def test_a_part_that_fails_stops_no_other_and_leaves_what_it_found(tmp_path):
     assert "figures" not in entries["c"]
     assert entries["d"]["told"] == "needs a moon"
     assert entries["f"]["figures"] == {"here": 1.5, "parts": list("abcdef")}
+
+
+def finds(value: float):
+    def part(_: Setup, box: Box) -> Verdict:
+        box.note("value", value)
+        return Verdict(value > 0, "found")
+
+    return part
+
+
+def test_a_later_call_adds_to_the_report_of_the_same(tmp_path):
+    about = {"git": "1", "device": "cpu", "tiny": True, "torch": "2", "minutes": 9}
+    path, given = tmp_path / "check.json", setup(tmp_path)
+    bad, good = Part("c", "c", 1, finds(-1.0)), Part("a", "a", 1, finds(1.0))
+    assert run([bad, Part("d", "d", 1, finds(3.0))], given, Report.opened(path, about), 1) == 1
+    # The exit code is that of its own parts.
+    assert run([good], given, Report.opened(path, about | {"minutes": 1}), 1) == 0
+    found = json.loads(path.read_text())
+    assert {letter: entry["status"] for letter, entry in found["parts"].items()} == {
+        "a": "passed",
+        "c": "failed",
+        "d": "passed",
+    }
+    assert list(found["parts"]) == ["a", "c", "d"]
+    assert found["about"]["minutes"] == 1
+    # What is run again begins anew, and what finds nothing this time leaves what is there.
+    again = [replace(bad, run=finds(5.0)), Part("d", "d", 1, needs_a_moon)]
+    assert run(again, given, Report.opened(path, about), 1) == 0
+    parts = json.loads(path.read_text())["parts"]
+    assert (parts["c"]["status"], parts["c"]["figures"]) == ("passed", {"value": 5.0})
+    assert (parts["d"]["status"], parts["d"]["figures"]) == ("passed", {"value": 3.0})
+
+
+@pytest.mark.parametrize("other", ["git", "device", "tiny", "torch"])
+def test_the_report_of_another_is_kept_beside_a_new_one(tmp_path, capsys, other):
+    about = {"git": "1", "device": "cpu", "tiny": True, "torch": "2"}
+    path = tmp_path / "check.json"
+    for value in ("x", "y", "z"):
+        Report.opened(path, about | {other: value}).note("a", status=value)
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == f"{path} was of another {other}: it is now check.2.json, and this begins anew"
+    files = {name: json.loads((tmp_path / name).read_text()) for name in ("check.json", "check.1.json", "check.2.json")}
+    assert [found["parts"]["a"]["status"] for found in files.values()] == ["z", "x", "y"]
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", "{}", '{"about": 3, "parts": {}}'])
+def test_a_file_that_is_no_report_is_refused_and_stays(tmp_path, text):
+    path = tmp_path / "check.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"^--out is .*check.json'; accepted: a report of this script, or no file yet"):
+        Report.opened(path, {"git": "1"})
+    assert path.read_text() == text
 
 
 def test_without_a_failure_the_exit_code_is_0_and_one_part_gets_what_others_leave(tmp_path):
@@ -278,26 +357,112 @@ def test_a_teacher_of_halves_is_trained_once_and_the_full_recipe_goes_on_from_it
     )
     first, again = box(tmp_path, "f"), box(tmp_path, "f")
     assert teacher(given, first).passed
-    assert teacher(given, again).passed
+    passed, said = teacher(given, again)
+    assert passed
+    assert "of 60 test images, teacher of 2 of 2 epochs; " in said
     found, reused = (one.report.parts["f"]["figures"] for one in (first, again))
     assert found["data"] == {"train": 201, "test": 60, "notes": []}
     assert found["training"]["images_per_second"] > 0
     assert "training" not in reused
+    assert reused["epochs"] == found["epochs"] == {"trained": 2, "of_the_recipe": 2}
     assert reused["test_accuracy"] == found["test_accuracy"]
 
     asked: list[float] = []
     monkeypatch.setattr("condkd_ray.trial.run.passed", lambda deadline: asked.append(deadline) or len(asked) > 3)
     stopped = box(tmp_path)
-    with pytest.raises(SkippedError, match=r"^time: 3 of 5 rounds, projected end at \d+ s; the same command goes on$"):
+    with pytest.raises(SkippedError, match=UNFINISHED):
         recipes.published(given, stopped)
     assert stopped.report.parts["g"]["figures"]["progress"]["rounds"] == 3
     monkeypatch.setattr("condkd_ray.trial.run.passed", lambda deadline: False)
     rounds: list[int] = []
     monkeypatch.setattr("condkd_ray.trial.run.run_round", counted(rounds))
     rest = box(tmp_path)
+    # Faster now; but the checkpoint was made under another setting.
+    rest.report.note("d", figures={"bfloat16, graphs, batch 16, distillation": {"ms": 0.1}})
     assert recipes.published(given, rest).passed
+    settings = [one.report.parts["g"]["figures"]["setting"] for one in (stopped, rest)]
+    assert [one["graphs"] for one in settings] == [False, False]
+    assert [one["because"] for one in settings] == [
+        "(d) has measured no distillation at batch 16",
+        "a checkpoint was made under it",
+    ]
     assert len(rounds) == 2
     assert rest.report.parts["g"]["figures"]["progress"]["rounds"] == 5
+
+
+UNFINISHED = r"^time: 3 of 5 rounds, projected end at \d+ s, teacher of 2 of 2 epochs; the same command goes on$"
+
+
+def test_a_teacher_cut_short_is_known_as_such_and_trained_anew_where_more_fits(tmp_path, monkeypatch):
+    given = setup(tmp_path)
+    recipe = replace(given.sizes.teacher, training=replace(given.sizes.teacher.training, epochs=3))
+    given = replace(given, sizes=replace(given.sizes, teacher=recipe))
+    trained: list[int] = []
+    run = Training.run
+    monkeypatch.setattr(Training, "run", lambda self, box, epochs: trained.append(epochs) or run(self, box, epochs))
+    # Seconds of a box of 100, of which 80 are planned.
+    for seconds, wanted in ((50.0, 1), (70.0, 1), (1000.0, 1), (39.0, 2), (1.0, 3), (1000.0, 3)):
+        monkeypatch.setattr(Training, "_epoch", lambda self, seconds=seconds: seconds)
+        one = box(tmp_path, "f")
+        assert f"teacher of {wanted} of 3 epochs" in teacher(given, one).told
+        assert one.report.parts["f"]["figures"]["epochs"] == {"trained": wanted, "of_the_recipe": 3}
+        config, by = recipes._config(given)
+        assert (by.epochs, by.of) == (wanted, 3)
+        assert config.teacher.weights == by.path
+    assert trained == [1, 2, 3]
+
+
+def test_without_a_teacher_and_time_for_one_epoch_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "_epoch", lambda self: 1000.0)
+    with pytest.raises(SkippedError, match=r"^time: an epoch takes 1000\.0 s$"):
+        teacher(setup(tmp_path), box(tmp_path, "f"))
+
+
+def test_a_little_more_time_trains_no_teacher_anew(tmp_path, monkeypatch):
+    given, there = setup(tmp_path, sizes=full()), Kept(tmp_path / "weights", 60, 80)
+    training = Training(given, None, given.sizes.teacher)  # type: ignore[arg-type]
+    for fit, wanted in ((40, 60), (65, 60), (66, 66), (80, 80)):
+        monkeypatch.setattr(Training, "_epoch", lambda self, fit=fit: 79.9 / fit)
+        assert training.planned(box(tmp_path, "f"), there) == wanted
+
+
+def measured(tmp_path, **rows: float) -> Box:
+    """A part's box whose report has, of part (d), these rows at batch 256 in milliseconds."""
+    found = box(tmp_path)
+    figures = {f"{row.replace('_', ', ')}, batch 256, distillation": {"ms": ms} for row, ms in rows.items()}
+    found.report.note("d", figures=figures | {"bfloat16, batch 1024, distillation": {"ms": 0.01}})
+    return found
+
+
+def test_the_fastest_setting_that_was_measured_is_chosen(tmp_path):
+    whole = setup(tmp_path, sizes=full())
+    plain = whole.sizes.fast(precision="bfloat16")
+    assert plain.distiller.batch == 256
+
+    def chosen(**rows: float) -> tuple[Any, ...]:
+        row, fields, _ = choose(measured(tmp_path, **rows), plain, None)
+        return (row, *(fields[name] for name in FIELDS))
+
+    assert chosen() == ("bfloat16", "bfloat16", "off", False)
+    assert chosen(float32=2.0, bfloat16=3.0) == ("float32", "float32", "off", False)
+    eager = {"float32": 9.0, "bfloat16": 5.0, "bfloat16_graphs": 4.0}
+    assert chosen(**eager) == ("bfloat16, graphs", "bfloat16", "off", True)
+    assert chosen(**eager, bfloat16_compiled=3.0) == ("bfloat16, compiled", "bfloat16", "default", False)
+    both = {"bfloat16_compiled": 3.0, "bfloat16_compiled_graphs": 2.0}
+    assert chosen(**eager, **both) == ("bfloat16, compiled, graphs", "bfloat16", "default", True)
+    # No field of a trial asks for it.
+    by_time = {"bfloat16_cuDNN by time": 0.5}
+    assert chosen(**eager, **by_time) == chosen(**eager)
+    assert choose(measured(tmp_path, **eager), plain, None).because == "4 ms, the least of 3 rows of (d)"
+
+
+def test_a_call_that_goes_on_finds_the_setting_of_its_checkpoint(tmp_path):
+    whole = setup(tmp_path, sizes=full())
+    plain = whole.sizes.fast(precision="bfloat16")
+    first = choose(measured(tmp_path, bfloat16_graphs=4.0), plain, None)
+    write(first, tmp_path)
+    again = choose(measured(tmp_path, bfloat16_compiled=3.0), plain, tmp_path)
+    assert again == first._replace(because="a checkpoint was made under it")
 
 
 def counted(rounds: list[int]):
@@ -313,11 +478,14 @@ def counted(rounds: list[int]):
 def test_a_projected_end_beyond_the_goal_is_a_failure(tmp_path):
     late = {"rounds": 30, "of": 220, "projected_seconds": 601.0}
     whole = setup(tmp_path, sizes=full())
-    passed, told = recipes._unfinished(whole, late)
+    by = Kept(tmp_path / "weights", 60, 80)
+    passed, told = recipes._unfinished(whole, late, by)
     assert not passed
-    assert told == "30 of 220 rounds, projected end at 601 s; the same command goes on; goal: 600 s"
+    assert told == (
+        "30 of 220 rounds, projected end at 601 s, teacher of 60 of 80 epochs; the same command goes on; goal: 600 s"
+    )
     with pytest.raises(SkippedError, match="no end can be projected yet"):
-        recipes._unfinished(whole, {"rounds": 3, "of": 220})
+        recipes._unfinished(whole, {"rounds": 3, "of": 220}, by)
 
 
 def test_arms_differ_in_the_prior_or_the_guidance_alone(tmp_path):
@@ -335,6 +503,67 @@ def test_every_method_meets_every_other_kind():
     for left, right in ((inversions, guides), (inversions, memories), (guides, memories)):
         met = {(a, b) for name in made for a in name.split(", ") for b in name.split(", ")}
         assert {(a, b) for a in left for b in right} <= met
+
+
+def few() -> dict[str, TrialConfig]:
+    """Some of part (c)'s combinations, such that each inversion, guidance and memory is in one of them."""
+    left = {name: set(name.split(", ")) for name in waits.combinations()}
+    chosen: list[str] = []
+    while missing := set().union(*left.values()).difference(*(left[name] for name in chosen)):
+        chosen.append(max(left, key=lambda name: len(left[name] & missing)))
+    return {name: waits.combinations()[name] for name in chosen}
+
+
+ONCE_A_ROUND = {
+    (Meter, "read"): lambda self: {},
+    (nayer, "occurrences"): lambda labels, classes: (torch.zeros_like(labels), len(labels)),
+    (Guidance, "_split"): lambda self, condensed, _: (
+        condensed[:-2],
+        condensed[-2:] if self.held_out else condensed[:0],
+    ),
+}
+"""In the place of what part (c) allows to wait: the same without values, which the device `meta` has none of."""
+
+
+@pytest.fixture
+def without_values(monkeypatch):
+    """Part (c) runs on the device `meta`, and `guard.Guard` checks what PyTorch checks on CUDA. See `guard`."""
+
+    @contextmanager
+    def guarded(device):
+        assert device == DEVICE
+        with Guard():
+            yield
+
+    monkeypatch.setattr(waits, "no_waits", guarded)
+    for (owner, name), stand_in in ONCE_A_ROUND.items():
+        monkeypatch.setattr(owner, name, stand_in)
+    # Outside of what is checked: the memory's part of a round, and how much room the device has.
+    monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
+    monkeypatch.setattr(device_rows, "default_limit", lambda device: 10**6)
+    with simulated():
+        yield world.prepared(
+            world.teacher(ResNet(depth=8, width=4), waits.SHAPE, waits.CLASSES, DEVICE), waits.PER_CLASS
+        )
+
+
+def test_no_round_of_part_c_waits_for_a_device_without_values(without_values):
+    assert set(ONCE_A_ROUND) == set(waits.ALLOWED)
+    for name, config in few().items():
+        try:
+            waits._rounds(config, without_values)
+        except WaitsError as error:
+            pytest.fail(f"{name}: {error} at {waits._where(error)}")
+
+
+def test_part_c_finds_who_reads_in_a_step(without_values):
+    name = next(name for name in few() if name.endswith("prioritized"))
+    config = few()[name]
+    # So that the first round's two steps, which nobody checks, are not read.
+    reads = replace(config, memory=replace(config.memory, refresh=3))
+    with pytest.raises(WaitsError, match="from the device to the host") as found:
+        waits._rounds(reads, without_values)
+    assert waits._where(found.value).startswith("prioritized.py:")
 
 
 @pytest.mark.gpu
@@ -443,9 +672,10 @@ def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, mo
 
 def test_rows_that_have_to_be_compiled_come_last(tmp_path):
     rows = steps.order(setup(tmp_path, sizes=full()))
-    assert rows[:6] == [(row, batch) for row in ("float32", "bfloat16", "bfloat16, graphs") for batch in (256, 1024)]
+    eager = ("float32", "bfloat16", "bfloat16, cuDNN by time", "bfloat16, graphs")
+    assert rows[:8] == [(row, batch) for row in eager for batch in (256, 1024)]
     compiled = ("bfloat16, compiled", "bfloat16, compiled, graphs")
-    assert rows[6:] == [(row, batch) for batch in (256, 1024) for row in compiled]
+    assert rows[8:] == [(row, batch) for batch in (256, 1024) for row in compiled]
     assert {row for row, _ in steps.order(setup(tmp_path))} == set(steps.EAGER)
 
 
@@ -462,8 +692,27 @@ def test_a_steps_operations_are_those_of_its_networks():
 
 def test_gpu_tests_that_need_ray_are_left_out():
     found = suite.files_of(TESTS)
-    assert TESTS / "trial" / "test_loop.py" in found
-    assert all("mark.gpu" in path.read_text() and path.parent.name != "cluster" for path in found)
+    assert {TESTS / "trial" / "test_loop.py", TESTS / "trial" / "test_repeats.py"} < set(found)
+    assert all(path.parent.name != "cluster" for path in found)
+    # What is compiled takes longest.
+    assert found[-1] == TESTS / "trial" / "test_compiled_trial.py"
+    assert len(set(found)) == len(found)
+
+
+def test_a_gpu_test_may_have_its_mark_from_a_module_beside_it(tmp_path):
+    files = {
+        "near/where.py": "GPU = pytest.mark.gpu",
+        "near/test_compiled.py": "from near.where import GPU",
+        "near/test_there.py": "from near.where import GPU",
+        "far/test_own.py": "@pytest.mark.gpu",
+        "far/test_none.py": "from near.elsewhere import CPU",
+        "cluster/test_ray.py": "@pytest.mark.gpu",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = [str(path.relative_to(tmp_path)) for path in suite.files_of(tmp_path)]
+    assert found == ["far/test_own.py", "near/test_there.py", "near/test_compiled.py"]
 
 
 @pytest.mark.parametrize(
@@ -483,3 +732,32 @@ def test_what_gpu_tests_have_told_counts_when_their_time_is_over(tmp_path, monke
         return
     assert suite.suite(setup(tmp_path), given) == Verdict(False, f"{told} when 3 s were over")
     assert given.report.parts["b"]["figures"]["output"] == [last]
+
+
+def test_what_tests_have_started_ends_with_them(tmp_path):
+    sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    starter = tmp_path / "starter"
+    starter.write_text(
+        f"#!{sys.executable}\nimport subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {sleeper!r}])\ntime.sleep(60)"
+    )
+    starter.chmod(0o755)
+    begun = time.monotonic()
+    code, lines = suite._output([str(starter)], 4.0)
+    assert code is None
+    # It holds the output too, for whose end one would wait.
+    assert time.monotonic() - begun < 30
+    assert not running(int(lines[0]))
+
+
+def test_what_tests_have_started_ends_with_their_box(tmp_path):
+    told = tmp_path / "number"
+    program = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    with pytest.raises(BoxEndedError), boxed(4.0):
+        suite._output([sys.executable, "-c", program], 60.0)
+    assert not running(int(told.read_text()))
+
+
+def running(number: int) -> bool:
+    """Whether a process is there that has not ended."""
+    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
