@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toy import make_prepared, make_teacher, samples, toy_config
 
-from condkd_ray.cluster.gpu_memory import one_step
+from condkd_ray.cluster.gpu_memory import short
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
@@ -321,7 +321,7 @@ def test_a_probe_of_a_few_rounds_leaves_out_what_comes_later(distiller, short, t
     config = toy_config(distiller=distiller, rounds=100)
     assert probe_trial(Plan("guided", 2, 0, config), make_prepared(), tmp_path).wall.high > 0
     assert distiller.within(3) == replace(distiller, **short)
-    assert one_step(config).rounds == 1
+    assert short(config).rounds == 1
 
 
 def test_without_a_milestone_left_the_rate_of_a_probe_is_constant():
