@@ -132,7 +132,17 @@ _SAID = (f"Of the allocated memory {_SIZE}", f"{_SIZE} allowed", f"total capacit
 """By PyTorch: what was taken, the part given, the GPU's memory, what was asked for."""
 
 
-def out_of_memory(error: torch.cuda.OutOfMemoryError) -> str:
+_LIBRARIES_SAY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU had too little memory: for PyTorch's allocator, or for a library that allocates by itself."""
+    # What CUDA, cuBLAS and cuDNN refuse comes as a RuntimeError, which only its words tell from any other.
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _LIBRARIES_SAY)
+    return said or isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+def out_of_memory(error: BaseException) -> str:
     """What a user is told of a GPU that had too little memory: what was taken, of how much, and what helps."""
     said = " ".join(str(error).split())
     taken, allowed, total, more = (match and match[1] for match in (re.search(pattern, said) for pattern in _SAID))

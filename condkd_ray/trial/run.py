@@ -17,7 +17,7 @@ from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import LocalStore, Store
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
-from condkd_ray.trial.outcome import Fatal, broken, end, make_product, remembered_logits, tested
+from condkd_ray.trial.outcome import broken, end, fatal, make_product, remembered_logits, tested
 from condkd_ray.trial.synthesis import codec
 
 CHECKPOINT_SECONDS = 15.0
@@ -93,7 +93,9 @@ def run_trial(
         if before_test is not None:
             before_test(untested)
         return tested(untested, state, shown if shown.test is not None else prepared)
-    except Fatal as error:
+    except Exception as error:
+        if not fatal(error):
+            raise
         return broken(error, device, state, config.total_rounds)
 
 
