@@ -17,6 +17,7 @@ import psutil
 import torch
 
 import condkd_ray
+from condkd_ray.core.method import require
 
 
 @cache
@@ -40,12 +41,23 @@ CONTEXT_BYTES = 600_000_000
 about 500 MB are reported of an H100)."""
 
 
+def check_part(part: float, total: int, flag: str = "--gpus-per-trial") -> None:
+    """Raise `InputError` where a `part` of a GPU of `total` bytes leaves no memory beside a process's context."""
+    least = CONTEXT_BYTES / total
+    accepted = (
+        f"more than {least:.2g}: this much of a GPU of {total / 1e9:.1f} GB leaves nothing for tensors beside a "
+        f"context of {CONTEXT_BYTES / 1e9:.1f} GB"
+    )
+    require(not 0 < part < 1 or part > least, flag, part, accepted)
+
+
 def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
     """Settings of a process that may compute on a GPU, of whose memory its tensors may take `part`, less a context.
 
     Ray gives a trial a part of a GPU but does not see to it. So whoever takes more is told so, not its neighbour.
 
     `by_time`: cuDNN tries its algorithms out and takes the fastest. Without it a run repeats on one device.
+    Raises `InputError` for a part that leaves no memory beside the context.
     """
     # Convolutions alone. Matrix products in float32 are those of losses, whose differences TF32 would drown as bfloat16
     # would; of the work of a convolutional network they are a hundredth. And no loss can switch it off for itself: a
@@ -59,7 +71,11 @@ def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
     torch.backends.cudnn.benchmark = by_time
     if 0 < part < 1 and torch.cuda.is_available():
         total = torch.cuda.get_device_properties().total_memory
-        torch.cuda.set_per_process_memory_fraction(max(0.0, part - CONTEXT_BYTES / total))
+        check_part(part, total)
+        torch.cuda.set_per_process_memory_fraction(part - CONTEXT_BYTES / total)
+    elif part >= 1 and torch.cuda.is_initialized():
+        # The process may have had a part before; one that has not begun with the GPU had none.
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def set_up_process(threads: int, gpus: float = 1.0) -> None:
