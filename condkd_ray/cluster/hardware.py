@@ -26,7 +26,7 @@ def trial_hardware(gpus_per_trial: float) -> Hardware:
     here = nodes == [ray.get_runtime_context().get_node_id()] and default_device() != "cpu"
     found = _own() if here else merged(_answers([_ask(node, min(1.0, gpus_per_trial)) for node in nodes]))
     if found.gpu:
-        check_part(gpus_per_trial, found.memory)
+        check_part(gpus_per_trial, found.memory, "--gpus-per-trial")
     return found
 
 

@@ -41,14 +41,14 @@ CONTEXT_BYTES = 600_000_000
 about 500 MB are reported of an H100)."""
 
 
-def check_part(part: float, total: int, flag: str = "--gpus-per-trial") -> None:
-    """Raise `InputError` where a `part` of a GPU of `total` bytes leaves no memory beside a process's context."""
+def check_part(part: float, total: int, what: str) -> None:
+    """Raise `InputError` on `what` where this `part` of a GPU of `total` bytes leaves no memory beside a context."""
     least = CONTEXT_BYTES / total
     accepted = (
         f"more than {least:.2g}: this much of a GPU of {total / 1e9:.1f} GB leaves nothing for tensors beside a "
         f"context of {CONTEXT_BYTES / 1e9:.1f} GB"
     )
-    require(not 0 < part < 1 or part > least, flag, part, accepted)
+    require(not 0 < part < 1 or part > least, what, part, accepted)
 
 
 def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
@@ -71,7 +71,7 @@ def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
     torch.backends.cudnn.benchmark = by_time
     if 0 < part < 1 and torch.cuda.is_available():
         total = torch.cuda.get_device_properties().total_memory
-        check_part(part, total)
+        check_part(part, total, "part of a GPU for a process")
         torch.cuda.set_per_process_memory_fraction(part - CONTEXT_BYTES / total)
     elif part >= 1 and torch.cuda.is_initialized():
         # The process may have had a part before; one that has not begun with the GPU had none.
