@@ -16,6 +16,7 @@ from condkd_ray import __main__
 from condkd_ray.core.records import Manifest, write_manifest
 
 ABLATION = EXPERIMENTS / "ablate_ipc.py"
+GRAPHS = "graphs on a CPU is True; accepted: false, or trials on a GPU"
 TRIAL = """
 teacher: {network: {name: resnet, depth: 8, width: 4}, training: {epochs: 1}}
 student: {name: resnet, depth: 8, width: 2}
@@ -47,6 +48,7 @@ def folder(tmp_path) -> Path:
     (tmp_path / "typo.yaml").write_text("distiller: {stepz: 3}")
     (tmp_path / "broken.yaml").write_text("rounds: [")
     (tmp_path / "rounds.yaml").write_text("test_rounds: all")
+    (tmp_path / "graphs.yaml").write_text("graphs: true")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("mine")
     (tmp_path / "text.pt").write_text("weights")
@@ -71,7 +73,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys, folder: Path, program: str,
     if "--out" not in arguments:
         arguments += ["--out", str(folder / "out" / program)]
     whole = [program, *arguments, "--cache", str(folder / "cache")]
-    before = files(folder)
+    before, there = files(folder), set(folder.iterdir())
     monkeypatch.setenv("COLUMNS", "200")  # tyro breaks lines to fit
     monkeypatch.setattr(sys, "argv", whole if program == "ablation" else ["condkd", *whole])
     with pytest.raises(SystemExit) as caught:
@@ -79,6 +81,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys, folder: Path, program: str,
     found = capsys.readouterr()
     assert caught.value.code == 2, found
     assert files(folder) == before
+    assert set(folder.iterdir()) - {folder / "cache"} == there
     assert "training teacher" not in found.err
     assert found.out == ""
     return found.err
@@ -154,6 +157,9 @@ FLAGS = [
     ("--only ab", "--only is 'ab'; accepted: the beginnings of hashes of planned trials, here none"),
     ("--only ab --out {folder}/new", "holds no experiment.json; accepted: a folder that an experiment has written"),
     ("--only ab --fresh", "--only is 'ab'; accepted: trials of an earlier run, so not with --fresh"),
+    ("--fresh --config {folder}/graphs.yaml", GRAPHS),
+    ("--explain --config {folder}/graphs.yaml", GRAPHS),
+    ("--out {folder}/new --config {folder}/graphs.yaml", GRAPHS),
     ("--fresh --dataset imagenet", "flags: data is 'imagenet'; accepted: digits"),
     ("--fresh --size 4", "network resnet-8-16 on images of 4x4"),
 ]
@@ -187,6 +193,8 @@ FIELDS = [
     ("--data.name cifar10", "data.root of cifar10 is None; accepted: the folder it lies in"),
     ("--out {folder}/file", "--out {folder}/file is a file; accepted: a new folder"),
     ("--out {folder}/out/ablation", "holds experiment 'ablate_ipc'; accepted: a new folder, or one of 'train'"),
+    ("--fresh --graphs", GRAPHS),
+    ("--out {folder}/new --graphs", GRAPHS),
     ("--fresh --data.size 4", "network resnet-8-4 on images of 4x4"),
 ]
 

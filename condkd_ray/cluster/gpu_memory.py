@@ -9,7 +9,7 @@ import torch
 
 from condkd_ray.cluster.jobs import Job, unpack
 from condkd_ray.core.config import content_hash
-from condkd_ray.core.environment import CONTEXT_BYTES, set_up_gpu
+from condkd_ray.core.environment import CONTEXT_BYTES, is_out_of_memory, set_up_gpu
 from condkd_ray.core.method import InputError, Metrics, require
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.methods.memory import Store
@@ -95,11 +95,15 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
 
 
 def with_samples(need: Need, job: Job, part: float, limit: int | None) -> Need:
-    """The need of a trial with this part of a GPU, and what its samples may take there if none is let go of before."""
+    """The need of a trial with this part of a GPU, and what its samples may take there if none is let go of before.
+
+    Those of a trial that draws from all trials of a sweep may take all that the limit allows.
+    """
     config, teacher = job.config, job.prepared.teacher
     shape, classes = teacher["image_shape"], teacher["num_classes"]
     whole = config.total_rounds * round_bytes(config, shape, classes, logits=config.keeps_logits)
-    held = most_bytes(whole, quarter(need.total, part) if limit is None else limit)
+    limit = quarter(need.total, part) if limit is None else limit
+    held = most_bytes(limit if job.place[0] == "sweep" else whole, limit)
     return need._replace(peak=need.peak + held, samples=held)
 
 
@@ -152,7 +156,9 @@ def measured(run: Callable[[], None]) -> Need:
     before = _outside()
     try:
         run()
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return TOO_LARGE
     own = CONTEXT_BYTES + max(0, _outside() - before)
     # Reserved, not allocated: what lies idle between tensors is lost to others too.

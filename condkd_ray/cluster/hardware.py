@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from condkd_ray.core.environment import default_device
+from condkd_ray.core.environment import check_part, default_device
 from condkd_ray.trial.hardware import CPU, Hardware, hardware_of
 
 PATIENCE_SECONDS = 60.0
@@ -17,17 +17,26 @@ def trial_hardware(gpus_per_trial: float) -> Hardware:
     """What trials with so many GPUs compute on: the CPU without any, or where Ray's GPUs are on paper only.
 
     Blocks until a node has answered, which holds a GPU, or the part of one that a trial takes, for a moment. Nodes
-    that join later are not asked.
+    that join later are not asked. Raises `InputError` for a part of a GPU that leaves a trial no memory.
     """
     if not gpus_per_trial:
         return CPU
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
-    if nodes == [ray.get_runtime_context().get_node_id()]:
-        return _own()
-    asked = [_ask(node, min(1.0, gpus_per_trial)) for node in nodes]
+    # Ray hides the GPUs of a node from a driver that has asked for none, as a job's.
+    here = nodes == [ray.get_runtime_context().get_node_id()] and default_device() != "cpu"
+    found = _own() if here else merged(_answers([_ask(node, min(1.0, gpus_per_trial)) for node in nodes]))
+    if found.gpu:
+        check_part(gpus_per_trial, found.memory, "--gpus-per-trial")
+    return found
+
+
+def _answers(asked: list[Any]) -> list[Hardware]:
+    """What nodes answer in time. Whoever has not by then is asked no more, else it would take trials' GPUs later."""
     first, rest = ray.wait(asked)
-    others, _ = ray.wait(rest, num_returns=len(rest), timeout=PATIENCE_SECONDS) if rest else ([], [])
-    return merged(ray.get([*first, *others]))
+    others, late = ray.wait(rest, num_returns=len(rest), timeout=PATIENCE_SECONDS) if rest else ([], [])
+    for one in late:
+        ray.cancel(one)
+    return ray.get([*first, *others])
 
 
 def merged(found: Sequence[Hardware]) -> Hardware:

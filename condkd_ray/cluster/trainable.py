@@ -12,7 +12,7 @@ from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpa
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.sources import Crew, SharedSource, sweep_source
 from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, ask
-from condkd_ray.core.environment import clean_process, keep_imports
+from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, no_room
@@ -110,7 +110,9 @@ def _outcome(job: Job, context: WorkerContext, report: Report) -> Outcome:
     """What comes of the trial; failed also where the GPU cannot even hold what it is prepared with."""
     try:
         return _attempt(job, context, report)
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return broken(error, torch.device(own_device()))
 
 

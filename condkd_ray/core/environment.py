@@ -17,6 +17,7 @@ import psutil
 import torch
 
 import condkd_ray
+from condkd_ray.core.method import require
 
 
 @cache
@@ -40,12 +41,23 @@ CONTEXT_BYTES = 600_000_000
 about 500 MB are reported of an H100)."""
 
 
+def check_part(part: float, total: int, what: str) -> None:
+    """Raise `InputError` on `what` where this `part` of a GPU of `total` bytes leaves no memory beside a context."""
+    least = CONTEXT_BYTES / total
+    accepted = (
+        f"more than {least:.2g}: this much of a GPU of {total / 1e9:.1f} GB leaves nothing for tensors beside a "
+        f"context of {CONTEXT_BYTES / 1e9:.1f} GB"
+    )
+    require(not 0 < part < 1 or part > least, what, part, accepted)
+
+
 def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
     """Settings of a process that may compute on a GPU, of whose memory its tensors may take `part`, less a context.
 
     Ray gives a trial a part of a GPU but does not see to it. So whoever takes more is told so, not its neighbour.
 
     `by_time`: cuDNN tries its algorithms out and takes the fastest. Without it a run repeats on one device.
+    Raises `InputError` for a part that leaves no memory beside the context.
     """
     # Convolutions alone. Matrix products in float32 are those of losses, whose differences TF32 would drown as bfloat16
     # would; of the work of a convolutional network they are a hundredth. And no loss can switch it off for itself: a
@@ -59,7 +71,11 @@ def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
     torch.backends.cudnn.benchmark = by_time
     if 0 < part < 1 and torch.cuda.is_available():
         total = torch.cuda.get_device_properties().total_memory
-        torch.cuda.set_per_process_memory_fraction(max(0.0, part - CONTEXT_BYTES / total))
+        check_part(part, total, "part of a GPU for a process")
+        torch.cuda.set_per_process_memory_fraction(part - CONTEXT_BYTES / total)
+    elif part >= 1 and torch.cuda.is_initialized():
+        # The process may have had a part before; one that has not begun with the GPU had none.
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def set_up_process(threads: int, gpus: float = 1.0) -> None:
@@ -132,7 +148,17 @@ _SAID = (f"Of the allocated memory {_SIZE}", f"{_SIZE} allowed", f"total capacit
 """By PyTorch: what was taken, the part given, the GPU's memory, what was asked for."""
 
 
-def out_of_memory(error: torch.cuda.OutOfMemoryError) -> str:
+_LIBRARIES_SAY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU had too little memory: for PyTorch's allocator, or for a library that allocates by itself."""
+    # What CUDA, cuBLAS and cuDNN refuse comes as a RuntimeError, which only its words tell from any other.
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _LIBRARIES_SAY)
+    return said or isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+def out_of_memory(error: BaseException) -> str:
     """What a user is told of a GPU that had too little memory: what was taken, of how much, and what helps."""
     said = " ".join(str(error).split())
     taken, allowed, total, more = (match and match[1] for match in (re.search(pattern, said) for pattern in _SAID))

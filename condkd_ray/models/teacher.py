@@ -66,6 +66,10 @@ class Teacher:
         inside = (place >= ends - sizes[:, None]) & (place < ends)
         self._bn = torch.stack(running), inside.to(running[0])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, or a pickle, is made from: without the observers, whose readers write to themselves alone."""
+        return vars(self) | {"_observers": {}, "_folded": None}
+
     @classmethod
     def from_module(
         cls,

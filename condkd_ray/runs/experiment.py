@@ -12,6 +12,7 @@ import torch
 from condkd_ray.cluster.connection import connect, in_job_folder
 from condkd_ray.cluster.files import clear, empty
 from condkd_ray.cluster.options import check_resources
+from condkd_ray.core import compilation
 from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Outcome, Record, find_record, finished, read_manifest, write_manifest
@@ -154,14 +155,17 @@ def settled_plans(planned: Sequence[Plan], hardware: Hardware) -> list[Plan]:
 
 
 def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list[Plan]:
-    """The plans in the scope of the options. Raises `InputError` for options and trials that cannot be."""
+    """The plans in the scope of the options, settled where they run on CPUs, which need not be asked.
+
+    Raises `InputError` for options and trials that cannot be.
+    """
     planned = [scoped(plan, options.share) for plan in plans]
     options.check()
     check_plans(planned)
     for plan in planned:
         workshop.check(plan.config)
         check_round_fits(options.device_pool_bytes, plan.config, workshop.data(plan.config))
-    return planned
+    return planned if options.gpus_per_trial else settled_plans(planned, CPU)
 
 
 def _check_only(only: Sequence[str], options: Options) -> None:
@@ -213,6 +217,7 @@ def run_alone(
     limit = alone_limit(device_pool_limit, config, workshop)
     hardware = hardware_of(workshop.device)
     config = settled(config, hardware)
+    compilation.check(config.compile, config.graphs, workshop.device)
     open_folder(out, ALONE, fresh=fresh)
     plan = Plan(arm, config.ipc, config.seed, config)
     prepared = workshop.prepare(config)

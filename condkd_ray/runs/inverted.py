@@ -18,7 +18,7 @@ from condkd_ray.report.tables.table import Table, between, shown
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks, to_real
 from condkd_ray.trial.evaluation import choose
-from condkd_ray.trial.synthesis import begin, produce
+from condkd_ray.trial.synthesis import begin, compiled_apart, produce
 
 FIGURES = {"frechet_real": "Frechet", "mmd_real": "MMD", "bn": "BN"}
 """What is measured, by the name of its column."""
@@ -41,10 +41,13 @@ def held_out(prepared: Prepared) -> Landmarks:
 def measure(config: TrialConfig, prepared: Prepared, real: Landmarks) -> Metrics:
     """`FIGURES` of the images that the config's inversion makes in all its rounds. It must not ask the student.
 
-    Raises `NonFiniteError` where a loss or a feature is not finite.
+    Raises `NonFiniteError` where a loss or a feature is not finite, and `InputError` where nothing can be compiled, or
+    replayed as graphs, as the config says.
     """
     teacher, production, host = prepared.teacher, begin(config, prepared), config.inversion
-    made = [produce(config, prepared, production, nn.Identity(), torch.zeros(0))[0] for _ in range(config.total_rounds)]
+    parts = (config, prepared, production, nn.Identity(), torch.zeros(0))
+    with compiled_apart(config, teacher.device):
+        made = [produce(*parts)[0] for _ in range(config.total_rounds)]
     stream = Streams(config.seed, teacher.device)["views"]
     with torch.no_grad():
         seen = [teacher.observe(host.augment(part.images, teacher=teacher, rng=stream)) for part in made]

@@ -29,7 +29,7 @@ from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
 from condkd_ray.study.study import Study
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.device_pool import check_round_fits
-from condkd_ray.trial.hardware import settled
+from condkd_ray.trial.hardware import CPU, settled
 from condkd_ray.trial.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,9 @@ def check(tree: dict[str, Any], spec: SearchSpec) -> None:
     check_pruner(spec.pruner, spec.parsed_objective)
     if spec.population:
         _check_population(tree, spec)
+    if not gpus:
+        # Of the space's default; what else it proposes is looked at as it is.
+        settled(default(tree), CPU)
 
 
 def _check_device_pool(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> None:

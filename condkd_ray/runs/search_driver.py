@@ -69,6 +69,11 @@ class SearchRecorder:
             view=view,
         )
 
+    def check(self, config: TrialConfig) -> None:
+        """Raise `InputError` for a proposal that cannot be, or that the hardware cannot do."""
+        self.workshop.check(config)
+        settled(config, self.hardware)
+
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
         """The trial of that number, prepared, named by the hash of its config."""
         check_round_fits(self.spec.device_pool_bytes, config, self.workshop.data(config))
@@ -160,7 +165,7 @@ class SearchDriver:
             return self._trial(self._left.pop(0))
         if self._begun >= self._recorder.spec.trials:
             return None
-        proposal = self._study.propose(self._recorder.workshop.check)
+        proposal = self._study.propose(self._recorder.check)
         if proposal is None:
             log.info(f"the space holds no more than {self._begun} trials, or they are hard to find")
             return None

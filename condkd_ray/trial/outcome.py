@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from condkd_ray.core import checkpoint as states
-from condkd_ray.core.environment import out_of_memory, peak_bytes
+from condkd_ray.core.environment import is_out_of_memory, out_of_memory, peak_bytes
 from condkd_ray.core.method import InputError, Metrics, NonFiniteError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.samples import Encoded, PixelSpace, Samples, to_pixels
@@ -44,13 +44,14 @@ def load_outcome(path: Location) -> Outcome:
     return Outcome(**states.load(_Stored({}), path).fields)
 
 
-Fatal = (NonFiniteError, torch.cuda.OutOfMemoryError)
-"""What ends a trial as failed: tried again, it would most likely come to the same."""
+def fatal(error: Exception) -> bool:
+    """Whether it ends a trial as failed: tried again, that would most likely come to the same."""
+    return isinstance(error, NonFiniteError) or is_out_of_memory(error)
 
 
 def broken(error: Exception, device: torch.device, state: TrialState | None = None, total: int = 0) -> Outcome:
-    """The outcome of a trial of `total` rounds that a `Fatal` error has ended, in this state if it had one."""
-    why = out_of_memory(error) if isinstance(error, torch.cuda.OutOfMemoryError) else str(error)
+    """The outcome of a trial of `total` rounds that a `fatal` error has ended, in this state if it had one."""
+    why = out_of_memory(error) if is_out_of_memory(error) else str(error)
     return Outcome(
         status="failed",
         reason=f"{_when(state, total)}: {why}",

@@ -10,15 +10,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from condkd_ray.core import checkpoint as states
-from condkd_ray.core import compilation
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import LocalStore, Store
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
-from condkd_ray.trial.outcome import Fatal, broken, end, make_product, remembered_logits, tested
-from condkd_ray.trial.synthesis import codec
+from condkd_ray.trial.outcome import broken, end, fatal, make_product, remembered_logits, tested
+from condkd_ray.trial.synthesis import codec, compiled_apart
 
 CHECKPOINT_SECONDS = 15.0
 """A checkpoint after every round, but no more often than this."""
@@ -70,31 +69,32 @@ def run_trial(
     compiled, or replayed as graphs, as the config says.
     """
     state, device = None, prepared.teacher.device
-    compilation.check(config.compile, config.graphs, device)
-    compilation.forget()
-    try:
-        state = resume(config, prepared, store, checkpoint, produces=produces)
-        shown = at_hand(prepared if before_test is None else replace(prepared, test=None))
-        for metrics in state.history:
-            on_round(metrics)
-        last = config.total_rounds if rests is None else min(rests, config.total_rounds)
-        saves = _Saves(checkpoint, checkpoint_seconds)
-        late = passed(deadline) or halted()
-        while state.round < last and not late:
-            metrics = run_round(config, shown, state, store, source)
+    with compiled_apart(config, device):
+        try:
+            state = resume(config, prepared, store, checkpoint, produces=produces)
+            shown = at_hand(prepared if before_test is None else replace(prepared, test=None))
+            for metrics in state.history:
+                on_round(metrics)
+            last = config.total_rounds if rests is None else min(rests, config.total_rounds)
+            saves = _Saves(checkpoint, checkpoint_seconds)
             late = passed(deadline) or halted()
-            saves.after_round(state, store, due=late or state.round == last)
-            on_round(metrics)
-        _check_through(state.round, last, config.total_rounds)
-        logits = remembered_logits(config, prepared, state, store)
-        if product is not None:
-            states.save(make_product(config, prepared, state, store, logits), product)
-        untested = end(config, prepared, state, store, logits)
-        if before_test is not None:
-            before_test(untested)
-        return tested(untested, state, shown if shown.test is not None else prepared)
-    except Fatal as error:
-        return broken(error, device, state, config.total_rounds)
+            while state.round < last and not late:
+                metrics = run_round(config, shown, state, store, source)
+                late = passed(deadline) or halted()
+                saves.after_round(state, store, due=late or state.round == last)
+                on_round(metrics)
+            _check_through(state.round, last, config.total_rounds)
+            logits = remembered_logits(config, prepared, state, store)
+            if product is not None:
+                states.save(make_product(config, prepared, state, store, logits), product)
+            untested = end(config, prepared, state, store, logits)
+            if before_test is not None:
+                before_test(untested)
+            return tested(untested, state, shown if shown.test is not None else prepared)
+        except Exception as error:
+            if not fatal(error):
+                raise
+            return broken(error, device, state, config.total_rounds)
 
 
 def at_hand(prepared: Prepared) -> Prepared:

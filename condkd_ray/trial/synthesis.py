@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.core import compilation
 from condkd_ray.core.checkpoint import Packed, pack, unpack
 from condkd_ray.core.compilation import compiling
+from condkd_ray.core.device import sent
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Codec, Samples, unseen
@@ -85,7 +87,7 @@ def synthesise(
             teacher=teacher,
             student=student.eval(),
             guide=guide,
-            weigh=config.weighing.bind(class_counts.to(teacher.device)),
+            weigh=config.weighing.bind(sent(class_counts, teacher.device)),
             rng=rng,
         )
     return fresh, terms | config.guidance.read(guide)
@@ -109,13 +111,13 @@ def settle(samples: Samples, code: Codec, teacher: Teacher, *, ask: bool = True,
     """Samples just as any store will give them back: the images encoded and decoded once.
 
     `ask`: with the teacher's logits on these images, by the one pass over a round's fresh images; `label`: with its
-    argmax for labels, which needs `ask`.
+    argmax for labels, which needs `ask`. They share no memory with `samples`, which a replayed step may overwrite.
     """
     images = code.decode(code.encode(samples)).images
     if not ask:
-        return unseen(images, samples.labels)
+        return unseen(images, samples.labels.clone())
     logits = answers(teacher, images)
-    return Samples(images, logits.argmax(1) if label else samples.labels, logits)
+    return Samples(images, logits.argmax(1) if label else samples.labels.clone(), logits)
 
 
 @torch.no_grad()
@@ -143,6 +145,20 @@ def arithmetic(config: TrialConfig, device: torch.device) -> Iterator[None]:
     """How what happens in a round is computed: in which precision, compiled or not."""
     with precision(config, device), compiling(config.compile, config.graphs):
         yield
+
+
+@contextmanager
+def compiled_apart(config: TrialConfig, device: torch.device) -> Iterator[None]:
+    """What is compiled within it, and the memory of its graphs, is this config's alone, and gone at its end.
+
+    Raises `InputError` where nothing can be compiled, or replayed as graphs, as the config says.
+    """
+    compilation.check(config.compile, config.graphs, device)
+    compilation.forget()
+    try:
+        yield
+    finally:
+        compilation.forget()
 
 
 Look = tuple[dict[str, Tensor], Tensor]

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 
 import pytest
@@ -10,6 +11,7 @@ import toy
 from trial.devices import DEVICES, prepared_on
 
 from cluster.drivers import PATH, assert_equal_numbers, direct
+from condkd_ray.cluster import gpu_memory, trainable
 from condkd_ray.cluster.gpu_memory import (
     TOO_LARGE,
     Need,
@@ -64,6 +66,48 @@ def test_the_samples_of_all_rounds_count_up_to_the_limit():
     assert held == {None: int(2.5 * whole), 10**9: int(2.5 * whole), whole: 2 * whole}
     assert with_samples(need, trial, 0.5, None) == Need(100 + int(2.5 * whole), 10**9, 0, int(2.5 * whole))
     assert with_samples(Need(0, 8 * whole), trial, 0.25, None).samples == whole
+
+
+def test_a_trial_that_draws_from_all_of_a_sweep_may_fill_its_limit():
+    """However few rounds it has itself: others bring theirs."""
+    teacher = {"image_shape": toy.IMAGE_SHAPE, "num_classes": toy.NUM_CLASSES}
+    refs, need = PreparedRefs({}, teacher, {"data": "d", "teacher": "t"}), Need(peak=100, total=8 * 10**6)
+    sweep = PlannedTrial("a", Plan("a", 0, 0, toy.toy_config(rounds=1), "sweep"), refs)
+    assert with_samples(need, sweep, 0.5, 10**6) == Need(100 + 2 * 10**6, 8 * 10**6, 0, 2 * 10**6)
+    assert with_samples(need, sweep, 0.5, None).samples == 2 * 10**6
+    alone = replace(sweep, plan=replace(sweep.plan, scope="inversion"))
+    assert with_samples(need, alone, 0.5, 10**6).samples < 10**5
+
+
+@pytest.mark.parametrize(("words", "known"), [("CUDNN_STATUS_ALLOC_FAILED", True), ("an illegal access", False)])
+def test_only_a_lack_of_memory_is_measured_as_too_large(words, known, monkeypatch):
+    def fail():
+        raise RuntimeError(f"cuDNN error: {words}")
+
+    for name in ("init", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(gpu_memory, "_outside", lambda: 0)
+    if known:
+        assert measured(fail) == TOO_LARGE
+    else:
+        with pytest.raises(RuntimeError, match=words):
+            measured(fail)
+
+
+def test_a_trial_on_a_cluster_fails_for_lack_of_memory_alone_before_its_first_round(monkeypatch):
+    def attempt(*_):
+        raise error
+
+    monkeypatch.setattr(trainable, "_attempt", attempt)
+    monkeypatch.setattr(trainable, "own_device", lambda: "cpu")
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    outcome = trainable._outcome(job("a", toy.toy_config()), None, print)
+    assert outcome.status == "failed"
+    assert outcome.reason.startswith("before the first round: out of GPU memory: CUDA error: CUBLAS_STATUS_ALLOC_FAIL")
+    error = RuntimeError("CUDA error: device-side assert triggered")
+    with pytest.raises(RuntimeError, match="device-side") as caught:
+        trainable._outcome(job("a", toy.toy_config()), None, print)
+    assert caught.value is error
 
 
 def test_what_others_hold_for_good_is_no_trials():

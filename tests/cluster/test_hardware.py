@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import ray
 from places import TESTS
+from ray.exceptions import TaskCancelledError
 
 from cluster.drivers import PATH
 from condkd_ray.cluster import hardware as asking
@@ -24,7 +26,10 @@ from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.hardware import CPU, Hardware
 from condkd_ray.trial.plan import Plan
 
-H100, A100, P100 = Hardware("H100", True, 80), Hardware("A100", True, 40), Hardware("P100", False, 16)
+H100, A100, P100 = (
+    Hardware(name, bf16, memory * 10**9)
+    for name, bf16, memory in [("H100", True, 80), ("A100", True, 40), ("P100", False, 16)]
+)
 TINY = TrialConfig(
     teacher=TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4)),
     student=ResNet(depth=8, width=2),
@@ -41,26 +46,51 @@ SPACE = {
 }
 LINE = (
     "trials compute on H100, 0.5 of it each, in bfloat16, TF32 for convolutions that stay float32; "
-    "samples on the GPU up to 0.0 GB a trial"
+    "samples on the GPU up to 10.0 GB a trial"
 )
 
 
 @pytest.fixture
 def fake(monkeypatch):
     """A driver that thinks the GPUs are real and fast; its trials find none and emulate bfloat16."""
+    monkeypatch.setattr(asking, "default_device", lambda: "cuda")
     monkeypatch.setattr(asking, "hardware_of", lambda device: H100)
 
 
 def test_all_nodes_compute_in_one_precision():
     assert merged([CPU, CPU]) == CPU
     assert merged([H100, CPU, H100]) == H100
-    assert merged([H100, A100]) == Hardware("H100 or A100", True, 40)
-    assert merged([H100, P100]) == Hardware("H100 or P100", False, 16)
+    assert merged([H100, A100]) == Hardware("H100 or A100", True, 40 * 10**9)
+    assert merged([H100, P100]) == Hardware("H100 or P100", False, 16 * 10**9)
 
 
 def test_trials_without_a_gpu_compute_on_the_cpu_whatever_the_machine_has(cluster, fake):
     assert trial_hardware(0) == CPU
     assert trial_hardware(0.5) == H100
+
+
+def test_a_part_that_leaves_a_trial_no_memory_is_refused_before_it_begins(cluster, fake):
+    with pytest.raises(
+        InputError, match=r"--gpus-per-trial is 0\.005; accepted: more than 0\.0075: .* a context of 0\.6"
+    ):
+        trial_hardware(0.005)
+
+
+def test_a_driver_that_sees_no_gpu_asks_its_own_node(cluster, monkeypatch):
+    asked = []
+    monkeypatch.setattr(asking, "_own", lambda: pytest.fail("the driver's own view says nothing of the node"))
+    monkeypatch.setattr(asking, "_ask", lambda node, gpus: asked.append(gpus) or ray.put(H100))
+    assert trial_hardware(0.5) == H100
+    assert asked == [0.5]
+
+
+def test_a_node_that_does_not_answer_in_time_is_asked_no_more(cluster, monkeypatch):
+    """Its task waits for a resource that nobody has."""
+    monkeypatch.setattr(asking, "PATIENCE_SECONDS", 0.1)
+    never = ray.remote(num_cpus=0, resources={"nowhere": 1})(lambda: H100).remote()
+    assert asking._answers([ray.put(A100), never]) == [A100]
+    with pytest.raises(TaskCancelledError):
+        ray.get(never, timeout=20)
 
 
 def test_gpus_on_paper_are_the_cpu(cluster):

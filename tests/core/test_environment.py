@@ -28,6 +28,7 @@ from condkd_ray.core.environment import (
     set_up_process,
     versions,
 )
+from condkd_ray.core.method import InputError
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
@@ -120,7 +121,7 @@ def test_on_a_gpu_a_run_repeats_and_only_convolutions_are_rounded(gpu_settings):
     assert torch.backends.cudnn.benchmark
 
 
-@pytest.mark.parametrize(("gpus", "parts"), [(0.5, [0.49]), (0.005, [0.0]), (1, []), (2, []), (0, [])])
+@pytest.mark.parametrize(("gpus", "parts"), [(0.5, [0.49]), (1, []), (2, []), (0, [])])
 def test_whoever_has_a_part_of_a_gpu_may_take_that_much_memory_less_its_context(gpus, parts, monkeypatch):
     taken = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -128,6 +129,40 @@ def test_whoever_has_a_part_of_a_gpu_may_take_that_much_memory_less_its_context(
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
     set_up_gpu(gpus)
     assert taken == pytest.approx(parts)
+
+
+def test_a_part_of_a_gpu_that_a_context_fills_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=80 * 10**9))
+    words = (
+        r"part of a GPU for a process is 0\.005; accepted: more than 0\.0075: this much of a GPU of 80\.0 GB leaves "
+        r"nothing for tensors beside a context of 0\.6 GB"
+    )
+    with pytest.raises(InputError, match=words):
+        set_up_gpu(0.005)
+
+
+def test_a_process_that_had_a_part_of_a_gpu_may_later_take_all_of_it(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    set_up_gpu(0)
+    assert taken == []
+    set_up_gpu(1)
+    assert taken == [1.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_part_that_is_given_back_is_free_again_on_a_gpu():
+    total = torch.cuda.get_device_properties().total_memory
+    try:
+        set_up_gpu(CONTEXT_BYTES / total + 0.01)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            torch.empty(total // 20, dtype=torch.uint8, device="cuda")
+    finally:
+        set_up_gpu()
+    assert len(torch.empty(total // 20, dtype=torch.uint8, device="cuda")) == total // 20
 
 
 @pytest.mark.gpu

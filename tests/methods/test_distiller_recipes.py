@@ -316,11 +316,11 @@ STEPPED = Distiller(steps=2, batch=16, condensed_share=0.25, lr_schedule="multi_
 EPOCHS = Distiller(steps=2, batch=16, condensed_share=0.25, lr_epoch=50)
 
 
-@pytest.mark.parametrize(("distiller", "short"), [(STEPPED, {"milestones": (2,)}), (EPOCHS, {"lr_epoch": 3})])
-def test_a_probe_of_a_few_rounds_leaves_out_what_comes_later(distiller, short, tmp_path):
+@pytest.mark.parametrize(("distiller", "fields"), [(STEPPED, {"milestones": (2,)}), (EPOCHS, {"lr_epoch": 3})])
+def test_a_probe_of_a_few_rounds_leaves_out_what_comes_later(distiller, fields, tmp_path):
     config = toy_config(distiller=distiller, rounds=100)
     assert probe_trial(Plan("guided", 2, 0, config), make_prepared(), tmp_path).wall.high > 0
-    assert distiller.within(3) == replace(distiller, **short)
+    assert distiller.within(3) == replace(distiller, **fields)
     assert short(config).rounds == 1
 
 

@@ -1,3 +1,5 @@
+import copy
+import pickle
 from collections.abc import Iterator
 
 import guard  # noqa: F401 - tells PyTorch the shapes of an operator on meta
@@ -52,6 +54,25 @@ def test_it_is_frozen_and_in_eval_mode(teacher):
     before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
     teacher.observe(samples(16).images)
     assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda teacher: pickle.loads(pickle.dumps(teacher))])
+def test_after_a_look_it_can_still_be_copied_and_sent(teacher, copied):
+    images = samples(5).images
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher.observe(images)
+        answers = teacher.answers(images)
+    seen = teacher.observe(images)
+    other = copied(teacher)
+    assert torch.equal(other.observe(images).bn, seen.bn)
+    assert torch.equal(other.logits(images), seen.logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(other.answers(images), answers)
+    # Each looks at its own network from now on.
+    with torch.no_grad():
+        other.network.classifier.weight.zero_()
+    assert not torch.equal(other.observe(images).logits, seen.logits)
+    assert torch.equal(teacher.observe(images).logits, seen.logits)
 
 
 def test_features_are_what_enters_the_last_linear_layer(teacher):

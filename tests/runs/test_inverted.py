@@ -7,6 +7,7 @@ import torch
 from reference import losses as reference
 from toy import NUM_CLASSES, by_layer, make_prepared, toy_config
 
+from condkd_ray.core.method import InputError
 from condkd_ray.methods.inversion import DeepInversion, Fast
 from condkd_ray.methods.losses.discrepancy import class_frechet
 from condkd_ray.runs.inverted import FIGURES, held_out, measure, side_by_side
@@ -31,6 +32,11 @@ def test_real_images_are_test_images_the_same_in_every_call(prepared):
     own = teacher.observe(prepared.test.samples(teacher.mean, teacher.std).images).features
     own = own[prepared.test.labels.argsort(stable=True)]
     torch.testing.assert_close((first.real * first.scale).sum(0), own.sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_replayed_is_refused(prepared):
+    with pytest.raises(InputError, match="graphs on a CPU is True; accepted: false, or a trial on a GPU"):
+        measure(replace(ALONE, graphs=True), prepared, held_out(prepared))
 
 
 def test_figures_are_those_of_all_images_of_all_rounds(prepared):

@@ -31,6 +31,7 @@ from condkd_ray.study.objective import Objective, parse_constraints
 from condkd_ray.study.space import Open, read
 from condkd_ray.study.storage import open_storage
 from condkd_ray.study.study import Study
+from condkd_ray.trial.hardware import CPU, Hardware
 from runs.small_search import SPACE, command, environment, search, stored
 
 
@@ -272,6 +273,27 @@ def test_bad_input_is_refused_and_the_study_left(home: Path, finished: Path, fla
     assert done.returncode == 2
     assert message in done.stderr
     assert (finished / "study.journal").read_bytes() == before
+
+
+def test_what_a_cpu_cannot_do_is_refused_before_earlier_results_are_moved(tmp_path: Path):
+    (tmp_path / "small.yaml").write_text(f"{SPACE}graphs: true\n")
+    (tmp_path / "out").mkdir()
+    for out in ("out", "new"):
+        done = search(tmp_path, out, "--fresh")
+        assert done.returncode == 2
+        assert "error: graphs on a CPU is True; accepted: false, or trials on a GPU" in done.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "small.yaml"]
+
+
+def test_a_proposal_that_the_hardware_cannot_do_is_not_taken():
+    """A GPU could: so it is the driver that passes it over, not the space that is refused."""
+    held = SearchRecorder.__new__(SearchRecorder)
+    held.workshop, held.hardware = Workshop(), CPU
+    held.check(toy_config())
+    with pytest.raises(InputError, match="graphs on a CPU is True"):
+        held.check(toy_config(graphs=True))
+    held.hardware = Hardware("H100", True, 80 * 10**9)
+    held.check(toy_config(graphs=True))
 
 
 PREPARED = make_prepared()

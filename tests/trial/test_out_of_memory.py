@@ -11,7 +11,7 @@ from toy import make_prepared, toy_config
 
 from condkd_ray.commands import train as command
 from condkd_ray.core.config import to_tree
-from condkd_ray.core.environment import SMALLER, out_of_memory
+from condkd_ray.core.environment import SMALLER, is_out_of_memory, out_of_memory
 from condkd_ray.core.records import read_records
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
@@ -52,6 +52,42 @@ def test_the_error_is_told_with_what_was_taken_and_what_helps():
     assert "37.50 GiB were taken of 79.11 GiB, and" in out_of_memory(whole)
     other = torch.cuda.OutOfMemoryError("CUDA out of memory:\nno numbers.")
     assert out_of_memory(other) == f"out of GPU memory: CUDA out of memory: no numbers.; accepted: {SMALLER}"
+
+
+LACKING = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later."),
+]
+OTHERS = [
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+    ValueError("CUDA error: out of memory"),
+]
+
+
+def test_libraries_that_allocate_by_themselves_are_understood_too():
+    assert [is_out_of_memory(error) for error in LACKING + OTHERS] == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("error", LACKING[1:] + OTHERS, ids=str)
+def test_a_trial_fails_by_their_words_and_by_no_others(error, monkeypatch):
+    def raising(*args, **rest):
+        raise error
+
+    config, prepared = toy_config(rounds=1), make_prepared()
+    monkeypatch.setattr(Fast, "synthesize", raising)
+    store = local_store(config, prepared, None)
+    if error in OTHERS:
+        with pytest.raises(type(error)) as caught:
+            run_trial(config, prepared, store)
+        assert caught.value is error
+    else:
+        outcome = run_trial(config, prepared, store)
+        assert outcome.status == "failed"
+        assert outcome.reason.startswith(f"round 1: out of GPU memory: {str(error).split()[0]}")
 
 
 def test_a_trial_fails_with_the_rounds_it_had():

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 from dataclasses import replace
 from functools import cache
@@ -6,7 +7,8 @@ import pytest
 import torch
 import toy
 
-from condkd_ray.core.method import Metrics
+from condkd_ray.core import compilation
+from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import DeepInversion, Fast
@@ -15,8 +17,9 @@ from condkd_ray.methods.weighing import Modulating
 from condkd_ray.trial.config import Pipeline, Prepared, TrialConfig
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.run import local_store, run_trial
-from condkd_ray.trial.synthesis import begin, produce
+from condkd_ray.trial.synthesis import begin, codec, compiled_apart, produce, settle
 
+CPU = torch.device("cpu")
 FAST = Fast(steps=2, batch=16, latent=16, width=8)
 ASKS = toy.toy_config(inversion=FAST, guidance=Discriminator(hidden=16), rounds=6)
 FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), rounds=5)
@@ -122,3 +125,41 @@ def test_producers_draw_from_streams_of_their_own(prepared):
     made = [produce(config, prepared, begin(config, prepared, n), student, counts)[0].images for n in (0, 1)]
     alone = produce(FREE, prepared, begin(FREE, prepared), student, counts)[0].images
     assert not any(torch.equal(left, right) for left, right in [(made[0], made[1]), (made[0], alone)])
+
+
+def test_settled_samples_share_no_memory_with_what_a_step_may_overwrite(prepared):
+    code, given = codec(FREE, prepared.teacher), toy.samples(6)
+    for ask in (False, True):
+        kept = settle(given, code, prepared.teacher, ask=ask)
+        encoded = code.encode(kept)
+        own = {tensor.untyped_storage().data_ptr() for tensor in (given.images, given.labels)}
+        assert torch.equal(kept.labels, given.labels)
+        for tensor in (kept.images, kept.labels, encoded.images, encoded.labels):
+            assert tensor.untyped_storage().data_ptr() not in own
+
+
+@pytest.mark.parametrize("ending", ["an outcome", "a lack of memory", "another error"])
+def test_nothing_compiled_outlives_its_trial(ending, prepared, monkeypatch):
+    """As far as a CPU without a compiler can tell: what stands for it is the table of compiled functions."""
+    held = []
+
+    def round(metrics: Metrics) -> None:
+        compilation._compiled(torch.relu, compilation._Mode("eager"))
+        held.append(compilation._compiled.cache_info().currsize)
+        if ending == "a lack of memory":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        if ending == "another error":
+            raise StopTrialError
+
+    with pytest.raises(StopTrialError) if ending == "another error" else contextlib.nullcontext():
+        run_trial(FREE, prepared, local_store(FREE, prepared, None), on_round=round)
+    assert held[0] == 1
+    assert compilation._compiled.cache_info().currsize == 0
+
+
+def test_what_a_device_cannot_do_is_refused_before_anything_is_made_apart(prepared):
+    with pytest.raises(InputError, match="graphs on a CPU is True"), compiled_apart(replace(FREE, graphs=True), CPU):
+        pytest.fail("not to be reached")
+    with compiled_apart(FREE, CPU):
+        compilation._compiled(torch.relu, compilation._Mode("eager"))
+    assert compilation._compiled.cache_info().currsize == 0

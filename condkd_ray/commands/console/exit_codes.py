@@ -6,10 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from condkd_ray.commands.console.screen import SCREEN
-from condkd_ray.core.environment import out_of_memory
+from condkd_ray.core.environment import is_out_of_memory, out_of_memory
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.storage import no_room
 from condkd_ray.runs.options import RunResult
@@ -62,16 +60,22 @@ def exit_codes() -> Iterator[None]:
         told, code = f"error: {error}", 2
     except NonFiniteError as error:
         told, code = f"failed: {error}", 1
-    except torch.cuda.OutOfMemoryError as error:
-        told, code = f"failed: {out_of_memory(error)}", 1
     except KeyboardInterrupt:
         told, code = "interrupted; the same command continues", 130
     except Exception as error:
-        if (full := no_room(error)) is None:
+        if (lacking := _lacking(error)) is None:
             raise
-        told, code = f"failed: {full}; the same command continues once there is room", 1
+        told, code = f"failed: {lacking}", 1
     say(told)
     sys.exit(code)
+
+
+def _lacking(error: Exception) -> str | None:
+    """The memory or storage that was lacking, in words, if the error is about either."""
+    if is_out_of_memory(error):
+        return out_of_memory(error)
+    full = no_room(error)
+    return None if full is None else f"{full}; the same command continues once there is room"
 
 
 def ended(result: RunResult) -> int:

@@ -58,6 +58,9 @@ class DeviceRows:
     pinned memory, and sent beside what the device computes. The oldest samples stay on the device, and none ever moves
     (our choice): under uniform draws it does not matter which lie where, and so nothing is copied back. Room that
     removed chunks leave is the next chunk's.
+
+    Nothing is fetched ahead of a draw: its ids are known only once it is drawn. But the host waits for no copy, and
+    each goes out from pinned memory of its own: the next draw's rows are gathered while the last are on their way.
     """
 
     def __init__(self, device: torch.device, limit: int) -> None:
@@ -76,6 +79,9 @@ class DeviceRows:
 
         `near`: the same samples on the device, where they lie there too. Then only samples beyond the limit are kept of
         `chunk`, in the memory in which they lie; without it they are copied there.
+
+        Nobody may write to either afterwards: they may be read later than this returns, and some of them be kept. So
+        they hold no output of a step that is replayed as a graph (`core.compilation.begin_step`), but a copy.
         """
         if start in self._chunks:
             self.remove(start)

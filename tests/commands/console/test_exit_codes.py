@@ -38,9 +38,18 @@ def test_each_ending_has_its_exit_code_and_one_message(capsys, error, code, word
     assert capsys.readouterr() == ("", words)
 
 
-def test_our_own_mistakes_are_not_hidden():
-    with pytest.raises(ZeroDivisionError), exit_codes():
-        raise ZeroDivisionError
+def test_a_library_that_found_no_memory_is_told_alike(capsys):
+    with pytest.raises(SystemExit) as caught, exit_codes():
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith("failed: out of GPU memory: cuDNN error: CUDNN_STATUS_ALLOC_FAILED; acc")
+
+
+@pytest.mark.parametrize("mistake", [ZeroDivisionError(), RuntimeError("CUDA error: misaligned address")])
+def test_our_own_mistakes_are_not_hidden(mistake):
+    with pytest.raises(type(mistake)) as caught, exit_codes():
+        raise mistake
+    assert caught.value is mistake
 
 
 def test_words_go_to_standard_error(capsys):
