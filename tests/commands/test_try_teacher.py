@@ -37,6 +37,7 @@ from condkd_ray.methods.supervised import Supervised
 from condkd_ray.models import ResNet
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import read
+from condkd_ray.trial.hardware import CPU, settled
 
 EACH = 6
 SMALL = """
@@ -110,7 +111,7 @@ def test_it_leaves_a_result_folder_with_the_verdict_in_it(tried: subprocess.Comp
     assert verdict in (home / "out" / "table.md").read_text()
     assert "Verdict: with 2 seeds" in (home / "out" / "report.html").read_text()
     guided = next(one for one in found if (one.arm, one.seed) == ("guided", 0))
-    assert to_tree(read(home / "out" / CONFIG)) == guided.config
+    assert to_tree(settled(read(home / "out" / CONFIG), CPU)) == guided.config
 
 
 @pytest.mark.usefixtures("cluster")

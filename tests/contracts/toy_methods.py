@@ -1,7 +1,7 @@
 """Any method of a family in toy settings, so that a new one is under test the moment it joins its union."""
 
 import re
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import get_args
 
 import torch
@@ -141,7 +141,7 @@ class Verdict(Puller):
 
 
 def tensors(value):
-    """Every tensor in a state, with those of its modules and optimisers."""
+    """Every tensor in a state that is saved, with those of its modules and optimisers."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):
@@ -152,6 +152,8 @@ def tensors(value):
             yield from tensors(item)
     elif hasattr(value, "state_dict"):
         yield from tensors(value.state_dict())
+    elif is_dataclass(value):
+        yield from tensors([getattr(value, one.name) for one in fields(value) if not one.metadata.get("transient")])
     elif hasattr(value, "__dict__"):
         yield from tensors(vars(value))
 
