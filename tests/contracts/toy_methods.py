@@ -144,18 +144,22 @@ def tensors(value):
     """Every tensor in a state that is saved, with those of its modules and optimisers."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors(item)
-    elif hasattr(value, "state_dict"):
-        yield from tensors(value.state_dict())
-    elif is_dataclass(value):
-        yield from tensors([getattr(value, one.name) for one in fields(value) if not one.metadata.get("transient")])
-    elif hasattr(value, "__dict__"):
-        yield from tensors(vars(value))
+    else:
+        for part in parts(value):
+            yield from tensors(part)
+
+
+def parts(value):
+    """What a part of a state is made of."""
+    if isinstance(value, (list, tuple)):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if hasattr(value, "state_dict"):
+        return value.state_dict().values()
+    if is_dataclass(value):
+        return [getattr(value, one.name) for one in fields(value) if not one.metadata.get("transient")]
+    return vars(value).values() if hasattr(value, "__dict__") else []
 
 
 def pointers(value):
