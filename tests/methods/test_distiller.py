@@ -250,7 +250,8 @@ def test_a_student_learns_from_the_teacher(teacher):
 def test_under_bfloat16_a_teacher_whose_logits_alone_are_wanted_is_asked_folded(precision, loss, plain, teacher):
     distiller, asked = Distiller(loss=loss), []
     state = begin(distiller, teacher)
-    teacher.network.register_forward_hook(lambda *_: asked.append(True))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        assert (teacher.answering is teacher.network) == (precision == "float32")
+        teacher.network.register_forward_hook(lambda *_: asked.append(True))
         distiller.step(state, samples(8), torch.ones(8), teacher=teacher, rng=Streams(0))
     assert bool(asked) == plain
