@@ -8,16 +8,13 @@ import pytest
 import ray
 from places import TESTS
 from ray.exceptions import TaskCancelledError
+from trial.devices import TINY
 
 from cluster.drivers import PATH
 from condkd_ray.cluster import hardware as asking
 from condkd_ray.cluster.hardware import merged, trial_hardware
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import read_records
-from condkd_ray.methods.distiller import Distiller
-from condkd_ray.methods.inversion import Fast
-from condkd_ray.methods.supervised import Supervised, TeacherConfig
-from condkd_ray.models import ResNet
 from condkd_ray.runs import experiment, search
 from condkd_ray.runs.options import Options
 from condkd_ray.runs.search_spec import SearchSpec
@@ -29,13 +26,6 @@ from condkd_ray.trial.plan import Plan
 H100, A100, P100 = (
     Hardware(name, bf16, memory * 10**9)
     for name, bf16, memory in [("H100", True, 80), ("A100", True, 40), ("P100", False, 16)]
-)
-TINY = TrialConfig(
-    teacher=TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4)),
-    student=ResNet(depth=8, width=2),
-    inversion=Fast(steps=1, batch=16, latent=16, width=8),
-    distiller=Distiller(steps=1, batch=16),
-    rounds=1,
 )
 SPACE = {
     "teacher": {"network": {"name": "resnet", "depth": 8, "width": 4}, "training": {"epochs": 4}},

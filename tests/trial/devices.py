@@ -6,7 +6,11 @@ import pytest
 import torch
 from toy import make_prepared
 
-from condkd_ray.trial.config import Prepared
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.supervised import Supervised, TeacherConfig
+from condkd_ray.models import ResNet
+from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import Landmarks
 
 GPU = pytest.param(
@@ -14,6 +18,14 @@ GPU = pytest.param(
     marks=(pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
 )
 DEVICES = ["cpu", GPU]
+TINY = TrialConfig(
+    teacher=TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4)),
+    student=ResNet(depth=8, width=2),
+    inversion=Fast(steps=1, batch=16, latent=16, width=8),
+    distiller=Distiller(steps=1, batch=16),
+    rounds=1,
+)
+"""A trial of digits that takes a second or two."""
 
 
 def prepared_on(device: str) -> Prepared:

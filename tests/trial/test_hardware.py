@@ -9,26 +9,17 @@ from toy import make_prepared, toy_config
 from condkd_ray import api
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import find_record, read_records
-from condkd_ray.methods.distiller import Distiller
-from condkd_ray.methods.inversion import Fast
-from condkd_ray.methods.supervised import Supervised, TeacherConfig, bf16_pays
-from condkd_ray.models import ResNet
+from condkd_ray.methods.supervised import bf16_pays
 from condkd_ray.runs import experiment
 from condkd_ray.runs.experiment import run_alone
 from condkd_ray.trial.config import Allowance, TrialConfig, dump, from_tree
 from condkd_ray.trial.hardware import CPU, Hardware, compute_line, hardware_of, settled
 from condkd_ray.trial.plan import trial_hash
 from condkd_ray.trial.synthesis import precision
+from trial.devices import TINY
 
 H100 = Hardware("NVIDIA H100 80GB HBM3", True, 80 * 10**9)
 OLD = Hardware("Tesla P100", False, 16 * 10**9)
-TINY = TrialConfig(
-    teacher=TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4)),
-    student=ResNet(depth=8, width=2),
-    inversion=Fast(steps=1, batch=16, latent=16, width=8),
-    distiller=Distiller(steps=1, batch=16),
-    rounds=1,
-)
 
 
 @pytest.mark.parametrize(("hardware", "chosen"), [(CPU, "float32"), (H100, "bfloat16"), (OLD, "float32")])
