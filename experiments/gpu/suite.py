@@ -1,22 +1,30 @@
 """(b) The tests that need a GPU, by pytest in a process of its own."""
 
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 from typing import Any
 
+import psutil
+
 from gpu.parts import Box, Setup, SkippedError, Verdict
+
+log = logging.getLogger("condkd_ray.gpu")
 
 CHECKOUT = Path(__file__).parents[2]
 LEFT_OUT = re.compile(r"^SKIPPED .* needs (ray|optuna|tyro)$")
 KEPT = 20
 """Lines of the output that are kept."""
+ENDING = 10.0
+"""Seconds within which a killed process is expected to be gone."""
 
 
 def suite(setup: Setup, box: Box) -> Verdict:
@@ -56,9 +64,29 @@ def _output(command: list[str], seconds: float) -> tuple[int | None, list[str]]:
 
 
 def _end_all(program: subprocess.Popen[str]) -> None:
-    # All may have ended by themselves.
-    with suppress(ProcessLookupError):
-        os.killpg(program.pid, signal.SIGKILL)
+    """Kill the program and all processes of its session, and wait until they are gone.
+
+    A killed process closes its output before it gives back its memory, that of the GPU too.
+    """
+    until = time.monotonic() + ENDING
+    while left := _alive(program.pid):
+        for number in left:
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(number, signal.SIGKILL)
+        if time.monotonic() > until:
+            log.warning(f"killed, but still there after {ENDING:.0f} s: processes {left}")
+            return
+        time.sleep(0.01)
+
+
+def _alive(session: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):  # it ended between two lines
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def _unfinished(box: Box, lines: list[str], seconds: float) -> Verdict:

@@ -1,30 +1,45 @@
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from condkd_ray.cluster import stores
 from condkd_ray.cluster.stores import Stopwatch
 
 
-def test_a_trial_is_told_what_it_waited_and_the_time_since_the_last_trial():
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock that the watch reads; `now` is its time in seconds."""
+    found = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(stores, "time", SimpleNamespace(perf_counter=lambda: found.now))
+    return found
+
+
+def test_a_trial_is_told_what_it_waited_and_the_time_since_the_last_trial(clock):
     watch = Stopwatch()
     with watch.running():
-        time.sleep(0.2)
+        clock.now += 8
     with watch.trial():
         assert watch.seconds == 0
         with watch.running():
-            time.sleep(0.05)
-        time.sleep(0.1)
-        assert 0.05 <= watch.seconds < 0.1
-    time.sleep(0.06)
+            clock.now += 1
+        clock.now += 2
+        with watch.running():
+            clock.now += 4
+        assert watch.seconds == 5
+    clock.now += 16
     with watch.trial():
-        assert watch.seconds >= 0.06
+        assert watch.seconds == 16
 
 
-def test_time_counts_and_a_trial_ends_where_an_error_is_raised():
+def test_time_counts_and_a_trial_ends_where_an_error_is_raised(clock):
+    def failing() -> None:
+        clock.now += 1
+        raise OSError
+
     watch = Stopwatch()
     with pytest.raises(OSError), watch.trial(), watch.running():
-        raise OSError
-    assert watch.seconds > 0
-    time.sleep(0.05)
+        failing()
+    assert watch.seconds == 1
+    clock.now += 2
     with watch.trial():
-        assert watch.seconds >= 0.05
+        assert watch.seconds == 2

@@ -738,8 +738,10 @@ def test_what_tests_have_started_ends_with_them(tmp_path):
     sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     starter = tmp_path / "starter"
     starter.write_text(
-        f"#!{sys.executable}\nimport subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', {sleeper!r}])\ntime.sleep(60)"
+        f"#!{sys.executable}\nimport os, subprocess, sys, time\n"
+        # One in the program's process group, one in a group of its own.
+        f"for own in (None, os.setpgrp):\n"
+        f"    subprocess.Popen([sys.executable, '-c', {sleeper!r}], preexec_fn=own)\ntime.sleep(60)"
     )
     starter.chmod(0o755)
     begun = time.monotonic()
@@ -747,7 +749,8 @@ def test_what_tests_have_started_ends_with_them(tmp_path):
     assert code is None
     # It holds the output too, for whose end one would wait.
     assert time.monotonic() - begun < 30
-    assert not running(int(lines[0]))
+    assert len(lines) == 2
+    assert not any(running(int(line)) for line in lines)
 
 
 def test_what_tests_have_started_ends_with_their_box(tmp_path):
