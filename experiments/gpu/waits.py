@@ -36,8 +36,6 @@ SMALL = {
     "head": 8,
 }
 SMALL |= {"capacity": 40, "entries": 3, "entry_size": 4, "period": 1, "share": 0.25, "scale": 0.02}
-# By its default `prioritized` reads after each step, and says so; with this it does not within a round of these steps.
-SMALL |= {"refresh": 99}
 ALLOWED: tuple[tuple[Any, str], ...] = ((Meter, "read"), (nayer, "occurrences"), (Guidance, "_split"))
 """What may wait, once a round: the terms of its steps are read at its end; at its beginning NAYER counts classes, and a
 guidance finds the images that it holds out."""

@@ -168,9 +168,8 @@ def test_the_seed_decides_what_is_drawn(kind):
 
 
 @each_memory
-@pytest.mark.parametrize("refresh", [1, 4])
-def test_a_saved_state_draws_on_as_if_never_stopped(kind, refresh, tmp_path):
-    played = Played(sized(kind, **SMALL | {"refresh": refresh}))
+def test_a_saved_state_draws_on_as_if_never_stopped(kind, tmp_path):
+    played = Played(small(kind))
     for size in (9, 7, 8):
         played.add(size)
         played.tell(played.draw(5))
@@ -252,7 +251,6 @@ def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
         lambda: Prioritized(alpha=-0.1),
         lambda: Prioritized(beta=-0.1),
         lambda: Prioritized(eps=0.0),
-        lambda: Prioritized(refresh=0),
         lambda: Generative(steps=0),
         lambda: Generative(batch=1),
         lambda: Generative(latent=0),

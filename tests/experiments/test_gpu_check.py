@@ -21,8 +21,9 @@ from gpu.settings import FIELDS, choose, write
 from gpu.sizes import RECIPE, full, tiny
 from gpu.teacher import Kept, Training, read, teacher
 from gpu.timing import PEAKS, _there, launched, milliseconds
-from guard import DEVICE, Guard, WaitsError, simulated
+from guard import DEVICE, Guard, WaitsError, simulated, unheard
 from places import EXPERIMENTS, TESTS
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.autograd.profiler_util import DeviceType, Interval
 
@@ -32,7 +33,8 @@ from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.guidance import AnyGuidance, Guidance
 from condkd_ray.methods.inversion import AnyInversion, NoInversion, nayer
-from condkd_ray.methods.memory import AnyMemory, device_rows
+from condkd_ray.methods.memory import AnyMemory, Prioritized, device_rows
+from condkd_ray.methods.memory.prioritized import PrioritizedState
 from condkd_ray.methods.memory.store import LiveIds
 from condkd_ray.models import ResNet
 from condkd_ray.models.cost import cost_of
@@ -540,6 +542,7 @@ def without_values(monkeypatch):
         monkeypatch.setattr(owner, name, stand_in)
     # Outside of what is checked: the memory's part of a round, and how much room the device has.
     monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
+    monkeypatch.setattr(PrioritizedState, "read", unheard)
     monkeypatch.setattr(device_rows, "default_limit", lambda device: 10**6)
     with simulated():
         yield world.prepared(
@@ -556,14 +559,19 @@ def test_no_round_of_part_c_waits_for_a_device_without_values(without_values):
             pytest.fail(f"{name}: {error} at {waits._where(error)}")
 
 
-def test_part_c_finds_who_reads_in_a_step(without_values):
+def test_part_c_finds_who_reads_in_a_step(without_values, monkeypatch):
     name = next(name for name in few() if name.endswith("prioritized"))
-    config = few()[name]
-    # So that the first round's two steps, which nobody checks, are not read.
-    reads = replace(config, memory=replace(config.memory, refresh=3))
+    heard: list[Tensor] = []
+
+    def reading(self, state, ids, priority):
+        heard.append(priority)
+        # Not in the first round's two steps, which nobody checks.
+        return priority.cpu() if len(heard) > 2 else None
+
+    monkeypatch.setattr(Prioritized, "feedback", reading)
     with pytest.raises(WaitsError, match="from the device to the host") as found:
-        waits._rounds(reads, without_values)
-    assert waits._where(found.value).startswith("prioritized.py:")
+        waits._rounds(few()[name], without_values)
+    assert waits._where(found.value).startswith("loop.py:")
 
 
 @pytest.mark.gpu

@@ -31,7 +31,7 @@ MEMORIES = {
     "reservoir": Reservoir(capacity=20),
     "bank": Bank(entry_size=4, period=1, share=0.25),
     "generative": Generative(steps=2, batch=8, latent=4, width=4, share=0.25),
-    "prioritized": Prioritized(scale=0.02, refresh=3),
+    "prioritized": Prioritized(scale=0.02),
 }
 MIXED = Distiller(steps=2, batch=16, condensed_share=0.25)
 PURE = Distiller(steps=2, batch=16)

@@ -1,7 +1,8 @@
 """The samples of a trial on the device that draws them: rows of one tensor a column, whatever chunks they came in.
 
 A chunk is copied there once, beside what the device computes, and a draw is one `index_select` a column, with row
-numbers that the host looks up by id. Nothing in a draw reads from the device or waits for it.
+numbers looked up by id: on the host, or on the device where the ids lie there. Nothing in a draw reads from the device
+or waits for it, but where ids on the device may be of samples that lie in the host's memory.
 Letters: N samples, R rows.
 """
 
@@ -71,6 +72,8 @@ class DeviceRows:
         self._chunks: dict[int, _Chunk] = {}
         # The row of each id so far, with room behind them.
         self._where = np.full(1, NOWHERE, np.int32)
+        # The same on the device, if somebody has asked there since it changed.
+        self._where_there: Tensor | None = None
         self._host = ChunkTable(pinned=device.type == "cuda")
 
     @torch.no_grad()
@@ -97,6 +100,7 @@ class DeviceRows:
     def remove(self, start: int) -> None:
         """Forget the chunk whose first id is `start`. Raises `KeyError` where there is none."""
         size, rows = self._chunks.pop(start)
+        self._where_there = None
         self._where[start : start + size] = NOWHERE
         self._free = np.concatenate([rows, self._free])
         if len(rows) < size:
@@ -124,23 +128,35 @@ class DeviceRows:
         self._locate(ids.cpu().numpy())
 
     def gather(self, ids: Tensor) -> Encoded:
-        """Copies on the device of the samples `ids` (N,), in that order; `ids` lie on the CPU.
+        """Copies on the device of the samples `ids` (N,), in that order.
 
-        Raises `KeyError` for an id no chunk holds.
+        Raises `KeyError` for an id no chunk holds; for one among `ids` on the device only where there are samples
+        beyond the limit, as these ids are then read and waited for.
         """
+        if ids.device.type != "cpu" and not self._host.spans():
+            return self._picked(self._rows_there(ids))
         wanted = ids.cpu().numpy()
         rows = self._locate(wanted)
-        if self._columns is None or not self._chunks:
-            raise KeyError("no chunk holds anything")
         beyond = np.flatnonzero(rows == BEYOND)
         # Some row in their place; it is overwritten.
         rows[beyond] = 0
-        self._copies.awaited()
-        places = sent(torch.from_numpy(rows), self._device)
-        found = Encoded(*(column.index_select(0, places) for column in columns(self._columns)))
+        found = self._picked(sent(torch.from_numpy(rows), self._device))
         if len(beyond):
             self._overwrite(found, beyond, torch.from_numpy(wanted[beyond]))
         return found
+
+    def _picked(self, rows: Tensor) -> Encoded:
+        """Copies of these rows (N,)."""
+        if self._columns is None or not self._chunks:
+            raise KeyError("no chunk holds anything")
+        self._copies.awaited()
+        return Encoded(*(column.index_select(0, rows) for column in columns(self._columns)))
+
+    def _rows_there(self, ids: Tensor) -> Tensor:
+        """The row of each of `ids` (N,) on the device."""
+        if self._where_there is None:
+            self._where_there = sent(torch.from_numpy(self._where), self._device)
+        return self._where_there.index_select(0, ids)
 
     def _overwrite(self, found: Encoded, at: np.ndarray, ids: Tensor) -> None:
         """Put the samples `ids`, which lie on the host, at these positions of `found`."""
@@ -163,6 +179,7 @@ class DeviceRows:
         return rows
 
     def _mark(self, start: int, chunk: _Chunk) -> None:
+        self._where_there = None
         known, here, stop = len(self._where), start + len(chunk.rows), start + chunk.size
         if stop > known:
             room = np.full(max(stop, known + known // 4) - known, NOWHERE, np.int32)

@@ -29,7 +29,8 @@ State = TypeVar("State")
 class Draw(NamedTuple):
     """Drawn samples, their ids (n,) and importance weights (n,).
 
-    An id is -1 where the sample lies in no store; weights are ones where all count the same.
+    An id is -1 where the sample lies in no store; weights are ones where all count the same. Ids lie where they were
+    drawn: on the CPU, or on the device where what the student has said decides.
     """
 
     samples: Samples

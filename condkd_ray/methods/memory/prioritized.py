@@ -8,7 +8,7 @@ they are our choice, and so are all fields but the meaning of `scale` and `beta`
 Letters: N samples held, n samples drawn.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,13 +25,18 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass
 class PrioritizedState:
-    """Ids kept, oldest first; of each its delta and its last importance weight (N,) float64; what is yet to be read."""
+    """Ids kept, oldest first; of each its delta and its last importance weight, float64. All (N,), on the device.
+
+    There they are drawn from and written to: the host waits for neither.
+    """
 
     ids: Tensor
     deltas: Tensor
     weights: Tensor
-    unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """(ids, divergences) of student steps, the latter still on the student's device."""
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All three on the CPU. Waits for the device: not within a step."""
+        return self.ids.cpu(), self.deltas.cpu(), self.weights.cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     """
 
     paper = "Liu et al., CVPR 2024"
-    ours = ("alpha", "beta", "eps", "divide_by", "evict", "refresh")
+    ours = ("alpha", "beta", "eps", "divide_by", "evict")
     reads_logits = False
     name: Literal["prioritized"] = "prioritized"
     scale: float = 0.1
@@ -62,16 +67,12 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     evict: Literal["lowest", "oldest"] = "lowest"
     """Which samples make room for a round's: those of the lowest delta, or of the highest age. Among equals the oldest
     go, and of a round larger than the memory its last samples stay."""
-    refresh: int = 1
-    """Student steps between two looks at their divergences. A look waits for the device to be done with these steps
-    (what is drawn is decided on the host, where the store's index lies); on a CPU it costs nothing."""
 
     def __post_init__(self) -> None:
         require(self.scale > 0, "prioritized scale", self.scale, "> 0")
         for what in ("alpha", "beta"):
             require(getattr(self, what) >= 0, f"prioritized {what}", getattr(self, what), ">= 0")
         require(self.eps > 0, "prioritized eps", self.eps, "> 0")
-        require(self.refresh >= 1, "prioritized refresh", self.refresh, "an integer >= 1")
 
     def capacity(self, teacher: Teacher) -> int:
         """Samples kept."""
@@ -82,66 +83,61 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         size, least = teacher.train_size, teacher.num_classes
         accepted = f"at least {least / size:.2g}: {least} samples, one a class, where the train set has {size}"
         require(self.capacity(teacher) >= least, "prioritized scale", self.scale, accepted)
-        none = torch.empty(0, dtype=torch.float64)
-        return PrioritizedState(no_ids(), none, none.clone())
+        none = torch.empty(0, dtype=torch.float64, device=rng.device)
+        return PrioritizedState(no_ids().to(rng.device), none, none.clone())
 
     def add(
         self, state: PrioritizedState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams
     ) -> Metrics:
-        """A round's samples in the place of as many old ones as there is no room for."""
-        self._read(state)
-        fresh, old = store.append(samples), len(state.ids)
-        highest = state.deltas.max() if old else torch.ones((), dtype=torch.float64)
-        ids = torch.cat([state.ids, fresh])
-        deltas = torch.cat([state.deltas, highest.expand(len(fresh))])
-        weights = torch.cat([state.weights, torch.ones(len(fresh), dtype=torch.float64)])
+        """A round's samples in the place of as many old ones as there is no room for.
+
+        Raises `NonFiniteError` where a divergence since the last round was NaN or infinite.
+        """
+        ids, deltas, weights = state.read()
+        if not deltas.isfinite().all():
+            raise NonFiniteError("the divergence of teacher and student, kd/gap, is not finite")
+        fresh, old = store.append(samples), len(ids)
+        highest = deltas.max() if old else torch.ones((), dtype=torch.float64)
+        ids = torch.cat([ids, fresh])
+        deltas = torch.cat([deltas, highest.expand(len(fresh))])
+        weights = torch.cat([weights, torch.ones(len(fresh), dtype=torch.float64)])
         rank = deltas.clone() if self.evict == "lowest" else torch.zeros_like(deltas)
         rank[old:] = torch.inf
         excess = max(0, len(ids) - self.capacity(teacher))
         lost, kept = (rows.sort().values for rows in rank.argsort(stable=True).tensor_split([excess]))
         store.drop(ids[lost])
-        state.ids, state.deltas, state.weights = ids[kept], deltas[kept], weights[kept]
+        state.ids, state.deltas, state.weights = (sent(one[kept], state.ids.device) for one in (ids, deltas, weights))
         return {}
 
     def draw(self, state: PrioritizedState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
-        """By P, with replacement."""
+        """By P, with replacement. Ids lie on the device, too."""
         chances = self._chances(state.deltas)
-        rows = torch.multinomial(chances, count, replacement=True, generator=rng.host("draw"))
+        at = torch.rand(count, dtype=torch.float64, generator=rng.host("draw"))
+        rows = _rows_at(chances, sent(at, chances.device))
         corrections = (len(chances) * chances) ** -self.beta
         weights = corrections[rows]
         weights = weights / self._divisor(weights, corrections)
-        samples = store.gather(state.ids[rows])
-        return Draw(samples, state.ids[rows], sent(weights.float(), samples.labels.device))
+        ids = state.ids[rows]
+        return Draw(store.gather(ids), ids, weights.float())
 
     def live(self, state: PrioritizedState) -> Tensor:
         """All kept ids."""
         return state.ids
 
     def feedback(self, state: PrioritizedState, ids: Tensor, priority: Tensor) -> None:
-        """Take down the divergences (n,) of drawn samples; read them where it is time.
+        """Bring deltas and weights of the drawn samples `ids` (n,) up to date by their divergences (n,).
 
-        Raises `NonFiniteError` where one of those read is NaN or infinite.
+        One that is NaN or infinite makes deltas so, which `add` finds.
         """
-        # A copy: a graph that is replayed writes the next step's over these.
-        state.unread.append((ids, priority.detach().clone()))
-        if len(state.unread) >= self.refresh:
-            self._read(state)
-
-    def _read(self, state: PrioritizedState) -> None:
-        """Bring deltas and weights of the samples up to date that were drawn since the last time."""
-        if not state.unread:
+        if not len(ids):
             return
-        ids, gaps = (torch.cat(parts).cpu() for parts in zip(*state.unread, strict=True))
-        state.unread = []
-        if not gaps.isfinite().all():
-            raise NonFiniteError("the divergence of teacher and student, kd/gap, is not finite")
         rows = torch.searchsorted(state.ids, ids)
-        times = rows.bincount(minlength=len(state.ids))
-        drawn = times > 0
-        sums = torch.zeros_like(state.deltas).index_add(0, rows, gaps.double())
-        state.deltas = torch.where(drawn, state.weights * sums / times.clamp_min(1), state.deltas)
+        # By all pairs, as a sum into places would add up in any order on a GPU.
+        same = rows[:, None] == rows
+        gaps = torch.where(same, priority.detach().double(), 0).sum(1) / same.sum(1)
+        state.deltas = state.deltas.index_copy(0, rows, state.weights[rows] * gaps)
         chances = self._chances(state.deltas)
-        state.weights = torch.where(drawn, (len(chances) * chances) ** -self.beta, state.weights)
+        state.weights = state.weights.index_copy(0, rows, (len(chances) * chances[rows]) ** -self.beta)
 
     def _divisor(self, drawn: Tensor, held: Tensor) -> Tensor:
         if self.divide_by == "mean":
@@ -152,3 +148,12 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         """P (N,) of deltas (N,)."""
         masses = (deltas.abs() + self.eps) ** self.alpha
         return masses / masses.sum()
+
+
+def _rows_at(chances: Tensor, at: Tensor) -> Tensor:
+    """Which of N rows, one after the other as long as their `chances` (N,), lies at each of `at` (n,) in [0, 1).
+
+    Lengths are counted in 2^-53: sums of integers are the same in whatever order a GPU makes them.
+    """
+    edges = (chances * 2.0**53).long().cumsum(0)
+    return torch.searchsorted(edges, (at * edges[-1]).long(), right=True).clamp(max=len(edges) - 1)

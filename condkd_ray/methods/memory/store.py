@@ -211,9 +211,10 @@ class Store(ABC):
         return torch.arange(start, start + len(samples))
 
     def gather(self, ids: Tensor) -> Samples:
-        """Decoded copies of the samples `ids`, in that order, on the device. Raises `KeyError` for an unknown id.
+        """Decoded copies of the samples `ids` (B,), in that order, on the device. Raises `KeyError` for an unknown id.
 
-        `ids` (B,) lie on the CPU.
+        `ids` that lie on the CPU are looked up there. Those on the device are looked up on it, and nobody waits for
+        them, unless some samples lie beyond the store's `device_limit`; an unknown one is then an error of the device.
         """
         return self.codec.decode(self._table.gather(ids))
 

@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from guard import DEVICE, Guard
+from guard import DEVICE, Guard, WaitsError
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import Codec, Encoded
@@ -147,6 +147,23 @@ def test_copies_and_draws_are_put_in_order():
     assert copies.told == ["awaited", "at once", "made", "awaited", *["handed over"] * 4]
 
 
+def test_rows_are_looked_up_on_the_device_as_on_the_host_whatever_has_changed():
+    rows = DeviceRows(CPU, 10**6)
+    filled(rows, 10, 10, 10)
+
+    def alike(*spans: range) -> bool:
+        ids = torch.tensor([i for span in reversed(spans) for i in span])
+        return rows._rows_there(ids).tolist() == rows._locate(ids.numpy()).tolist()
+
+    assert alike(range(30))
+    rows.remove(10)
+    assert alike(range(10), range(20, 30))
+    rows.put(30, chunk(15))
+    assert alike(range(10), range(20, 45))
+    rows.put(10, chunk(4))
+    assert alike(range(14), range(20, 45))
+
+
 def test_a_limit_under_a_sample_is_refused():
     with pytest.raises(InputError, match=rf"device pool limit is '{ROW - 1} bytes'; accepted: at least the {ROW} of"):
         DeviceRows(CPU, ROW - 1).put(0, chunk(3))
@@ -204,9 +221,17 @@ def test_neither_filling_nor_a_draw_reads_from_the_device_or_waits_for_it(limit,
         for number in range(8):
             store._table.put(40 * number, encoded(40, dtype, SHAPE))
     store.gather(torch.arange(3))  # makes what is made once
-    with Guard():
-        drawn = store.gather(torch.randint(320, (64,)))
-    assert (drawn.images.device, drawn.images.shape, drawn.images.dtype) == (DEVICE, (64, *SHAPE), torch.float32)
+    places = [CPU] if store._table._host.spans() else [CPU, DEVICE]
+    for place in places:
+        ids = torch.randint(320, (64,)).to(place)
+        with Guard():
+            drawn = store.gather(ids)
+        assert (drawn.images.device, drawn.images.shape, drawn.images.dtype) == (DEVICE, (64, *SHAPE), torch.float32)
+    if DEVICE not in places:
+        # Which of them lie on the host, the host must know.
+        ids = torch.randint(320, (64,)).to(DEVICE)
+        with pytest.raises(WaitsError, match="from the device to the host"), Guard():
+            store.gather(ids)
 
 
 @pytest.mark.gpu
@@ -222,6 +247,8 @@ def test_on_a_gpu_no_draw_waits_for_it_and_all_is_as_on_the_cpu(limit, kept, spa
     assert_alike(draws_without_waiting(host, 12), draws_without_waiting(device, 12))
     assert device.num_bytes == host.num_bytes
     assert torch.equal(device.class_counts, host.class_counts)
+    ids = torch.randint(host.num_ids - 40, host.num_ids, (64,))
+    assert_alike([host.gather(ids)], [device.gather(ids.cuda())])
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from reference.ssd_kd import Buffer
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.memory import Prioritized
+from condkd_ray.methods.memory.prioritized import _rows_at
 from methods.memory.rounds import round_of, store
 
 TEACHER = SimpleNamespace(train_size=100, num_classes=3)
@@ -82,6 +83,20 @@ def test_draws_follow_the_priorities(alpha):
     chances /= chances.sum()
     shares = torch.bincount(played.draw(count).ids, minlength=6) / count
     assert ((shares - chances).abs() < 5 * (chances * (1 - chances) / count).sqrt() + 1e-9).all()
+
+
+def test_draws_are_those_of_pytorch_from_the_same_random_numbers():
+    chances, rng = torch.rand(1000, dtype=torch.float64) ** 3, torch.Generator()
+    chances /= chances.sum()
+    wanted = torch.multinomial(chances, 5000, replacement=True, generator=rng.manual_seed(1))
+    at = torch.rand(5000, dtype=torch.float64, generator=rng.manual_seed(1))
+    assert torch.equal(_rows_at(chances, at), wanted)
+
+
+def test_a_row_without_a_chance_is_never_drawn_and_the_last_one_is_the_last():
+    chances = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0], dtype=torch.float64)
+    at = torch.tensor([0.0, 0.25, 0.5 - 2**-53, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert _rows_at(chances, at).tolist() == [1, 1, 1, 3, 3]
 
 
 @pytest.mark.parametrize(("beta", "corrected"), [(1.0, True), (0.4, False), (0.0, False)])
@@ -163,21 +178,20 @@ def test_room_for_less_than_a_sample_a_class_is_refused():
         Played(scale=0.02)
 
 
-def test_seldom_looks_wait_and_miss_nothing():
-    often, seldom = heard(), heard(refresh=3)
-    assert seldom.state.deltas.tolist() == [1.0] * 6
-    seldom.hear([0, 1], [1.0, 1.0])
-    assert seldom.state.deltas.tolist() == [1.0] * 6
-    seldom.hear([0], [3.0])
-    assert seldom.state.deltas.tolist() == [1.5, 0.5, *often.state.deltas[2:].tolist()]
-    assert not seldom.state.unread
-    seldom.hear([5], [9.0])
-    seldom.add(1)
-    assert seldom.ids[-1] == 6
-    assert seldom.state.deltas[-1] == seldom.state.deltas[-2] > 4
+def test_no_answer_changes_nothing():
+    played, before = heard(), heard()
+    played.hear([], [])
+    assert torch.equal(played.state.deltas, before.state.deltas)
+    assert torch.equal(played.state.weights, before.state.weights)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_student_gone_astray_is_told(bad):
+def test_a_student_gone_astray_is_told_when_the_round_is_over(bad):
+    played = heard()
+    played.hear([0, 1], [0.5, bad])
+    # Whatever it is told later.
+    for _ in range(5):
+        played.hear(played.draw(6).ids, torch.ones(6))
     with pytest.raises(NonFiniteError, match="kd/gap"):
-        heard().hear([0, 1], [0.5, bad])
+        played.add(2)
+    assert played.store.num_ids == 6
