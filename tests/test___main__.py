@@ -190,6 +190,12 @@ def test_of_a_record_of_other_numbers_it_is_said_that_it_may_not_repeat(trained,
     version = f"the record is of version 1 of the numbers, this program of version {NUMBERS}"
     assert f"{version}: the number cannot be expected to repeat" in said.err
     assert said.out.splitlines()[-1].startswith("equal: test accuracy ")
+    # Also where it has a field that is gone, and so cannot be run.
+    write_record(older, dataclasses.replace(record, config_hash="1ld", config=tree | {"gone": 1}, numbers=1))
+    assert run(monkeypatch, "train", "--from-record", str(older), "1ld", *again) == 2
+    said = capsys.readouterr().err
+    assert version in said
+    assert "'gone'" in said
 
 
 def test_a_record_is_repeated_as_it_is_and_a_trial_needs_a_file(trained, monkeypatch, capsys):

@@ -86,10 +86,11 @@ def repeat(command: Repeat) -> int:
     first = find_record(*command.from_record)
     drawn = f"{first.scope}: it drew what other trials made, as they came"
     require(first.scope != "sweep", "scope of the record", drawn, "a trial with images of its own")
-    config = from_tree(first.config, f"record {first.config_hash[:12]}")
     if first.numbers != NUMBERS:
+        # First, as it may also be why the config is refused.
         versions = f"the record is of version {first.numbers} of the numbers, this program of version {NUMBERS}"
         log.info(f"{versions}: the number cannot be expected to repeat")
+    config = from_tree(first.config, f"record {first.config_hash[:12]}")
     again = _run(config, first.arm, command)
     equal, told = compare(first, again)
     show(told)

@@ -32,7 +32,7 @@ class Streams:
         return self._open("device", name, self.device)
 
     def host(self, name: str) -> torch.Generator:
-        """The stream `name` on the CPU, for draws that decide what the host does next: no device sync."""
+        """The stream `name` on the CPU, for what the host decides, or is equal on all devices: no device sync."""
         return self._open("host", name, torch.device("cpu"))
 
     def _open(self, place: str, name: str, device: torch.device) -> torch.Generator:

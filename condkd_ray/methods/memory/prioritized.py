@@ -115,6 +115,8 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         at = torch.rand(count, dtype=torch.float64, generator=rng.host("draw"))
         rows = _rows_at(chances, sent(at, chances.device))
         corrections = (len(chances) * chances) ** -self.beta
+        # Rows that are never drawn, as their chance is too small for a number, correct nothing.
+        corrections = torch.where(chances > 0, corrections, 0)
         weights = corrections[rows]
         weights = weights / self._divisor(weights, corrections)
         ids = state.ids[rows]
@@ -127,7 +129,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     def feedback(self, state: PrioritizedState, ids: Tensor, priority: Tensor) -> None:
         """Bring deltas and weights of the drawn samples `ids` (n,) up to date by their divergences (n,).
 
-        One that is NaN or infinite makes deltas so, which `add` finds.
+        One that is NaN or infinite makes its sample's delta NaN for good, which `add` finds.
         """
         if not len(ids):
             return
@@ -135,7 +137,8 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         # By all pairs, as a sum into places would add up in any order on a GPU.
         same = rows[:, None] == rows
         gaps = torch.where(same, priority.detach().double(), 0).sum(1) / same.sum(1)
-        state.deltas = state.deltas.index_copy(0, rows, state.weights[rows] * gaps)
+        astray = 0 * state.deltas[rows]
+        state.deltas = state.deltas.index_copy(0, rows, state.weights[rows] * gaps + astray)
         chances = self._chances(state.deltas)
         state.weights = state.weights.index_copy(0, rows, (len(chances) * chances[rows]) ** -self.beta)
 
@@ -145,8 +148,9 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         return (drawn if self.divide_by == "largest" else held).max()
 
     def _chances(self, deltas: Tensor) -> Tensor:
-        """P (N,) of deltas (N,)."""
-        masses = (deltas.abs() + self.eps) ** self.alpha
+        """P (N,) of deltas (N,). The largest mass is 1: neither too large nor too small a number for any alpha."""
+        masses = deltas.abs() + self.eps
+        masses = (masses / masses.max()) ** self.alpha
         return masses / masses.sum()
 
 

@@ -126,6 +126,16 @@ def test_weights_of_a_draw_have_a_mean_of_one_and_keep_their_ratios():
     torch.testing.assert_close(drawn.weights / drawn.weights[0], whole.weights / whole.weights[0])
 
 
+@pytest.mark.parametrize("divide_by", ["mean", "largest", "largest_held"])
+@pytest.mark.parametrize("unit", [1e-150, 1.0, 1e150])
+def test_of_far_too_sharp_priorities_the_largest_alone_is_drawn(unit, divide_by):
+    played = heard(alpha=1e4, eps=1e-300, divide_by=divide_by)
+    played.state.deltas = GAPS.double() * unit
+    drawn = played.draw(20)
+    assert drawn.ids.tolist() == [5] * 20
+    assert drawn.weights.tolist() == [1.0] * 20
+
+
 def test_what_is_told_changes_the_drawn_samples_alone():
     played = heard()
     before = played.state.deltas.clone(), played.state.weights.clone()
@@ -185,11 +195,13 @@ def test_no_answer_changes_nothing():
     assert torch.equal(played.state.weights, before.state.weights)
 
 
+@pytest.mark.parametrize("fields", [{}, {"alpha": 0.0}, {"beta": 0.0}, {"alpha": 0.0, "beta": 0.0}], ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_student_gone_astray_is_told_when_the_round_is_over(bad):
-    played = heard()
+def test_a_student_gone_astray_is_told_when_the_round_is_over(bad, fields):
+    played = heard(**fields)
     played.hear([0, 1], [0.5, bad])
     # Whatever it is told later.
+    played.hear([0, 1], [0.5, 0.5])
     for _ in range(5):
         played.hear(played.draw(6).ids, torch.ones(6))
     with pytest.raises(NonFiniteError, match="kd/gap"):
