@@ -21,8 +21,9 @@ def chromium() -> Iterator[Any]:
         pytest.skip(f"no browser is installed: none of {', '.join(NAMES)} is on the PATH (apt-get install chromium)")
     if find_spec("playwright") is None:
         pytest.skip("Playwright is not installed (pip install '.[test]')")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=1000 * SECONDS)
     # As root Chromium refuses to start with its sandbox; without a GPU the projector draws by software.
     options = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
