@@ -124,6 +124,7 @@ class SearchMonitor:
         self._monitor, self._packer = Monitor(context, driver), Packer()
         self._sent: dict[str, Job] = {}
         self._resting = set[str]()
+        self._dropped = list[str]()
         self._halting = self._exhausted = False
         self.error: Exception | None = None
 
@@ -134,8 +135,10 @@ class SearchMonitor:
 
     def propose(self) -> dict[str, Any] | str | None:
         """The setup of the next trial, whose job has been sent; or the driver's answer."""
-        if passed(self._context.options.deadline) or self._budget.spent:
+        if self._late:
             return None
+        if self._dropped:
+            return self._setup(self._sent[self._dropped.pop(0)])
         trial = self._driver.propose()
         if trial is None:
             self._exhausted = True
@@ -152,8 +155,17 @@ class SearchMonitor:
         start_anew(trial_folder(self._context.folder, trial.key))
         self._sent[trial.key] = job
         self._monitor.add(trial)
+        return self._setup(job)
+
+    def _setup(self, job: Job) -> dict[str, Any]:
+        """Of a trial, as Tune is given it; its job has been sent."""
         self._jobs.put(job)
-        return {"key": trial.key, "crew": crew_size(trial.config)}
+        return {"key": job.key, "crew": crew_size(job.config)}
+
+    @property
+    def _late(self) -> bool:
+        """Whether no trial shall start any more."""
+        return passed(self._context.options.deadline) or self._budget.spent
 
     @property
     def over(self) -> bool:
@@ -188,6 +200,17 @@ class SearchMonitor:
         self._budget.release(key)
         self._monitor.retried(key, reason)
         self._jobs.put(self._sent[key])
+
+    def drop(self, key: str) -> None:
+        """Tune has given up a trial that shall be tried again; it is the next to be proposed."""
+        self._budget.release(key)
+        self._monitor.running.discard(key)
+        self._dropped.append(key)
+
+    def take_dropped(self) -> list[str]:
+        """Those that are still to be proposed, where none of the others is left to wait for."""
+        left = not self._late and self._monitor.open == set(self._dropped)
+        return list(self._dropped) if left else []
 
     def failed(self, key: str, reason: str) -> None:
         """It was given up."""

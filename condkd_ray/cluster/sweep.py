@@ -71,6 +71,7 @@ class Monitor:
         self.open = set[str]()
         self.running = set[str]()
         self.stopped = set[str]()
+        self.dropped = list[str]()
         self.error: Exception | None = None
 
     def add(self, trial: PlannedTrial) -> None:
@@ -106,6 +107,18 @@ class Monitor:
     def retried(self, key: str, reason: str) -> None:
         """The trial was interrupted, and will go on."""
         log.info(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
+
+    def drop(self, key: str) -> None:
+        """Tune has given up a trial that shall be tried again."""
+        self.running.discard(key)
+        self.dropped.append(key)
+
+    def take_dropped(self) -> list[str]:
+        """Those dropped trials, where none of the others is left to wait for; after a Ctrl-C there is one."""
+        if self.open != set(self.dropped):
+            return []
+        taken, self.dropped = self.dropped, []
+        return taken
 
     def completed(self, key: str) -> None:
         """The trial has ended by itself: it has left its outcome, or raised its last exception."""
@@ -162,6 +175,10 @@ class Listener(Protocol):
         """Whether no more trials shall start, and none runs."""
         ...
 
+    def take_dropped(self) -> list[str]:
+        """The keys of trials for which Tune is to be run once more."""
+        ...
+
 
 _listeners: dict[str, Listener] = {}
 
@@ -191,10 +208,14 @@ class _Events(_Hook, Callback):
         super().__init__(word)
         self._rounds: Counter[str] = Counter()
         self._in_vain: Counter[str] = Counter()
+        self._counted = set[str]()
+        """Trials whose last failure is in there, and that have not begun again since."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Also once more after each failure."""
-        self.ask("started", trial.config["key"])
+        key = trial.config["key"]
+        self._counted.discard(key)
+        self.ask("started", key)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
         """A round; not a new one where a trial tells what it had told before its process died."""
@@ -208,6 +229,7 @@ class _Events(_Hook, Callback):
         """Its process died, or it raised an exception; Tune will try again."""
         key = trial.config["key"]
         self._in_vain[key] += 1
+        self._counted.add(key)
         if self._in_vain[key] >= IN_VAIN - 1:
             trial.max_failures = 0
         self.ask("retried", key, _reason(trial))
@@ -216,9 +238,17 @@ class _Events(_Hook, Callback):
         self.ask("completed", trial.config["key"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-        """No retry is left."""
-        reason = f"{IN_VAIN} attempts in a row without one more round; the last: {_reason(trial)}"
-        self.ask("failed", trial.config["key"], reason)
+        """No retry is left; or a process died while it was handed from one trial to the next.
+
+        Tune (2.60) hears of such a death twice: first it puts the trial back, then it gives it up, whatever is allowed.
+        """
+        key = trial.config["key"]
+        self._in_vain[key] += key not in self._counted
+        self._counted.discard(key)
+        if self._in_vain[key] < IN_VAIN:
+            self.ask("drop", key)
+            return
+        self.ask("failed", key, f"{IN_VAIN} attempts in a row without one more round; the last: {_reason(trial)}")
 
 
 class _StopOnError(_Hook, Stopper):
@@ -354,15 +384,15 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
 
     # Its workers never look there, as nothing is reported with a checkpoint: no node but this one needs to see it.
     scratch = options.folder.resolve() / "tune"
-    remove(scratch)
     word = secrets.token_hex(8)
-    _listeners[word] = listener
-    space, search = {}, dict[str, Any]()
-    if crews is None:
-        search = {"search_alg": _Proposing(word), "scheduler": _Pruning(word), "num_samples": -1}
-    else:
-        space = {"key": tune.grid_search(list(crews))}
-    try:
+    _listeners[word], events = listener, _Events(word)
+
+    def run_tune(keys: Sequence[str]) -> None:
+        """The trials `keys`, or those that are proposed."""
+        space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any]()
+        if crews is None:
+            space, search = {}, {"search_alg": _Proposing(word), "scheduler": _Pruning(word), "num_samples": -1}
+        remove(scratch)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, context=context), resources),
             param_space=space,
@@ -373,12 +403,17 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
                 verbose=0,
                 stop=_StopOnError(word),
                 failure_config=tune.FailureConfig(max_failures=UNLIMITED),
-                callbacks=[_Events(word)],
+                callbacks=[events],
             ),
         )
         # Tune would leave its own handler in charge, which hears a Ctrl-C after the sweep and does nothing.
         with handling(signal.SIGINT, signal.getsignal(signal.SIGINT)):
             tuner.fit()
+
+    try:
+        run_tune(list(crews or ()))
+        while listener.error is None and (dropped := listener.take_dropped()):
+            run_tune(dropped)
     finally:
         del _listeners[word]
         remove(scratch)

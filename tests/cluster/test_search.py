@@ -107,6 +107,29 @@ def test_whoever_is_killed_the_numbers_stay(cluster, tmp_path):
         assert guide.outcomes[key].predictions == expected.predictions
 
 
+@pytest.mark.parametrize("most", [1, None])
+def test_a_process_that_dies_between_two_trials_fails_neither(cluster, tmp_path, caplog, most):
+    configs = {key: toy.toy_config(seed=seed, rounds=3) for seed, key in enumerate("abc")}
+
+    class Killing(Plain):
+        def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+            super().ended(trial, outcome)
+            if len(self.outcomes) == 1:
+                # One of them is given to the next trial: Tune takes its death for the end of all retries.
+                for pid in processes.of_ray("ImplicitFunc"):
+                    os.kill(pid, signal.SIGKILL)
+
+    guide = Killing(configs)
+    with caplog.at_level("INFO", "condkd_ray"):
+        assert search(guide, ClusterOptions(folder=tmp_path, checkpoint_seconds=0, max_concurrent=most))
+    assert "its process died" in caplog.text
+    assert [key for what, key in guide.heard if what == "propose"] == [*"abc"]
+    for key, config in configs.items():
+        assert [metrics["round"] for metrics in guide.rounds[key]] == [1, 2, 3]
+        assert guide.outcomes[key].status == "finished"
+        assert guide.outcomes[key].predictions == direct(config).predictions
+
+
 def test_what_the_guide_raises_ends_the_search(cluster, tmp_path):
     class Broken(Plain):
         def propose(self) -> PlannedTrial | None:

@@ -17,7 +17,7 @@ from condkd_ray.cluster.files import clear, empty, trial_file, trial_folder
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
-from condkd_ray.cluster.sweep import Monitor, reason_in, sweep
+from condkd_ray.cluster.sweep import IN_VAIN, Monitor, _Events, _listeners, reason_in, sweep
 from condkd_ray.commands.console.exit_codes import speak
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
@@ -196,6 +196,48 @@ def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster
     # What the pool held stays told, and nothing else; in a folder that is not its storage nothing at all.
     assert [path.rpartition("/")[2] for path in everything(storage)] == ["pool.json"]
     assert place == "folder" or everything(tmp_path) == []
+
+
+def test_a_process_that_dies_between_two_trials_fails_neither(cluster, tmp_path, caplog):
+    configs = {key: toy.toy_config(rounds=2, seed=seed) for seed, key in enumerate("abc")}
+
+    class Killing(Heard):
+        def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+            super().ended(trial, outcome)
+            if trial.key == "a":
+                # The next trial is given this process: Tune takes its death for the end of all retries.
+                (pid,) = processes.of_ray("ImplicitFunc")
+                os.kill(pid, signal.SIGKILL)
+
+    heard = Killing()
+    with caplog.at_level("INFO", "condkd_ray"):
+        assert heard.sweep(configs, tmp_path, max_concurrent=1)
+    assert "toy b seed 0: its process died" in caplog.text
+    # What Tune had given up came last.
+    assert list(heard.outcomes) == ["a", "c", "b"]
+    for key, config in configs.items():
+        assert_equal_numbers(heard.outcomes[key], direct(config))
+    assert [path for name in ("trials", "chunks", "tune") for path in (tmp_path / name).glob("*/")] == []
+
+
+@pytest.mark.parametrize("put_back", [False, True])
+def test_what_tune_gives_up_too_early_is_tried_again_but_not_for_ever(monkeypatch, put_back):
+    told: list[str] = []
+    listener = SimpleNamespace(
+        error=None,
+        drop=lambda key: told.append("dropped"),
+        failed=lambda key, reason: told.append(reason),
+        retried=lambda key, reason: None,
+    )
+    monkeypatch.setitem(_listeners, "word", listener)
+    events, trial = _Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
+    for _ in range(IN_VAIN):
+        # One death of its process, of which Tune has told once or twice.
+        if put_back:
+            events.on_trial_recover(0, [], trial)
+        events.on_trial_error(0, [], trial)
+    assert told[:-1] == ["dropped"] * (IN_VAIN - 1)
+    assert told[-1] == "10 attempts in a row without one more round; the last: its process died (no reason known)"
 
 
 def test_an_error_of_the_callers_ends_the_sweep(cluster, tmp_path):
