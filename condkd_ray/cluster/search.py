@@ -139,6 +139,8 @@ class SearchMonitor:
             return None
         if self._dropped:
             return self._setup(self._sent[self._dropped.pop(0)])
+        if self._exhausted:
+            return None
         trial = self._driver.propose()
         if trial is None:
             self._exhausted = True
@@ -208,9 +210,8 @@ class SearchMonitor:
         self._dropped.append(key)
 
     def take_dropped(self) -> list[str]:
-        """Those that are still to be proposed, where none of the others is left to wait for."""
-        left = not self._late and self._monitor.open == set(self._dropped)
-        return list(self._dropped) if left else []
+        """Those that are still to be proposed, if any trial shall start."""
+        return [] if self._late else list(self._dropped)
 
     def failed(self, key: str, reason: str) -> None:
         """It was given up."""

@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import signal
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,9 +115,7 @@ class Monitor:
         self.dropped.append(key)
 
     def take_dropped(self) -> list[str]:
-        """Those dropped trials, where none of the others is left to wait for; after a Ctrl-C there is one."""
-        if self.open != set(self.dropped):
-            return []
+        """Those dropped trials, each once."""
         taken, self.dropped = self.dropped, []
         return taken
 
@@ -208,14 +207,12 @@ class _Events(_Hook, Callback):
         super().__init__(word)
         self._rounds: Counter[str] = Counter()
         self._in_vain: Counter[str] = Counter()
-        self._counted = set[str]()
-        """Trials whose last failure is in there, and that have not begun again since."""
+        self._counted: dict[str, int] = {}
+        """In which of Tune's steps a trial was put back last: that failure is counted."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Also once more after each failure."""
-        key = trial.config["key"]
-        self._counted.discard(key)
-        self.ask("started", key)
+        self.ask("started", trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
         """A round; not a new one where a trial tells what it had told before its process died."""
@@ -229,7 +226,7 @@ class _Events(_Hook, Callback):
         """Its process died, or it raised an exception; Tune will try again."""
         key = trial.config["key"]
         self._in_vain[key] += 1
-        self._counted.add(key)
+        self._counted[key] = iteration
         if self._in_vain[key] >= IN_VAIN - 1:
             trial.max_failures = 0
         self.ask("retried", key, _reason(trial))
@@ -243,8 +240,7 @@ class _Events(_Hook, Callback):
         Tune (2.60) hears of such a death twice: first it puts the trial back, then it gives it up, whatever is allowed.
         """
         key = trial.config["key"]
-        self._in_vain[key] += key not in self._counted
-        self._counted.discard(key)
+        self._in_vain[key] += self._counted.pop(key, None) != iteration
         if self._in_vain[key] < IN_VAIN:
             self.ask("drop", key)
             return
@@ -387,8 +383,8 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
     word = secrets.token_hex(8)
     _listeners[word], events = listener, _Events(word)
 
-    def run_tune(keys: Sequence[str]) -> None:
-        """The trials `keys`, or those that are proposed."""
+    def run_tune(keys: Sequence[str]) -> bool:
+        """The trials `keys`, or those that are proposed; whether a Ctrl-C has ended it."""
         space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any]()
         if crews is None:
             space, search = {}, {"search_alg": _Proposing(word), "scheduler": _Pruning(word), "num_samples": -1}
@@ -407,13 +403,16 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
             ),
         )
         # Tune would leave its own handler in charge, which hears a Ctrl-C after the sweep and does nothing.
-        with handling(signal.SIGINT, signal.getsignal(signal.SIGINT)):
+        with handling(signal.SIGINT, before := signal.getsignal(signal.SIGINT)):
             tuner.fit()
+            # In the main thread, where it hears one, it has given the signal back only when it has heard one.
+            in_main = threading.current_thread() is threading.main_thread()
+            return in_main and signal.getsignal(signal.SIGINT) == before
 
     try:
-        run_tune(list(crews or ()))
-        while listener.error is None and (dropped := listener.take_dropped()):
-            run_tune(dropped)
+        interrupted = run_tune(list(crews or ()))
+        while not interrupted and listener.error is None and (dropped := listener.take_dropped()):
+            interrupted = run_tune(dropped)
     finally:
         del _listeners[word]
         remove(scratch)

@@ -231,13 +231,48 @@ def test_what_tune_gives_up_too_early_is_tried_again_but_not_for_ever(monkeypatc
     )
     monkeypatch.setitem(_listeners, "word", listener)
     events, trial = _Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
-    for _ in range(IN_VAIN):
-        # One death of its process, of which Tune has told once or twice.
+    for step in range(IN_VAIN):
+        # One death of its process, of which Tune tells once or twice.
         if put_back:
-            events.on_trial_recover(0, [], trial)
-        events.on_trial_error(0, [], trial)
+            events.on_trial_recover(step, [], trial)
+        events.on_trial_error(step, [], trial)
     assert told[:-1] == ["dropped"] * (IN_VAIN - 1)
     assert told[-1] == "10 attempts in a row without one more round; the last: its process died (no reason known)"
+
+
+def test_a_process_that_never_begins_is_given_up_after_as_many_attempts(monkeypatch):
+    told: list[str] = []
+    listener = SimpleNamespace(error=None, failed=lambda key, reason: told.append(reason), retried=lambda *_: None)
+    monkeypatch.setitem(_listeners, "word", listener)
+    events, trial = _Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
+    for step in range(IN_VAIN - 1):
+        assert trial.max_failures == -1
+        events.on_trial_recover(step, [], trial)
+    assert (trial.max_failures, told) == (0, [])
+    events.on_trial_error(IN_VAIN, [], trial)
+    assert len(told) == 1
+
+
+def test_ctrl_c_at_the_end_of_tune_runs_nothing_again(cluster, tmp_path, monkeypatch):
+    """Tune has left its loop and hears signals still; one trial waits to be tried again."""
+    from ray.tune.execution.tune_controller import TuneController
+
+    clean_up = TuneController.cleanup
+
+    def interrupted(self: TuneController) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        clean_up(self)
+
+    class Killing(Heard):
+        def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
+            super().ended(trial, outcome)
+            monkeypatch.setattr(TuneController, "cleanup", interrupted)
+            (pid,) = processes.of_ray("ImplicitFunc")
+            os.kill(pid, signal.SIGKILL)
+
+    heard = Killing()
+    assert not heard.sweep({key: toy.toy_config(rounds=2) for key in "ab"}, tmp_path, max_concurrent=1)
+    assert list(heard.outcomes) == ["a"]
 
 
 def test_an_error_of_the_callers_ends_the_sweep(cluster, tmp_path):
