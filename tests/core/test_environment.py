@@ -184,19 +184,25 @@ def test_products_are_exact_and_convolutions_repeat_on_a_gpu(gpu_settings):
         assert all(torch.equal(one, first) for one, first in zip(grads, found[0], strict=True))
 
 
-def test_what_comes_after_the_imports_is_still_collected():
+def test_what_comes_after_the_imports_is_still_collected(monkeypatch):
     class Circle:
         def __init__(self) -> None:
             self.own = self
 
+    freeze, frozen = gc.freeze, []
+
+    def freeze_and_count() -> None:
+        freeze()
+        frozen.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(gc, "freeze", freeze_and_count)
     keep_imports()
     try:
-        # What was loaded by then is left alone, once for all.
-        frozen = gc.get_freeze_count()
-        assert frozen > 10_000
         circle = weakref.ref(Circle())
         keep_imports()
-        assert gc.get_freeze_count() == frozen
+        # What was loaded by then is left alone, once for all. The count itself may fall: what is frozen can still die.
+        (left_alone,) = frozen
+        assert left_alone > 10_000
         clean_process(1)
         assert circle() is None
     finally:
