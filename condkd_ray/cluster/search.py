@@ -124,7 +124,6 @@ class SearchMonitor:
         self._monitor, self._packer = Monitor(context, driver), Packer()
         self._sent: dict[str, Job] = {}
         self._resting = set[str]()
-        self._dropped = list[str]()
         self._halting = self._exhausted = False
         self.error: Exception | None = None
 
@@ -137,8 +136,8 @@ class SearchMonitor:
         """The setup of the next trial, whose job has been sent; or the driver's answer."""
         if self._late:
             return None
-        if self._dropped:
-            return self._setup(self._sent[self._dropped.pop(0)])
+        if self._monitor.dropped:
+            return self._setup(self._sent[self._monitor.dropped.pop(0)])
         if self._exhausted:
             return None
         trial = self._driver.propose()
@@ -206,12 +205,11 @@ class SearchMonitor:
     def drop(self, key: str) -> None:
         """Tune has given up a trial that shall be tried again; it is the next to be proposed."""
         self._budget.release(key)
-        self._monitor.running.discard(key)
-        self._dropped.append(key)
+        self._monitor.drop(key)
 
     def take_dropped(self) -> list[str]:
         """Those that are still to be proposed, if any trial shall start."""
-        return [] if self._late else list(self._dropped)
+        return [] if self._late else list(self._monitor.dropped)
 
     def failed(self, key: str, reason: str) -> None:
         """It was given up."""

@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
 from condkd_ray.models.hooks import HALVES, BatchNorms, Weighted, cast
+from condkd_ray.models.network import Shortcut
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +19,11 @@ FOLDED, ROUNDED = 0.02, 0.2
 
 
 class _Tracer(fx.Tracer):
-    """Follows a forward pass, and takes each BN layer, ours too, as one step of it."""
+    """Follows a forward pass, and takes each BN layer and shortcut, ours too, as one step of it."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether to step over it."""
-        return isinstance(m, BatchNorms) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (*BatchNorms, Shortcut)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def folded(network: nn.Module, dtype: torch.dtype, images: Tensor) -> nn.Module:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, TypeVar, final
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
@@ -69,6 +70,30 @@ def label(network: Network) -> str:
     values = [getattr(network, field.name) for field in fields(network)]
     words = [value for value in values if isinstance(value, str)]
     return "-".join([":".join(words), *(str(value) for value in values if not isinstance(value, str))])
+
+
+NARROW = 16
+"""From so many channels on oneDNN's 1x1 convolutions with a stride stay within their buffers."""
+
+
+class Shortcut(nn.Conv2d):
+    """1x1 convolution without bias of every `stride`-th place, which a block needs beside it where the shape changes.
+
+    A stride over fewer than `NARROW` channels is a choice of places, then a convolution without stride: the same sums.
+    Else oneDNN (3.12, in PyTorch 2.14.1; its issue 6035) writes the gradient of the weights past the end of a buffer,
+    where the maps are float32 in channels-last format: with fewer than 8 channels where a CPU has AVX2 at the most,
+    with fewer than 16 and large maps where it has AVX-512. The process then dies, at once or later.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride), rounded up."""
+        down, right = self.stride
+        if self.in_channels >= NARROW or (down, right) == (1, 1):
+            return super().forward(input)
+        return F.conv2d(input[..., ::down, ::right], self.weight)
 
 
 def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int, count: int, stride: int) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.models.batch_norm import BatchNorm2d
-from condkd_ray.models.network import Network, WideNetwork, he_init, stage
+from condkd_ray.models.network import Network, Shortcut, WideNetwork, he_init, stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,7 @@ class Block(nn.Module):
         self.bn2 = BatchNorm2d(outputs)
         self.shortcut = nn.Identity()
         if stride != 1 or inputs != outputs:
-            convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(convolution, BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(Shortcut(inputs, outputs, stride), BatchNorm2d(outputs))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.models.batch_norm import BatchNorm2d
-from condkd_ray.models.network import Network, he_init, stage
+from condkd_ray.models.network import Network, Shortcut, he_init, stage
 
 STEM = 16
 
@@ -71,7 +71,7 @@ class PreActivationBlock(nn.Module):
         self.bn2 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         changes = stride != 1 or inputs != outputs
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
+        self.shortcut = Shortcut(inputs, outputs, stride) if changes else None
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""

@@ -15,14 +15,15 @@ from condkd_ray.trial.packing import PreparedRefs
 Scope = Literal["trial", "inversion", "sweep"]
 """Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
 
-NUMBERS: int = 5
+NUMBERS: int = 6
 """Version of the numbers that a config gives: trials of different versions are never equal, shared or compared.
 
 It is raised only in a commit that moves golden numbers, or that changes the default of an existing field (a hash leaves
 defaults out, so an old hash would silently get a new meaning). 1 is all before 2026-11-28; 3 differs from 2 in the
 last bits, as inversions take fewer operations, and where a tapped layer's output was written into by the next; 4 from 3
 in the last bits again, as the distance of BN statistics is of all layers at once, and in what names a precision; 5 from
-4 under `prioritized` alone, which has a field less, and there in last bits of its means.
+4 under `prioritized` alone, which has a field less, and there in last bits of its means; 6 from 5 in last bits of
+residual networks with fewer than 16 channels, for some sizes of a batch.
 """
 P = TypeVar("P", bound=Prepared | PreparedRefs, covariant=True)
 
