@@ -24,8 +24,9 @@ from places import EXPERIMENTS
 sys.path.append(str(EXPERIMENTS))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(EXPERIMENTS)]))
 torch.set_num_threads(1)
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # It has SIGINT ignored, and so would all programs have that a test starts to interrupt them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Else all programs would ignore it, too, that a test starts to interrupt them: a worker of xdist ignores it, and so
+    # does whatever a script has started in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in every run, and no time limit on a busy machine.
 settings.register_profile("condkd_ray", deadline=None, derandomize=True, database=None)

@@ -1,6 +1,7 @@
 """Both windows on a running or finished experiment: the Optuna dashboard and TensorBoard, on this machine alone."""
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -88,7 +89,7 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
         for name, wanted, arguments in _commands(command):
             port, said = wanted or _free_port(), tempfile.TemporaryFile()  # noqa: SIM115
             place = ["--host", HOST, "--port", str(port)]
-            process = subprocess.Popen([sys.executable, *arguments, *place], stdout=said, stderr=said)
+            process = subprocess.Popen([sys.executable, *arguments, *place], stdout=said, stderr=said, env=_direct())
             running.append(Server(name, process, said))
             deadline = time.monotonic() + START_SECONDS
             while not _answers(port):
@@ -123,7 +124,14 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _direct() -> dict[str, str]:
+    """The environment of a server. TensorBoard asks a process of its own, and no proxy can reach that."""
+    spared = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    return os.environ | {"no_proxy": ",".join(filter(None, (spared, HOST, "localhost")))}
+
+
 def _answers(port: int) -> bool:
-    with suppress(OSError), urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5):
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with suppress(OSError), direct.open(f"http://{HOST}:{port}/", timeout=5):
         return True
     return False

@@ -19,8 +19,12 @@ def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
     Raises `InputError` for a file, a folder that cannot be written, another experiment's, one where a process runs.
     """
     if fresh and out.is_dir():
-        _claim(out)
-        _move_aside(out)
+        taken = _claim(out)
+        try:
+            _move_aside(out)
+        except InputError:
+            _let_go(taken)
+            raise
     check_same_experiment(out, experiment)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -36,10 +40,12 @@ _claimed: dict[tuple[int, int], int] = {}
 """Descriptors of folders that this process has locked, by device and inode. The system lets go of them at its end."""
 
 
-def _claim(out: Path) -> None:
+def _claim(out: Path) -> tuple[int, int] | None:
+    """The key in `_claimed` of a lock that this call has taken; none where there was one, or there are no locks."""
     status = out.stat()
-    if (status.st_dev, status.st_ino) in _claimed:
-        return
+    key = status.st_dev, status.st_ino
+    if key in _claimed:
+        return None
     folder = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,8 +57,14 @@ def _claim(out: Path) -> None:
         ) from None
     except OSError:  # a file system without locks
         os.close(folder)
-        return
-    _claimed[status.st_dev, status.st_ino] = folder
+        return None
+    _claimed[key] = folder
+    return key
+
+
+def _let_go(key: tuple[int, int] | None) -> None:
+    if key is not None:
+        os.close(_claimed.pop(key))
 
 
 def _move_aside(out: Path) -> None:

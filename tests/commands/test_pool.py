@@ -1,16 +1,17 @@
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from condkd_ray.commands import pool
 from condkd_ray.commands.pool import pool_table
 from condkd_ray.core.method import InputError
 
 
 def write(out: Path, keys: list[dict]) -> None:
     (out / "chunks").mkdir(parents=True)
-    status = {"limit": 5_000_000, "keys": keys, "time": time.time() - 65}
+    status = {"limit": 5_000_000, "keys": keys, "time": 1000.0}
     (out / "chunks" / "pool.json").write_text(json.dumps(status))
 
 
@@ -19,7 +20,8 @@ def entry(key: str, **changes) -> dict:
     return {"key": key, **sizes, "rounds": 2, "readers": 3, "hits": 4, "maker": "abcdef0123456789"} | changes
 
 
-def test_what_a_pool_holds_as_a_table(tmp_path):
+def test_what_a_pool_holds_as_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "time", SimpleNamespace(time=lambda: 1065.0))
     write(tmp_path, [entry("shared"), entry("own-one", rounds=0, readers=1, hits=0, maker="", spilled_bytes=0)])
     lines = pool_table(tmp_path).splitlines()
     assert lines[0].split()[-2:] == ["made", "by"]

@@ -1,5 +1,6 @@
 """A search of seconds, as its users start it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -37,6 +38,16 @@ def environment() -> dict[str, str]:
 def search(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
     """To its end."""
     return subprocess.run(command(home, out, *flags), capture_output=True, text=True, env=environment(), timeout=240)
+
+
+def told_by(journal: Path) -> str:
+    """What a study's journal says, but for the names of machines and the clock's."""
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        for name in ("worker_id", "datetime_start", "datetime_complete"):
+            line.pop(name, None)
+        line.get("user_attr", {}).pop("node", None)
+    return json.dumps(lines)
 
 
 def stored(out: Path) -> optuna.Study:

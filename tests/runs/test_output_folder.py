@@ -1,6 +1,9 @@
 """The folder of an experiment: made, locked, moved aside, and refused where it is not this experiment's to write."""
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,9 +52,21 @@ def test_fresh_of_the_working_folder_moves_it(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("runs.*/*")] == ["result"]
 
 
-def test_a_folder_that_cannot_be_moved_is_refused():
-    with pytest.raises(InputError, match=r"--out is '/proc'; accepted with --fresh: a folder to move"):
-        open_folder(Path("/proc"), "train", fresh=True)
+def test_a_folder_that_cannot_be_moved_is_refused_and_let_go(tmp_path, monkeypatch):
+    def busy(path: Path, aside: Path) -> Path:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    out = tmp_path / "runs"
+    out.mkdir()
+    (out / "mine").write_text("kept")
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(InputError, match=r"runs'; accepted with --fresh: a folder to move \(Device or resource busy\)"):
+        open_folder(out, "train", fresh=True)
+    assert (out / "mine").read_text() == "kept"
+    # Another process could have it now: a lock of this one's is refused to any other descriptor.
+    folder = os.open(out, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(folder)
 
 
 @pytest.mark.parametrize("fresh", [False, True])
