@@ -25,9 +25,9 @@ def chromium() -> Iterator[Any]:
 
     expect.set_options(timeout=1000 * SECONDS)
     # As root Chromium refuses to start with its sandbox; without a GPU the projector draws by software.
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []
+    options = ["--enable-unsafe-swiftshader", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=[*options, "--enable-unsafe-swiftshader"])
+        browser = playwright.chromium.launch(executable_path=path, args=options, timeout=1000 * SECONDS)
         yield browser
         browser.close()
 

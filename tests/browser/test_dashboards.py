@@ -220,14 +220,28 @@ def check_study(tab: Any, address: str, study: Any) -> None:
     expect(tab.locator("#plot-history .point")).to_have_count(len(complete_ones))
 
 
-def hparams(tab: Any, address: str, names: set[str], ended: set[str]) -> dict[str, dict[str, str]]:
-    """The rows of the HParams tab by run, once there is one for each of `names`, with a test accuracy for `ended`.
+OF_ANY = ("proxy/agreement",)
+OF_AN_ENDED_ONE = (
+    *OF_ANY,
+    "arm",
+    "student/test_accuracy",
+    "student/val_accuracy",
+    "inversion.bn_weight",
+)
+"""Columns of a row that the tests read."""
 
+
+def hparams(tab: Any, address: str, names: set[str], ended: set[str]) -> dict[str, dict[str, str]]:
+    """The rows of the HParams tab by run, once there is one for each of `names`, with all that is read of it.
+
+    Those of `ended` have ended.
     TensorBoard looks for news every five seconds, and draws a row cell by cell.
     """
 
     def there(rows: dict[str, dict[str, str]]) -> bool:
-        return set(rows) == names and all(rows[name].get("student/test_accuracy") for name in ended)
+        return set(rows) == names and all(
+            rows[name].get(column) for name in names for column in (OF_AN_ENDED_ONE if name in ended else OF_ANY)
+        )
 
     return until(lambda: drawn(tab, address), there)
 

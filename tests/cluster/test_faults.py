@@ -64,11 +64,13 @@ class Reaper(threading.Thread):
     def __init__(self) -> None:
         super().__init__()
         self.killed: set[int] = set()
+        # Those of an earlier sweep may still be ending.
+        self._others = set(processes.of_ray(TRIAL))
         self._over = threading.Event()
 
     def run(self) -> None:
         while not self._over.wait(0.05):
-            for pid in set(processes.of_ray(TRIAL)) - self.killed:
+            for pid in set(processes.of_ray(TRIAL)) - self.killed - self._others:
                 os.kill(pid, signal.SIGKILL)
                 self.killed.add(pid)
 

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,9 @@ def test_producers_that_die_again_and_again_end_the_attempt(group, tmp_path):
     def reap() -> None:
         while not over.wait(0.05):
             for pid in processes.of_ray(PRODUCER):
-                os.kill(pid, signal.SIGKILL)
+                # It may have come to its end since.
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     reaper, here = threading.Thread(target=reap), Here(replace(TWO, rounds=2), tmp_path)
     reaper.start()
@@ -232,9 +235,15 @@ def pids(monkeypatch) -> dict[str, int]:
 @pytest.mark.parametrize("saved", [0, 1000], ids=["its state saved each round", "its state never saved"])
 def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved):
     """It comes back and goes on, or the one that waits takes over: whichever is first."""
-    killed = []
+    killed, stopped = [], []
 
     def disturb(trial: PlannedTrial, metrics: dict) -> None:
+        # The first one waits for the other: so there is still a round to be made when both are known.
+        if len(pids) == 1 and not stopped:
+            stopped.append(pids[trial.key])
+            os.kill(stopped[0], signal.SIGSTOP)
+        elif len(pids) == 2:
+            os.kill(stopped[0], signal.SIGCONT)
         if metrics["round"] >= 3 and metrics["pool/made"] and len(pids) == 2 and not killed:
             killed.append(trial.key)
             os.kill(pids[trial.key], signal.SIGKILL)
@@ -290,9 +299,15 @@ def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path)
 
 
 def test_a_killed_pool_leaves_sharers_their_numbers(cluster, tmp_path):
-    killed = []
+    killed, stopped = [], []
 
     def disturb(trial: PlannedTrial, metrics: dict) -> None:
+        # The first one waits for the other: so there is still a round to be made when both are known.
+        if len(pids) == 1 and not stopped:
+            stopped.append(pids[trial.key])
+            os.kill(stopped[0], signal.SIGSTOP)
+        elif len(pids) == 2:
+            os.kill(stopped[0], signal.SIGCONT)
         if metrics["round"] == 3 and not killed:
             (pid,) = processes.of_ray("SyntheticPool")
             killed.append(pid)
