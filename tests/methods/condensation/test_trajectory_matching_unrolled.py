@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -79,7 +80,10 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_the_estimate_is_not_below_what_it_takes_and_within_twice():
-    taken = int(subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True).stdout)
+    # Blocks of their own go back at once; what the allocator's heap holds beside them differs from run to run.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    told = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True, env=env).stdout
+    taken = int(told)
     estimate = unrolled_bytes(ConvNet(depth=2, width=32), (3, 16, 16), 10, steps=8, batch=100)
     assert taken <= estimate <= 2 * taken
 

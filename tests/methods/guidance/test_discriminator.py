@@ -75,7 +75,8 @@ def test_it_starts_from_ignorance_and_learns_the_sides(condition, loss):
     ignorant = 2 * log(2) if loss == "non_saturating" else 2.0
     assert terms[0]["adversarial"].item() == pytest.approx(ignorant, rel=0.15)
     assert terms[-1]["adversarial"] < 0.7 * ignorant
-    assert terms[-1]["accuracy"] > 0.9
+    # One step judges 48 images. How many it gets right after 200 steps the last bits tell, which differ between CPUs.
+    assert torch.stack([one["accuracy"] for one in terms[-50:]]).mean() > 0.94
     if condition == "auxiliary":
         assert terms[-1]["class"] < 0.5 * terms[0]["class"]
 
