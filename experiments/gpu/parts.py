@@ -23,6 +23,8 @@ from condkd_ray.core.storage import atomic_write
 from gpu.sizes import Sizes
 
 Status = Literal["passed", "failed", "skipped"]
+AGAIN = 30.0
+"""Seconds from one signal to the next: longer than a part takes to clear up."""
 LINES = 4
 """Lines of a traceback that are kept."""
 SAME = ("git", "device", "tiny", "torch")
@@ -185,7 +187,8 @@ def boxed(seconds: float) -> Iterator[None]:
     if seconds <= 0:
         raise BoxEndedError
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: what is raised while Python runs a finaliser, or a callback of its garbage collector, is lost.
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:

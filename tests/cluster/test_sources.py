@@ -242,8 +242,8 @@ def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved)
         if len(pids) == 1 and not stopped:
             stopped.append(pids[trial.key])
             os.kill(stopped[0], signal.SIGSTOP)
-        elif len(pids) == 2:
-            os.kill(stopped[0], signal.SIGCONT)
+        elif len(pids) == 2 and stopped:
+            os.kill(stopped.pop(), signal.SIGCONT)
         if metrics["round"] >= 3 and metrics["pool/made"] and len(pids) == 2 and not killed:
             killed.append(trial.key)
             os.kill(pids[trial.key], signal.SIGKILL)

@@ -102,10 +102,10 @@ def test_a_missed_bound_is_told_with_by_how_much_and_why():
 def test_fresh_rows_replace_those_of_their_figure_alone(tmp_path):
     path, order = tmp_path / "rows.parquet", ["sweep", "draw"]
     store(path, "draw", [row("draw", FAST)], order)
-    store(path, "sweep", [row("sweep", SLOW)], order)
+    store(path, "sweep", [made := row("sweep", SLOW)], order)
     store(path, "draw", [row("draw", SLOW), row("draw", SLOW)], order)
     assert [(one["figure"], one["what"]) for one in read(path)] == [("sweep", SLOW.what), *2 * [("draw", SLOW.what)]]
-    assert read(path)[0] == row("sweep", SLOW)
+    assert read(path)[0] == made
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 

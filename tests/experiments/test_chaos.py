@@ -2,6 +2,7 @@ import math
 import sys
 from collections import Counter
 
+import chaos
 import pytest
 import yaml
 from chaos import SHARES, Chaos, check_untouched, differences, machine, schedule
@@ -43,13 +44,21 @@ def test_a_record_lost_or_written_again_is_noticed(tmp_path):
         check_untouched(tmp_path, seen)
 
 
-def test_a_command_is_given_again_after_a_kill_of_its_process_alone(tmp_path):
-    out, log = tmp_path / "out", tmp_path / "log.txt"
-    chaos = Chaos(None, [("driver", 0.0)], seed=0)
-    chaos.sweep([sys.executable, "-c", "import time; time.sleep(0.5); print('done')"], out, log)
-    assert (dict(chaos.killed), chaos.plan, log.read_text()) == ({"driver": 1}, [], "done\n")
+def test_a_command_is_given_again_after_a_kill_of_its_process_alone(tmp_path, monkeypatch):
+    out, log, killed, kill = tmp_path / "out", tmp_path / "log.txt", tmp_path / "killed", chaos.kill
+
+    def killing(pid: int) -> None:
+        kill(pid)
+        killed.touch()
+
+    monkeypatch.setattr(chaos, "kill", killing)
+    # It does not end before it was killed once.
+    program = f"import os, time\nwhile not os.path.exists({str(killed)!r}): time.sleep(0.01)\nprint('done')"
+    made = Chaos(None, [("driver", 0.0)], seed=0)
+    made.sweep([sys.executable, "-c", program], out, log)
+    assert (dict(made.killed), made.plan, log.read_text()) == ({"driver": 1}, [], "done\n")
     with pytest.raises(AssertionError, match="ended with exit code 3; see "):
-        chaos.sweep([sys.executable, "-c", "raise SystemExit(3)"], out, log)
+        made.sweep([sys.executable, "-c", "raise SystemExit(3)"], out, log)
 
 
 def written(folder, records):

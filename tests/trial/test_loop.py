@@ -247,10 +247,11 @@ def test_a_nan_is_named_before_anything_is_kept(prepared):
 
 def test_bfloat16_trains_the_same_trial(prepared):
     """Over enough steps that a student whose rounded weights lag behind (autocast's cache) would not have learnt."""
-    distiller = Distiller(steps=20, batch=16, condensed_share=0.25)
+    # At a rate at which the last bits, other ones on each kind of CPU, grow to less than a hundredth.
+    distiller = Distiller(steps=20, batch=16, condensed_share=0.25, lr=3e-3)
     exact = rounds(toy_config(distiller=distiller), prepared, 3)[0].history
     rough = rounds(toy_config(distiller=distiller, precision="bfloat16"), prepared, 3)[0].history
-    assert [r["kd/loss"] for r in rough] == pytest.approx([r["kd/loss"] for r in exact], rel=0.5)
+    assert [r["kd/loss"] for r in rough] == pytest.approx([r["kd/loss"] for r in exact], rel=0.05)
     assert rough[0]["kd/loss"] != exact[0]["kd/loss"]
 
 

@@ -27,15 +27,26 @@ from condkd_ray.trial.run import OutOfTimeError, RestsError, inherit, local_stor
 
 CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
 CHILD = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from condkd_ray.trial.config import from_tree
 from condkd_ray.trial.outcome import save_outcome
 from condkd_ray.trial.run import local_store, run_trial
+from condkd_ray.trial.loop import own_images
 from toy import make_prepared
 folder = Path(sys.argv[1])
+stays = int(sys.argv[2])
+
+
+def source(config, prepared, state, store):
+    made = own_images(config, prepared, state, store)
+    while state.round == stays:
+        time.sleep(60)
+    return made
+
+
 config, prepared = from_tree(json.loads((folder / "task").read_text())), make_prepared()
 outcome = run_trial(
     config,
@@ -44,6 +55,7 @@ outcome = run_trial(
     checkpoint=folder / "state",
     on_round=lambda metrics: print(int(metrics["round"]), flush=True),
     checkpoint_seconds=0,
+    source=source,
 )
 save_outcome(outcome, folder / "outcome")
 """
@@ -62,19 +74,20 @@ def run(config: TrialConfig, prepared: Prepared, folder: Path | None = None, **o
     return run_trial(config, prepared, local_store(config, prepared, folder), **options)
 
 
-def start_child(folder: Path) -> subprocess.Popen[str]:
+def start_child(folder: Path, stays: int = -1) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", CHILD, str(folder), str(stays)], stdout=subprocess.PIPE, text=True, env=environment
     )
 
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path, prepared):
     (tmp_path / "task").write_text(json.dumps(to_tree(CONFIG)))
-    with start_child(tmp_path) as child:
+    # In its fifth round, whose images are made, it goes no further.
+    with start_child(tmp_path, stays=4) as child:
         assert child.stdout is not None
         for line in child.stdout:
-            if int(line) == 3:
+            if int(line) == 4:
                 child.send_signal(signal.SIGKILL)
                 break
     assert child.returncode == -signal.SIGKILL
