@@ -93,7 +93,7 @@ class Shortcut(nn.Conv2d):
         down, right = self.stride
         if self.in_channels >= NARROW or (down, right) == (1, 1):
             return super().forward(input)
-        return F.conv2d(input[..., ::down, ::right], self.weight)
+        return F.conv2d(input[..., ::down, ::right], self.weight, self.bias)
 
 
 def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int, count: int, stride: int) -> nn.Module:
