@@ -299,15 +299,9 @@ def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path)
 
 
 def test_a_killed_pool_leaves_sharers_their_numbers(cluster, tmp_path):
-    killed, stopped = [], []
+    killed = []
 
     def disturb(trial: PlannedTrial, metrics: dict) -> None:
-        # The first one waits for the other: so there is still a round to be made when both are known.
-        if len(pids) == 1 and not stopped:
-            stopped.append(pids[trial.key])
-            os.kill(stopped[0], signal.SIGSTOP)
-        elif len(pids) == 2:
-            os.kill(stopped[0], signal.SIGCONT)
         if metrics["round"] == 3 and not killed:
             (pid,) = processes.of_ray("SyntheticPool")
             killed.append(pid)
