@@ -28,7 +28,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Else all programs would ignore it, too, that a test starts to interrupt them: a worker of xdist ignores it, and so
     # does whatever a script has started in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# The same examples in every run, and no time limit on a busy machine.
+# The same examples in every run of the same files, as Hypothesis takes some from constants of what is imported; and no
+# time limit on a busy machine.
 settings.register_profile("condkd_ray", deadline=None, derandomize=True, database=None)
 settings.load_profile("condkd_ray")
 

@@ -67,6 +67,11 @@ class Driver:
         """Send it a signal; with `group` to all in its session, as a terminal does on Ctrl-C."""
         (os.killpg if group else os.kill)(self._process.pid, number)
 
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def end(self) -> int:
         """Its exit code, once it has ended."""
         rest, _ = self._process.communicate(timeout=300)

@@ -14,7 +14,7 @@ from chaos import TITLES, Machine, kill, machine, process_id, titles
 from places import CHECKOUT
 
 from cluster import processes
-from cluster.drivers import assert_gone, assert_undisturbed, driving, finish, outcomes
+from cluster.drivers import Driver, assert_gone, assert_undisturbed, driving, finish, outcomes
 
 SECOND = {"round b 2", "round c 2", "done a"}
 """What has been said once a trial is done and two are under way."""
@@ -88,16 +88,17 @@ def test_a_driver_killed_at_once_takes_all_with_it_and_the_same_command_continue
     finish(tmp_path)
 
 
-def home_of_the_pool(made: Machine) -> int:
+def home_of_the_pool(made: Machine, driver: Driver) -> int:
     """Of two nodes. Ray makes the pool on any, the head too, which is spared: there it is killed, and made anew."""
-    while True:
+    while driver.runs:
         for which, node in enumerate(made.nodes):
             if any(title.startswith(TITLES["pool"]) for title in titles(process_id(node, "raylet")).values()):
                 return which
         for pid, title in titles(os.getpid()).items():
             if title.startswith(TITLES["pool"]):
-                os.kill(pid, signal.SIGKILL)
+                kill(pid)
         time.sleep(0.5)
+    raise AssertionError(f"the sweep ended before the pool had left the head: {driver.said}")
 
 
 @pytest.mark.fault
@@ -106,7 +107,7 @@ def test_a_lost_node_costs_what_ran_there_since_its_checkpoint(tmp_path, with_po
     with machine() as made:
         with driving(tmp_path, made.address) as driver:
             driver.until(*SECOND)
-            home = home_of_the_pool(made)
+            home = home_of_the_pool(made, driver)
             made.lose(home if with_pool else 1 - home)
             made.grow()
             assert driver.end() == 0, driver.said

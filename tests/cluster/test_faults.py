@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import toy
+from chaos import kill
 
 from cluster import processes
 from cluster.drivers import assert_equal_numbers, direct
@@ -71,7 +72,7 @@ class Reaper(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(0.05):
             for pid in set(processes.of_ray(TRIAL)) - self.killed - self._others:
-                os.kill(pid, signal.SIGKILL)
+                kill(pid)
                 self.killed.add(pid)
 
     def __enter__(self) -> "Reaper":

@@ -5,13 +5,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy
+from chaos import kill
 
 from cluster import processes
 from cluster.drivers import PATH, assert_equal_numbers, direct, timeless
@@ -157,9 +157,7 @@ def test_producers_that_die_again_and_again_end_the_attempt(group, tmp_path):
     def reap() -> None:
         while not over.wait(0.05):
             for pid in processes.of_ray(PRODUCER):
-                # It may have come to its end since.
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                kill(pid)
 
     reaper, here = threading.Thread(target=reap), Here(replace(TWO, rounds=2), tmp_path)
     reaper.start()

@@ -36,6 +36,8 @@ GUIDED = {
 }
 CASES = {f"{kind.name}_none": (kind, NoGuidance()) for kind in INVERTERS}
 CASES |= {f"fast_{name}": (Fast, guidance) for name, guidance in GUIDED.items()}
+SEEDS = {"dfad_none": 3, "pre_dfkd_none": 3}
+"""Where not 0: under seed 0 these stand at a jump, where last bits, which differ between CPUs, move them by percents."""
 DISCRETE = ("accuracy", "agreement")
 """A share of images named alike jumps where a loss moves by a hair."""
 
@@ -61,6 +63,7 @@ def untrained():
 def test_numbers_have_not_moved(case, request):
     (kind, guidance), prepared = CASES[case], untrained()
     settings = toy_config(
+        seed=SEEDS.get(case, 0),
         # A student that agrees with the teacher on some images, so that adversarial terms are not 0.
         student=ConvNet(depth=1, width=4),
         inversion=small(kind, steps=2),
