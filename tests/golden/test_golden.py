@@ -37,7 +37,7 @@ GUIDED = {
 CASES = {f"{kind.name}_none": (kind, NoGuidance()) for kind in INVERTERS}
 CASES |= {f"fast_{name}": (Fast, guidance) for name, guidance in GUIDED.items()}
 SEEDS = {"dfad_none": 3, "pre_dfkd_none": 3}
-"""Where not 0: under seed 0 these stand at a jump, where last bits, which differ between CPUs, move them by percents."""
+"""Where not 0: under seed 0 they stand at a jump, and last bits, which differ between CPUs, move them by percents."""
 DISCRETE = ("accuracy", "agreement")
 """A share of images named alike jumps where a loss moves by a hair."""
 
