@@ -77,7 +77,7 @@ NARROW = 16
 
 
 class Shortcut(nn.Conv2d):
-    """1x1 convolution without bias of every `stride`-th place, which a block needs beside it where the shape changes.
+    """1x1 convolution of every `stride`-th place, beside a block that changes the shape; without a bias of its own.
 
     A stride over fewer than `NARROW` channels is a choice of places, then a convolution without stride: the same sums.
     Else oneDNN (3.12, in PyTorch 2.14.1; its issue 6035) writes the gradient of the weights past the end of a buffer,
@@ -90,10 +90,10 @@ class Shortcut(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride), rounded up."""
-        down, right = self.stride
-        if self.in_channels >= NARROW or (down, right) == (1, 1):
+        if self.in_channels >= NARROW or self.stride == (1, 1):
             return super().forward(input)
-        return F.conv2d(input[..., ::down, ::right], self.weight, self.bias)
+        # The mean of one place; the gradient of a slice would take a tenth of a training step of the default student.
+        return F.conv2d(F.avg_pool2d(input, 1, self.stride), self.weight, self.bias)
 
 
 def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int, count: int, stride: int) -> nn.Module:

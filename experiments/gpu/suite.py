@@ -125,6 +125,6 @@ def _module(path: Path, tests: Path) -> str:
 
 def _environment() -> dict[str, str]:
     paths = [str(CHECKOUT), str(CHECKOUT / "experiments"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # What another pytest was called with is not meant for this one.
+    # Neither what another pytest hands to its processes nor what a user has set for other tests is meant for these.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
     return {**own, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

@@ -60,23 +60,30 @@ def test_after_its_driver_was_killed_it_never_goes_on(tmp_path):
     command = [sys.executable, str(DRIVER), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as driver:
-        snapshot, known = 0, 0
-        while True:
-            assert driver.poll() is None
-            newest, complete = _snapshot(tmp_path), _complete(tmp_path)
-            if newest != snapshot:
-                snapshot, known = newest, complete
-            # What has ended since Tune's last snapshot is what it does not know of when it is started again.
-            if snapshot and complete >= max(30, known + 3):
-                driver.send_signal(signal.SIGSTOP)
-                if _snapshot(tmp_path) == snapshot:
-                    break
-                driver.send_signal(signal.SIGCONT)
-            time.sleep(0.2)
-        driver.send_signal(signal.SIGKILL)
+        try:
+            _stop_out_of_step(driver, tmp_path)
+        finally:
+            driver.kill()
     again = subprocess.run([*command, "restore"], env=environment, capture_output=True, text=True, timeout=240)
     assert again.returncode != 0
     assert "UpdateFinishedTrialError" in again.stderr
+
+
+def _stop_out_of_step(driver: subprocess.Popen[bytes], folder: Path) -> None:
+    """Stop it when trials have ended since Tune's last snapshot, of which it does not know when it is started again."""
+    snapshot, known, until = 0, 0, time.monotonic() + 600
+    while True:
+        assert driver.poll() is None
+        assert time.monotonic() < until
+        newest, complete = _snapshot(folder), _complete(folder)
+        if newest != snapshot:
+            snapshot, known = newest, complete
+        if snapshot and complete >= max(30, known + 3):
+            driver.send_signal(signal.SIGSTOP)
+            if _snapshot(folder) == snapshot:
+                return
+            driver.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
 
 
 def _snapshot(folder: Path) -> int:

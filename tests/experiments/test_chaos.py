@@ -52,8 +52,9 @@ def test_a_command_is_given_again_after_a_kill_of_its_process_alone(tmp_path, mo
         killed.touch()
 
     monkeypatch.setattr(chaos, "kill", killing)
-    # It does not end before it was killed once.
-    program = f"import os, time\nwhile not os.path.exists({str(killed)!r}): time.sleep(0.01)\nprint('done')"
+    # It does not end before it was killed once, or half an hour has passed.
+    waits = f"while not os.path.exists({str(killed)!r}) and time.monotonic() < until: time.sleep(0.01)"
+    program = f"import os, time\nuntil = time.monotonic() + 1800\n{waits}\nprint('done')"
     made = Chaos(None, [("driver", 0.0)], seed=0)
     made.sweep([sys.executable, "-c", program], out, log)
     assert (dict(made.killed), made.plan, log.read_text()) == ({"driver": 1}, [], "done\n")

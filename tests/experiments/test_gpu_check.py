@@ -182,8 +182,8 @@ def breaks(_: Setup, box: Box) -> Verdict:
 
 def hangs(_: Setup, box: Box) -> Verdict:
     box.note("begun", 1)
-    # Its time is over now.
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    # Its time is over now. Again and again, as a box rings.
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 1.0)
     while True:
         with suppress(Exception):
             time.sleep(0.01)
@@ -758,6 +758,7 @@ def over_once(monkeypatch, ready) -> None:
 
     def communicate(self, input=None, timeout=None):
         while timeout is not None and not ready():
+            assert self.poll() is None, "it has ended before it was ready"
             time.sleep(0.01)
         return real(self, input, None if timeout is None else 0.01)
 
@@ -807,20 +808,53 @@ def test_what_tests_have_started_ends_with_them(tmp_path, monkeypatch):
     assert not any(running(int(line)) for line in lines)
 
 
+def test_a_box_that_nobody_has_heard_rings_again(monkeypatch):
+    monkeypatch.setattr(parts, "AGAIN", 0.5)
+    until = time.monotonic() + 60
+
+    def works() -> None:
+        while time.monotonic() < until:
+            time.sleep(0.001)
+
+    def does_not_hear_it_once() -> None:
+        with suppress(BoxEndedError):  # as Python does with what is raised in a finaliser
+            works()
+        works()
+
+    with pytest.raises(BoxEndedError), boxed(0.01):
+        does_not_hear_it_once()
+
+
+def test_gpu_tests_are_called_without_another_pytests_options(monkeypatch):
+    others = {"PYTEST_ADDOPTS": "-x", "PYTEST_XDIST_WORKER": "gw0", "COV_CORE_SOURCE": "there"}
+    for name, value in (others | {"PYTHONPATH": "mine", "MINE": "kept"}).items():
+        monkeypatch.setenv(name, value)
+    found = suite._environment()
+    assert not others.keys() & found.keys()
+    assert found["MINE"] == "kept"
+    assert found["PYTHONPATH"].split(os.pathsep)[-1] == "mine"
+
+
 def test_what_tests_have_started_ends_with_their_box(tmp_path):
     told = tmp_path / "number"
     program = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
 
+    over = threading.Event()
+
     def end_the_box() -> None:
         while not (told.is_file() and told.read_text()):
-            time.sleep(0.01)
-        signal.setitimer(signal.ITIMER_REAL, 0.001)
+            if over.wait(0.01):
+                return
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 1.0)
 
-    ending = threading.Thread(target=end_the_box)
+    ending = threading.Thread(target=end_the_box, daemon=True)
     ending.start()
-    with pytest.raises(BoxEndedError), boxed(600.0):
-        suite._output([sys.executable, "-c", program], 600.0)
-    ending.join()
+    try:
+        with pytest.raises(BoxEndedError), boxed(300.0):
+            suite._output([sys.executable, "-c", program], 300.0)
+    finally:
+        over.set()
+        ending.join()
     assert not running(int(told.read_text()))
 
 

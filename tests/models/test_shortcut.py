@@ -45,7 +45,6 @@ print("trained")
 def test_narrow_networks_train_whatever_the_cpu_can_compute(name, side, arithmetic):
     # A block written past its end ends the process, at the latest when the allocator frees it.
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": arithmetic, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-c", TRAINED.format(name=name, side=side)], env=env, capture_output=True, text=True
-    )
+    program = [sys.executable, "-c", TRAINED.format(name=name, side=side)]
+    ran = subprocess.run(program, env=env, capture_output=True, text=True, timeout=300)
     assert (ran.returncode, ran.stdout) == (0, "trained\n"), ran.stderr[-2000:]

@@ -52,7 +52,10 @@ def test_fresh_of_the_working_folder_moves_it(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("runs.*/*")] == ["result"]
 
 
-def test_a_folder_that_cannot_be_moved_is_refused_and_let_go(tmp_path, monkeypatch):
+@pytest.fixture
+def fixed(tmp_path, monkeypatch) -> Path:
+    """A folder that is in use and cannot be moved."""
+
     def busy(path: Path, aside: Path) -> Path:
         raise OSError(errno.EBUSY, "Device or resource busy")
 
@@ -60,13 +63,37 @@ def test_a_folder_that_cannot_be_moved_is_refused_and_let_go(tmp_path, monkeypat
     out.mkdir()
     (out / "mine").write_text("kept")
     monkeypatch.setattr(Path, "rename", busy)
-    with pytest.raises(InputError, match=r"runs'; accepted with --fresh: a folder to move \(Device or resource busy\)"):
-        open_folder(out, "train", fresh=True)
-    assert (out / "mine").read_text() == "kept"
-    # Another process could have it now: a lock of this one's is refused to any other descriptor.
-    folder = os.open(out, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(folder)
+    return out
+
+
+UNMOVED = r"runs'; accepted with --fresh: a folder to move \(Device or resource busy\)"
+
+
+def locked(folder: Path) -> bool:
+    """Whether another process could not have it: a lock of this one's is refused to any other descriptor."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_a_folder_that_cannot_be_moved_is_refused_and_let_go(fixed):
+    with pytest.raises(InputError, match=UNMOVED):
+        open_folder(fixed, "train", fresh=True)
+    assert (fixed / "mine").read_text() == "kept"
+    assert not locked(fixed)
+
+
+def test_what_this_process_has_opened_before_stays_its_own(fixed):
+    write_manifest(fixed)
+    open_folder(fixed, "train", fresh=False)
+    with pytest.raises(InputError, match=UNMOVED):
+        open_folder(fixed, "train", fresh=True)
+    assert locked(fixed)
 
 
 @pytest.mark.parametrize("fresh", [False, True])
