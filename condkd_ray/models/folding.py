@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
 from condkd_ray.models.hooks import HALVES, BatchNorms, Weighted, cast
-from condkd_ray.models.network import Shortcut
+from condkd_ray.models.shortcut import Shortcut
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, TypeVar, final
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
@@ -70,30 +69,6 @@ def label(network: Network) -> str:
     values = [getattr(network, field.name) for field in fields(network)]
     words = [value for value in values if isinstance(value, str)]
     return "-".join([":".join(words), *(str(value) for value in values if not isinstance(value, str))])
-
-
-NARROW = 16
-"""From so many channels on oneDNN's 1x1 convolutions with a stride stay within their buffers."""
-
-
-class Shortcut(nn.Conv2d):
-    """1x1 convolution of every `stride`-th place, beside a block that changes the shape; without a bias of its own.
-
-    A stride over fewer than `NARROW` channels is a choice of places, then a convolution without stride: the same sums.
-    Else oneDNN (3.12, in PyTorch 2.14.1; its issue 6035) writes the gradient of the weights past the end of a buffer,
-    where the maps are float32 in channels-last format: with fewer than 8 channels where a CPU has AVX2 at the most,
-    with fewer than 16 and large maps where it has AVX-512. The process then dies, at once or later.
-    """
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride), rounded up."""
-        if self.in_channels >= NARROW or self.stride == (1, 1):
-            return super().forward(input)
-        # The mean of one place; the gradient of a slice would take a tenth of a training step of the default student.
-        return F.conv2d(F.avg_pool2d(input, 1, self.stride), self.weight, self.bias)
 
 
 def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int, count: int, stride: int) -> nn.Module:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.models.batch_norm import BatchNorm2d
-from condkd_ray.models.network import Network, Shortcut, he_init, stage
+from condkd_ray.models.network import Network, he_init, stage
+from condkd_ray.models.shortcut import Shortcut
 
 STEM = 16
 

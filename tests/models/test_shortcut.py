@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from condkd_ray.models.network import NARROW, Shortcut
+from condkd_ray.models.shortcut import NARROW, Shortcut
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
