@@ -10,7 +10,9 @@ command goes on where (g) was at the end of its time. It has not yet run on a GP
 """
 
 import argparse
+import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -18,10 +20,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # A clone that nobody has installed is enough.
 from gpu.ceilings import versions
 from gpu.parts import Report, Setup, run
-from gpu.plan import LETTERS, MINUTES, PARTS
+from gpu.plan import LETTERS, MINUTES, NEED_DATA, PARTS
 from gpu.sizes import full, tiny
+from gpu.teacher import read
 
 from condkd_ray.core.environment import default_device, git_state, set_up_process
+from condkd_ray.core.locks import claim
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
 
@@ -45,14 +49,23 @@ def check(given: argparse.Namespace) -> int:
     require(given.tiny or device.type == "cuda", "device", str(device), "a CUDA device; or --tiny, on the CPU")
     check_writable(given.out.parent, "folder of --out")
     check_writable(given.work, "--work")
+    # Else one would write over what the other has found, and spoil its times.
+    claim(given.out.parent, "folder of --out")
+    claim(given.work, "--work")
+    begun = time.monotonic()
     set_up_process(1)
     setup = Setup(device, tiny() if given.tiny else full(), given.data_root, given.work)
+    if given.data_root is not None and {*given.only} & {*NEED_DATA}:
+        read(setup)
     about = {"git": git_state(), "tiny": given.tiny, "minutes": given.minutes} | versions(device)
     chosen = [part for part in PARTS if part.letter in given.only]
-    return run(chosen, setup, Report.opened(given.out, about), given.minutes)
+    minutes = max(given.minutes - (time.monotonic() - begun) / 60, 0.0)
+    return run(chosen, setup, Report.opened(given.out, about), minutes)
 
 
 if __name__ == "__main__":
+    # Whoever ends it, such as a scheduler, ends what it has started too: that would hold the GPU.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         sys.exit(check(PARSER.parse_args()))
     except InputError as refused:

@@ -1,5 +1,6 @@
 """How trials run: where their files lie, what each takes of the cluster, and whether its machines hold that."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,8 +103,9 @@ def crew_size(config: TrialConfig) -> int:
 
 
 def _check_amounts(whose: str, cpus: float, gpus: float) -> None:
-    require(cpus > 0, f"CPUs {whose}", cpus, "more than 0")
-    require(0 <= gpus <= 1 or gpus == int(gpus) > 0, f"GPUs {whose}", gpus, "0 to 1, or a whole number")
+    require(0 < cpus < math.inf, f"CPUs {whose}", cpus, "more than 0")
+    whole = gpus > 1 and float(gpus).is_integer()
+    require(0 <= gpus <= 1 or whole, f"GPUs {whose}", gpus, "0 to 1, or a whole number")
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -12,12 +12,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
 import tyro
 
-from condkd_ray.core.method import require
+from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import read_manifest
 from condkd_ray.report.tensorboard.writer import FOLDER
 from condkd_ray.runs.recorder import ARTIFACTS
@@ -85,9 +86,12 @@ class Server:
 def servers(command: Dashboard) -> Iterator[list[Server]]:
     """Both, once each answers and its address has been printed; they end with the block."""
     running: list[Server] = []
+    commands = list(_commands(command))
+    for name, wanted, _ in commands:
+        _free(name, wanted)  # what cannot be had is refused before either starts
     try:
-        for name, wanted, arguments in _commands(command):
-            port, said = wanted or _free_port(), tempfile.TemporaryFile()  # noqa: SIM115
+        for name, wanted, arguments in commands:
+            port, said = _free(name, wanted), tempfile.TemporaryFile()  # noqa: SIM115
             place = ["--host", HOST, "--port", str(port)]
             process = subprocess.Popen([sys.executable, *arguments, *place], stdout=said, stderr=said, env=_direct())
             running.append(Server(name, process, said))
@@ -118,20 +122,28 @@ def _commands(command: Dashboard) -> Iterator[tuple[str, int, list[str]]]:
     yield "TensorBoard", command.tensorboard_port, ["-m", "tensorboard.main", *shown]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+def _free(name: str, wanted: int) -> int:
+    """A port that nobody listens at: the one that is wanted, unless it is 0. Raises `InputError`."""
+    accepted = "one that is free, or 0 for any"
+    require(0 <= wanted < 2**16, f"port of {name}", wanted, accepted)
+    try:
+        with socket.create_server((HOST, wanted)) as probe:
+            return probe.getsockname()[1]
+    except OSError as error:
+        raise InputError(f"port of {name} is {wanted}; accepted: {accepted} ({error.strerror})") from None
 
 
 def _direct() -> dict[str, str]:
-    """The environment of a server. TensorBoard asks a process of its own, and no proxy can reach that."""
-    spared = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
-    return os.environ | {"no_proxy": ",".join(filter(None, (spared, HOST, "localhost")))}
+    """The environment of a server. TensorBoard asks a process of its own by gRPC, and no proxy can reach that.
+
+    What other hosts are asked by stays as it is: gRPC alone reads `no_grpc_proxy`, and before `no_proxy`.
+    """
+    spared = next((os.environ[name] for name in ("no_grpc_proxy", "no_proxy") if name in os.environ), "")
+    return os.environ | {"no_grpc_proxy": ",".join(filter(None, (spared, HOST, "localhost")))}
 
 
 def _answers(port: int) -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with suppress(OSError), direct.open(f"http://{HOST}:{port}/", timeout=5):
+    with suppress(OSError, HTTPException), direct.open(f"http://{HOST}:{port}/", timeout=5):
         return True
     return False

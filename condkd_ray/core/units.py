@@ -14,16 +14,17 @@ def parse_duration(text: str, name: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
     seconds = sum(float(number) * UNIT_SECONDS[unit] for number, unit in parts)
     spelled = "".join(number + unit for number, unit in parts)
-    require(spelled == text and seconds > 0, name, text, "hours, minutes and seconds such as 2h, 90m or 1h30m")
+    fits = spelled == text and 0 < seconds < math.inf
+    require(fits, name, text, "hours, minutes and seconds such as 2h, 90m or 1h30m")
     return seconds
 
 
 def parse_size(text: str, name: str) -> int:
     """Bytes of a text such as `500MB` or `4GB`, the value of `name`. Raises `InputError`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(B|kB|MB|GB)", text)
-    require(found is not None and float(found[1]) > 0, name, text, "a size such as 500MB or 4GB")
-    assert found is not None
-    return int(float(found[1]) * UNIT_BYTES[found[2]])
+    count = float(found[1]) * UNIT_BYTES[found[2]] if found else 0.0
+    require(1 <= count < math.inf, name, text, "a size such as 500MB or 4GB")
+    return int(count)
 
 
 def duration(seconds: float | None) -> str:

@@ -1,12 +1,12 @@
 """The folder an experiment writes its results to: one experiment's alone, and locked while a process runs in it."""
 
 import datetime
-import fcntl
 import itertools
 import logging
 import os
 from pathlib import Path
 
+from condkd_ray.core.locks import claim, let_go
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import check_same_experiment
 
@@ -19,11 +19,11 @@ def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
     Raises `InputError` for a file, a folder that cannot be written, another experiment's, one where a process runs.
     """
     if fresh and out.is_dir():
-        taken = _claim(out)
+        taken = claim(out, "--out")
         try:
             _move_aside(out)
         except InputError:
-            _let_go(taken)
+            let_go(taken)
             raise
     check_same_experiment(out, experiment)
     try:
@@ -33,38 +33,7 @@ def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"--out is {str(out)!r}; accepted: a folder that can be written ({error.strerror})") from None
-    _claim(out)
-
-
-_claimed: dict[tuple[int, int], int] = {}
-"""Descriptors of folders that this process has locked, by device and inode. The system lets go of them at its end."""
-
-
-def _claim(out: Path) -> tuple[int, int] | None:
-    """The key in `_claimed` of a lock that this call has taken; none where there was one, or there are no locks."""
-    status = out.stat()
-    key = status.st_dev, status.st_ino
-    if key in _claimed:
-        return None
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise InputError(
-            f"--out is {str(out)!r}, where another process runs; accepted: a folder of its own, or the same once that "
-            "has ended"
-        ) from None
-    except OSError:  # a file system without locks
-        os.close(folder)
-        return None
-    _claimed[key] = folder
-    return key
-
-
-def _let_go(key: tuple[int, int] | None) -> None:
-    if key is not None:
-        os.close(_claimed.pop(key))
+    claim(out, "--out")
 
 
 def _move_aside(out: Path) -> None:

@@ -22,7 +22,8 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import atomic_write
 from gpu.sizes import Sizes
 
-Status = Literal["passed", "failed", "skipped"]
+Status = Literal["begun", "passed", "failed", "skipped"]
+"""`begun` stays where the process was ended."""
 AGAIN = 30.0
 """Seconds from one signal to the next: longer than a part takes to clear up."""
 LINES = 4
@@ -83,6 +84,8 @@ class Report:
             found = json.loads(path.read_bytes())
             then, parts = found["about"], found["parts"]
             other = [name for name in SAME if then.get(name) != about.get(name)]
+            for entry in parts.values():  # Whatever is of another shape raises.
+                entry.get("figures", {}).keys()
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             accepted = f"a report of this script, or no file yet ({type(error).__name__})"
             raise InputError(f"--out is {str(path)!r}; accepted: {accepted}") from None
@@ -123,8 +126,10 @@ class Box:
         print(f"  {name}: {_told(figures)}", flush=True)
 
     def found(self, part: str, name: str) -> Any:
-        """What another part has noted; None where it has not."""
-        return self.report.parts.get(part, {}).get("figures", {}).get(name)
+        """What another part has noted, or has before it was begun anew; None where it has not."""
+        entry = self.report.parts.get(part, {})
+        noted = (one.get("figures", {}) for one in (entry, entry.get("before", {})))
+        return next((figures[name] for figures in noted if name in figures), None)
 
 
 @dataclass(frozen=True)
@@ -153,10 +158,11 @@ def run(parts: Sequence[Part], setup: Setup, report: Report, minutes: float) -> 
 
 
 def _run(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
-    """Its status. What an earlier call has found stays where this one finds nothing."""
+    """Its status. What an earlier call has found stays where this one finds nothing, and beside it until it passes."""
     print(f"({part.letter}) {part.name}, {max(seconds, 0):.0f} s at most", flush=True)
-    begun, more, before = time.monotonic(), {}, report.parts.pop(part.letter, None)
+    begun, more, earlier = time.monotonic(), {}, report.parts.get(part.letter)
     status: Status = "skipped"
+    report.parts[part.letter] = {"name": part.name, "status": "begun"} | _kept(earlier)
     try:
         with boxed(seconds):
             passed, told = part.run(setup, Box(report, part.letter, begun + seconds))
@@ -168,13 +174,23 @@ def _run(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
     except Exception as error:
         status, told = "failed", f"{type(error).__name__}: {error}"
         more = {"trace": traceback.format_exc().splitlines()[-2 * LINES :]}
-    spent = round(time.monotonic() - begun, 1)
-    if before is not None and status == "skipped" and part.letter not in report.parts:
-        report.parts[part.letter], told = before, f"{told}; the report keeps what an earlier call has found"
+    spent, entry = round(time.monotonic() - begun, 1), report.parts[part.letter]
+    if earlier is not None and status == "skipped" and "figures" not in entry:
+        report.parts[part.letter], told = earlier, f"{told}; the report keeps what an earlier call has found"
     else:
-        report.note(part.letter, name=part.name, status=status, told=told, seconds=spent, **more)
+        if status == "passed":
+            entry.pop("before", None)
+        report.note(part.letter, status=status, told=told, seconds=spent, **more)
     print(f"({part.letter}) {part.name}: {status}: {told} [{spent:.1f} s]", flush=True)
     return status
+
+
+def _kept(earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """What stays beside an entry that has not passed: the last that had, else the first that had found something."""
+    if earlier is None:
+        return {}
+    kept = earlier if earlier.get("status") == "passed" else earlier.get("before", earlier)
+    return {"before": kept} if "figures" in kept else {}
 
 
 @contextmanager

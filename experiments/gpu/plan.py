@@ -21,4 +21,5 @@ PARTS = (
 )
 """In this order; the seconds are planned, not measured: (g) gets at least its own."""
 LETTERS = "".join(part.letter for part in PARTS)
+NEED_DATA = "fgh"
 MINUTES = 9.0

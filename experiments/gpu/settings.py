@@ -26,6 +26,7 @@ class Setting(NamedTuple):
 def choose(box: Box, plain: TrialConfig, folder: Path | None) -> Setting:
     """What the checkpoint in `folder` was made under, where there is one; else the fastest row; else as `plain` is.
 
+    A row is only taken where `plain`'s own was measured too: (d) may have ended, or failed, before it came to that.
     Fastest by the milliseconds of a distillation step at the recipe's batch, which is nearly all of the recipe.
     """
     if folder is not None:
@@ -37,9 +38,10 @@ def choose(box: Box, plain: TrialConfig, folder: Path | None) -> Setting:
     taken: Mapping[str, float] = {
         row: found["ms"] for row in rows if (found := box.found("d", row_name(row, batch, "distillation")))
     }
-    if not taken:
+    own = str(plain.precision)
+    if own not in taken:
         fields = {name: getattr(plain, name) for name in FIELDS}
-        return Setting(str(plain.precision), fields, f"(d) has measured no distillation at batch {batch}")
+        return Setting(own, fields, f"(d) has not measured its distillation at batch {batch}")
     row = min(taken, key=lambda name: taken[name])
     fields = {name: rows[row].get(name, getattr(plain, name)) for name in FIELDS}
     return Setting(row, fields, f"{taken[row]:.4g} ms, the least of {len(taken)} rows of (d)")

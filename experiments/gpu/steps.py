@@ -23,8 +23,8 @@ from gpu.parts import Box, BoxEndedError, Setup, SkippedError, Verdict
 from gpu.timing import launched, milliseconds, peak_tflops
 
 EAGER: dict[str, dict[str, Any]] = {
-    "float32": {"precision": "float32"},
     "bfloat16": {"precision": "bfloat16"},
+    "float32": {"precision": "float32"},
     "bfloat16, cuDNN by time": {"precision": "bfloat16"},
     "bfloat16, graphs": {"precision": "bfloat16", "graphs": True},
 }
@@ -45,14 +45,24 @@ def steps(setup: Setup, box: Box) -> Verdict:
     """Rows: both steps and the draw under each setting at each batch; first the teacher's answers by themselves."""
     found = world.teacher(setup.sizes.teacher.network, setup.sizes.shape, setup.sizes.classes, setup.device)
     best: dict[str, float] = {}
+    failed: list[str] = []
     ended = ""
     try:
         for batch in setup.sizes.batches:
             box.note(f"teacher alone, batch {batch}", _answers(setup, found, batch))
         for row, batch in order(setup):
-            best |= _row(setup, box, found, batch, row)
+            try:
+                best |= _row(setup, box, found, batch, row)
+            except Exception as error:
+                # A batch too large for the memory, a kernel that one setting needs: the others are asked all the same.
+                failed.append(f"{row}, batch {batch}")
+                box.note(failed[-1], {"failed": f"{type(error).__name__}: {error}"})
     except BoxEndedError:
         ended = "; the time was over before all rows were measured"
+    finally:
+        set_up_gpu()
+    if failed:
+        return Verdict(False, f"these rows failed: {'; '.join(failed)}{ended}")
     if not best:
         raise SkippedError(f"no share of a peak is known; of a device that is in no list (a) measures one{ended}")
     name, share = max(best.items(), key=lambda pair: pair[1])

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from condkd_ray.core.config import content_hash
+from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.storage import writing
 from condkd_ray.data.datasets import DataConfig, Dataset
@@ -21,6 +22,8 @@ from condkd_ray.trial.evaluation import accuracy
 from gpu.parts import Box, Setup, SkippedError, Verdict
 from gpu.timing import milliseconds, peak_tflops
 
+CIFAR10 = (10, (3, 32, 32), 50_000, 10_000)
+"""Classes, shape, train and test images: what the goals are of."""
 GOAL = 0.95
 """Share of the test images."""
 TRIED = 10_000
@@ -50,8 +53,13 @@ def workshop(work: Path, device: str) -> Workshop:
 
 
 def read(setup: Setup) -> Dataset:
-    """The data. Raises `SkippedError` as `data_config` does."""
-    return workshop(setup.work, str(setup.device)).data(TrialConfig(data=data_config(setup)))
+    """The data. Raises `SkippedError` as `data_config` does, `InputError` for given ones that are not CIFAR-10's."""
+    found = workshop(setup.work, str(setup.device)).data(TrialConfig(data=data_config(setup)))
+    if setup.data_root is not None:
+        there = (found.num_classes, found.image_shape, len(found.train), len(found.test))
+        asked = 2 if setup.sizes.tiny else len(there)
+        require(there[:asked] == CIFAR10[:asked], "data in --data-root", there, f"CIFAR-10, {CIFAR10}")
+    return found
 
 
 class Kept(NamedTuple):

@@ -1,5 +1,6 @@
 """What trials take of a cluster, and what is told of samples and objects that went to disk."""
 
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,10 @@ HERE = "node:127.0.0.1"
 """A resource of which each node of a cluster on loopback has 1."""
 
 
-@pytest.mark.parametrize(("cpus", "gpus"), [(64, 0), (1, 3), (0, 0), (1, 1.5), (1, -1)])
+@pytest.mark.parametrize(
+    ("cpus", "gpus"),
+    [(64, 0), (1, 3), (0, 0), (1, 1.5), (1, -1), (1, math.nan), (1, math.inf), (math.nan, 0), (math.inf, 0)],
+)
 def test_resources_nobody_has_are_refused(cluster, cpus, gpus):
     with pytest.raises(InputError, match="per trial is"):
         check_resources(cpus, gpus)

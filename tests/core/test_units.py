@@ -11,7 +11,7 @@ def test_durations(text, seconds):
     assert parse_duration(text, "--time-budget") == seconds
 
 
-@pytest.mark.parametrize("text", ["", "30", "m", "2 h", "1x", "0s", "-1m", "1h30"])
+@pytest.mark.parametrize("text", ["", "30", "m", "2 h", "1x", "0s", "-1m", "1h30", f"{'9' * 400}d"])
 def test_other_texts_are_no_durations(text):
     with pytest.raises(InputError, match=r"--time-budget is .*; accepted: hours, minutes and seconds"):
         parse_duration(text, "--time-budget")
@@ -22,7 +22,7 @@ def test_sizes(text, count):
     assert parse_size(text, "--pool-limit") == count
 
 
-@pytest.mark.parametrize("text", ["", "500", "MB", "4 GB", "4gb", "0MB"])
+@pytest.mark.parametrize("text", ["", "500", "MB", "4 GB", "4gb", "0MB", "0.1B", f"{'9' * 400}GB"])
 def test_other_texts_are_no_sizes(text):
     with pytest.raises(InputError, match=r"--pool-limit is .*; accepted: a size such as 500MB or 4GB"):
         parse_size(text, "--pool-limit")

@@ -227,6 +227,39 @@ def test_a_part_that_fails_stops_no_other_and_leaves_what_it_found(tmp_path):
     assert entries["f"]["figures"] == {"here": 1.5, "parts": list("abcdef")}
 
 
+def test_what_an_earlier_call_has_found_stays_until_a_later_one_passes(tmp_path):
+    """One that fails, is cut short or is killed leaves it beside what it has found itself."""
+    given, found = setup(tmp_path), report(tmp_path)
+
+    def again(function) -> dict[str, Any]:
+        with suppress(SystemExit):
+            run([Part("d", "rows", 1, function)], given, found, 60)
+        return json.loads(found.path.read_text())["parts"]["d"]
+
+    def is_killed(_: Setup, box: Box) -> Verdict:
+        box.note("rows", 1)
+        raise SystemExit(143)
+
+    assert "before" not in again(finds(-1.0))
+    passed = again(finds(5.0))
+    assert (passed["status"], passed["figures"]) == ("passed", {"value": 5.0})
+    assert "before" not in passed
+    for function, status, figures in (
+        (breaks, "failed", {"before": 1}),
+        (hangs, "skipped", {"begun": 1}),
+        (finds(-2.0), "failed", {"value": -2.0}),
+    ):
+        entry = again(function)
+        assert (entry["status"], entry["figures"], entry["before"]) == (status, figures, passed)
+    # Other parts find what is not there anew where it was before.
+    assert Box(found, "g", math.inf).found("d", "value") == -2.0
+    again(breaks)
+    assert Box(found, "g", math.inf).found("d", "value") == 5.0
+    killed = again(is_killed)
+    assert killed == {"name": "rows", "status": "begun", "figures": {"rows": 1}, "before": passed}
+    assert "before" not in again(finds(6.0))
+
+
 def finds(value: float):
     def part(_: Setup, box: Box) -> Verdict:
         box.note("value", value)
@@ -270,7 +303,12 @@ def test_the_report_of_another_is_kept_beside_a_new_one(tmp_path, capsys, other)
     assert [found["parts"]["a"]["status"] for found in files.values()] == ["z", "x", "y"]
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[]", "{}", '{"about": 3, "parts": {}}'])
+OF_ONE = '{"about": {"git": "1"}, "parts": %s}'
+
+
+@pytest.mark.parametrize(
+    "text", ["no JSON", "[]", "{}", '{"about": 3, "parts": {}}', OF_ONE % "[]", OF_ONE % '{"a": 3}']
+)
 def test_a_file_that_is_no_report_is_refused_and_stays(tmp_path, text):
     path = tmp_path / "check.json"
     path.write_text(text)
@@ -358,6 +396,64 @@ def test_two_halves_are_a_data_root_with_every_pixel_of_cifar(tmp_path, dataset)
     assert len(read_parquet([folder / names[2]])) == 101
 
 
+def test_data_that_are_not_cifars_are_refused_before_anything_is_measured(tmp_path, dataset):
+    def refused(folder: str) -> str:
+        out = ("--out", str(tmp_path / "found" / "check.json"), "--work", str(tmp_path / "work"))
+        given = gpu_check.PARSER.parse_args(["--tiny", *out, "--data-root", str(tmp_path / folder)])
+        with pytest.raises(InputError) as found:
+            gpu_check.check(given)
+        assert not (tmp_path / "found" / "check.json").exists()
+        return str(found.value)
+
+    def seven(images: RealImages) -> RealImages:
+        return RealImages(images.pixels, images.labels % 7)
+
+    fewer = {"train": seven(dataset.train), "test": seven(dataset.test), "num_classes": 7}
+    halves.write(replace(dataset, class_names=tuple("abcdefg"), **fewer), tmp_path / "seven")
+    told = "data in --data-root is (7, (3, 32, 32), 201, 60); accepted: CIFAR-10, (10, (3, 32, 32), 50000, 10000)"
+    assert refused("seven") == told
+    (tmp_path / "empty").mkdir()
+    assert refused("empty").startswith("cannot read CIFAR10")
+    halves.write(dataset, tmp_path / "few")
+    with pytest.raises(InputError, match=re.escape("data in --data-root is (10, (3, 32, 32), 201, 60); accepted: ")):
+        read(setup(tmp_path, sizes=full(), data_root=tmp_path / "few"))
+
+
+@contextmanager
+def begun(*flags: str):
+    """The command, once it has started pytest, whose process is held and comes beside it."""
+    program = [sys.executable, str(EXPERIMENTS / "gpu_check.py"), "--tiny", "--only", "b", *flags]
+    inner: list[psutil.Process] = []
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL) as check:
+        try:
+            until = time.monotonic() + 300
+            while not (inner := psutil.Process(check.pid).children()):
+                assert check.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            inner[0].suspend()
+            yield check, inner[0]
+        finally:
+            check.kill()
+            for process in inner:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def test_another_call_in_its_folders_is_refused_and_its_tests_end_with_it(tmp_path):
+    flags = ("--out", str(tmp_path / "found" / "check.json"), "--work", str(tmp_path / "work"))
+    with begun(*flags) as (check, tests):
+        for name, there in (("folder of --out", flags[:2]), ("--work", flags[2:])):
+            own = ("--out", str(tmp_path / "own" / "check.json"), "--work", str(tmp_path / "own"))
+            done = command("--tiny", "--only", "e", *own, *there)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr.startswith(f"error: {name} is '{tmp_path}/")
+            assert "where another process runs; accepted: a folder of its own" in done.stderr
+        check.send_signal(signal.SIGTERM)
+        assert check.wait(60) == 128 + signal.SIGTERM
+        assert not running(tests.pid)
+
+
 def test_halves_are_made_by_a_command_that_tells_their_size(tmp_path, dataset, capsys, monkeypatch):
     halves.write(dataset, tmp_path / "source")
     flags = ["--data-root", str(tmp_path / "source"), "--out"]
@@ -408,7 +504,7 @@ def test_a_teacher_of_halves_is_trained_once_and_the_full_recipe_goes_on_from_it
     settings = [one.report.parts["g"]["figures"]["setting"] for one in (stopped, rest)]
     assert [one["graphs"] for one in settings] == [False, False]
     assert [one["because"] for one in settings] == [
-        "(d) has measured no distillation at batch 16",
+        "(d) has not measured its distillation at batch 16",
         "a checkpoint was made under it",
     ]
     assert len(rounds) == 2
@@ -469,6 +565,8 @@ def test_the_fastest_setting_that_was_measured_is_chosen(tmp_path):
         return (row, *(fields[name] for name in FIELDS))
 
     assert chosen() == ("bfloat16", "bfloat16", "off", False)
+    # Without the default's own row (d) was cut short, or that has failed.
+    assert chosen(float32=2.0) == ("bfloat16", "bfloat16", "off", False)
     assert chosen(float32=2.0, bfloat16=3.0) == ("float32", "float32", "off", False)
     eager = {"float32": 9.0, "bfloat16": 5.0, "bfloat16_graphs": 4.0}
     assert chosen(**eager) == ("bfloat16, graphs", "bfloat16", "off", True)
@@ -707,9 +805,28 @@ def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, mo
     assert figures["bfloat16, compiled, graphs, batch 8"] == {"skipped": refused}
 
 
+def test_a_row_that_fails_stops_no_other(tmp_path, monkeypatch):
+    real = steps.Bench.distillation
+
+    def failing(self, box):
+        if self.config.distiller.batch == 16 and self.config.precision == "bfloat16":
+            raise torch.OutOfMemoryError("no room for it")
+        return real(self, box)
+
+    monkeypatch.setattr(steps.Bench, "distillation", failing)
+    found = box(tmp_path, "d")
+    verdict = steps.steps(setup(tmp_path), found)
+    failed = [f"{row}, batch 16" for row in ("bfloat16", "bfloat16, cuDNN by time")]
+    assert verdict == Verdict(False, f"these rows failed: {'; '.join(failed)}")
+    figures = found.report.parts["d"]["figures"]
+    assert figures[failed[0]] == figures[failed[1]] == {"failed": "OutOfMemoryError: no room for it"}
+    for row in ("float32, batch 8", "float32, batch 16", "bfloat16, batch 8", "bfloat16, cuDNN by time, batch 8"):
+        assert figures[f"{row}, distillation"]["ms"] > 0
+
+
 def test_rows_that_have_to_be_compiled_come_last(tmp_path):
     rows = steps.order(setup(tmp_path, sizes=full()))
-    eager = ("float32", "bfloat16", "bfloat16, cuDNN by time", "bfloat16, graphs")
+    eager = ("bfloat16", "float32", "bfloat16, cuDNN by time", "bfloat16, graphs")
     assert rows[:8] == [(row, batch) for row in eager for batch in (256, 1024)]
     compiled = ("bfloat16, compiled", "bfloat16, compiled, graphs")
     assert rows[8:] == [(row, batch) for batch in (256, 1024) for row in compiled]

@@ -217,7 +217,7 @@ def test_both_dashboards_show_it_until_they_are_ended(finished: Path, number):
     command = [sys.executable, "-m", "condkd_ray", "dashboard", str(finished)]
     # A proxy, as many clusters have one, knows nothing of this machine's own addresses; here it answers nobody.
     proxied = os.environ | dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"):
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         proxied.pop(name, None)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=proxied) as served:
         try:

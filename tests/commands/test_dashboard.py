@@ -1,0 +1,74 @@
+"""What is settled before the servers of `condkd dashboard` start; `tests/browser` and `tests/runs` look at them."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from condkd_ray.commands import dashboard
+from condkd_ray.commands.dashboard import HOST, Dashboard, servers
+from condkd_ray.core.method import InputError
+from condkd_ray.study.storage import JOURNAL
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port at which a server listens that does not know HTTP."""
+    with socket.create_server((HOST, 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    asked, _ = server.accept()
+                except OSError:
+                    return
+                with asked:
+                    asked.sendall(b"SSH-2.0-somebody\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("which", ["optuna", "tensorboard"])
+@pytest.mark.parametrize("port", [-1, 65536, None])
+def test_a_port_that_is_not_to_be_had_is_refused_before_its_server_starts(tmp_path, monkeypatch, taken, which, port):
+    (tmp_path / JOURNAL).touch()
+    wanted = taken if port is None else port
+    started: list[list[str]] = []
+    monkeypatch.setattr(dashboard.subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(dashboard, "_commands", only(which))
+    told = rf"^port of \w+ is {wanted}; accepted: one that is free, or 0 for any"
+    command = Dashboard(out=tmp_path, **{f"{which}_port": wanted})
+    with pytest.raises(InputError, match=told), servers(command):
+        pass
+    assert not started
+
+
+def only(which: str):
+    """The server that is meant."""
+    real = dashboard._commands
+    return lambda command: [entry for entry in real(command) if entry[0].lower() == which]
+
+
+def test_a_server_that_does_not_know_http_is_no_answer(taken):
+    assert not dashboard._answers(taken)
+
+
+@pytest.mark.parametrize(
+    ("set_before", "spared"),
+    [
+        ({}, f"{HOST},localhost"),
+        ({"no_proxy": "*"}, f"*,{HOST},localhost"),
+        ({"no_proxy": "a.b", "no_grpc_proxy": "c.d"}, f"c.d,{HOST},localhost"),
+    ],
+)
+def test_the_servers_reach_one_another_and_other_hosts_as_before(monkeypatch, set_before, spared):
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_before.items():
+        monkeypatch.setenv(name, value)
+    found = dashboard._direct()
+    assert found.get("no_proxy") == set_before.get("no_proxy")
+    assert found["no_grpc_proxy"] == spared
