@@ -126,9 +126,9 @@ class Box:
         print(f"  {name}: {_told(figures)}", flush=True)
 
     def found(self, part: str, name: str) -> Any:
-        """What another part has noted, or has before it was begun anew; None where it has not."""
+        """What another part has noted last, in this call or an earlier one; None where it has not."""
         entry = self.report.parts.get(part, {})
-        noted = (one.get("figures", {}) for one in (entry, entry.get("before", {})))
+        noted = (one.get("figures", {}) for one in (entry, *entry.get("earlier", [])))
         return next((figures[name] for figures in noted if name in figures), None)
 
 
@@ -158,11 +158,11 @@ def run(parts: Sequence[Part], setup: Setup, report: Report, minutes: float) -> 
 
 
 def _run(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
-    """Its status. What an earlier call has found stays where this one finds nothing, and beside it until it passes."""
+    """Its status. What earlier calls have found stays beside what this one finds, or as it is where that is nothing."""
     print(f"({part.letter}) {part.name}, {max(seconds, 0):.0f} s at most", flush=True)
     begun, more, earlier = time.monotonic(), {}, report.parts.get(part.letter)
     status: Status = "skipped"
-    report.parts[part.letter] = {"name": part.name, "status": "begun"} | _kept(earlier)
+    report.parts[part.letter] = {"name": part.name, "status": "begun"} | _kept(earlier or {})
     try:
         with boxed(seconds):
             passed, told = part.run(setup, Box(report, part.letter, begun + seconds))
@@ -174,23 +174,20 @@ def _run(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
     except Exception as error:
         status, told = "failed", f"{type(error).__name__}: {error}"
         more = {"trace": traceback.format_exc().splitlines()[-2 * LINES :]}
-    spent, entry = round(time.monotonic() - begun, 1), report.parts[part.letter]
-    if earlier is not None and status == "skipped" and "figures" not in entry:
+    spent = round(time.monotonic() - begun, 1)
+    if earlier is not None and status == "skipped" and "figures" not in report.parts[part.letter]:
         report.parts[part.letter], told = earlier, f"{told}; the report keeps what an earlier call has found"
     else:
-        if status == "passed":
-            entry.pop("before", None)
         report.note(part.letter, status=status, told=told, seconds=spent, **more)
     print(f"({part.letter}) {part.name}: {status}: {told} [{spent:.1f} s]", flush=True)
     return status
 
 
-def _kept(earlier: dict[str, Any] | None) -> dict[str, Any]:
-    """What stays beside an entry that has not passed: the last that had, else the first that had found something."""
-    if earlier is None:
-        return {}
-    kept = earlier if earlier.get("status") == "passed" else earlier.get("before", earlier)
-    return {"before": kept} if "figures" in kept else {}
+def _kept(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entries of earlier calls that have found something, the newest first, as they stay beside a new one."""
+    older, own = entry.get("earlier", []), {name: value for name, value in entry.items() if name != "earlier"}
+    kept = [own, *older] if "figures" in own else older
+    return {"earlier": kept} if kept else {}
 
 
 @contextmanager

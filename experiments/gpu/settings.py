@@ -35,9 +35,8 @@ def choose(box: Box, plain: TrialConfig, folder: Path | None) -> Setting:
     # Not the row in which cuDNN takes what it finds to be fastest: no field of a trial asks for that.
     rows = {row: fields for row, fields in (EAGER | COMPILED).items() if row != BY_TIME}
     batch = plain.distiller.batch
-    taken: Mapping[str, float] = {
-        row: found["ms"] for row in rows if (found := box.found("d", row_name(row, batch, "distillation")))
-    }
+    found = {row: box.found("d", row_name(row, batch, "distillation")) or {} for row in rows}
+    taken: Mapping[str, float] = {row: figures["ms"] for row, figures in found.items() if "ms" in figures}
     own = str(plain.precision)
     if own not in taken:
         fields = {name: getattr(plain, name) for name in FIELDS}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from condkd_ray.core import compilation
-from condkd_ray.core.environment import set_up_gpu
+from condkd_ray.core.environment import clean_process, set_up_gpu
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.models.teacher import Teacher
@@ -44,23 +44,21 @@ LEAST = 3
 def steps(setup: Setup, box: Box) -> Verdict:
     """Rows: both steps and the draw under each setting at each batch; first the teacher's answers by themselves."""
     found = world.teacher(setup.sizes.teacher.network, setup.sizes.shape, setup.sizes.classes, setup.device)
+    calls: dict[str, Callable[[], dict[str, float]]] = {
+        **{f"teacher alone, batch {batch}": partial(_alone, setup, box, found, batch) for batch in setup.sizes.batches},
+        **{row_name(*one, "distillation"): partial(_row, setup, box, found, *one) for one in order(setup)},
+    }
     best: dict[str, float] = {}
     failed: list[str] = []
     ended = ""
     try:
-        for batch in setup.sizes.batches:
-            box.note(f"teacher alone, batch {batch}", _answers(setup, found, batch))
-        for row, batch in order(setup):
-            try:
-                best |= _row(setup, box, found, batch, row)
-            except Exception as error:
-                # A batch too large for the memory, a kernel that one setting needs: the others are asked all the same.
-                failed.append(f"{row}, batch {batch}")
-                box.note(failed[-1], {"failed": f"{type(error).__name__}: {error}"})
+        for name, call in calls.items():
+            share = _tried(box, name, call)
+            best |= share or {}
+            failed += [name] if share is None else []
     except BoxEndedError:
         ended = "; the time was over before all rows were measured"
-    finally:
-        set_up_gpu()
+    _clear()
     if failed:
         return Verdict(False, f"these rows failed: {'; '.join(failed)}{ended}")
     if not best:
@@ -80,7 +78,33 @@ def row_name(row: str, batch: int, step: str) -> str:
     return f"{row}, batch {batch}, {step}"
 
 
-def _row(setup: Setup, box: Box, found: Teacher, batch: int, row: str) -> dict[str, float]:
+def _tried(box: Box, name: str, call: Callable[[], dict[str, float]]) -> dict[str, float] | None:
+    """What `call` gives; None where it failed, which is noted under `name`.
+
+    A batch may be too large for the memory, a kernel be missing: the other rows are asked all the same.
+    """
+    try:
+        return call()
+    except Exception as error:
+        box.note(name, {"failed": f"{type(error).__name__}: {error}"})
+    # Only here has the error, and with it what it held, gone.
+    _clear()
+    return None
+
+
+def _clear() -> None:
+    """Give back the memory of what was compiled, or failed; and the GPU's settings are those of a trial."""
+    compilation.forget()
+    clean_process(1)
+
+
+def _alone(setup: Setup, box: Box, found: Teacher, batch: int) -> dict[str, float]:
+    """Notes the teacher's answers by themselves, of which no share is asked."""
+    box.note(f"teacher alone, batch {batch}", _answers(setup, found, batch))
+    return {}
+
+
+def _row(setup: Setup, box: Box, found: Teacher, row: str, batch: int) -> dict[str, float]:
     """Notes a row; the share of the peak that its distillation reaches, by the row's name."""
     name, config = f"{row}, batch {batch}", _config(setup, batch, **(EAGER | COMPILED)[row])
     try:

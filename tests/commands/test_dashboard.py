@@ -46,6 +46,15 @@ def test_a_port_that_is_not_to_be_had_is_refused_before_its_server_starts(tmp_pa
     assert not started
 
 
+def test_where_one_is_not_to_be_had_the_other_does_not_start_either(tmp_path, monkeypatch, taken):
+    (tmp_path / JOURNAL).touch()
+    started: list[list[str]] = []
+    monkeypatch.setattr(dashboard.subprocess, "Popen", lambda command, **_: started.append(command))
+    with pytest.raises(InputError, match="TensorBoard"), servers(Dashboard(out=tmp_path, tensorboard_port=taken)):
+        pass
+    assert not started
+
+
 def only(which: str):
     """The server that is meant."""
     real = dashboard._commands
