@@ -15,19 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # A clone that nobody has installed is enough.
 from gpu.ceilings import versions
-from gpu.parts import Report, Setup, run
-from gpu.plan import LETTERS, MINUTES, NEED_DATA, PARTS
-from gpu.sizes import full, tiny
-from gpu.teacher import read
+from gpu.opening import opened
+from gpu.parts import Report, run
+from gpu.plan import LETTERS, MINUTES, PARTS
 
-from condkd_ray.core.environment import default_device, git_state, set_up_process
-from condkd_ray.core.locks import claim
+from condkd_ray.core.environment import git_state
 from condkd_ray.core.method import InputError, require
-from condkd_ray.core.storage import check_writable
 
 # By the standard library: such a machine has PyTorch, and little else.
 PARSER = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -44,20 +39,9 @@ def check(given: argparse.Namespace) -> int:
     """Run the parts. Raises `InputError`."""
     require(0 < given.minutes <= 600, "--minutes", given.minutes, "a number above 0, at most 600")
     require(bool(given.only) and {*given.only} <= {*LETTERS}, "--only", given.only, f"letters of {LETTERS}")
-    require(given.data_root is None or given.data_root.is_dir(), "--data-root", str(given.data_root), "a folder")
-    device = torch.device("cpu" if given.tiny else default_device())
-    require(given.tiny or device.type == "cuda", "device", str(device), "a CUDA device; or --tiny, on the CPU")
-    check_writable(given.out.parent, "folder of --out")
-    check_writable(given.work, "--work")
-    # Else one would write over what the other has found, and spoil its times.
-    claim(given.out.parent, "folder of --out")
-    claim(given.work, "--work")
     begun = time.monotonic()
-    set_up_process(1)
-    setup = Setup(device, tiny() if given.tiny else full(), given.data_root, given.work)
-    if given.data_root is not None and {*given.only} & {*NEED_DATA}:
-        read(setup)
-    about = {"git": git_state(), "tiny": given.tiny, "minutes": given.minutes} | versions(device)
+    setup = opened(given.data_root, given.out.parent, given.work, only=given.only, small=given.tiny)
+    about = {"git": git_state(), "tiny": given.tiny, "minutes": given.minutes} | versions(setup.device)
     chosen = [part for part in PARTS if part.letter in given.only]
     minutes = max(given.minutes - (time.monotonic() - begun) / 60, 0.0)
     return run(chosen, setup, Report.opened(given.out, about), minutes)
