@@ -27,9 +27,9 @@ from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.datasets import DataConfig, Dataset, RealImages
-from condkd_ray.methods.condensation.imported import least_recognised
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.recognition import least_recognised
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import read_weights

@@ -18,6 +18,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, to_model, unseen
 from condkd_ray.data.condensed_sets import is_copy, read_pixels, resolve, unpack
 from condkd_ray.methods.condensation.condensation import Condensation, random_per_class
+from condkd_ray.methods.recognition import least_recognised
 
 Space = Literal["unit", "normalised", "uint8"]
 
@@ -26,8 +27,6 @@ LEAST_STD, MOST_STD = 0.5, 2.0
 pixels taken for normalised ones 0.2 to 0.4, images normalised twice 2.6 to 8. CIFAR-10 after ZCA has
 0.47 with 0.1 added to the eigenvalues, 0.59 with 0.01, 1.05 with next to nothing: whitening may pass here, and is then
 left to `check_recognised`."""
-
-TIMES_CHANCE = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +127,6 @@ def check_statistics(samples: Samples, force: bool, what: str = "condensed set")
             "taken for 0 to 255 (try 'auto'), or ZCA-whitened (use the un-whitened copy)"
         )
     require(False, f"standard deviation of {what}", round(spread, 4), f"{LEAST_STD} to {MOST_STD}; {cause}; or force")
-
-
-def least_recognised(num_classes: int) -> float:
-    """With less a teacher hardly knows images: 2.5 times chance, or half way from chance to 1 if less (few classes)."""
-    chance = 1 / num_classes
-    return min(TIMES_CHANCE * chance, (1 + chance) / 2)
 
 
 def check_recognised(accuracy: float, num_classes: int, what: str, force: bool) -> None:

@@ -1,0 +1,164 @@
+"""How well a teacher's answers fit the labels of images, and whether another order of the classes would fit better.
+
+Every class counts the same, so that one with most of the images does not decide. All of it is our choice.
+Letters: N images, K classes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Verdict = Literal["known", "doubtful", "unknown"]
+
+TIMES_CHANCE = 2.5
+NORMAL = 1.96
+"""Quantile of the 95 % interval."""
+SURE = 1e-3
+"""Largest one-sided p of a sign test with which another order is held for the true one."""
+GAINED = 0.25
+"""Least gain of another order: mean share of the images of a class that changes places. A weak teacher that confuses
+two classes gains less."""
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """How a teacher's answers fit the labels of N images."""
+
+    share: float
+    """Balanced accuracy: the share of its images named right, mean over the classes that have images."""
+    low: float
+    high: float
+    """Ends of its 95 % interval: Wilson's, for as many images as give that mean its binomial variance."""
+    num_classes: int
+    """That have images."""
+    order: tuple[int, ...] | None = None
+    """Another order of the K classes, where one fits better for certain: label of the images named k, at place k."""
+    ordered: float = 0.0
+    """Balanced accuracy in that order."""
+
+    @property
+    def least(self) -> float:
+        """See `least_recognised`."""
+        return least_recognised(self.num_classes)
+
+    @property
+    def verdict(self) -> Verdict:
+        """`unknown`: less than `least` for certain. `known`: more than it, and more than chance for certain.
+
+        Ten images of ten classes are no evidence that a teacher who names two of them right does not know them.
+        """
+        if self.high < self.least:
+            return "unknown"
+        return "known" if self.share > self.least and self.low > 1 / self.num_classes else "doubtful"
+
+
+def least_recognised(num_classes: int) -> float:
+    """With less a teacher hardly knows images: 2.5 times chance, or half way from chance to 1 if less (few classes)."""
+    chance = 1 / num_classes
+    return min(TIMES_CHANCE * chance, (1 + chance) / 2)
+
+
+def recognition(answers: Tensor, labels: Tensor, num_classes: int) -> Recognition:
+    """Compare answers (N,) with labels (N,), int64 on the CPU, each of 0 to K - 1; one image or more."""
+    counts = labels.bincount(minlength=num_classes).double()
+    there = counts > 0
+    rates = _rates(answers, labels, num_classes)
+    share, present = rates.diagonal()[there].mean().item(), int(there.sum())
+    low, high = _wilson(share, present**2 / counts[there].reciprocal().sum().item())
+    order = _other_order(answers, labels, num_classes)
+    ordered = 0.0 if order is None else rates[torch.arange(num_classes), order][there[order]].mean().item()
+    return Recognition(share, low, high, present, None if order is None else tuple(order.tolist()), ordered)
+
+
+def _rates(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(K, K) float64: of the images of a label, a column, the share that is named as each class, a row."""
+    pairs = (answers * num_classes + labels).bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    return pairs.double() / pairs.sum(0).clamp(min=1)
+
+
+def _wilson(share: float, images: float) -> tuple[float, float]:
+    """Wilson's interval of a share of so many images."""
+    spread = NORMAL**2 / images
+    middle = (share + spread / 2) / (1 + spread)
+    half = NORMAL / (1 + spread) * (share * (1 - share) / images + spread / (4 * images)) ** 0.5
+    return middle - half, middle + half
+
+
+def _other_order(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor | None:
+    """(K,) the order that fits better for certain, whole or in those cycles that do; None where there is none.
+
+    It is found on one half of the images and judged on the other, and the other way round: on the images that it was
+    found on, the best of all K! orders always fits.
+    """
+    half = _halves(labels, num_classes)
+    parts = [(answers[half == side], labels[half == side]) for side in (0, 1)]
+    if not all(len(labels) for _, labels in parts):
+        return None
+    found = [_best(*part, num_classes) for part in parts]
+    tried = [(order, *part) for order, part in zip(found, reversed(parts), strict=True)]
+    if _surely(tried, torch.ones(num_classes, dtype=torch.bool)):
+        return _best(answers, labels, num_classes)
+    order = torch.arange(num_classes)
+    for cycle in _cycles(found[0]):
+        if torch.equal(found[0][cycle], found[1][cycle]) and _surely(tried, _mask(cycle, num_classes)):
+            order[cycle] = found[0][cycle]
+    return None if torch.equal(order, torch.arange(num_classes)) else order
+
+
+def _halves(labels: Tensor, num_classes: int) -> Tensor:
+    """(N,) 0 or 1: the images of each class in turn."""
+    order = labels.argsort(stable=True)
+    counts = labels.bincount(minlength=num_classes)
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    return torch.empty_like(labels).index_copy_(0, order, place % 2)
+
+
+def _best(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(K,) the order with the highest balanced accuracy; of equals the one that moves the fewest classes."""
+    from scipy.optimize import linear_sum_assignment  # not at the top, as every command would wait for it
+
+    rates = _rates(answers, labels, num_classes)
+    _, order = linear_sum_assignment((rates + 1e-6 * torch.eye(num_classes)).numpy(), maximize=True)
+    return torch.as_tensor(order)
+
+
+def _cycles(order: Tensor) -> list[Tensor]:
+    """The classes that change places, each list of them among themselves."""
+    cycles, left = [], {k for k, label in enumerate(order.tolist()) if label != k}
+    while left:
+        cycle = [left.pop()]
+        while (after := int(order[cycle[-1]])) in left:
+            left.remove(after)
+            cycle.append(after)
+        cycles.append(torch.tensor(cycle))
+    return cycles
+
+
+def _mask(rows: Tensor, count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.bool).index_fill(0, rows, True)
+
+
+def _surely(tried: list[tuple[Tensor, Tensor, Tensor]], among: Tensor) -> bool:
+    """Whether orders, each with answers and labels of images it was not found on, fit better in the classes `among`.
+
+    By an exact sign test over the images that just one of the two orders names right, and by `GAINED`.
+    """
+    from scipy.stats import binom  # not at the top, as every command would wait for it
+
+    won, lost, gains = 0, 0, []
+    for order, answers, labels in tried:
+        count = len(order)
+        moved = (order != torch.arange(count)) & among
+        rows = moved[labels]
+        answers, labels = answers[rows], labels[rows]
+        other, given = order[answers] == labels, answers == labels
+        won, lost = won + int((other & ~given).sum()), lost + int((given & ~other).sum())
+        there = labels.bincount(minlength=count) > 0
+        net = torch.zeros(count, dtype=torch.float64).index_add_(0, labels, other.double() - given.double())
+        gains.append((net / labels.bincount(minlength=count).clamp(min=1))[there])
+    gained = torch.cat(gains)
+    if not won or gained.mean() < GAINED:
+        return False
+    return bool(binom.sf(won - 1, won + lost, 0.5) <= SURE)
