@@ -39,7 +39,9 @@ def duration(seconds: float | None) -> str:
 
 
 def byte_size(count: float) -> str:
-    """`12 kB`, `1.5 MB` or `2.0 GB`."""
+    """`12 kB`, `1.5 MB` or `2.0 GB`; `inf` for more than can be counted."""
+    if math.isinf(count):
+        return "inf"
     for unit in ("GB", "MB"):
         if count >= UNIT_BYTES[unit]:
             return f"{count / UNIT_BYTES[unit]:.1f} {unit}"

@@ -3,6 +3,7 @@
 Letters: B batch, C channels, H W height and width, K classes.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,9 +12,16 @@ from typing import ClassVar, TypeVar, final
 import torch
 from torch import nn
 
+from condkd_ray.core.environment import free_bytes
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
+from condkd_ray.core.units import byte_size
 
+DEEPEST = 1202
+"""Layers with weights, at most: the deepest network of He et al. (CVPR 2016, section 4.2)."""
+LARGE = 256
+"""Up to this depth and width the weights of every architecture fit any machine (our choice). PyTorch takes a second to
+import what it needs for the first tensors without values."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -37,13 +45,29 @@ class Network(Method, ABC):
         """A freshly initialised module from normalised images (B, C, H, W) to logits (B, K), ending in `nn.Linear`.
 
         Draws from PyTorch's global generator: call it inside `Streams.forked`. `image_shape` is (C, H, W). Raises
-        `InputError` where H or W is below `min_size`.
+        `InputError` where H or W is below `min_size`, or where the weights do not fit the free memory.
         """
         _, height, width = image_shape
         side = min(height, width)
         what = f"network {label(self)} on images of {height}x{width}: smallest side"
         require(side >= self.min_size, what, side, f"{self.min_size} or more")
+        if any(isinstance(value, int) and value > LARGE for value in vars(self).values()):
+            self._check_memory(image_shape, num_classes)
         return self._build(image_shape, num_classes)
+
+    def _check_memory(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        free = free_bytes(torch.device("cpu"))
+        needed, accepted = self._bytes(image_shape, num_classes), f"less than the {byte_size(free)} that are free"
+        require(needed < free, f"memory for the weights of {label(self)}", byte_size(needed), accepted)
+
+    def _bytes(self, image_shape: tuple[int, int, int], num_classes: int) -> float:
+        """What the weights take, in float32. On the device `meta` tensors have no values: nothing is drawn either."""
+        try:
+            with torch.device("meta"):
+                return 4.0 * sum(tensor.numel() for tensor in self._build(image_shape, num_classes).parameters())
+        except (RuntimeError, TypeError, OverflowError):
+            # More than a tensor can be.
+            return math.inf
 
     @abstractmethod
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.models.batch_norm import BatchNorm2d
-from condkd_ray.models.network import Network, WideNetwork, he_init, stage
+from condkd_ray.models.network import DEEPEST, Network, WideNetwork, he_init, stage
 from condkd_ray.models.shortcut import Shortcut
 
 
@@ -32,7 +32,8 @@ class ResNet(Network):
     """Channels of the first stage; the others have twice and four times as many."""
 
     def __post_init__(self) -> None:
-        require(self.depth >= 8 and self.depth % 6 == 2, "resnet depth", self.depth, "6n + 2, such as 8, 14, 20")
+        deep = 8 <= self.depth <= DEEPEST and self.depth % 6 == 2
+        require(deep, "resnet depth", self.depth, f"6n + 2, such as 8, 14, 20, at most {DEEPEST}")
         require(self.width >= 1, "resnet width", self.width, "1 or more")
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -27,7 +27,7 @@ from condkd_ray.models import (
     Wrn,
     parse,
 )
-from condkd_ray.models.network import label
+from condkd_ray.models.network import LARGE, label
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.torchvision import SMALLEST
 
@@ -80,6 +80,28 @@ def test_the_smallest_side_is_read_and_one_less_refused(network):
     )
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
         network.build((1, side - 1, side), 2)
+
+
+@pytest.mark.parametrize("network", [ResNet(width=10**6), Wrn(width=2**63), Vgg11(width=10**20)], ids=label)
+def test_weights_that_fit_no_memory_are_refused(network):
+    taken = r"'(inf|\d+\.\d GB)'; accepted: less than the \d+\.\d GB that are free"
+    with pytest.raises(InputError, match=f"^memory for the weights of {label(network)} is {taken}$"):
+        network.build((3, 32, 32), 10)
+
+
+def test_a_wide_network_is_drawn_as_a_narrow_one_is():
+    """To look at the memory it needs draws nothing."""
+    torch.manual_seed(0)
+    found = ResNet(width=LARGE + 2).build((1, 8, 8), 2).conv.weight
+    torch.manual_seed(0)
+    expected = ResNet(width=LARGE + 2)._build((1, 8, 8), 2).conv.weight
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("kind", "depth"), [(ResNet, 1208), (Wrn, 1204), (ResNet, 2**31 // 6 * 6 + 2)])
+def test_depths_beyond_any_are_refused(kind, depth):
+    with pytest.raises(InputError, match=rf"depth is {depth}; accepted: 6n .*at most 1202$"):
+        kind(depth=depth)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
