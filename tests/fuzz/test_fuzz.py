@@ -1,0 +1,112 @@
+"""Files as nobody has thought of: whatever is in them, they are taken, or refused in one message with what is accepted.
+
+Through the functions that the commands call, in one process. `pytest -m slow tests/fuzz --fuzz 2000` takes two thousand
+of each kind.
+"""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from condkd_ray.core.rng import Streams
+from condkd_ray.data.datasets import DataConfig, load
+from condkd_ray.models.resnet import ResNet
+from condkd_ray.models.weights import load_into, read_weights
+from condkd_ray.runs import search
+from condkd_ray.runs.search_spec import SearchSpec
+from condkd_ray.study import space
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import read
+from fuzz.files import checkpoints, folders, parquets, put
+from fuzz.refusals import refusal
+from fuzz.trees import configs, spaces
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Generating overly large repr")]
+TOLD = ("accepted", "is not YAML", "cannot be read", "cannot read", "do not fit", "holds")
+"""One of these is in every refusal."""
+
+
+@pytest.fixture
+def many(request) -> Callable[[st.SearchStrategy, Callable[[object, Path], None]], Counter[str]]:
+    """Try inputs of a kind, in a folder of its own each; how many were taken and refused."""
+
+    def tried(strategy: st.SearchStrategy, take: Callable[[object, Path], None]) -> Counter[str]:
+        seen: Counter[str] = Counter()
+
+        # Not made smaller where they fail: that would take minutes, and what is tried is small.
+        @settings(
+            max_examples=request.config.getoption("--fuzz"),
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(strategy)
+        def one(given: object) -> None:
+            folder = Path(tempfile.mkdtemp(prefix="fuzz"))
+            try:
+                told = refusal(lambda: take(given, folder))
+            finally:
+                shutil.rmtree(folder)
+            assert told is None or any(word in told for word in TOLD), told
+            seen["taken" if told is None else "refused"] += 1
+
+        one()
+        # Else nothing has been tried.
+        assert min(seen["taken"], seen["refused"]) > 0, seen
+        return seen
+
+    return tried
+
+
+def test_configs(many, tmp_path):
+    workshop = Workshop(tmp_path / "cache")
+
+    def take(content: bytes, folder: Path) -> None:
+        (folder / "trial.yaml").write_bytes(content)
+        workshop.check(read(folder / "trial.yaml"))
+
+    many(configs(), take)
+
+
+def test_spaces(many):
+    def take(content: bytes, folder: Path) -> None:
+        (folder / "space.yaml").write_bytes(content)
+        tree = space.read(folder / "space.yaml")
+        search.check(tree, SearchSpec(out=folder / "out"))
+        space.corners(tree)
+
+    many(spaces(), take)
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "class_folders"])
+def test_image_folders(many, kind: str):
+    def take(files: dict[str, bytes], folder: Path) -> None:
+        load(DataConfig(name=kind, root=put(files, folder), size=8))
+
+    many(folders(), take)
+
+
+def test_parquet(many):
+    def take(files: dict[str, bytes], folder: Path) -> None:
+        load(DataConfig(name="parquet", root=put(files, folder), size=8))
+
+    many(parquets(), take)
+
+
+def test_checkpoints(many):
+    def made() -> torch.nn.Module:
+        with Streams(0).forked("fuzz"):
+            return ResNet(depth=8, width=2).build((1, 8, 8), 3)
+
+    def take(file: tuple[str, bytes], folder: Path) -> None:
+        path = folder / file[0]
+        path.write_bytes(file[1])
+        load_into(made(), read_weights(path), f"weights in {path}")
+
+    many(checkpoints(made().state_dict()), take)
