@@ -1,0 +1,79 @@
+"""Images and labels in Parquet, as Hugging Face writes it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from condkd_ray.core.method import InputError, require
+from condkd_ray.data.readers.decoding import BATCH_ROWS, Source, decode_all
+from condkd_ray.data.readers.images import Raw, checked
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+def read_parquet(files: Sequence[Path], size: int | None = None) -> Raw:
+    """Images and labels of Hugging Face image Parquet files, one after the other.
+
+    Columns: `image` or `img`, a struct with `bytes` or plain binary; `label`, `labels` or `fine_label`, integers.
+    Class names come from the Hugging Face metadata where there are any. `size`: the side images are resized to.
+    """
+    labels, names = [], None
+    tables = [_open_parquet(path) for path in files]
+    for path, file in zip(files, tables, strict=True):
+        column = _column(file, LABEL_COLUMNS, path)
+        numbers = file.read(columns=[column]).column(0)
+        holds = pa.types.is_integer(numbers.type) and numbers.null_count == 0
+        require(holds, f"column {column!r} of {path}", str(numbers.type), "integers without gaps")
+        # By way of a list: Arrow's own conversion would import pandas.
+        labels.append(torch.tensor(numbers.to_pylist(), dtype=torch.int64))
+        here = _class_names(file, column)
+        same = names is None or here is None or here == names
+        require(same, f"class names of {path}", here, f"{names}, as in {files[0]}")
+        names = names or here
+    pixels = decode_all((s for path, file in zip(files, tables, strict=True) for s in _sources(path, file)), size)
+    return checked(pixels, torch.cat(labels), names, ", ".join(map(str, files)))
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read Parquet file {path}: {error}") from error
+
+
+def _column(file: pq.ParquetFile, accepted: Sequence[str], path: Path) -> str:
+    there = file.schema_arrow.names
+    found = [name for name in accepted if name in there]
+    require(bool(found), f"columns of {path}", there, " or ".join(accepted))
+    return found[0]
+
+
+def _class_names(file: pq.ParquetFile, column: str) -> tuple[str, ...] | None:
+    """Names of a ClassLabel feature. The metadata is optional by its nature, so an unreadable one is none."""
+    try:
+        features = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(features[column]["names"])
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _sources(path: Path, file: pq.ParquetFile) -> Iterator[Source]:
+    column = _column(file, IMAGE_COLUMNS, path)
+    kind: Any = file.schema_arrow.field(column).type
+    in_struct = pa.types.is_struct(kind)
+    holder = kind.field("bytes").type if in_struct and kind.get_field_index("bytes") >= 0 else kind
+    holds = pa.types.is_binary(holder) or pa.types.is_large_binary(holder)
+    require(holds, f"column {column!r} of {path}", str(kind), "binary, or a struct with binary `bytes`")
+    row = 0
+    for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
+        cells = batch.column(0).field("bytes") if in_struct else batch.column(0)
+        for cell in cells.to_pylist():
+            require(cell is not None, f"image {row} of {path}", None, "the bytes of an image file")
+            yield f"image {row} of {path}", cell
+            row += 1
