@@ -8,11 +8,12 @@ from condkd_ray.data.readers.idx import read_idx, read_idx_pair
 from condkd_ray.data.readers.images import Raw, RealImages, resize
 from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS, digits, idx_set, torchvision_set
 from condkd_ray.data.readers.parquet import read_parquet
-from condkd_ray.data.readers.parquet_files import find_parquet
+from condkd_ray.data.readers.parquet_files import ParquetFiles, find_parquet
 
 __all__ = [
     "IDX_SETS",
     "TORCHVISION_SETS",
+    "ParquetFiles",
     "Raw",
     "RealImages",
     "digits",

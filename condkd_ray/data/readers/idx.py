@@ -3,6 +3,7 @@
 import gzip
 import math
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def read_idx(path: Path) -> Tensor:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read IDX file {path}: {error}") from error
     require(len(data) >= 4 and data[:3] == b"\x00\x00\x08", f"start of {path}", data[:4], "an IDX file of uint8 values")
     start = 4 + 4 * data[3]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -10,6 +10,10 @@ from torch import Tensor
 from condkd_ray.core.device import sent
 from condkd_ray.core.method import require
 from condkd_ray.core.samples import Samples, to_model, unseen
+
+Ground = Literal["white", "black"]
+MOST_CLASSES = 100_000
+"""Of a set that does not name them (our choice): a label beyond is a mistake, and a network of as many no use."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,15 @@ class RealImages:
 
 @dataclass(frozen=True)
 class Raw(RealImages):
-    """Images as a file holds them, with `class_names` by label."""
+    """Images as a file holds them, with `class_names` by label.
+
+    `ground`: what transparent ones were laid on; None where there were none. `notes`: what the user
+    is to be told of the files, a sentence each.
+    """
 
     class_names: tuple[str, ...]
+    ground: Ground | None = None
+    notes: tuple[str, ...] = ()
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
@@ -52,9 +62,16 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 
 def checked(pixels: Tensor, labels: Tensor, names: tuple[str, ...] | None, what: str) -> Raw:
     """A `Raw` whose labels are within its classes, which are numbered where `names` is None."""
+    check_labels(labels.tolist(), names, what)
+    return Raw(pixels, labels, names or tuple(str(number) for number in range(int(labels.max()) + 1)))
+
+
+def check_labels(labels: Sequence[int], names: Sequence[str] | None, what: str) -> None:
+    """Raise `InputError` where labels of `what` are none of its classes, which `names` is None of where numbered."""
     require(len(labels) > 0, f"number of images in {what}", 0, "at least 1")
-    lowest, highest = int(labels.min()), int(labels.max())
-    names = names or tuple(str(number) for number in range(highest + 1))
-    within = lowest >= 0 and highest < len(names)
-    require(within, f"labels in {what}", (lowest, highest), f"0 to {len(names) - 1}, the classes")
-    return Raw(pixels, labels, names)
+    below = sum(label < 0 for label in labels)
+    accepted = f"0 or more ({below} of {len(labels)} are below): -1 mostly stands for labels that a test set keeps back"
+    require(not below, f"lowest of the labels in {what}", min(labels), accepted)
+    most = len(names) if names else MOST_CLASSES
+    accepted = f"less than {most}, the number of its classes" if names else f"less than {most}, or names of the classes"
+    require(max(labels) < most, f"highest of the labels in {what}", max(labels), accepted)

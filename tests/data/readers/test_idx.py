@@ -52,3 +52,18 @@ def test_real_fashion_mnist():
     assert (len(train), len(test)) == (60_000, 10_000)
     assert train.labels.bincount().tolist() == [6000] * 10
     assert train.class_names[9] == "Ankle boot"
+
+
+@pytest.mark.parametrize("damage", ["block", "checksum", "cut", "header"])
+def test_a_damaged_gzip_is_named(tmp_path: Path, damage: str):
+    packed = bytearray(gzip.compress(idx_bytes(random_pixels(50, 1)[:, 0])))
+    if damage == "block":
+        packed[12:40] = bytes(28)
+    if damage == "checksum":
+        packed[-8:-4] = bytes(4)
+    if damage == "header":
+        packed[2] = 9
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(packed[:-200] if damage == "cut" else packed)
+    with pytest.raises(InputError, match=r"cannot read IDX file .*train-images-idx3-ubyte\.gz: "):
+        read_idx(path)

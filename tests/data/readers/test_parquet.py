@@ -67,3 +67,43 @@ def test_real_parquet():
     assert raw.pixels.shape == (1017, 3, 32, 32)
     assert raw.class_names[:2] == ("airplane", "automobile")
     assert raw.labels[:3].tolist() == [3, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "problem"),
+    [
+        (
+            [0, 10**12],
+            pa.int64(),
+            r"highest of the labels in .*x\.parquet is 1000000000000; accepted: less than 100000",
+        ),
+        ([0, 2**64 - 1], pa.uint64(), r"highest of the labels in .*x\.parquet is 18446744073709551615"),
+        ([0, -1], pa.int64(), r"lowest of the labels in .* is -1; accepted: 0 or more \(1 of 2 are below\): -1 mostly"),
+        ([-(2**63), 0], pa.int64(), r"lowest of the labels in .* is -9223372036854775808"),
+    ],
+)
+def test_labels_that_number_no_class_are_refused_before_any_image_is_read(tmp_path: Path, labels, kind, problem: str):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [b"no image"] * 2, "label": pa.array(labels, kind)}), path)
+    with pytest.raises(InputError, match=problem):
+        read_parquet([path])
+
+
+def test_a_label_beyond_the_named_classes_is_refused(tmp_path: Path):
+    path = write_parquet(tmp_path / "x.parquet", random_pixels(2), torch.tensor([0, 2]), names=["cat", "dog"])
+    with pytest.raises(InputError, match=r"highest of the labels in .* is 2; accepted: less than 2, the number of its"):
+        read_parquet([path])
+
+
+@pytest.mark.parametrize("column", ["label", "image"])
+def test_a_damaged_page_is_named(tmp_path: Path, column: str):
+    pixels, labels = random_pixels(500, side=16), torch.arange(500) % 7
+    path = write_parquet(tmp_path / "x.parquet", pixels, labels)
+    parts = pq.ParquetFile(path).metadata.row_group(0)
+    places = {parts.column(k).path_in_schema.split(".")[0]: parts.column(k) for k in (0, parts.num_columns - 1)}
+    start = places[column].dictionary_page_offset or places[column].data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 40] = bytes([255]) * 40
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"cannot read Parquet file .*x\.parquet"):
+        read_parquet([path])
