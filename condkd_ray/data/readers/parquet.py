@@ -31,14 +31,14 @@ def read_parquet(files: Sequence[Path], size: int | None = None, ground: Ground 
     what = ", ".join(map(str, files))
     tables = [_open_parquet(path) for path in files]
     for path, file in zip(files, tables, strict=True):
-        column = _column(file, LABEL_COLUMNS, path)
         with _reading(path):
+            column = _column(file, LABEL_COLUMNS, path)
             numbers = file.read(columns=[column]).column(0)
+            here = _class_names(file, column)
         holds = pa.types.is_integer(numbers.type) and numbers.null_count == 0
         require(holds, f"column {column!r} of {path}", str(numbers.type), "integers without gaps")
         # By way of a list: Arrow's own conversion would import pandas.
         labels += numbers.to_pylist()
-        here = _class_names(file, column)
         same = names is None or here is None or here == names
         require(same, f"class names of {path}", here, f"{names}, as in {files[0]}")
         names = names or here
@@ -54,7 +54,9 @@ def _reading(path: Path) -> Iterator[None]:
     """Raise `InputError` where the block cannot read the Parquet file at `path`."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a stranger's file makes Arrow raise is the file's fault
         raise InputError(f"cannot read Parquet file {path}: {' '.join(str(error).split())}") from error
 
 
@@ -80,10 +82,11 @@ def _class_names(file: pq.ParquetFile, column: str) -> tuple[str, ...] | None:
 
 
 def _sources(path: Path, file: pq.ParquetFile) -> Iterator[Source]:
-    column = _column(file, IMAGE_COLUMNS, path)
-    kind: Any = file.schema_arrow.field(column).type
-    in_struct = pa.types.is_struct(kind)
-    holder = kind.field("bytes").type if in_struct and kind.get_field_index("bytes") >= 0 else kind
+    with _reading(path):
+        column = _column(file, IMAGE_COLUMNS, path)
+        kind: Any = file.schema_arrow.field(column).type
+        in_struct = pa.types.is_struct(kind)
+        holder = kind.field("bytes").type if in_struct and kind.get_field_index("bytes") >= 0 else kind
     holds = pa.types.is_binary(holder) or pa.types.is_large_binary(holder)
     require(holds, f"column {column!r} of {path}", str(kind), "binary, or a struct with binary `bytes`")
     row = 0

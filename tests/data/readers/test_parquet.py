@@ -107,3 +107,10 @@ def test_a_damaged_page_is_named(tmp_path: Path, column: str):
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"cannot read Parquet file .*x\.parquet"):
         read_parquet([path])
+
+
+def test_a_column_whose_name_is_no_text_is_named(tmp_path: Path):
+    path = write_parquet(tmp_path / "x.parquet", random_pixels(3), torch.arange(3))
+    path.write_bytes(path.read_bytes().replace(b"label", b"lab\xfdl"))
+    with pytest.raises(InputError, match=r"cannot read Parquet file .*x\.parquet: .*decode"):
+        read_parquet([path])
