@@ -37,7 +37,7 @@ def main(args: Args) -> int:
     """The exit code: 0 if every sweep ended with the numbers of the calm one."""
     open_folder(args.out, "soak", fresh=args.out.is_dir())
     config = args.out / "config.yaml"
-    config.write_text(ASKS_NOBODY)
+    config.write_text(ASKS_NOBODY, encoding="utf-8")
     flags = [*SWEEP.split(), "--rounds", str(args.rounds), "--config", str(config), "--cache", str(args.out / "cache")]
     begin = time.monotonic()
     with machine() as made:

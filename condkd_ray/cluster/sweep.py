@@ -296,7 +296,7 @@ def _reason(trial: Any) -> str:
     """One line on why a Tune trial failed."""
     # The text of the error, never the pickle beside it. Our own process has just written it there.
     file = trial.error_file
-    return reason_in(Path(file).read_text() if file else "")
+    return reason_in(Path(file).read_text(encoding="utf-8", errors="replace") if file else "")
 
 
 def reason_in(text: str) -> str:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.text import read_text
 
 Tree = dict[str, Any]
 """Plain values only: what a YAML or JSON file holds."""
@@ -92,11 +93,7 @@ _adapter = cache(TypeAdapter)
 def read_tree(path: Path) -> Tree:
     """The tree in a YAML file. Raises `InputError` where there is none."""
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"config file is {str(path)!r}, which cannot be read ({error}); accepted: a YAML file"
-        ) from None
+        tree = yaml.safe_load(read_text(path, "config file", "a YAML file"))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if tree is not None and not isinstance(tree, dict):

@@ -110,7 +110,7 @@ def clean_process(threads: int, gpus: float = 1.0) -> None:
     peak = Path("/proc/self/clear_refs")
     if peak.exists():
         # "5" sets the peak of resident memory back to what it is now (Linux).
-        peak.write_text("5")
+        peak.write_text("5", encoding="ascii")
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -121,7 +121,9 @@ def peak_bytes(device: torch.device) -> int:
     if status.exists():
         # Not what `getrusage` says: there a process inherits the peak of the one that started it.
         return 1024 * next(
-            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")
+            int(line.split()[1])
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM:")
         )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

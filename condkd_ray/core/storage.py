@@ -192,13 +192,13 @@ def atomic_write(path: Path, content: bytes) -> None:
 def put_text(file: Location, text: str) -> None:
     """Write a small file, atomically; it is on the disk then."""
     with writing(file, durable=True) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def get_text(file: Location) -> str:
     """The content of a small file."""
     with reading(file) as local:
-        return local.read_text()
+        return local.read_text(encoding="utf-8")
 
 
 @contextmanager

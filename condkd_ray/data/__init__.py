@@ -1,1 +1,5 @@
 """Data sets: read from files, written to files, augmented."""
+
+from condkd_ray.data.datasets import DataConfig as DataConfig
+from condkd_ray.data.datasets import Dataset as Dataset
+from condkd_ray.data.datasets import load as load

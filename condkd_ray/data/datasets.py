@@ -6,7 +6,8 @@ The split has a seed of its own, apart from a trial's: a teacher must never have
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +15,8 @@ import torch
 
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import derive_seed
-from condkd_ray.data import readers
-from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, Raw, RealImages
+from condkd_ray.data import copies, readers
+from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, ParquetFiles, Raw, RealImages
 
 Known = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
 DataName = Literal[Known, "parquet", "image_folder", "class_folders"]
@@ -33,6 +34,8 @@ CONSTANTS: dict[str, Constants] = {
 NO_FLIP = ("digits", "mnist", "svhn")
 DIGITS_TEST, DIGITS_VAL = 600, 197
 HELD_OUT, HELD_OUT_FROM = 10_000, 50_000
+SHOWN = 10
+"""Classes in a note, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +105,31 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Found:
-    """What was read, before splitting. `held_out`, `own_val`: images to be taken out of train for test, validation."""
+    """What was read, before splitting. `held_out`, `own_val`: images to be taken out of train for test, validation.
+
+    `why`: why a test set is held out where the data set has none of its own; `remedy`: how to name one.
+    """
 
     train: Raw
     test: Raw | None
     held_out: int = 0
     own_val: int = 0
     notes: tuple[str, ...] = ()
+    why: str = ""
+    remedy: str = ""
 
 
 def load(config: DataConfig) -> Dataset:
     """Read, resize and split. Raises `InputError` for whatever is missing or does not fit."""
     found = _find(config)
-    train, val, test = _split(config, found)
+    classes = len(found.train.labels.unique())
+    require(classes > 1, f"number of classes with images in {config.name}", classes, "2 or more: nothing to tell apart")
+    (train, val, test), told = _split(config, found)
     mean, std = _constants(config, train)
     flip_ok = config.name not in NO_FLIP if config.flip_ok is None else config.flip_ok
     names, digest = found.train.class_names, _digest(train, val, test)
-    return Dataset(config.name, train, val, test, len(names), names, mean, std, flip_ok, digest, found.notes)
+    notes = tuple(dict.fromkeys([*_held_out_note(config, found, len(test)), *found.notes, *_files_notes(found), *told]))
+    return Dataset(config.name, train, val, test, len(names), names, mean, std, flip_ok, digest, notes)
 
 
 def _find(config: DataConfig) -> _Found:
@@ -134,59 +145,96 @@ def _find(config: DataConfig) -> _Found:
     if config.name == "class_folders":
         return _Found(*readers.read_halves(root, config.size, config.seed))
     files = readers.find_parquet(root, config.train_file, config.test_file)
-    if config.name != "parquet" and files is None:
-        return _Found(*readers.torchvision_set(config.name, root, download=config.download))
-    require(files is not None, "data.root", str(root), "a folder with train*.parquet in it or in one sub-folder")
-    return _parquet(config, *(files or ([], [])))
+    if files is not None:
+        return _parquet(config, files)
+    accepted = "a folder with train*.parquet or train/*.parquet in it or in one sub-folder"
+    require(config.name != "parquet", "data.root", str(root), accepted)
+    return _Found(*readers.torchvision_set(config.name, root, download=config.download))
 
 
-def _parquet(config: DataConfig, train_files: list[Path], test_files: list[list[Path]]) -> _Found:
-    train = readers.read_parquet(train_files, config.size)
-    if len(test_files) == 1:
-        return _Found(train, readers.read_parquet(test_files[0], config.size))
-    names = ", ".join(files[0].name for files in test_files)
-    why = f"several test files ({names}) and none named" if test_files else "no test file"
-    return _held_out(config, train, why, "; name one with --test-file")
+def _parquet(config: DataConfig, files: ParquetFiles) -> _Found:
+    train = readers.read_parquet(files.train.files, config.size)
+    if len(files.tests) == 1:
+        return _Found(train, readers.read_parquet(files.tests[0].files, config.size, train.ground), notes=files.notes)
+    names = ", ".join(one.told for one in files.tests)
+    why = f"several test files ({names}) and none named" if files.tests else "no test file"
+    return _held_out(train, files.notes, why, "; name one with --test-file")
 
 
 def _image_folder(config: DataConfig, root: Path) -> _Found:
     train = readers.read_folder(root / "train", config.size)
     there = [name for name in ("test", "val") if (root / name).is_dir()]
     if not there:
-        return _held_out(config, train, "neither test/ nor val/")
+        return _held_out(train, (), "neither test/ nor val/")
     notes = {"test": (), "val": ("val/ is the test set, as there is no test/",)}[there[0]]
     notes = notes if len(there) == 1 else ("val/ is not read: test/ is the test set",)
-    return _Found(train, readers.read_folder(root / there[0], config.size), notes=notes)
+    return _Found(train, readers.read_folder(root / there[0], config.size, train.ground), notes=notes)
 
 
-def _held_out(config: DataConfig, train: Raw, why: str, remedy: str = "") -> _Found:
+def _held_out(train: Raw, notes: tuple[str, ...], why: str, remedy: str = "") -> _Found:
     """No test set is ever guessed: one is taken out of train, and the user is told."""
     count = HELD_OUT if len(train) >= HELD_OUT_FROM else len(train) // 5
-    note = f"{why}: {f'{count:,}'.replace(',', ' ')} images held out of train by data seed {config.seed}{remedy}"
-    return _Found(train, None, held_out=count, notes=(note,))
+    return _Found(train, None, held_out=count, notes=notes, why=why, remedy=remedy)
 
 
-def _split(config: DataConfig, found: _Found) -> tuple[RealImages, RealImages | None, RealImages]:
-    """Train, validation and test, without a row in common."""
+def _held_out_note(config: DataConfig, found: _Found, count: int) -> Iterator[str]:
+    if found.why:
+        told = f"{count:,}".replace(",", " ")
+        yield f"{found.why}: {told} images held out of train by data seed {config.seed}{found.remedy}"
+
+
+def _files_notes(found: _Found) -> Iterator[str]:
+    """What the readers tell, and which classes have no image to learn from."""
+    for raw in (found.train, found.test):
+        yield from raw.notes if raw else ()
+    if found.test is not None and found.test.class_names != found.train.class_names and not _numbered(found):
+        yield "the classes of the test images stand in another order than train's: they are taken by their names"
+    names, counts = found.train.class_names, found.train.labels.bincount(minlength=len(found.train.class_names))
+    for few, told in enumerate(("no train image: nothing of them can be taught", "one train image: the proxy set's")):
+        rare = [names[label] for label in (counts == few).nonzero().flatten().tolist()]
+        shown = ", ".join(rare[:SHOWN]) + ", ..." * (len(rare) > SHOWN)
+        yield from [f"{len(rare)} of {len(names)} classes have {told} ({shown})"] * bool(rare)
+
+
+def _split(config: DataConfig, found: _Found) -> tuple[tuple[RealImages, RealImages | None, RealImages], list[str]]:
+    """Train, validation and test, without a row or a copy in common where we split; and what to tell of copies."""
     train = _real(config, found.train)
     val_count = found.own_val or round(config.val_fraction * (len(train) - found.held_out))
     left = len(train) - found.held_out - val_count
     enough = left > 0 and (found.test is not None or found.held_out > 0) and (val_count > 0 or not config.val_fraction)
     require(enough, "number of train images", len(train), f"enough for a val_fraction of {config.val_fraction}")
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "split"))
-    parts = torch.randperm(len(train), generator=generator).split([found.held_out, val_count, left])
-    held_out, val, kept = (train[rows.sort().values] for rows in parts)
-    test = held_out if found.test is None else _test(config, found.train, found.test)
+    prints = copies.fingerprints(train.pixels)
+    first = copies.first_copies(prints)
+    order = torch.randperm(len(train), generator=generator)
+    parts = [train[rows] for rows in copies.split(order, [found.held_out, val_count, left], first)]
+    different = [bool(len(part)) or not size for part, size in zip(parts, (found.held_out, val_count, 1), strict=True)]
+    accepted = "images that are not all the same, enough for each side of the split, as copies stay together"
+    require(all(different), "number of different train images", len(first.unique()), accepted)
+    held_out, val, kept = parts
+    test = held_out if found.test is None else _test(config, found, found.test)
     shape, fitting = (tuple(part.pixels.shape[1:]) for part in (test, kept))
     require(shape == fitting, "shape of the test images", shape, f"{fitting}, train's")
-    return kept, val if val_count else None, test
+    test_prints = [] if found.test is None else copies.fingerprints(test.pixels)
+    labels = torch.cat([train.labels, *([] if found.test is None else [test.labels])])
+    told = [*copies.notes(prints, test_prints, labels), *(copies.split_note(first) if left < len(train) else ())]
+    return (kept, val if val_count else None, test), told
 
 
-def _test(config: DataConfig, train: Raw, test: Raw) -> RealImages:
-    """The classes of test are those of train. A file that does not name its classes has them by number."""
-    numbered = any(raw.class_names == tuple(map(str, range(len(raw.class_names)))) for raw in (train, test))
-    same = numbered or train.class_names == test.class_names
-    require(same, "classes of the test images", test.class_names, f"those of train, {train.class_names}")
+def _numbered(found: _Found) -> bool:
+    """Whether train or test does not name its classes: then both have them by number."""
+    sides = [raw.class_names for raw in (found.train, found.test) if raw is not None]
+    return any(names == tuple(map(str, range(len(names)))) for names in sides)
+
+
+def _test(config: DataConfig, found: _Found, test: Raw) -> RealImages:
+    """The classes of test are those of train, by their names if both have some."""
+    train = found.train
+    if not _numbered(found):
+        same = sorted(train.class_names) == sorted(test.class_names)
+        require(same, "classes of the test images", test.class_names, f"those of train, {train.class_names}")
+        place = {name: label for label, name in enumerate(train.class_names)}
+        test = replace(test, labels=torch.tensor([place[name] for name in test.class_names])[test.labels])
     foreign = sorted(set(test.labels.unique().tolist()) - set(train.labels.unique().tolist()))
     require(not foreign, "labels of test images that train has not", foreign, "the labels of train")
     return _real(config, test)

@@ -323,7 +323,7 @@ class StudyWriter:
             self._log.attach(number, grid, self._store)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{key}.yaml"
-            path.write_text(yaml.safe_dump(tree, sort_keys=False))
+            path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
             self._log.attach(number, path, self._store)
 
 

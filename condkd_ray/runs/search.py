@@ -15,6 +15,7 @@ from condkd_ray.cluster.options import check_resources
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.storage import check_writable
+from condkd_ray.core.text import read_text
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.runs import experiment
 from condkd_ray.runs.estimate import explain_search
@@ -156,8 +157,8 @@ def _teach(study: Study, spec: SearchSpec) -> None:
 
 def _points(path: Path) -> list[Mapping[str, Any]]:
     try:
-        points = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        points = yaml.safe_load(read_text(path, "--points", "a YAML list"))
+    except yaml.YAMLError as error:
         raise InputError(f"--points is {str(path)!r}, which cannot be read ({error}); accepted: a YAML list") from None
     fine = isinstance(points, list) and all(isinstance(point, dict) for point in points)
     require(fine, "--points", str(path), "a YAML list of mappings from parameters to values")

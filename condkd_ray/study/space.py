@@ -16,6 +16,7 @@ import optuna
 import yaml
 
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.text import read_text
 from condkd_ray.trial.config import TrialConfig, from_tree
 
 
@@ -73,12 +74,7 @@ for _kind in ("uniform", "log_uniform", "int", "choice"):
 
 def read(path: Path) -> dict[str, Any]:
     """The tree of a space file, with `Open` leaves. Raises `InputError`."""
-    try:
-        return parse(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"search space is {str(path)!r}, which cannot be read ({error}); accepted: a YAML file"
-        ) from None
+    return parse(read_text(path, "search space", "a YAML file"))
 
 
 def parse(text: str) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def row(figure: str, measured: Measured, *, processor: str = "", packages: Seque
 def processor() -> str:
     """Its name, and what it has that convolutions are made of."""
     info = Path("/proc/cpuinfo")
-    told = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.is_file() else {}
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    told = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in told.items()}
     bf16 = any(flag in fields.get("flags", "").split() for flag in ("avx512_bf16", "amx_bf16"))
     widest = torch.backends.cpu.get_cpu_capability()

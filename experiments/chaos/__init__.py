@@ -124,7 +124,10 @@ class Chaos:
         self._wait()
         code = -signal.SIGKILL
         while code == -signal.SIGKILL:
-            with log_file.open("a") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as driver:
+            with (
+                log_file.open("a", encoding="utf-8") as file,
+                subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as driver,
+            ):
                 try:
                     code = self._watch(driver, out, records)
                 finally:
@@ -214,6 +217,6 @@ def _numbers(record: Record) -> str:
 
 
 def _table(out: Path) -> list[list[str]]:
-    with (out / "table.csv").open(newline="") as file:
+    with (out / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     return [row for row in rows if not (row[4].startswith(("time/", "pool/")) or row[4].endswith("_seconds"))]

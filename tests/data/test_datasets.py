@@ -245,3 +245,124 @@ def test_real_cifar10_holds_out_its_own_test_images():
     assert (len(dataset.train), len(dataset.test)) == (40_000, 10_000)
     assert "10 000 images held out" in dataset.notes[0]
     check_normalised(dataset)
+
+
+def test_a_validation_file_is_the_test_set_where_there_is_no_other(tmp_path: Path):
+    dataset = load(DataConfig(name="parquet", root=parquet_root(tmp_path, 30, "valid-00000-of-00001.parquet")))
+    assert (len(dataset.train), len(dataset.test)) == (30, 20)
+    assert dataset.notes == ("valid-00000-of-00001.parquet is the test set, as there is no test file",)
+
+
+@pytest.mark.parametrize("name", ["parquet", "cifar10"])
+def test_a_converted_data_set_is_read(tmp_path: Path, name):
+    root = tmp_path / "plain_text"
+    write_parquet(root / "train" / "0000.parquet", random_pixels(30), torch.arange(30) % 10, columns=("img", "label"))
+    write_parquet(root / "test" / "0000.parquet", random_pixels(20, seed=1), torch.arange(20) % 10)
+    dataset = load(DataConfig(name=name, root=tmp_path))
+    assert (len(dataset.train), len(dataset.test), dataset.notes) == (30, 20, ())
+
+
+def test_a_test_set_without_labels_is_refused(tmp_path: Path):
+    root = parquet_root(tmp_path, 30)
+    write_parquet(tmp_path / "test.parquet", random_pixels(20), torch.full((20,), -1))
+    with pytest.raises(InputError, match=r"lowest of the labels in .*test\.parquet is -1; .*\(20 of 20 are below\)"):
+        load(DataConfig(name="parquet", root=root))
+
+
+def test_classes_without_train_images_are_told(tmp_path: Path):
+    write_parquet(tmp_path / "train.parquet", random_pixels(30), torch.tensor([1, 3, 4] * 10))
+    write_parquet(tmp_path / "test.parquet", random_pixels(3, seed=1), torch.tensor([1, 3, 4]))
+    dataset = load(DataConfig(name="parquet", root=tmp_path))
+    assert dataset.num_classes == 5
+    assert dataset.notes == ("2 of 5 classes have no train image: nothing of them can be taught (0, 2)",)
+
+
+def test_classes_of_one_image_are_told(tmp_path: Path):
+    names = ["ant", "bee", "cow"]
+    for seed, split in enumerate(("train", "test")):
+        write_folder(tmp_path / split, random_pixels(5, seed=seed), torch.tensor([0, 0, 1, 1, 2]), names)
+    notes = load(DataConfig(name="image_folder", root=tmp_path)).notes
+    assert notes == ("1 of 3 classes have one train image: the proxy set's (cow)",)
+
+
+def test_classes_of_test_are_taken_by_their_names(tmp_path: Path):
+    for seed, split in enumerate(("train", "test")):
+        write_folder(tmp_path / split, random_pixels(6, seed=seed), torch.arange(6) % 3, ["ant", "bee", "cow"])
+    plain = load(DataConfig(name="image_folder", root=tmp_path))
+    (tmp_path / "train" / "classes.txt").write_text("cow\nant\nbee\n", encoding="utf-8")
+    dataset = load(DataConfig(name="image_folder", root=tmp_path))
+    assert dataset.class_names == ("cow", "ant", "bee")
+    assert torch.equal(dataset.test.pixels, plain.test.pixels)
+    assert dataset.test.labels.tolist() == [(label + 1) % 3 for label in plain.test.labels.tolist()]
+    assert dataset.notes == (
+        "the classes of the test images stand in another order than train's: they are taken by their names",
+    )
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b"]])
+def test_one_class_is_refused(tmp_path: Path, names):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", random_pixels(9), torch.zeros(9, dtype=torch.int64), names=names)
+    with pytest.raises(InputError, match=r"number of classes with images in parquet is 1; accepted: 2 or more"):
+        load(DataConfig(name="parquet", root=tmp_path))
+
+
+def written(root: Path, train: Tensor, test: Tensor, *, other: bool = False) -> Path:
+    """Parquet files of these images; `other`: the labels of test are not those that train counts."""
+    write_parquet(root / "train.parquet", train, torch.arange(len(train)) % 5)
+    write_parquet(root / "test.parquet", test, (torch.arange(len(test)) + other) % 5)
+    return root
+
+
+def test_test_images_that_are_train_images_are_told(tmp_path: Path):
+    train, test = random_pixels(40), random_pixels(60)[30:]
+    some = load(DataConfig(name="parquet", root=written(tmp_path, train, test)))
+    assert some.notes == (
+        "10 of 30 test images are train images, pixel for pixel: on them accuracy tells what was learnt by heart",
+    )
+    whole = load(DataConfig(name="parquet", root=written(tmp_path, train, train), val_fraction=0.25))
+    assert whole.notes[0].startswith("ALL 40 test images are train images")
+    apart = load(DataConfig(name="parquet", root=written(tmp_path, train, random_pixels(60)[40:])))
+    assert apart.notes == ()
+
+
+def test_copies_of_another_label_are_told(tmp_path: Path):
+    notes = load(
+        DataConfig(name="parquet", root=written(tmp_path, random_pixels(40), random_pixels(10), other=True))
+    ).notes
+    assert notes[1] == "20 of 50 images have a copy of another label, pixel for pixel: one of the two is wrong"
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(60, 300), different=st.floats(0.7, 1), fraction=st.floats(0.2, 0.5), seed=st.integers(0, 10))
+def test_copies_are_on_one_side_of_each_split(
+    tmp_path_factory: pytest.TempPathFactory, count: int, different: float, fraction: float, seed: int
+):
+    root, rng = tmp_path_factory.mktemp("data"), torch.Generator().manual_seed(seed)
+    rows = torch.randint(max(20, int(count * different)), (count,), generator=rng)
+    write_parquet(root / "train.parquet", numbered(1000, side=1)[rows], torch.arange(count) % 10)
+    config = DataConfig(name="parquet", root=root, val_fraction=fraction, seed=seed, mean=(0.5,) * 3, std=(0.5,) * 3)
+    dataset = load(config)
+    assert dataset.val is not None
+    parts = [numbers_of(part) for part in (dataset.train, dataset.val, dataset.test)]
+    assert sorted(itertools.chain(*parts)) == sorted(rows.tolist())
+    assert sum(len(set(part)) for part in parts) == len(set(rows.tolist()))
+    copied = count - len(set(rows.tolist()))
+    assert any(note.startswith(f"{copied} of {count} images are copies") for note in dataset.notes) == (copied > 0)
+    assert dataset.notes[0].startswith(f"no test file: {len(dataset.test)} images held out")
+    most = int(rows.bincount().max())
+    assert abs(len(dataset.test) - count // 5) < most
+    assert abs(len(dataset.val) - round(fraction * (count - count // 5))) < 2 * most
+
+
+def test_a_split_without_copies_is_what_it_was(tmp_path: Path):
+    root = parquet_root(tmp_path, 60)
+    write_parquet(root / "train.parquet", random_pixels(60), torch.arange(60) % 10)
+    found = [load(DataConfig(name="parquet", root=root, seed=seed, val_fraction=0.2)).digest for seed in (0, 1)]
+    assert found == ["939791e5b387a9ff", "49918c9960752f2b"]
+
+
+def test_images_that_are_all_copies_cannot_be_split(tmp_path: Path):
+    write_parquet(tmp_path / "train.parquet", random_pixels(2)[[0, 1] * 10], torch.arange(20) % 10)
+    with pytest.raises(InputError, match=r"number of different train images is 2; .*copies stay together"):
+        load(DataConfig(name="parquet", root=tmp_path, val_fraction=0.3))

@@ -68,7 +68,8 @@ def notes(results: Results) -> list[str]:
         f"Spearman's rho of {one.proxy} with test accuracy over {one.n} finished trials: {one.rho:+.2f}."
         for one in results.rankings
     ]
-    return [*lines, f"CPU time of all trials: {results.cpu_seconds:.0f} s.", *results.manifest.notes]
+    lines.append(f"CPU time of all trials: {results.cpu_seconds:.0f} s.")
+    return [*lines, *results.manifest.dataset.get("notes", ()), *results.manifest.notes]
 
 
 def _leaf(config: Mapping[str, Any], path: str) -> str:

@@ -1,0 +1,29 @@
+"""Readers of image sets, one layout a file: folders of images, Parquet, IDX, and data sets known by name.
+
+All is read in place; nothing is written, nothing unpickled but what torchvision has checked the md5 of.
+"""
+
+from condkd_ray.data.readers.class_folders import read_folder, read_halves
+from condkd_ray.data.readers.idx import read_idx, read_idx_pair
+from condkd_ray.data.readers.images import Raw, RealImages, resize
+from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS, digits, idx_set, torchvision_set
+from condkd_ray.data.readers.parquet import read_parquet
+from condkd_ray.data.readers.parquet_files import ParquetFiles, find_parquet
+
+__all__ = [
+    "IDX_SETS",
+    "TORCHVISION_SETS",
+    "ParquetFiles",
+    "Raw",
+    "RealImages",
+    "digits",
+    "find_parquet",
+    "idx_set",
+    "read_folder",
+    "read_halves",
+    "read_idx",
+    "read_idx_pair",
+    "read_parquet",
+    "resize",
+    "torchvision_set",
+]

@@ -1,0 +1,53 @@
+"""IDX files, the format of MNIST and its kin."""
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from condkd_ray.core.method import InputError, require
+from condkd_ray.data.readers.images import Raw, checked
+
+IDX_FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+"""Images and labels of train, then of test."""
+
+
+def read_idx(path: Path) -> Tensor:
+    """The uint8 array in an IDX file, gzipped or not. Raises `InputError` where it is no such file."""
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot read IDX file {path}: {error}") from error
+    require(len(data) >= 4 and data[:3] == b"\x00\x00\x08", f"start of {path}", data[:4], "an IDX file of uint8 values")
+    start = 4 + 4 * data[3]
+    require(len(data) >= start, f"size of {path} in bytes", len(data), f"at least {start}, its header")
+    shape = struct.unpack(f">{data[3]}I", data[4:start])
+    expected = start + math.prod(shape)
+    require(len(data) == expected, f"size of {path} in bytes", len(data), f"{expected}, for an array of {shape}")
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).copy()).view(shape)
+
+
+def find_idx(folders: Sequence[Path]) -> list[Path] | None:
+    """The files of `IDX_FILES`, gzipped or not, in the first of `folders` that has all; None if none has."""
+    for folder in folders:
+        there = [[p for p in (folder / name, folder / f"{name}.gz") if p.is_file()][:1] for name in IDX_FILES]
+        if all(there):
+            return [files[0] for files in there]
+    return None
+
+
+def read_idx_pair(images: Path, labels: Path, names: tuple[str, ...] | None = None) -> Raw:
+    """Grey images (N, 1, H, W) and their labels from two IDX files; classes are numbered unless `names` are given."""
+    pixels, numbers = read_idx(images), read_idx(labels)
+    require(pixels.ndim == 3, f"dimensions of {images}", pixels.ndim, "3: images, rows, columns")
+    found = tuple(numbers.shape)
+    require(found == pixels.shape[:1], f"shape of {labels}", found, f"{len(pixels)}, one an image")
+    return checked(pixels[:, None], numbers.long(), names, str(labels))

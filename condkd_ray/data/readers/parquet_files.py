@@ -1,0 +1,139 @@
+"""Which Parquet files of a folder are the train set, and which the test set, in the layouts of the Hugging Face Hub.
+
+A set is one file, its shards (`test-00000-of-00002.parquet`, or with a hash behind, as `push_to_hub` named them), or a
+folder of the split's name with all files in it (`plain_text/train/0000.parquet`, as the Hub converts data sets).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from glob import escape, glob
+from pathlib import Path
+
+from condkd_ray.core.method import require
+
+VALIDATION = re.compile(r"(validation|valid|val|dev)([-_.\d].*)?")
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(-[0-9a-f]{16})?")
+PARTIAL = "partial-"
+"""Before the name of a split of which the Hub has converted only the first part."""
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """Files that belong together: the stem they share or the split they are of, and how they are told of."""
+
+    name: str
+    files: list[Path]
+    told: str
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """The train set, each test set there is, and a sentence on each thing to be told."""
+
+    train: FileSet
+    tests: list[FileSet]
+    notes: tuple[str, ...] = ()
+
+
+def find_parquet(root: Path, train: str | None, test: str | None) -> ParquetFiles | None:
+    """The Parquet files of a data set; None where `root` holds neither a train set nor what is named.
+
+    `root` is a folder, one with a single sub-folder of a train set, or a train file. Where there is no test set, the
+    validation set is it, and that is told, as is what is not read. `train`, `test`: names in `root`, paths or patterns;
+    what is named is the only candidate. Raises `InputError` where several train sets are there and none is named, and
+    where a shard is missing.
+    """
+    folder, train = (root.parent, train or root.name) if root.is_file() else (root, train)
+    if root.is_dir() and train is None:
+        folder = _inner(root)
+    there = _sets(folder)
+    trains = _named(folder, train) if train else [one for one in there if one.name.startswith("train")]
+    if not trains:
+        accepted = f"train*.parquet in {folder}, or a train file named"
+        require(test is None, "test file without a train file", test, accepted)
+        return None
+    accepted = "one set, or name it with --train-file (a pattern will do)"
+    require(len(trains) == 1, f"train files in {folder}", [one.told for one in trains], accepted)
+    tests, notes = (_named(folder, test), []) if test else _tests(there)
+    files = {path.resolve() for path in trains[0].files}
+    shared = [path.name for one in tests for path in one.files if path.resolve() in files]
+    require(not shared, "files read as train and as test", shared, "different files")
+    notes += [
+        f"{one.told} is but a part of the split: the Hub has converted no more"
+        for one in (*trains, *tests)
+        if one.told.startswith(PARTIAL)
+    ]
+    if train is None and test is None:
+        notes += _unread(there, [*trains, *tests])
+    return ParquetFiles(trains[0], tests, tuple(notes))
+
+
+def _inner(root: Path) -> Path:
+    """`root`, or the one folder in it that has a train set."""
+    if list(root.glob("*.parquet")) or any(_split(path.parent) for path in root.glob("*train/*.parquet")):
+        return root
+    found = [path.parent for path in root.glob("*/train*.parquet")]
+    found += [path.parent.parent for path in root.glob("*/*train/*.parquet") if _split(path.parent)]
+    inner = sorted({path for path in found if not path.name.startswith(".")})
+    named = [path.name for path in inner]
+    require(len(inner) <= 1, f"folders of Parquet files in {root}", named, "one; give it as root")
+    return inner[0] if inner else root
+
+
+def _split(folder: Path) -> str:
+    """The split that a folder of this name holds; empty where it holds none."""
+    name = folder.name.removeprefix(PARTIAL)
+    return name if name in ("train", "test") or VALIDATION.fullmatch(name) else ""
+
+
+def _tests(there: Iterable[FileSet]) -> tuple[list[FileSet], list[str]]:
+    tests = [one for one in there if one.name.startswith("test")]
+    others = [one for one in there if VALIDATION.fullmatch(one.name)]
+    if tests or not others:
+        return tests, []
+    return others, [f"{one.told} is the test set, as there is no test file" for one in others[:1] if len(others) == 1]
+
+
+def _unread(there: Iterable[FileSet], read: Iterable[FileSet]) -> list[str]:
+    names = {one.name for one in read}
+    left = [one.told for one in there if one.name not in names]
+    return [f"Parquet files that are not read: {', '.join(left)}"] if left else []
+
+
+def _named(folder: Path, name: str) -> list[FileSet]:
+    path = folder / Path(name).expanduser()
+    found = [path] if path.is_file() else []
+    if not found and path.parent.is_dir():
+        # Only the last part is the pattern: a folder may be called "run[1]".
+        found = [Path(match) for match in sorted(glob(f"{escape(str(path.parent))}/{path.name}"))]
+    if not found:
+        found = [folder / match for match in sorted(glob(str(Path(name).expanduser()), root_dir=folder))]
+    require(bool(found), "Parquet file", name, f"a file or pattern in {folder}, or a path")
+    return [FileSet(name, found, found[0].name)]
+
+
+def _sets(folder: Path) -> list[FileSet]:
+    """Files grouped by what they are shards of, all sorted. Raises `InputError` where a shard is missing."""
+    found = _shards(folder.glob("*.parquet"))
+    for inner in sorted(child for child in folder.glob("*") if child.is_dir() and _split(child)):
+        files = [path for one in _shards(inner.glob("*.parquet")) for path in one.files]
+        numbers = [int(path.stem) for path in files if path.stem.isdecimal()]
+        whole = numbers == list(range(len(numbers)))
+        require(whole, f"numbers of the Parquet files in {inner}", numbers, "0, 1, 2 ..., none missing")
+        found += [FileSet(_split(inner), files, f"{inner.name}/")] if files else []
+    return found
+
+
+def _shards(paths: Iterable[Path]) -> list[FileSet]:
+    sets: dict[tuple[str, int], dict[int, list[Path]]] = {}
+    for path in sorted(path for path in paths if not path.name.startswith(".")):
+        shard = SHARD.fullmatch(path.stem)
+        key, number = ((shard[1], int(shard[3])), int(shard[2])) if shard else ((path.stem, 1), 0)
+        sets.setdefault(key, {}).setdefault(number, []).append(path)
+    for (name, count), shards in sets.items():
+        files = [path for paths in shards.values() for path in paths]
+        where = f"number of shards of {name} in {files[0].parent}"
+        require(len(shards) == count and len(files) == count, where, len(files), f"{count}, all, each once")
+    listed = {name: [path for paths in shards.values() for path in paths] for (name, _), shards in sets.items()}
+    return [FileSet(name, files, files[0].name) for name, files in listed.items()]
