@@ -154,8 +154,7 @@ class Workshop:
         if config.condensation is not None:
             config.condensation.check_teacher(teacher)
         if isinstance(config.condensation, Imported):
-            # What the pixels alone refute is refused before a teacher is trained.
-            self._judged(config, config.condensation, None)
+            self._check_stored(config, config.condensation)
         config.targets.check(teacher)
         config.distiller.loss.check(student, teacher)
         config.inversion.init(teacher, streams)
@@ -268,6 +267,12 @@ class Workshop:
         found = self._once(key, lambda: one.stored(dataset.num_classes, dataset.image_shape))
         method.check_ipc(found)
         return found
+
+    def _check_stored(self, config: TrialConfig, method: Imported) -> None:
+        """Refuse what the file alone refutes, before a teacher is trained."""
+        self._stored_set(config, method)
+        key = ("looked at", self._data_key(config), replace(method, ipc=1))
+        self._once(key, lambda: self._judged(config, method, None))
 
     def _imported(self, config: TrialConfig, method: Imported) -> Samples:
         """The trial's choice from an imported set; the teacher must know the set, and may tell in what space it is."""

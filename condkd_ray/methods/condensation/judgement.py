@@ -22,10 +22,10 @@ from condkd_ray.methods.condensation.pixel_space import CERTAIN, Looks, Space, e
 from condkd_ray.methods.recognition import Recognition, recognition, sign_test, taken_for
 from condkd_ray.models.teacher import Teacher
 
-LOOKED_AT, VALUES = 1000, 30_000_000
+LOOKED_AT, VALUES = 1000, 6_000_000
 """Images of a set, as many of each class, that the teacher is asked about; the pixels of these that are looked at."""
 REFUTED = 12.0
-"""Nats by which the pixels alone refute a space that a user has declared."""
+"""Nats by which the pixels alone refute a space, even one that a user has declared."""
 GAINED = 0.05
 """Share of the images that another space must name right in addition, to be preferred for the teacher's answers."""
 WHITENED = 0.8
@@ -166,7 +166,8 @@ class _Look:
         near = [other for other in self.unlike(self.likeliest) if self.gap(other) < CERTAIN]
         if (found := self._preferred(near)) is not self.likeliest or likely.verdict == "known":
             return found
-        return self._preferred(s for s in self.unlike(self.likeliest) if self.recognition(s).verdict == "known")
+        open_ = [other for other in self.unlike(self.likeliest) if self.gap(other) < REFUTED]
+        return self._preferred(other for other in open_ if self.recognition(other).verdict == "known")
 
     def _preferred(self, others: Iterable[Space]) -> Space:
         better = [other for other in others if self.surely(other, self.likeliest)]
@@ -308,7 +309,8 @@ def _unknown(look: _Look, found: Recognition, space: Space) -> Refusal | None:
         return None
     causes = [look.whitened] if look.whitened else []
     causes.append("labels in no order that fits, or another data set than the teacher's")
-    likely = f"more than {found.least:.3f} ({found.num_classes} classes); read as {space.title}; no space of pixels "
-    accepted = f"{likely}and no order of the classes fits better; likely causes: {'; '.join(causes)}"
+    least = f"more than {found.least:.3f} ({found.num_classes} classes)"
+    tried = f"read as {space.title}, and neither another space nor another order fits better"
+    accepted = f"{least}; {tried}; likely causes: {'; '.join(causes)}; {FORCED}"
     what = f"teacher's accuracy on {look.subject.what}"
-    return what, round(found.share, 4), f"{accepted}; {FORCED}"
+    return what, round(found.share, 4), accepted

@@ -128,17 +128,27 @@ def looks(images: Tensor) -> Looks:
 def evidence(pixels: Tensor, space: Space, real: Looks, mean: Sequence[float], std: Sequence[float]) -> float:
     """Nats for `space` of pixels (N, C, H, W), to be compared with those for another."""
     unit = space.unit(pixels.float())
-    found = PRIOR["twice"] if space.name == "twice" else PRIOR["others"] if space.whose != "the teacher's" else 0.0
+    found = PRIOR["others"] if space.whose != "the teacher's" else 0.0
+    images = space.convert(pixels, mean, std)
+    if space.name == "twice":
+        # It moves the mean. Contrast alone, which condensed sets have at will, is no sign of it.
+        moved = _off(images, real) < _off(pixels.float(), real)
+        found += PRIOR["twice"] if moved else -WHOLE_GREY
     if _whole_grey(pixels, unit) or (space.name == "uint8" and not pixels.is_floating_point()):
         found += WHOLE_GREY
     low, high = unit.min().item(), unit.max().item()
     if low >= -0.004 and high <= 1.004 and high - low > 0.8:
         found += FILLED * (2 if low <= 0.004 and high >= 0.996 else 1)
-    return found + _statistics(space.convert(pixels, mean, std), real)
+    return found + _statistics(images, real)
+
+
+def _off(images: Tensor, real: Looks) -> float:
+    """Distance of the mean from that of real images, in their spreads."""
+    return ((images.mean((0, 2, 3)) - real.mean) / real.spread).square().mean().sqrt().item()
 
 
 def _statistics(images: Tensor, real: Looks) -> float:
-    off = ((images.mean((0, 2, 3)) - real.mean) / real.spread).square().mean().sqrt().item()
+    off = _off(images, real)
     times = max(images.std().item(), 1e-6) / real.spread
     grown = math.log(times)
     width = SPREAD_ABOVE if grown > 0 else SPREAD_BELOW
