@@ -202,6 +202,16 @@ def test_what_is_declared_wrongly_is_refused_unless_forced(tmp_path, workshop, d
     assert any("set.pt, 10 a class is taken by force: space of" in line for line in heard)
 
 
+def test_what_the_pixels_leave_open_is_told_by_the_teachers_answers(tmp_path, workshop, dataset):
+    """Images of little contrast in the teacher's space look much like ones in [-1, 1]."""
+    unit, labels = condensed(dataset, 40)
+    pale = 0.8 * saved_as(unit, "normalised", dataset.mean, dataset.std)
+    path = write(tmp_path, pale, labels)
+    with pytest.raises(InputError, match=r"normalised\), in which the teacher names 9.* right, in the declared one"):
+        taken(workshop, path, space="signed")
+    assert same(taken(workshop, path, ipc=40).images, pale)
+
+
 def test_two_classes_that_changed_places_are_named_and_can_be_declared(tmp_path, workshop, dataset):
     unit, labels = condensed(dataset, 10)
     path = write(tmp_path, unit, torch.tensor(SWAPPED)[labels])
