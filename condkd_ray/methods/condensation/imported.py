@@ -149,8 +149,17 @@ class Imported(Condensation):
         counts = (stored.labels.bincount() * self.factor**2).unique().tolist()
         each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         subject = Subject(f"condensed set {self.source}, {each} a class", num_classes, *constants, tuple(class_names))
-        declared = self._declared(*constants)
-        return judge(stored, subject, real=real, teacher=teacher, declared=declared, order=self.order, force=self.force)
+        images, labels = self._unpacked(stored)
+        return judge(
+            StoredSet(images, labels, stored.soft),
+            subject,
+            whole=stored.pixels,
+            real=real,
+            teacher=teacher,
+            declared=self._declared(*constants),
+            order=self.order,
+            force=self.force,
+        )
 
     def chosen(
         self,

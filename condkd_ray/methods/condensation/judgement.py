@@ -64,6 +64,7 @@ def judge(
     stored: StoredSet,
     subject: Subject,
     *,
+    whole: Tensor | None = None,
     real: Samples | None = None,
     teacher: Teacher | None = None,
     declared: Space | None = None,
@@ -72,11 +73,13 @@ def judge(
 ) -> Judged:
     """Choose the space and compare the teacher's answers with the labels, without `teacher` by the pixels alone.
 
-    `real`: images in the teacher's space to compare with. `order`: that in which the labels were given. Raises
+    `whole`: the file's own pixels, where `stored` has the parts that these were cut into and blown up to. `real`:
+    images in the teacher's space to compare with. `order`: that in which the labels were given. Raises
     `InputError`, unless `force`, where the set is wrong for certain: in another space than `declared`, normalised
     twice, its classes in another order, or unknown to the teacher.
     """
-    look = _Look(stored, subject, _looks(real, subject), teacher, declared)
+    pixels = stored.pixels if whole is None else whole
+    look = _Look(stored, pixels, subject, _looks(real, subject), teacher, declared)
     notes, refused = [], _against(look, declared)
     if stored.soft:
         notes.append(f"{subject.what}: its soft labels are not used but for their largest; the teacher's answers are")
@@ -102,6 +105,7 @@ class _Look:
     """The pixels and the teacher's answers in each space, each made once."""
 
     stored: StoredSet
+    whole: Tensor
     subject: Subject
     real: Looks
     teacher: Teacher | None
@@ -123,10 +127,10 @@ class _Look:
 
     @cached_property
     def pixels(self) -> Tensor:
-        """Of some images of all classes, no more than `VALUES`."""
-        most = max(1, VALUES // self.stored.pixels[0].numel())
-        rows = self.rows[:: max(1, -(-len(self.rows) // most))]
-        return self.stored.pixels[rows]
+        """Of some of the file's images, no more than `VALUES`."""
+        most = max(1, VALUES // self.whole[0].numel())
+        rows = (self.rows // (len(self.stored.labels) // len(self.whole))).unique()
+        return self.whole[rows[:: -(-len(rows) // most)]]
 
     @cached_property
     def nats(self) -> dict[Space, float]:
@@ -158,7 +162,9 @@ class _Look:
     def space(self) -> Space:
         """The likeliest by the pixels, or the one in which the teacher names more right for certain."""
         if self.teacher is None:
-            return self.likeliest
+            # Without a teacher nothing short of certainty undoes what may have been done once.
+            sure = self.likeliest.name != "twice" or self.lead > REFUTED
+            return self.likeliest if sure else next(space for space in self.nats if space.name != "twice")
         likely = self.recognition(self.likeliest)
         # Labels in another order are named right less often than by chance: in any other space, more often.
         if likely.order is not None:

@@ -212,6 +212,20 @@ def test_what_the_pixels_leave_open_is_told_by_the_teachers_answers(tmp_path, wo
     assert same(taken(workshop, path, ipc=40).images, pale)
 
 
+def test_the_teacher_is_asked_about_the_parts_of_a_set_of_idc(tmp_path, workshop, dataset, heard):
+    """Of four images in one it knows none; and whole grey values are those of the file, not of what is blown up."""
+    unit, labels = few(dataset, 16)
+    small = torch.nn.functional.interpolate(unit, size=4, mode="area").mul(255).round()
+    fours = small.view(10, 4, 2, 2, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(40, 1, 8, 8)
+    path = write(tmp_path, fours, labels[::4])
+    assert len(taken(workshop, path, ipc=16, factor=2)) == 160
+    told = next(line for line in heard if "set.pt, 16 a class: the teacher names" in line)
+    assert "read as 0 to 255, as its pixels tell" in told
+    assert float(told.partition("names ")[2].partition("%")[0]) > 25
+    with pytest.raises(InputError, match=r"teacher's accuracy on condensed set set\.pt, 4 a class is"):
+        taken(workshop, path)
+
+
 def test_two_classes_that_changed_places_are_named_and_can_be_declared(tmp_path, workshop, dataset):
     unit, labels = condensed(dataset, 10)
     path = write(tmp_path, unit, torch.tensor(SWAPPED)[labels])
