@@ -7,6 +7,7 @@ is chosen by test images.
 Letters: N images, C channels, H W height and width, K classes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,7 +64,9 @@ class Imported(Condensation):
         require((self.mean is None) == (self.std is None), "condensation.mean, condensation.std", given, "both or none")
         fits = self.mean is None or self.space in ("auto", "normalised")
         require(fits, "condensation.space with mean and std", self.space, "normalised, or auto")
-        require(all(value > 0 for value in self.std or ()), "condensation.std", self.std, "positive values")
+        require(all(map(math.isfinite, self.mean or ())), "condensation.mean", self.mean, "finite values")
+        positive = all(0 < value < math.inf for value in self.std or ())
+        require(positive, "condensation.std", self.std, "positive values")
         whole = self.order is None or sorted(self.order) == list(range(len(self.order)))
         require(whole, "condensation.order", self.order, "each of the labels 0 to K - 1 once")
 

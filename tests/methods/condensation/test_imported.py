@@ -83,6 +83,7 @@ def test_constants_of_others_are_declared_or_found(tmp_path: Path):
     ("fields", "message"),
     [
         ({"mean": (0.5,) * 3}, "condensation.mean, condensation.std is .*; accepted: both or none"),
+        ({"mean": (float("nan"),) * 3, "std": (0.5,) * 3}, "condensation.mean is .*; accepted: finite values"),
         ({"mean": (0.5,) * 3, "std": (0.0,) * 3}, "condensation.std is .*; accepted: positive values"),
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3, "space": "unit"}, "space with mean and std is 'unit'"),
         ({"order": (0, 0, 1, 2)}, "condensation.order is .*; accepted: each of the labels 0 to K - 1 once"),
