@@ -31,6 +31,8 @@ GAINED = 0.05
 WHITENED = 0.8
 """Likeness of neighbours, as a share of real images', below which images look whitened. CIFAR-10 after ZCA has 0.24 to
 0.69 by what is added to the eigenvalues, published sets that were not whitened 0.83 or more."""
+UNUSUAL = 0.5, 2.5
+"""Spreads that are told, as multiples of real images'."""
 MANY = 20
 """Classes of which the whole order is spelled out."""
 FORCED = "or --force-condensed (in a config: space, mean, std, order and force of condensation)"
@@ -211,21 +213,29 @@ class _Look:
         """Why it is read so."""
         if self.declared is not None and not _apart(space, self.declared):
             return ", as declared"
-        if space is self.likeliest:
-            return ", as its pixels tell" if not self._rivals(space) else ", as its pixels make likely"
+        if space is self.likeliest or self.teacher is None:
+            near = [other for other in self.nats if _apart(other, space) and self.gap(other) < CERTAIN]
+            alike = any(not other.differs(space, self.subject.std) for other in near)
+            told = "make likely" if self._rivals(space) else "tell"
+            return f", as its pixels {told}{' (constants that hardly differ look the same)' if alike else ''}"
         likely = self.likeliest
         return f", as the teacher's answers tell: as {likely.title} it would name {self.recognition(likely).share:.1%}"
 
     def _rivals(self, space: Space) -> list[Space]:
         """Others that neither the pixels nor the teacher rule out."""
-        if space is not self.likeliest:
-            return []
         near = [other for other in self.unlike(space) if self.gap(other) < CERTAIN]
-        return near if self.teacher is None else [other for other in near if not self.surely(space, other)]
+        if self.teacher is None:
+            return near
+        return [other for other in near if space is self.likeliest and not self.surely(space, other)]
 
     def doubts(self, space: Space) -> list[str]:
         """Sentences on what can not be told."""
         found = self._space_doubts(space) + (self._label_doubts(space) if self.teacher is not None else [])
+        found += [self.whitened] if self.whitened else []
+        images = space.convert(self.pixels, self.subject.mean, self.subject.std)
+        times = images.std().item() / self.real.spread
+        if not UNUSUAL[0] < times < UNUSUAL[1]:
+            found.append(f"its pixels spread {times:.1f} times as wide as those of real images")
         return [f"{self.subject.what}: {text}" for text in found]
 
     def _space_doubts(self, space: Space) -> list[str]:
@@ -241,7 +251,6 @@ class _Look:
         found, called = [], self.subject.called
         if self.recognition(space).verdict != "known":
             found.append("so few named right are no evidence that the teacher knows its images")
-            found += [self.whitened] if self.whitened else []
         right = self.labels[self.answers(space) == self.labels].bincount(minlength=self.subject.num_classes)
         missed = [called(k) for k in (right == 0).nonzero().flatten().tolist()]
         if missed:

@@ -176,6 +176,16 @@ def test_spread_is_compared_with_that_of_real_images(kind, constants):
         assert same(found.space.convert(images, mean, std), to_model(saved_unit(images, kind, mean, std), mean, std))
 
 
+def test_without_a_teacher_only_certainty_undoes_a_normalisation(dataset):
+    """Optimised pixels of digits leave it open; what is read then is told with the doubt."""
+    unit, labels = condensed(dataset, 10)
+    twice = saved_as(unit, "twice", dataset.mean, dataset.std)
+    real = dataset.train.samples(dataset.mean, dataset.std)
+    found = judge(StoredSet(twice, labels), Subject("a set", 10, dataset.mean, dataset.std), real=real)
+    assert found.space.name == "normalised"
+    assert any("it may be normalised twice (--condensed-mean" in note for note in found.notes)
+
+
 def test_images_normalised_twice_are_refused_with_how_to_take_them(tmp_path, workshop, dataset):
     for make in (few, condensed):
         unit, labels = make(dataset, 10)
