@@ -211,5 +211,11 @@ def test_strangers_sets(file: str, data: str, ipc: int, spread: float):
     made = Imported(path=path, ipc=ipc).condense(real, flip_ok=True, rng=Streams(0), **options)
     assert made.labels.tolist() == torch.arange(10).repeat_interleave(ipc).tolist()
     wrong = "normalised" if path.suffix == ".parquet" else "unit"
-    with pytest.raises(InputError, match="as its pixels tell"):
-        Imported(path=path, space=wrong).read(image_shape=shape, **options)  # type: ignore[arg-type]
+    declared = Imported(path=path, ipc=1, space=wrong)  # type: ignore[arg-type]
+    if "unconverged" in file:
+        # Of noise that nobody knows the mean tells little: it is told.
+        found = declared.judged(declared.stored(10, shape), **options)
+        assert any("looks more like normalised by the teacher's constants" in note for note in found.notes)
+    else:
+        with pytest.raises(InputError, match="as its pixels tell"):
+            declared.read(image_shape=shape, **options)
