@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from condkd_ray import __main__
 from condkd_ray.core.records import Manifest, write_manifest
+from condkd_ray.core.samples import to_model
+from condkd_ray.data.datasets import DataConfig, load
 
 ABLATION = EXPERIMENTS / "ablate_ipc.py"
 GRAPHS = "graphs on a CPU is True; accepted: false, or trials on a GPU"
@@ -27,14 +29,22 @@ rounds: 1
 """
 
 
-def condensed(path: Path, *, classes: int = 10, side: int = 8, scale: float = 1.0, value: float | None = None) -> Path:
-    """A set as DC writes it, of noise that has the spread of real images unless scaled."""
+def condensed(path: Path, *, classes: int = 10, side: int = 8, value: float | None = None) -> Path:
+    """A set as DC writes it, of noise that has the spread of real images."""
     labels = torch.arange(classes).repeat_interleave(2)
-    images = scale * torch.randn(len(labels), 1, side, side, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(len(labels), 1, side, side, generator=torch.Generator().manual_seed(0))
     if value is not None:
         images[3, 0, 2, 2] = value
     torch.save({"data": [[images, labels]]}, path)
     return path
+
+
+def twice(path: Path) -> None:
+    """Digits that somebody normalised, and somebody else once more."""
+    dataset = load(DataConfig())
+    rows = torch.cat([(dataset.train.labels == k).nonzero()[:2, 0] for k in range(10)])
+    once = dataset.train[rows].samples(dataset.mean, dataset.std)
+    torch.save({"data": [[to_model(once.images, dataset.mean, dataset.std), once.labels]]}, path)
 
 
 @pytest.fixture
@@ -56,7 +66,7 @@ def folder(tmp_path) -> Path:
     condensed(tmp_path / "classes.pt", classes=7)
     condensed(tmp_path / "shape.pt", side=16)
     condensed(tmp_path / "nan.pt", value=float("nan"))
-    condensed(tmp_path / "twice.pt", scale=4.0)
+    twice(tmp_path / "twice.pt")
     condensed(tmp_path / "noise.pt")
     return tmp_path
 
@@ -253,7 +263,7 @@ SETS = [
     ("classes.pt", 2, "labels in {folder}/classes.pt is [0, 1, 2, 3, 4, 5, 6]; accepted: 10 classes, each of 0 to 9"),
     ("shape.pt", 2, "shape of the images in {folder}/shape.pt is (1, 16, 16); accepted: (1, 8, 8)"),
     ("nan.pt", 2, "pixels in {folder}/nan.pt is 'not all finite'; accepted: finite values"),
-    ("twice.pt", 2, "read as 'normalised' is 4."),
+    ("twice.pt", 2, "space of condensed set twice.pt, 2 a class is 'normalised twice, as its pixels tell'; accepted: "),
     ("noise.pt", 3, "condensation.ipc of {folder}/noise.pt is 3; accepted: 1 to 2, what the file has"),
     ("noise.pt", 0, "condensation.ipc is 0; accepted: 1 or more"),
 ]

@@ -54,9 +54,18 @@ class Flags(Options):
     """Weight of the guidance in the inversion's loss; the method's default if not given."""
     condensation: str = "distribution_matching"
     condensed_path: Path | None = None
-    """A condensed set of somebody else's: a DC/DSA/DM .pt, Parquet, or an image folder."""
-    condensed_space: Literal["auto", "unit", "normalised", "uint8", "zca"] = "auto"
-    """Pixel space of that set."""
+    """A condensed set of somebody else's: a DC/DSA/DM .pt, a KIP .npz, Parquet, or an image folder."""
+    condensed_space: Literal["auto", "unit", "signed", "normalised", "uint8", "zca"] = "auto"
+    """Pixel space of that set: [0, 1], [-1, 1], normalised by the teacher's constants, or 0 to 255. `auto` looks at the
+    pixels, and asks the teacher where they do not tell."""
+    condensed_mean: tuple[float, ...] | None = None
+    """Constants with which that set is normalised, where they are not the teacher's: one a channel, in units of [0, 1]
+    pixels."""
+    condensed_std: tuple[float, ...] | None = None
+    condensed_order: tuple[int, ...] | None = None
+    """Its classes in another order than the teacher's: the label that images of class k have there, at place k."""
+    force_condensed: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take it although its pixels or the teacher's answers speak against it."""
     condensed_share: float = 0.5
     """Share of condensed images in the student's batches, in the arms that mix."""
     dataset: str = "digits"
@@ -150,7 +159,8 @@ class Flags(Options):
         max_ipc = max(self.ipcs)
         if self.condensed_path is not None or self.condensation == "imported":
             require(self.condensed_path is not None, "--condensed-path", None, "the condensed set to import")
-            return {"name": "imported", "ipc": max_ipc, "path": self.condensed_path, "space": self.condensed_space}
+            own = {name: getattr(self, f"condensed_{name}") for name in ("path", "space", "mean", "std", "order")}
+            return {"name": "imported", "ipc": max_ipc, "force": self.force_condensed} | own
         tree = {"name": self.condensation, "ipc": max_ipc}
         if self.condensation in ("distribution_matching", "trajectory_matching"):
             tree["condensed_together"] = max(max_ipc, 10)

@@ -1,6 +1,11 @@
-"""How other people's condensed sets lie on disk (`peers.md` B.1): where the images are, and which labels are theirs."""
+"""How other people's condensed sets lie on disk (`peers.md` B.1): where the images are, and which labels are theirs.
+
+Letters: N images, C channels, H W height and width, K classes.
+"""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +18,33 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.data.readers import read_folder, read_parquet
 
 SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
-ALLOWED_GLOBALS = [SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
-"""What DC's files hold beside tensors: accuracies as numpy float64. The second is how numpy 1 spelled the first."""
+NUMBERS = (np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_)
+ALLOWED_GLOBALS = [
+    *(SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), np.dtype),
+    *(type(np.dtype(number)) for number in NUMBERS),
+]
+"""What DC's files hold beside tensors: accuracies and labels as numpy numbers. The second is how numpy 1 spelled the
+first."""
 
+TORCH, NUMPY = (".pt", ".pth"), (".npy", ".npz")
 ACCEPTED = (
     ".pt or .pth (a dictionary of DC, DSA or DM; a list [images, labels] of IDC; images_*.pt of MTT with labels_*.pt; "
-    "*_images.pt of DC-BENCH with *_labels.pt), .parquet, or a folder with one sub-folder a class"
+    "*_images.pt of DC-BENCH with *_labels.pt), .npz of KIP, images.npy with labels.npy, .parquet, or a folder with "
+    "one sub-folder a class"
 )
+IMAGE_KEYS = ("images", "image", "imgs", "train_images", "x", "x_train", "data")
+LABEL_KEYS = ("labels", "label", "targets", "train_labels", "y", "y_train")
+"""Names of images and of labels in a dictionary or an .npz; upper or lower case."""
+
+
+@dataclass(frozen=True)
+class StoredSet:
+    """Images (N, C, H, W) as the file holds them, float or uint8, and their classes int64 (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+    soft: bool = False
+    """Whether the labels were soft ones (N, K), of which only the largest is used."""
 
 
 def resolve(path: Path) -> Path:
@@ -40,18 +65,22 @@ def is_copy(path: Path) -> bool:
     return path.stem.startswith("images_zca_")
 
 
-def read_pixels(path: Path, which: int = -1) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) as the file holds them, float or uint8, and labels int64 (N,). `which`: see `Imported`.
+def read_stored(path: Path, which: int = -1, image_shape: Sequence[int] | None = None) -> StoredSet:
+    """The whole set, in the file's order. `which`: see `Imported`.
 
-    Raises `InputError` for what is none of the known layouts, and for files that hold more than tensors and numbers.
+    `image_shape` (C, H, W) of the teacher tells images (N, H, W, C), and grey ones (N, H, W), from others. Raises
+    `InputError` for what is none of the known layouts, for files that hold more than arrays and numbers, for labels
+    that are no classes, and for what is not finite.
     """
     require(path.exists(), "condensed set", str(path), "an existing file or folder")
     path = resolve(path)
     if path.is_dir() or path.suffix == ".parquet":
         raw = read_folder(path) if path.is_dir() else read_parquet([path])
-        return raw.pixels, raw.labels
-    require(path.suffix in (".pt", ".pth"), "condensed set", str(path), ACCEPTED)
-    return _checked(*_pair(_load(path), which, path), path)
+        return StoredSet(raw.pixels, raw.labels)
+    require(path.suffix in TORCH + NUMPY, "condensed set", str(path), ACCEPTED)
+    images, labels = _pair(_load(path), which, path)
+    pixels = _images(images, path, image_shape)
+    return StoredSet(pixels, *_labels(labels, len(pixels), path))
 
 
 def unpack(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
@@ -70,13 +99,30 @@ def unpack(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]
 
 
 def _load(path: Path) -> Any:
+    """Tensors, numbers, lists and dictionaries of a file; nothing in it is run."""
     try:
+        if path.suffix in NUMPY:
+            return _numpy(path)
         with torch.serialization.safe_globals(ALLOWED_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's file makes the loader raise is the file's fault
         forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
         cause = f"it names {forbidden[1]}, which is not allowed" if forbidden else str(error).partition("\n")[0]
-        raise InputError(f"cannot read {path}: {cause}; accepted: a torch file of tensors and numbers") from error
+        kind = "a numpy file of numbers" if path.suffix in NUMPY else "a torch file of tensors and numbers"
+        raise InputError(f"cannot read {path}: {cause}; accepted: {kind}") from error
+
+
+def _numpy(path: Path) -> Any:
+    with path.open("rb") as file:
+        found = np.load(file, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return _native(found)
+        return {key: _native(found[key]) for key in found.files if key.lower() in IMAGE_KEYS + LABEL_KEYS}
+
+
+def _native(array: np.ndarray) -> Tensor:
+    """Its numbers in the byte order of this machine."""
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
 
 
 def _pair(content: Any, which: int, path: Path) -> tuple[Any, Any]:
@@ -85,40 +131,100 @@ def _pair(content: Any, which: int, path: Path) -> tuple[Any, Any]:
         return content, _load(labels_beside(path))
     if isinstance(content, (list, tuple)):
         return _two(content, str(path))
-    found: Any = content.get("data") if isinstance(content, dict) else None
     keys = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-    accepted = "a dictionary whose 'data' is a list of [images, labels], such a list, or a tensor"
+    named = _named(content) if isinstance(content, dict) else None
+    if named is not None:
+        return _two(named, str(path))
+    found: Any = content.get("data") if isinstance(content, dict) else None
+    accepted = (
+        "a dictionary whose 'data' is a list of [images, labels], one with 'images' and 'labels', such a list, or a "
+        "tensor with a file of labels beside it"
+    )
     require(isinstance(found, (list, tuple)), f"content of {path}", keys, accepted)
     count = len(found)
     require(-count <= which < count, f"condensation.which of {path}", which, f"{-count} to {count - 1}")
     return _two(found[which], f"data[{which}] of {path}")
 
 
+def _named(content: dict[Any, Any]) -> tuple[Any, Any] | None:
+    """What a dictionary holds under names of images and labels; None where it has not one of each."""
+    found = {str(key).lower(): value for key, value in content.items()}
+    images, labels = ([found[key] for key in keys if key in found] for keys in (IMAGE_KEYS, LABEL_KEYS))
+    return (images[0], labels[0]) if images and labels else None
+
+
 def labels_beside(path: Path) -> Path:
     """The labels of a file of bare images. Raises `InputError` where there are none."""
     stem = re.sub(r"^images_(zca_)?", "labels_", path.stem)
     stem = re.sub(r"_images$", "_labels", stem)
-    beside = path.with_name(stem + path.suffix)
-    accepted = "labels_*.pt of images_*.pt or images_zca_*.pt, or *_labels.pt of *_images.pt, in the same folder"
+    beside = path.with_name(("labels" if stem == "images" else stem) + path.suffix)
+    accepted = (
+        "labels_*.pt of images_*.pt or images_zca_*.pt, *_labels.pt of *_images.pt, or labels.npy of images.npy, in "
+        "the same folder"
+    )
     found = beside.name if beside != path and beside.is_file() else None
     require(found is not None, f"labels of the bare tensor {path}", found, accepted)
     return beside
 
 
 def _two(pair: Any, what: str) -> tuple[Any, Any]:
-    holds = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)
-    require(holds, what, type(pair).__name__, "[images, labels], two tensors")
+    holds = isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], Tensor)
+    require(holds, what, type(pair).__name__, "[images, labels], two tensors, or a tensor and a list of labels")
     return pair[0], pair[1]
 
 
-def _checked(images: Any, labels: Any, path: Path) -> tuple[Tensor, Tensor]:
-    require(isinstance(labels, Tensor), f"labels of {path}", type(labels).__name__, "a tensor")
-    images, labels = images.detach(), labels.detach()
+def _images(images: Any, path: Path, image_shape: Sequence[int] | None) -> Tensor:
+    """(N, C, H, W) of images that may be (N, H, W, C), or (N, H, W) of grey ones."""
+    require(isinstance(images, Tensor), f"images in {path}", type(images).__name__, "a tensor")
+    images, given = images.detach(), _form(images)
+    if image_shape is not None:
+        channels, height, width = image_shape
+        if images.shape[1:] == (height, width) and channels == 1:
+            images = images[:, None]
+        elif images.shape[1:] == (height, width, channels) and images.shape[1:] != (channels, height, width):
+            images = images.permute(0, 3, 1, 2).contiguous()
     holds = images.ndim == 4 and len(images) > 0 and (images.is_floating_point() or images.dtype == torch.uint8)
-    require(holds, f"images in {path}", _form(images), "(N, C, H, W), floating or uint8")
-    holds = labels.shape == images.shape[:1] and not (labels.is_floating_point() or labels.is_complex())
-    require(holds, f"labels in {path}", _form(labels), f"({len(images)},), integers")
-    return images, labels.long()
+    require(holds, f"images in {path}", given, "(N, C, H, W) or (N, H, W, C), floating or uint8")
+    broken = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist() if images.is_floating_point() else []
+    named = f"images {', '.join(map(str, broken[:5]))}{' and others' if len(broken) > 5 else ''}"
+    require(not broken, f"pixels in {path}", "not all finite", f"finite values, and {named} have others")
+    return images.float() if images.dtype == torch.float64 else images
+
+
+def _labels(labels: Any, count: int, path: Path) -> tuple[Tensor, bool]:
+    """Classes int64 (N,), and whether they are the largest of soft labels."""
+    what = f"labels in {path}"
+    if isinstance(labels, (list, tuple)):
+        require(_plain(labels), what, "a list of something else", "a list of numbers, or a tensor")
+        labels = torch.as_tensor(np.array(labels))
+    require(isinstance(labels, Tensor), f"labels of {path}", type(labels).__name__, "a tensor or a list")
+    labels = labels.detach()
+    labels = labels.flatten() if labels.shape == (count, 1) else labels
+    kinds = (
+        f"({count},), whole numbers, or ({count}, classes), one-hot or soft, with one largest value each and none NaN"
+    )
+    fits = labels.ndim in (1, 2) and len(labels) == count and labels.numel() > 0 and not labels.is_complex()
+    require(fits, what, _form(labels), kinds)
+    numbers = labels.double()
+    require(bool(numbers.isfinite().all()), what, "not all finite", kinds)
+    if labels.ndim == 2:
+        return _largest(numbers, what, kinds)
+    whole = bool((numbers == numbers.round()).all()) and numbers.abs().max().item() < 2**31
+    require(whole, what, f"{_form(labels)}, {numbers.min():g} to {numbers.max():g}", kinds)
+    return numbers.long(), False
+
+
+def _plain(labels: Sequence[Any]) -> bool:
+    return all(isinstance(label, (int, float, np.number)) for label in labels)
+
+
+def _largest(rows: Tensor, what: str, kinds: str) -> tuple[Tensor, bool]:
+    """The largest of each row; soft are rows where not all others are equal, as those of one-hot less 0.1 are."""
+    top = rows.max(1, keepdim=True).values
+    tied = ((rows == top).sum(1) > 1).nonzero().flatten().tolist()
+    require(not tied, what, f"several largest values in row {tied[0] if tied else 0}", kinds)
+    others = rows.masked_fill(rows == top, torch.inf).min(1, keepdim=True).values
+    return rows.argmax(1), bool(((rows != top) & ((rows - others).abs() > 1e-6)).any())
 
 
 def _form(tensor: Tensor) -> str:

@@ -6,7 +6,7 @@ Every artifact is named by the hash of all that determines it, so a cache can be
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from condkd_ray.core.samples import Samples
 from condkd_ray.core.storage import writing
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.data import datasets as data
+from condkd_ray.data.condensed_sets import StoredSet
 from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported, RandomReal
 from condkd_ray.methods.condensation.condensation import first_per_class
-from condkd_ray.methods.condensation.imported import check_recognised
+from condkd_ray.methods.condensation.judgement import Judged
 from condkd_ray.methods.supervised import as_teacher, bf16_pays
 from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
@@ -105,7 +106,7 @@ class Workshop:
         for config in configs:
             self.check(config)
         # Those made of a teacher come last: it is trained for them.
-        for config in sorted(configs, key=lambda config: _needs_teacher(config.condensation)):
+        for config in sorted(configs, key=lambda config: _asks_teacher(config.condensation)):
             self.condensed(config)
         return [self.prepare(config) for config in configs]
 
@@ -152,6 +153,8 @@ class Workshop:
         teacher.check_layers(config.guidance.layers)
         if config.condensation is not None:
             config.condensation.check_teacher(teacher)
+        if isinstance(config.condensation, Imported):
+            self._check_stored(config, config.condensation)
         config.targets.check(teacher)
         config.distiller.loss.check(student, teacher)
         config.inversion.init(teacher, streams)
@@ -219,8 +222,8 @@ class Workshop:
             return None
         whole = method.whole()
         key = self._condensed_key(config, whole)
-        quick = isinstance(whole, (AllReal, Imported))
-        make = self._condense if quick else self._cached_condense
+        quick = {AllReal: self._condense, Imported: self._imported}
+        make = quick.get(type(whole), self._cached_condense)
         made = self._once(("condensed", key), lambda: make(config, whole))
         if isinstance(method, AllReal):
             return made
@@ -257,20 +260,57 @@ class Workshop:
         tensors = cached(path, make, f"condensed set {method.label}, seed {config.seed}")
         return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))
 
+    def _stored_set(self, config: TrialConfig, method: Imported) -> StoredSet:
+        """What the file of an imported set holds, read once for all seeds and images per class."""
+        dataset, one = self.data(config), replace(method, ipc=1)
+        key = ("stored set", self._data_key(config), one)
+        found = self._once(key, lambda: one.stored(dataset.num_classes, dataset.image_shape))
+        method.check_ipc(found)
+        return found
+
+    def _check_stored(self, config: TrialConfig, method: Imported) -> None:
+        """Refuse what the file alone refutes, before a teacher is trained."""
+        self._stored_set(config, method)
+        key = ("looked at", self._data_key(config), replace(method, ipc=1))
+        self._once(key, lambda: self._judged(config, method, None))
+
+    def _imported(self, config: TrialConfig, method: Imported) -> Samples:
+        """The trial's choice from an imported set; the teacher must know the set, and may tell in what space it is."""
+        dataset, one = self.data(config), replace(method, ipc=1)
+        # An untrained teacher recognises nothing; the run itself will ask the true one.
+        teacher = self.teacher(config) if self._stand_ins is None else None
+
+        def judged() -> Judged:
+            found = self._judged(config, method, teacher)
+            for note in found.notes:
+                self._tell(note)
+            return found
+
+        space = self._once(("judged", self._data_key(config), self._teacher_key(config), one), judged).space
+        units = {"mean": dataset.mean, "std": dataset.std}
+        stored, rng = self._stored_set(config, method), Streams(config.seed, self.device)
+        return method.chosen(stored, space, dataset.num_classes, **units, rng=rng)
+
+    def _judged(self, config: TrialConfig, method: Imported, teacher: Teacher | None) -> Judged:
+        """In what space the set is, by its pixels beside real ones and, where one is given, by the teacher."""
+        dataset = self.data(config)
+        few = choose(dataset.train.labels, REAL_PER_CLASS, seed=derive_seed(config.data.seed, "landmarks"))
+        return method.judged(
+            self._stored_set(config, method),
+            dataset.num_classes,
+            mean=dataset.mean,
+            std=dataset.std,
+            real=dataset.train[few].samples(dataset.mean, dataset.std),
+            teacher=teacher,
+            class_names=dataset.class_names,
+        )
+
     def _seen(self, config: TrialConfig, condensed: Samples | None) -> Samples | None:
-        """The condensed set with the teacher's logits, on the device; an imported one must be recognised."""
+        """The condensed set with the teacher's logits, on the device."""
         if condensed is None:
             return None
-        teacher, method = self.teacher(config), config.condensation
         seen = condensed.to(self.device)
-        logits = teacher.answers(seen.images)
-        if isinstance(method, Imported):
-            share = (logits.argmax(1) == seen.labels).float().mean().item()
-            what = f"condensed set {method.source}, {method.ipc} a class"
-            # An untrained teacher recognises nothing; the run itself will ask the true one.
-            check_recognised(share, teacher.num_classes, what, method.force or self._stand_ins is not None)
-            self._once(("said", what), lambda: self._tell(f"{what}: the teacher names {share:.1%} right") or True)
-        return Samples(seen.images, seen.labels, logits)
+        return Samples(seen.images, seen.labels, self.teacher(config).answers(seen.images))
 
     def _tell(self, text: str) -> None:
         """Log what a user should know; with stand-ins it would be of these, or be said once more by the run itself."""
@@ -302,7 +342,7 @@ class Workshop:
         path = str(method.path) if isinstance(method, Imported) else ""
         # All real images are the same ones for every seed.
         seed = 0 if isinstance(method, AllReal) else config.seed
-        teacher = [self._teacher_key(config, complete=complete)] if _needs_teacher(method) else []
+        teacher = [self._teacher_key(config, complete=complete)] if _asks_teacher(method) else []
         recipe = RECIPE if method is None or method.recipe == 1 else f"{RECIPE}.{method.recipe}"
         return content_hash([recipe, method, path, seed, self._read_as(config), *teacher], complete=complete)
 
@@ -312,5 +352,6 @@ class Workshop:
         return self._made[key]
 
 
-def _needs_teacher(method: AnyCondensation | None) -> bool:
-    return method is not None and method.needs_teacher
+def _asks_teacher(method: AnyCondensation | None) -> bool:
+    """Whether a set is made of the teacher, or the teacher may tell in what space it is."""
+    return method is not None and (method.needs_teacher or isinstance(method, Imported))

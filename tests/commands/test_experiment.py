@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from condkd_ray.commands.experiment import Flags
+from condkd_ray.core.config import identity
 from condkd_ray.core.method import InputError
+from condkd_ray.methods.condensation import Imported
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.memory import Latest
 from condkd_ray.trial.config import Pipeline
@@ -23,6 +25,23 @@ def test_producers_become_a_pipeline():
     assert Flags().base().pipeline is None
     assert Flags(producers=1).base().pipeline == Pipeline(producers=1, staleness=1)
     assert Flags(producers=3, staleness=2).base().pipeline == Pipeline(producers=3, staleness=2)
+
+
+def test_flags_of_a_condensed_set_become_its_fields():
+    path = Path("set.pt")
+    assert Flags(condensed_path=path).base().condensation == Imported(path=path, ipc=10)
+    given = {"mean": (0.5,), "std": (0.25,), "order": (1, 0)}
+    flags = {f"condensed_{name}": value for name, value in given.items()}
+    config = Flags(condensed_path=path, condensed_space="normalised", force_condensed=True, **flags).base()
+    assert config.condensation == Imported(path=path, ipc=10, space="normalised", force=True, **given)
+
+
+def test_what_is_not_declared_is_no_part_of_the_identity():
+    """Names of runs of before must stay."""
+    plain = Imported(path=Path("a.pt"))
+    assert identity(plain) == {"name": "imported"}
+    declared = Imported(path=Path("a.pt"), mean=(0.5,), std=(0.25,), order=(1, 0))
+    assert identity(declared) == {"name": "imported", "mean": [0.5], "std": [0.25], "order": [1, 0]}
 
 
 @pytest.mark.parametrize("inversion", ["dafl", "zskt", "dfad", "dfq", "pre_dfkd"])

@@ -1,7 +1,10 @@
 """Other people's layouts, from synthetic files of their form."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import Samples
-from condkd_ray.data.condensed_sets import read_pixels, resolve, unpack
+from condkd_ray.data.condensed_sets import read_stored, resolve, unpack
 from condkd_ray.methods.condensation import Imported
 from data.image_files import as_image
 
@@ -61,9 +64,6 @@ def test_a_whitened_set_without_its_copy_is_refused(tmp_path: Path):
     for force in (False, True):
         with pytest.raises(InputError, match=r"space of .* is 'zca'; accepted: zca with the un-whitened copy"):
             read(path, space="zca", force=force)
-    path = save(tmp_path, labels_best=real.labels, images_best=0.4 * real.images)
-    with pytest.raises(InputError, match="ZCA-whitened"):
-        read(path)
 
 
 @pytest.mark.parametrize("space", ["normalised", "unit", "uint8"])
@@ -128,10 +128,10 @@ def test_a_folder_of_sre2l(tmp_path: Path):
     for place, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
         (tmp_path / f"new{label:03d}").mkdir(exist_ok=True)
         as_image(image).save(tmp_path / f"new{label:03d}" / f"class{label:03d}_id{place:03d}.jpg", quality=95)
-    found, theirs = read_pixels(tmp_path)
+    found = read_stored(tmp_path)
     order = labels.argsort(stable=True)
-    assert torch.equal(theirs, labels[order])
-    assert (found.float() - pixels[order].float()).abs().mean() < 40  # it is JPEG
+    assert torch.equal(found.labels, labels[order])
+    assert (found.pixels.float() - pixels[order].float()).abs().mean() < 40  # it is JPEG
 
 
 def test_a_bare_tensor_needs_its_labels(tmp_path: Path):
@@ -139,10 +139,123 @@ def test_a_bare_tensor_needs_its_labels(tmp_path: Path):
     for name in ("images_best", "CIFAR10_IPC1_images", "syn"):
         with pytest.raises(InputError, match=rf"labels of the bare tensor .*{name}.pt is None; accepted: labels_"):
             read(save(tmp_path, **{name: real.images}))
-    with pytest.raises(InputError, match=r"labels of .* is 'list'; accepted: a tensor"):
-        read(save(tmp_path, labels_best=[1, 2], images_best=real.images))
-    with pytest.raises(InputError, match=r"labels in .*integers"):
-        read(save(tmp_path, labels_best=torch.zeros(len(real), 4), images_best=real.images))
+
+
+LABELS = {
+    "float32": lambda labels: labels.float(),
+    "uint8": lambda labels: labels.to(torch.uint8),
+    "a column": lambda labels: labels[:, None],
+    "a list": lambda labels: labels.tolist(),
+    "a list of floats": lambda labels: labels.double().tolist(),
+    "a list of numpy scalars": lambda labels: [np.int64(label) for label in labels.tolist()],
+    "one-hot": lambda labels: F.one_hot(labels, NUM_CLASSES),
+    "one-hot less 0.1, as KIP's": lambda labels: F.one_hot(labels, NUM_CLASSES).float() - 0.1,
+}
+
+
+@pytest.mark.parametrize("form", LABELS)
+def test_labels_in_all_forms(tmp_path: Path, form: str):
+    """Those of DC-BENCH's random and K-means sets are float32."""
+    real = real_samples()
+    given = LABELS[form](real.labels)
+    beside = save(tmp_path, CIFAR10_IPC20_labels=given, CIFAR10_IPC20_images=real.images)
+    for path in (
+        beside,
+        save(tmp_path, data=[real.images, given]),
+        save(tmp_path, named={"Y": given, "X": real.images}),
+    ):
+        found = read_stored(path)
+        assert torch.equal(found.labels, real.labels)
+        assert not found.soft
+
+
+def test_of_soft_labels_the_largest_counts(tmp_path: Path):
+    real = real_samples()
+    logits = 5.0 * F.one_hot(real.labels, NUM_CLASSES) + torch.rand(
+        len(real), NUM_CLASSES, generator=torch.Generator().manual_seed(0)
+    )
+    found = read_stored(save(tmp_path, labels_best=logits, images_best=real.images))
+    assert found.soft
+    assert torch.equal(found.labels, real.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda labels: torch.zeros(len(labels), 4), r"several largest values in row 0"),
+        (lambda labels: labels + 0.5, r"float32, 0.5 to 3.5"),
+        (lambda labels: labels * float("nan"), "not all finite"),
+        (lambda labels: F.one_hot(labels).float().log() * 0, "not all finite"),
+        (lambda labels: labels.float().index_fill(0, torch.tensor([3]), 1e12), "to 1e\\+12"),
+        (lambda labels: labels[:-1], r"\(115,\) int64"),
+        (lambda labels: ["a"] * len(labels), "a list of something else"),
+        (lambda labels: 3, "'int'"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path: Path, change: Callable[[Tensor], object], problem: str):
+    real = real_samples()
+    with pytest.raises(InputError, match=rf"labels .*{problem}.*; accepted: "):
+        read_stored(save(tmp_path, labels_best=change(real.labels), images_best=real.images))
+
+
+def test_images_with_the_channels_last_are_told_by_the_teachers_shape(tmp_path: Path):
+    real = real_samples()
+    last = real.images.permute(0, 2, 3, 1)
+    assert torch.equal(read(save(tmp_path, data=[last, real.labels])).images, real.images)
+    grey = read_stored(save(tmp_path, grey=[real.images[:, 0], real.labels]), image_shape=(1, 8, 8))
+    assert torch.equal(grey.pixels, real.images[:, :1])
+
+
+def test_sets_of_kip(tmp_path: Path):
+    """`images` (N, H, W, C) with labels that are one-hot less 0.1: in one .npz, or in two .npy."""
+    real = real_samples()
+    images = real.images.permute(0, 2, 3, 1).numpy()
+    labels = np.eye(NUM_CLASSES)[real.labels.numpy()] - 0.1
+    np.savez(tmp_path / "kip.npz", images=images, labels=labels, steps=3)
+    np.savez_compressed(tmp_path / "big_endian.npz", images=images.astype(">f8"), labels=labels)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "labels.npy", labels)
+    for name in ("kip.npz", "big_endian.npz", "images.npy"):
+        found = read(tmp_path / name)
+        assert torch.equal(found.images, real.images)
+        assert torch.equal(found.labels, real.labels)
+
+
+class Trap:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_nothing_in_a_numpy_file_is_run(tmp_path: Path):
+    real, made = real_samples(), tmp_path / "made by the pickle"
+    trap = np.array([Trap(made)], dtype=object)
+    np.save(tmp_path / "images.npy", trap, allow_pickle=True)
+    np.savez(tmp_path / "set.npz", images=trap, labels=real.labels.numpy())
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 nothing")
+    for name in ("images.npy", "set.npz", "broken.npz"):
+        with pytest.raises(InputError, match=rf"cannot read .*{name}: .*; accepted: a numpy file of numbers"):
+            read(tmp_path / name)
+    assert not made.exists()
+    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
+    with pytest.raises(InputError, match=r"content of .*other.npz is \[\]; accepted: "):
+        read(tmp_path / "other.npz")
+
+
+def test_numbers_of_numpy_are_read_beside_tensors(tmp_path: Path):
+    real = real_samples()
+    numbers = [np.float64(0.5), np.float32(0.5), np.int64(3), np.int32(3), np.bool_(True)]
+    torch.save({"data": [[real.images, real.labels]], "accs": numbers}, tmp_path / "x.pt")
+    assert torch.equal(read(tmp_path / "x.pt").images, real.images)
+
+
+def test_broken_pixels_are_named(tmp_path: Path):
+    real = real_samples()
+    real.images[[3, 7], 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="is 'not all finite'; accepted: finite values, and images 3, 7 have others"):
+        read(save(tmp_path, data=[real.images, real.labels]))
 
 
 def test_nothing_else_is_resolved(tmp_path: Path):

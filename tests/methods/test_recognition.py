@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from condkd_ray.methods.recognition import least_recognised, recognition
+from condkd_ray.methods.recognition import least_recognised, recognition, sign_test, taken_for
 
 SWAPPED = torch.tensor([0, 1, 7, 3, 4, 5, 6, 2, 8, 9])
 
@@ -106,3 +106,20 @@ def test_classes_without_images_are_left_out():
 @pytest.mark.parametrize(("num_classes", "least"), [(2, 0.75), (3, 2 / 3), (10, 0.25), (100, 0.025)])
 def test_least(num_classes: int, least: float):
     assert least_recognised(num_classes) == pytest.approx(least)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "sure"),
+    [(9, 0, False), (10, 0, True), (10, 1, False), (31, 9, True), (0, 0, False), (5, 9, False)],
+)
+def test_which_of_two_namings_of_the_same_images_is_better(won: int, lost: int, sure: bool):
+    """Ten heads of ten coins have p 0.00098."""
+    assert sign_test(won, lost) == sure
+
+
+def test_classes_that_are_taken_for_one_another():
+    answers, labels = drawn(0.8, [10] * 10)
+    assert taken_for(answers, labels, 10) == []
+    assert taken_for(answers, SWAPPED[labels], 10) == [[2, 7]]
+    assert taken_for(torch.arange(10), torch.arange(10).roll(1), 10) == [list(range(10))]
+    assert taken_for(torch.zeros(10, dtype=torch.int64), torch.arange(10), 10) == []

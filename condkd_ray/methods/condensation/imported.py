@@ -1,12 +1,15 @@
-"""Other people's condensed sets: files of DC, DSA, DM, MTT, IDC and DC-BENCH, Hugging Face Parquet, image folders.
+"""Other people's condensed sets: files of DC, DSA, DM, MTT, IDC, KIP and DC-BENCH, Hugging Face Parquet, image folders.
 
 Most failures reported with such sets are of units: images normalised twice, or whitened. So units are inferred or
-declared, and what does not look like images in the teacher's space is refused with the likely cause.
+declared, and a set is judged by the pixels and by the teacher's answers: what is wrong for certain is refused with the
+cause that these support, what is in doubt is told. The teacher is asked about images of the set alone, so that nothing
+is chosen by test images.
 Letters: N images, C channels, H W height and width, K classes.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,18 +18,12 @@ from torch import Tensor
 
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import Samples, to_model, unseen
-from condkd_ray.data.condensed_sets import is_copy, read_pixels, resolve, unpack
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.data.condensed_sets import StoredSet, is_copy, read_stored, resolve, unpack
 from condkd_ray.methods.condensation.condensation import Condensation, random_per_class
-from condkd_ray.methods.recognition import least_recognised
-
-Space = Literal["unit", "normalised", "uint8"]
-
-LEAST_STD, MOST_STD = 0.5, 2.0
-"""Overall standard deviation in the teacher's space. Real images have 1 to 1.25, published sets 1.0 to 1.6; [0, 1]
-pixels taken for normalised ones 0.2 to 0.4, images normalised twice 2.6 to 8. CIFAR-10 after ZCA has
-0.47 with 0.1 added to the eigenvalues, 0.59 with 0.01, 1.05 with next to nothing: whitening may pass here, and is then
-left to `check_recognised`."""
+from condkd_ray.methods.condensation.judgement import Judged, Subject, judge
+from condkd_ray.methods.condensation.pixel_space import Space, plain
+from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +36,39 @@ class Imported(Condensation):
     name: Literal["imported"] = "imported"
     path: Path = field(metadata={"identity": False})
     """A `.pt` dictionary of DC, DSA or DM, `images_*.pt` of MTT (or the folder of its `images_best.pt`), `data.pt` of
-    IDC, `*_images.pt` of DC-BENCH, an image `.parquet`, or a folder with one sub-folder a class (SRe2L)."""
-    space: Literal["auto", "unit", "normalised", "uint8", "zca"] = "auto"
-    """Units of the pixels: [0, 1], normalised with the teacher's own constants, or 0 to 255. `auto` looks at them.
+    IDC, `*_images.pt` of DC-BENCH, `.npz` or `images.npy` of KIP, an image `.parquet`, or a folder with one sub-folder
+    a class (SRe2L)."""
+    space: Literal["auto", "unit", "signed", "normalised", "uint8", "zca"] = "auto"
+    """Units of the pixels: [0, 1], [-1, 1], normalised with the teacher's own constants (or with `mean` and `std`), or
+    0 to 255. `auto` looks at them, and asks the teacher where they do not tell.
 
     `zca`: the file is whitened; its un-whitened copy `images_zca_*.pt` must lie beside it. Where there is one
     it is read in any case."""
+    mean: tuple[float, ...] | None = None
+    """Constants with which the file is normalised, one a channel, in units of [0, 1] pixels."""
+    std: tuple[float, ...] | None = None
+    order: tuple[int, ...] | None = None
+    """Classes of the file in another order than the teacher's: the label that images of class k have there, at place
+    k."""
     factor: int = 1
     """Into how many rows and columns each image is cut, whose parts are blown up to images: IDC's 2."""
     which: int = -1
     """Which repeat of a DC file; -1 is the last, as DC-BENCH reads it."""
     force: bool = False
-    """Take a set although its statistics or the teacher's answers speak against it."""
+    """Take a set although its pixels or the teacher's answers speak against it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.factor >= 1, "condensation.factor", self.factor, "1 or more")
+        given = (self.mean, self.std)
+        require((self.mean is None) == (self.std is None), "condensation.mean, condensation.std", given, "both or none")
+        fits = self.mean is None or self.space in ("auto", "normalised")
+        require(fits, "condensation.space with mean and std", self.space, "normalised, or auto")
+        require(all(map(math.isfinite, self.mean or ())), "condensation.mean", self.mean, "finite values")
+        positive = all(0 < value < math.inf for value in self.std or ())
+        require(positive, "condensation.std", self.std, "positive values")
+        whole = self.order is None or sorted(self.order) == list(range(len(self.order)))
+        require(whole, "condensation.order", self.order, "each of the labels 0 to K - 1 once")
 
     @property
     def source(self) -> str:
@@ -63,83 +77,117 @@ class Imported(Condensation):
         return f"{found.name} (un-whitened)" if is_copy(found) else found.name
 
     def condense(
-        self, real: Samples, *, num_classes: int, mean: Sequence[float], std: Sequence[float], rng: Streams, **_: object
+        self,
+        real: Samples,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        rng: Streams,
+        teacher: Teacher | None = None,
+        **_: object,
     ) -> Samples:
-        """A seeded choice from the file, nested over `ipc`. Raises `InputError` as `read` does, or for a larger ipc."""
-        samples = self.read(num_classes=num_classes, image_shape=tuple(real.images.shape[1:]), mean=mean, std=std)
-        fewest = int(samples.labels.bincount().min())
-        require(fewest >= self.ipc, f"condensation.ipc of {self.path}", self.ipc, f"1 to {fewest}, what the file has")
-        samples = samples.to(rng.device)
-        return samples[random_per_class(samples.labels, self.ipc, num_classes, rng["condensation"])]
+        """A seeded choice from the file, nested over `ipc`. Raises `InputError` as `stored` and `judged` do."""
+        stored = self.stored(num_classes, tuple(real.images.shape[1:]))
+        space = self.judged(stored, num_classes, mean=mean, std=std, real=real, teacher=teacher).space
+        return self.chosen(stored, space, num_classes, mean=mean, std=std, rng=rng)
 
     def read(
         self, *, num_classes: int, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]
     ) -> Samples:
-        """The whole set (N, C, H, W) in the teacher's space, in the file's order.
+        """The whole set (N, C, H, W) in the teacher's space, in the file's order; no teacher is asked.
+
+        Raises `InputError` as `stored` and `judged` do.
+        """
+        stored = replace(self, ipc=1).stored(num_classes, image_shape)
+        space = self.judged(stored, num_classes, mean=mean, std=std).space
+        images, labels = self._unpacked(stored)
+        return unseen(space.convert(images, mean, std), labels)
+
+    def stored(self, num_classes: int, image_shape: tuple[int, ...]) -> StoredSet:
+        """What the file holds, its classes in the teacher's order.
 
         Raises `InputError` for a file that cannot be read safely, for other classes or another `image_shape`
-        (C, H, W), for values that are not finite, and, unless `force`, for statistics no image set has.
+        (C, H, W), for values that are not finite, and for less than `ipc` images of a class.
         """
-        pixels, labels = read_pixels(self.path, self.which)
-        space = self._space(pixels)
-        images, labels = unpack(pixels.float(), labels, self.factor)
-        shape = tuple(images.shape[1:])
+        if self.space == "zca":
+            accepted = "zca with the un-whitened copy images_zca_*.pt beside it: no teacher here reads whitened images"
+            require(is_copy(resolve(self.path)), f"space of {self.path}", self.space, accepted)
+        found = read_stored(self.path, self.which, image_shape)
+        shape = tuple(found.pixels.shape[1:])
         require(shape == image_shape, f"shape of the images in {self.path}", shape, f"{image_shape}, as the real ones")
-        there = set(labels.unique().tolist())
+        there = set(found.labels.unique().tolist())
         accepted = f"{num_classes} classes, each of 0 to {num_classes - 1}"
         require(there == set(range(num_classes)), f"labels in {self.path}", sorted(there), accepted)
-        require(bool(images.isfinite().all()), f"pixels in {self.path}", "not all finite", "finite values")
-        samples = unseen(_convert(images, space, mean, std), labels)
-        check_statistics(samples, self.force, f"{self.path} read as {space!r}")
-        return samples
+        given = {"mean": (self.mean, shape[0], "channel"), "order": (self.order, num_classes, "class")}
+        for name, (values, count, what) in given.items():
+            fits = values is None or len(values) == count
+            require(fits, f"condensation.{name}", values, f"{count} values, one a {what}")
+        if self.order is not None:
+            found = replace(found, labels=torch.tensor(self.order).argsort()[found.labels])
+        self.check_ipc(found)
+        return found
 
-    def _space(self, pixels: Tensor) -> Space:
-        if self.space == "zca":
-            copied = is_copy(resolve(self.path))
-            accepted = "zca with the un-whitened copy images_zca_*.pt beside it: no teacher here reads whitened images"
-            require(copied, f"space of {self.path}", self.space, accepted)
-        return infer_space(pixels) if self.space in ("auto", "zca") else self.space
+    def check_ipc(self, stored: StoredSet) -> None:
+        """Raise `InputError` where the file has less than `ipc` images of a class, or none can be cut by `factor`."""
+        sides = tuple(stored.pixels.shape[2:])
+        divides = all(side % self.factor == 0 for side in sides)
+        require(divides, "condensation.factor", self.factor, f"a divisor of both of {sides}")
+        fewest = int(stored.labels.bincount().min()) * self.factor**2
+        require(fewest >= self.ipc, f"condensation.ipc of {self.path}", self.ipc, f"1 to {fewest}, what the file has")
 
-
-def infer_space(pixels: Tensor) -> Space:
-    """What units pixels (N, C, H, W) are in. Condensed pixels leave [0, 1] by design, hence the margin above 1."""
-    if pixels.dtype == torch.uint8:
-        return "uint8"
-    low, high = pixels.min().item(), pixels.max().item()
-    if low >= 0 and 1.5 < high <= 255 and torch.equal(pixels, pixels.round()):
-        return "uint8"
-    return "normalised" if low < 0 or high > 1.5 else "unit"
-
-
-def check_statistics(samples: Samples, force: bool, what: str = "condensed set") -> None:
-    """Raise `InputError` where the overall standard deviation in the teacher's space is not that of images."""
-    spread = samples.images.std().item()
-    if force or LEAST_STD <= spread <= MOST_STD:
-        return
-    if spread > MOST_STD:
-        cause = (
-            "the images look normalised twice (try space 'normalised'), of 0 to 255 taken for less (try 'uint8'), or "
-            "ZCA-whitened (use the un-whitened copy)"
+    def judged(
+        self,
+        stored: StoredSet,
+        num_classes: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        real: Samples | None = None,
+        teacher: Teacher | None = None,
+        class_names: Sequence[str] = (),
+    ) -> Judged:
+        """In what space the file's pixels are, and what a user should know. Raises `InputError` as `judge` does."""
+        constants = tuple(mean), tuple(std)
+        counts = (stored.labels.bincount() * self.factor**2).unique().tolist()
+        each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        subject = Subject(f"condensed set {self.source}, {each} a class", num_classes, *constants, tuple(class_names))
+        images, labels = self._unpacked(stored)
+        return judge(
+            StoredSet(images, labels, stored.soft),
+            subject,
+            whole=stored.pixels,
+            real=real,
+            teacher=teacher,
+            declared=self._declared(*constants),
+            order=self.order,
+            force=self.force,
         )
-    else:
-        cause = (
-            "the images look like [0, 1] pixels declared normalised (try space 'unit'), or like ones already scaled "
-            "taken for 0 to 255 (try 'auto'), or ZCA-whitened (use the un-whitened copy)"
-        )
-    require(False, f"standard deviation of {what}", round(spread, 4), f"{LEAST_STD} to {MOST_STD}; {cause}; or force")
 
+    def chosen(
+        self,
+        stored: StoredSet,
+        space: Space,
+        num_classes: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        rng: Streams,
+    ) -> Samples:
+        """`ipc` images of each class in the teacher's space, on the device of `rng`."""
+        images, labels = self._unpacked(stored)
+        rows = random_per_class(labels.to(rng.device), self.ipc, num_classes, rng["condensation"]).cpu()
+        return unseen(space.convert(images[rows], mean, std), labels[rows]).to(rng.device)
 
-def check_recognised(accuracy: float, num_classes: int, what: str, force: bool) -> None:
-    """Raise `InputError` where the teacher hardly knows the images: `accuracy`, a fraction of them all."""
-    least = least_recognised(num_classes)
-    accepted = (
-        f"more than {least:.3f} ({num_classes} classes); likely causes: normalised twice (check space), ZCA-whitened, "
-        "labels in another order, or another data set than the teacher's; or force"
-    )
-    require(force or accuracy > least, f"teacher's accuracy on {what}", round(accuracy, 4), accepted)
+    def _unpacked(self, stored: StoredSet) -> tuple[Tensor, Tensor]:
+        if self.factor == 1:
+            return stored.pixels, stored.labels
+        return unpack(stored.pixels.float(), stored.labels, self.factor)
 
-
-def _convert(pixels: Tensor, space: Space, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    if space == "normalised":
-        return pixels
-    return to_model(pixels / 255 if space == "uint8" else pixels, mean, std)
+    def _declared(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Space | None:
+        if self.mean is not None and self.std is not None:
+            own = (self.mean, self.std) == (mean, std)
+            return Space("normalised", self.mean, self.std, "the teacher's" if own else "the given")
+        if self.space in ("auto", "zca"):
+            return None
+        return Space("normalised", mean, std) if self.space == "normalised" else plain(self.space, len(mean))

@@ -1,0 +1,355 @@
+"""Sets of digits as others save them, judged by a small teacher of digits through the workshop or the command."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from condkd_ray import __main__
+from condkd_ray.core.method import InputError
+from condkd_ray.core.samples import Samples, to_model, to_unit, unseen
+from condkd_ray.data.condensed_sets import StoredSet
+from condkd_ray.data.datasets import Dataset
+from condkd_ray.methods.condensation import Imported, RandomReal
+from condkd_ray.methods.condensation.judgement import Subject, judge
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.supervised import Supervised, TeacherConfig
+from condkd_ray.models import ResNet
+from condkd_ray.trial.artifacts import StandIns, Workshop
+from condkd_ray.trial.config import TrialConfig
+
+CONFIG = TrialConfig(
+    teacher=TeacherConfig(network=ResNet(depth=8, width=8), training=Supervised(epochs=15)),
+    student=ResNet(depth=8, width=2),
+    condensation=RandomReal(ipc=1),
+    distiller=Distiller(condensed_share=0.25),
+)
+SWAPPED = [0, 1, 2, 8, 4, 5, 6, 7, 3, 9]
+ZCA = 0.01
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def workshop(cache) -> Workshop:
+    return Workshop(cache)
+
+
+@pytest.fixture(scope="module")
+def dataset(workshop) -> Dataset:
+    return workshop.data(CONFIG)
+
+
+def few(dataset: Dataset, each: int) -> tuple[Tensor, Tensor]:
+    """[0, 1] pixels and labels of `each` digits a class."""
+    labels = dataset.train.labels
+    rows = torch.cat([(labels == k).nonzero()[:each, 0] for k in range(10)])
+    return dataset.train.pixels[rows].float() / 255, labels[rows]
+
+
+def condensed(dataset: Dataset, each: int) -> tuple[Tensor, Tensor]:
+    """The same, moved as optimised pixels are: beyond all bounds and off the grid of grey values."""
+    unit, labels = few(dataset, each)
+    noise = torch.randn(unit.shape, generator=torch.Generator().manual_seed(0))
+    return 1.1 * unit - 0.03 + 0.12 * noise, labels
+
+
+Values = tuple[float, ...]
+
+
+def saved_as(unit: Tensor, kind: str, mean: Values, std: Values) -> Tensor:
+    normalised = to_model(unit, mean, std)
+    kinds = {
+        "unit": unit,
+        "signed": 2 * unit - 1,
+        "uint8": 255 * unit,
+        "normalised": normalised,
+        "mnist": to_model(unit, (0.1307,), (0.3081,)),
+        "twice": to_model(normalised, mean, std),
+    }
+    return kinds[kind]
+
+
+def saved_unit(images: Tensor, kind: str, mean: Values, std: Values) -> Tensor:
+    """The inverse."""
+    return {
+        "unit": images,
+        "signed": (images + 1) / 2,
+        "uint8": images / 255,
+        "normalised": to_unit(images, mean, std),
+    }[kind]
+
+
+def write(folder: Path, images: Tensor, labels: Any) -> Path:
+    """In a folder of its own: a workshop reads each file once."""
+    path = folder / str(len(list(folder.iterdir()))) / "set.pt"
+    path.parent.mkdir()
+    torch.save({"data": [[images, labels]]}, path)
+    return path
+
+
+def same(found: Tensor, wanted: Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether the images of each class are the same, in whatever order; both class-major."""
+    count = len(found) // 10
+    rows = [images.flatten(1).view(10, count, 1, -1) for images in (found, wanted)]
+    distances = (rows[0] - rows[1].transpose(1, 2)).abs().amax(-1)
+    return bool((distances.amin(1) < tolerance).all() and (distances.amin(2) < tolerance).all())
+
+
+def using(path: Path, **fields: Any) -> TrialConfig:
+    return replace(CONFIG, condensation=Imported(path=path, **({"ipc": 1} | fields)))
+
+
+def taken(workshop: Workshop, path: Path, **fields: Any) -> Samples:
+    made = workshop.prepare(using(path, **fields)).condensed
+    assert made is not None
+    return made
+
+
+TOLD = {
+    "unit": "read as [0, 1]",
+    "signed": "read as [-1, 1]",
+    "uint8": "read as 0 to 255",
+    "normalised": "read as normalised by the teacher's constants",
+    "mnist": "read as normalised by mnist's constants",
+}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_real_images_are_read_in_whatever_space_they_are(tmp_path, workshop, dataset, heard, kind):
+    unit, labels = few(dataset, 4)
+    path = write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels)
+    found = taken(workshop, path, ipc=4)
+    assert same(found.images, to_model(unit, dataset.mean, dataset.std))
+    assert torch.equal(found.labels, labels)
+    assert any("condensed set set.pt, 4 a class: the teacher names " in line and TOLD[kind] in line for line in heard)
+
+
+@pytest.mark.parametrize("each", [1, 10])
+@pytest.mark.parametrize("kind", ["unit", "signed", "uint8", "normalised"])
+def test_pixels_beyond_all_bounds_are_too(tmp_path, workshop, dataset, heard, kind, each):
+    unit, labels = condensed(dataset, each)
+    found = taken(workshop, write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels), ipc=each)
+    assert same(found.images, to_model(unit, dataset.mean, dataset.std))
+    assert any(TOLD[kind] in line for line in heard)
+
+
+def test_half_precision_is_no_hindrance(tmp_path, workshop, dataset):
+    unit, labels = few(dataset, 4)
+    found = taken(workshop, write(tmp_path, saved_as(unit, "signed", dataset.mean, dataset.std).half(), labels), ipc=4)
+    assert same(found.images, to_model(unit, dataset.mean, dataset.std), 0.01)
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 5.0])
+def test_no_spread_alone_refuses_a_set(tmp_path, workshop, dataset, factor):
+    """Means of images have little, one image a class of distribution matching has five times that of real ones."""
+    unit, labels = condensed(dataset, 1)
+    images = factor * saved_as(unit, "normalised", dataset.mean, dataset.std)
+    found = taken(workshop, write(tmp_path, images, labels), space="auto" if factor > 1 else "normalised")
+    assert same(found.images, images, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["unit", "signed", "uint8", "normalised"])
+@pytest.mark.parametrize("constants", [(0.5, 0.5), (0.13, 0.9), (0.02, 0.06)])
+def test_spread_is_compared_with_that_of_real_images(kind, constants):
+    """Medical images are mostly black: in a teacher's space they may have any spread."""
+    rng = torch.Generator().manual_seed(0)
+    discs = torch.nn.functional.interpolate(torch.rand(200, 1, 4, 4, generator=rng), size=28, mode="bilinear")
+    unit = (2 * discs - 1.2).clamp(0, 1).mul(255).round() / 255
+    assert (unit == 0).float().mean() > 0.5
+    mean, std = ((value,) for value in constants)
+    real = unseen(to_model(unit, mean, std), torch.arange(200) % 10)
+    pixels = saved_as(unit[:20], kind, mean, std)
+    noisy = saved_as(unit[:20] + 0.05 * torch.randn(20, 1, 28, 28, generator=rng), kind, mean, std)
+    subject = Subject("a set", 10, mean, std)
+    for images in (pixels, noisy):
+        found = judge(StoredSet(images, torch.arange(20) % 10), subject, real=real)
+        assert same(found.space.convert(images, mean, std), to_model(saved_unit(images, kind, mean, std), mean, std))
+
+
+def test_without_a_teacher_only_certainty_undoes_a_normalisation(dataset):
+    """Optimised pixels of digits leave it open; what is read then is told with the doubt."""
+    unit, labels = condensed(dataset, 10)
+    twice = saved_as(unit, "twice", dataset.mean, dataset.std)
+    real = dataset.train.samples(dataset.mean, dataset.std)
+    found = judge(StoredSet(twice, labels), Subject("a set", 10, dataset.mean, dataset.std), real=real)
+    assert found.space.name == "normalised"
+    assert any("it may be normalised twice (--condensed-mean" in note for note in found.notes)
+
+
+def test_images_normalised_twice_are_refused_with_how_to_take_them(tmp_path, workshop, dataset):
+    for make in (few, condensed):
+        unit, labels = make(dataset, 10)
+        path = write(tmp_path, saved_as(unit, "twice", dataset.mean, dataset.std), labels)
+        with pytest.raises(
+            InputError, match=r"normalised twice, .*--condensed-mean [\d.]+ --condensed-std [\d.]+ takes"
+        ):
+            taken(workshop, path)
+        (m,), (s,) = dataset.mean, dataset.std
+        found = taken(workshop, path, ipc=10, mean=(m + m * s,), std=(s * s,))
+        assert same(found.images, to_model(unit, dataset.mean, dataset.std))
+
+
+@pytest.mark.parametrize(("kind", "declared"), [("normalised", "unit"), ("unit", "normalised"), ("signed", "uint8")])
+def test_what_is_declared_wrongly_is_refused_unless_forced(tmp_path, workshop, dataset, heard, kind, declared):
+    unit, labels = condensed(dataset, 10)
+    path = write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels)
+    with pytest.raises(
+        InputError, match=rf"space of condensed set set.pt, 10 a class is .*{kind}.*or --force-condensed"
+    ):
+        taken(workshop, path, space=declared)
+    heard.clear()
+    assert len(taken(workshop, path, ipc=10, space=declared, force=True)) == 100
+    assert any("set.pt, 10 a class is taken by force: space of" in line for line in heard)
+
+
+def test_what_the_pixels_leave_open_is_told_by_the_teachers_answers(tmp_path, workshop, dataset):
+    """Images of little contrast in the teacher's space look much like ones in [-1, 1]."""
+    unit, labels = condensed(dataset, 40)
+    pale = 0.8 * saved_as(unit, "normalised", dataset.mean, dataset.std)
+    path = write(tmp_path, pale, labels)
+    with pytest.raises(InputError, match=r"normalised\), in which the teacher names 9.* right, in the declared one"):
+        taken(workshop, path, space="signed")
+    assert same(taken(workshop, path, ipc=40).images, pale)
+
+
+def test_the_teacher_is_asked_about_the_parts_of_a_set_of_idc(tmp_path, workshop, dataset, heard):
+    """Of four images in one it knows none; and whole grey values are those of the file, not of what is blown up."""
+    unit, labels = few(dataset, 16)
+    small = torch.nn.functional.interpolate(unit, size=4, mode="area").mul(255).round()
+    fours = small.view(10, 4, 2, 2, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(40, 1, 8, 8)
+    path = write(tmp_path, fours, labels[::4])
+    assert len(taken(workshop, path, ipc=16, factor=2)) == 160
+    told = next(line for line in heard if "set.pt, 16 a class: the teacher names" in line)
+    assert "read as 0 to 255, as its pixels tell" in told
+    assert float(told.partition("names ")[2].partition("%")[0]) > 25
+    with pytest.raises(InputError, match=r"teacher's accuracy on condensed set set\.pt, 4 a class is"):
+        taken(workshop, path)
+
+
+def test_two_classes_that_changed_places_are_named_and_can_be_declared(tmp_path, workshop, dataset):
+    unit, labels = condensed(dataset, 10)
+    path = write(tmp_path, unit, torch.tensor(SWAPPED)[labels])
+    with pytest.raises(InputError) as caught:
+        taken(workshop, path)
+    order = " ".join(map(str, SWAPPED))
+    assert "the images labelled 8 are 3, 3 are 8; --condensed-order " + order in str(caught.value)
+    assert torch.equal(taken(workshop, path, ipc=10, order=tuple(SWAPPED)).labels, labels)
+    assert len(taken(workshop, path, force=True)) == 10
+    right = write(tmp_path, unit, labels)
+    with pytest.raises(InputError, match=f"--condensed-order {' '.join(map(str, range(10)))} takes"):
+        taken(workshop, right, order=tuple(SWAPPED))
+
+
+def test_all_classes_in_another_order_are_named_too(tmp_path, workshop, dataset):
+    unit, labels = condensed(dataset, 10)
+    with pytest.raises(InputError, match=r"the images labelled 1 are 0, 2 are 1, .*-order 1 2 3 4 5 6 7 8 9 0"):
+        taken(workshop, write(tmp_path, unit, (labels + 1) % 10))
+
+
+def test_labels_without_any_order_are_refused(tmp_path, workshop, dataset):
+    unit, labels = condensed(dataset, 10)
+    shuffled = labels[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    path = write(tmp_path, unit, shuffled)
+    with pytest.raises(
+        InputError, match=r"teacher's accuracy on .* is 0\.\d+; accepted: more than 0.250.*another data"
+    ):
+        taken(workshop, path, ipc=1)
+    assert len(taken(workshop, path, ipc=1, force=True)) == 10
+
+
+def test_whitening_is_named_only_where_neighbours_are_unlike(tmp_path, workshop, dataset, heard):
+    unit, labels = few(dataset, 20)
+    flat = (dataset.train.pixels.float() / 255).flatten(1)
+    values, vectors = torch.linalg.eigh(torch.cov(flat.T))
+    white = ((unit.flatten(1) - flat.mean(0)) @ (vectors * (values + ZCA).rsqrt()) @ vectors.T).view_as(unit)
+    shuffled = labels[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    for images, whitened in ((white, True), (unit, False)):
+        with pytest.raises(InputError) as caught:
+            taken(workshop, write(tmp_path, images, shuffled))
+        assert ("ZCA-whitened" in str(caught.value)) == whitened
+        assert "normalised twice" not in str(caught.value)
+
+
+@pytest.mark.parametrize("right", [0, 1, 2, 10])
+def test_ten_images_are_no_evidence_against_a_set(tmp_path, workshop, dataset, heard, right):
+    unit, labels = condensed(dataset, 1)
+    given = torch.where(labels < right, labels, right + (labels + 1 - right) % max(1, 10 - right))
+    heard.clear()
+    assert len(taken(workshop, write(tmp_path, unit, given))) == 10
+    doubted = any("no evidence that the teacher knows its images" in line for line in heard)
+    assert doubted == (right < 3)
+    assert right == 10 or any("it names no image right" in line for line in heard)
+
+
+def test_a_set_is_judged_once_and_as_a_whole(tmp_path, workshop, dataset, heard):
+    unit, labels = condensed(dataset, 10)
+    path = write(tmp_path, unit, labels)
+    heard.clear()
+    workshop.prepare_all([replace(using(path, ipc=ipc), seed=seed) for ipc in (1, 5) for seed in (0, 1)])
+    assert sum("the teacher names" in line for line in heard) == 1
+
+
+def test_what_the_file_refutes_is_refused_before_a_teacher_is_trained(tmp_path, dataset, heard):
+    unit, labels = few(dataset, 4)
+    cases = [
+        (saved_as(unit, "twice", dataset.mean, dataset.std), {}, "normalised twice"),
+        (unit, {"space": "normalised"}, "as its pixels tell"),
+        (unit, {"ipc": 5}, "condensation.ipc of .* is 5; accepted: 1 to 4"),
+        (unit, {"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "condensation.mean is .*1 values, one a channel"),
+        (unit, {"order": (1, 0)}, "condensation.order is .*10 values, one a class"),
+    ]
+    for images, fields, message in cases:
+        with pytest.raises(InputError, match=message):
+            Workshop(tmp_path / "new").prepare_all([using(write(tmp_path, images, labels), **fields)])
+    assert not any(line.startswith("training") for line in heard)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_estimate_takes_what_only_the_teacher_can_refuse(tmp_path, dataset, heard):
+    unit, labels = condensed(dataset, 10)
+    stand_ins = StandIns()
+    made = Workshop(tmp_path, stand_ins=stand_ins).prepare(using(write(tmp_path, unit, (labels + 1) % 10)))
+    assert (len(made.condensed or ()), heard, len(stand_ins.teachers)) == (10, [], 1)
+
+
+def test_soft_labels_are_told(tmp_path, workshop, dataset, heard):
+    unit, labels = few(dataset, 4)
+    hot = torch.nn.functional.one_hot(labels, 10).float()
+    taken(workshop, write(tmp_path, unit, hot - 0.1))
+    assert not any("soft labels" in line for line in heard)
+    softened = 0.9 * hot + 0.01 * torch.arange(10)
+    assert torch.equal(taken(workshop, write(tmp_path, unit, softened), ipc=4).labels, labels)
+    assert any("its soft labels are not used" in line for line in heard)
+
+
+def test_a_set_of_kip_by_the_command(tmp_path, cache, workshop, dataset, monkeypatch, capsys):
+    unit, labels = few(dataset, 4)
+    workshop.teacher(CONFIG)  # cached for the command
+    hot = torch.nn.functional.one_hot(labels, 10).float() - 0.1
+    np.savez(tmp_path / "kip.npz", images=unit.permute(0, 2, 3, 1).numpy(), labels=hot.numpy())
+    tree = {
+        "teacher": {"network": {"name": "resnet", "depth": 8, "width": 8}, "training": {"epochs": 15}},
+        "student": {"name": "resnet", "depth": 8, "width": 2},
+        "condensation": {"name": "imported", "path": str(tmp_path / "kip.npz"), "ipc": 4},
+        "inversion": {"name": "fast", "steps": 1, "batch": 16, "latent": 16, "width": 8},
+        "distiller": {"steps": 1, "batch": 16, "condensed_share": 0.25},
+        "rounds": 1,
+    }
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(tree))
+    line = ["condkd", "train", str(tmp_path / "trial.yaml"), "--cache", str(cache), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as caught:
+        __main__.main()
+    said = capsys.readouterr()
+    assert caught.value.code == 0, said.err
+    assert "condensed set kip.npz, 4 a class: the teacher names " in said.out + said.err
