@@ -8,9 +8,9 @@ from pathlib import Path
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 
 from condkd_ray.core.method import InputError, require
+from condkd_ray.study.journal import Journal
 
 JOURNAL = "study.journal"
 ACCEPTED = "a file for a journal, sqlite:///FILE, or postgresql://USER@HOST/NAME"
@@ -28,7 +28,7 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
             return RDBStorage(text)
         path = Path(text)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(Journal(path))
     except (OSError, ImportError, StorageInternalError, *_database_errors()) as error:
         reason = str(error).splitlines()[0]
         told = f"--study-storage is {text!r}, which cannot be used ({reason}); accepted: {ACCEPTED}"
