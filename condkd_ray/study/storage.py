@@ -51,6 +51,14 @@ def exists(place: str | None, out: Path) -> bool:
     return "://" in path or Path(path).is_file()
 
 
+def refusal(error: BaseException) -> str | None:
+    """What a data base has refused while it was in use, in one line; None where `error` is about anything else."""
+    if not isinstance(error, (StorageInternalError, *_database_errors())):
+        return None
+    cause = error.__cause__ or error
+    return f"the study's data base cannot be used: {str(getattr(cause, 'orig', cause)).splitlines()[0]}"
+
+
 def _database_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
