@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -64,7 +64,11 @@ def cached(
     lock = FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info(f"waiting for another process, which makes {what} ({path})")
+            lock.acquire()
     except OSError as error:
         raise InputError(f"--cache is {str(path.parent)!r}; accepted: a folder that can be written ({error})") from None
     try:

@@ -1,8 +1,10 @@
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -493,6 +495,15 @@ def test_what_is_damaged_is_made_anew_and_named(tmp_path: Path, damage, heard):
     assert told.startswith(f"{path} is damaged or no numbers (")
     assert told.endswith("): it is made anew")
     cached(path, lambda: pytest.fail("made again"), "numbers")
+
+
+def test_who_waits_for_another_process_says_for_what(tmp_path: Path, heard):
+    path = tmp_path / "a.safetensors"
+    held = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    threading.Timer(0.3, os.close, [held]).start()
+    cached(path, lambda: {"x": torch.arange(3)}, "numbers")
+    assert heard == [f"waiting for another process, which makes numbers ({path})"]
 
 
 def test_what_is_made_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
