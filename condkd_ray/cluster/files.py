@@ -98,4 +98,9 @@ def one_line(error: BaseException) -> str:
 
 
 def _errors(path: Location) -> list[dict[str, str]]:
-    return json.loads(get_text(path))["errors"] if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        return json.loads(get_text(path))["errors"]
+    except (ValueError, KeyError, TypeError):
+        return []  # damaged: counted from here

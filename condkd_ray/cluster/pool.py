@@ -28,9 +28,9 @@ from condkd_ray.methods.memory.chunk_table import joinable
 from condkd_ray.methods.memory.store import (
     Arrays,
     chunk_path,
-    chunk_range,
     duplicate,
     read_chunk,
+    read_stored,
     stored_chunks,
     write_chunk,
 )
@@ -84,9 +84,8 @@ class ChunkCache:
                 if fnmatch(leftover.name, "*.arrow*") and leftover not in paths:
                     leftover.unlink()
             self.keys[key] = {}
-            for path in paths:
-                start, stop = chunk_range(path)
-                self._cache(key, start, read_chunk(path), stop - start)
+            for start, stop, arrays in read_stored(self.folder / key):
+                self._cache(key, start, arrays, stop - start)
                 self._shed()
         return self.keys[key]
 

@@ -194,8 +194,7 @@ class SharedSource(AbstractContextManager):
 
     def _load(self, config: TrialConfig, prepared: Prepared) -> Production:
         production = begin(config, prepared)
-        if self._path.is_file():
-            states.load(production, self._path, prepared.teacher.device)
+        states.load_whole(production, self._path, prepared.teacher.device)
         return production
 
     def _save(self) -> None:

@@ -12,6 +12,7 @@ from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpa
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.sources import Crew, SharedSource, sweep_source
 from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, ask
+from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Outcome
@@ -19,7 +20,7 @@ from condkd_ray.core.storage import Location, no_room
 from condkd_ray.methods.memory.device_rows import default_limit
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.outcome import broken, load_outcome, product_path, save_outcome
+from condkd_ray.trial.outcome import broken, left_outcome, product_path, save_outcome
 from condkd_ray.trial.run import OutOfTimeError, RestsError, inherit, passed, run_trial
 from condkd_ray.trial.synthesis import codec
 
@@ -69,7 +70,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
         with WATCH.running():
             tune.report({**metrics, "key": job.key})
 
-    if path.is_file() and (outcome := load_outcome(path)).status == "finished":
+    if (outcome := left_outcome(path)) is not None and outcome.status == "finished":
         # An earlier driver died before it had made a record of it.
         for metrics in outcome.history:
             report(metrics)
@@ -141,11 +142,13 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
     }
     try:
         return _run(job, prepared, context, rest)
-    except MissingSamplesError:
+    except (MissingSamplesError, DamagedError):
+        checkpoint.unlink(missing_ok=True)
         if parent:
+            # Tried again, it takes over its parent's state once more.
             raise
-        # Somebody has deleted chunks. From its start the trial comes to the same numbers, only later.
-        checkpoint.unlink()
+        # Somebody has deleted chunks, or they or the checkpoint are damaged. From its start the trial comes to the
+        # same numbers, only later.
         return _run(job, prepared, context, rest)
     except InputError as error:
         return Outcome(status="failed", reason=str(error))

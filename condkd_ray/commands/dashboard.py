@@ -22,7 +22,7 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import read_manifest
 from condkd_ray.report.tensorboard.writer import FOLDER
 from condkd_ray.runs.recorder import ARTIFACTS
-from condkd_ray.study.storage import JOURNAL
+from condkd_ray.study.storage import JOURNAL, exists, open_storage, place_of
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,11 @@ class Dashboard:
 def dashboard(command: Dashboard) -> int:
     """`condkd dashboard`."""
     read_manifest(command.out)
+    if _has_study(command):
+        there = exists(command.study_storage, command.out)
+        require(there, "--study-storage", command.study_storage, "where the search has kept its study")
+        # What a killed driver has left in a journal, its server would wait for without end, or not read.
+        open_storage(command.study_storage, command.out)
     # Whoever starts us in the background may have had SIGINT ignored; and neither signal may leave the servers behind.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -114,12 +119,19 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
 
 def _commands(command: Dashboard) -> Iterator[tuple[str, int, list[str]]]:
     """Name, port (0: any that is free), and arguments of Python of each."""
-    storage, artifacts = command.study_storage or str(command.out / JOURNAL), str(command.out / ARTIFACTS)
-    if command.study_storage is not None or (command.out / JOURNAL).is_file():
+    artifacts = str(command.out / ARTIFACTS)
+    if _has_study(command):
+        storage = place_of(command.study_storage, command.out)
+        # Optuna's own lock of a journal leads to the path that it was given, and must not dangle.
+        storage = storage if "://" in storage else str(Path(storage).absolute())
         main = "from optuna_dashboard._cli import main; main()"
         yield "Optuna", command.optuna_port, ["-c", main, storage, "--artifact-dir", artifacts, "--quiet"]
     shown = ["--logdir", str(command.out / FOLDER), "--reload_interval", "5"]
     yield "TensorBoard", command.tensorboard_port, ["-m", "tensorboard.main", *shown]
+
+
+def _has_study(command: Dashboard) -> bool:
+    return command.study_storage is not None or (command.out / JOURNAL).is_file()
 
 
 def _free(name: str, wanted: int) -> int:

@@ -35,10 +35,10 @@ def pool_table(storage: Location) -> str:
     """Keys, chunks, bytes, readers and what sharing spared. Raises `InputError` where no pool has written."""
     try:
         status = json.loads(get_text(storage / "chunks" / STATUS))
-    except (OSError, ValueError) as error:
+        rows = [_row(key) for key in status["keys"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         accepted = "the --out (or --storage) of an experiment that has begun"
         raise InputError(f"{storage} holds no chunks/{STATUS} ({reason(error)}); accepted: {accepted}") from None
-    rows = [_row(key) for key in status["keys"]]
     held, disk = (sum(key[name] for key in status["keys"]) / 1e6 for name in ("bytes", "spilled_bytes"))
     seconds = max(0.0, time.time() - status["time"])
     parts = [

@@ -11,6 +11,7 @@ accelerator: they, such as a memory's ids, stay on the CPU. A state wholly on th
 
 import dataclasses
 import json
+import logging
 from typing import Any
 
 import torch
@@ -20,9 +21,15 @@ from torch import Tensor
 
 from condkd_ray.core.storage import Location, reading, writing
 
+log = logging.getLogger(__name__)
+
 FORMAT = "condkd-state-1"
 Packed = dict[str, Any]
 """A state as plain values and copies of its tensors on the CPU: can be sent, or be part of another state."""
+
+
+class DamagedError(ValueError):
+    """A file holds no whole state: it is empty, torn, or of another format; the message names it."""
 
 
 def transient(**kwargs: Any) -> Any:
@@ -39,17 +46,36 @@ def save(state: Any, path: Location) -> None:
 
 
 def load(state: Any, path: Location, device: torch.device | str = "cpu") -> Any:
-    """Load the file at `path` into `state`, whose accelerator is `device`. Raises `ValueError` for another format."""
+    """Load the file at `path` into `state`, whose accelerator is `device`.
+
+    Raises `DamagedError`, with the state as it was, for a file that is not whole, or of another format.
+    """
+    return unpack(state, _read(path), device)
+
+
+def load_whole(state: Any, path: Location, device: torch.device | str = "cpu") -> Any | None:
+    """As `load`; None where there is no file, or a damaged one, which is deleted and told of: it is made anew."""
+    if not path.is_file():
+        return None
+    try:
+        return load(state, path, device)
+    except DamagedError as error:
+        log.info(f"{error}; it is deleted and made anew")
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _read(path: Location) -> Packed:
     try:
         with reading(path) as local, safe_open(local, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} has format {metadata.get('format')!r}; accepted: {FORMAT!r}")
+                raise DamagedError(f"{path} has format {metadata.get('format')!r}; accepted: {FORMAT!r}")
+            # Copied when unpacked: these lie in the file's map.
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            packed = {"tree": metadata["tree"], "host": json.loads(metadata.get("host", "[]")), "tensors": tensors}
-            return unpack(state, packed, device)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is of no known format ({error}); accepted: {FORMAT!r}") from None
+            return {"tree": metadata["tree"], "host": json.loads(metadata.get("host", "[]")), "tensors": tensors}
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise DamagedError(f"{path} is damaged or of no known format ({error}); accepted: {FORMAT!r}") from None
 
 
 def pack(state: Any) -> Packed:

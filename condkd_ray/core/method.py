@@ -5,10 +5,10 @@ A method prints, compares, hashes and goes to YAML without a second class, becau
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Metrics = dict[str, float]
 """`family/term` to a plain number, as logged once a round."""
@@ -87,7 +87,7 @@ class Meter:
         self._terms: dict[str, tuple[Tensor, Tensor, int]] = {}
         """Of each term its sum, the steps at which that was finite, and all steps."""
 
-    def add(self, **terms: Tensor) -> None:
+    def add(self, **terms: "Tensor") -> None:
         """Add one step's terms, 0-dimensional tensors on any device. No host sync."""
         for name, value in terms.items():
             value = value.detach().float()
@@ -104,6 +104,9 @@ class Meter:
         """Means by `family/term`: the one host copy of a round. Raises `NonFiniteError` naming term and step."""
         if not self._terms:
             return {}
+        # Here, as messages on bad input are wanted before PyTorch is imported, which takes seconds.
+        import torch
+
         totals, counts, steps = zip(*self._terms.values(), strict=True)
         sums, finite = torch.stack(totals).tolist(), torch.stack(counts).tolist()
         broken = [(count, name) for name, count, all_ in zip(self._terms, finite, steps, strict=True) if count < all_]

@@ -301,7 +301,9 @@ def _load(path: Path, decoded: Callable[[dict[str, Any]], _T]) -> _T:
         raise InputError(f"{path} holds a {type(tree).__name__}; accepted: a JSON object")
     try:
         return decoded(tree)
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise InputError(f"{path} does not fit this version ({error}); delete it to have it made again") from error
 
 

@@ -223,9 +223,21 @@ def writing(file: Location, *, durable: bool = False) -> Iterator[Path]:
                 with open(partial, "rb") as written:
                     os.fsync(written.fileno())
             os.replace(partial, file)
+            if durable:
+                _sync_folder(file.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in it on the disk; nothing on file systems that do not know how."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from condkd_ray.cluster.connection import connect, in_job_folder
 from condkd_ray.cluster.files import clear, empty
 from condkd_ray.cluster.options import check_resources
 from condkd_ray.core import compilation
+from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Outcome, Record, find_record, finished, read_manifest, write_manifest
@@ -257,9 +258,9 @@ def _record(trial: Trial, out: Path, view: View, device_limit: int | None) -> No
     try:
         try:
             outcome = attempt()
-        except MissingSamplesError as error:
+        except (MissingSamplesError, DamagedError) as error:
             log.info(f"{error}: the trial begins anew")
-            checkpoint.unlink()
+            checkpoint.unlink(missing_ok=True)
             outcome = attempt()
         recorder.ended(trial, outcome)
     finally:

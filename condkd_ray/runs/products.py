@@ -6,6 +6,7 @@ OUT/points/<hash>.safetensors      of the same trials, for the report alone, as 
                                    `condkd_ray.report.tensorboard.embeddings`
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray import models
-from condkd_ray.core.method import require
+from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import Outcome, Record, condensed_path, grid_path, read_manifest, read_records
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.core.storage import Location, take
@@ -25,6 +26,8 @@ from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.tensorboard.embeddings import KINDS, Points, points_path, write_points
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.outcome import Product, class_major, product_path, read_product
+
+log = logging.getLogger(__name__)
 
 MOST_POINTS = 200
 """Images of each kind, at most; they are spread evenly over the classes."""
@@ -128,8 +131,14 @@ class Shelf:
             return
         if fresh.is_file():
             take(fresh, kept)
+        try:
+            product = read_product(kept)
+        except InputError as error:
+            # Kept by a driver that died with its machine. What there is of the trial is its record.
+            log.info(f"{error}; it is deleted, and an earlier one is kept")
+            return kept.unlink(missing_ok=True)
         if prepared is not None:
-            write_points(points_path(self._out, record.config_hash), feature_points(prepared, read_product(kept)))
+            write_points(points_path(self._out, record.config_hash), feature_points(prepared, product))
         self._best[_group(record)] = record
         if former is not None and former.config_hash != record.config_hash:
             for path in (kept_path, points_path):

@@ -315,6 +315,15 @@ class StudyWriter:
         else:
             self._log.fail(number, outcome.reason)
 
+    def retold(self, number: int, record: Record) -> None:
+        """A trial is over, and the study has missed it, or a part of it: all that its record tells."""
+        if self._log.over(number):
+            return
+        self._log.note(number, {KEY: record.config_hash, "teacher_hash": record.teacher_hash})
+        for metrics in record.history:
+            self.round(number, metrics)
+        self.ended(number, record.config_hash, record.config, record.outcome)
+
     def _attach(self, number: int, key: str, tree: Tree, outcome: Outcome) -> None:
         grid = grid_path(self._out, key)
         if outcome.images is not None and outcome.images_per_class:
@@ -373,11 +382,9 @@ class StudyRecorder:
     def _retell(self, record: Record) -> None:
         """A trial that the study has missed: it is younger than the record, or its driver was killed."""
         key = record.config_hash
-        if key in self._numbers and self._log.over(self._numbers[key]):
-            return
-        for metrics in record.history:
-            self.round(key, metrics)
-        self.ended(key, record.outcome)
+        self._writer.retold(self._number(key), record)
+        if record.status == "failed":
+            del self._numbers[key]
 
     def _number(self, key: str) -> int:
         """Its number in the study, which it gets when it is first heard of."""

@@ -4,10 +4,13 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
+import optuna
 import yaml
+from optuna.storages import InMemoryStorage
+from optuna.trial import FixedTrial
 
 from condkd_ray.cluster.connection import connect
 from condkd_ray.cluster.files import bury, empty
@@ -23,11 +26,12 @@ from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.search_driver import PopulationDriver, SearchDriver, SearchRecorder
 from condkd_ray.runs.search_spec import SearchSpec
+from condkd_ray.study.points import Point, check_point, left_open
 from condkd_ray.study.population import Population, check_population
-from condkd_ray.study.space import default, leaves
-from condkd_ray.study.storage import holds, open_storage, stored_study
-from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
-from condkd_ray.study.study import Study
+from condkd_ray.study.space import close, default, leaves
+from condkd_ray.study.storage import exists, holds, open_storage, quiet, stored_study
+from condkd_ray.study.strategies import Pruner, Sampler, check_pruner, check_sampler, make_pruner
+from condkd_ray.study.study import Study, check_earlier
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.device_pool import check_round_fits
 from condkd_ray.trial.hardware import CPU, settled
@@ -39,16 +43,17 @@ log = logging.getLogger(__name__)
 def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> RunResult:
     """Run what is missing of a search of the space `tree`, and write down what came of it. Raises `InputError`."""
     deadline = time.time() + spec.budget_seconds
-    check(tree, spec)
     workshop = Workshop(spec.cache, device=default_device(), view=view)
-    _check_device_pool(tree, spec, workshop)
+    known = _check_all(tree, spec, workshop)
+    if spec.study_storage is not None:
+        open_storage(spec.study_storage, spec.out)
     open_folder(spec.out, "search", fresh=spec.fresh)
     if spec.storage is not None:
         check_writable(spec.place)
     if spec.fresh:
         empty(spec.place)
     study = study_of(tree, spec)
-    _teach(study, spec)
+    _teach(study, known)
     with connect(spec.address, view=view):
         # These import Ray, which takes a second.
         from condkd_ray.cluster import search as ray_search
@@ -83,8 +88,7 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
 
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:
     """What the rest of a search will take, as text. Raises `InputError` as `run` would."""
-    check(tree, spec)
-    _check_device_pool(tree, spec, Workshop(spec.cache, view=view))
+    _check_all(tree, spec, Workshop(spec.cache, view=view))
     # A fresh folder has a fresh study, unless that lies elsewhere.
     anew, ended = spec.fresh and spec.study_storage is None, 0
     if not anew and holds(spec.study_storage, spec.out, spec.study):
@@ -103,14 +107,47 @@ def check(tree: dict[str, Any], spec: SearchSpec) -> None:
     require(hours is None or hours > 0, "--gpu-hours", hours, "a number > 0")
     require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, "a number > 0: they would never end")
     require(spec.least_rounds >= 1, "--least-rounds", spec.least_rounds, "an integer >= 1")
+    require(bool(spec.study), "--study", spec.study, "a name")
+    require(spec.sampler_seed >= 0, "--sampler-seed", spec.sampler_seed, "an integer >= 0")
+    for flag, value, kinds in (("--sampler", spec.chosen_sampler, Sampler), ("--pruner", spec.pruner, Pruner)):
+        require(value in get_args(kinds), flag, value, ", ".join(get_args(kinds)))
     require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
     check_sampler(spec.chosen_sampler, tree, constrained=bool(spec.parsed_constraints))
     check_pruner(spec.pruner, spec.parsed_objective)
+    within = spec.pruner == "none" or spec.least_rounds <= _rounds(tree)
+    require(
+        within, "--least-rounds with --pruner", spec.least_rounds, f"at most {_rounds(tree)}, the rounds of a trial"
+    )
     if spec.population:
         _check_population(tree, spec)
     if not gpus:
         # Of the space's default; what else it proposes is looked at as it is.
         settled(default(tree), CPU)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a search is told before its first trial."""
+
+    points: Sequence[Point]
+    """To be tried first."""
+    earlier: Mapping[str, optuna.Study]
+    """Studies to learn from, by what names them."""
+
+
+def _check_all(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> Known:
+    """Raise `InputError` for all that cannot be searched, or not so; nothing has been written then."""
+    check(tree, spec)
+    known = Known(_points(tree, spec), _earlier(spec))
+    _check_device_pool(tree, spec, workshop)
+    _check_configs(tree, spec, known.points, workshop)
+    return known
+
+
+def _teach(study: Study, known: Known) -> None:
+    for place, other in known.earlier.items():
+        log.info(f"{study.learn_from(other)} trials known from {place}")
+    study.suggest_first(known.points)
 
 
 def _check_device_pool(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> None:
@@ -146,23 +183,54 @@ def _rounds(tree: dict[str, Any]) -> int:
     return rounds if isinstance(rounds, int) else max(rounds.values)
 
 
-def _teach(study: Study, spec: SearchSpec) -> None:
+def _earlier(spec: SearchSpec) -> dict[str, optuna.Study]:
+    """Copies of the studies to learn from, by what names them. Raises `InputError`, and makes no file to find out."""
+    found = {}
     for place in spec.learn_from:
         storage, _, name = place.rpartition("#")
-        other = stored_study(open_storage(storage or place, spec.out), name, place)
-        log.info(f"{study.learn_from(other)} trials known from {place}")
-    if spec.points is not None:
-        study.suggest_first(_points(spec.points))
+        accepted = "STORAGE#NAME of an earlier study"
+        require(exists(storage or place, spec.out), "--learn-from", place, f"{accepted}, that is there")
+        there = open_storage(storage or place, spec.out)
+        study = stored_study(there, name, place)
+        check_earlier(study, spec.parsed_objective)
+        with quiet():
+            # It may lie in a folder that is moved aside.
+            memory = InMemoryStorage()
+            optuna.copy_study(from_study_name=study.study_name, from_storage=there, to_storage=memory)
+            found[place] = optuna.load_study(study_name=study.study_name, storage=memory)
+    return found
 
 
-def _points(path: Path) -> list[Mapping[str, Any]]:
+def _points(tree: dict[str, Any], spec: SearchSpec) -> list[Point]:
+    """What is to be tried first. Raises `InputError` with the first point that is not of the space."""
+    if spec.points is None:
+        return []
+    path = spec.points
     try:
         points = yaml.safe_load(read_text(path, "--points", "a YAML list"))
     except yaml.YAMLError as error:
-        raise InputError(f"--points is {str(path)!r}, which cannot be read ({error}); accepted: a YAML list") from None
-    fine = isinstance(points, list) and all(isinstance(point, dict) for point in points)
-    require(fine, "--points", str(path), "a YAML list of mappings from parameters to values")
-    return points
+        told = " ".join(str(error).split())
+        raise InputError(f"--points is {str(path)!r}, which cannot be read ({told}); accepted: a YAML list") from None
+    fine = isinstance(points, list) and all(isinstance(point, dict) and point for point in points)
+    require(fine and bool(points), "--points", str(path), "a YAML list of mappings from parameters to values")
+    checked = [check_point(tree, point, f"point {number} of {path}") for number, point in enumerate(points, 1)]
+    if len(checked) > spec.wanted:
+        log.info(f"{path} has {len(checked)} points: with --trials {spec.wanted} the last are not tried yet")
+    return checked
+
+
+def _check_configs(tree: dict[str, Any], spec: SearchSpec, points: Sequence[Point], workshop: Workshop) -> None:
+    """Raise `InputError` where a point that leaves nothing open is a config that cannot be run."""
+    for number, point in enumerate(points, 1):
+        if left_open(tree, point):
+            continue
+        try:
+            config = close(tree, FixedTrial(point))
+            workshop.check(config)
+            if not spec.gpus_per_trial:
+                settled(config, CPU)
+        except InputError as error:
+            raise InputError(f"point {number} of {spec.points}: {error}") from None
 
 
 def confirm(

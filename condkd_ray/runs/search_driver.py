@@ -9,14 +9,14 @@ from optuna.trial import TrialState
 
 from condkd_ray.core.config import content_hash, to_tree
 from condkd_ray.core.method import Metrics
-from condkd_ray.core.records import Outcome, Record, read_records, write_manifest
+from condkd_ray.core.records import Outcome, Record, read_records, write_manifest, write_record
 from condkd_ray.core.view import SILENT, Best, Goal, View
 from condkd_ray.runs.recorder import Recorder, StudyWriter, describe_experiment, teacher_line
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import feasible
 from condkd_ray.study.population import Member, Population
 from condkd_ray.study.space import leaves
-from condkd_ray.study.study import Proposal, Study
+from condkd_ray.study.study import LIFE, Proposal, Study
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.device_pool import check_round_fits
@@ -54,7 +54,7 @@ class SearchRecorder:
         """Of trials in the study, by key."""
         objective = spec.parsed_objective
         self._writer = StudyWriter(study, objective, spec.out, spec.parsed_constraints)
-        records = {record.config_hash: record for record in read_records(spec.out)}
+        self._recorded = records = {record.config_hash: record for record in read_records(spec.out)}
         self._settle(records)
         self.left = [*study.left_running(), *self._unrecorded(records)]
         self.begun = len(study.finished) + len(study.left_running())
@@ -107,6 +107,16 @@ class SearchRecorder:
         """The study is told how a trial has ended. From here on nothing that decides hears of it."""
         self._writer.ended(self.numbers[trial.key], trial.key, to_tree(trial.config), outcome)
 
+    def recalled(self, trial: PlannedTrial[Prepared], number: int) -> bool:
+        """Whether a trial that is to begin has its record: the study, which has lost it, is told how it ended."""
+        record = self._recorded.get(trial.key)
+        if record is None or self.study.over(number):
+            return False
+        self._writer.retold(number, record)
+        if record.arm != trial.plan.arm:
+            write_record(self.spec.out, dataclasses.replace(record, arm=trial.plan.arm))
+        return True
+
     def describe(self, *, over: bool = False) -> None:
         """Write the manifest of what has been proposed so far; when all is `over` with the CPU seconds that it took."""
         if not self._kinds:
@@ -132,11 +142,16 @@ class SearchRecorder:
         return [settled(dataclasses.replace(config, precision=one), self.hardware) for one in chosen]
 
     def _settle(self, records: Mapping[str, Record]) -> None:
-        """Tell the study of trials that were stopped or failed, whose driver died when they had just their records."""
+        """Tell the study of trials that have their records, and are left running in it.
+
+        Where they were stopped or failed, their driver may have died in between; where they finished, the study was
+        told first, and has lost it since. A member of a population then goes on from its state.
+        """
         for proposal in self.study.left_running():
-            record = records.get(self.study.trial(proposal.number).user_attrs.get("config_hash", ""))
-            if record is not None and record.status in ("pruned", "failed"):
-                self._writer.ended(proposal.number, record.config_hash, record.config, record.outcome)
+            attributes = self.study.trial(proposal.number).user_attrs
+            record = records.get(attributes.get("config_hash", ""))
+            if record is not None and (record.status != "finished" or LIFE not in attributes):
+                self._writer.retold(proposal.number, record)
 
     def _unrecorded(self, records: Mapping[str, Record]) -> list[Proposal]:
         """Trials of which the study knows the end, whose driver died before it had made their records: tests are left.
@@ -161,16 +176,12 @@ class SearchDriver:
 
     def propose(self) -> PlannedTrial[Prepared] | None:
         """What an earlier driver had begun, then what the study proposes, until there are enough."""
-        if self._left:
-            return self._trial(self._left.pop(0))
-        if self._begun >= self._recorder.spec.trials:
-            return None
-        proposal = self._study.propose(self._recorder.check)
-        if proposal is None:
-            log.info(f"the space holds no more than {self._begun} trials, or they are hard to find")
-            return None
-        self._begun += 1
-        return self._trial(proposal)
+        while (proposal := self._next()) is not None:
+            trial = self._recorder.plan(proposal.number, proposal.config)
+            if not self._recorder.recalled(trial, proposal.number):
+                self._recorder.begin(proposal.number, trial, proposal.params)
+                return trial
+        return None
 
     def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
         """Shown, and told the study."""
@@ -195,10 +206,17 @@ class SearchDriver:
         self._recorder.recorded(trial, outcome)
         self._recorder.concluded(trial, outcome)
 
-    def _trial(self, proposal: Proposal) -> PlannedTrial[Prepared]:
-        trial = self._recorder.plan(proposal.number, proposal.config)
-        self._recorder.begin(proposal.number, trial, proposal.params)
-        return trial
+    def _next(self) -> Proposal | None:
+        if self._left:
+            return self._left.pop(0)
+        if self._begun >= self._recorder.spec.trials:
+            return None
+        proposal = self._study.propose(self._recorder.check)
+        if proposal is None:
+            log.info(f"the space holds no more than {self._begun} trials, or they are hard to find")
+        else:
+            self._begun += 1
+        return proposal
 
 
 class PopulationDriver:

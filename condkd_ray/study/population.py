@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.study.objective import Objective
-from condkd_ray.study.space import Open, leaves
+from condkd_ray.study.space import Open, distribution, leaves
 from condkd_ray.study.study import LIFE, TO_RUN, Study
 
 QUARTER = 0.25
@@ -123,9 +122,7 @@ class Population:
     def settle(self, number: int) -> None:
         """Give a member the parameters of its last generation: it is about to be told over."""
         params = Member(self._study.trial(number)).life[-1]["params"]
-        kinds = self._leaves.items()
-        space = {name: FloatDistribution(*leaf.values, log=leaf.kind == "log_uniform") for name, leaf in kinds}
-        self._study.set_params(number, params, space)
+        self._study.set_params(number, params, {name: distribution(leaf) for name, leaf in self._leaves.items()})
 
     def _begin_generation(self, members: Sequence[Member], generation: int) -> None:
         """Have those begin a generation that have not begun it yet."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.text import read_text
@@ -192,6 +193,15 @@ def _suggest(leaf: Open, trial: optuna.trial.BaseTrial, path: str) -> Any:
         return trial.suggest_categorical(path, leaf.values)
     by_name = dict(zip(leaf.examples, leaf.values, strict=True))
     return by_name[trial.suggest_categorical(f"{path}/name", list(by_name))]
+
+
+def distribution(leaf: Open) -> BaseDistribution:
+    """Of a leaf's parameter, as a study stores it beside the values."""
+    if leaf.kind == "int":
+        return IntDistribution(*leaf.values)
+    if leaf.kind == "choice":
+        return CategoricalDistribution(leaf.examples)
+    return FloatDistribution(*leaf.values, log=leaf.kind == "log_uniform")
 
 
 def _among_methods(leaf: Open) -> bool:

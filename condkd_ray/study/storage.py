@@ -8,9 +8,9 @@ from pathlib import Path
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 
 from condkd_ray.core.method import InputError, require
+from condkd_ray.study.journal import Journal
 
 JOURNAL = "study.journal"
 ACCEPTED = "a file for a journal, sqlite:///FILE, or postgresql://USER@HOST/NAME"
@@ -28,7 +28,7 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
             return RDBStorage(text)
         path = Path(text)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(Journal(path))
     except (OSError, ImportError, StorageInternalError, *_database_errors()) as error:
         reason = str(error).splitlines()[0]
         told = f"--study-storage is {text!r}, which cannot be used ({reason}); accepted: {ACCEPTED}"
@@ -49,6 +49,14 @@ def exists(place: str | None, out: Path) -> bool:
     """Whether there is such a file; of a data base server it is assumed."""
     path = place_of(place, out).removeprefix("sqlite:///")
     return "://" in path or Path(path).is_file()
+
+
+def refusal(error: BaseException) -> str | None:
+    """What a data base has refused while it was in use, in one line; None where `error` is about anything else."""
+    if not isinstance(error, (StorageInternalError, *_database_errors())):
+        return None
+    cause = error.__cause__ or error
+    return f"the study's data base cannot be used: {str(getattr(cause, 'orig', cause)).splitlines()[0]}"
 
 
 def _database_errors() -> tuple[type[Exception], ...]:

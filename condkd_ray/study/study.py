@@ -4,6 +4,7 @@ One process writes it, the driver.
 """
 
 import json
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,14 +20,17 @@ from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
-from condkd_ray.core.config import content_hash
+from condkd_ray.core.config import Tree, content_hash, flattened
 from condkd_ray.core.method import InputError, require
 from condkd_ray.study.objective import Constraint, Direction, Objective, known_excesses
-from condkd_ray.study.space import close, to_plain
+from condkd_ray.study.points import check_point, left_open
+from condkd_ray.study.space import close, distribution, leaves, to_plain
 from condkd_ray.study.storage import quiet
 from condkd_ray.study.strategies import Sampler, check_sampler, make_sampler
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.plan import NUMBERS
+
+log = logging.getLogger(__name__)
 
 REPEATS = 50
 """Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""
@@ -243,7 +247,7 @@ class Study(TrialLog):
         for _ in range(REPEATS):
             trial = self._next()
             try:
-                config = close(self._tree, trial)
+                config = self._suggested(trial)
                 check(config)
             except InputError as error:
                 self._pass_over(trial, IMPOSSIBLE, str(error))
@@ -263,28 +267,60 @@ class Study(TrialLog):
     def learn_from(self, other: optuna.Study) -> int:
         """Take over the complete trials of another study whose parameters are of this space; how many there were.
 
-        Raises `InputError` where that study is of another version of the numbers.
+        Those that are not, and fields of the space that are fixed to other values there, are told of. Raises
+        `InputError` as `check_earlier` does.
         """
-        check_numbers(other.study_name, other.user_attrs)
+        check_earlier(other, self._objective)
         before = {trial.user_attrs[KNOWN] for trial in self.trials if KNOWN in trial.user_attrs}
-        count = 0
-        for trial in other.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            name = f"{other.study_name} {trial.number}"
-            if name in before or len(trial.values) != len(self._objective.names) or not self._fits(trial):
+        complete = other.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        names = {trial.number: f"{other.study_name} {trial.number}" for trial in complete}
+        count, unfit = 0, dict[int, str]()
+        for trial in complete:
+            if names[trial.number] in before:
                 continue
-            beyond = known_excesses(self._constraints, trial, self._objective.names)
-            if beyond is None:
-                continue
-            copy = optuna.trial.create_trial(
-                params=trial.params,
-                distributions=trial.distributions,
-                values=trial.values,
-                user_attrs={KNOWN: name},
-                constraints=beyond,
+            try:
+                self._study.add_trial(self._copied(trial, names[trial.number]))
+                count += 1
+            except InputError as error:
+                unfit[trial.number] = str(error)
+        if unfit:
+            number, why = next(iter(unfit.items()))
+            told = (
+                f"{len(unfit)} of {len(complete)} complete trials of study {other.study_name!r} are not of this space"
             )
-            self._study.add_trial(copy)
-            count += 1
+            log.info(f"{told} and left out: of trial {number}, {why}")
+        if count and (fixed := _fixed_otherwise(other.user_attrs.get("space", {}), to_plain(self._tree))):
+            log.info(f"study {other.study_name!r} has other fixed fields, which may make its values differ: {fixed}")
         return count
+
+    def _copied(self, trial: FrozenTrial, known_from: str) -> FrozenTrial:
+        """A complete trial of another study as one of this. Raises `InputError` where its parameters are not its."""
+        params = check_point(self._tree, trial.params, "parameters")
+        missing = ", ".join(left_open(self._tree, params))
+        require(not missing, "parameters", f"without {missing}", "all that are open")
+        self.config(params)
+        beyond = known_excesses(self._constraints, trial, self._objective.names)
+        limited = ", ".join(one.name for one in self._constraints)
+        require(beyond is not None, "what is told of it", f"not all of {limited}", "all that is limited")
+        return optuna.trial.create_trial(
+            params=params,
+            distributions={name: distribution(leaves(self._tree)[name]) for name in params},
+            values=trial.values,
+            user_attrs={KNOWN: known_from},
+            constraints=beyond,
+        )
+
+    def _suggested(self, trial: Trial) -> TrialConfig:
+        """The config of a trial. Raises `InputError` also where a value was asked for that is none of the space."""
+        try:
+            with warnings.catch_warnings():
+                # Optuna runs what is out of bounds all the same.
+                warnings.filterwarnings("error", message="Fixed parameter")
+                return close(self._tree, trial)
+        except InputError:
+            raise
+        except (ValueError, UserWarning) as error:
+            raise InputError(f"a value that was asked for is not of the space: {error}") from None
 
     def _next(self) -> Trial:
         """A new trial; first the one that an earlier driver was killed over, whose parameters may not all be chosen."""
@@ -302,15 +338,6 @@ class Study(TrialLog):
     def _close(self, trial: FrozenTrial) -> TrialConfig:
         life = trial.user_attrs.get(LIFE)
         return self.config(life[-1]["params"] if life else trial.params)
-
-    def _fits(self, trial: FrozenTrial) -> bool:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # Optuna only warns of values outside the bounds.
-                self._close(trial)
-        except (InputError, ValueError, UserWarning):
-            return False
-        return True
 
     def _pass_over(self, trial: Trial, why: str, told: Any) -> None:
         """End a trial that is not to be run; a repeat of a complete one with its values, which are just as true."""
@@ -349,6 +376,23 @@ def check_numbers(name: str, attributes: Mapping[str, Any]) -> None:
     """Raise `InputError` where the study with these user attributes holds values of another version of the numbers."""
     found, accepted = attributes.get(VERSION, 1), f"{NUMBERS}, that of this program; or another --out, or --study"
     require(found == NUMBERS, f"version of the numbers of study {name!r}", found, accepted)
+
+
+def check_earlier(study: optuna.Study, objective: Objective) -> None:
+    """Raise `InputError` where the values of an earlier study are of other numbers, or of another objective."""
+    check_numbers(study.study_name, study.user_attrs)
+    names = study.user_attrs.get("objective") or study.metric_names
+    directions = [direction.name.lower() for direction in study.directions]
+    what, accepted = f"objective of study {study.study_name!r}", " ".join(objective.names)
+    require(names is None or list(names) == list(objective.names), what, " ".join(names or ()), accepted)
+    require(directions == objective.directions, f"direction of {what}", " ".join(directions), f"that of {accepted}")
+
+
+def _fixed_otherwise(other: Tree, own: Tree) -> str:
+    """Fields that both spaces fix, to different values: each with both."""
+    theirs, ours = flattened(other), flattened(own)
+    both = [name for name in theirs if name in ours and "!" not in name and theirs[name] != ours[name]]
+    return ", ".join(f"{name} {theirs[name]!r} there and {ours[name]!r} here" for name in both)
 
 
 def _short(value: Any) -> str:

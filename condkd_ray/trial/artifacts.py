@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condkd_ray.core.config import content_hash, file_digest
 from condkd_ray.core.environment import free_bytes, set_up_gpu
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import InputError, require
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.storage import writing
@@ -43,33 +44,58 @@ RECIPE = "1"
 """Raised when artifacts are made otherwise, by other code or by another default, so that older ones are not used."""
 
 
+Tensors = dict[str, Tensor]
+
+
 def default_cache() -> Path:
     """`$CONDKD_CACHE`, or a folder in the user's cache home."""
     home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     return Path(os.environ.get("CONDKD_CACHE", home / "condkd"))
 
 
-def cached(path: Path, make: Callable[[], dict[str, Tensor]], what: str) -> dict[str, Tensor]:
+def cached(
+    path: Path, make: Callable[[], Tensors], what: str, check: Callable[[Tensors], None] = lambda tensors: None
+) -> Tensors:
     """The tensors at `path`, made if they are not there; of two processes at once the second waits for the first.
 
-    `what` is written into the file for a reader. Raises `InputError` where the folder cannot be written.
+    They are made anew, and that is told, where the file is torn, as a power loss leaves it, or not ours: `check` of
+    what is in it raises `InputError`. `what` is written into the file for a reader. Raises `InputError` where the
+    folder cannot be written.
     """
     lock = FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info(f"waiting for another process, which makes {what} ({path})")
+            lock.acquire()
     except OSError as error:
         raise InputError(f"--cache is {str(path.parent)!r}; accepted: a folder that can be written ({error})") from None
     try:
-        if not path.is_file():
-            tensors = make()
-            with writing(path) as fresh:
-                save_file(tensors, fresh, metadata={"what": what})
-                # It is made for its owner alone, but caches are meant to be shared.
-                fresh.chmod(0o644)
+        if (stored := _stored_tensors(path, what, check)) is not None:
+            return stored
+        tensors = make()
+        with writing(path, durable=True) as fresh:
+            save_file(tensors, fresh, metadata={"what": what})
+            # It is made for its owner alone, but caches are meant to be shared.
+            fresh.chmod(0o644)
+        return load_file(path)
     finally:
         lock.release()
-    return load_file(path)
+
+
+def _stored_tensors(path: Path, what: str, check: Callable[[Tensors], None]) -> Tensors | None:
+    """What is stored there; None where nothing is, or nothing that can be used."""
+    if not path.is_file():
+        return None
+    try:
+        tensors = load_file(path)
+        check(tensors)
+    except (SafetensorError, InputError) as error:
+        log.info(f"{path} is damaged or no {what} ({error}): it is made anew")
+        return None
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -208,10 +234,11 @@ class Workshop:
             load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
         else:
             path = self._stored("teachers", partial(self._teacher_key, config))
-            if self._stand_ins is not None and not path.is_file():
+            load = partial(load_into, network, what=f"cached weights {path}")
+            if self._stand_ins is not None and _stored_tensors(path, name, load) is None:
                 self._stand_ins.teachers[self._teacher_key(config)] = config
             else:
-                load_into(network, cached(path, train, name), f"cached weights {path}")
+                load(cached(path, train, name, load))
         teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         return teacher.to(self.device)
 
@@ -248,7 +275,15 @@ class Workshop:
 
     def _cached_condense(self, config: TrialConfig, method: AnyCondensation) -> Samples:
         path = self._stored("condensed", partial(self._condensed_key, config, method))
-        if self._stand_ins is not None and not path.is_file():
+        what = f"condensed set {method.label}, seed {config.seed}"
+
+        def check(tensors: Tensors) -> None:
+            found, shape = {name: list(tensor.shape) for name, tensor in tensors.items()}, self.data(config).image_shape
+            count = (found.get("labels") or [0])[0]
+            accepted = f"images (N, {', '.join(map(str, shape))}) and labels (N,)"
+            require(found == {"images": [count, *shape], "labels": [count]}, "shapes", found, accepted)
+
+        if self._stand_ins is not None and _stored_tensors(path, what, check) is None:
             self._stand_ins.sets[self._condensed_key(config, method)] = (config, method)
             return self._condense(config, RandomReal(ipc=method.ipc))
 
@@ -257,7 +292,7 @@ class Workshop:
             made = self._condense(config, method)
             return {"images": made.images.cpu().contiguous(), "labels": made.labels.cpu()}
 
-        tensors = cached(path, make, f"condensed set {method.label}, seed {config.seed}")
+        tensors = cached(path, make, what, check)
         return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))
 
     def _stored_set(self, config: TrialConfig, method: Imported) -> StoredSet:

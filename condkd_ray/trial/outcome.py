@@ -40,8 +40,14 @@ def save_outcome(outcome: Outcome, path: Location) -> None:
 
 
 def load_outcome(path: Location) -> Outcome:
-    """The outcome in the file at `path`."""
+    """The outcome in the file at `path`. Raises `DamagedError` where that is not whole."""
     return Outcome(**states.load(_Stored({}), path).fields)
+
+
+def left_outcome(path: Location) -> Outcome | None:
+    """What an earlier process may have left there; None where nothing is, or what is damaged, which is deleted."""
+    stored = states.load_whole(_Stored({}), path)
+    return None if stored is None else Outcome(**stored.fields)
 
 
 def fatal(error: Exception) -> bool:

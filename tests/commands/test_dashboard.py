@@ -3,12 +3,14 @@
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from condkd_ray.commands import dashboard
 from condkd_ray.commands.dashboard import HOST, Dashboard, servers
 from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Manifest, write_manifest
 from condkd_ray.study.storage import JOURNAL
 
 
@@ -81,3 +83,28 @@ def test_the_servers_reach_one_another_and_other_hosts_as_before(monkeypatch, se
     found = dashboard._direct()
     assert found.get("no_proxy") == set_before.get("no_proxy")
     assert found["no_grpc_proxy"] == spared
+
+
+def test_what_is_wrong_with_a_study_is_told_before_a_server_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_manifest(Path("out"), Manifest(experiment="search", question="", command="", created=""))
+    monkeypatch.setattr(dashboard.subprocess, "Popen", lambda command, **_: pytest.fail("started"))
+    journal = Path("out") / JOURNAL
+    for content, message in (
+        (
+            b'{"op_code":0,"worker_id":"a","study_name":"s","directions":[2]}\n{"op_co{}\n{"op_code":4}\n',
+            "^line 2 of out/",
+        ),
+        (b"notes", "^line 1 of out/"),
+    ):
+        journal.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            dashboard.dashboard(Dashboard(out=Path("out")))
+    with pytest.raises(InputError, match=r"--study-storage is 'none\.journal'; accepted: where"):
+        dashboard.dashboard(Dashboard(out=Path("out"), study_storage="none.journal"))
+    assert not Path("none.journal").exists()
+    # The lock of the server's Optuna leads to the journal wherever it runs.
+    _, _, arguments = next(dashboard._commands(Dashboard(out=Path("out"))))
+    assert str(tmp_path / "out" / JOURNAL) in arguments
+    _, _, arguments = next(dashboard._commands(Dashboard(out=Path("out"), study_storage="sqlite:///s.db")))
+    assert "sqlite:///s.db" in arguments

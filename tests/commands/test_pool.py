@@ -41,3 +41,8 @@ def test_an_empty_pool_says_so(tmp_path):
 def test_a_folder_no_pool_has_written_to_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no chunks/pool\.json"):
         pool_table(tmp_path)
+    write(tmp_path, [])
+    for content in (b"", b"{}", b"[1]", b'{"keys": [1]}', b"\0\0"):
+        (tmp_path / "chunks" / "pool.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"holds no chunks/pool\.json"):
+            pool_table(tmp_path)

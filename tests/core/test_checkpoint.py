@@ -1,4 +1,5 @@
 import json
+import logging
 import resource
 import signal
 from dataclasses import dataclass, field
@@ -195,6 +196,42 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def foreign(path):
     save_file({"0": torch.ones(1)}, path, metadata={"format": "pt", "tree": json.dumps(None)})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        foreign,
+        lambda path: torch.save({"value": 1}, path),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("nothing"),
+    ],
+    ids=["safetensors", "pickle", "empty", "text"],
+)
+def test_a_damaged_file_is_deleted_and_told_of_where_it_can_be_made_anew(tmp_path, write, caplog):
+    caplog.set_level(logging.INFO, "condkd_ray")
+    path, box = tmp_path / "state", Box()
+    assert states.load_whole(box, path) is None
+    states.save(Box(torch.ones(2)), path)
+    assert torch.equal(states.load_whole(box, path).value, torch.ones(2))
+    assert caplog.text == ""
+    write(path)
+    assert states.load_whole(box, path) is None
+    assert not path.exists()
+    assert f"{path} " in caplog.text
+    assert "it is deleted and made anew" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_half_a_file_is_damaged_and_leaves_the_state_as_it_was(tmp_path, share):
+    path, box = tmp_path / "state", Box(torch.zeros(2))
+    states.save(Box(torch.ones(1000)), path)
+    whole = path.read_bytes()
+    for content in (whole[: int(share * len(whole))], bytes(len(whole)), whole[: int(share * len(whole))] + b"\0" * 99):
+        path.write_bytes(content)
+        with pytest.raises(states.DamagedError, match=f"{path} is damaged or of no known format"):
+            states.load(box, path)
+        assert torch.equal(box.value, torch.zeros(2))
 
 
 @pytest.mark.parametrize(

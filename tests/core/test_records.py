@@ -91,7 +91,19 @@ def test_only_finished_trials_need_not_run_again(tmp_path):
     assert records.finished(tmp_path / "nothing") == set()
 
 
-@pytest.mark.parametrize("content", ["", '{"arm": "guid', "[1]", '{"arm": "guided"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"arm": "guid',
+        "[1]",
+        '{"arm": "guided"}',
+        "\0" * 50,
+        '{"metrics": [1]}',
+        '{"history": [[1]]}',
+        '{"metrics": {"x": "y"}}',
+    ],
+)
 def test_a_broken_record_is_named(tmp_path, content):
     records.write_record(tmp_path, make_record())
     path = records.record_path(tmp_path, "broken")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -18,13 +19,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from condkd_ray.commands.experiment import Flags, run
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Record, read_manifest, read_records
+from condkd_ray.core.view import SILENT
+from condkd_ray.methods.memory import Latest
+from condkd_ray.runs import experiment
 from condkd_ray.runs.experiment import alone_limit, scoped, scoped_baseline
 from condkd_ray.runs.presets import arm, spread
 from condkd_ray.study.storage import open_storage
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.device_pool import round_bytes
-from condkd_ray.trial.plan import Plan, trial_hash
+from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
 
 SCRIPT = EXPERIMENTS / "ablate_ipc.py"
 SMALL = {
@@ -249,3 +253,42 @@ def test_a_trial_alone_has_its_limit_on_a_gpu_from_a_round_on(tmp_path):
     assert alone_limit(f"{least}B", config, on_gpu) == least
     with pytest.raises(InputError, match=f"--device-pool-limit is '{least - 1} bytes'; accepted: at least the {least}"):
         alone_limit(f"{least - 1}B", config, on_gpu)
+
+
+class Stopped(BaseException):
+    """The process's death."""
+
+
+@pytest.mark.parametrize(
+    ("which", "damage"),
+    [
+        *(("state.safetensors", lambda whole: b""), ("state.safetensors", lambda whole: whole[:200])),
+        *(("chunks/*.arrow", lambda whole: b""), ("chunks/*.arrow", lambda whole: whole[:200])),
+        ("chunks/*.arrow", lambda whole: bytes(len(whole))),
+    ],
+)
+def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which, damage, monkeypatch, heard):
+    config = toy.toy_config(memory=Latest(), rounds=4)
+    trial = PlannedTrial("0" * 16, Plan("trial", 1, 0, config), toy.make_prepared())
+    experiment._record(trial, tmp_path / "whole", SILENT, None)
+
+    def stop(self, trial, metrics):
+        if metrics["round"] == 3:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.Recorder, "round", stop)
+        patch.setattr(experiment, "run_trial", partial(experiment.run_trial, checkpoint_seconds=0))
+        with pytest.raises(Stopped):
+            experiment._record(trial, tmp_path / "out", SILENT, None)
+    folder = tmp_path / "out" / "trials" / trial.key
+    path = sorted(folder.glob(which))[-1]
+    whole = path.read_bytes()
+    path.unlink()  # what is mapped of it stays
+    path.write_bytes(damage(whole))
+    heard.clear()
+    experiment._record(trial, tmp_path / "out", SILENT, None)
+    assert any(str(path) in line for line in heard)
+    assert any("the trial begins anew" in line for line in heard)
+    (first,), (again,) = read_records(tmp_path / "whole"), read_records(tmp_path / "out")
+    assert numbers(again) == numbers(first)

@@ -10,7 +10,16 @@ from report.report_factory import make_record as a_record
 from toy import NUM_CLASSES, make_prepared, samples, toy_config
 
 from condkd_ray.core import checkpoint as states
-from condkd_ray.core.records import ALL_REAL, Manifest, Outcome, condensed_path, grid_path, write_manifest, write_record
+from condkd_ray.core.records import (
+    ALL_REAL,
+    Manifest,
+    Outcome,
+    condensed_path,
+    grid_path,
+    record_path,
+    write_manifest,
+    write_record,
+)
 from condkd_ray.core.samples import Codec, to_pixels
 from condkd_ray.core.storage import locate
 from condkd_ray.methods.condensation import AllReal
@@ -57,6 +66,23 @@ def test_the_best_of_each_arm_is_kept_by_validation_and_never_by_test_accuracy(t
     assert not any(product_path(out / "trials" / key).exists() for key in "abcd")
     assert choose(out).config_hash == "b"
     assert choose(out, "d") == other
+
+
+def test_a_damaged_product_is_not_kept_in_place_of_an_earlier_one(tmp_path, heard):
+    out = folder_of(tmp_path)
+    Shelf(out).offer(ran(out, "a", val_accuracy=0.5))
+    better = ran(out, "b", val_accuracy=0.9)
+    # Taken by a driver that died before it had made a record of it, with its machine.
+    kept = kept_path(out, "b")
+    whole = product_path(out / "trials" / "b").read_bytes()
+    product_path(out / "trials" / "b").unlink()
+    record_path(out, "b").unlink()
+    for content in (b"", whole[: len(whole) // 2]):
+        kept.write_bytes(content)
+        Shelf(out).offer(better, PREPARED)
+        assert {path.stem for path in (out / "products").iterdir()} == {"a"}
+        assert f"product is {str(kept)!r}, which cannot be read" in heard[-1]
+    assert choose(out).config_hash == "a"
 
 
 def test_what_older_numbers_made_is_neither_compared_with_new_nor_chosen_before_it(tmp_path):

@@ -405,6 +405,36 @@ def test_whenever_its_driver_dies_a_trial_has_its_state_and_its_record_in_the_en
     assert again.propose() is None
 
 
+@pytest.mark.parametrize("how", ["finished", "pruned", "failed"])
+@pytest.mark.parametrize("kept", [0, 0.5, 0.9])
+def test_what_a_study_has_lost_it_is_told_from_the_records(tmp_path, how, kept):
+    first = driver_of(tmp_path)
+    while (trial := first.propose()) is not None:
+        hear(first, trial, how)
+    first.close()
+    journal = tmp_path / "study.journal"
+    before, records = stored_trials(tmp_path), {path.name: path.read_bytes() for path in tmp_path.glob("records/*")}
+    lines = journal.read_bytes().splitlines(keepends=True)
+    whole = round(kept * len(lines))
+    journal.write_bytes(b"".join(lines[:whole]) + lines[whole][:30])
+    again = driver_of(tmp_path)
+    assert again.propose() is None
+    again.close()
+    after = stored_trials(tmp_path)
+    assert [told_of(trial) for trial in after] == [told_of(trial) for trial in before]
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("records/*")} == records
+    more = driver_of(tmp_path, trials=4)
+    hear(more, more.propose(), "finished")
+    assert more.propose() is None
+    more.close()
+    assert len(read_records(tmp_path)) == 4
+
+
+def told_of(trial) -> list[object]:
+    kept = {name: value for name, value in trial.user_attrs.items() if name != "node"}
+    return [trial.number, trial.state, trial.params, trial.values, trial.intermediate_values, kept]
+
+
 def test_a_value_that_is_not_finite_fails_and_still_has_its_record(tmp_path):
     driver = driver_of(tmp_path, trials=1)
     trial = driver.propose()

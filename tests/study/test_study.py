@@ -199,6 +199,64 @@ def test_an_earlier_study_of_the_space_is_known_once_and_counts_for_nothing(tmp_
     assert len(found.trials) == 4
 
 
+def test_of_an_earlier_study_it_is_said_what_is_not_of_the_space(tmp_path, heard):
+    earlier = study(tmp_path / "a", SPACE.replace("[0.1, 100]", "[0.01, 1000]").replace("fast,", "fast, batch: 32,"))
+    for weight, steps in ((0.05, 3), (7.0, 4), (500.0, 4)):
+        earlier.suggest_first([{"inversion/bn_weight": weight, "inversion/steps": steps}])
+        earlier.complete(earlier.propose().number, [0.5])
+    other = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "a"))
+    found = study(tmp_path / "b", SPACE.replace("fast,", "fast, batch: 16,"))
+    assert found.learn_from(other) == 1
+    assert heard == [
+        "2 of 3 complete trials of study 's' are not of this space and left out: of trial 0, parameters: "
+        "inversion/bn_weight is 0.05; accepted: a number from 0.1 to 100",
+        "study 's' has other fixed fields, which may make its values differ: inversion/batch 32 there and 16 here",
+    ]
+    assert found.propose() is not None
+
+
+def test_choices_that_were_others_do_not_break_a_study_that_learns(tmp_path):
+    earlier = study(tmp_path / "a", "{data: {name: digits}, rounds: !choice [1, 2, 3, 4]}", sampler="grid")
+    for _ in range(4):
+        earlier.complete(earlier.propose().number, [0.5])
+    found = study(tmp_path / "b", SMALL, sampler="random")
+    assert found.learn_from(optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "a"))) == 3
+    assert found.propose().params["rounds"] in (1, 2, 3)
+    narrow = study(tmp_path / "c", "{data: {name: digits}, rounds: !choice [1, 2], seed: !choice [0, 1]}")
+    assert narrow.learn_from(optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "a"))) == 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (("proxy/kl",), "^objective of study 's' is 'proxy/kl'; accepted: proxy/agreement$"),
+        (("proxy/agreement", "memory/bytes"), "^objective of study 's' is 'proxy/agreement memory/bytes'; accepted"),
+    ],
+)
+def test_values_of_another_objective_are_not_taken_for_this_one(tmp_path, objective, message):
+    earlier = study(tmp_path / "a", objective=objective)
+    earlier.complete(earlier.propose().number, [0.5] * len(objective))
+    found = study(tmp_path / "b")
+    with pytest.raises(InputError, match=message):
+        found.learn_from(optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "a")))
+    bare = optuna.create_study(study_name="bare", direction="minimize")
+    bare.set_user_attr("numbers", NUMBERS)
+    with pytest.raises(InputError, match=r"^direction of objective of study 'bare' is 'minimize'; accepted"):
+        found.learn_from(bare)
+    assert found.trials == []
+
+
+@pytest.mark.parametrize(
+    "point", [{"inversion/bn_weight": -3.0}, {"inversion/bn_weight": 1e9}, {"inversion/steps": "x"}]
+)
+def test_a_study_that_was_asked_for_the_impossible_goes_on(tmp_path, point):
+    # Before points were checked, the first of these was tried again by each command, and ended it.
+    found = study(tmp_path)
+    found.suggest_first([point, {"inversion/bn_weight": 7.0, "inversion/steps": 3}])
+    assert values(found.propose()) == (7.0, 3)
+    assert [trial.state for trial in found.trials] == [TrialState.FAIL, TrialState.RUNNING]
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [({"space": SMALL}, "space"), ({"objective": ("proxy/kl",)}, "objective")],

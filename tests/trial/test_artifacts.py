@@ -1,8 +1,10 @@
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -463,6 +465,75 @@ def test_what_is_there_is_not_made_again(tmp_path: Path):
     again = cached(path, lambda: pytest.fail("made again"), "numbers")
     assert torch.equal(first["x"], again["x"])
     assert path.stat().st_mode & 0o044 == 0o044, "others may read it"
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "all but the last byte": lambda content: content[:-1],
+    "zeros": lambda content: bytes(len(content)),
+    "other bytes": lambda content: b"<html>" * 50,
+}
+
+
+def replaced(path: Path, content: bytes) -> None:
+    """By another file: what others have loaded of the one there stays mapped."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_what_is_damaged_is_made_anew_and_named(tmp_path: Path, damage, heard):
+    path = tmp_path / "a.safetensors"
+    first = cached(path, lambda: {"x": torch.arange(3)}, "numbers")
+    whole = path.read_bytes()
+    replaced(path, damage(whole))
+    again = cached(path, lambda: {"x": torch.arange(3)}, "numbers")
+    assert torch.equal(first["x"], again["x"])
+    assert path.read_bytes() == whole
+    (told,) = heard
+    assert told.startswith(f"{path} is damaged or no numbers (")
+    assert told.endswith("): it is made anew")
+    cached(path, lambda: pytest.fail("made again"), "numbers")
+
+
+def test_who_waits_for_another_process_says_for_what(tmp_path: Path, heard):
+    path = tmp_path / "a.safetensors"
+    held = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    threading.Timer(0.3, os.close, [held]).start()
+    cached(path, lambda: {"x": torch.arange(3)}, "numbers")
+    assert heard == [f"waiting for another process, which makes numbers ({path})"]
+
+
+def test_what_is_made_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
+    synced, fsync, replace_ = [], os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(os.readlink(f"/proc/self/fd/{number}")), fsync(number))
+    )
+    monkeypatch.setattr(os, "replace", lambda source, target: (synced.append("renamed"), replace_(source, target)))
+    cached(tmp_path / "a.safetensors", lambda: {"x": torch.arange(3)}, "numbers")
+    file, renamed, folder = synced
+    assert (Path(file).parent, renamed, folder) == (tmp_path, "renamed", str(tmp_path))
+    assert file.endswith(".partial")
+
+
+def test_damaged_and_foreign_artifacts_are_made_anew_and_give_equal_trials(tmp_path, heard):
+    config = using(LIVELY)
+    first = Workshop(tmp_path).prepare(config)
+    teacher, condensed = (next((tmp_path / kind).glob("*.safetensors")) for kind in ("teachers", "condensed"))
+    for one, other in ((teacher, condensed), (condensed, teacher)):
+        for content in (b"", other.read_bytes()):
+            whole = one.read_bytes()
+            replaced(one, content)
+            stand_ins = StandIns()
+            Workshop(tmp_path, stand_ins=stand_ins).prepare(config)
+            assert len(stand_ins.teachers) + len(stand_ins.sets) == 1
+            assert one.read_bytes() == content
+            heard.clear()
+            assert Workshop(tmp_path).prepare(config).hashes == first.hashes
+            assert sum("it is made anew" in line and str(one) in line for line in heard) == 1
+            assert one.read_bytes() == whole
 
 
 def test_an_error_while_making_is_passed_on_and_leaves_nothing(tmp_path: Path):

@@ -6,7 +6,9 @@ import pytest
 import torch
 from toy import NUM_CLASSES, blobs, make_prepared, toy_config
 
+from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.method import Metrics
+from condkd_ray.core.records import Outcome
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import NoInversion
@@ -14,7 +16,7 @@ from condkd_ray.methods.memory import Latest
 from condkd_ray.trial import evaluation
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.evaluation import ROUND_SUBSET
-from condkd_ray.trial.outcome import load_outcome, save_outcome, summary
+from condkd_ray.trial.outcome import left_outcome, load_outcome, save_outcome, summary
 from condkd_ray.trial.run import local_store, run_trial
 
 CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
@@ -136,6 +138,19 @@ def test_an_outcome_survives_its_file(tmp_path, prepared):
     config = replace(CONFIG, rounds=1)
     outcome = run_trial(config, prepared, local_store(config, prepared, None))
     save_outcome(outcome, tmp_path / "outcome.safetensors")
-    loaded = load_outcome(tmp_path / "outcome.safetensors")
+    loaded = left_outcome(tmp_path / "outcome.safetensors")
     assert torch.equal(loaded.images, outcome.images)
     assert replace(loaded, images=None) == replace(outcome, images=None)
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 0.98])
+def test_a_damaged_outcome_is_none(tmp_path, kept):
+    path = tmp_path / "outcome.safetensors"
+    assert left_outcome(path) is None
+    save_outcome(Outcome(status="failed", reason="why"), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(DamagedError, match=str(path)):
+        load_outcome(path)
+    assert left_outcome(path) is None
+    assert not path.exists()

@@ -74,8 +74,13 @@ def _lacking(error: Exception) -> str | None:
     """The memory or storage that was lacking, in words, if the error is about either."""
     if is_out_of_memory(error):
         return out_of_memory(error)
-    full = no_room(error)
-    return None if full is None else f"{full}; the same command continues once there is room"
+    if (full := no_room(error)) is not None:
+        return f"{full}; the same command continues once there is room"
+    # It imports Optuna, which has been imported already where the error can be about it.
+    from condkd_ray.study.storage import refusal
+
+    told = refusal(error)
+    return None if told is None else f"{told}; the same command continues once it can"
 
 
 def ended(result: RunResult) -> int:

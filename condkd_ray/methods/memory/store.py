@@ -7,10 +7,12 @@ Letters: N samples, M chunks, C channels, H W height and width, K classes.
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from condkd_ray.core.samples import Codec, Encoded, Samples
 from condkd_ray.core.storage import Location, files, reading, writing
 from condkd_ray.methods.memory.chunk_table import columns
 from condkd_ray.methods.memory.device_rows import rows_on
+
+log = logging.getLogger(__name__)
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Images, labels, logits of an `Encoded`, as numpy: what crosses process borders."""
@@ -82,6 +86,21 @@ def read_chunk(path: Location) -> Arrays:
         return np.frombuffer(batch.column(name).buffers()[1], dtype=dtype).reshape(batch.num_rows, *shape)
 
     return column("images"), batch.column("labels").to_numpy(), column("logits")
+
+
+def read_stored(folder: Location) -> Iterator[tuple[int, int, Arrays]]:
+    """(First id, last id + 1, arrays) of the stored chunks, in order.
+
+    A damaged file, as a power loss leaves it, is deleted and told of: its samples are missing.
+    """
+    for path in stored_chunks(folder):
+        try:
+            arrays = read_chunk(path)
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            log.info(f"{path} is damaged ({str(error).splitlines()[0]}) and deleted")
+            path.unlink(missing_ok=True)
+            continue
+        yield *chunk_range(path), arrays
 
 
 def stored_chunks(folder: Location) -> list[Location]:
@@ -280,8 +299,8 @@ class LocalStore(Store):
     ) -> None:
         super().__init__(codec, num_classes, device, device_limit=device_limit)
         self._folder = folder
-        for path in stored_chunks(folder) if folder else []:
-            self._put(chunk_range(path)[0], self._returned(from_arrays(read_chunk(path))))
+        for start, _, arrays in read_stored(folder) if folder else []:
+            self._put(start, self._returned(from_arrays(arrays)))
 
     def _append(self, start: int, samples: Samples) -> None:
         encoded = self.codec.encode(samples)

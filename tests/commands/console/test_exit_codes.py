@@ -1,9 +1,11 @@
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from condkd_ray.commands.console.exit_codes import ended, exit_codes, say, speak
 from condkd_ray.core.environment import SMALLER
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.runs.options import RunResult
+from condkd_ray.study.storage import open_storage
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,30 @@ def test_a_library_that_found_no_memory_is_told_alike(capsys):
         raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
     assert caught.value.code == 1
     assert capsys.readouterr().err.startswith("failed: out of GPU memory: cuDNN error: CUDNN_STATUS_ALLOC_FAILED; acc")
+
+
+def test_a_data_base_that_is_locked_or_broken_is_told_in_one_line(capsys, tmp_path):
+    place = tmp_path / "study.db"
+    storage = open_storage(f"sqlite:///{place}?timeout=0.1", tmp_path)
+    with sqlite3.connect(place, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SystemExit) as caught, exit_codes():
+            optuna.create_study(storage=storage)
+    other.close()
+    assert caught.value.code == 1
+    told = (
+        "failed: the study's data base cannot be used: (sqlite3.OperationalError) database is locked; the same command"
+    )
+    assert capsys.readouterr().err.splitlines()[-1].startswith(told.replace("(sqlite3.OperationalError) ", ""))
+    storage.remove_session()
+    storage.engine.dispose()
+    place.write_bytes(place.read_bytes()[:4096] + b"\xff" * 50_000)
+    with pytest.raises(SystemExit) as caught, exit_codes():
+        optuna.create_study(storage=open_storage(f"sqlite:///{place}", tmp_path))
+    assert caught.value.code in (1, 2)
+    said = capsys.readouterr().err
+    assert "malformed" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("mistake", [ZeroDivisionError(), RuntimeError("CUDA error: misaligned address")])
