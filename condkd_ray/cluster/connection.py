@@ -193,7 +193,28 @@ def connect(
         finally:
             # A second Ctrl-C shall not leave half a cluster behind; this takes a second or two.
             with handling(signal.SIGINT, signal.SIG_IGN):
+                _kill_helpers()
                 ray.shutdown()
+
+
+def _kill_helpers() -> None:
+    """Kill what Ray has started for this driver beside raylet and GCS: it keeps nothing.
+
+    Ray asks one after another to end, and waits up to two seconds for each: on a busy machine, where Python takes that
+    long to hear it, a second Ctrl-C was seen to take ten seconds. Measured with ten busy processes on two cores: 2.1
+    and 2.6 s for its whole shutdown, and 0.8 and 1.0 s with these killed first.
+    """
+    from ray._private import ray_constants, worker
+
+    node: Any = worker._global_node
+    if node is None:
+        return
+    # Where workers' words are shown, the log monitor brings the last of them.
+    kinds = {ray_constants.PROCESS_TYPE_MONITOR, ray_constants.PROCESS_TYPE_DASHBOARD}
+    kinds |= set() if log.isEnabledFor(logging.DEBUG) else {ray_constants.PROCESS_TYPE_LOG_MONITOR}
+    for kind in kinds & node.all_processes.keys():
+        for info in node.all_processes[kind]:
+            info.process.kill()
 
 
 def runtime_env() -> dict[str, Any] | None:
