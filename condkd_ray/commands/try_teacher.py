@@ -32,7 +32,7 @@ from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.weights import read_weights
+from condkd_ray.models.weights import located, nearest, recognised
 from condkd_ray.report import results
 from condkd_ray.report.tables import verdict
 from condkd_ray.runs.estimate import round_seconds
@@ -71,14 +71,15 @@ class Try:
     """
 
     teacher_weights: Path
-    """Safetensors, or a `.pt` with a state dict."""
+    """Safetensors, or a `.pt` with a state dict; `file.pt#ema` takes the one under the key `ema` of several."""
     images: Path
     """A folder with one sub-folder a class, of 3 or more images each. The classes are those of the teacher in their
     order: alphabetical (numbers as numbers), or as a file `classes.txt` there lists them."""
     card: Path | None = None
     """What is known of the weights, as `condkd export` writes it; a .json of their name beside them if not given."""
     teacher: str | None = None
-    """Architecture of the teacher, such as resnet-8-16 (`condkd methods --networks`), where no card tells it."""
+    """Architecture of the teacher, such as resnet-8-16 (`condkd methods --networks`), where neither a card nor the
+    names of the weights tell it."""
     student: str = "resnet-8-8"
     size: int | None = None
     """Side that images are resized to; the card's, or as they are, if not given."""
@@ -116,7 +117,7 @@ def try_out(command: Try) -> int:
     require(command.minutes > 0, "--minutes", command.minutes, "more than 0")
     require(command.rounds is None or command.rounds >= 1, "--rounds", command.rounds, "an integer >= 1")
     require((mean is None) == (std is None), "--mean, --std", (mean, std), "both or none")
-    require(weights.is_file(), "--teacher-weights", str(weights), "a safetensors file, or a .pt")
+    require(located(weights)[0].is_file(), "--teacher-weights", str(weights), "a safetensors file, or a .pt")
     require(command.images.is_dir(), "--images", str(command.images), "an existing folder with one sub-folder a class")
     if not command.fresh:
         records.check_same_experiment(command.out, "try")
@@ -146,6 +147,9 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
     """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
     card = _card(command)
     network = card.network if command.teacher is None else models.parse(command.teacher)
+    if network is None and (known := recognised(command.teacher_weights)) is not None:
+        network = known.network
+        log.info(f"{command.teacher_weights} are weights of {models.label(network)} (--teacher names another)")
     accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
     require(network is not None, "--teacher", None, accepted)
     assert network is not None
@@ -185,7 +189,7 @@ def tell(out: Path, head: str, answers: Sequence[int]) -> str:
 
 
 def _card(command: Try) -> Card:
-    path = command.card or command.teacher_weights.with_suffix(".json")
+    path = command.card or located(command.teacher_weights)[0].with_suffix(".json")
     if command.card is None and not path.is_file():
         return Card()
     log.info(f"card of the teacher: {path}")
@@ -244,7 +248,7 @@ def check_form(network: nn.Module, weights: Path, dataset: Dataset, images: Path
 
     `network`: built for the images of `dataset`. Any other misfit is left to whoever loads the weights.
     """
-    own, given = network.state_dict(), read_weights(weights)
+    own, given = network.state_dict(), nearest(network, weights)
     first = next((name for name, tensor in own.items() if tensor.ndim == 4), "")
     if first in given and given[first].ndim == 4 and given[first].shape[0] == own[first].shape[0]:
         reads, there = given[first].shape[1], dataset.image_shape[0]

@@ -192,7 +192,8 @@ class TeacherConfig(Method):
     seed: int = 0
     """Of initialisation and training; not the trial's, so that all trials share one teacher."""
     weights: Path | None = field(default=None, metadata={"identity": False})
-    """A safetensors or `.pt` file to load instead of training. Where it lies does not count; its content does."""
+    """A safetensors or `.pt` file to load instead of training; `file.pt#ema` takes what lies under the key `ema`. Where
+    it lies does not count; its content does."""
 
     def build(self, dataset: Dataset) -> nn.Module:
         """The untrained network for the images and classes of `dataset`."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from condkd_ray.core.config import content_hash, file_digest
+from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import free_bytes, set_up_gpu
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams, derive_seed
@@ -31,7 +31,7 @@ from condkd_ray.methods.condensation.imported import check_recognised
 from condkd_ray.methods.supervised import as_teacher, bf16_pays
 from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.weights import load_into, read_weights
+from condkd_ray.models.weights import Fitted, fitted, load_into, weights_digest
 from condkd_ray.trial.config import Prepared, TrialConfig, digests
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
 from condkd_ray.trial.evaluation import accuracy, choose, views
@@ -144,10 +144,8 @@ class Workshop:
         with streams.forked("check"):
             network = config.teacher.network.build(shape, classes)
             student = config.student.build(shape, classes)
-        weights = config.teacher.weights
-        if weights is not None:
-            fits = ("fits", self._teacher_key(config))
-            self._once(fits, lambda: load_into(network, read_weights(weights), f"weights in {weights}"))
+        if config.teacher.weights is not None:
+            load_into(network, self._own_weights(config, network).weights, f"weights in {config.teacher.weights}")
         teacher = as_teacher(network, dataset)
         teacher.check_layers(config.guidance.layers)
         if config.condensation is not None:
@@ -159,6 +157,12 @@ class Workshop:
         free = self._once("free memory", lambda: free_bytes(torch.device(self.device)))
         config.inversion.check_memory(teacher, free, config.total_rounds)
         config.memory.init(teacher, streams)
+
+    def _own_weights(self, config: TrialConfig, network: nn.Module) -> Fitted:
+        """The user's weights in the names of the teacher's network, read once."""
+        path = config.teacher.weights
+        assert path is not None
+        return self._once(("weights", self._teacher_key(config)), lambda: fitted(network, path))
 
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
         """(One real image of each class, the rest): by the data seed, so the same for every trial of a study."""
@@ -202,7 +206,10 @@ class Workshop:
                 return recipe.train(network, dataset, self.device, on_step)
 
         if recipe.weights is not None:
-            load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
+            found = self._own_weights(config, network)
+            for note in found.notes:
+                self._tell(note)
+            load_into(network, found.weights, f"weights in {recipe.weights}")
         else:
             path = self._stored("teachers", partial(self._teacher_key, config))
             if self._stand_ins is not None and not path.is_file():
@@ -289,7 +296,7 @@ class Workshop:
 
     def _teacher_key(self, config: TrialConfig, *, complete: bool = False) -> str:
         recipe = config.teacher
-        digests = {} if recipe.weights is None else {"weights": file_digest(recipe.weights)}
+        digests = {} if recipe.weights is None else {"weights": weights_digest(recipe.weights)}
         precision = "bfloat16" if bf16_pays(self.device) else "float32"
         return content_hash([RECIPE, recipe, precision, self._read_as(config)], digests, complete=complete)
 
