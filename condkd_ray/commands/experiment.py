@@ -73,6 +73,9 @@ class Flags(Options):
     """Its architecture. Weights whose names tell another than the default are of that one."""
     teacher_weights: Path | None = None
     """Safetensors, or a `.pt` with a state dict; `file.pt#ema` takes the one under the key `ema` of several."""
+    teacher_module: str | None = None
+    """`package.module:function`, found in the working directory too: the module it returns is the teacher, as it is or
+    with `--teacher-weights` loaded into it. `--teacher` is then not read."""
     teacher_epochs: int | None = None
     teachers: int = 1
     """The seeds are spread over so many teachers, each trained with another seed: the i-th of --seeds has teacher i mod
@@ -104,7 +107,12 @@ class Flags(Options):
         epochs = TEACHER_EPOCHS.get(self.dataset, 10) if self.teacher_epochs is None else self.teacher_epochs
         tree: dict[str, Any] = {
             "data": {"name": self.dataset, "root": self.data_root, **own},
-            "teacher": {"network": network, "weights": self.teacher_weights, "training": {"epochs": epochs}},
+            "teacher": {
+                "network": network,
+                "weights": self.teacher_weights,
+                "module": self.teacher_module,
+                "training": {"epochs": epochs},
+            },
             "student": to_tree(models.parse(self.student)),
             "condensation": self._condensation(),
             "guidance": {"name": self.guidance},
@@ -129,7 +137,7 @@ class Flags(Options):
     def _network(self) -> AnyNetwork:
         """The teacher's: that of its weights where these tell it and no other than the default is asked for."""
         path, default = self.teacher_weights, type(self).teacher
-        if path is None or self.teacher != default or not located(path)[0].is_file():
+        if path is None or self.teacher_module is not None or self.teacher != default or not located(path)[0].is_file():
             return models.parse(self.teacher)
         known = recognised(path)
         return models.parse(default) if known is None else known.network

@@ -13,7 +13,8 @@ class Shortcut(nn.Conv2d):
     A stride over fewer than `NARROW` channels is a choice of places, then a convolution without stride: the same sums.
     Else oneDNN (3.12, in PyTorch 2.14.1; its issue 6035) writes the gradient of the weights past the end of a buffer,
     where the maps are float32 in channels-last format: with fewer than 8 channels where a CPU has AVX2 at the most,
-    with fewer than 16 and large maps where it has AVX-512. The process then dies, at once or later.
+    with fewer than 16 and large maps where it has AVX-512. The process then dies, at once or later. The smallest
+    program that shows it stands in `docs/onednn_shortcut.md`.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:

@@ -1,17 +1,23 @@
 """Weights that others have trained, from a file to the teacher of an experiment."""
 
 import logging
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from data.image_files import write_folder
 from models import published
 
 from condkd_ray.commands.experiment import Flags
+from condkd_ray.commands.search import SearchFlags
+from condkd_ray.commands.try_teacher import Try, configure, try_out
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import parse
+from condkd_ray.runs.presets import arm, spread
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 
@@ -61,3 +67,48 @@ def test_teachers_of_one_file_are_told_apart_by_their_key(tmp_path: Path):
     ]
     for teacher, state in zip(teachers, (first, second), strict=True):
         assert torch.equal(teacher.network.state_dict()["conv.weight"], state["conv.weight"])
+
+
+NETS = """
+from torch import nn
+
+def teacher():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10))
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a function in the working directory."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    Path("a_users_nets.py").write_text(NETS)
+    yield "a_users_nets:teacher"
+    sys.modules.pop("a_users_nets", None)
+
+
+def test_each_command_takes_a_module_of_a_users(module: str, tmp_path: Path):
+    config = Flags(teacher_module=module, condensation="random_real", ipcs=(1,)).base()
+    assert config.teacher.label == module
+    Workshop(tmp_path / "cache").check(config)
+    space = SearchFlags(out=tmp_path / "out", teacher_module=module).over({"teacher": {"seed": 1}, "rounds": 2})
+    assert space == {"teacher": {"seed": 1, "module": module}, "rounds": 2}
+    assert SearchFlags(out=tmp_path / "out").over({"rounds": 2}) == {"rounds": 2}
+
+
+def test_a_try_takes_a_module_of_a_users(module: str, tmp_path: Path):
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    write_folder(tmp_path / "photos", pixels, torch.arange(40) % 10, list(map(str, range(10))))
+    given = {"images": tmp_path / "photos", "out": tmp_path / "out", "cache": tmp_path / "cache"}
+    known = {"mean": (0.5,), "std": (0.5,), "student": "resnet-8-2"}
+    base = configure(Try(teacher_module=module, **given, **known), Workshop(tmp_path / "cache"))  # type: ignore[arg-type]
+    assert base.teacher == TeacherConfig(module=module)
+    with pytest.raises(InputError, match=r"--teacher-weights is None; accepted: .*; or --teacher-module"):
+        try_out(Try(**given))  # type: ignore[arg-type]
+
+
+def test_seeds_are_not_spread_over_teachers_of_one_function(module: str):
+    flags = Flags(teacher_module=module, seeds=(0, 1), condensation="random_real", ipcs=(1,))
+    plans = [arm(flags.base(), "mixed", 1, seed) for seed in (0, 1)]
+    with pytest.raises(InputError, match=r"--teachers with --teacher-module a_users_nets:teacher is 2; accepted: 1, "):
+        spread(plans, (0, 1), 2)

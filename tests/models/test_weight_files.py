@@ -182,3 +182,24 @@ def test_nothing_that_a_file_names_is_run(tmp_path: Path, zipped: bool):
     with pytest.raises(InputError, match=r"cannot be read safely \(it names posix\.mkdir"):
         read_file(tmp_path / "w.pt")
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_damaged_files_are_read_or_refused_and_never_raise_anything_else(tmp_path: Path, form: str):
+    path, rng = tmp_path / "w.pt", np.random.default_rng(0)
+    if form == "safetensors":
+        save_file(STATE, path)
+    else:
+        torch.save({"model": STATE, "args": BESIDE["namespace"]}, path, _use_new_zipfile_serialization=form == "zip")
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in rng.integers(len(content), size=rng.integers(1, 6)):
+            content[place] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(len(content))] if rng.random() < 0.3 else content)
+        try:
+            read_file(path)
+        except InputError:
+            refused += 1
+    assert refused > 30
