@@ -7,7 +7,7 @@ pytorch-cifar-models (other poolings or classifiers), every MobileNetV2 (the sam
 
 Read from the sources: akamaster/pytorch_resnet_cifar10, kuangliu/pytorch-cifar, chenyaofo/pytorch-cifar-models,
 zju-vipa/CMI, zju-vipa/Fast-Datafree, tmtuan1307/NAYER (whose networks are HobbitLong/RepDistiller's, polo5's and
-DAFL's), torchvision.
+DAFL's), torchvision, huggingface/pytorch-image-models (timm).
 """
 
 import re

@@ -56,7 +56,10 @@ def _read(path: Path) -> dict[str, Weights]:
         keys = ", ".join(f"{file}#{other}" for other in found if other) or f"{file}, a bare one"
         raise InputError(f"state dict in weights file {file} is {key!r}; accepted: {keys}")
     chosen = {key: found[key]} if key else found
-    return {place: {name: _as_float(tensor) for name, tensor in weights.items()} for place, weights in chosen.items()}
+    return {
+        place: {name: _plain(tensor, f"weights in {path}: {name}") for name, tensor in weights.items()}
+        for place, weights in chosen.items()
+    }
 
 
 def _several(path: Path, found: Iterable[str]) -> InputError:
@@ -64,8 +67,13 @@ def _several(path: Path, found: Iterable[str]) -> InputError:
     return InputError(f"weights file {path} holds several state dicts that fit; accepted: one of them, {keys}")
 
 
-def _as_float(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _plain(tensor: Tensor, what: str) -> Tensor:
+    """Dense, and float32 where it is of another precision. Raises `InputError` where it has no values to read."""
+    kind = "on the meta device" if tensor.is_meta else "quantised" if tensor.is_quantized else ""
+    if kind:
+        raise InputError(f"{what} is {kind}; accepted: tensors of finite floats")
+    dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    return dense.float() if dense.is_floating_point() else dense
 
 
 def _check_values(weights: Mapping[str, Tensor], what: str) -> None:

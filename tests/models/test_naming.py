@@ -132,3 +132,13 @@ def test_a_vgg_that_pools_once_more_is_not_theirs(tmp_path: Path):
     torch.save(CIFAR["vgg11-8"]().state_dict(), tmp_path / "w.pth")
     with pytest.raises(InputError, match="do not fit the network"):
         fitted(parse("vgg11-8").build((3, 64, 64), 10), tmp_path / "w.pth")
+
+
+def test_torchvisions_resnet_with_a_small_stem_answers_as_ours(tmp_path: Path):
+    torchvision = pytest.importorskip("torchvision")
+    theirs = torchvision.models.resnet18(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    torch.save(published.trained(theirs).state_dict(), tmp_path / "w.pth")
+    ours, images = parse("resnet18-64").build((3, 32, 32), 10), torch.randn(2, 3, 32, 32)
+    load_into(ours, fitted(ours, tmp_path / "w.pth").weights, "weights")
+    torch.testing.assert_close(ours.eval()(images), theirs(images), rtol=1e-4, atol=1e-4)

@@ -243,3 +243,17 @@ def test_numbers_of_another_kind_are_refused(tmp_path):
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"of another type: conv.weight torch.int8 for torch.float32"):
         fitted(network(), tmp_path / "w.pt")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_tensors_without_plain_values_are_refused_and_sparse_ones_are_read(tmp_path):
+    state = network(1).state_dict()
+    for kind, tensor in (
+        ("on the meta device", torch.empty(4, 1, 3, 3, device="meta")),
+        ("quantised", torch.quantize_per_tensor(state["conv.weight"], 0.1, 0, torch.qint8)),
+    ):
+        torch.save(state | {"conv.weight": tensor}, tmp_path / "w.pt")
+        with pytest.raises(InputError, match=rf"w.pt: conv.weight is {kind}; accepted: tensors of finite floats"):
+            fitted(network(), tmp_path / "w.pt")
+    torch.save(state | {"classifier.weight": state["classifier.weight"].to_sparse()}, tmp_path / "w.pt")
+    assert tensor_digest(fitted(network(), tmp_path / "w.pt").weights) == tensor_digest(state)
