@@ -42,7 +42,6 @@ def read_weights(path: Path) -> Weights:
     if len(found) > 1:
         raise _several(path, found)
     [weights] = found.values()
-    _check_values(weights, f"weights in {path}")
     return unwrapped(weights)
 
 
