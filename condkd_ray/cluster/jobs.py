@@ -1,21 +1,23 @@
 """Trials, and what they are prepared with, on their way to the workers that run them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.cloudpickle import loads
+from ray.cloudpickle import loads, register_pickle_by_value, unregister_pickle_by_value
 from ray.cloudpickle.cloudpickle_fast import dumps
-from torch import Tensor
+from torch import Tensor, nn
 
 from condkd_ray.cluster.pool import lasting_actor
 from condkd_ray.cluster.stores import ask
-from condkd_ray.models.network import label
+from condkd_ray.models.own_module import copied, own_code
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.packing import (
+    MODULE,
     TEACHER_FIELDS,
     ContentRef,
     PreparedRefs,
@@ -39,12 +41,22 @@ class Packer:
     def pack(self, prepared: Prepared) -> PreparedRefs:
         """What stands for `prepared` in a message; a content that was stored before is not stored again."""
         contents = {kind: self._store(*content) for kind, content in named_contents(prepared).items()}
+        if prepared.own_module is not None:
+            contents[MODULE] = self._store_module(prepared, prepared.own_module)
         teacher = {name: getattr(prepared.teacher, name) for name in TEACHER_FIELDS}
         return PreparedRefs(contents, teacher, prepared.hashes)
 
     def job(self, trial: PlannedTrial[Prepared]) -> PlannedTrial[PreparedRefs]:
         """The trial as a worker gets it."""
         return PlannedTrial(trial.key, trial.plan, self.pack(trial.prepared), trial.lineage)
+
+    def _store_module(self, prepared: Prepared, function: str) -> ContentRef:
+        """The network that a user's function made, with its code, which the nodes of a cluster may not have."""
+        name = f"{MODULE}/{prepared.hashes['teacher']}"
+        if name not in self._stored:
+            pickled = np.frombuffer(by_value(copied(prepared.teacher.network), function), np.uint8)
+            self._stored[name] = ContentRef(name, ray.put(pickled))
+        return self._stored[name]
 
     def _store(self, name: str, tensors: dict[str, Tensor]) -> ContentRef:
         if name not in self._stored:
@@ -57,16 +69,28 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
 
     On the CPU all sets but the teacher's weights are views of shared memory: nobody may write to them.
     """
-    keys = {kind: (content.name, device, label(config.teacher.network)) for kind, content in refs.contents.items()}
+    whole = {kind: content for kind, content in refs.contents.items() if kind != MODULE}
+    keys = {kind: (content.name, device, config.teacher.label) for kind, content in whole.items()}
     missing = [kind for kind, key in keys.items() if key not in _unpacked]
     arrays = ray.get([refs.contents[kind].ref for kind in missing])
+    pickled: Any = refs.contents.get(MODULE)
+    own = None if pickled is None else lambda: loads(ray.get(pickled.ref))
     for kind, found in zip(missing, arrays, strict=True):
-        _unpacked[keys[kind]] = build_content(kind, to_tensor(found), config, refs, device)
+        _unpacked[keys[kind]] = build_content(kind, to_tensor(found), config, refs, device, own)
     for key in set(_unpacked) - set(keys.values()):
         del _unpacked[key]
     contents: dict[str, Any] = {"test": None, "val": None, "condensed": None}
     contents |= {kind: _unpacked[key] for kind, key in keys.items()}
     return Prepared(**contents, hashes=refs.hashes)
+
+
+def by_value(network: nn.Module, function: str) -> bytes:
+    """A pickle of a network that has the code of the user's own classes in it, not only their names."""
+    with ExitStack() as after:
+        for module in own_code(function):
+            register_pickle_by_value(module)
+            after.callback(unregister_pickle_by_value, module)
+        return dumps(network)
 
 
 def own_device() -> str:

@@ -16,6 +16,8 @@ from condkd_ray.core.config import merge, read_tree, to_tree
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.methods.inversion import AnyInversion, Inversion
+from condkd_ray.models import AnyNetwork
+from condkd_ray.models.weights import located, recognised
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs import experiment
 from condkd_ray.runs.options import Options
@@ -77,7 +79,12 @@ class Flags(Options):
     val_fraction: float = 0.0
     """Share of train held out for validation (digits has its own 197)."""
     teacher: str = "resnet-8-16"
+    """Its architecture. Weights whose names tell another than the default are of that one."""
     teacher_weights: Path | None = None
+    """Safetensors, or a `.pt` with a state dict; `file.pt#ema` takes the one under the key `ema` of several."""
+    teacher_module: str | None = None
+    """`package.module:function`, found in the working directory too: the module it returns is the teacher, as it is or
+    with `--teacher-weights` loaded into it. `--teacher` is then not read."""
     teacher_epochs: int | None = None
     teachers: int = 1
     """The seeds are spread over so many teachers, each trained with another seed: the i-th of --seeds has teacher i mod
@@ -105,11 +112,16 @@ class Flags(Options):
         require(bool(self.ipcs) and min(self.ipcs) >= 1, "--ipcs", self.ipcs, accepted)
         require(bool(self.seeds) and min(self.seeds) >= 0, "--seeds", self.seeds, "one or more integers >= 0")
         own = {name: getattr(self, name) for name in ("size", "val_fraction", "train_file", "test_file")}
-        network = to_tree(models.parse(self.teacher))
+        network = to_tree(self._network())
         epochs = TEACHER_EPOCHS.get(self.dataset, 10) if self.teacher_epochs is None else self.teacher_epochs
         tree: dict[str, Any] = {
             "data": {"name": self.dataset, "root": self.data_root, **own},
-            "teacher": {"network": network, "weights": self.teacher_weights, "training": {"epochs": epochs}},
+            "teacher": {
+                "network": network,
+                "weights": self.teacher_weights,
+                "module": self.teacher_module,
+                "training": {"epochs": epochs},
+            },
             "student": to_tree(models.parse(self.student)),
             "condensation": self._condensation(),
             "guidance": {"name": self.guidance},
@@ -130,6 +142,14 @@ class Flags(Options):
                 check_parts(self.host, given, str(self.config))
             tree = merge(tree, given)
         return from_tree(tree, "flags")
+
+    def _network(self) -> AnyNetwork:
+        """The teacher's: that of its weights where these tell it and no other than the default is asked for."""
+        path, default = self.teacher_weights, type(self).teacher
+        if path is None or self.teacher_module is not None or self.teacher != default or not located(path)[0].is_file():
+            return models.parse(self.teacher)
+        known = recognised(path)
+        return models.parse(default) if known is None else known.network
 
     def _own_parts(self) -> dict[str, Any]:
         """Inversion, memory and length without a host."""

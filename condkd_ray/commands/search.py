@@ -11,6 +11,7 @@ import tyro
 from condkd_ray.commands.console.exit_codes import ended, show, speak
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import tell_results
+from condkd_ray.core.config import merge
 from condkd_ray.runs import search as searches
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.space import read
@@ -24,6 +25,12 @@ class SearchFlags(SearchSpec):
 
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
     """Tell what the search will take, from probes of the space's corners, and stop: nothing is trained or written."""
+    teacher_module: str | None = None
+    """`package.module:function`, found in the working directory too: the module it returns is the teacher."""
+
+    def over(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The space `tree` with what flags say of the teacher."""
+        return tree if self.teacher_module is None else merge(tree, {"teacher": {"module": self.teacher_module}})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,7 @@ def search(command: Search) -> int:
 def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     """Run what is missing of a search of the space `tree`, and report. The exit code: as an experiment's."""
     speak(flags.verbose)
+    tree = flags.over(tree)
     if flags.explain:
         show(searches.explained(tree, flags, view=TERMINAL))
         return 0
@@ -53,7 +61,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
     """Run the best trials of a finished search again with other seeds, and report. The exit code."""
-    result = searches.confirm(tree, flags, best=best, seeds=seeds, view=TERMINAL)
+    result = searches.confirm(flags.over(tree), flags, best=best, seeds=seeds, view=TERMINAL)
     tell_results(result.out)
     code = ended(result)
     # It draws, which the other commands need not wait for.

@@ -32,7 +32,7 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.recognition import least_recognised
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.weights import read_weights
+from condkd_ray.models.weights import located, nearest, recognised
 from condkd_ray.report import results
 from condkd_ray.report.tables import verdict
 from condkd_ray.runs.estimate import round_seconds
@@ -70,15 +70,19 @@ class Try:
     Half of the images of each class are held out for the verdict; the others guide. The same command again continues.
     """
 
-    teacher_weights: Path
-    """Safetensors, or a `.pt` with a state dict."""
+    teacher_weights: Path | None = None
+    """Safetensors, or a `.pt` with a state dict; `file.pt#ema` takes the one under the key `ema` of several."""
+    teacher_module: str | None = None
+    """`package.module:function`, found in the working directory too: the module it returns is the teacher, as it is or
+    with `--teacher-weights` loaded into it."""
     images: Path
     """A folder with one sub-folder a class, of 3 or more images each. The classes are those of the teacher in their
     order: alphabetical (numbers as numbers), or as a file `classes.txt` there lists them."""
     card: Path | None = None
     """What is known of the weights, as `condkd export` writes it; a .json of their name beside them if not given."""
     teacher: str | None = None
-    """Architecture of the teacher, such as resnet-8-16 (`condkd methods --networks`), where no card tells it."""
+    """Architecture of the teacher, such as resnet-8-16 (`condkd methods --networks`), where neither a card nor the
+    names of the weights tell it."""
     student: str = "resnet-8-8"
     size: int | None = None
     """Side that images are resized to; the card's, or as they are, if not given."""
@@ -116,7 +120,10 @@ def try_out(command: Try) -> int:
     require(command.minutes > 0, "--minutes", command.minutes, "more than 0")
     require(command.rounds is None or command.rounds >= 1, "--rounds", command.rounds, "an integer >= 1")
     require((mean is None) == (std is None), "--mean, --std", (mean, std), "both or none")
-    require(weights.is_file(), "--teacher-weights", str(weights), "a safetensors file, or a .pt")
+    there = weights is not None or command.teacher_module is not None
+    require(there, "--teacher-weights", None, "a safetensors file, or a .pt; or --teacher-module")
+    is_file = weights is None or located(weights)[0].is_file()
+    require(is_file, "--teacher-weights", str(weights), "a safetensors file, or a .pt")
     require(command.images.is_dir(), "--images", str(command.images), "an existing folder with one sub-folder a class")
     if not command.fresh:
         records.check_same_experiment(command.out, "try")
@@ -127,7 +134,7 @@ def try_out(command: Try) -> int:
     share, answers = check_known(teacher, dataset, command.images, force=command.force)
     count, held_out = len(dataset.train) + len(dataset.test), len(dataset.test)
     head = (
-        f"Teacher {models.label(base.teacher.network)} names {share:.1%} of your {count} images as their folders do; "
+        f"Teacher {base.teacher.label} names {share:.1%} of your {count} images as their folders do; "
         f"{held_out} of them are held out for the verdict, {base.ipc} a class guide."
     )
     log.info(head)
@@ -145,23 +152,20 @@ def try_out(command: Try) -> int:
 def configure(command: Try, workshop: Workshop) -> TrialConfig:
     """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
     card = _card(command)
-    network = card.network if command.teacher is None else models.parse(command.teacher)
-    accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
-    require(network is not None, "--teacher", None, accepted)
-    assert network is not None
+    recipe = _teacher(command, card)
     data = _data(command, card)
     dataset = workshop.data(TrialConfig(data=data))
     if card.num_classes is not None:
         check_classes(card.num_classes, dataset, command.images)
-    teacher = TeacherConfig(network=network, weights=command.teacher_weights)
-    check_form(teacher.build(dataset), command.teacher_weights, dataset, command.images)
+    if recipe.module is None and recipe.weights is not None:
+        check_form(recipe.build(dataset), recipe.weights, dataset, command.images)
     if data.flip_ok is None:
-        workshop.check(alone := TrialConfig(data=data, teacher=teacher))
+        workshop.check(alone := TrialConfig(data=data, teacher=recipe))
         data = replace(data, flip_ok=mirrors(workshop.teacher(alone), dataset.train))
         log.info(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
     guides = {"condensation": "random_real", "ipcs": (_most_guides(command, dataset),)}
     flags = Flags(student=command.student, seeds=command.seeds, **guides)
-    base = replace(flags.base(), data=data, teacher=teacher, inversion=Fast(width=WIDTH))
+    base = replace(flags.base(), data=data, teacher=recipe, inversion=Fast(width=WIDTH))
     if command.config is not None:
         base = from_tree(merge(to_tree(base), read_tree(command.config)), str(command.config))
     guided = base.condensation is not None and not isinstance(base.guidance, NoGuidance)
@@ -184,9 +188,26 @@ def tell(out: Path, head: str, answers: Sequence[int]) -> str:
     return "\n".join([head, "", *parts, *found])
 
 
+def _teacher(command: Try, card: Card) -> TeacherConfig:
+    """The teacher by flags, then by card, then by the names of its weights."""
+    weights = command.teacher_weights
+    if command.teacher_module is not None:
+        return TeacherConfig(weights=weights, module=command.teacher_module)
+    network = card.network if command.teacher is None else models.parse(command.teacher)
+    if network is None and weights is not None and (known := recognised(weights)) is not None:
+        network = known.network
+        log.info(f"{weights} are weights of {models.label(network)} (--teacher names another)")
+    accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
+    require(network is not None, "--teacher", None, accepted)
+    assert network is not None
+    return TeacherConfig(network=network, weights=weights)
+
+
 def _card(command: Try) -> Card:
-    path = command.card or command.teacher_weights.with_suffix(".json")
-    if command.card is None and not path.is_file():
+    path = command.card
+    if path is None and command.teacher_weights is not None:
+        path = located(command.teacher_weights)[0].with_suffix(".json")
+    if path is None or (command.card is None and not path.is_file()):
         return Card()
     log.info(f"card of the teacher: {path}")
     return read_card(path)
@@ -244,7 +265,7 @@ def check_form(network: nn.Module, weights: Path, dataset: Dataset, images: Path
 
     `network`: built for the images of `dataset`. Any other misfit is left to whoever loads the weights.
     """
-    own, given = network.state_dict(), read_weights(weights)
+    own, given = network.state_dict(), nearest(network, weights)
     first = next((name for name, tensor in own.items() if tensor.ndim == 4), "")
     if first in given and given[first].ndim == 4 and given[first].shape[0] == own[first].shape[0]:
         reads, there = given[first].shape[1], dataset.image_shape[0]

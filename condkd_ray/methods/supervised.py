@@ -192,7 +192,21 @@ class TeacherConfig(Method):
     seed: int = 0
     """Of initialisation and training; not the trial's, so that all trials share one teacher."""
     weights: Path | None = field(default=None, metadata={"identity": False})
-    """A safetensors or `.pt` file to load instead of training. Where it lies does not count; its content does."""
+    """A safetensors or `.pt` file to load instead of training; `file.pt#ema` takes what lies under the key `ema`. Where
+    it lies does not count; its content does."""
+    module: str | None = None
+    """`package.module:function`: what the function returns is the teacher, as it is or with `weights` loaded into it;
+    `network` and `training` then count for nothing."""
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables: its architecture, or the function that makes it."""
+        return label(self.network) if self.module is None else self.module
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is not trained here."""
+        return self.weights is not None or self.module is not None
 
     def build(self, dataset: Dataset) -> nn.Module:
         """The untrained network for the images and classes of `dataset`."""

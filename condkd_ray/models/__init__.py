@@ -6,14 +6,14 @@ On command lines a network is one word, its name and then its fields: "resnet-14
 
 import re
 from dataclasses import fields
-from typing import get_args
+from typing import get_args, get_type_hints
 
 from condkd_ray.core.method import InputError
 from condkd_ray.models.alexnet import AlexNet, AlexNetHalf
 from condkd_ray.models.convnet import ConvNet
 from condkd_ray.models.lenet import LeNet5, LeNet5Half
 from condkd_ray.models.mobilenet import MobileNetV2
-from condkd_ray.models.network import label
+from condkd_ray.models.network import OPTIONAL, label
 from condkd_ray.models.resnet import ResNet, ResNet18, ResNet34
 from condkd_ray.models.squeezenet import SqueezeNet
 from condkd_ray.models.torchvision import Torchvision
@@ -26,6 +26,9 @@ AnyNetwork = _Small | _Large
 """Told apart by `name`."""
 
 _BY_NAME: dict[str, type[AnyNetwork]] = {kind.name: kind for kind in get_args(AnyNetwork)}
+
+
+OTHER = f"or {label(ResNet(depth=20, shortcut='a'))} for the shortcuts without weights of the CIFAR nets in the paper"
 
 
 def parse(text: str) -> AnyNetwork:
@@ -41,6 +44,9 @@ def parse(text: str) -> AnyNetwork:
     takes_words, takes_numbers = _fields(kind)
     if len(words) > len(takes_words) or len(numbers) > len(takes_numbers):
         raise _unknown(text)
+    hints = get_type_hints(kind)
+    if any(word not in (get_args(hints[field]) or [word]) for field, word in zip(takes_words, words, strict=False)):
+        raise _unknown(text)
     given = [*zip(takes_words, words, strict=False), *zip(takes_numbers, numbers, strict=False)]
     return kind(**dict(given))  # type: ignore[arg-type]
 
@@ -54,9 +60,11 @@ def _fields(kind: type[AnyNetwork]) -> tuple[list[str], list[str]]:
 
 def _spelling(kind: type[AnyNetwork]) -> str:
     words, numbers = _fields(kind)
-    return "-".join([":".join([kind.name, *map(str.upper, words)]), *map(str.upper, numbers)])
+    optional = {field.name for field in fields(kind) if field.metadata == OPTIONAL}
+    needed = [word.upper() for word in words if word not in optional]
+    return "-".join([":".join([kind.name, *needed]), *map(str.upper, numbers)])
 
 
 def _unknown(text: str) -> InputError:
     spellings = ", ".join(map(_spelling, _BY_NAME.values()))
-    return InputError(f"network is {text!r}; accepted: {spellings}, such as {label(ResNet())}")
+    return InputError(f"network is {text!r}; accepted: {spellings}, such as {label(ResNet())}, {OTHER}")

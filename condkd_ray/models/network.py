@@ -23,6 +23,8 @@ LARGE = 256
 """Up to this depth and width the weights of every architecture fit any machine (our choice). PyTorch takes a second to
 import what it needs for the first tensors without values."""
 Module = TypeVar("Module", bound=nn.Module)
+OPTIONAL = {"spelled": "unless default"}
+"""Metadata of a field of words that `label` leaves out at its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +90,10 @@ class WideNetwork(Network):
 def label(network: Network) -> str:
     """The command-line spelling: the name, words after colons, numbers after dashes, all in the order of the fields.
 
-    Such as "resnet-8-16" or "torchvision:resnet50".
+    Such as "resnet-8-16" or "torchvision:resnet50". A word that is `OPTIONAL` and at its default is left out.
     """
-    values = [getattr(network, field.name) for field in fields(network)]
+    given = {field: getattr(network, field.name) for field in fields(network)}
+    values = [value for field, value in given.items() if field.metadata != OPTIONAL or value != field.default]
     words = [value for value in values if isinstance(value, str)]
     return "-".join([":".join(words), *(str(value) for value in values if not isinstance(value, str))])
 

@@ -5,19 +5,24 @@ CIFAR-type (section 4.2): three stages of n blocks at widths w, 2w, 4w (depth 6n
 (`methods.md` 2.2, `peers.md` A.0) the 7x7 stem with stride 2 and the max-pool after it are a 3x3 convolution with
 stride 1 instead. Then the mean over space and one linear layer. He initialisation of the convolutions as in the paper.
 Our choice: where a block changes shape its shortcut is a 1x1 convolution with BN (the paper's option B; its own CIFAR
-nets pad with zeros, option A).
+nets pad with zeros, option A, which `ResNet` has too).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.models.batch_norm import BatchNorm2d
-from condkd_ray.models.network import DEEPEST, Network, WideNetwork, he_init, stage
-from condkd_ray.models.shortcut import Shortcut
+from condkd_ray.models.network import DEEPEST, OPTIONAL, Network, WideNetwork, he_init, stage
+from condkd_ray.models.shortcut import PaddedShortcut, Shortcut
+
+Option = Literal["b", "a"]
+"""The paper's names of shortcuts beside a block that changes the shape: `b`, 1x1 convolution and BN; `a`, no weights,
+every second place and zeros for the new channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +31,23 @@ class ResNet(Network):
 
     paper: ClassVar[str] = "He et al., CVPR 2016"
     name: Literal["resnet"] = "resnet"
+    shortcut: Option = field(default="b", metadata=OPTIONAL)
+    """Beside a block that changes the shape: `b`, a 1x1 convolution with BN; `a`, zeros for the new channels, as in the
+    paper's own CIFAR nets. Spelled resnet:a-20-16."""
     depth: int = 8
     """Layers with weights: 8, 14, 20, 32, 44, 56, ..."""
     width: int = 16
     """Channels of the first stage; the others have twice and four times as many."""
 
     def __post_init__(self) -> None:
+        require(self.shortcut in get_args(Option), "resnet shortcut", self.shortcut, "b or a, the paper's options")
         deep = 8 <= self.depth <= DEEPEST and self.depth % 6 == 2
         require(deep, "resnet depth", self.depth, f"6n + 2, such as 8, 14, 20, at most {DEEPEST}")
         require(self.width >= 1, "resnet width", self.width, "1 or more")
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         blocks = ((self.depth - 2) // 6,) * 3
-        return ResNetModule(image_shape[0], num_classes, blocks=blocks, width=self.width)
+        return ResNetModule(image_shape[0], num_classes, blocks=blocks, width=self.width, shortcut=self.shortcut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +85,17 @@ class ResNetModule(nn.Module):
     `blocks[i]` blocks make stage i; it has `width` times 2 to the i channels, and all but the first halve the map.
     """
 
-    def __init__(self, channels: int, num_classes: int, *, blocks: tuple[int, ...], width: int) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, *, blocks: tuple[int, ...], width: int, shortcut: Option = "b"
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn = BatchNorm2d(width)
         first, *later = blocks
-        stages = [stage(Block, width, width, first, 1)]
+        block = partial(Block, option=shortcut)
+        stages = [stage(block, width, width, first, 1)]
         for count in later:
-            stages.append(stage(Block, width, 2 * width, count, 2))
+            stages.append(stage(block, width, 2 * width, count, 2))
             width *= 2
         self.stages = nn.Sequential(*stages)
         self.classifier = nn.Linear(width, num_classes)
@@ -98,14 +110,16 @@ class ResNetModule(nn.Module):
 class Block(nn.Module):
     """Two 3x3 convolutions with BN beside a shortcut; ReLU after the sum."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, option: Option = "b") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = BatchNorm2d(outputs)
         self.shortcut = nn.Identity()
-        if stride != 1 or inputs != outputs:
+        if (stride != 1 or inputs != outputs) and option == "a":
+            self.shortcut = PaddedShortcut(outputs - inputs, stride)
+        elif stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(Shortcut(inputs, outputs, stride), BatchNorm2d(outputs))
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -1,58 +1,215 @@
-"""A user's own weights: safetensors, or `.pt` files read without unpickling code."""
+"""A user's own weights: what a file holds for a network, under that network's own names."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from condkd_ray.core.config import file_digest
 from condkd_ray.core.method import InputError
+from condkd_ray.models.naming import SCHEMES, Recognised, recognise
+from condkd_ray.models.network import label
+from condkd_ray.models.state_dicts import Weights, state_dicts, unwrapped
+from condkd_ray.models.weight_files import ACCEPTED, read_file
 
-ACCEPTED = "a safetensors file, or a .pt with a state dict, bare or under 'state_dict'"
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file; a `module.` prefix (DataParallel) is taken off. Raises `InputError`."""
-    loaded = _load(path)
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise InputError(f"weights file {path} holds no state dict; accepted: {ACCEPTED}")
-    wrapped = all(str(name).startswith("module.") for name in loaded)
-    return {str(name).removeprefix("module.") if wrapped else str(name): tensor for name, tensor in loaded.items()}
+log = logging.getLogger(__name__)
 
 
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"weights file is {str(path)!r}, which is no file; accepted: {ACCEPTED}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a stranger's file makes the loaders raise is the file's fault
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"weights file {path} cannot be read safely ({reason}); accepted: {ACCEPTED}") from None
+def located(path: Path) -> tuple[Path, str]:
+    """The file, and which of its state dicts: `file.pt#ema` is the one under the key `ema`; "" is not said."""
+    parts = str(path).split("#")
+    for count in range(len(parts) - 1, 0, -1):
+        if not path.is_file() and (file := Path("#".join(parts[:count]))).is_file():
+            return file, "#".join(parts[count:])
+    return path, ""
+
+
+def weights_digest(path: Path) -> str:
+    """What names the weights at `path`, by content. Raises `InputError` where they cannot be read."""
+    file, key = located(path)
+    return file_digest(file) + (f"#{key}" if key else "")
+
+
+def read_weights(path: Path) -> Weights:
+    """The one state dict in a file, without prefixes of wrappers; floats are float32. Raises `InputError`.
+
+    Such as `module.` (DataParallel), `model.` (Lightning), `_orig_mod.` (torch.compile), where all names have it.
+    """
+    found = _read(path)
+    if len(found) > 1:
+        raise _several(path, found)
+    [weights] = found.values()
+    return unwrapped(weights)
+
+
+def _read(path: Path) -> dict[str, Weights]:
+    """The state dicts that `path` may mean, by key. Raises `InputError` where there is none."""
+    file, key = located(path)
+    found = state_dicts(read_file(file))
+    if not found:
+        raise InputError(f"weights file {file} holds no state dict; accepted: {ACCEPTED}")
+    if key and key not in found:
+        keys = ", ".join(f"{file}#{other}" for other in found if other) or f"{file}, a bare one"
+        raise InputError(f"state dict in weights file {file} is {key!r}; accepted: {keys}")
+    chosen = {key: found[key]} if key else found
+    return {
+        place: {name: _plain(tensor, f"weights in {path}: {name}") for name, tensor in weights.items()}
+        for place, weights in chosen.items()
+    }
+
+
+def _several(path: Path, found: Iterable[str]) -> InputError:
+    keys = ", ".join(f"{path}#{key}" for key in found)
+    return InputError(f"weights file {path} holds several state dicts that fit; accepted: one of them, {keys}")
+
+
+def _plain(tensor: Tensor, what: str) -> Tensor:
+    """Dense, and float32 where it is of another precision. Raises `InputError` where it has no values to read."""
+    kind = "on the meta device" if tensor.is_meta else "quantised" if tensor.is_quantized else ""
+    if kind:
+        raise InputError(f"{what} is {kind}; accepted: tensors of finite floats")
+    dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    return dense.float() if dense.is_floating_point() else dense
+
+
+def _check_values(weights: Mapping[str, Tensor], what: str) -> None:
+    """Raise `InputError` with the first tensor that cannot be one of a trained network."""
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            continue
+        if not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise InputError(f"{what}: {name} has {count} NaN or infinite value(s); accepted: finite float32")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            least = tensor.min().item()
+            raise InputError(f"{what}: {name} has a variance of {least:.3g}; accepted: variances, 0 or more")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights in names and shapes of the network they were asked for, and sentences on how they came to be these."""
+
+    weights: Weights
+    notes: tuple[str, ...] = ()
+
+
+def fitted(network: nn.Module, path: Path) -> Fitted:
+    """The weights in a file for `network`, which is left as it is.
+
+    The state dict may lie under any key, have the prefixes of wrappers, and the names of a scheme that is known.
+    Raises `InputError`: nothing fits, or more than one does and `path` does not say which; a value is not finite.
+    """
+    tried, file = _tried(network, path), located(path)[0]
+    fits = {key: attempt for key, attempt in tried.items() if not attempt.problems}
+    if not fits:
+        raise InputError(f"weights in {path} do not fit the network: {_largest(tried).refusal()}")
+    [key, *others] = fits
+    if any(not _equal(fits[key].weights, fits[other].weights) for other in others):
+        raise _several(file, fits)
+    chosen = fits[key]
+    _check_values(chosen.weights, f"weights in {path}")
+    notes = [f"weights in {file} are those under {key!r}"] if len(tried) > 1 else []
+    return Fitted(chosen.weights, (*notes, *chosen.notes(file)))
+
+
+def nearest(network: nn.Module, path: Path) -> Weights:
+    """The weights in a file under the names that fit `network` best, whatever their shapes. Raises `InputError`."""
+    tried = _tried(network, path)
+    return next((attempt for attempt in tried.values() if not attempt.problems), _largest(tried)).weights
+
+
+def _tried(network: nn.Module, path: Path) -> dict[str, "_Attempt"]:
+    return {key: _Attempt.of(network, weights) for key, weights in _read(path).items()}
+
+
+def _largest(tried: Mapping[str, "_Attempt"]) -> "_Attempt":
+    return max(tried.values(), key=lambda attempt: len(attempt.weights))
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Weights under the names that fit a network best, and what still does not fit."""
+
+    weights: Weights
+    problems: tuple[str, ...]
+    known: Recognised | None = None
+    """What they are of, where that is known."""
+
+    @staticmethod
+    def of(network: nn.Module, weights: Weights) -> "_Attempt":
+        own = network.state_dict()
+        bare = unwrapped(weights)
+        for names in (weights, bare):
+            if not (problems := misfits(own, names)):
+                return _Attempt(names, ())
+        known = recognise(bare)
+        ours = bare if known is None else known.weights
+        return _Attempt(ours, tuple(misfits(own, ours) if known is not None else problems), known)
+
+    def refusal(self) -> str:
+        """What does not fit, and what the weights are instead, if that is known."""
+        if self.known is not None:
+            return f"{'; '.join(self.problems)}; they are those of {label(self.known.network)}{self._named()}"
+        projects = "; ".join(scheme.projects for scheme in SCHEMES)
+        return f"{'; '.join(self.problems)}; accepted: the network's own names, or those of {projects}"
+
+    def _named(self) -> str:
+        scheme = None if self.known is None else self.known.scheme
+        return "" if scheme is None else f", named as by {scheme.projects}"
+
+    def notes(self, path: Path) -> list[str]:
+        """What a user should know of weights that fit."""
+        found = []
+        if self.known is not None and self.known.scheme is not None:
+            caution = f"; {self.known.scheme.caution}" if self.known.scheme.caution else ""
+            found.append(f"weights in {path} are read as {label(self.known.network)}{self._named()}{caution}")
+        still = [name for name, t in self.weights.items() if name.endswith("running_var") and bool((t == 0).any())]
+        if still:
+            found.append(f"weights in {path}: variances of 0 in {_first(still)}")
+        return found
+
+
+def _equal(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def recognised(path: Path) -> Recognised | None:
+    """Which network the weights in a file are of, if it is one that is known. Raises `InputError` for other files."""
+    known = {label(one.network): one for weights in _read(path).values() if (one := recognise(unwrapped(weights)))}
+    return next(iter(known.values())) if len(known) == 1 else None
+
+
+def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """The first missing, unexpected and misshapen names of `weights` for a network whose state dict is `own`."""
+    # A counter of batches that no forward pass in eval mode reads; older files lack it.
+    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    shared = [name for name in own if name in weights]
+    found = {
+        "missing": [name for name in own if name not in weights and name not in optional],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+            for name in shared
+            if weights[name].shape != own[name].shape
+        ],
+        "of another type": [
+            f"{name} {weights[name].dtype} for {own[name].dtype}"
+            for name in shared
+            if weights[name].is_floating_point() != own[name].is_floating_point()
+        ],
+    }
+    return [f"{kind}: {_first(names)}" for kind, names in found.items() if names]
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def load_into(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Load `weights` into `network`. Raises `InputError` with the first missing, unexpected and misshapen names."""
-    own = network.state_dict()
-    # A counter of batches that no forward pass in eval mode reads; older files lack it.
-    optional = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = [name for name in own if name not in weights and name not in optional]
-    unexpected = [name for name in weights if name not in own]
-    misshapen = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
-    if problems:
+    if problems := misfits(network.state_dict(), weights):
         raise InputError(f"{what} do not fit the network: {'; '.join(problems)}")
     network.load_state_dict(dict(weights), strict=False)

@@ -101,6 +101,8 @@ def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[P
         return found
     loaded = [plan.config.teacher.weights for plan in found if plan.config.teacher.weights is not None]
     require(not loaded, f"--teachers with --teacher-weights {next(iter(loaded), '')}", teachers, "1, that of the file")
+    made = [plan.config.teacher.module for plan in found if plan.config.teacher.module is not None]
+    require(not made, f"--teachers with --teacher-module {next(iter(made), '')}", teachers, "1, that of the function")
     planned = {plan.seed for plan in found}
     require(planned == set(different), "--teachers", teachers, "1: this experiment does not run each of --seeds")
     moved = []

@@ -113,7 +113,7 @@ def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]
         configs.setdefault(plan.config.teacher, plan.config)
     return [
         {
-            "label": models.label(config.teacher.network),
+            "label": config.teacher.label,
             "seed": config.teacher.seed,
             "hash": workshop.prepare(config).hashes["teacher"],
             **workshop.teacher_accuracy(config),
@@ -250,7 +250,7 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         ipc=plan.ipc,
         seed=plan.seed,
         dataset=config.data.name,
-        teacher=models.label(config.teacher.network),
+        teacher=config.teacher.label,
         student=models.label(config.student),
         condensation=config.condensation.label if config.condensation else "none",
         inversion=config.inversion.name,

@@ -15,9 +15,9 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from condkd_ray.core.config import content_hash, file_digest
+from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import free_bytes, set_up_gpu
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.rng import Streams, derive_seed
@@ -31,10 +31,10 @@ from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported, 
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.condensation.judgement import Judged
 from condkd_ray.methods.supervised import as_teacher, bf16_pays
-from condkd_ray.models.network import label
+from condkd_ray.models.own_module import OwnModule, check_answers, copied, own_module
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.weights import load_into, read_weights
-from condkd_ray.trial.config import Prepared, TrialConfig, digests
+from condkd_ray.models.weights import Fitted, fitted, load_into, weights_digest
+from condkd_ray.trial.config import Prepared, TrialConfig, digests, tensor_digest
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
 from condkd_ray.trial.evaluation import accuracy, choose, views
 
@@ -144,10 +144,16 @@ class Workshop:
         place = (self._data_key(config), self._teacher_key(config))
         proxy = self._once(("proxy", *place), lambda: self._proxy(config))
         key = ("hashes", *place, self._condensed_key(config, config.condensation))
-        hashes = self._once(key, lambda: digests(dataset, teacher, condensed, proxy))
+        hashes = self._once(key, lambda: self._digests(config, digests(dataset, teacher, condensed, proxy)))
         seen = self._once(("seen", *key), lambda: self._seen(config, condensed))
         landmarks = self._once(("landmarks", *key), lambda: self._landmarks(config, seen))
-        return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes, landmarks)
+        return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes, landmarks, config.teacher.module)
+
+    def _digests(self, config: TrialConfig, found: dict[str, str]) -> dict[str, str]:
+        """The hashes of what is prepared; that of a user's module has its code in it, too."""
+        if config.teacher.module is None:
+            return found
+        return found | {"teacher": content_hash([found["teacher"], self._own_module(config.teacher.module).code])}
 
     def data(self, config: TrialConfig) -> Dataset:
         """The data set, read once."""
@@ -169,12 +175,10 @@ class Workshop:
         dataset, streams = self.data(config), Streams(0)
         shape, classes = dataset.image_shape, dataset.num_classes
         with streams.forked("check"):
-            network = config.teacher.network.build(shape, classes)
+            network = self._network(config)
             student = config.student.build(shape, classes)
-        weights = config.teacher.weights
-        if weights is not None:
-            fits = ("fits", self._teacher_key(config))
-            self._once(fits, lambda: load_into(network, read_weights(weights), f"weights in {weights}"))
+        if config.teacher.weights is not None:
+            load_into(network, self._own_weights(config, network).weights, f"weights in {config.teacher.weights}")
         teacher = as_teacher(network, dataset)
         teacher.check_layers(config.guidance.layers)
         if config.condensation is not None:
@@ -188,6 +192,25 @@ class Workshop:
         free = self._once("free memory", lambda: free_bytes(torch.device(self.device)))
         config.inversion.check_memory(teacher, free, config.total_rounds)
         config.memory.init(teacher, streams)
+
+    def _own_module(self, name: str) -> OwnModule:
+        """What the user's function makes, asked once."""
+        return self._once(("own module", name), lambda: own_module(name))
+
+    def _network(self, config: TrialConfig) -> nn.Module:
+        """The teacher's network before it is trained or weights are loaded; nobody else has it."""
+        dataset, recipe = self.data(config), config.teacher
+        if recipe.module is None:
+            return recipe.build(dataset)
+        network = copied(self._own_module(recipe.module).network)
+        check_answers(network, dataset.image_shape, dataset.num_classes, recipe.module)
+        return network
+
+    def _own_weights(self, config: TrialConfig, network: nn.Module) -> Fitted:
+        """The user's weights in the names of the teacher's network, read once."""
+        path = config.teacher.weights
+        assert path is not None
+        return self._once(("weights", self._teacher_key(config)), lambda: fitted(network, path))
 
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
         """(One real image of each class, the rest): by the data seed, so the same for every trial of a study."""
@@ -222,8 +245,8 @@ class Workshop:
 
     def _teacher(self, config: TrialConfig) -> Teacher:
         dataset, recipe = self.data(config), config.teacher
-        network = recipe.build(dataset)
-        name = f"teacher {label(recipe.network)} on {dataset.name}"
+        network = self._network(config)
+        name = f"teacher {recipe.label} on {dataset.name}"
 
         def train() -> dict[str, Tensor]:
             log.info(f"training {name}: {len(dataset.train)} images, {recipe.training.epochs} epochs")
@@ -231,8 +254,11 @@ class Workshop:
                 return recipe.train(network, dataset, self.device, on_step)
 
         if recipe.weights is not None:
-            load_into(network, read_weights(recipe.weights), f"weights in {recipe.weights}")
-        else:
+            found = self._own_weights(config, network)
+            for note in found.notes:
+                self._tell(note)
+            load_into(network, found.weights, f"weights in {recipe.weights}")
+        elif recipe.module is None:
             path = self._stored("teachers", partial(self._teacher_key, config))
             load = partial(load_into, network, what=f"cached weights {path}")
             if self._stand_ins is not None and _stored_tensors(path, name, load) is None:
@@ -364,9 +390,19 @@ class Workshop:
 
     def _teacher_key(self, config: TrialConfig, *, complete: bool = False) -> str:
         recipe = config.teacher
-        digests = {} if recipe.weights is None else {"weights": file_digest(recipe.weights)}
+        digests = {} if recipe.weights is None else {"weights": weights_digest(recipe.weights)}
         precision = "bfloat16" if bf16_pays(self.device) else "float32"
+        if recipe.module is not None:
+            digests |= self._module_digests(recipe.module)
         return content_hash([RECIPE, recipe, precision, self._read_as(config)], digests, complete=complete)
+
+    def _module_digests(self, name: str) -> dict[str, str]:
+        """What names a user's module: its code, and the values that it came with."""
+        made = self._own_module(name)
+        return {
+            "code": made.code,
+            "state": self._once(("state", name), lambda: tensor_digest(made.network.state_dict())),
+        }
 
     def _read_as(self, config: TrialConfig) -> list[object]:
         """What of the data shapes an artifact: pixels, labels and splits by digest, normalisation, flips."""

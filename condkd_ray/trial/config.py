@@ -205,6 +205,8 @@ class Prepared:
     """Content hashes: data, teacher, condensed, proxy."""
     landmarks: Landmarks | None = None
     """What synthetic images are compared with, for the report alone; without them nothing is."""
+    own_module: str | None = None
+    """The user's function that made the teacher's network, whose code other machines may not have."""
 
 
 def digests(dataset: Dataset, teacher: Teacher, condensed: Samples | None, proxy: Samples) -> dict[str, str]:

@@ -4,12 +4,13 @@ Tensors go as numpy arrays over the same memory, with their strides: what Ray ma
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.datasets import RealImages
@@ -17,6 +18,8 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import Landmarks
 
+MODULE = "module"
+"""The kind of content that is a teacher's network of the user's own, as a pickle in which its code is too."""
 TEACHER_FIELDS = ("num_classes", "image_shape", "mean", "std", "train_size", "flip_ok")
 
 
@@ -56,8 +59,18 @@ def named_contents(prepared: Prepared) -> dict[str, tuple[str, dict[str, Tensor]
     return found
 
 
-def build_content(kind: str, tensors: dict[str, Tensor], config: TrialConfig, refs: PreparedRefs, device: str) -> Any:
-    """The content of a `Prepared` on `device`, but for real images. The teacher's module is built from its config."""
+def build_content(
+    kind: str,
+    tensors: dict[str, Tensor],
+    config: TrialConfig,
+    refs: PreparedRefs,
+    device: str,
+    own: Callable[[], nn.Module] | None = None,
+) -> Any:
+    """The content of a `Prepared` on `device`, but for real images.
+
+    The teacher's module is built from its config, or by `own` where it is one of the user's.
+    """
     if kind in ("test", "val"):
         return RealImages(**tensors)
     if kind in ("condensed", "proxy"):
@@ -65,7 +78,8 @@ def build_content(kind: str, tensors: dict[str, Tensor], config: TrialConfig, re
     if kind == "landmarks":
         return Landmarks(**{name: tensor.to(device) for name, tensor in tensors.items()})
     with torch.random.fork_rng(devices=[]):
-        network = config.teacher.network.build(refs.teacher["image_shape"], refs.teacher["num_classes"])
+        shape, classes = refs.teacher["image_shape"], refs.teacher["num_classes"]
+        network = config.teacher.network.build(shape, classes) if own is None else own()
     # Assigned rather than copied into the fresh parameters, so that strides stay; cloned, as modules can be written to.
     network.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return Teacher(network.to(device), **refs.teacher)

@@ -189,11 +189,15 @@ def test_weights_without_card_or_architecture_are_refused(home: Path):
     (home / "bare").mkdir(exist_ok=True)
     bare = home / "bare" / "teacher.safetensors"
     bare.write_bytes((home / "teacher.safetensors").read_bytes())
+    unknown = home / "bare" / "unknown.safetensors"
+    save_file({"encoder.weight": torch.ones(10, 4)}, unknown)
     with pytest.raises(InputError, match="--teacher is None; accepted: its architecture"):
-        try_out(flags(home, teacher_weights=bare, out=home / "refused"))
+        try_out(flags(home, teacher_weights=unknown, out=home / "refused"))
     assert (
         configure(flags(home, teacher_weights=bare, teacher="resnet-8-4"), Workshop(home / "cache")).data.size is None
     )
+    told = configure(flags(home, teacher_weights=bare), Workshop(home / "cache"))
+    assert told.teacher.network == ResNet(depth=8, width=4)
 
 
 def dataset(order: tuple[int, ...] = (0, 1, 2, 3)) -> Dataset:

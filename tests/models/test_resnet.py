@@ -1,9 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from condkd_ray.core.config import content_hash, identity
 from condkd_ray.core.method import InputError
-from condkd_ray.models import ResNet, ResNet18, ResNet34
+from condkd_ray.models import ResNet, ResNet18, ResNet34, parse
+from condkd_ray.models.network import label
 
 
 @pytest.mark.parametrize(("depth", "width", "channels"), [(8, 16, 3), (14, 16, 1), (20, 4, 3)])
@@ -75,3 +78,29 @@ def test_depth_counts_the_layers_with_weights_off_the_shortcuts(network, depth):
 def test_a_width_of_nothing_is_named(kind):
     with pytest.raises(InputError, match=rf"^{kind.name} width is 0; accepted: 1 or more$"):
         kind(width=0)
+
+
+def test_a_shortcut_without_weights_is_every_second_place_between_zeros():
+    module = parse("resnet:a-8-4").build((1, 9, 9), 2)
+    assert not any("shortcut" in name for name in module.state_dict())
+    block = module.get_submodule("stages.1.0")
+    nn.init.zeros_(block.get_submodule("bn2").weight)
+    maps = torch.rand(2, 4, 9, 9)
+    expected = F.pad(maps[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+    assert torch.equal(block(maps), expected)
+
+
+def test_options_of_the_shortcut_are_spelled_and_told_apart():
+    plain, padded = ResNet(depth=20, width=16), ResNet(depth=20, width=16, shortcut="a")
+    assert (label(plain), label(padded)) == ("resnet-20-16", "resnet:a-20-16")
+    assert (parse("resnet:b-20-16"), parse("resnet:a-20-16")) == (plain, padded)
+    assert content_hash(plain) != content_hash(padded)
+    assert "shortcut" not in identity(plain)
+    with pytest.raises(InputError, match=r"^resnet shortcut is 'c'; accepted: b or a"):
+        ResNet(shortcut="c")  # type: ignore[arg-type]
+
+
+def test_padded_networks_of_odd_width_train():
+    module = ResNet(depth=8, width=3, shortcut="a").build((1, 8, 8), 2)
+    module(torch.randn(4, 1, 8, 8)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())

@@ -9,7 +9,7 @@ from toy import IMAGE_SHAPE, NUM_CLASSES, TEACHER
 
 from condkd_ray.core.config import file_digest
 from condkd_ray.core.method import InputError
-from condkd_ray.models.weights import load_into, read_weights
+from condkd_ray.models.weights import fitted, load_into, located, read_weights, weights_digest
 from condkd_ray.trial.config import tensor_digest
 
 
@@ -138,3 +138,121 @@ def test_digests_change_with_each_part_and_only_then(tmp_path):
     for name, content in (("x", "a"), ("y", "a"), ("z", "b")):
         (tmp_path / name).write_text(content)
     assert file_digest(tmp_path / "x") == file_digest(tmp_path / "y") != file_digest(tmp_path / "z")
+
+
+def changed(name: str, value: float) -> dict:
+    state = {key: tensor.clone() for key, tensor in network(1).state_dict().items()}
+    state[name].view(-1)[0] = value
+    return state
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_read_as_float32(tmp_path, dtype):
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in network(1).state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    found = read_weights(tmp_path / "w.pt")
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32, torch.int64}
+    load_into(ours := network(2), fitted(ours, tmp_path / "w.pt").weights, "weights")
+    assert torch.equal(ours.state_dict()["conv.weight"], state["conv.weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("stages.2.0.conv2.weight", float("nan"), "stages.2.0.conv2.weight has 1 NaN or infinite"),
+        ("classifier.bias", float("inf"), "classifier.bias has 1 NaN or infinite"),
+        ("bn.running_mean", float("-inf"), "bn.running_mean has 1 NaN or infinite"),
+        ("stages.0.0.bn1.running_var", -0.5, "stages.0.0.bn1.running_var has a variance of -0.5; accepted: variances"),
+    ],
+)
+def test_values_that_no_training_leaves_are_refused_by_name(tmp_path, name, value, said):
+    torch.save(changed(name, value), tmp_path / "w.pt")
+    with pytest.raises(InputError, match=f"weights in .*w.pt: {said}"):
+        fitted(network(), tmp_path / "w.pt")
+
+
+def test_doubles_beyond_float32_are_infinite(tmp_path):
+    state = network(1).double().state_dict()
+    state["conv.weight"][0, 0, 0, 0] = 1e300
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"conv.weight has 1 NaN or infinite"):
+        fitted(network(), tmp_path / "w.pt")
+
+
+def test_a_variance_of_nothing_is_told(tmp_path):
+    torch.save(changed("bn.running_var", 0.0), tmp_path / "w.pt")
+    assert fitted(network(), tmp_path / "w.pt").notes == (
+        f"weights in {tmp_path / 'w.pt'}: variances of 0 in bn.running_var",
+    )
+
+
+def test_of_several_state_dicts_that_fit_one_must_be_named(tmp_path):
+    path, first, second = tmp_path / "w.pt", network(1).state_dict(), network(2).state_dict()
+    torch.save({"state_dict": first, "state_dict_ema": second, "head": {"weight": torch.ones(2)}}, path)
+    said = r"several state dicts that fit; accepted: one of them, .*w.pt#state_dict, .*w.pt#state_dict_ema$"
+    with pytest.raises(InputError, match=said):
+        fitted(network(), path)
+    for key, state in (("state_dict", first), ("state_dict_ema", second)):
+        named = Path(f"{path}#{key}")
+        assert tensor_digest(fitted(network(), named).weights) == tensor_digest(state)
+        assert tensor_digest(read_weights(named)) == tensor_digest(state)
+    with pytest.raises(InputError, match=r"state dict in weights file .*w.pt is 'ema'; accepted: .*w.pt#state_dict, "):
+        fitted(network(), Path(f"{path}#ema"))
+    assert len({weights_digest(Path(f"{path}{key}")) for key in ("", "#state_dict", "#state_dict_ema")}) == 3
+    assert weights_digest(path) == file_digest(path)
+
+
+def test_of_several_state_dicts_the_one_that_fits_is_taken_and_told(tmp_path):
+    path, state = tmp_path / "w.pt", network(1).state_dict()
+    torch.save({"net": state, "head": {"weight": torch.ones(2)}}, path)
+    found = fitted(network(), path)
+    assert tensor_digest(found.weights) == tensor_digest(state)
+    assert found.notes == (f"weights in {path} are those under 'net'",)
+    torch.save({"net": state, "ema": state}, path)
+    assert tensor_digest(fitted(network(), path).weights) == tensor_digest(state)
+
+
+def test_a_file_whose_name_has_the_sign_is_a_file(tmp_path):
+    torch.save(network(1).state_dict(), tmp_path / "run#3.pt")
+    assert located(tmp_path / "run#3.pt") == (tmp_path / "run#3.pt", "")
+    assert located(tmp_path / "run#3.pt#a/b") == (tmp_path / "run#3.pt", "a/b")
+    assert located(tmp_path / "none.pt#a") == (tmp_path / "none.pt#a", "")
+    fitted(network(), tmp_path / "run#3.pt")
+
+
+class Inside(nn.Module):
+    """A network that has another one under the name of a wrapper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def test_a_prefix_that_the_network_itself_has_stays(tmp_path):
+    torch.save({"net": Inside().state_dict()}, tmp_path / "w.pt")
+    assert fitted(Inside(), tmp_path / "w.pt").weights.keys() == {"model.weight", "model.bias"}
+
+
+def test_numbers_of_another_kind_are_refused(tmp_path):
+    state = network(1).state_dict()
+    state["conv.weight"] = state["conv.weight"].to(torch.int8)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"of another type: conv.weight torch.int8 for torch.float32"):
+        fitted(network(), tmp_path / "w.pt")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_tensors_without_plain_values_are_refused_and_sparse_ones_are_read(tmp_path):
+    state = network(1).state_dict()
+    for kind, tensor in (
+        ("on the meta device", torch.empty(4, 1, 3, 3, device="meta")),
+        ("quantised", torch.quantize_per_tensor(state["conv.weight"], 0.1, 0, torch.qint8)),
+    ):
+        torch.save(state | {"conv.weight": tensor}, tmp_path / "w.pt")
+        with pytest.raises(InputError, match=rf"w.pt: conv.weight is {kind}; accepted: tensors of finite floats"):
+            fitted(network(), tmp_path / "w.pt")
+    torch.save(state | {"classifier.weight": state["classifier.weight"].to_sparse()}, tmp_path / "w.pt")
+    assert tensor_digest(fitted(network(), tmp_path / "w.pt").weights) == tensor_digest(state)

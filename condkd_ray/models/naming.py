@@ -1,0 +1,201 @@
+"""How public projects name the weights of networks that this package has too, and which network weights are of.
+
+Names are rules of a project, never shapes: tensors of batch normalisation would swap. Only projects whose network
+computes what ours does are here. Left out, because their names or their function are others': bottleneck ResNets,
+pre-activation ResNets, ResNets with a wider second stage (`resnet8x4`), the VGGs of pytorch-cifar and
+pytorch-cifar-models (other poolings or classifiers), every MobileNetV2 (the same names stand for other strides).
+
+Read from the sources: akamaster/pytorch_resnet_cifar10, kuangliu/pytorch-cifar, chenyaofo/pytorch-cifar-models,
+zju-vipa/CMI, zju-vipa/Fast-Datafree, tmtuan1307/NAYER (whose networks are HobbitLong/RepDistiller's, polo5's and
+DAFL's), torchvision, huggingface/pytorch-image-models (timm).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core.method import InputError
+from condkd_ray.models import AnyNetwork, LeNet5, LeNet5Half, ResNet, ResNet18, ResNet34, Torchvision, Vgg11, Wrn
+from condkd_ray.models.state_dicts import Weights
+
+Rules = tuple[tuple[str, str], ...]
+"""Patterns of whole names, and ours: groups stand in braces by number, and a group of digits plus a number is a sum."""
+BN = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+END = r"(weight|bias)"
+
+
+def _resnet(shortcut: str, last: str) -> Rules:
+    return (
+        (r"conv1\.weight", "conv.weight"),
+        (rf"bn1\.{BN}", "bn.{1}"),
+        (r"layer(\d)\.(\d+)\.conv([12])\.weight", "stages.{1-1}.{2}.conv{3}.weight"),
+        (rf"layer(\d)\.(\d+)\.bn([12])\.{BN}", "stages.{1-1}.{2}.bn{3}.{4}"),
+        (rf"layer(\d)\.(\d+)\.{shortcut}\.0\.weight", "stages.{1-1}.{2}.shortcut.0.weight"),
+        (rf"layer(\d)\.(\d+)\.{shortcut}\.1\.{BN}", "stages.{1-1}.{2}.shortcut.1.{3}"),
+        (rf"{last}\.{END}", "classifier.{1}"),
+    )
+
+
+_WRN: Rules = (
+    (r"conv1\.weight", "conv.weight"),
+    (rf"block(\d)\.layer\.(\d+)\.bn([12])\.{BN}", "stages.{1-1}.{2}.bn{3}.{4}"),
+    (r"block(\d)\.layer\.(\d+)\.conv([12])\.weight", "stages.{1-1}.{2}.conv{3}.weight"),
+    (r"block(\d)\.layer\.(\d+)\.convShortcut\.weight", "stages.{1-1}.{2}.shortcut.weight"),
+    (rf"bn1\.{BN}", "bn.{1}"),
+    (rf"fc\.{END}", "classifier.{1}"),
+)
+_VGG: Rules = (
+    # Ours has the pooling before a stage in it, so that its layers count from 1.
+    (rf"block([04])\.(\d+)\.{BN}", "stages.{1}.{2}.{3}"),
+    (rf"block([123])\.(\d+)\.{BN}", "stages.{1}.{2+1}.{3}"),
+    (rf"classifier\.{END}", "classifier.{1}"),
+)
+_LENET: Rules = (
+    (rf"features\.([036])\.{END}", "{1}.{2}"),
+    (rf"fc\.([02])\.{END}", "{1+9}.{2}"),
+)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a project names the weights of one of our architectures."""
+
+    projects: str
+    kinds: tuple[type[AnyNetwork], ...]
+    rules: Rules
+    pads: bool = False
+    """Whether a shortcut without weights is the padding that ours is (option A)."""
+    caution: str = ""
+    """What these names do not tell."""
+
+    def renamed(self, weights: Mapping[str, Tensor]) -> Weights | None:
+        """All weights by our names; None where a name is none of the scheme, or two would become one."""
+        found = {name: value for given, value in weights.items() if (name := self._ours(given)) is not None}
+        return found if len(found) == len(weights) else None
+
+    def _ours(self, name: str) -> str | None:
+        for pattern, ours in self.rules:
+            if match := re.fullmatch(pattern, name):
+                return re.sub(r"\{(\d)([+-]\d+)?\}", partial(_filled, match), ours)
+        return None
+
+
+def _filled(match: re.Match[str], slot: re.Match[str]) -> str:
+    group = match[int(slot[1])]
+    return group if slot[2] is None else str(int(group) + int(slot[2]))
+
+
+_POOL = "where the project has a max pooling behind the first convolution, which names do not tell, ours has none"
+SCHEMES = (
+    Scheme(
+        "pytorch_resnet_cifar10, pytorch-cifar, DAFL, CMI, Fast-Datafree, NAYER",
+        (ResNet, ResNet18, ResNet34),
+        _resnet("shortcut", "linear"),
+        pads=True,
+    ),
+    Scheme("pytorch-cifar-models, RepDistiller, CMI, Fast-Datafree, NAYER", (ResNet,), _resnet("downsample", "fc")),
+    Scheme("torchvision, timm", (ResNet18, ResNet34), _resnet("downsample", "fc"), caution=_POOL),
+    Scheme("ZeroShotKnowledgeTransfer, RepDistiller, CMI, Fast-Datafree, NAYER", (Wrn,), _WRN),
+    Scheme("RepDistiller, CMI, Fast-Datafree, NAYER", (Vgg11,), _VGG),
+    Scheme("DAFL, CMI, Fast-Datafree, NAYER", (LeNet5, LeNet5Half), _LENET),
+)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Weights whose names and shapes are exactly those of `network`, and the scheme that their names were of."""
+
+    network: AnyNetwork
+    weights: Weights
+    scheme: Scheme | None = None
+    """None: the names are those of the network itself."""
+
+
+def recognise(weights: Weights) -> Recognised | None:
+    """Which network the weights are of, by names and then by shapes; None where it is none that is known."""
+    for scheme in (None, *SCHEMES):
+        ours = weights if scheme is None else scheme.renamed(weights)
+        network = None if ours is None else network_of(ours)
+        if ours is None or network is None:
+            continue
+        padded = isinstance(network, ResNet) and network.shortcut == "a"
+        if scheme is None or (isinstance(network, scheme.kinds) and (scheme.pads or not padded)):
+            return Recognised(network, ours, scheme)
+    return None
+
+
+def network_of(weights: Weights) -> AnyNetwork | None:
+    """The network that has just these names and shapes; None where none of those that are looked for has."""
+    for look in (_resnet_of, _wrn_of, _vgg_of, _lenet_of, _torchvision_of):
+        try:
+            network, first, last = look(weights)
+            channels, classes = weights[first].shape[1], weights[last].shape[0]
+            if any(_shapes(network, channels, side, classes) == _shapes_of(weights) for side in SIDES):
+                return network
+        except (KeyError, IndexError, InputError):
+            continue  # not even the beginning of such a network
+    return None
+
+
+SIDES = (32, 28, 64)
+"""Of images, on which shapes or names of a network may depend."""
+Look = tuple[AnyNetwork, str, str]
+"""What weights may be of, and the names of its first and last weights."""
+
+
+def _resnet_of(weights: Weights) -> Look:
+    blocks, width = _blocks(weights, r"stages\.(\d+)\.\d+\.conv1\.weight"), weights["conv.weight"].shape[0]
+    ends = ("conv.weight", "classifier.weight")
+    if len(blocks) == 4:
+        kind = {four.blocks: four for four in (ResNet18, ResNet34)}[blocks]  # type: ignore[index]
+        return kind(width=width), *ends
+    has_weights = any(".shortcut." in name for name in weights)
+    return ResNet(depth=6 * blocks[0] + 2, width=width, shortcut="b" if has_weights else "a"), *ends
+
+
+def _wrn_of(weights: Weights) -> Look:
+    blocks = _blocks(weights, r"stages\.(\d+)\.\d+\.conv1\.weight")
+    width = weights["classifier.weight"].shape[1] // 64
+    return Wrn(depth=6 * blocks[0] + 4, width=width), "conv.weight", "classifier.weight"
+
+
+def _vgg_of(weights: Weights) -> Look:
+    return Vgg11(width=weights["stages.0.0.weight"].shape[0]), "stages.0.0.weight", "classifier.weight"
+
+
+def _lenet_of(weights: Weights) -> Look:
+    kind = {kind.convs[0]: kind for kind in (LeNet5, LeNet5Half)}[weights["0.weight"].shape[0]]
+    return kind(), "0.weight", "11.weight"
+
+
+def _torchvision_of(weights: Weights) -> Look:
+    blocks, bottleneck = _blocks(weights, r"layer(\d)\.\d+\.conv1\.weight"), "layer1.0.conv3.weight" in weights
+    if weights["conv1.weight"].shape[-1] != 7:
+        raise KeyError("another stem; torchvision is slow to import")
+    models: dict[tuple[bool, tuple[int, ...]], str] = {
+        (False, (2, 2, 2, 2)): "resnet18",
+        (False, (3, 4, 6, 3)): "resnet34",
+        (True, (3, 4, 6, 3)): "resnet50",
+        (True, (3, 4, 23, 3)): "resnet101",
+        (True, (3, 8, 36, 3)): "resnet152",
+    }
+    return Torchvision(model=models[bottleneck, blocks]), "conv1.weight", "fc.weight"
+
+
+def _blocks(weights: Weights, pattern: str) -> tuple[int, ...]:
+    """How many blocks each stage has."""
+    return tuple(Counter(match[1] for name in weights if (match := re.fullmatch(pattern, name))).values())
+
+
+def _shapes(network: AnyNetwork, channels: int, side: int, classes: int) -> dict[str, torch.Size]:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return _shapes_of(network.build((channels, side, side), classes).state_dict())
+
+
+def _shapes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}

@@ -1,0 +1,145 @@
+"""Any module of a user's as a network: made by a function of theirs, checked, and safe to differentiate.
+
+Letters: C channels, H W height and width, K classes.
+"""
+
+import copy
+import importlib
+import inspect
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import condkd_ray
+from condkd_ray.core.config import content_hash, file_digest
+from condkd_ray.core.method import InputError, require
+from condkd_ray.models.shortcut import NARROW, Shortcut
+
+FORM = "package.module:function, a function without arguments that returns a torch.nn.Module"
+INSTALLED = ("site-packages", "dist-packages")
+"""Folders of packages that other machines have, too."""
+STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
+"""That of Python's own library."""
+
+
+@dataclass(frozen=True)
+class OwnModule:
+    """What a user's function returned, in eval mode on the CPU, and what names its code."""
+
+    network: nn.Module
+    code: str
+    """Digest of the name and of the file in which the function is defined."""
+
+
+def own_module(name: str) -> OwnModule:
+    """The module that `package.module:function` returns; found in the working directory too, as `python -m` would.
+
+    It draws from a fixed seed where it draws. Raises `InputError` in one sentence, also where their code fails.
+    """
+    make = _function(name)
+    with _working_directory(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = _theirs(make, f"function {name}")
+    require(isinstance(made, nn.Module), f"what {name} returns", type(made).__name__, "a torch.nn.Module")
+    has = next(made.parameters(), None) is not None
+    require(has, f"what {name} returns", type(made).__name__, "a torch.nn.Module that has parameters")
+    network = _theirs(lambda: copied(made.eval()), f"copying what {name} returns")
+    return OwnModule(with_safe_convolutions(network), content_hash([name, _source_digest(make)]))
+
+
+def _source_digest(make: Callable[[], Any]) -> str:
+    """Of the file that defines the function; "" where there is none."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(make))
+    except TypeError:
+        return ""
+    return "" if file is None else file_digest(Path(file))
+
+
+def _function(name: str) -> Callable[[], Any]:
+    place, colon, attribute = name.partition(":")
+    require(bool(place and colon and attribute), "teacher module", name, FORM)
+    with _working_directory():
+        found: Any = _theirs(lambda: importlib.import_module(place), f"teacher module {name}: import of {place}")
+    for part in attribute.split("."):
+        require(hasattr(found, part), f"teacher module {name}: {part} in {place}", None, FORM)
+        found = getattr(found, part)
+    require(callable(found), f"teacher module {name}", type(found).__name__, FORM)
+    return found
+
+
+def _theirs(run: Callable[[], Any], what: str) -> Any:
+    """What code of the user's gives. Raises `InputError` for whatever it raises."""
+    try:
+        return run()
+    except (Exception, SystemExit) as error:
+        told = str(error).strip().partition("\n")[0]
+        raise InputError(f"{what} failed ({type(error).__name__}: {told}); accepted: {FORM}") from error
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """First on the import path; afterwards last, where it shadows nothing, for what their code imports late."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+        if here not in sys.path:
+            sys.path.append(here)
+
+
+@torch.no_grad()
+def check_answers(network: nn.Module, shape: tuple[int, int, int], num_classes: int, name: str) -> None:
+    """Raise `InputError` unless two normalised images of `shape` (C, H, W) become (2, K) finite logits."""
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    answer = _theirs(lambda: network(images), f"teacher module {name} on images of shape {shape}")
+    accepted = f"a tensor of shape (2, {num_classes}), logits of {num_classes} classes"
+    what = f"answer of teacher module {name} to 2 images of shape {shape}"
+    require(isinstance(answer, Tensor), what, type(answer).__name__, accepted)
+    require(tuple(answer.shape) == (2, num_classes), what, tuple(answer.shape), accepted)
+    require(bool(answer.isfinite().all()), what, "NaN or infinite", f"finite logits of {num_classes} classes")
+
+
+def with_safe_convolutions(network: nn.Module) -> nn.Module:
+    """The same network, in which no convolution can write past a buffer: see `Shortcut`, whose sums are the same."""
+    for layer in network.modules():
+        # A subclass may compute something else, and padding puts places where there are none.
+        plain = type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid")
+        if plain and layer.groups == 1 and layer.stride != (1, 1) and layer.in_channels < NARROW:  # type: ignore[union-attr]
+            layer.__class__ = Shortcut
+    return network
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy on the CPU, for others to keep."""
+    return copy.deepcopy(network).cpu()
+
+
+def own_code(name: str) -> list[ModuleType]:
+    """Imported modules that other machines may not have: of the package that `name` is of, or of the working directory.
+
+    What is installed, Python itself and this package are not among them.
+    """
+    package, here = name.partition(":")[0].partition(".")[0], Path.cwd().resolve()
+    return [module for module in list(sys.modules.values()) if _is_own(module, package, here)]
+
+
+def _is_own(module: ModuleType, package: str, here: Path) -> bool:
+    file, top = getattr(module, "__file__", None), getattr(module, "__name__", "").partition(".")[0]
+    # What PyTorch makes up at run time has a file's name without a folder.
+    if top in ("__main__", condkd_ray.__name__) or not isinstance(file, str) or not os.path.isabs(file):
+        return False
+    path = Path(file).resolve()
+    installed = bool(set(INSTALLED) & set(path.parts)) or path.is_relative_to(STANDARD)
+    return path.suffix == ".py" and not installed and (top == package or path.is_relative_to(here))

@@ -1,0 +1,69 @@
+"""The state dicts in what people save, found among optimizers and settings, without the prefixes of wrappers."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+WRAPPERS = ("module", "model", "net", "network", "teacher", "backbone", "_orig_mod")
+"""Attributes under which wrappers have a whole network: DataParallel, Lightning, torch.compile and others."""
+AROUND_PARTS = ("module", "_orig_mod")
+"""Those of wrappers that may also stand around a part of a network."""
+COUNTER = "n_averaged"
+"""What `torch.optim.swa_utils.AveragedModel` has beside its network."""
+
+
+def state_dicts(content: Any) -> dict[str, Weights]:
+    """All state dicts in what a file holds, by the keys under which they lie, joined by "/"; "" for a bare one.
+
+    A state dict is a dictionary of tensors by name, perhaps with plain values among them. Dictionaries of single
+    numbers are metrics, and what belongs to an optimizer is not looked at.
+    """
+    return {place: weights for place, weights in _found(content, "") if any(t.ndim for t in weights.values())}
+
+
+def _found(content: Any, place: str) -> Iterator[tuple[str, Weights]]:
+    if not isinstance(content, Mapping) or "param_groups" in content:
+        return
+    tensors = {_text(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    inner = {_text(name): value for name, value in content.items() if isinstance(value, Mapping)}
+    whole = len(tensors) == len(content) or any(name.endswith("weight") for name in tensors)
+    if tensors and not inner and whole:
+        yield place, tensors
+    for name, value in inner.items():
+        yield from _found(value, f"{place}/{name}" if place else name)
+
+
+def _text(name: object) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+
+def unwrapped(weights: Weights) -> Weights:
+    """The weights under the names that the innermost network gave them.
+
+    A wrapper's prefix is taken off where all names have it, and one around a part where all names of that part do.
+    """
+    while len(first := {name.partition(".")[0] for name in weights if name != COUNTER}) == 1:
+        [prefix] = first
+        if prefix not in WRAPPERS or any("." not in name for name in weights if name != COUNTER):
+            break
+        weights = {name.removeprefix(f"{prefix}."): value for name, value in weights.items() if name != COUNTER}
+    return _without_inner(weights)
+
+
+def _without_inner(weights: Weights) -> Weights:
+    below: dict[str, set[str]] = {}
+    for name in weights:
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            below.setdefault(".".join(parts[:depth]), set()).add(parts[depth])
+    around = {place for place, children in below.items() if len(children) == 1 and children <= set(AROUND_PARTS)}
+    if not around:
+        return weights
+
+    def bare(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(part for i, part in enumerate(parts) if ".".join(parts[:i]) not in around)
+
+    return {bare(name): value for name, value in weights.items()}

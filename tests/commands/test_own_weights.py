@@ -1,0 +1,114 @@
+"""Weights that others have trained, from a file to the teacher of an experiment."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from data.image_files import write_folder
+from models import published
+
+from condkd_ray.commands.experiment import Flags
+from condkd_ray.commands.search import SearchFlags
+from condkd_ray.commands.try_teacher import Try, configure, try_out
+from condkd_ray.core.method import InputError
+from condkd_ray.methods.supervised import TeacherConfig
+from condkd_ray.models import parse
+from condkd_ray.runs.presets import arm, spread
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import TrialConfig
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    network = published.trained(published.ResNet((3, 3, 3), (4, 4, 8, 16), "shortcut", "linear", pads=True))
+    first = network.conv1.weight  # type: ignore[union-attr]
+    state = network.state_dict() | {"conv1.weight": first.detach().sum(1, keepdim=True)}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "resnet20.th")
+    return tmp_path / "resnet20.th"
+
+
+def test_an_experiment_takes_weights_of_others_without_being_told_what_they_are(
+    theirs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = Flags(teacher_weights=theirs, condensation="random_real", ipcs=(1,)).base()
+    assert config.teacher.network == parse("resnet:a-20-4")
+    workshop = Workshop(tmp_path / "cache")
+    with caplog.at_level(logging.INFO, "condkd_ray"):
+        workshop.check(config)
+        teacher = workshop.teacher(config)
+    [told] = [line for line in caplog.messages if "weights in" in line]
+    assert told.startswith(f"weights in {theirs} are read as resnet:a-20-4, named as by pytorch_resnet_cifar10, ")
+    state = torch.load(theirs, weights_only=True)["state_dict"]
+    assert torch.equal(teacher.network.state_dict()["classifier.weight"], state["module.linear.weight"])
+
+
+def test_a_config_that_names_another_network_is_refused_with_the_right_spelling(theirs: Path, tmp_path: Path):
+    workshop = Workshop(tmp_path / "cache")
+    for network in ("resnet-20-4", "resnet-14-4"):
+        asked = TrialConfig(teacher=TeacherConfig(network=parse(network), weights=theirs))
+        with pytest.raises(InputError, match=r"they are those of resnet:a-20-4, named as by pytorch_resnet_cifar10"):
+            workshop.check(asked)
+    flags = Flags(teacher="resnet-20-4", teacher_weights=theirs)
+    assert flags.base().teacher.network == parse("resnet-20-4")
+
+
+def test_teachers_of_one_file_are_told_apart_by_their_key(tmp_path: Path):
+    network, path = parse("resnet-8-4"), tmp_path / "w.pt"
+    first, second = (network.build((1, 8, 8), 10).state_dict() for _ in range(2))
+    torch.save({"model": first, "ema": second}, path)
+    workshop, base = Workshop(tmp_path / "cache"), TrialConfig()
+    teachers = [
+        workshop.teacher(replace(base, teacher=TeacherConfig(network=network, weights=Path(f"{path}#{key}"))))
+        for key in ("model", "ema")
+    ]
+    for teacher, state in zip(teachers, (first, second), strict=True):
+        assert torch.equal(teacher.network.state_dict()["conv.weight"], state["conv.weight"])
+
+
+NETS = """
+from torch import nn
+
+def teacher():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10))
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a function in the working directory."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    Path("a_users_nets.py").write_text(NETS)
+    yield "a_users_nets:teacher"
+    sys.modules.pop("a_users_nets", None)
+
+
+def test_each_command_takes_a_module_of_a_users(module: str, tmp_path: Path):
+    config = Flags(teacher_module=module, condensation="random_real", ipcs=(1,)).base()
+    assert config.teacher.label == module
+    Workshop(tmp_path / "cache").check(config)
+    space = SearchFlags(out=tmp_path / "out", teacher_module=module).over({"teacher": {"seed": 1}, "rounds": 2})
+    assert space == {"teacher": {"seed": 1, "module": module}, "rounds": 2}
+    assert SearchFlags(out=tmp_path / "out").over({"rounds": 2}) == {"rounds": 2}
+
+
+def test_a_try_takes_a_module_of_a_users(module: str, tmp_path: Path):
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    write_folder(tmp_path / "photos", pixels, torch.arange(40) % 10, list(map(str, range(10))))
+    given = {"images": tmp_path / "photos", "out": tmp_path / "out", "cache": tmp_path / "cache"}
+    known = {"mean": (0.5,), "std": (0.5,), "student": "resnet-8-2"}
+    base = configure(Try(teacher_module=module, **given, **known), Workshop(tmp_path / "cache"))  # type: ignore[arg-type]
+    assert base.teacher == TeacherConfig(module=module)
+    with pytest.raises(InputError, match=r"--teacher-weights is None; accepted: .*; or --teacher-module"):
+        try_out(Try(**given))  # type: ignore[arg-type]
+
+
+def test_seeds_are_not_spread_over_teachers_of_one_function(module: str):
+    flags = Flags(teacher_module=module, seeds=(0, 1), condensation="random_real", ipcs=(1,))
+    plans = [arm(flags.base(), "mixed", 1, seed) for seed in (0, 1)]
+    with pytest.raises(InputError, match=r"--teachers with --teacher-module a_users_nets:teacher is 2; accepted: 1, "):
+        spread(plans, (0, 1), 2)

@@ -1,0 +1,75 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from condkd_ray.models.state_dicts import state_dicts, unwrapped
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+
+
+STATE = small().state_dict()
+
+
+def under(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in STATE.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "keys"),
+    [
+        (STATE, [""]),
+        ({"state_dict": STATE, "epoch": 3}, ["state_dict"]),
+        ({"anything": STATE, "acc": 0.9, "args": {"lr": 0.1}}, ["anything"]),
+        ({"checkpoint": {"model": STATE, "epoch": 1}}, ["checkpoint/model"]),
+        ({"model": STATE, "ema": STATE}, ["model", "ema"]),
+        ({**STATE, "epoch": 5, "note": "best"}, [""]),
+        ({"model": STATE, "metrics": {"loss": torch.tensor(0.1)}}, ["model"]),
+        ({b"model": {name.encode(): tensor for name, tensor in STATE.items()}}, ["model"]),
+        ([STATE], []),
+        ({"epoch": 3}, []),
+        ({}, []),
+        (3, []),
+    ],
+)
+def test_state_dicts_are_found_wherever_they_lie(content, keys):
+    found = state_dicts(content)
+    assert list(found) == keys
+    assert all(weights.keys() == STATE.keys() for weights in found.values())
+
+
+def test_what_an_optimizer_keeps_is_none():
+    network = small()
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.randn(4, 1, 3, 3)).sum().backward()
+    optimizer.step()
+    content = {"net": network.state_dict(), "optimizer": optimizer.state_dict(), "optimizers": [optimizer.state_dict()]}
+    assert list(state_dicts(content)) == ["net"]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "model.", "net.", "network.", "teacher.", "backbone.", "_orig_mod.", "module._orig_mod.model."],
+)
+def test_prefixes_of_wrappers_are_taken_off(prefix):
+    assert unwrapped(under(prefix)).keys() == STATE.keys()
+
+
+def test_real_wrappers_are_taken_off():
+    averaged = torch.optim.swa_utils.AveragedModel(small())
+    assert unwrapped(averaged.state_dict()).keys() == STATE.keys()
+    parts = copy.deepcopy(small())
+    parts[0] = nn.DataParallel(parts[0])
+    assert unwrapped(parts.state_dict()).keys() == STATE.keys()
+
+
+def test_a_prefix_of_some_names_is_part_of_the_names():
+    mixed = {"module.weight": torch.ones(1), "bias": torch.ones(1)}
+    assert unwrapped(mixed) == mixed
+    alone = {"encoder.weight": torch.ones(1), "encoder.bias": torch.ones(1)}
+    assert unwrapped(alone) == alone
+    single = {"module": torch.ones(1)}
+    assert unwrapped(single) == single
