@@ -41,6 +41,8 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
     check(tree, spec)
     workshop = Workshop(spec.cache, device=default_device(), view=view)
     _check_device_pool(tree, spec, workshop)
+    # Of the space's default; other teachers are asked as they are proposed.
+    workshop.check_teacher(default(tree))
     open_folder(spec.out, "search", fresh=spec.fresh)
     if spec.storage is not None:
         check_writable(spec.place)
@@ -83,7 +85,9 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:
     """What the rest of a search will take, as text. Raises `InputError` as `run` would."""
     check(tree, spec)
-    _check_device_pool(tree, spec, Workshop(spec.cache, view=view))
+    workshop = Workshop(spec.cache, view=view)
+    _check_device_pool(tree, spec, workshop)
+    workshop.check_teacher(default(tree))
     # A fresh folder has a fresh study, unless that lies elsewhere.
     anew, ended = spec.fresh and spec.study_storage is None, 0
     if not anew and holds(spec.study_storage, spec.out, spec.study):
