@@ -178,7 +178,9 @@ class Workshop:
 
     def _ask(self, config: TrialConfig) -> str:
         card, in_folders = self._card(config), config.data.name == "class_folders"
-        about = {"promised": card.test_accuracy, "in_folders": in_folders}
+        about: dict[str, Any] = {"promised": card.test_accuracy, "in_folders": in_folders}
+        if config.teacher.class_order is not None:
+            about["order"] = _places(config.teacher.class_order, self.data(config))
         about |= {"what": f"the images in {config.data.root}"} if in_folders else {}
         told = check_known(self.teacher(config), self.data(config), force=config.teacher.force, **about)
         self._tell(told)

@@ -98,6 +98,8 @@ class Interview:
     """Number of BN layers."""
     names: tuple[str, ...]
     """Of the classes, in the data's order."""
+    order: tuple[int, ...]
+    """Labels of the classes in the order of its own outputs, as far as is known."""
     promised: float | None
     """The test accuracy that its card tells."""
     in_folders: bool
@@ -132,20 +134,29 @@ class Interview:
     @property
     def cause(self) -> str:
         """What the answers say of it, or the likely causes."""
+        if len(self.fresh) == self.layers > 0:
+            return self._never_seen
         if self.better is not None:
             cause = (
                 f"likely causes: another --mean and --std than it was trained with: with {self.better.flags} it would "
             )
             cause += f"be {self.better.best:.3f}"
             return f"{cause}, {self._ordered(self.better)}" if self.better.reordered else cause
-        if self.given.reordered:
+        if self.given.reordered and self._sure_of_order:
             return self._ordered(self.given)
-        if self.fresh:
-            return self._never_seen
-        return (
-            "likely causes: another --mean and --std or --size than it was trained with, images of other classes, or "
-            "weights that were never trained"
+        causes = (
+            "another --mean and --std or --size than it was trained with, images of other classes, or weights that "
         )
+        causes += "were never trained"
+        if self.given.reordered:
+            causes += f", or another order of the classes: {self._ordered(self.given)}"
+        return f"{self._never_seen}; likely causes: {causes}" if self.fresh else f"likely causes: {causes}"
+
+    @property
+    def _sure_of_order(self) -> bool:
+        """Whether nothing but the order is the cause: a teacher of other classes fits the best order a little, too."""
+        chance = 1 / self.found.num_classes
+        return self.found.verdict == "known" or self.found.ordered > (1 + chance) / 2
 
     @property
     def _never_seen(self) -> str:
@@ -154,9 +165,10 @@ class Interview:
         return f"{which} BN layers have never seen an image (running means 0, variances 1): {whose}"
 
     def _ordered(self, reading: Reading) -> str:
-        order = [self.names[place] for place in reading.found.order or ()]
+        order = [self.names[reading.found.order[place]] for place in self.order] if reading.found.order else []
         given = f"--class-order {shlex.join(order)} (teacher.class_order)"
-        given = f"write that to its classes.txt, a name a line, or give {given}" if self.in_folders else given
+        plain = self.in_folders and self.order == tuple(range(len(self.names)))
+        given = f"write that to its classes.txt, a name a line, or give {given}" if plain else given
         return f"in the order {', '.join(order)} it would be {reading.best:.3f}: {given}"
 
     @property
@@ -179,26 +191,37 @@ class Interview:
 
 
 def interview(
-    teacher: Teacher, dataset: Dataset, *, what: str = "", in_folders: bool = False, promised: float | None = None
+    teacher: Teacher,
+    dataset: Dataset,
+    *,
+    what: str = "",
+    order: Sequence[int] = (),
+    in_folders: bool = False,
+    promised: float | None = None,
 ) -> Interview:
     """Ask the teacher to name images of `dataset`, train's unless these are few, the same ones every time.
 
-    `what`: the images, in words, if it is more than their number; `promised`: see `Interview`.
+    `what`: the images, in words, if it is more than their number; `order`: in which its outputs were before they were
+    put into the data's; others: see `Interview`.
     """
     images = _asked(dataset, cost(teacher.network, dataset.image_shape).multiply_adds)
     given = _read(teacher, images, (teacher.mean, teacher.std))
     better, gain = None, 0.0
     if given.best <= 1 - TOLD:  # else there is nothing to be gained
         better, gain = _better(teacher, images, own_constants(dataset.train.pixels))
-    what = what or f"{len(images)} images of {dataset.name}"
-    about = {
-        "fresh": fresh_bn(teacher),
-        "layers": len(teacher.bn_inputs),
-        "names": dataset.class_names,
-        "promised": promised,
-        "in_folders": in_folders,
-    }
-    return Interview(what, len(images), given, better, gain, **about)  # type: ignore[arg-type]
+    return Interview(
+        what=what or f"{len(images)} images of {dataset.name}",
+        number=len(images),
+        given=given,
+        better=better,
+        gain=gain,
+        fresh=fresh_bn(teacher),
+        layers=len(teacher.bn_inputs),
+        names=dataset.class_names,
+        order=tuple(order) or tuple(range(teacher.num_classes)),
+        promised=promised,
+        in_folders=in_folders,
+    )
 
 
 def check_known(teacher: Teacher, dataset: Dataset, *, force: bool, **about: object) -> str:

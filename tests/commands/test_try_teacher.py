@@ -54,7 +54,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a teacher of digits with a card, and photos of digits, six a class."""
     home = tmp_path_factory.mktemp("try")
     digits = load(DataConfig(name="digits"))
-    network = ResNet(depth=8, width=4).build(digits.image_shape, 10)
+    with Streams(0).forked("init/teacher"):
+        network = ResNet(depth=8, width=4).build(digits.image_shape, 10)
     recipe = {"mean": MEAN, "std": STD, "flip_ok": False, "rng": Streams(0)}
     Supervised(epochs=6).train(network, digits.train.pixels, digits.train.labels, **recipe)
     save_file(
@@ -148,7 +149,12 @@ def test_what_a_teacher_reads_comes_from_flags_before_the_card(home: Path):
     assert (by_card.data.mean, by_card.data.std, by_card.data.size) == (MEAN, STD, 8)
     assert by_card.teacher.network == ResNet(depth=8, width=4)
     assert by_card.data.flip_ok is False
-    own = configure(flags(home, mean=(0.5,), std=(0.5,), flip_ok=True, guides=1), workshop)
+    given = flags(home, mean=(0.5,), std=(0.5,), flip_ok=True, guides=1)
+    with pytest.raises(
+        InputError, match=r"with --mean 0.1307 --std 0.3081 \(data.mean, data.std\) it would be 0\.\d"
+    ):
+        configure(given, workshop)
+    own = configure(replace(given, force_teacher=True), workshop)
     assert (own.data.mean, own.data.flip_ok, own.condensation.ipc) == ((0.5,), True, 1)  # type: ignore[union-attr]
 
 
@@ -183,7 +189,7 @@ def test_as_many_rounds_as_fit_into_the_minutes(
         ),
         (
             {"class_order": tuple("1023456789")},
-            "in the order 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 it would be 0.*its classes.txt",
+            "in the order 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 it would be 0.*: --class-order 0 1 2 3 4 5 6 7 8 9",
         ),
         ({"class_order": tuple("012")}, "--class-order .teacher.class_order. is '0 1 2'; accepted: each of 0, 1, 2, 3"),
         ({"size": 16}, "shape of the images of class_folders is .1, 16, 16.; accepted: .1, 8, 8., of which card"),

@@ -39,7 +39,8 @@ def digits() -> Dataset:
 @cache
 def _weights() -> dict[str, torch.Tensor]:
     data = digits()
-    network = ResNet(depth=8, width=8).build(data.image_shape, 10)
+    with Streams(0).forked("init/teacher"):
+        network = ResNet(depth=8, width=8).build(data.image_shape, 10)
     recipe = {"mean": data.mean, "std": data.std, "flip_ok": False, "rng": Streams(0)}
     Supervised(epochs=8).train(network, data.train.pixels, data.train.labels, **recipe)
     return network.state_dict()
