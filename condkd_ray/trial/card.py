@@ -94,7 +94,12 @@ def with_card(tree: Tree) -> Tree:
 
 def under(card: Card, path: Path, tree: Tree) -> Tree:
     """The `tree` over what the card tells that was read from `path`."""
-    return merge(merge(card.tree, tree), {"teacher": {"card": str(path)}})
+    told, data = card.tree, tree.get("data", {})
+    name = data.get("name") if isinstance(data, Mapping) else data
+    if name is not None:
+        # What it tells holds for any data; without their name these would replace it whole.
+        told["data"]["name"] = name
+    return merge(merge(told, tree), {"teacher": {"card": str(path)}})
 
 
 def overruled(card: Card, tree: Tree) -> list[str]:

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from condkd_ray import __main__, api
+from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.core.rng import Streams
 from condkd_ray.data.datasets import DataConfig, load
-from condkd_ray.methods.supervised import Supervised
+from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.trial.config import read
 
@@ -171,6 +172,21 @@ def test_what_is_right_or_forced_runs_with_its_sentence(
     assert re.search(said.strip("^$"), note[0].lower() + note[1:].removesuffix("."))
     (record,) = read_records(tmp_path / "out")
     assert record.config["data"]["mean"] == [0.0]
+
+
+def test_flags_of_an_experiment_become_a_config_over_the_card(home: Path):
+    config = Flags(teacher_weights=home / "carded.safetensors").base()
+    assert (config.teacher.network, config.teacher.card) == (ResNet(depth=8, width=8), home / "carded.json")
+    assert (config.data.mean, config.data.std, config.data.size) == ((0.0,), (1 / 255,), 8)
+    given = {"teacher": "resnet-8-4", "mean": (0.5,), "std": (0.25,), "class_order": ("a", "b"), "force_teacher": True}
+    config = Flags(teacher_weights=home / "carded.safetensors", size=16, **given).base()
+    assert (config.teacher.network, config.teacher.class_order) == (ResNet(depth=8, width=4), ("a", "b"))
+    assert config.teacher.force
+    assert (config.data.mean, config.data.std, config.data.size) == ((0.5,), (0.25,), 16)
+    assert Flags().base().teacher == TeacherConfig()
+    for fields, said in (({"mean": (0.5,)}, "--mean, --std is"), ({"card": home / "carded.json"}, "teacher.card is ")):
+        with pytest.raises(InputError, match=said):
+            Flags(**fields).base()
 
 
 @pytest.mark.usefixtures("cluster")

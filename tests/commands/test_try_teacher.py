@@ -150,9 +150,7 @@ def test_what_a_teacher_reads_comes_from_flags_before_the_card(home: Path):
     assert by_card.teacher.network == ResNet(depth=8, width=4)
     assert by_card.data.flip_ok is False
     given = flags(home, mean=(0.5,), std=(0.5,), flip_ok=True, guides=1)
-    with pytest.raises(
-        InputError, match=r"with --mean 0.1307 --std 0.3081 \(data.mean, data.std\) it would be 0\.\d"
-    ):
+    with pytest.raises(InputError, match=r"with --mean 0.1307 --std 0.3081 \(data.mean, data.std\) it would be 0\.\d"):
         configure(given, workshop)
     own = configure(replace(given, force_teacher=True), workshop)
     assert (own.data.mean, own.data.flip_ok, own.condensation.ipc) == ((0.5,), True, 1)  # type: ignore[union-attr]

@@ -92,6 +92,13 @@ def test_a_config_takes_what_its_card_tells_where_it_says_nothing_itself(tmp_pat
     ]
 
 
+@pytest.mark.parametrize("data", [{"name": "digits"}, {"name": "digits", "val_fraction": 0.0}, "digits", {}])
+def test_a_card_lies_under_data_of_any_name(tmp_path: Path, data: object):
+    write(tmp_path / "teacher.json", to_tree(CARD))
+    config = from_tree(with_card({"teacher": {"weights": str(tmp_path / "teacher.pt")}, "data": data}))
+    assert (config.data.name, config.data.mean, config.data.std, config.data.size) == ("digits", (0.3,), (0.4,), 8)
+
+
 def test_a_config_without_weights_or_without_a_card_stays_as_it_is(tmp_path: Path):
     write(tmp_path / "teacher.json", to_tree(CARD))
     for tree in ({}, {"teacher": {"seed": 1}}, {"teacher": {"weights": str(tmp_path / "other.pt")}}):
