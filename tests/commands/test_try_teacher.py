@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import tyro
 from data.image_files import write_folder
 from safetensors.torch import save_file
 from toy import MEAN as BLOB_MEAN
@@ -244,3 +245,12 @@ def test_channels_and_classes_of_the_weights_must_be_those_of_the_images(tmp_pat
     save_file(TEACHER.build((1, 8, 8), 4).state_dict(), weights)
     check_form(TEACHER.build((1, 8, 8), 4), weights, shown, WHERE)
     check_classes(4, shown, WHERE)
+
+
+def test_both_spellings_of_force_are_one_flag():
+    given = ["--teacher-weights", "w.pt", "--images", "photos"]
+    assert not tyro.cli(Try, args=given).force_teacher
+    for flag in ("--force", "--force-teacher"):
+        assert tyro.cli(Try, args=[*given, flag]).force_teacher
+    with pytest.raises(SystemExit):
+        tyro.cli(Try, args=given[2:])
