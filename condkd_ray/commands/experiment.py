@@ -101,11 +101,10 @@ class Flags(TeacherFlags, Options):
         own = {name: getattr(self, name) for name in ("size", "val_fraction", "train_file", "test_file")}
         if self.size is None:
             del own["size"]  # then a card may tell it
-        network = {} if self.teacher is None else {"network": to_tree(models.parse(self.teacher))}
         epochs = TEACHER_EPOCHS.get(self.dataset, 10) if self.teacher_epochs is None else self.teacher_epochs
         tree: dict[str, Any] = {
             "data": {"name": self.dataset, "root": self.data_root, **own},
-            "teacher": {**network, "training": {"epochs": epochs}},
+            "teacher": {**self._network(), "training": {"epochs": epochs}},
             "student": to_tree(models.parse(self.student)),
             "condensation": self._condensation(),
             "guidance": {"name": self.guidance},
@@ -130,8 +129,12 @@ class Flags(TeacherFlags, Options):
 
     @property
     def teacher_label(self) -> str:
-        """The teacher's architecture, wherever it is told."""
-        return models.label(self.base().teacher.network)
+        """The teacher's architecture, of the flag, the card or by default."""
+        tree = with_card(merge({"teacher": self._network()}, self.about_teacher()))
+        return models.label(from_tree({"teacher": tree["teacher"]}, "flags").teacher.network)
+
+    def _network(self) -> dict[str, Any]:
+        return {} if self.teacher is None else {"network": to_tree(models.parse(self.teacher))}
 
     def _own_parts(self) -> dict[str, Any]:
         """Inversion, memory and length without a host."""

@@ -184,6 +184,10 @@ def test_flags_of_an_experiment_become_a_config_over_the_card(home: Path):
     assert config.teacher.force
     assert (config.data.mean, config.data.std, config.data.size) == ((0.5,), (0.25,), 16)
     assert Flags().base().teacher == TeacherConfig()
+    labels = [
+        Flags(**own).teacher_label for own in ({}, {"teacher": "wrn-16-1"}, {"teacher_weights": home / "carded.pt"})
+    ]
+    assert labels == ["resnet-8-16", "wrn-16-1", "resnet-8-8"]
     for fields, said in (({"mean": (0.5,)}, "--mean, --std is"), ({"card": home / "carded.json"}, "teacher.card is ")):
         with pytest.raises(InputError, match=said):
             Flags(**fields).base()
