@@ -34,7 +34,7 @@ def plans(args: Args) -> Plans:
     """Every method for every pair and seed."""
     require(args.host is args.inversion is None, "--host or --inversion", args.host or args.inversion, "--methods")
     whose: tuple[Arm, ...] = ("mixed", "guided") if args.condensed else ("none",)
-    pairs = network_pairs(args.pairs, args.teacher, args.student).items()
+    pairs = network_pairs(args.pairs, args.teacher_label, args.student).items()
     for (pair, ends), method, who, how in product(pairs, args.methods, whose, args.equal):
         base = replace(args, host=method, **ends).base()
         config = base if how == "proportion" else with_rounds(base, equal_rounds(args.rounds_file, args, ends, method))
@@ -46,7 +46,7 @@ def plans(args: Args) -> Plans:
 def main(args: Args) -> int:
     """Methods are read against `fast` (or the first), guided ones against themselves unguided."""
     first, mixed, against = "fast" if "fast" in args.methods else args.methods[0], "mixed" * args.condensed, {}
-    pairs = network_pairs(args.pairs, args.teacher, args.student)
+    pairs = network_pairs(args.pairs, args.teacher_label, args.student)
     for pair, method, timed in product(pairs, args.methods, (False, True)):
         own = arm_label(method, pair, timed=timed, who=mixed)
         against[arm_label(method, pair, timed=timed, who="guided")] = own

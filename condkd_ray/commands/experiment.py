@@ -12,16 +12,17 @@ from condkd_ray import models
 from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, speak
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import Tell, tell_results
+from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.config import merge, read_tree, to_tree
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.methods.inversion import AnyInversion, Inversion
-from condkd_ray.models import AnyNetwork
-from condkd_ray.models.weights import located, recognised
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs import experiment
 from condkd_ray.runs.options import Options
 from condkd_ray.runs.presets import PARTS, arm, check_parts, published, scaled, spread, with_rounds
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.card import with_card
 from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.evaluation import TestRounds
 from condkd_ray.trial.plan import Plan
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(Options):
+class Flags(TeacherFlags, Options):
     """Flags common to all experiments. Anything else of a trial's config can be set by a YAML file, `--config`."""
 
     ipcs: tuple[int, ...] = (1, 5, 10)
@@ -78,13 +79,9 @@ class Flags(Options):
     """Side the images are resized to."""
     val_fraction: float = 0.0
     """Share of train held out for validation (digits has its own 197)."""
-    teacher: str = "resnet-8-16"
-    """Its architecture. Weights whose names tell another than the default are of that one."""
-    teacher_weights: Path | None = None
-    """Safetensors, or a `.pt` with a state dict; `file.pt#ema` takes the one under the key `ema` of several."""
-    teacher_module: str | None = None
-    """`package.module:function`, found in the working directory too: the module it returns is the teacher, as it is or
-    with `--teacher-weights` loaded into it. `--teacher` is then not read."""
+    teacher: str | None = None
+    """Architecture of the teacher (`condkd methods --networks`); the card's, that of which the weights have the names,
+    or resnet-8-16, if not given."""
     teacher_epochs: int | None = None
     teachers: int = 1
     """The seeds are spread over so many teachers, each trained with another seed: the i-th of --seeds has teacher i mod
@@ -112,21 +109,18 @@ class Flags(Options):
         require(bool(self.ipcs) and min(self.ipcs) >= 1, "--ipcs", self.ipcs, accepted)
         require(bool(self.seeds) and min(self.seeds) >= 0, "--seeds", self.seeds, "one or more integers >= 0")
         own = {name: getattr(self, name) for name in ("size", "val_fraction", "train_file", "test_file")}
-        network = to_tree(self._network())
+        if self.size is None:
+            del own["size"]  # then a card may tell it
         epochs = TEACHER_EPOCHS.get(self.dataset, 10) if self.teacher_epochs is None else self.teacher_epochs
         tree: dict[str, Any] = {
             "data": {"name": self.dataset, "root": self.data_root, **own},
-            "teacher": {
-                "network": network,
-                "weights": self.teacher_weights,
-                "module": self.teacher_module,
-                "training": {"epochs": epochs},
-            },
+            "teacher": {**self._network(), "training": {"epochs": epochs}},
             "student": to_tree(models.parse(self.student)),
             "condensation": self._condensation(),
             "guidance": {"name": self.guidance},
             "test_rounds": self.test_rounds,
         }
+        tree = merge(tree, self.about_teacher())
         tree |= self._own_parts() if self.host is None else self._host_parts(self.host)
         tree["distiller"] |= {"condensed_share": self.condensed_share}
         if self.dataset == "digits" and "width" in tree["inversion"]:
@@ -141,15 +135,16 @@ class Flags(Options):
             if self.host is not None:
                 check_parts(self.host, given, str(self.config))
             tree = merge(tree, given)
-        return from_tree(tree, "flags")
+        return from_tree(with_card(tree), "flags")
 
-    def _network(self) -> AnyNetwork:
-        """The teacher's: that of its weights where these tell it and no other than the default is asked for."""
-        path, default = self.teacher_weights, type(self).teacher
-        if path is None or self.teacher_module is not None or self.teacher != default or not located(path)[0].is_file():
-            return models.parse(self.teacher)
-        known = recognised(path)
-        return models.parse(default) if known is None else known.network
+    @property
+    def teacher_label(self) -> str:
+        """The teacher's architecture, of the flag, the card or by default."""
+        tree = with_card(merge({"teacher": self._network()}, self.about_teacher()))
+        return models.label(from_tree({"teacher": tree["teacher"]}, "flags").teacher.network)
+
+    def _network(self) -> dict[str, Any]:
+        return {} if self.teacher is None else {"network": to_tree(models.parse(self.teacher))}
 
     def _own_parts(self) -> dict[str, Any]:
         """Inversion, memory and length without a host."""
@@ -198,17 +193,25 @@ def command_line(flags: type[T], main: Callable[[T], int]) -> None:
 
 
 def run(
-    name: str, question: str, plans: Plans, flags: Flags, *, baseline: Baseline = "none", tell: Tell | None = None
+    name: str,
+    question: str,
+    plans: Plans,
+    flags: Flags,
+    *,
+    baseline: Baseline = "none",
+    workshop: Workshop | None = None,
+    tell: Tell | None = None,
 ) -> int:
     """Run what is missing of `plans`, write records as trials end, report; each arm is compared with its `baseline`.
 
-    The exit code: see `command_line`.
+    `workshop`: one that has made something of it already, else a new one is made. The exit code: see `command_line`.
     """
     plans = spread(plans, flags.seeds, flags.teachers)
     speak(flags.verbose)
     if flags.explain:
         show(experiment.explained(name, plans, flags, view=TERMINAL))
         return 0
-    result = experiment.run(name, question, plans, flags, only=flags.only, baseline=baseline, view=TERMINAL)
+    kept = {"only": flags.only, "baseline": baseline, "workshop": workshop, "view": TERMINAL}
+    result = experiment.run(name, question, plans, flags, **kept)
     tell_results(flags.out, tell=tell)
     return ended(result)

@@ -2,9 +2,8 @@
 
 import json
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
@@ -12,20 +11,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from condkd_ray import models
-from condkd_ray.core.config import build, to_tree
-from condkd_ray.core.method import InputError, require
+from condkd_ray.core.config import to_tree
+from condkd_ray.core.method import require
 from condkd_ray.core.records import Record
 from condkd_ray.core.samples import to_pixels
 from condkd_ray.core.storage import atomic_write
-from condkd_ray.data.datasets import NO_FLIP
 from condkd_ray.data.writers import write_images
-from condkd_ray.models import AnyNetwork
 from condkd_ray.runs.products import choose, kept_path, load_student, merit
 from condkd_ray.trial.outcome import Product, read_product
 
 log = logging.getLogger(__name__)
-
-ACCEPTED = "JSON with any of network, num_classes, image_shape, mean, std, flip_ok, as `condkd export` writes it"
 
 
 @dataclass(frozen=True)
@@ -103,44 +98,6 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
     write_images(to / "synthetic.parquet", pixels, samples.labels, logits=samples.logits.float())
     clipped = "" if unit else " (8 bit: what lay outside [0, 1] is clipped)"
     return [*written, f"synthetic.parquet    {len(samples)} images with label and the teacher's logits{clipped}"]
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a file like `student.json`, beside weights, says of them; None where it does not."""
-
-    network: AnyNetwork | None = None
-    num_classes: int | None = None
-    image_shape: tuple[int, int, int] | None = None
-    """(C, H, W)."""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    """Of the normalisation, a channel, in units of [0, 1] pixels."""
-    flip_ok: bool | None = None
-    """Whether a mirrored image keeps its class."""
-
-
-def read_card(path: Path) -> Card:
-    """The card in a JSON file; what else stands there is not read. Raises `InputError` for what it cannot be."""
-    try:
-        tree = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"card is {str(path)!r}, which cannot be read ({error}); accepted: {ACCEPTED}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"card {path} holds a {type(tree).__name__}; accepted: {ACCEPTED}")
-    known = {field.name: tree[field.name] for field in fields(Card) if field.name in tree}
-    if isinstance(known.get("network"), str):
-        known["network"] = to_tree(models.parse(known["network"]))
-    return build(Card, _mirrored(tree) | known, f"card {path}")
-
-
-def _mirrored(tree: dict[str, Any]) -> dict[str, bool]:
-    """`flip_ok` where an exported card tells it by the data that its network was taught for."""
-    data = tree.get("config", {}).get("data", {}) if isinstance(tree.get("config"), dict) else {}
-    if not isinstance(data, dict) or "name" not in data:
-        return {}
-    told = data.get("flip_ok")
-    return {"flip_ok": data["name"] not in NO_FLIP if told is None else bool(told)}
 
 
 def card_of(product: Product, record: Record) -> dict[str, object]:

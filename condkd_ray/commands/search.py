@@ -11,26 +11,22 @@ import tyro
 from condkd_ray.commands.console.exit_codes import ended, show, speak
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import tell_results
+from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.config import merge
 from condkd_ray.runs import search as searches
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.space import read
+from condkd_ray.trial.card import with_card
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchFlags(SearchSpec):
-    """Flags of every search."""
+class SearchFlags(TeacherFlags, SearchSpec):
+    """Flags of every search. Those of the teacher go over its space."""
 
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
     """Tell what the search will take, from probes of the space's corners, and stop: nothing is trained or written."""
-    teacher_module: str | None = None
-    """`package.module:function`, found in the working directory too: the module it returns is the teacher."""
-
-    def over(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """The space `tree` with what flags say of the teacher."""
-        return tree if self.teacher_module is None else merge(tree, {"teacher": {"module": self.teacher_module}})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +46,7 @@ def search(command: Search) -> int:
 def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     """Run what is missing of a search of the space `tree`, and report. The exit code: as an experiment's."""
     speak(flags.verbose)
-    tree = flags.over(tree)
+    tree = _over(tree, flags)
     if flags.explain:
         show(searches.explained(tree, flags, view=TERMINAL))
         return 0
@@ -61,7 +57,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
     """Run the best trials of a finished search again with other seeds, and report. The exit code."""
-    result = searches.confirm(flags.over(tree), flags, best=best, seeds=seeds, view=TERMINAL)
+    result = searches.confirm(_over(tree, flags), flags, best=best, seeds=seeds, view=TERMINAL)
     tell_results(result.out)
     code = ended(result)
     # It draws, which the other commands need not wait for.
@@ -71,3 +67,8 @@ def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Seque
         build(flags.out, tensorboard=False)
     log.info(f"the page of the search now shows what came of them: {flags.out / 'report.html'}")
     return code
+
+
+def _over(tree: dict[str, Any], flags: SearchFlags) -> dict[str, Any]:
+    """The space with what the flags say of the teacher over it, and what its card tells under it."""
+    return with_card(merge(tree, flags.about_teacher()))

@@ -11,11 +11,13 @@ import tyro
 from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import tell_results
+from condkd_ray.core.config import Tree, merge, read_tree
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, find_record, flat
 from condkd_ray.runs import experiment
-from condkd_ray.trial.config import TrialConfig, from_tree, read
+from condkd_ray.trial.card import with_card
+from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.plan import NUMBERS
 
 log = logging.getLogger(__name__)
@@ -69,8 +71,18 @@ class Repeat(_Here):
 def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, TrialConfig]:
     """A command with a `config` file, and that config with the remaining flags, which are fields of it."""
     command, rest = tyro.cli(kind, args=arguments, prog=prog, return_unknown_args=True)
-    base = read(command.config)  # type: ignore[attr-defined]
-    return command, tyro.cli(TrialConfig, default=base, args=rest, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    path: Path = command.config  # type: ignore[attr-defined]
+    tree = read_tree(path)
+
+    def flagged(tree: Tree) -> TrialConfig:
+        base, avoid = from_tree(tree, str(path)), (tyro.conf.AvoidSubcommands,)
+        return tyro.cli(TrialConfig, default=base, args=rest, prog=prog, config=avoid)
+
+    config = flagged(tree)
+    # What is known of weights lies under the file as the flags lie over it; the weights may be among these.
+    given = {"weights": config.teacher.weights, "module": config.teacher.module, "card": config.teacher.card}
+    own = {name: str(value) for name, value in given.items() if value is not None}
+    return command, flagged(with_card(merge(tree, {"teacher": own}))) if own else config
 
 
 def train(arguments: list[str]) -> int:

@@ -10,8 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from condkd_ray import models
@@ -20,7 +22,7 @@ from condkd_ray.cluster.options import check_resources, slots
 from condkd_ray.commands import experiment
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.experiment import Flags
-from condkd_ray.commands.export import Card, read_card
+from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core import records
 from condkd_ray.core.config import content_hash, merge, read_tree, to_tree
 from condkd_ray.core.environment import set_up_process
@@ -29,7 +31,6 @@ from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.datasets import DataConfig, Dataset, RealImages
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast
-from condkd_ray.methods.recognition import least_recognised
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import located, nearest, recognised
@@ -39,6 +40,7 @@ from condkd_ray.runs.estimate import round_seconds
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.card import Card, find_card, read_card
 from condkd_ray.trial.config import TrialConfig, dump, from_tree, read
 from condkd_ray.trial.evaluation import accuracy, predict
 
@@ -59,36 +61,24 @@ AROUND = 25.0
 """Seconds that a run takes beside its trials: processes start, tables and figures are made."""
 MIRRORED = 0.9
 """Part of the accuracy that mirrored images must keep to count as of their class (our choice)."""
-MORE_IN_ORDER = 0.1
-"""Share of the images that another order of the folders must win to be held for the teacher's (our choice)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Try:
+class Try(TeacherFlags):
     """Does guidance help for your teacher and your few images? An answer in minutes, with its interval and its cost.
 
     Half of the images of each class are held out for the verdict; the others guide. The same command again continues.
     """
 
-    teacher_weights: Path | None = None
-    """Safetensors, or a `.pt` with a state dict; `file.pt#ema` takes the one under the key `ema` of several."""
-    teacher_module: str | None = None
-    """`package.module:function`, found in the working directory too: the module it returns is the teacher, as it is or
-    with `--teacher-weights` loaded into it."""
     images: Path
     """A folder with one sub-folder a class, of 3 or more images each. The classes are those of the teacher in their
     order: alphabetical (numbers as numbers), or as a file `classes.txt` there lists them."""
-    card: Path | None = None
-    """What is known of the weights, as `condkd export` writes it; a .json of their name beside them if not given."""
     teacher: str | None = None
     """Architecture of the teacher, such as resnet-8-16 (`condkd methods --networks`), where neither a card nor the
     names of the weights tell it."""
     student: str = "resnet-8-8"
     size: int | None = None
     """Side that images are resized to; the card's, or as they are, if not given."""
-    mean: tuple[float, ...] | None = None
-    """Normalisation of the teacher, a value a channel, of [0, 1] pixels; the card's, or the images' own."""
-    std: tuple[float, ...] | None = None
     flip_ok: bool | None = None
     """Whether a mirrored image keeps its class; the card's, or what the teacher says of mirrored guides."""
     guides: int | None = None
@@ -100,8 +90,8 @@ class Try:
     """Rounds of each trial, instead."""
     config: Path | None = None
     """A YAML file of config fields that goes over the flags: inversion, guidance, distiller and so on."""
-    force: bool = False
-    """Go on with a teacher that hardly knows the images."""
+    force_teacher: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["--force"])] = False
+    """Go on with a teacher that does not name the images as it should."""
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
     max_concurrent: int | None = None
@@ -131,7 +121,7 @@ def try_out(command: Try) -> int:
     workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", view=TERMINAL)
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)
-    share, answers = check_known(teacher, dataset, command.images, force=command.force)
+    share, answers = named_right(teacher, dataset)
     count, held_out = len(dataset.train) + len(dataset.test), len(dataset.test)
     head = (
         f"Teacher {base.teacher.label} names {share:.1%} of your {count} images as their folders do; "
@@ -146,13 +136,17 @@ def try_out(command: Try) -> int:
         plans = [arm(base, name, base.ipc, seed) for name in ARMS for seed in command.seeds]
         kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
         flags = Flags(**{name: getattr(command, name) for name in kept})
-        return experiment.run("try", QUESTION, plans, flags, tell=lambda out: tell(out, head, answers.tolist()))
+        return experiment.run(
+            "try", QUESTION, plans, flags, workshop=workshop, tell=lambda out: tell(out, head, answers.tolist())
+        )
 
 
 def configure(command: Try, workshop: Workshop) -> TrialConfig:
     """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
-    card = _card(command)
-    recipe = _teacher(command, card)
+    known = find_card(command.teacher_weights, command.card)
+    card = Card() if known is None else read_card(known)
+    about = {"card": known, "class_order": command.class_order, "force": command.force_teacher}
+    recipe = replace(_teacher(command, card), **about)
     data = _data(command, card)
     dataset = workshop.data(TrialConfig(data=data))
     if card.num_classes is not None:
@@ -160,8 +154,7 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
     if recipe.module is None and recipe.weights is not None:
         check_form(recipe.build(dataset), recipe.weights, dataset, command.images)
     if data.flip_ok is None:
-        workshop.check(alone := TrialConfig(data=data, teacher=recipe))
-        data = replace(data, flip_ok=mirrors(workshop.teacher(alone), dataset.train))
+        data = replace(data, flip_ok=mirrors(workshop.teacher(TrialConfig(data=data, teacher=recipe)), dataset.train))
         log.info(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
     guides = {"condensation": "random_real", "ipcs": (_most_guides(command, dataset),)}
     flags = Flags(student=command.student, seeds=command.seeds, **guides)
@@ -201,16 +194,6 @@ def _teacher(command: Try, card: Card) -> TeacherConfig:
     require(network is not None, "--teacher", None, accepted)
     assert network is not None
     return TeacherConfig(network=network, weights=weights)
-
-
-def _card(command: Try) -> Card:
-    path = command.card
-    if path is None and command.teacher_weights is not None:
-        path = located(command.teacher_weights)[0].with_suffix(".json")
-    if path is None or (command.card is None and not path.is_file()):
-        return Card()
-    log.info(f"card of the teacher: {path}")
-    return read_card(path)
 
 
 def _data(command: Try, card: Card) -> DataConfig:
@@ -282,38 +265,12 @@ def check_classes(known: int, dataset: Dataset, images: Path) -> None:
     require(dataset.num_classes == known, f"number of class folders in {images}", dataset.num_classes, accepted)
 
 
-def check_known(teacher: Teacher, dataset: Dataset, images: Path, *, force: bool) -> tuple[float, Tensor]:
-    """The share of all images that the teacher names as their folder, and its answers (N,) for the held-out ones.
-
-    Raises `InputError` with the likely cause, unless `force`, where that is hardly more than chance, or where the
-    folders in another order would fit the teacher's classes better.
-    """
-    answers = [predict(teacher.network, part, teacher) for part in (dataset.train, dataset.test)]
-    labels = torch.cat([dataset.train.labels, dataset.test.labels])
-    found = torch.cat(answers)
-    share, least = (found == labels).double().mean().item(), least_recognised(dataset.num_classes)
-    matched, names = _best_order(labels, found, dataset.class_names)
-    ordered = matched - share <= MORE_IN_ORDER
-    cause = (
-        "likely causes: another --mean and --std or --size than it was trained with, or images of other classes"
-        if ordered
-        else f"in the order {', '.join(names)} it would be {matched:.3f}: write that to its classes.txt, a name a line"
-    )
-    accepted = f"more than {least:.3f} of {dataset.num_classes} classes in the teacher's order; {cause}; or --force"
-    fits = force or (ordered and share > least)
-    require(fits, f"teacher's accuracy on the images in {images}", round(share, 3), accepted)
-    return share, answers[1]
-
-
-def _best_order(labels: Tensor, found: Tensor, names: Sequence[str]) -> tuple[float, list[str]]:
-    """The folders in the order that fits the answers best, and the share that would then be right."""
-    from scipy.optimize import linear_sum_assignment  # not at the top, as every command would wait for it
-
-    count = len(names)
-    pairs = (found * count + labels).bincount(minlength=count * count).view(count, count)
-    _, order = linear_sum_assignment(pairs.numpy(), maximize=True)
-    right = pairs[torch.arange(count), torch.as_tensor(order)].sum().item()
-    return right / len(labels), [names[int(place)] for place in order]
+def named_right(teacher: Teacher, dataset: Dataset) -> tuple[float, Tensor]:
+    """The share of all images that the teacher names as their folder, and its answers (N,) for the held-out ones."""
+    parts = (dataset.train, dataset.test)
+    answers = [predict(teacher.network, part, teacher) for part in parts]
+    right = torch.cat([found == part.labels for found, part in zip(answers, parts, strict=True)])
+    return right.double().mean().item(), answers[1]
 
 
 def mirrors(teacher: Teacher, images: RealImages) -> bool:

@@ -245,22 +245,30 @@ def _real(config: DataConfig, raw: Raw) -> RealImages:
 
 
 def _constants(config: DataConfig, train: RealImages) -> Constants:
-    """Given, known, or those of the train images, from counts of grey values: exact at any number of threads."""
+    """Given, known, or those of the train images."""
     channels = train.pixels.shape[1]
     if config.mean is not None and config.std is not None:
         mean, std = config.mean, config.std
     elif config.name in CONSTANTS:
         mean, std = CONSTANTS[config.name]
     else:
-        counts = torch.stack([train.pixels[:, c].flatten().bincount(minlength=256) for c in range(channels)]).double()
-        shares, grey = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
-        means = shares @ grey
-        stds = (shares @ grey.square() - means.square()).clamp(min=0).sqrt()
-        mean, std = tuple(means.tolist()), tuple(stds.tolist())
+        mean, std = own_constants(train.pixels)
     one_each = len(mean) == len(std) == channels
     require(one_each, "data.mean, data.std", (mean, std), f"{channels} values each, one a channel of the images")
     require(min(std) > 1e-6, "standard deviation of the train images", std, "images that are not all the same")
     return mean, std
+
+
+def own_constants(pixels: torch.Tensor) -> Constants:
+    """Mean and standard deviation of uint8 `pixels` (N, C, H, W), a channel, in units of [0, 1] pixels.
+
+    From counts of grey values: exact at any number of threads.
+    """
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in pixels.unbind(1)]).double()
+    shares, grey = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
+    means = shares @ grey
+    stds = (shares @ grey.square() - means.square()).clamp(min=0).sqrt()
+    return tuple(means.tolist()), tuple(stds.tolist())
 
 
 def _digest(*parts: RealImages | None) -> str:

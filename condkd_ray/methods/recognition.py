@@ -4,11 +4,15 @@ Every class counts the same, so that one with most of the images does not decide
 Letters: N images, K classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from condkd_ray.data.datasets import RealImages
+from condkd_ray.methods.losses.discrepancy import by_class
 
 Verdict = Literal["known", "doubtful", "unknown"]
 
@@ -20,6 +24,8 @@ SURE = 1e-3
 GAINED = 0.25
 """Least gain of another order: mean share of the images of a class that changes places. A weak teacher that confuses
 two classes gains less."""
+BATCH = 500
+"""Images a network is shown at once."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,30 @@ def least_recognised(num_classes: int) -> float:
     return min(TIMES_CHANCE * chance, (1 + chance) / 2)
 
 
+def choose(labels: Tensor, per_class: int, *, seed: int) -> Tensor:
+    """Rows of `per_class` random images of each class, or of all where it has fewer, by class; `labels` (N,)."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    num_classes = int(labels.max()) + 1 if len(labels) else 1
+    return torch.cat([rows[:per_class] for rows in by_class(order, labels[order], num_classes)])
+
+
+@torch.no_grad()
+def named(
+    network: nn.Module,
+    images: RealImages,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """(N,) classes that `network` names, on `device`, where the images go as uint8 if they are not there.
+
+    `mean`, `std`: of its normalisation, a channel, in units of [0, 1] pixels. It is left in eval mode.
+    """
+    network.eval()
+    parts = (images[slice(a, a + BATCH)].to(device) for a in range(0, len(images), BATCH))
+    return torch.cat([network(part.samples(mean, std).images).argmax(1) for part in parts])
+
+
 def recognition(answers: Tensor, labels: Tensor, num_classes: int) -> Recognition:
     """Compare answers (N,) with labels (N,), int64 on the CPU, each of 0 to K - 1; one image or more."""
     counts = labels.bincount(minlength=num_classes).double()
@@ -72,14 +102,15 @@ def recognition(answers: Tensor, labels: Tensor, num_classes: int) -> Recognitio
     return Recognition(share, low, high, present, None if order is None else tuple(order.tolist()), ordered)
 
 
-def sign_test(won: int, lost: int) -> bool:
-    """Whether one of two ways to name the same images is better for certain.
+def sign_test(won: int, lost: int, *, among: int = 1) -> bool:
+    """Whether one of two ways to name the same images is better for certain: an exact sign test.
 
-    `won` images are named right by it alone, `lost` by the other alone.
+    `won` images are named right by it alone, `lost` by the other alone. `among`: ways that it is the best of, each of
+    which could have won by chance (Bonferroni).
     """
     from scipy.stats import binom  # not at the top, as every command would wait for it
 
-    return won > 0 and bool(binom.sf(won - 1, won + lost, 0.5) <= SURE)
+    return won > 0 and bool(binom.sf(won - 1, won + lost, 0.5) * among <= SURE)
 
 
 def taken_for(answers: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
@@ -186,4 +217,5 @@ def _surely(tried: list[tuple[Tensor, Tensor, Tensor]], among: Tensor) -> bool:
         there = labels.bincount(minlength=count) > 0
         net = torch.zeros(count, dtype=torch.float64).index_add_(0, labels, other.double() - given.double())
         gains.append((net / labels.bincount(minlength=count).clamp(min=1))[there])
-    return bool(torch.cat(gains).mean() >= GAINED) and sign_test(won, lost)
+    gained = torch.cat(gains)
+    return bool(len(gained)) and bool(gained.mean() >= GAINED) and sign_test(won, lost)

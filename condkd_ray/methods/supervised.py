@@ -28,11 +28,15 @@ from condkd_ray.core.samples import to_model
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import cutout, require_shift, shift_flip
 from condkd_ray.data.datasets import Dataset
+from condkd_ray.methods.recognition import choose, named, recognition
 from condkd_ray.models import AnyNetwork, ResNet
 from condkd_ray.models.hooks import BatchNorms
 from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 
+ASKED_EACH, ASKED = 100, 2000
+"""Train images of a class, and of all, that a newly trained teacher names at most to show that it has learnt (our
+choice)."""
 Precision = Literal["float32", "bfloat16"]
 """`bfloat16`: autocast of the network; weights, normalisation and loss stay float32."""
 
@@ -197,6 +201,17 @@ class TeacherConfig(Method):
     module: str | None = None
     """`package.module:function`: what the function returns is the teacher, as it is or with `weights` loaded into it;
     `network` and `training` then count for nothing."""
+    class_order: tuple[str, ...] | None = None
+    """Names of the data's classes in the order of the teacher's outputs, where that is another than the data's."""
+    card: Path | None = field(default=None, metadata={"identity": False})
+    """What is known of the weights, a JSON file as `condkd export` writes it: what the data contradict is refused."""
+    force: bool = field(default=False, metadata={"identity": False})
+    """Take a teacher of your own although the train images speak against it."""
+
+    def __post_init__(self) -> None:
+        without = "none without teacher.weights or teacher.module"
+        require(self.loaded or self.class_order is None, "teacher.class_order", self.class_order, without)
+        require(self.loaded or self.card is None, "teacher.card", str(self.card), f"{without}, of which it tells")
 
     @property
     def label(self) -> str:
@@ -219,7 +234,7 @@ class TeacherConfig(Method):
         Raises `InputError` where it learnt nothing, so that nothing is distilled from it or kept of it.
         """
         network = network.to(device)
-        metrics = self.training.train(
+        self.training.train(
             network,
             dataset.train.pixels.to(device),
             dataset.train.labels.to(device),
@@ -230,17 +245,23 @@ class TeacherConfig(Method):
             precision="bfloat16" if bf16_pays(device) else "float32",
             on_step=on_step,
         )
-        self._require_learnt(metrics["teacher/train_accuracy"], dataset)
+        self._require_learnt(network, dataset, device)
         return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
-    def _require_learnt(self, right: float, dataset: Dataset) -> None:
-        """More than the share of the commonest class, by two standard errors."""
-        labels = dataset.train.labels
-        commonest = labels.bincount().max().item() / len(labels)
-        least = commonest + 2 * (commonest * (1 - commonest) / len(labels)) ** 0.5
-        what = f"share of its train images that teacher {label(self.network)} names right after training"
-        remedy = f"more than {least:.3f}, chance and two standard errors: a smaller teacher.training.lr, or more epochs"
-        require(right > least, what, round(right, 3), remedy)
+    def _require_learnt(self, network: nn.Module, dataset: Dataset, device: str) -> None:
+        """More than chance for certain, every class counting the same: see `recognition`."""
+        each = max(1, min(ASKED_EACH, ASKED // dataset.num_classes))
+        shown = dataset.train[choose(dataset.train.labels, each, seed=self.seed)]
+        answers = named(network, shown, dataset.mean, dataset.std, device).cpu()
+        found = recognition(answers, shown.labels, dataset.num_classes)
+        what = (
+            f"share of its train images, class by class, that teacher {label(self.network)} names right after training"
+        )
+        remedy = (
+            f"more than {1 / found.num_classes:.3f}, chance, by the 95 % interval of {len(shown)} images, which begins "
+            f"at {found.low:.3f}: a smaller teacher.training.lr, or more epochs"
+        )
+        require(found.low > 1 / found.num_classes, what, round(found.share, 3), remedy)
 
 
 def as_teacher(network: nn.Module, dataset: Dataset) -> Teacher:

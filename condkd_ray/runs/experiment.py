@@ -80,14 +80,16 @@ def run(
     *,
     only: Sequence[str] = (),
     baseline: Baseline = "none",
+    workshop: Workshop | None = None,
     view: View = SILENT,
 ) -> RunResult:
     """Run what is missing of `plans` and write records as trials end; each arm is compared with its `baseline`.
 
-    `only`: beginnings of hashes; the other trials are not run. Raises `InputError` before anything is written.
+    `only`: beginnings of hashes; the other trials are not run. `workshop`: a new one if not given. Raises `InputError`
+    before anything is written.
     """
     deadline = time.time() + options.budget_seconds
-    workshop = Workshop(options.cache, device=default_device(), view=view)
+    workshop = workshop or Workshop(options.cache, device=default_device(), view=view)
     planned, baseline = checked(plans, options, workshop), scoped_baseline(baseline, plans, options.share)
     _check_only(only, options)
     where = "a folder that outlives the job, by its absolute path"

@@ -13,11 +13,11 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import cat
 from condkd_ray.methods.losses.inversion import bn_distance
+from condkd_ray.methods.recognition import choose
 from condkd_ray.report.statistics import interval, spread
 from condkd_ray.report.tables.table import Table, between, shown
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks, to_real
-from condkd_ray.trial.evaluation import choose
 from condkd_ray.trial.synthesis import begin, compiled_apart, produce
 
 FIGURES = {"frechet_real": "Frechet", "mmd_real": "MMD", "bn": "BN"}

@@ -102,7 +102,7 @@ def describe_experiment(
             "notes": list(dataset.notes),
         },
         test_labels=dataset.test.labels.tolist(),
-        notes=_notes(plans, dataset.val is not None),
+        notes=[*_own_teachers(plans, workshop), *_notes(plans, dataset.val is not None)],
     )
 
 
@@ -120,6 +120,12 @@ def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]
         }
         for config in configs.values()
     ]
+
+
+def _own_teachers(plans: Sequence[Plan], workshop: Workshop) -> list[str]:
+    """How well teachers that were not trained here know the images."""
+    told = dict.fromkeys(workshop.check_teacher(plan.config) for plan in plans)
+    return [f"{text[0].upper()}{text[1:]}." for text in told if text]
 
 
 def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:

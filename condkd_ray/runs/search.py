@@ -141,6 +141,8 @@ def _check_all(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> Kn
     known = Known(_points(tree, spec), _earlier(spec))
     _check_device_pool(tree, spec, workshop)
     _check_configs(tree, spec, known.points, workshop)
+    # Of the space's default; other teachers are asked as they are proposed.
+    workshop.check_teacher(default(tree))
     return known
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from condkd_ray.core.config import content_hash
+from condkd_ray.core.config import content_hash, to_tree
 from condkd_ray.core.environment import free_bytes, set_up_gpu
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.rng import Streams, derive_seed
@@ -30,13 +30,16 @@ from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported, RandomReal
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.condensation.judgement import Judged
+from condkd_ray.methods.recognition import choose
 from condkd_ray.methods.supervised import as_teacher, bf16_pays
 from condkd_ray.models.own_module import OwnModule, check_answers, copied, own_module
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import Fitted, fitted, load_into, weights_digest
+from condkd_ray.trial.card import Card, check_card, overruled, read_card
 from condkd_ray.trial.config import Prepared, TrialConfig, digests, tensor_digest
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
-from condkd_ray.trial.evaluation import accuracy, choose, views
+from condkd_ray.trial.evaluation import accuracy, views
+from condkd_ray.trial.known_teacher import check_known
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +177,7 @@ class Workshop:
     def _check(self, config: TrialConfig) -> None:
         dataset, streams = self.data(config), Streams(0)
         shape, classes = dataset.image_shape, dataset.num_classes
+        self._card(config)
         with streams.forked("check"):
             network = self._network(config)
             student = config.student.build(shape, classes)
@@ -192,6 +196,44 @@ class Workshop:
         free = self._once("free memory", lambda: free_bytes(torch.device(self.device)))
         config.inversion.check_memory(teacher, free, config.total_rounds)
         config.memory.init(teacher, streams)
+        self.check_teacher(config)
+
+    def check_teacher(self, config: TrialConfig) -> str:
+        """Ask a user's own teacher, once, to name some of the images; what is to be told of its answers.
+
+        Nothing of a teacher that is trained here: whoever trains it asks it. Raises `InputError` for one that does not
+        know the images.
+        """
+        recipe = config.teacher
+        if not recipe.loaded:
+            return ""
+        return self._once(("known", self._teacher_key(config), recipe.card, recipe.force), lambda: self._ask(config))
+
+    def _ask(self, config: TrialConfig) -> str:
+        card, in_folders = self._card(config), config.data.name == "class_folders"
+        about: dict[str, Any] = {"promised": card.test_accuracy, "in_folders": in_folders}
+        if config.teacher.class_order is not None:
+            about["order"] = _places(config.teacher.class_order, self.data(config))
+        about |= {"what": f"the images in {config.data.root}"} if in_folders else {}
+        told = check_known(self.teacher(config), self.data(config), force=config.teacher.force, **about)
+        self._tell(told)
+        return told
+
+    def _card(self, config: TrialConfig) -> Card:
+        """What is known of the user's own teacher. Raises `InputError` where the data contradict it."""
+        path = config.teacher.card
+        if path is None:
+            return Card()
+        key = (path, self._data_key(config), config.teacher)
+        return self._once(("card", *key), lambda: self._read_card(path, config))
+
+    def _read_card(self, path: Path, config: TrialConfig) -> Card:
+        card = read_card(path)
+        self._tell(f"card of the teacher: {path}")
+        for note in overruled(card, to_tree(config)):
+            self._tell(note)
+        check_card(path, card, self.data(config))
+        return card
 
     def _own_module(self, name: str) -> OwnModule:
         """What the user's function makes, asked once."""
@@ -266,6 +308,8 @@ class Workshop:
             else:
                 load(cached(path, train, name, load))
         teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
+        if recipe.class_order is not None:
+            teacher.in_order(_places(recipe.class_order, dataset))
         return teacher.to(self.device)
 
     def condensed(self, config: TrialConfig) -> Samples | None:
@@ -426,3 +470,11 @@ class Workshop:
 def _asks_teacher(method: AnyCondensation | None) -> bool:
     """Whether a set is made of the teacher, or the teacher may tell in what space it is."""
     return method is not None and (method.needs_teacher or isinstance(method, Imported))
+
+
+def _places(order: Sequence[str], dataset: Dataset) -> list[int]:
+    """The labels of the classes in this `order`. Raises `InputError` where it is not one of those of the data."""
+    names = dataset.class_names
+    accepted = f"each of {', '.join(names)} once, in the order of the teacher's outputs"
+    require(sorted(order) == sorted(names), "--class-order (teacher.class_order)", " ".join(order), accepted)
+    return [names.index(name) for name in order]

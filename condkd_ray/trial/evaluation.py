@@ -15,14 +15,13 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import shift_flip
 from condkd_ray.data.datasets import RealImages
-from condkd_ray.methods.losses.discrepancy import by_class
+from condkd_ray.methods.recognition import named
 from condkd_ray.models.teacher import Teacher
 
 ROUND_SUBSET = 1000
 """Validation images measured in a round, at most; test images too, unless a config asks for all in each round."""
 TestRounds = Literal["subset", "full"]
 """Test images measured in a round: at most `ROUND_SUBSET` (our choice), or all (PRE-DFKD's mean and variance)."""
-BATCH = 500
 VIEWS = 32
 SHIFT = 0.125
 """By which an image is moved at most, of its side; black moves in, as in the teacher's training."""
@@ -32,13 +31,6 @@ NOISE = 0.05
 Weak, and no images are mixed: on what no longer looks like data a good student and its teacher disagree too. With noise
 0.2 and mixing, agreement hardly ranked the students of Fashion-MNIST (`experiments/LOG.md`).
 """
-
-
-def choose(labels: Tensor, per_class: int, *, seed: int) -> Tensor:
-    """Rows of `per_class` random images of each class, or of all where it has fewer, by class; `labels` (N,)."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    num_classes = int(labels.max()) + 1 if len(labels) else 1
-    return torch.cat([rows[:per_class] for rows in by_class(order, labels[order], num_classes)])
 
 
 @torch.no_grad()
@@ -72,12 +64,9 @@ def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
     return _right(network, images, teacher).item()
 
 
-@torch.no_grad()
 def _named(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
-    """(N,) predicted classes, on the teacher's device, where the images go as uint8 if they are not there."""
-    network.eval()
-    parts = (images[slice(a, a + BATCH)].to(teacher.device) for a in range(0, len(images), BATCH))
-    return torch.cat([network(part.samples(teacher.mean, teacher.std).images).argmax(1) for part in parts])
+    """(N,) predicted classes, on the teacher's device."""
+    return named(network, images, teacher.mean, teacher.std, teacher.device)
 
 
 def _right(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import tyro
 from data.image_files import write_folder
 from safetensors.torch import save_file
 from toy import MEAN as BLOB_MEAN
@@ -23,9 +24,9 @@ from condkd_ray.commands.try_teacher import (
     Try,
     check_classes,
     check_form,
-    check_known,
     configure,
     mirrors,
+    named_right,
     try_out,
 )
 from condkd_ray.core.config import to_tree
@@ -54,7 +55,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a teacher of digits with a card, and photos of digits, six a class."""
     home = tmp_path_factory.mktemp("try")
     digits = load(DataConfig(name="digits"))
-    network = ResNet(depth=8, width=4).build(digits.image_shape, 10)
+    with Streams(0).forked("init/teacher"):
+        network = ResNet(depth=8, width=4).build(digits.image_shape, 10)
     recipe = {"mean": MEAN, "std": STD, "flip_ok": False, "rng": Streams(0)}
     Supervised(epochs=6).train(network, digits.train.pixels, digits.train.labels, **recipe)
     save_file(
@@ -148,7 +150,10 @@ def test_what_a_teacher_reads_comes_from_flags_before_the_card(home: Path):
     assert (by_card.data.mean, by_card.data.std, by_card.data.size) == (MEAN, STD, 8)
     assert by_card.teacher.network == ResNet(depth=8, width=4)
     assert by_card.data.flip_ok is False
-    own = configure(flags(home, mean=(0.5,), std=(0.5,), flip_ok=True, guides=1), workshop)
+    given = flags(home, mean=(0.5,), std=(0.5,), flip_ok=True, guides=1)
+    with pytest.raises(InputError, match=r"with --mean 0.1307 --std 0.3081 \(data.mean, data.std\) it would be 0\.\d"):
+        configure(given, workshop)
+    own = configure(replace(given, force_teacher=True), workshop)
     assert (own.data.mean, own.data.flip_ok, own.condensation.ipc) == ((0.5,), True, 1)  # type: ignore[union-attr]
 
 
@@ -177,6 +182,16 @@ def test_as_many_rounds_as_fit_into_the_minutes(
         ({"teacher": "resnet-8-8"}, "do not fit the network"),
         ({"card": Path("none.json")}, "card is 'none.json'"),
         ({"mean": (9.0,), "std": (0.01,), "flip_ok": False}, "likely causes: another --mean and --std"),
+        (
+            {"mean": (0.0,), "std": (1.0,), "flip_ok": False},
+            "images in .*photos is .*likely causes: another --mean",
+        ),
+        (
+            {"class_order": tuple("1023456789")},
+            "in the order 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 it would be 0.*: --class-order 0 1 2 3 4 5 6 7 8 9",
+        ),
+        ({"class_order": tuple("012")}, "--class-order .teacher.class_order. is '0 1 2'; accepted: each of 0, 1, 2, 3"),
+        ({"size": 16}, "shape of the images of class_folders is .1, 16, 16.; accepted: .1, 8, 8., of which card"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(home: Path, more: dict[str, object], said: str):
@@ -209,24 +224,10 @@ def dataset(order: tuple[int, ...] = (0, 1, 2, 3)) -> Dataset:
 
 
 def test_a_teacher_that_knows_the_images_answers_for_those_held_out():
-    share, answers = check_known(make_teacher(), dataset(), WHERE, force=False)
+    share, answers = named_right(make_teacher(), dataset())
     assert share > 0.8
     assert answers.shape == (40,)
     assert (answers == dataset().test.labels).double().mean() > 0.8
-
-
-@pytest.mark.parametrize("order", [(1, 2, 3, 0), (1, 0, 2, 3)])
-def test_folders_in_another_order_are_refused_with_the_teachers(order: tuple[int, ...]):
-    with pytest.raises(InputError, match=r"in the order nw, ne, sw, se it would be 0\.[89]"):
-        check_known(make_teacher(), dataset(order), WHERE, force=False)
-    assert check_known(make_teacher(), dataset(order), WHERE, force=True)[0] < 0.6
-
-
-def test_images_it_does_not_know_are_refused():
-    rng = torch.Generator().manual_seed(0)
-    noise = RealImages(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=rng), torch.arange(40) % 4)
-    with pytest.raises(InputError, match=r"teacher's accuracy on the images in photos is .* likely causes"):
-        check_known(make_teacher(), replace(dataset(), train=noise, test=noise), WHERE, force=False)
 
 
 def test_mirroring_is_asked_of_the_teacher():
@@ -248,3 +249,12 @@ def test_channels_and_classes_of_the_weights_must_be_those_of_the_images(tmp_pat
     save_file(TEACHER.build((1, 8, 8), 4).state_dict(), weights)
     check_form(TEACHER.build((1, 8, 8), 4), weights, shown, WHERE)
     check_classes(4, shown, WHERE)
+
+
+def test_both_spellings_of_force_are_one_flag():
+    given = ["--teacher-weights", "w.pt", "--images", "photos"]
+    assert not tyro.cli(Try, args=given).force_teacher
+    for flag in ("--force", "--force-teacher"):
+        assert tyro.cli(Try, args=[*given, flag]).force_teacher
+    with pytest.raises(SystemExit):
+        tyro.cli(Try, args=given[2:])

@@ -287,7 +287,8 @@ def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_pa
     heard.clear()
     read_as = [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, 0]
     recipe = to_tree(RECIPE)
-    del recipe["weights"]
+    for by_content in ("weights", "card", "force"):
+        del recipe[by_content]
     teacher = older_key(["1", recipe, "bfloat16" if bf16_pays() else "float32", read_as])
     few = older_key(["1", to_tree(method), "", 0, read_as, *[teacher] * method.needs_teacher])
     for kind, name, tensors in (

@@ -9,10 +9,11 @@ from toy import MEAN, NUM_CLASSES, STD, answered, blobs, make_teacher, samples
 
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.datasets import RealImages
+from condkd_ray.methods.recognition import choose
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial import evaluation
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS
-from condkd_ray.trial.evaluation import ROUND_SUBSET, VIEWS, accuracy, choose, compare, evaluate, predict, views
+from condkd_ray.trial.evaluation import ROUND_SUBSET, VIEWS, accuracy, compare, evaluate, predict, views
 
 
 class Brightness(nn.Module):

@@ -1,0 +1,135 @@
+"""Model cards: what a JSON file beside weights says of them, and the config that follows from it.
+
+`condkd export` writes such a card; one of a user's own may tell as little as it likes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from condkd_ray import models
+from condkd_ray.core.config import Tree, build, flattened, merge, to_tree
+from condkd_ray.core.method import InputError, require
+from condkd_ray.data.datasets import NO_FLIP, Dataset
+from condkd_ray.models import AnyNetwork
+from condkd_ray.models.weights import located, recognised
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a file like `student.json`, beside weights, says of them; None where it does not."""
+
+    network: AnyNetwork | None = None
+    num_classes: int | None = None
+    image_shape: tuple[int, int, int] | None = None
+    """(C, H, W)."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    """Of the normalisation, a channel, in units of [0, 1] pixels."""
+    flip_ok: bool | None = None
+    """Whether a mirrored image keeps its class."""
+    test_accuracy: float | None = None
+    """The fraction of its test images that the network names right."""
+
+    def __post_init__(self) -> None:
+        require((self.mean is None) == (self.std is None), "mean, std", (self.mean, self.std), "both or none")
+        share = self.test_accuracy
+        require(share is None or 0 <= share <= 1, "test_accuracy", share, "a fraction, 0 to 1")
+
+    @property
+    def tree(self) -> Tree:
+        """The fields of a `TrialConfig` that it tells."""
+        data: Tree = {"mean": self.mean, "std": self.std, "flip_ok": self.flip_ok}
+        if self.image_shape is not None:
+            _, height, width = self.image_shape
+            data["size"] = height if height == width else None
+        tree: Tree = {"data": {name: to_tree(value) for name, value in data.items() if value is not None}}
+        return tree | ({} if self.network is None else {"teacher": {"network": to_tree(self.network)}})
+
+
+ACCEPTED = f"JSON with any of {', '.join(field.name for field in fields(Card))}, as `condkd export` writes it"
+
+
+def read_card(path: Path) -> Card:
+    """The card in a JSON file; what else stands there is not read. Raises `InputError` for what it cannot be."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"card is {str(path)!r}, which cannot be read ({error}); accepted: {ACCEPTED}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"card {path} holds a {type(tree).__name__}; accepted: {ACCEPTED}")
+    known = {field.name: tree[field.name] for field in fields(Card) if field.name in tree}
+    if isinstance(known.get("network"), str):
+        known["network"] = to_tree(models.parse(known["network"]))
+    return build(Card, _mirrored(tree) | known, f"card {path}")
+
+
+def _mirrored(tree: dict[str, Any]) -> dict[str, bool]:
+    """`flip_ok` where an exported card tells it by the data that its network was taught for."""
+    data = tree.get("config", {}).get("data", {}) if isinstance(tree.get("config"), dict) else {}
+    if not isinstance(data, dict) or "name" not in data:
+        return {}
+    told = data.get("flip_ok")
+    return {"flip_ok": data["name"] not in NO_FLIP if told is None else bool(told)}
+
+
+def find_card(weights: Path | str | None, given: Path | str | None = None) -> Path | None:
+    """The card `given`, or the .json of the same name beside the weights where there is one."""
+    if given is not None or weights is None:
+        return None if given is None else Path(given)
+    beside = located(Path(weights))[0].with_suffix(".json")
+    return beside if beside.is_file() else None
+
+
+def with_card(tree: Tree) -> Tree:
+    """The tree of a config, or of a search space, over what is known of its teacher's weights.
+
+    What the tree gives itself goes before the card, if there is one, and that before the network of which the weights
+    have the names. Raises `InputError` for a card or weights that cannot be read.
+    """
+    teacher = tree.get("teacher")
+    path = find_card(teacher.get("weights"), teacher.get("card")) if isinstance(teacher, Mapping) else None
+    return with_network(tree if path is None else under(read_card(path), path, tree))
+
+
+def with_network(tree: Tree) -> Tree:
+    """The tree with the network of which its teacher's weights have the names, where it names none itself."""
+    teacher = tree.get("teacher")
+    if not isinstance(teacher, Mapping) or not {"network", "module"}.isdisjoint(teacher):
+        return tree
+    weights = teacher.get("weights")
+    if not isinstance(weights, (str, Path)) or not located(Path(weights))[0].is_file():
+        return tree
+    known = recognised(Path(weights))
+    return tree if known is None else merge(tree, {"teacher": {"network": to_tree(known.network)}})
+
+
+def under(card: Card, path: Path, tree: Tree) -> Tree:
+    """The `tree` over what the card tells that was read from `path`."""
+    told, data = card.tree, tree.get("data", {})
+    name = data.get("name") if isinstance(data, Mapping) else data
+    if name is not None:
+        # What it tells holds for any data; without their name these would replace it whole.
+        told["data"]["name"] = name
+    return merge(merge(told, tree), {"teacher": {"card": str(path)}})
+
+
+def overruled(card: Card, tree: Tree) -> list[str]:
+    """A sentence for each field in which the complete tree of a config is other than its card says."""
+    given, pairs = flattened(tree, "."), flattened(card.tree, ".")
+    return [
+        f"{name} is {given.get(name)}, as given; the card says {value}"
+        for name, value in pairs.items()
+        if given.get(name) != value
+    ]
+
+
+def check_card(path: Path, card: Card, dataset: Dataset) -> None:
+    """Raise `InputError` where the images have another shape, or another number of classes, than the card says."""
+    shape, known = dataset.image_shape, card.image_shape
+    accepted = f"{known}, of which card {path} tells: images of these channels, and --size (data.size) for the side"
+    require(known is None or shape == known, f"shape of the images of {dataset.name}", shape, accepted)
+    count, accepted = dataset.num_classes, f"{card.num_classes}, as card {path} tells"
+    require(card.num_classes in (None, count), f"number of classes of {dataset.name}", count, accepted)

@@ -1,0 +1,248 @@
+"""A user's own teacher is asked whether it knows the images: what is refused, with which cause, and what is told."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from toy import IMAGE_SHAPE, NUM_CLASSES, TEACHER, blobs, make_teacher, wrap
+from toy import MEAN as BLOB_MEAN
+from toy import STD as BLOB_STD
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.data.datasets import DataConfig, Dataset, RealImages, load
+from condkd_ray.methods.supervised import Supervised, as_teacher
+from condkd_ray.models import ResNet
+from condkd_ray.models.hooks import BatchNorms
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial import known_teacher
+from condkd_ray.trial.known_teacher import check_known, fresh_bn, interview
+
+NAMES = ("nw", "ne", "sw", "se")
+
+
+def dataset(order: tuple[int, ...] = (0, 1, 2, 3), count: int = 40) -> Dataset:
+    """Blobs, whose corner `order[k]` lies in folder k."""
+    folder_of = torch.tensor([order.index(corner) for corner in range(NUM_CLASSES)])
+    parts = (blobs(count, seed=5), blobs(count, seed=6))
+    train, test = (RealImages(part.pixels, folder_of[part.labels]) for part in parts)
+    names = tuple(NAMES[corner] for corner in order)
+    return Dataset("toy", train, None, test, NUM_CLASSES, names, BLOB_MEAN, BLOB_STD, False, "digest")
+
+
+@cache
+def digits() -> Dataset:
+    return load(DataConfig(name="digits"))
+
+
+@cache
+def _weights() -> dict[str, torch.Tensor]:
+    data = digits()
+    with Streams(0).forked("init/teacher"):
+        network = ResNet(depth=8, width=8).build(data.image_shape, 10)
+    recipe = {"mean": data.mean, "std": data.std, "flip_ok": False, "rng": Streams(0)}
+    Supervised(epochs=8).train(network, data.train.pixels, data.train.labels, **recipe)
+    return network.state_dict()
+
+
+def of_digits(**changes: object) -> Teacher:
+    """A teacher of digits that names nearly all of them, on a data set that is changed so."""
+    network = ResNet(depth=8, width=8).build(digits().image_shape, 10)
+    network.load_state_dict(_weights())
+    return as_teacher(network, replace(digits(), **changes))  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_knows_the_images_is_told_in_one_sentence():
+    told = check_known(of_digits(), digits(), force=False)
+    assert told.startswith("the teacher names 9")
+    assert "% of 970 images of digits right (95 % interval " in told
+    assert told.endswith("%)")
+    assert "card" not in told
+
+
+def test_the_same_images_are_asked_for_every_time_and_as_many_of_each_class():
+    first, again = (interview(of_digits(), digits()) for _ in range(2))
+    assert first.number == again.number
+    assert first.found == again.found
+    assert first.given.labels.bincount().max() <= 100
+
+
+def test_held_out_images_are_asked_for_where_train_has_few():
+    assert interview(make_teacher(), dataset(count=16)).number == 32
+    assert interview(make_teacher(), dataset(count=40)).number == 40
+
+
+def test_of_a_large_network_fewer_images_are_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(known_teacher, "AFFORDABLE", 1.0)
+    assert interview(of_digits(), digits()).number == 200
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3, 0), (1, 0, 2, 3)])
+def test_another_order_of_the_classes_is_refused_with_the_teachers(order: tuple[int, ...]):
+    with pytest.raises(InputError, match=r"in the order nw, ne, sw, se it would be 0\.[89]\d+: --class-order nw ne sw"):
+        check_known(make_teacher(), dataset(order), force=False)
+    told = check_known(make_teacher(), dataset(order), force=True)
+    assert told.startswith("taken by force: teacher's accuracy on 40 images of toy is 0.")
+    assert "--force" not in told
+
+
+def test_of_folders_their_own_file_is_named_too():
+    asked = interview(make_teacher(), dataset((1, 0, 2, 3)), what="the images in photos", in_folders=True)
+    assert asked.message.startswith("teacher's accuracy on the images in photos is 0.")
+    assert (
+        "write that to its classes.txt, a name a line, or give --class-order nw ne sw se (teacher.clas" in asked.message
+    )
+
+
+def test_names_with_spaces_are_quoted():
+    named = replace(dataset((1, 0, 2, 3)), class_names=("top right", "top left", "sw", "se"))
+    assert "--class-order 'top left' 'top right' sw se " in interview(make_teacher(), named).message
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3, 0), (3, 1, 0, 2)])
+def test_a_teacher_put_in_order_knows_them(order: tuple[int, ...]):
+    shown = dataset(order)
+    asked = interview(make_teacher(), shown)
+    assert asked.found.order is not None
+    teacher = make_teacher().in_order(asked.found.order)
+    assert interview(teacher, shown).found.share == pytest.approx(asked.found.ordered)
+    assert check_known(teacher, shown, force=False).startswith("the teacher names 9")
+    images = shown.train.samples(BLOB_MEAN, BLOB_STD).images
+    assert torch.equal(teacher.logits(images)[:, list(asked.found.order)], make_teacher().logits(images))
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.0,), (1.0,)), ((0.5,), (0.5,)), ((0.3,), (1.2,))])
+def test_another_normalisation_is_refused_with_the_one_that_fits(mean: tuple[float, ...], std: tuple[float, ...]):
+    asked = interview(of_digits(mean=mean, std=std), digits())
+    if asked.gain < known_teacher.REFUSED:
+        assert asked.found.share > 0.85
+        return
+    with pytest.raises(InputError, match=r"likely causes: another --mean and --std than it was trained with: with --m"):
+        check_known(of_digits(mean=mean, std=std), digits(), force=False)
+    assert asked.better is not None
+    right = of_digits(mean=asked.better.mean, std=asked.better.std)
+    assert interview(right, digits()).found.share > 0.9
+
+
+def test_no_normalisation_where_one_was_trained_with_is_refused():
+    with pytest.raises(
+        InputError, match=r"with --mean 0\.305\d* --std 0\.375\d* \(data.mean, data.std\) it would be 0.9"
+    ):
+        check_known(of_digits(mean=(0.0,), std=(1.0,)), digits(), force=False)
+
+
+def test_grey_values_of_0_to_255_are_found_for_a_teacher_of_these():
+    teacher = of_digits(mean=(0.0,), std=(1 / 255,))
+    with torch.no_grad():  # what it reads is scaled back within, as in networks that have it as a layer
+        inner, (mean, std) = teacher.network, (digits().mean[0], digits().std[0])
+
+    class Reads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.inner((images / 255 - mean) / std)
+
+    asked = interview(as_teacher(Reads(), digits()), digits())
+    assert asked.better is not None
+    assert (asked.better.mean, asked.better.std) == ((0.0,), (1 / 255,))
+    assert "--mean 0 --std 0.00392157" in asked.message
+
+
+def test_another_normalisation_and_another_order_are_both_told():
+    names = tuple(str((k + 1) % 10) for k in range(10))
+    shifted = replace(
+        digits(), train=RealImages(digits().train.pixels, (digits().train.labels - 1) % 10), class_names=names
+    )
+    message = interview(of_digits(mean=(0.0,), std=(1.0,)), shifted).message
+    assert "with --mean 0.305" in message
+    assert "--class-order 0 1 2 3 4 5 6 7 8 9" in message
+
+
+def test_fresh_statistics_are_named_in_a_refusal_and_told_where_it_knows_the_images_all_the_same():
+    teacher = of_digits()
+    assert fresh_bn(teacher) == ()
+    network = teacher.network
+    for layer in network.modules():
+        if isinstance(layer, BatchNorms):
+            layer.reset_running_stats()
+    fresh = as_teacher(network, digits())
+    assert fresh_bn(fresh) == tuple(fresh.bn_inputs)
+    with pytest.raises(InputError, match=r"its BN layers have never seen an image .running means 0, variances 1.: we"):
+        check_known(fresh, digits(), force=False)
+    one = of_digits().network
+    layer = next(layer for layer in one.modules() if isinstance(layer, BatchNorms))
+    # The same function with its statistics folded into scale and shift.
+    scale = (layer.running_var + layer.eps).rsqrt() * (1 + layer.eps) ** 0.5
+    layer.bias.data -= layer.weight.data * layer.running_mean * (layer.running_var + layer.eps).rsqrt()
+    layer.weight.data *= scale
+    layer.reset_running_stats()
+    told = check_known(as_teacher(one, digits()), digits(), force=False)
+    assert "; 1 of its 9 BN layers have never seen an image" in told
+
+
+def test_an_untrained_network_gets_no_order_and_no_normalisation_for_advice():
+    for seed in range(3):
+        with Streams(seed).forked("init/teacher"):
+            network = ResNet(depth=8, width=8).build(digits().image_shape, 10)
+        asked = interview(as_teacher(network, digits()), digits())
+        assert asked.refused
+        assert "never seen an image" in asked.message
+        assert "it would be" not in asked.message
+
+
+def test_images_it_does_not_know_are_refused():
+    rng = torch.Generator().manual_seed(0)
+    noise = RealImages(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=rng), torch.arange(40) % 4)
+    with pytest.raises(InputError, match=r"teacher's accuracy on the images in photos is .* likely causes"):
+        check_known(
+            make_teacher(), replace(dataset(), train=noise, test=noise), force=False, what="the images in photos"
+        )
+
+
+def test_a_class_with_most_of_the_images_does_not_hide_that_it_knows_only_that():
+    network = TEACHER.build(IMAGE_SHAPE, NUM_CLASSES)
+    with torch.no_grad():
+        network.classifier.weight.zero_()
+        network.classifier.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    for layer in network.modules():
+        if isinstance(layer, BatchNorms):
+            layer.running_mean.add_(1)
+    train = blobs(400, seed=5)
+    rows = torch.cat([(train.labels == k).nonzero()[: 100 if k == 0 else 12, 0] for k in range(4)])
+    with pytest.raises(InputError, match=r"is 0\.250; accepted: more than 0\.625 of 4 classes"):
+        check_known(wrap(network), replace(dataset(), train=train[rows]), force=False)
+
+
+def test_few_images_are_no_evidence_and_that_is_told():
+    rows = torch.arange(4)
+    few = replace(dataset(), train=blobs(4, seed=5)[rows], test=blobs(4, seed=6)[rows])
+    labels = torch.tensor([0, 1, 3, 2])
+    few = replace(few, train=RealImages(few.train.pixels, labels), test=RealImages(few.test.pixels, labels))
+    told = check_known(make_teacher(), few, force=False)
+    assert "that does not show that it knows them: with more than 62.5% it would" in told
+
+
+@pytest.mark.parametrize(("promised", "said"), [(0.97, "; its card promises 97.0%"), (None, "")])
+def test_what_its_card_promises_is_told(promised: float | None, said: str):
+    told = check_known(of_digits(), digits(), force=False, promised=promised)
+    assert told.endswith(said) if promised else "card" not in told
+
+
+def weak(share: float) -> Dataset:
+    """Digits, of which the labels of so large a share are moved by one place, two, three and so on."""
+    train, count = digits().train, len(digits().train)
+    moved = torch.arange(count) < share * count
+    return replace(digits(), train=RealImages(train.pixels, torch.where(moved, torch.arange(count) % 10, train.labels)))
+
+
+def test_far_less_than_promised_is_told_and_less_than_half_of_it_refused():
+    told = check_known(of_digits(), weak(0.3), force=False, promised=0.97)
+    assert told.endswith("its card promises 97.0%: this is far less, of images it should know")
+    with pytest.raises(
+        InputError, match=r"accepted: more than 0\.250 of 10 classes .*near the 0\.970 that its card pro"
+    ):
+        check_known(of_digits(), weak(0.7), force=False, promised=0.97)
+    assert check_known(of_digits(), weak(0.7), force=False).startswith("the teacher names 3")
