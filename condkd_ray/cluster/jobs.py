@@ -11,6 +11,7 @@ from ray.cloudpickle import loads
 from ray.cloudpickle.cloudpickle_fast import dumps
 from torch import Tensor
 
+from condkd_ray.cluster.lost import patient
 from condkd_ray.cluster.pool import lasting_actor
 from condkd_ray.cluster.stores import ask
 from condkd_ray.models.network import label
@@ -48,7 +49,8 @@ class Packer:
 
     def _store(self, name: str, tensors: dict[str, Tensor]) -> ContentRef:
         if name not in self._stored:
-            self._stored[name] = ContentRef(name, ray.put(to_plain(tensors)))
+            put = patient(lambda: ray.put(to_plain(tensors)), "handing out what trials are prepared with")
+            self._stored[name] = ContentRef(name, put)
         return self._stored[name]
 
 

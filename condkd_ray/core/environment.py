@@ -126,6 +126,15 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def private_bytes() -> int:
+    """Memory of this process that is no file's and no other's; all that it has in main memory where Linux is not."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return psutil.Process().memory_info().rss
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
 def default_device() -> str:
     """The GPU where there is one, else the CPU, as PyTorch names them."""
     return "cuda" if torch.cuda.is_available() else "cpu"

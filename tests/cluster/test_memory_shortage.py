@@ -1,0 +1,80 @@
+"""What becomes of trials where memory is short. Ray's own monitor ends processes, for a hog on a machine of 4 GiB."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import OutOfMemoryError
+
+from cluster.drivers import assert_undisturbed, driving
+from cluster.small_machine import small_machine
+from condkd_ray.cluster import memory_shortage
+from condkd_ray.cluster.lost import in_words
+from condkd_ray.cluster.memory_shortage import PAUSES, MemoryShortage
+
+SHORT = in_words(OutOfMemoryError("actual memory used=0.75GB"))
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """`now` is the time in seconds; who sleeps gets on at once."""
+    found = SimpleNamespace(now=100.0)
+
+    def sleep(seconds: float) -> None:
+        found.now += seconds
+
+    monkeypatch.setattr(memory_shortage, "time", SimpleNamespace(monotonic=lambda: found.now, sleep=sleep))
+    return found
+
+
+def test_the_user_is_told_once_how_much_trials_take_and_what_helps(heard):
+    shortage = MemoryShortage()
+    shortage.took(0.5)
+    for reason in (SHORT, SHORT, "its process died (killed)", SHORT):
+        shortage.ended(reason)
+    shortage.set_aside("a", "first")
+    shortage.set_aside("b", "second")
+    (told,) = [line for line in heard if line.startswith("memory is short")]
+    assert "ended 3 times; the process of a trial takes up to 0.75 GB" in told
+    assert all(flag in told for flag in ("--max-concurrent", "--pool-limit", "--cpus-per-trial"))
+    assert [line.split()[0] for line in heard if "runs alone" in line] == ["first", "second"]
+
+
+def test_who_was_set_aside_waits_for_the_others_and_then_for_longer_and_longer(clock):
+    shortage = MemoryShortage()
+    assert not shortage.waits("a", alone=True)
+    for pause in (*PAUSES, PAUSES[-1]):
+        shortage.set_aside("a", "first")
+        assert shortage.waits("a", alone=False)
+        clock.now += 1000
+        assert shortage.waits("a", alone=True)
+        clock.now += pause - 1
+        assert shortage.waits("a", alone=True)
+        clock.now += 2
+        assert not shortage.waits("a", alone=True)
+        assert not shortage.waits("a", alone=False)
+
+
+def test_a_sweep_waits_only_with_those_that_were_set_aside(clock):
+    shortage = MemoryShortage()
+    assert not shortage.wait_with(["a", "b"])
+    assert clock.now == 100
+    shortage.set_aside("a", "first")
+    assert shortage.wait_with(["a", "b"])
+    assert clock.now == 100 + PAUSES[0]
+    assert not shortage.wait_with(["a", "b"])
+
+
+@pytest.mark.fault
+def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_run(tmp_path):
+    threshold = {"RAY_memory_usage_threshold": "0.7"}
+    with small_machine(4 * 2**30) as machine, driving(tmp_path, within=machine.within, environment=threshold) as driver:
+        driver.until("round b 1")
+        with machine.hog(0.76):
+            driver.until("memory is short: processes of trials were ended ")
+        assert driver.end() == 0, driver.said
+    assert driver.said[-1] == "complete"
+    assert not any("Traceback" in line for line in driver.said)
+    died = [line for line in driver.said if "its machine had too little memory" in line]
+    assert died
+    assert all(line.endswith("; it goes on from its checkpoint") for line in died)
+    assert_undisturbed(tmp_path)
