@@ -261,7 +261,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
     import ray
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import RayError
 
     told = log.isEnabledFor(logging.DEBUG)
     common: Any = {"namespace": "condkd", "logging_level": "INFO" if told else "ERROR", "log_to_driver": told}
@@ -271,7 +271,7 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
         try:
             check_versions(address)
             ray.init(address=address, runtime_env=runtime_env(), **common)
-        except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        except (ConnectionError, TimeoutError, RuntimeError, RayError) as error:
             silent = f"where no Ray answers ({str(error).splitlines()[0]})"
             raise InputError(f"Ray address is {address!r}, {silent}; accepted: {ADDRESS}") from None
     else:

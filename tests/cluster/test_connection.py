@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -136,32 +137,38 @@ def test_results_in_the_folder_of_a_job_would_be_lost(monkeypatch, tmp_path):
     assert not in_job_folder(tmp_path.parent / "x")
 
 
-def fails_to_start(monkeypatch, *errors: Exception) -> list[dict]:
-    """Ray fails so, one start after the other, each time after it has started a process; with what it was asked for."""
+@pytest.fixture
+def fails_to_start(monkeypatch) -> Iterator[Callable[[Exception], list[dict]]]:
+    """Have Ray fail so, each time after it has started a process; gives a list of what it is asked for."""
     import ray
 
-    left, asked, real = list(errors), [], ray.init
+    started: list[subprocess.Popen] = []
 
-    def init(**given):
-        asked.append(given)
-        if not left:
-            return real(**given)
-        subprocess.Popen(["sleep", "1000"])
-        raise left.pop(0)
+    def fail(error: Exception) -> list[dict]:
+        asked: list[dict] = []
 
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    return asked
+        def init(**given) -> None:
+            asked.append(given)
+            started.append(subprocess.Popen(["sleep", "1000"]))
+            raise error
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", init)
+        monkeypatch.setattr(ray, "shutdown", lambda: None)
+        return asked
+
+    yield fail
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 SLOW = Exception("The current node timed out during startup. This\ncould happen because")
 
 
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running")
 @pytest.mark.parametrize("error", [SLOW, ValueError("the amount of memory on this node"), RuntimeError("no GCS")])
-def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(monkeypatch, heard, error):
-    asked = fails_to_start(monkeypatch, error, error)
+def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(fails_to_start, heard, error):
+    asked = fails_to_start(error)
     reason = str(error).splitlines()[0]
     told = f"Ray does not come up on this machine, tried twice ({reason})"
     with pytest.raises(ClusterError) as caught, connect("local"):
@@ -172,14 +179,13 @@ def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(mon
     assert not [command for command in processes.descendants(os.getpid()).values() if command.startswith("sleep 1000")]
 
 
-def test_a_private_cluster_has_the_cpus_of_this_process_and_memory_whatever_is_free(monkeypatch):
-    asked = fails_to_start(monkeypatch, SLOW, SLOW)
+def test_a_private_cluster_has_the_cpus_of_this_process_and_memory_whatever_is_free(fails_to_start, monkeypatch):
+    asked = fails_to_start(SLOW)
     monkeypatch.setattr(module, "usable_cpus", lambda: 3)
     for cpus, number in ((None, 3), (5, 5)):
         with pytest.raises(ClusterError), connect("local", cpus=cpus):
             pass
         assert asked[-1]["num_cpus"] == number
-        fails_to_start(monkeypatch, SLOW, SLOW)
     assert asked[0]["_memory"] >= 4 * asked[0]["object_store_memory"] > 0
 
 

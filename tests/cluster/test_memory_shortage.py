@@ -9,7 +9,8 @@ from cluster.drivers import assert_undisturbed, driving
 from cluster.small_machine import small_machine
 from condkd_ray.cluster import memory_shortage
 from condkd_ray.cluster.lost import in_words
-from condkd_ray.cluster.memory_shortage import PAUSES, MemoryShortage
+from condkd_ray.cluster.memory_shortage import ASIDE, PAUSES, MemoryShortage
+from condkd_ray.cluster.sweep import IN_VAIN, UNLIMITED, Monitor, _Events, _listeners
 
 SHORT = in_words(OutOfMemoryError("actual memory used=0.75GB"))
 
@@ -78,3 +79,59 @@ def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_r
     assert died
     assert all(line.endswith("; it goes on from its checkpoint") for line in died)
     assert_undisturbed(tmp_path)
+
+
+def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]], list[int]]:
+    """What is heard where each attempt of a trial ends for one of these reasons, and what Tune may do before each.
+
+    "round" stands for one more round.
+    """
+    told: list[tuple[str, ...]] = []
+
+    def hears(what: str):
+        return lambda key, *rest: told.append((what, *rest))
+
+    names = ("retried", "starve", "drop", "failed", "heard")
+    listener = SimpleNamespace(error=None, **{name: hears(name) for name in names})
+    monkeypatch.setitem(_listeners, "word", listener)
+    events, file = _Events("word"), tmp_path / "error.txt"
+    trial, allowed, rounds = SimpleNamespace(config={"key": "a"}, error_file=str(file), max_failures=UNLIMITED), [], 0
+    for step, reason in enumerate(reasons):
+        if reason == "round":
+            rounds += 1
+            events.on_trial_result(step, [], trial, {"round": rounds})
+            continue
+        file.write_text(f"Failure # {step} (occurred at 2026-01-01_00-00-00)\n{reason}\n")
+        allowed.append(trial.max_failures)
+        if trial.max_failures == 0:
+            events.on_trial_error(step, [], trial)
+            trial.max_failures = UNLIMITED
+        else:
+            events.on_trial_recover(step, [], trial)
+    return [one for one in told if one[0] != "heard"], allowed
+
+
+def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_with_a_round_is_not(
+    monkeypatch, tmp_path
+):
+    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE)
+    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "starve"]
+    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
+    assert all(SHORT in reason for _, reason in told)
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * ASIDE))
+    assert {what for what, *_ in told} == {"retried"}
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", SHORT)
+    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "drop", "retried"]
+
+
+def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(monkeypatch, tmp_path):
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (IN_VAIN + 1))
+    assert [what for what, *_ in told].count("starve") == (IN_VAIN - 1) // ASIDE
+    (reason,) = [reason for what, reason in told if what == "failed"][:1]
+    assert reason.startswith(f"{IN_VAIN} attempts in a row without one more round; the last: its process died (its mac")
+    ended = []
+    monitor = Monitor(None, SimpleNamespace(ended=lambda trial, outcome: ended.append(outcome)))  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    monitor.failed("a", reason)
+    assert ended[0].reason == f"{reason}; {monitor.memory.advice}"
+    assert "takes up to 0.75 GB" in ended[0].reason
