@@ -299,11 +299,13 @@ def _come_up(start: Callable[[], object]) -> None:
             ray.shutdown()
             for process in set(psutil.Process().children(recursive=True)) - before:
                 with suppress(psutil.NoSuchProcess):
-                    process.kill()
+                    # Another thread may have started others meanwhile.
+                    if str(Path(ray.__file__).parent) in " ".join(process.cmdline()):
+                        process.kill()
             told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             if not again:
                 raise ClusterError(f"Ray does not come up on this machine, tried twice ({told.rstrip('.')})") from error
-            log.warning(f"Ray has not come up ({told.rstrip('.')}): once more")
+            log.info(f"Ray has not come up ({told.rstrip('.')}): once more")
 
 
 def _read_environment(*, several_nodes: bool) -> None:

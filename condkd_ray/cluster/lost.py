@@ -111,7 +111,7 @@ def take_as_lost(manager: RayActorManager) -> None:
         actor, _ = manager._live_actors_to_ray_actors_resources.get(tracked_actor, (None, None))
         if actor is not None:
             ray.kill(actor)
-        return RayActorError(error_msg=in_words(exception))
+        return exception if isinstance(exception, RayActorError) else RayActorError(error_msg=in_words(exception))
 
     # Of this manager alone: Tune may be at work for others in this process.
     manager._actor_task_failed, manager._actor_start_failed = task_failed, start_failed  # pyright: ignore

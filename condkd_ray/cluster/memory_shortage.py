@@ -53,7 +53,7 @@ class MemoryShortage:
         self._aside.add(key)
         if not self._told:
             self._told = True
-            log.warning(f"memory is short: processes of trials were ended {self._ends} times; {self.advice}")
+            log.info(f"memory is short: processes of trials were ended {self._ends} times; {self.advice}")
         log.info(f"{label} waits until the others have ended, and then runs alone, from its checkpoint")
 
     def waits(self, key: str, *, alone: bool) -> bool:

@@ -28,7 +28,7 @@ def dispensable(what: str, remedy: str, *but: type[Exception]) -> Iterator[list[
     except Exception as error:
         failed.append(error)
         told = no_room(error) or (reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
-        log.warning(f"{what} cannot be written ({told.splitlines()[0]}); {remedy}")
+        log.info(f"{what} cannot be written ({told.splitlines()[0]}); {remedy}")
         log.debug("the failure in full", exc_info=error)
 
 

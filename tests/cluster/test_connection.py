@@ -149,7 +149,9 @@ def fails_to_start(monkeypatch) -> Iterator[Callable[[Exception], list[dict]]]:
 
         def init(**given) -> None:
             asked.append(given)
-            started.append(subprocess.Popen(["sleep", "1000"]))
+            rays = [str(Path(ray.__file__).parent / "raylet")]
+            for more in (rays, []):
+                started.append(subprocess.Popen([sys.executable, "-c", SLEEP, *more]))
             raise error
 
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -163,6 +165,7 @@ def fails_to_start(monkeypatch) -> Iterator[Callable[[Exception], list[dict]]]:
         process.wait()
 
 
+SLEEP = "import time; time.sleep(1000)"
 SLOW = Exception("The current node timed out during startup. This\ncould happen because")
 
 
@@ -176,7 +179,10 @@ def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(fai
     assert str(caught.value) == told
     assert heard == [f"Ray has not come up ({reason}): once more"]
     assert len(asked) == 2
-    assert not [command for command in processes.descendants(os.getpid()).values() if command.startswith("sleep 1000")]
+    # What others have started meanwhile goes on.
+    left = [command for command in processes.descendants(os.getpid()).values() if SLEEP in command]
+    assert len(left) == 2
+    assert not any("raylet" in command for command in left)
 
 
 def test_a_private_cluster_has_the_cpus_of_this_process_and_memory_whatever_is_free(fails_to_start, monkeypatch):
