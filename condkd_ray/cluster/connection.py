@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -297,15 +297,22 @@ def _come_up(start: Callable[[], object]) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            for process in set(psutil.Process().children(recursive=True)) - before:
-                with suppress(psutil.NoSuchProcess):
-                    # Another thread may have started others meanwhile.
-                    if str(Path(ray.__file__).parent) in " ".join(process.cmdline()):
-                        process.kill()
+            _end_rays(set(psutil.Process().children(recursive=True)) - before)
             told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             if not again:
                 raise ClusterError(f"Ray does not come up on this machine, tried twice ({told.rstrip('.')})") from error
             log.info(f"Ray has not come up ({told.rstrip('.')}): once more")
+
+
+def _end_rays(processes: Iterable[psutil.Process]) -> None:
+    """End those of these that are Ray's; another thread may have started others."""
+    place, ended = str(Path(importlib.import_module("ray").__file__ or "").parent), []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if place in " ".join(process.cmdline()):
+                process.kill()
+                ended.append(process)
+    psutil.wait_procs(ended, timeout=10)
 
 
 def _read_environment(*, several_nodes: bool) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 GROUPS = Path("/sys/fs/cgroup")
 V1 = (GROUPS / "memory").is_dir()
 ROOT = GROUPS / "memory" if V1 else GROUPS
@@ -53,6 +51,8 @@ class SmallMachine:
 @contextmanager
 def small_machine(total: int) -> Iterator[SmallMachine]:
     """A machine with so many bytes, until the end of the block; skips the test where we may not make one."""
+    import pytest  # which the hog need not wait for
+
     group = ROOT / f"condkd-{os.getpid()}"
     try:
         group.mkdir()

@@ -1,5 +1,7 @@
 """What becomes of trials where memory is short. Ray's own monitor ends processes, for a hog on a machine of 4 GiB."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -70,8 +72,14 @@ def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_r
     threshold = {"RAY_memory_usage_threshold": "0.7"}
     with small_machine(4 * 2**30) as machine, driving(tmp_path, within=machine.within, environment=threshold) as driver:
         driver.until("round b 1")
+        # However slow the hog is, these two are still there when it comes.
+        held = [pid for pid, title in driver.pids().items() if title.startswith("ray::ImplicitFunc")]
+        for pid in held:
+            os.kill(pid, signal.SIGSTOP)
         with machine.hog(0.76):
             driver.until("memory is short: processes of trials were ended ")
+            for pid in set(held) & set(driver.pids()):
+                os.kill(pid, signal.SIGCONT)
         assert driver.end() == 0, driver.said
     assert driver.said[-1] == "complete"
     assert not any("Traceback" in line for line in driver.said)
