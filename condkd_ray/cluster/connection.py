@@ -5,17 +5,21 @@ import json
 import logging
 import os
 import platform
+import re
 import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import condkd_ray
-from condkd_ray.core.method import InputError, require
+from condkd_ray.core.environment import usable_cpus
+from condkd_ray.core.method import ClusterError, InputError, require
 from condkd_ray.core.view import SILENT, View
 
 log = logging.getLogger(__name__)
@@ -167,13 +171,14 @@ def connect(
 
     Args:
         address: "host:port" of a running cluster's head, or "local" for a private one whatever `RAY_ADDRESS` says.
-        cpus: of a private cluster; all of the machine by default.
+        cpus: of a private cluster; all that this process may use by default.
         gpus: likewise.
         view: shows that Ray is starting.
 
     Raises:
         InputError: Nothing answers at `address`, it is of a form that is not accepted, or the Ray or Python there is
             another than ours. Within seconds.
+        ClusterError: Ray does not come up, twice; each time that may take it a minute or two.
     """
     found = checked(address)
     environment = QUIET | ({} if found else _private_environment())
@@ -250,6 +255,9 @@ def _private_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _TOKEN,
+        # On a busy machine Ray's first process is slow to say where it listens, and another to answer whether it lives.
+        "RAY_gcs_server_port_wait_time_s": "120",
+        "RAY_health_check_failure_threshold": "20",
         # Ray runs each trial of a process in a thread of its own, and each thread may get another of the allocator's
         # arenas. These keep what trials have freed: after ten trials a process held twice what it needs.
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1"),
@@ -274,7 +282,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
     import ray
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import RayError
 
     told = log.isEnabledFor(logging.DEBUG)
     common: Any = {"namespace": "condkd", "logging_level": "INFO" if told else "ERROR", "log_to_driver": told}
@@ -284,30 +292,71 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
         try:
             check_versions(address)
             ray.init(address=address, runtime_env=runtime_env(), **common)
-        except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        except (ConnectionError, TimeoutError, RuntimeError, RayError) as error:
             silent = f"where no Ray answers ({str(error).splitlines()[0]})"
             raise InputError(f"Ray address is {address!r}, {silent}; accepted: {ADDRESS}") from None
     else:
         require(cpus is None or cpus >= 1, "CPUs of the private cluster", cpus, "1 or more")
-        sizes = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": _store_bytes()}
-        ray.init(address="local", include_dashboard=False, **sizes, **common)
+        # Ray counts those of the machine, and none where a container has half of one.
+        sizes = {"num_cpus": cpus or usable_cpus(), "num_gpus": gpus, **_memory()}
+        _come_up(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common))
     # Tune logs each failed trial with its trace, and that trials are missing after Ctrl-C; we report both ourselves.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
+def _come_up(start: Callable[[], object]) -> None:
+    """Start Ray, once more where it fails, as on a machine that was too busy. Raises `ClusterError` then.
+
+    Ray has a dozen ways to fail in, most of them a bare `Exception`, and leaves behind what it has started by then.
+    """
+    import ray
+
+    for again in (True, False):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            start()
+            return
+        except Exception as error:
+            ray.shutdown()
+            _end_rays(set(psutil.Process().children(recursive=True)) - before)
+            told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            if not again:
+                raise ClusterError(f"Ray does not come up on this machine, tried twice ({told.rstrip('.')})") from error
+            log.info(f"Ray has not come up ({told.rstrip('.')}): once more")
+
+
+def _end_rays(processes: Iterable[psutil.Process]) -> None:
+    """End those of these that are Ray's; another thread may have started others."""
+    place, ended = str(Path(importlib.import_module("ray").__file__ or "").parent), []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if place in " ".join(process.cmdline()):
+                process.kill()
+                ended.append(process)
+    psutil.wait_procs(ended, timeout=10)
+
+
 def _read_environment(*, several_nodes: bool) -> None:
     """Ray read the environment when it was imported, which may have been before we came: so again, core and all."""
-    from ray._private import ray_constants
+    from ray._private import ray_constants, ray_logging
 
+    for words in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
+        words.skip_re = re.compile(QUIET["RAY_DEDUP_LOGS_SKIP_REGEX"])
     core: Any = importlib.import_module("ray._raylet")
     core.Config.initialize("")
     core.AuthenticationTokenLoader.instance().reset_cache()
     ray_constants.ENABLE_RAY_CLUSTER = several_nodes
 
 
-def _store_bytes() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _memory() -> dict[str, int]:
+    """Bytes of the object store of a private cluster, and those that tasks could ask Ray for, which none of ours does.
+
+    Left to itself Ray takes what is free for the latter, and does not come up where that is little, or less than none.
+    """
+    from ray._common.utils import get_system_memory
+
+    memory = get_system_memory()  # of the container, where there is one
     shared = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
     free = shared.f_bavail * shared.f_frsize * 9 // 10 if shared else STORE_BYTES
     # Ray refuses less than 75 MiB.
-    return max(min(STORE_BYTES, memory // 4, free), 80 * 2**20)
+    return {"object_store_memory": max(min(STORE_BYTES, memory // 4, free), 80 * 2**20), "_memory": memory}

@@ -64,13 +64,6 @@ def attempts_path(trial: Location) -> Location:
     return trial / "attempts.json"
 
 
-def of_the_trial(error: Exception) -> bool:
-    """Whether the trial itself raised it, or code that it called; not that it missed a process or an object."""
-    from ray.exceptions import RayError, RayTaskError
-
-    return isinstance(error, RayTaskError) or not isinstance(error, RayError)
-
-
 def note(trial: Location, error: Exception) -> int:
     """Add `error` to the file; how many there are now."""
     path = attempts_path(trial)

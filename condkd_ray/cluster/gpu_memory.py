@@ -8,6 +8,7 @@ import ray
 import torch
 
 from condkd_ray.cluster.jobs import Job, unpack
+from condkd_ray.cluster.lost import patient
 from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import CONTEXT_BYTES, is_out_of_memory, set_up_gpu
 from condkd_ray.core.method import InputError, Metrics, require
@@ -69,7 +70,7 @@ def check_packing(
             part, flag = (per_producer, "--gpus-per-producer") if role == "producer" else (gpus, "--gpus-per-trial")
             if not 0 < part < 1:
                 continue
-            need = ray.get(measure.remote(job, role))
+            need = patient(lambda job=job, role=role: ray.get(measure.remote(job, role)), f"measuring {job.label}")
             if need is None:
                 return
             accepted = "smaller batches or networks"

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from condkd_ray.cluster.lost import in_words, is_lost
 from condkd_ray.core.environment import check_part, default_device
+from condkd_ray.core.method import ClusterError
 from condkd_ray.trial.hardware import CPU, Hardware, hardware_of
 
 PATIENCE_SECONDS = 60.0
@@ -31,12 +34,26 @@ def trial_hardware(gpus_per_trial: float) -> Hardware:
 
 
 def _answers(asked: list[Any]) -> list[Hardware]:
-    """What nodes answer in time. Whoever has not by then is asked no more, else it would take trials' GPUs later."""
+    """What nodes answer in time. Whoever has not by then is asked no more, else it would take trials' GPUs later.
+
+    Nodes that are lost meanwhile have no answer. Raises `ClusterError` where there is none at all.
+    """
     first, rest = ray.wait(asked)
     others, late = ray.wait(rest, num_returns=len(rest), timeout=PATIENCE_SECONDS) if rest else ([], [])
     for one in late:
         ray.cancel(one)
-    return ray.get([*first, *others])
+    found, lost = list[Hardware](), ""
+    for one in (*first, *others):
+        try:
+            found.append(ray.get(one))
+        except RayError as error:
+            # No trial will run on a node that has just gone.
+            if not is_lost(error):
+                raise
+            lost = in_words(error)
+    if not found:
+        raise ClusterError(f"no node with a GPU says what it has ({lost})")
+    return found
 
 
 def merged(found: Sequence[Hardware]) -> Hardware:

@@ -12,6 +12,7 @@ from ray.cloudpickle import loads, register_pickle_by_value, unregister_pickle_b
 from ray.cloudpickle.cloudpickle_fast import dumps
 from torch import Tensor, nn
 
+from condkd_ray.cluster.lost import patient
 from condkd_ray.cluster.pool import lasting_actor
 from condkd_ray.cluster.stores import ask
 from condkd_ray.models.own_module import copied, own_code
@@ -60,7 +61,8 @@ class Packer:
 
     def _store(self, name: str, tensors: dict[str, Tensor]) -> ContentRef:
         if name not in self._stored:
-            self._stored[name] = ContentRef(name, ray.put(to_plain(tensors)))
+            put = patient(lambda: ray.put(to_plain(tensors)), "handing out what trials are prepared with")
+            self._stored[name] = ContentRef(name, put)
         return self._stored[name]
 
 

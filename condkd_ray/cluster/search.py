@@ -125,6 +125,7 @@ class SearchMonitor:
         self._sent: dict[str, Job] = {}
         self._resting = set[str]()
         self._halting = self._exhausted = False
+        self.memory = self._monitor.memory
         self.error: Exception | None = None
 
     @property
@@ -137,7 +138,7 @@ class SearchMonitor:
         if self._late:
             return None
         if self._monitor.dropped:
-            return self._setup(self._sent[self._monitor.dropped.pop(0)])
+            return self._again()
         if self._exhausted:
             return None
         trial = self._driver.propose()
@@ -157,6 +158,13 @@ class SearchMonitor:
         self._sent[trial.key] = job
         self._monitor.add(trial)
         return self._setup(job)
+
+    def _again(self) -> dict[str, Any] | str:
+        """The setup of the first trial that was dropped; `later` while it waits for memory."""
+        dropped = self._monitor.dropped
+        if self.memory.waits(dropped[0], alone=not self._monitor.running):
+            return "later"
+        return self._setup(self._sent[dropped.pop(0)])
 
     def _setup(self, job: Job) -> dict[str, Any]:
         """Of a trial, as Tune is given it; its job has been sent."""
@@ -206,6 +214,11 @@ class SearchMonitor:
         """Tune has given up a trial that shall be tried again; it is the next to be proposed."""
         self._budget.release(key)
         self._monitor.drop(key)
+
+    def starve(self, key: str, reason: str) -> None:
+        """Likewise, as memory was short; it is proposed once no other runs."""
+        self._budget.release(key)
+        self._monitor.starve(key, reason)
 
     def take_dropped(self) -> list[str]:
         """Those that are still to be proposed, if any trial shall start."""

@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from condkd_ray.cluster.jobs import own_device, unpack
+from condkd_ray.cluster.lost import is_lost
 from condkd_ray.cluster.pool import Taken
 from condkd_ray.cluster.stores import FilledStore, SharedStore, SweepStore, ask
 from condkd_ray.core import checkpoint as states
@@ -96,11 +97,11 @@ class Crew(AbstractContextManager):
             self._ask_ahead(config, production, round)
             try:
                 return ray.get(self._asked[round][0])
-            except RayTaskError as error:
-                # What a producer raised, as if it had been raised here.
-                raise error.cause from None
-            except RayActorError:
-                if not left:
+            except RayError as error:
+                if isinstance(error, RayTaskError) and not is_lost(error):
+                    # What a producer raised, as if it had been raised here.
+                    raise error.cause from None
+                if not (left and is_lost(error)):
                     raise
                 self._dismiss()
                 store.clear_ahead()

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import ray
 import torch
-from ray.exceptions import ActorUnavailableError, ObjectLostError
+from ray.exceptions import RayError
 
+from condkd_ray.cluster.lost import passes
 from condkd_ray.cluster.pool import Placed, Table, Taken
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Codec, Encoded, Samples
@@ -67,8 +68,9 @@ def patiently(ask: Callable[[], T]) -> T:
         try:
             with WATCH.running():
                 return ask()
-        except (ObjectLostError, ActorUnavailableError, FileNotFoundError):
-            if time.monotonic() > deadline:
+        except (RayError, FileNotFoundError) as error:
+            # A file may just have been given up for another one.
+            if time.monotonic() > deadline or not (passes(error) or isinstance(error, FileNotFoundError)):
                 raise
             time.sleep(0.1)
 
@@ -312,7 +314,7 @@ class SweepStore(PooledStore):
 
         Raises `MissingSamplesError` where the pool has lost some of it.
         """
-        for start in ray.get(self._pool.seen.remote(self._key, self._who, 2**31)) if num_ids else []:
+        for start in ask(self._pool.seen, self._key, self._who, 2**31) if num_ids else []:
             if self.num_ids >= num_ids:
                 break
             if start not in self._chunks:

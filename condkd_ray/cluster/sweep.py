@@ -22,9 +22,11 @@ from condkd_ray.cluster.connection import handling
 from condkd_ray.cluster.files import last_reason, start_anew, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
+from condkd_ray.cluster.lost import SHORT, take_as_lost
+from condkd_ray.cluster.memory_shortage import ASIDE, MemoryShortage
 from condkd_ray.cluster.options import ClusterOptions, crew_size
 from condkd_ray.cluster.pool import chunk_bytes, pool_of
-from condkd_ray.cluster.trainable import FULL, OUT_OF_TIME, WorkerContext, run
+from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, WorkerContext, run
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Status
 from condkd_ray.core.storage import StorageFullError, remove
@@ -73,6 +75,7 @@ class Monitor:
         self.running = set[str]()
         self.stopped = set[str]()
         self.dropped = list[str]()
+        self.memory = MemoryShortage()
         self.error: Exception | None = None
 
     def add(self, trial: PlannedTrial) -> None:
@@ -92,6 +95,7 @@ class Monitor:
 
     def heard(self, key: str, result: dict[str, Any]) -> None:
         """A round was reported; a trial that was killed tells its first rounds again."""
+        self.memory.took(result.get(MEMORY, 0) / 1e9)
         if FULL in result:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
@@ -107,12 +111,19 @@ class Monitor:
 
     def retried(self, key: str, reason: str) -> None:
         """The trial was interrupted, and will go on."""
+        self.memory.ended(reason)
         log.info(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
 
     def drop(self, key: str) -> None:
         """Tune has given up a trial that shall be tried again."""
         self.running.discard(key)
         self.dropped.append(key)
+
+    def starve(self, key: str, reason: str) -> None:
+        """Likewise, after it was ended again and again as memory was short: it shall run alone."""
+        self.memory.ended(reason)
+        self.memory.set_aside(key, self.trials[key].label)
+        self.drop(key)
 
     def take_dropped(self) -> list[str]:
         """Those dropped trials, each once."""
@@ -134,7 +145,9 @@ class Monitor:
     def failed(self, key: str, reason: str) -> None:
         """The trial was given up. Checkpoint and chunks stay, so that a later sweep can go on from them."""
         self.running.discard(key)
-        self._end(key, self._outcome_so_far(key, "failed", reason))
+        self.memory.ended(reason)
+        advice = f"; {self.memory.advice}" if SHORT in reason else ""
+        self._end(key, self._outcome_so_far(key, "failed", f"{reason}{advice}"))
 
     def pruned(self, key: str) -> None:
         """The trial was stopped early."""
@@ -168,6 +181,8 @@ class Listener(Protocol):
     """Hears of trials by their keys, in the driver's main thread: a `Monitor`, or a `SearchMonitor` in a search."""
 
     error: Exception | None
+
+    memory: MemoryShortage
 
     @property
     def over(self) -> bool:
@@ -207,6 +222,8 @@ class _Events(_Hook, Callback):
         super().__init__(word)
         self._rounds: Counter[str] = Counter()
         self._in_vain: Counter[str] = Counter()
+        self._starved: Counter[str] = Counter()
+        """How often in a row a trial was ended as memory was short, since it began, made a round, or was set aside."""
         self._counted: dict[str, int] = {}
         """In which of Tune's steps a trial was put back last: that failure is counted."""
 
@@ -218,7 +235,7 @@ class _Events(_Hook, Callback):
         """A round; not a new one where a trial tells what it had told before its process died."""
         key, number = trial.config["key"], result.get("round", 0)
         if number > self._rounds[key]:
-            self._rounds[key], self._in_vain[key] = number, 0
+            self._rounds[key], self._in_vain[key], self._starved[key] = number, 0, 0
             trial.max_failures = UNLIMITED
         self.ask("heard", key, result)
 
@@ -227,9 +244,11 @@ class _Events(_Hook, Callback):
         key = trial.config["key"]
         self._in_vain[key] += 1
         self._counted[key] = iteration
-        if self._in_vain[key] >= IN_VAIN - 1:
+        reason = _reason(trial)
+        self._starved[key] = self._starved[key] + 1 if SHORT in reason else 0
+        if self._in_vain[key] >= IN_VAIN - 1 or self._starved[key] >= ASIDE - 1:
             trial.max_failures = 0
-        self.ask("retried", key, _reason(trial))
+        self.ask("retried", key, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         self.ask("completed", trial.config["key"])
@@ -241,10 +260,14 @@ class _Events(_Hook, Callback):
         """
         key = trial.config["key"]
         self._in_vain[key] += self._counted.pop(key, None) != iteration
-        if self._in_vain[key] < IN_VAIN:
+        reason = _reason(trial)
+        if self._in_vain[key] >= IN_VAIN:
+            self.ask("failed", key, f"{IN_VAIN} attempts in a row without one more round; the last: {reason}")
+        elif SHORT in reason:
+            self._starved[key] = 0
+            self.ask("starve", key, reason)
+        else:
             self.ask("drop", key)
-            return
-        self.ask("failed", key, f"{IN_VAIN} attempts in a row without one more round; the last: {_reason(trial)}")
 
 
 class _StopOnError(_Hook, Stopper):
@@ -281,8 +304,16 @@ class _Proposing(_Hook, Searcher):
     def restore(self, checkpoint_path: str) -> None: ...
 
 
-class _Pruning(_Hook, FIFOScheduler):
-    """Trials run in their order; the listener says after each round whether one goes on."""
+class _InOrder(FIFOScheduler):
+    """Trials run in their order, and whatever way a process of theirs is lost in, they are tried again."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Before the trial has a process."""
+        take_as_lost(tune_controller._tune_controller._actor_manager)
+
+
+class _Pruning(_Hook, _InOrder):
+    """Moreover the listener says after each round whether a trial goes on."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Asked before the callbacks hear of the round, so that it is told first."""
@@ -317,7 +348,8 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
     that has to store all that shall stay; samples that others share, once these have ended too.
 
     A trial whose process was killed goes on from its checkpoint as often as it takes, on another node if its own is
-    lost; only after `IN_VAIN` attempts without one more round it is given up.
+    lost; only after `IN_VAIN` attempts without one more round it is given up. One that Ray has ended `ASIDE` times in a
+    row because memory was short is set aside until all others have ended, and then runs alone.
 
     Args:
         trials: with different keys.
@@ -385,14 +417,16 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
 
     def run_tune(keys: Sequence[str]) -> bool:
         """The trials `keys`, or those that are proposed; whether a Ctrl-C has ended it."""
-        space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any]()
+        space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=_InOrder())
         if crews is None:
             space, search = {}, {"search_alg": _Proposing(word), "scheduler": _Pruning(word), "num_samples": -1}
+        # Whoever was set aside runs alone.
+        at_once = 1 if crews is not None and listener.memory.wait_with(keys) else options.max_concurrent
         remove(scratch)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, context=context), resources),
             param_space=space,
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=options.max_concurrent, **search),
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once, **search),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(scratch),

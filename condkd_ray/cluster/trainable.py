@@ -1,5 +1,6 @@
 """One trial under Tune: what `run_trial` does, with its samples in the pool and its rounds reported."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,14 +8,15 @@ from typing import Any
 import torch
 from ray import tune
 
-from condkd_ray.cluster.files import chunks_folder, halt_path, note, of_the_trial, trial_file, trial_folder
+from condkd_ray.cluster.files import chunks_folder, halt_path, note, trial_file, trial_folder
 from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpack
+from condkd_ray.cluster.lost import full, in_words, is_lost
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.sources import Crew, SharedSource, sweep_source
 from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, ask
 from condkd_ray.core.checkpoint import DamagedError
-from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports
-from condkd_ray.core.method import InputError
+from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
+from condkd_ray.core.method import ClusterError, InputError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, no_room
 from condkd_ray.methods.memory.device_rows import default_limit
@@ -32,6 +34,10 @@ OUT_OF_TIME = "out_of_time"
 """What a trial reports that stopped, or did not start: the deadline of the sweep had passed, or it was halted."""
 RESTS = "rests"
 """What a trial reports that has come to the round after which it rests."""
+MEMORY = "private_memory"
+"""What each report has: bytes that the process of the trial has for itself."""
+UNWIND_SECONDS = 600
+"""In which a trial that Tune has stopped may write down its state before its process takes the next (our choice)."""
 Report = Callable[[Mapping[str, Any]], None]
 
 
@@ -63,12 +69,14 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
     `ClusterOptions.attempts` times in all; one that is then given up has no outcome. Full storage is reported: it
     concerns all trials.
     """
+    # Tune (2.60) reads it here, in two seconds, its default, drops the next trial on a busy machine, and tells nobody.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(UNWIND_SECONDS)
     job = context.jobs[setup["key"]]
     path = trial_file(context.folder, job.key, "outcome")
 
     def report(metrics: Mapping[str, Any]) -> None:
         with WATCH.running():
-            tune.report({**metrics, "key": job.key})
+            tune.report({**metrics, "key": job.key, MEMORY: private_bytes()})
 
     if (outcome := left_outcome(path)) is not None and outcome.status == "finished":
         # An earlier driver died before it had made a record of it.
@@ -99,10 +107,13 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
     except RestsError:
         return {RESTS: 1}
     except Exception as error:
-        full = no_room(error)
-        if full is None and not (of_the_trial(error) and note(folder, error) >= context.options.attempts):
+        if (reason := no_room(error) or full(error)) is not None:
+            return {FULL: reason}
+        if is_lost(error):
+            raise ClusterError(in_words(error)) from error
+        if note(folder, error) < context.options.attempts:
             raise
-        return {} if full is None else {FULL: full}
+        return {}
     # Tune prints a line on trials without any report.
     return None if outcome.history else {}
 

@@ -96,17 +96,16 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
         _free(name, wanted)  # what cannot be had is refused before either starts
     try:
         for name, wanted, arguments in commands:
-            port, said = _free(name, wanted), tempfile.TemporaryFile()  # noqa: SIM115
-            place = ["--host", HOST, "--port", str(port)]
-            process = subprocess.Popen([sys.executable, *arguments, *place], stdout=said, stderr=said, env=_direct())
-            running.append(Server(name, process, said))
-            deadline = time.monotonic() + START_SECONDS
-            while not _answers(port):
-                alive = process.poll() is None and time.monotonic() < deadline
-                if not alive:
+            port = _free(name, wanted)
+            running.append(_started(name, port, arguments))
+            while not _comes_up(running[-1], port):
+                # Between our look at the port and the server's, another program may have taken it.
+                if wanted or running[-1].process.poll() is None or _is_free(port):
                     log.info(running[-1].last_words())
-                require(alive, f"{name} at port {port}", "no answer", "a port that is free, and what it is to show")
-                time.sleep(0.1)
+                    require(False, f"{name} at port {port}", "no answer", "a port that is free, and what it is to show")
+                running.pop().said.close()
+                port = _free(name, wanted)
+                running.append(_started(name, port, arguments))
             print(f"{name:11}  http://{HOST}:{port}/", flush=True)
         yield running
     finally:
@@ -115,6 +114,23 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
         for server in running:
             server.process.wait()
             server.said.close()
+
+
+def _started(name: str, port: int, arguments: list[str]) -> Server:
+    said = tempfile.TemporaryFile()  # noqa: SIM115
+    place = ["--host", HOST, "--port", str(port)]
+    process = subprocess.Popen([sys.executable, *arguments, *place], stdout=said, stderr=said, env=_direct())
+    return Server(name, process, said)
+
+
+def _comes_up(server: Server, port: int) -> bool:
+    """Whether it answers in time. Whoever answers in the place of one that has ended is another program."""
+    deadline = time.monotonic() + START_SECONDS
+    while server.process.poll() is None and time.monotonic() < deadline:
+        if _answers(port) and server.process.poll() is None:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _commands(command: Dashboard) -> Iterator[tuple[str, int, list[str]]]:
@@ -143,6 +159,14 @@ def _free(name: str, wanted: int) -> int:
             return probe.getsockname()[1]
     except OSError as error:
         raise InputError(f"port of {name} is {wanted}; accepted: {accepted} ({error.strerror})") from None
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _direct() -> dict[str, str]:

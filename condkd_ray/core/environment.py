@@ -3,11 +3,13 @@
 import atexit
 import ctypes
 import gc
+import os
 import platform
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -126,6 +128,53 @@ def peak_bytes(device: torch.device) -> int:
             if line.startswith("VmHWM:")
         )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use, at least 1: those it may run on, or fewer by the quota of a control group.
+
+    Whole ones: of a quota of 2.5 they are 2. Of groups within groups the least quota counts, of cgroup v1 and v2.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *map(int, _quotas())]))
+
+
+def _quotas() -> Iterator[float]:
+    """CPUs by the quota of each control group that this process is in."""
+    with suppress(OSError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            # In a container what lies at the root may be its own group, whatever its path outside is.
+            for group in (path := Path(own), *path.parents):
+                for root in (GROUPS / controllers, GROUPS / "cpu") if controllers else (GROUPS, GROUPS / "unified"):
+                    if quota := _quota(root / group.relative_to("/")):
+                        yield quota
+
+
+def _quota(group: Path) -> float | None:
+    """CPUs by the quota of this group; None where it has none."""
+    with suppress(OSError, ValueError):
+        if (whole := group / "cpu.max").is_file():
+            quota, period = whole.read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else None
+    return None
+
+
+def private_bytes() -> int:
+    """Memory of this process that is no file's and no other's; all that it has in main memory where Linux is not."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return psutil.Process().memory_info().rss
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 def default_device() -> str:

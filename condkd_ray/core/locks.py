@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from condkd_ray.core.method import InputError
@@ -42,3 +44,29 @@ def let_go(taken: Claim | None) -> None:
     """Give back what a `claim` has taken."""
     if taken is not None:
         os.close(_claimed.pop(taken))
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[bool]:
+    """Keep other processes from `folder` for the block; False where one runs there already, which is left alone.
+
+    Where no process can lock, as where there is no such folder, nobody is taken to run.
+    """
+    taken = None
+    try:
+        taken = claim(folder, "folder")
+    except InputError:
+        yield False
+        return
+    except OSError:
+        pass
+    try:
+        yield True
+    finally:
+        let_go(taken)
+
+
+def busy(folder: Path) -> bool:
+    """Whether another process runs in `folder`."""
+    with kept(folder) as alone:
+        return not alone

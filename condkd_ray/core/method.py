@@ -25,6 +25,13 @@ class NonFiniteError(ArithmeticError):
     """A loss term became NaN or infinite; the message names the first such term and its step."""
 
 
+class ClusterError(RuntimeError):
+    """The cluster, or a process or node of it, has not come up or is gone; the message says which in one line.
+
+    Programs end with exit code 1 on it; the same command may have more luck.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of everything configurable. Its fields have docstrings, which the command line shows."""

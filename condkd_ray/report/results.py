@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from condkd_ray.core.locks import busy
 from condkd_ray.core.records import Manifest, Record, Status, newest, read_all_records, read_manifest
 from condkd_ray.report import statistics
 from condkd_ray.report.statistics import Difference, Ranking
@@ -23,6 +24,8 @@ class Results:
     """Planned trials of the newest `numbers` among these, by arm, IPC and seed."""
     stored: Sequence[Record] = ()
     """All that is stored, of whatever plan and `numbers`."""
+    running: bool = False
+    """Whether another process runs there."""
 
     @property
     def searching(self) -> bool:
@@ -38,6 +41,16 @@ class Results:
     def planned(self) -> int:
         """How many trials there are to be."""
         return len(self.manifest.planned) or len(self.records)
+
+    @property
+    def interim(self) -> str:
+        """That these are no final results, in words; empty where they are."""
+        ended = sum(self.counts.values())
+        if self.running and self.searching:
+            return f"interim: {ended} {'trial has' if ended == 1 else 'trials have'} ended; the search is running"
+        if self.running and ended < self.planned:
+            return f"interim: {ended} of {self.planned} trials have ended; the experiment is running"
+        return ""
 
     @property
     def cpu_seconds(self) -> float:
@@ -114,7 +127,7 @@ def read(out: Path) -> Results:
     kept = {record.config_hash for record in counted}
     left_out = [record for record in stored if record.config_hash not in kept]
     notes = [*manifest.notes, *_left_out(left_out, counted)]
-    return Results(out, replace(manifest, notes=notes), counted, stored)
+    return Results(out, replace(manifest, notes=notes), counted, stored, running=busy(out))
 
 
 def value(record: Record, name: str) -> float:

@@ -120,8 +120,11 @@ def run(
         log.info(compute_line((plan.config for plan in planned), hardware, each, limit))
         trials = list({trial.key: trial for trial in trials}.values())
         missing = _missing(trials, options, only)
-        study = StudyRecorder(experiment, options.out, trials)
-        records = Recorder(experiment, options.out, missing, options.place, study=study, view=view)
+        records = Recorder(
+            *(experiment, options.out, missing, options.place),
+            study=lambda: StudyRecorder(experiment, options.out, trials),
+            view=view,
+        )
         try:
             complete = sweep(missing, cluster, records)
         finally:

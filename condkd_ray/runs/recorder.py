@@ -8,7 +8,7 @@ import math
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from condkd_ray import models
 from condkd_ray.core.config import Tree, flattened, to_tree
+from condkd_ray.core.dispensable import Dispensable
 from condkd_ray.core.environment import CpuClock, git_state, versions
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import (
@@ -43,7 +44,7 @@ from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
 from condkd_ray.runs.products import Shelf, write_grids
 from condkd_ray.study.objective import COST, Constraint, Objective, at_end, excesses
-from condkd_ray.study.storage import open_storage, quiet
+from condkd_ray.study.storage import JOURNAL, open_storage, quiet
 from condkd_ray.study.study import VERSION, TrialLog
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
@@ -159,8 +160,11 @@ class Recorder:
 
     `trials`: what there is to be done; a search adds to it. `storage`: where trials leave their products. `total`: how
     many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will differ, by dotted
-    name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before. `study`: of planned
-    trials, is told first, as one that has its record is not run again.
+    name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before. `study`: opens the study
+    of planned trials, which is told first, as one that has its record is not run again.
+
+    Event files and such a study only repeat what the records have: where they cannot be written that is told, and
+    nothing is lost.
     """
 
     def __init__(
@@ -175,10 +179,11 @@ class Recorder:
         ranges: Mapping[str, tuple[float, float]] = NONE,
         goal: Goal = AGREEMENT,
         best: Best | None = None,
-        study: "StudyRecorder | None" = None,
+        study: "Callable[[], StudyRecorder] | None" = None,
         view: View = SILENT,
     ) -> None:
-        self._experiment, self._out, self._goal, self._study = experiment, out, goal, study
+        self._experiment, self._out, self._goal = experiment, out, goal
+        self._study = None if study is None else Dispensable(f"the study {out / JOURNAL}", study)
         self.clock = CpuClock()
         """Looked at whenever a trial ends, before its processes may be gone."""
         running = [self._record(trial, None) for trial in trials]
@@ -188,7 +193,8 @@ class Recorder:
         examples = [{name: value} for name, found in choices.items() for value in found]
         self._known: dict[str, tuple[str, dict[str, Scalar], Mapping[str, Any]]] = {}
         """By key: the trial's run in TensorBoard, its hyper-parameters there, and what was chosen for it."""
-        self._events = EventFiles(out, [*(hparams(record, self._names) for record in running), *examples], ranges)
+        planned = [*(hparams(record, self._names) for record in running), *examples]
+        self._events = Dispensable(f"TensorBoard files in {out}", lambda: EventFiles(out, planned, ranges))
         self._shelf = Shelf(out, storage)
         self.failed = 0
         for trial in trials:
@@ -203,11 +209,11 @@ class Recorder:
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
         """A trial has ended a round."""
         if self._study is not None:
-            self._study.round(trial.key, metrics)
+            self._study.do(lambda study: study.round(trial.key, metrics))
         label, rounds = self._label(trial), trial.config.total_rounds
         run, own, _ = self._known[trial.key]
-        self._events.trial_started(run, own)
-        self._events.round(run, int(metrics["round"]), metrics)
+        self._events.do(lambda files: files.trial_started(run, own))
+        self._events.do(lambda files: files.round(run, int(metrics["round"]), metrics))
         self._live.round(trial.key, label, metrics, rounds)
         if log.isEnabledFor(logging.DEBUG):
             log.debug(round_line(label, metrics, rounds, self._goal.metric))
@@ -218,14 +224,14 @@ class Recorder:
         `candidate`: whether what it has made may be kept as the best.
         """
         if self._study is not None:
-            self._study.ended(trial.key, outcome)
+            self._study.do(lambda study: study.ended(trial.key, outcome))
         record, label = self._record(trial, outcome), self._label(trial)
         # Whoever has a record is not run again, so what it has made must be kept before.
         write_grids(self._out, record, outcome, trial.prepared)
         if candidate:
             self._shelf.offer(record, trial.prepared)
         write_record(self._out, record)
-        self._events.trial_finished(record)
+        self._events.do(lambda files: files.trial_finished(record))
         _, _, leaves = self._known[trial.key]
         accuracy = record.metrics.get("student/test_accuracy")
         self._live.finished(trial.key, label, record.status, accuracy, group=trial.plan.group, leaves=leaves)
@@ -237,7 +243,9 @@ class Recorder:
     def close(self) -> None:
         """No more will be heard."""
         self._live.close()
-        self._events.close()
+        self._events.do(EventFiles.close)
+        if self._study is not None:
+            self._study.renew(lambda: clear_study(self._out))
 
     def _label(self, trial: PlannedTrial) -> str:
         # All trials of a search have one seed.
@@ -404,6 +412,12 @@ class StudyRecorder:
             )
             self._numbers[key] = self._log.begin(begun)
         return self._numbers[key]
+
+
+def clear_study(out: Path) -> None:
+    """Delete the study of planned trials, which can be made anew from their records."""
+    (out / JOURNAL).unlink(missing_ok=True)
+    remove(out / ARTIFACTS)
 
 
 def _opened(

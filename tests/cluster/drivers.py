@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from places import TESTS
 from cluster import driver_script, processes
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
+from condkd_ray.core.view import NONE
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.outcome import load_outcome
 from condkd_ray.trial.run import local_store, run_trial
@@ -80,10 +81,20 @@ class Driver:
 
 
 @contextmanager
-def driving(folder: Path, address: str = "local", times: int = 1) -> Iterator[Driver]:
-    """A driver over `folder`, its rounds times `times`; killed at the end of the block if it still runs."""
-    command = [sys.executable, str(TESTS / "cluster" / "driver_script.py"), str(folder), address, str(times)]
-    environment = os.environ | {"PYTHONPATH": PATH}
+def driving(
+    folder: Path,
+    address: str = "local",
+    times: int = 1,
+    *,
+    within: Sequence[str] = (),
+    environment: Mapping[str, str] = NONE,
+) -> Iterator[Driver]:
+    """A driver over `folder`, its rounds times `times`; killed at the end of the block if it still runs.
+
+    `within`: a command that becomes the one behind it, in surroundings of its own.
+    """
+    script = [sys.executable, str(TESTS / "cluster" / "driver_script.py"), str(folder), address, str(times)]
+    command, environment = [*within, *script], {**os.environ, "PYTHONPATH": PATH, **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
         try:
@@ -123,8 +134,8 @@ def undisturbed() -> dict[str, Outcome]:
     return {key: direct(config) for key, config in driver_script.configs().items()}
 
 
-def assert_gone(pids: dict[int, str], seconds: float = 90) -> None:
-    """Ray's processes end by themselves when they miss their master; its agents look for it now and then only."""
+def assert_gone(pids: dict[int, str], seconds: float = 180) -> None:
+    """Ray's processes end by themselves when they miss their master, in 64 s at most; a busy machine is slower."""
     deadline = time.monotonic() + seconds
     while left := {pid: title for pid, title in pids.items() if Path("/proc", str(pid)).exists()}:
         assert time.monotonic() < deadline, left

@@ -5,10 +5,14 @@ import os
 import platform
 import signal
 import socket
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from places import TESTS
 
 import condkd_ray
 from cluster import processes
@@ -23,7 +27,7 @@ from condkd_ray.cluster.connection import (
     interrupts_kept,
     runtime_env,
 )
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import ClusterError, InputError
 
 
 def refused(address: str) -> str:
@@ -131,6 +135,104 @@ def test_results_in_the_folder_of_a_job_would_be_lost(monkeypatch, tmp_path):
     monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}}))
     assert in_job_folder(Path("runs/x"))
     assert not in_job_folder(tmp_path.parent / "x")
+
+
+@pytest.fixture
+def fails_to_start(monkeypatch) -> Iterator[Callable[[Exception], list[dict]]]:
+    """Have Ray fail so, each time after it has started a process; gives a list of what it is asked for."""
+    import ray
+
+    started: list[subprocess.Popen] = []
+
+    def fail(error: Exception) -> list[dict]:
+        asked: list[dict] = []
+
+        def init(**given) -> None:
+            asked.append(given)
+            rays = [str(Path(ray.__file__).parent / "raylet")]
+            for more in (rays, []):
+                started.append(subprocess.Popen([sys.executable, "-c", SLEEP, *more]))
+            raise error
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", init)
+        monkeypatch.setattr(ray, "shutdown", lambda: None)
+        return asked
+
+    yield fail
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+SLEEP = "import time; time.sleep(1000)"
+SLOW = Exception("The current node timed out during startup. This\ncould happen because")
+
+
+@pytest.mark.parametrize("error", [SLOW, ValueError("the amount of memory on this node"), RuntimeError("no GCS")])
+def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(fails_to_start, heard, error):
+    asked = fails_to_start(error)
+    reason = str(error).splitlines()[0]
+    told = f"Ray does not come up on this machine, tried twice ({reason})"
+    with pytest.raises(ClusterError) as caught, connect("local"):
+        pass
+    assert str(caught.value) == told
+    assert heard == [f"Ray has not come up ({reason}): once more"]
+    assert len(asked) == 2
+    # What others have started meanwhile goes on.
+    left = [command for command in processes.descendants(os.getpid()).values() if SLEEP in command]
+    assert len(left) == 2
+    assert not any("raylet" in command for command in left)
+
+
+def test_a_private_cluster_has_the_cpus_of_this_process_and_memory_whatever_is_free(fails_to_start, monkeypatch):
+    asked = fails_to_start(SLOW)
+    monkeypatch.setattr(module, "usable_cpus", lambda: 3)
+    for cpus, number in ((None, 3), (5, 5)):
+        with pytest.raises(ClusterError), connect("local", cpus=cpus):
+            pass
+        assert asked[-1]["num_cpus"] == number
+    assert asked[0]["_memory"] >= 4 * asked[0]["object_store_memory"] > 0
+
+
+def test_a_small_container_on_a_large_machine_gets_a_small_store(monkeypatch):
+    monkeypatch.setattr("ray._common.utils.get_system_memory", lambda: 2**30)
+    found = module._memory()
+    assert found["object_store_memory"] <= 2**28
+    assert found["_memory"] == 2**30
+
+
+def test_what_ray_logs_of_lost_processes_is_skipped_though_it_was_imported_before(cluster):
+    from ray._private import ray_logging
+
+    for words in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
+        assert words.skip_re is not None
+        assert words.skip_re.search("A worker died or was killed while executing")
+
+
+@pytest.mark.fault
+def test_a_raylet_that_dies_at_its_start_costs_a_second_try_or_a_sentence(tmp_path):
+    for deaths, code in ((1, 0), (2, 1)):
+        command = [sys.executable, str(TESTS / "cluster" / "dying_raylets.py"), str(deaths)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "Ray has not come up (" in done.stderr
+        lines = done.stderr.splitlines()
+        assert (lines[-1].startswith("failed: Ray does not come up on this machine, tried twice (")) == (code == 1)
+
+
+@pytest.mark.fault
+def test_a_program_kept_to_one_cpu_has_a_cluster_of_one():
+    code = (
+        "import ray, os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from condkd_ray.cluster.connection import connect\n"
+        "from condkd_ray.cluster.options import slots\n"
+        "with connect('local'): print(slots(1.0, 0.0), ray.cluster_resources()['CPU'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.stdout.split() == ["1", "1.0"], done.stderr
 
 
 @pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])

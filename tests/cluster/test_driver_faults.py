@@ -149,7 +149,8 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        if folder.is_mount():
+            subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.fault

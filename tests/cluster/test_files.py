@@ -1,8 +1,6 @@
 """What a trial leaves in its folder; whole trials under Tune are in `test_sweep.py`."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,6 @@ from condkd_ray.cluster.files import (
     attempts_path,
     last_reason,
     note,
-    of_the_trial,
     one_line,
     start_anew,
     trial_file,
@@ -54,26 +51,3 @@ def test_what_an_actor_raised_is_told_without_the_trace_from_there(cluster):
     with pytest.raises(KeyError) as caught:
         ray.get(fail.remote())
     assert one_line(caught.value) == "KeyError: 'lost'"
-
-
-def test_a_process_that_is_missed_is_no_failure_of_the_trial(cluster):
-    import ray
-    from ray.exceptions import RayActorError
-
-    @ray.remote(num_cpus=0)
-    class Other:
-        def pid(self):
-            return os.getpid()
-
-        def fail(self):
-            raise OSError("by itself")
-
-    other = Other.remote()
-    with pytest.raises(OSError, match="by itself") as caught:
-        ray.get(other.fail.remote())
-    assert of_the_trial(caught.value)
-    os.kill(ray.get(other.pid.remote()), signal.SIGKILL)
-    with pytest.raises(RayActorError) as missed:
-        ray.get(other.pid.remote())
-    assert not of_the_trial(missed.value)
-    assert of_the_trial(ValueError("its own"))

@@ -1,6 +1,7 @@
 """The GPUs of a cluster, as far as a machine without any can tell; a fake one stands for those that are there."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from trial.devices import TINY
 from cluster.drivers import PATH
 from condkd_ray.cluster import hardware as asking
 from condkd_ray.cluster.hardware import merged, trial_hardware
-from condkd_ray.core.method import InputError
+from condkd_ray.core.method import ClusterError, InputError
 from condkd_ray.core.records import read_records
 from condkd_ray.runs import experiment, search
 from condkd_ray.runs.options import Options
@@ -122,3 +123,13 @@ def test_a_search_computes_in_one_precision(cluster, fake, tmp_path, heard):
     assert record.config["precision"] == "bfloat16"
     with pytest.raises(InputError, match="precision of study 'search' is 'float32'; accepted: bfloat16, that of its"):
         search.run("?", SPACE, SearchSpec(**spec | {"trials": 2}))
+
+
+def test_a_node_that_is_lost_meanwhile_has_no_answer_and_one_at_least_must_have(cluster):
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    lost = ray.remote(num_cpus=0, max_retries=0)(die)
+    assert asking._answers([ray.put(A100), lost.remote()]) == [A100]
+    with pytest.raises(ClusterError, match=r"^no node with a GPU says what it has"):
+        asking._answers([lost.remote()])

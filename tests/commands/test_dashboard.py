@@ -11,6 +11,7 @@ from condkd_ray.commands import dashboard
 from condkd_ray.commands.dashboard import HOST, Dashboard, servers
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Manifest, write_manifest
+from condkd_ray.report.tensorboard.writer import FOLDER
 from condkd_ray.study.storage import JOURNAL
 
 
@@ -61,6 +62,24 @@ def only(which: str):
     """The server that is meant."""
     real = dashboard._commands
     return lambda command: [entry for entry in real(command) if entry[0].lower() == which]
+
+
+def test_a_port_that_another_program_takes_meanwhile_is_given_up_for_another(tmp_path, monkeypatch, taken, capsys):
+    (tmp_path / FOLDER).mkdir()
+    real, looks = dashboard._free, []
+
+    def late(name: str, wanted: int) -> int:
+        looks.append(wanted)
+        # At the first look nobody would start; at the second another program comes between us and our server.
+        return taken if len(looks) == 2 else real(name, wanted)
+
+    monkeypatch.setattr(dashboard, "_free", late)
+    monkeypatch.setattr(dashboard, "_commands", only("tensorboard"))
+    with servers(Dashboard(out=tmp_path)) as running:
+        assert [server.process.poll() for server in running] == [None]
+    told = capsys.readouterr().out
+    assert "TensorBoard" in told
+    assert f":{taken}/" not in told
 
 
 def test_a_server_that_does_not_know_http_is_no_answer(taken):

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import resource
 import subprocess
 import sys
@@ -257,3 +258,59 @@ def test_cpu_seconds_of_a_process_that_was_killed_stay():
     # The kernel counts in hundredths of a second.
     assert seen >= 0.28
     assert clock.look() - before >= seen
+
+
+def grouped(monkeypatch, tmp_path: Path, own: str, quotas: dict[str, str]) -> int:
+    """The CPUs of a process that may run on 8, in these control groups."""
+    monkeypatch.setattr(environment, "GROUPS", tmp_path)
+    monkeypatch.setattr(environment, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda pid: set(range(8)))
+    (tmp_path / "own").write_text(own)
+    for name, text in quotas.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return environment.usable_cpus()
+
+
+def v1(quota: str, group: str = "cpu,cpuacct/docker/abc") -> dict[str, str]:
+    """The files of a group that may have so many of every 50 ms, times all CPUs."""
+    return {f"{group}/cpu.cfs_quota_us": quota, f"{group}/cpu.cfs_period_us": "50000\n"}
+
+
+V1 = "5:memory:/a\n4:cpu,cpuacct:/docker/abc\n3:cpuset:/\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "quotas", "cpus"),
+    [
+        ("0::/\n", {}, 8),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "1600000 100000\n"}, 8),
+        ("0::/slurm/job/step\n", {"slurm/job/cpu.max": "300000 100000", "slurm/job/step/cpu.max": "max 100000"}, 3),
+        ("0::/pod/here\n", {"cpu.max": "400000 100000"}, 4),
+        (V1, v1("-1\n"), 8),
+        (V1, v1("100000\n"), 2),
+        (V1, v1("150000\n", "cpu"), 3),
+        (V1, v1("50000\n", "memory/a"), 8),
+        (V1, v1("garbage", "cpu"), 8),
+    ],
+)  # fmt: skip
+def test_cpus_are_those_of_the_tightest_control_group(monkeypatch, tmp_path, own, quotas, cpus):
+    assert grouped(monkeypatch, tmp_path, own, quotas) == cpus
+
+
+def test_cpus_are_those_that_this_process_may_run_on(monkeypatch, tmp_path):
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from condkd_ray.core.environment import usable_cpus; print(usable_cpus())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
+    monkeypatch.setattr(environment, "OWN_GROUPS", tmp_path / "missing")
+    assert environment.usable_cpus() == len(os.sched_getaffinity(0))
+
+
+def test_memory_that_a_process_takes_for_itself_is_seen(tmp_path):
+    before = environment.private_bytes()
+    held = bytearray(b"1" * 2**26)
+    assert environment.private_bytes() - before > 2**25
+    del held

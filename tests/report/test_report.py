@@ -1,12 +1,16 @@
 """`report.build`: everything again from what is stored, with whatever is there."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from core.test_locks import run_in
 
+from condkd_ray.core.locks import claim, let_go
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import record_path, write_manifest, write_record
 from condkd_ray.report.build import build
@@ -39,6 +43,84 @@ def test_a_killed_sweep_is_reported_as_far_as_it_came(folder):
     out = folder(planned[:7])
     write_manifest(out, make_manifest(planned))
     assert "7 of 70 planned trials have finished." in build(out, tensorboard=False)
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of all files below, by path."""
+    found = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {str(path): (status.st_ino, status.st_mtime_ns) for path, status in found}
+
+
+def test_where_a_process_runs_its_event_files_stay_and_the_rest_is_interim(folder):
+    planned = sweep(ipcs=(5,), seeds=(0, 1))
+    out = folder(planned)
+    build(out)
+    for record in planned[3:]:
+        record_path(out, record.config_hash).unlink()
+    before = files(out / "tensorboard")
+    interim = f"interim: 3 of {len(planned)} trials have ended; the experiment is running"
+    with run_in(out):
+        said = build(out)
+    assert said.startswith(f"{interim}\n")
+    assert f"**{interim}**" in (out / "table.md").read_text()
+    assert f'<p class="interim">{interim}</p>' in (out / "report.html").read_text()
+    assert pq.read_table(out / "records.parquet").num_rows == 3
+    assert files(out / "tensorboard") == before
+    # The process itself, and whoever comes after it, makes the whole.
+    taken = claim(out, "--out")
+    for again in (build(out), let_go(taken) or build(out)):
+        assert "interim" not in again
+        assert "interim" not in (out / "table.md").read_text()
+        assert 'class="interim"' not in (out / "report.html").read_text()
+        assert not set(files(out / "tensorboard")) & set(before)
+
+
+def test_once_all_trials_have_ended_nothing_is_interim_but_what_a_search_has_found(folder):
+    out = folder(sweep(ipcs=(5,), seeds=(0,)))
+    with run_in(out):
+        assert "interim" not in build(out)
+        assert not (out / "tensorboard").exists()
+    about = {"objective": ["proxy/agreement"], "directions": ["maximize"], "constraints": [], "parameters": []}
+    write_manifest(out, make_manifest([make_record("trial 0", 5)], experiment="search", search=about))
+    for path in (out / "records").iterdir():
+        path.unlink()
+    write_record(out, make_record("trial 0", 5))
+    with run_in(out):
+        assert build(out).startswith("interim: 1 trial has ended; the search is running\n")
+    assert "**interim: 1 trial has ended; the search is running**" in (out / "search.md").read_text()
+    assert 'class="interim"' in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("records.parquet", "Parquet files"),
+        ("table.md", "tables"),
+        ("figure.svg", "figures"),
+        ("report.html", "page"),
+        ("tensorboard", "TensorBoard files"),
+    ],
+)
+def test_what_cannot_be_written_is_told_once_and_all_else_is_made(folder, heard, name, what):
+    out = folder(sweep(ipcs=(5,), seeds=(0,)))
+    expected = build(out)
+    for path in out.iterdir():
+        if path.name in MADE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    # A folder where a file shall be, or the other way round.
+    (out / name).touch() if name == "tensorboard" else (out / name / "in the way").mkdir(parents=True)
+    assert build(out) == expected
+    (told,) = heard
+    assert told.startswith(f"{what} cannot be written (")
+    assert told.endswith(f"; condkd report {out} makes it anew")
+    if name != "tensorboard":
+        shutil.rmtree(out / name)
+    assert {path.name for path in out.iterdir()} >= {"records.parquet", "table.md", "report.html"} - {name}
+    heard.clear()
+    (out / "tensorboard").unlink() if name == "tensorboard" else None
+    assert build(out) == expected
+    assert heard == []
+    assert (out / name).exists()
 
 
 def test_a_sweep_in_which_everything_failed(folder):

@@ -1,5 +1,8 @@
 import dataclasses
+import errno
 import math
+import os
+import shutil
 from pathlib import Path
 
 import optuna
@@ -28,6 +31,7 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.report.build import build
+from condkd_ray.report.tensorboard.writer import EventFiles
 from condkd_ray.runs.presets import spread
 from condkd_ray.runs.recorder import (
     Recorder,
@@ -136,6 +140,43 @@ def test_a_recorder_writes_record_grid_and_events_that_a_report_can_be_made_of(t
     assert any((tmp_path / "tensorboard").rglob("events*"))
     write_manifest(tmp_path, manifest(prepared, key))
     assert "guided" in build(tmp_path)
+
+
+def in_the_way(path: Path) -> None:
+    """Something that is no folder where one shall be, or the other way round, so that nothing can be written there."""
+    path.touch() if path.name == "tensorboard" else (path / "full").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+@pytest.mark.parametrize("name", ["tensorboard", "study.journal"])
+def test_what_repeats_the_records_stops_nothing_and_is_made_again(
+    tmp_path, prepared, key, outcome, heard, monkeypatch, when, name
+):
+    trial = PlannedTrial(key, PLAN, prepared)
+    write_manifest(tmp_path, manifest(prepared, key))
+    if when == "before":
+        in_the_way(tmp_path / name)
+    recorder = Recorder("train", tmp_path, [trial], study=lambda: StudyRecorder("train", tmp_path, [trial]))
+    with monkeypatch.context() as patch:
+        if when == "while":
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / name))
+            kind, method = {"tensorboard": (EventFiles, "round"), "study.journal": (StudyRecorder, "round")}[name]
+            patch.setattr(kind, method, lambda *args: (_ for _ in ()).throw(full))
+        for metrics in outcome.history:
+            recorder.round(trial, metrics)
+        recorder.ended(trial, outcome)
+    (told,) = heard
+    assert str(tmp_path) in told
+    assert told.endswith("; the run goes on without it, and makes it anew from the records at its end")
+    assert read_records(tmp_path)[0].status == "finished"
+    if when == "before":
+        (tmp_path / name).unlink() if name == "tensorboard" else shutil.rmtree(tmp_path / name)
+    recorder.close()
+    assert "guided" in build(tmp_path)
+    assert len(heard) == 1
+    assert any((tmp_path / "tensorboard").rglob("events*"))
+    study = optuna.load_study(study_name="train", storage=open_storage(None, tmp_path))
+    assert [(one.state, len(one.intermediate_values)) for one in study.trials] == [(TrialState.COMPLETE, 2)]
 
 
 def test_a_recorder_counts_and_tells_of_failures(tmp_path, prepared, key, heard):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from condkd_ray.commands.console.screen import SCREEN
 from condkd_ray.core.environment import is_out_of_memory, out_of_memory
-from condkd_ray.core.method import InputError, NonFiniteError
+from condkd_ray.core.method import ClusterError, InputError, NonFiniteError
 from condkd_ray.core.storage import no_room
 from condkd_ray.runs.options import RunResult
 
@@ -51,7 +51,10 @@ def show(text: str) -> None:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Bad input: one message and exit code 2. A NaN in a teacher or set, a full GPU or storage: 1. Ctrl-C: 130."""
+    """Bad input: one message and exit code 2. Ctrl-C: 130.
+
+    1, and one message: a NaN in a teacher or set, a full GPU or storage, a cluster that does not come up.
+    """
     speak()
     try:
         yield
@@ -60,6 +63,8 @@ def exit_codes() -> Iterator[None]:
         told, code = f"error: {error}", 2
     except NonFiniteError as error:
         told, code = f"failed: {error}", 1
+    except ClusterError as error:
+        told, code = f"failed: {error}; the same command tries again", 1
     except KeyboardInterrupt:
         told, code = "interrupted; the same command continues", 130
     except Exception as error:

@@ -47,13 +47,15 @@ class _Level:
         return [self.mean - self.std, self.mean + self.std]
 
 
-def write(out: Path, records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
+FIGURES = ("figure", "curves", "diagnosis", "histograms")
+"""Names of their files, without suffixes."""
+
+
+def save(out: Path, drawn: Mapping[str, Figure | None]) -> None:
     """Write `figure.*`, `curves.png`, `diagnosis.png` and `histograms.png` under `out`, as far as there is data."""
-    drawn = draw(records, manifest)
     style.save(Path(out) / "figure.svg", drawn["figure"])
     for stem, figure in drawn.items():
         style.save(Path(out) / f"{stem}.png", figure)
-    return drawn
 
 
 @style.styled

@@ -86,6 +86,7 @@ def page(out: Path, other: Path) -> Page:
     searched = [f"{letter}: {best(side)[0]}" for letter, side in sides.items() if side.searching]
     return Page(
         name=f"{A}: {out}   |   {B}: {other}",
+        interim="; ".join(f"{letter} {side.interim}" for letter, side in sides.items() if side.interim),
         question=" | ".join(dict.fromkeys(side.manifest.question for side in sides.values())),
         verdict=searched or _verdict(found),
         facts=_facts(first, second),

@@ -116,6 +116,8 @@ class Page:
     lead: Sequence[Element]
     """Beside one another on a wide screen."""
     sections: Sequence[Section] = field(default_factory=tuple)
+    interim: str = ""
+    """That it shows no final results, in words; empty where it does."""
 
 
 def mood(one: Difference) -> str:

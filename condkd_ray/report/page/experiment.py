@@ -22,6 +22,7 @@ def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
     lead: list[Element] = [forest(shown, teachers.sentence(results))] if shown else []
     return Page(
         name=results.manifest.experiment,
+        interim=results.interim,
         question=results.manifest.question,
         verdict=verdict(shown) if shown else alone(results),
         facts=facts(results),

@@ -52,6 +52,7 @@ def page(results: Results) -> Page:
     importance = _importance(results)
     return Page(
         name=manifest.experiment,
+        interim=results.interim,
         question=manifest.question,
         verdict=[*best(results), *sentences],
         facts=[

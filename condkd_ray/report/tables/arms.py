@@ -120,7 +120,8 @@ def terminal_table(results: Results, width: int = WIDTH) -> str:
     parts = [table.text(width) for table in [*_tables(results), places] if table.rows]
     parts += [textwrap.fill(places.legend, min(width, WIDTH)) + "\n"] if places.rows else []
     head = f"{results.manifest.experiment}: {results.manifest.question}\n"
-    return "\n".join([head, *parts, *notes(results)]) + "\n"
+    interim = [f"{results.interim}\n"] if results.interim else []
+    return "\n".join([*interim, head, *parts, *notes(results)]) + "\n"
 
 
 def accuracy_table(results: Results) -> Table:
@@ -210,7 +211,8 @@ def _markdown(results: Results) -> str:
     manifest, tables = results.manifest, [*_tables(results), rounds_table(results), places_table(results)]
     body = "\n".join(table.markdown() for table in tables if table.rows)
     listed = "\n".join(f"- {line}" for line in notes(results))
-    head = f"# {manifest.experiment}\n\n{manifest.question}\n\n`{manifest.command}`\n\n"
+    interim = f"**{results.interim}**\n\n" if results.interim else ""
+    head = f"# {manifest.experiment}\n\n{interim}{manifest.question}\n\n`{manifest.command}`\n\n"
     wrong = failures.screen(results)
     trouble = f"\n\n## Failed trials\n\n```\n{wrong}```" if wrong else ""
     return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}{trouble}\n"

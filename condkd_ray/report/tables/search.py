@@ -44,7 +44,8 @@ def search_table(results: Results) -> Table:
 def write(results: Results) -> None:
     """Write `search.md` and `search.csv`."""
     table, manifest = search_table(results), results.manifest
-    lines = [f"# {manifest.experiment}: {manifest.question}", "", table.markdown(), *notes(results)]
+    interim = [f"**{results.interim}**", ""] if results.interim else []
+    lines = [f"# {manifest.experiment}: {manifest.question}", "", *interim, table.markdown(), *notes(results)]
     atomic_write(results.out / "search.md", ("\n".join(lines) + "\n").encode())
     text = io.StringIO()
     csv.writer(text).writerows([table.header, *table.rows])
@@ -57,7 +58,9 @@ def terminal_table(results: Results, width: int = WIDTH) -> str:
     best = replace(table, title=f"Trials, the best by {results.objectives[0]} first", rows=table.rows[:SHOWN])
     more = [f"and {len(table.rows) - SHOWN} more, in search.md\n"] * (len(table.rows) > SHOWN)
     shown = [best.text(width)] if best.rows else []
-    return "\n".join([f"{manifest.experiment}: {manifest.question}\n", *shown, *more, *notes(results)]) + "\n"
+    interim = [f"{results.interim}\n"] if results.interim else []
+    head = [*interim, f"{manifest.experiment}: {manifest.question}\n"]
+    return "\n".join([*head, *shown, *more, *notes(results)]) + "\n"
 
 
 def notes(results: Results) -> list[str]:

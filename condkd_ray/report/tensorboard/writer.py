@@ -95,7 +95,7 @@ class EventFiles:
         for stale in self._folder.rglob("events.out.tfevents.*"):
             if not stale.parent.name.startswith("seed"):
                 stale.unlink()
-        self._root = FileWriter(self._folder, flush_secs=2)
+        self._root = _opened(self._folder)
         self._root.add_summary(events.experiment(self._columns, METRICS))
         self._root.flush()
         self._charts: set[str] = set()
@@ -113,7 +113,7 @@ class EventFiles:
             return
         shutil.rmtree(self._folder / run, ignore_errors=True)
         self._latest.pop(run, None)
-        self._writers[run] = FileWriter(self._folder / run, flush_secs=2)
+        self._writers[run] = _opened(self._folder / run)
         now = time.time() if when is None else when
         self._writers[run].add_summary(events.session_start(run, hparams, self._columns, now), walltime=now)
         for row in history:
@@ -139,11 +139,11 @@ class EventFiles:
 
     def arm(self, run: str, rows: Sequence[Mapping[str, float]], when: float | None = None) -> None:
         """Write a run over the seeds of an arm; to be charted, before any scalar of a trial."""
-        writer = FileWriter(self._folder / run)
+        writer = _opened(self._folder / run)
         for row in rows:
             writer.add_summary(events.scalars(row), int(row["round"]), when)
             self._spread |= {name.partition("/")[2] for name in row if name != "round"}
-        writer.close()
+        _close(writer)
 
     def trial_finished(self, record: Record, when: float | None = None) -> None:
         """Add final metrics, what the memory held, what is there of images and embedding, and the status; close."""
@@ -161,12 +161,12 @@ class EventFiles:
             writer.add_summary(events.image(GRID, image_grids.beside(shown)), step, now)
         embeddings.write_own(self._folder / run, self._out, record)
         writer.add_summary(events.session_end(record.status, now), walltime=now)
-        writer.close()
+        _close(writer)
 
     def close(self) -> None:
         """Close all runs; those still open stay without an end, which TensorBoard shows as unknown."""
         for writer in [self._root, *self._writers.values()]:
-            writer.close()
+            _close(writer)
         self._writers.clear()
 
 
@@ -188,6 +188,20 @@ def rebuild(out: Path, records: Sequence[Record]) -> None:
             files.trial_finished(record, ended)
     files.close()
     embeddings.write_together(Path(out) / FOLDER, out, records)
+
+
+def _opened(folder: Path) -> FileWriter:
+    writer = FileWriter(folder, flush_secs=2)
+    # What goes wrong in its thread is raised by the next call of it; the thread would print the trace as well.
+    worker: Any = writer.event_writer._async_writer._worker
+    worker._invoke_excepthook = lambda thread: None
+    return writer
+
+
+def _close(writer: FileWriter) -> None:
+    """Raises what has gone wrong since the last call, too, of which TensorBoard's own says nothing."""
+    writer.close()
+    writer.event_writer._async_writer._check_worker_status()
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[str, Scalar]:

@@ -11,7 +11,7 @@ import torch
 
 from condkd_ray.commands.console.exit_codes import ended, exit_codes, say, speak
 from condkd_ray.core.environment import SMALLER
-from condkd_ray.core.method import InputError, NonFiniteError
+from condkd_ray.core.method import ClusterError, InputError, NonFiniteError
 from condkd_ray.runs.options import RunResult
 from condkd_ray.study.storage import open_storage
 
@@ -31,6 +31,7 @@ from condkd_ray.study.storage import open_storage
             1,
             "failed: out/record: No space left on device; the same command continues once there is room\n",
         ),
+        (ClusterError("Ray does not come up"), 1, "failed: Ray does not come up; the same command tries again\n"),
         (KeyboardInterrupt(), 130, "interrupted; the same command continues\n"),
     ],
 )

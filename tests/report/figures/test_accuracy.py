@@ -34,7 +34,7 @@ def test_files_are_there_and_equal_each_time(tmp_path, monkeypatch):
     records = [diagnosed(record) for record in sweep(seeds=(0, 1, 2))]
     content = []
     for name in ("a", "b"):
-        accuracy.write(tmp_path / name, records, make_manifest(records))
+        accuracy.save(tmp_path / name, accuracy.draw(records, make_manifest(records)))
         content.append([(tmp_path / name / file).read_bytes() for file in FILES])
     assert content[0] == content[1]
     with Image.open(tmp_path / "a" / "figure.png") as picture:
@@ -44,7 +44,7 @@ def test_files_are_there_and_equal_each_time(tmp_path, monkeypatch):
 
 def test_the_svg_names_arms_references_and_n(tmp_path):
     records = sweep(seeds=(0, 1, 2))
-    accuracy.write(tmp_path, records, make_manifest(records))
+    accuracy.save(tmp_path, accuracy.draw(records, make_manifest(records)))
     svg = (tmp_path / "figure.svg").read_text()
     arms = ["guided", "mixed", "condensed_only", "guided_only", "none (no condensed)"]
     references = ["teacher, 97.2", "KD on real data, 9"]
@@ -55,7 +55,7 @@ def test_the_svg_names_arms_references_and_n(tmp_path):
 
 def test_far_references_stand_beyond_a_marked_break(tmp_path):
     records = far_below(sweep())
-    accuracy.write(tmp_path, records, make_manifest(records))
+    accuracy.save(tmp_path, accuracy.draw(records, make_manifest(records)))
     svg = (tmp_path / "figure.svg").read_text()
     assert "The vertical axis is broken; its parts differ in scale." in svg
     assert "teacher, 97.2" in svg
@@ -92,25 +92,25 @@ def test_every_point_lies_within_the_limits():
 )
 def test_any_part_of_a_sweep_can_be_drawn(tmp_path, records):
     for teacher in ({}, {"test_accuracy": 0.99}):
-        accuracy.write(tmp_path, records, make_manifest(records, teacher=teacher))
+        accuracy.save(tmp_path, accuracy.draw(records, make_manifest(records, teacher=teacher)))
         assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
 def test_one_seed_says_so(tmp_path):
     records = sweep(seeds=(0,))
-    accuracy.write(tmp_path, records, make_manifest(records))
+    accuracy.save(tmp_path, accuracy.draw(records, make_manifest(records)))
     assert "One seed (n = 1), so no spread is known." in (tmp_path / "figure.svg").read_text()
 
 
 def test_uneven_seeds_say_so(tmp_path):
     records = [make_record("guided", 1, s) for s in range(4)] + [make_record("guided", 5, s) for s in range(2)]
-    accuracy.write(tmp_path, records, make_manifest(records))
+    accuracy.save(tmp_path, accuracy.draw(records, make_manifest(records)))
     assert "n = 2 to 4 seeds" in (tmp_path / "figure.svg").read_text()
 
 
 def test_no_trial_no_picture_not_even_an_old_one(tmp_path):
-    accuracy.write(tmp_path, sweep(seeds=(0,)), make_manifest())
-    accuracy.write(tmp_path, [make_record(status="failed")], make_manifest())
+    accuracy.save(tmp_path, accuracy.draw(sweep(seeds=(0,)), make_manifest()))
+    accuracy.save(tmp_path, accuracy.draw([make_record(status="failed")], make_manifest()))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,7 +176,7 @@ def test_the_figure_follows_how_many_ipcs_are_planned(tmp_path):
     planned = sweep(ipcs=(1, 10), seeds=(0,))
     done = [record for record in planned if record.ipc != 10]
     for manifest, is_dots in ((make_manifest(done), True), (make_manifest(planned), False)):
-        accuracy.write(tmp_path, done, manifest)
+        accuracy.save(tmp_path, accuracy.draw(done, manifest))
         assert ("condensed images per class (IPC)" in (tmp_path / "figure.svg").read_text()) is not is_dots
 
 

@@ -67,8 +67,8 @@ def test_it_is_written_with_the_others_and_equal_each_time(tmp_path):
     records = [remembering(record) for record in sweep(("none", "mixed"), (5,), (0, 1))]
     content = []
     for name in ("a", "b"):
-        accuracy.write(tmp_path / name, records, make_manifest(records))
+        accuracy.save(tmp_path / name, accuracy.draw(records, make_manifest(records)))
         content.append((tmp_path / name / "histograms.png").read_bytes())
     assert content[0] == content[1]
-    accuracy.write(tmp_path / "a", sweep(("none",), seeds=(0,)), make_manifest())
+    accuracy.save(tmp_path / "a", accuracy.draw(sweep(("none",), seeds=(0,)), make_manifest()))
     assert not (tmp_path / "a" / "histograms.png").exists()

@@ -1,0 +1,124 @@
+"""The many ways in which Ray reports that a process, a node or an object is gone, taken as one: it is made again.
+
+Checked against all that `ray.exceptions` of Ray 2.60 has: whatever is a `RayError`, and not what our code raised over
+there, is such a report. Of these Tune knows `RayActorError` alone, which `OutOfMemoryError`, `NodeDiedError`,
+`WorkerCrashedError` and the family of `ObjectLostError` are not.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from condkd_ray.core.method import ClusterError
+from condkd_ray.core.storage import StorageFullError
+
+SHORT = "too little memory"
+"""What the words on a process have that was ended because the memory of its machine ran short."""
+TRIES = 3
+"""Times that a call of the driver is made whose process, or node, is lost in it (our choice)."""
+T = TypeVar("T")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether something of Ray's was missing: a process, node or object. Not what code raised, here or over there."""
+    inner = _raised(error)
+    # A bare `RayError` stands for an exception of our code that cannot be pickled.
+    told = isinstance(inner, RayError) and type(inner) is not RayError
+    return told and not isinstance(inner, ObjectStoreFullError | OutOfDiskError)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same call may succeed once what it missed was made again; an actor that has died for good is not."""
+    inner = _raised(error)
+    final = isinstance(inner, RayActorError | GetTimeoutError) and not isinstance(inner, ActorUnavailableError)
+    return is_lost(inner) and not final
+
+
+def in_words(error: BaseException) -> str:
+    """What is gone, and why, in one line."""
+    inner = _raised(error)
+    if not isinstance(inner, OutOfMemoryError):
+        return next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
+    text = str(inner)
+    used = re.search(r"was ([\d.]+)\s?GB used / ([\d.]+)\s?GB", text)
+    took = [float(found) for found in re.findall(r"memory used=([\d.]+)\s?GB", text)]
+    there = f", {used[1]} of {used[2]} GB used" if used else ""
+    ended = f" when it took {max(took):g} GB" if took else ""
+    return f"its machine had {SHORT}{there}, so Ray ended it{ended}"
+
+
+def gigabytes(words: str) -> float:
+    """What a process took that was ended, as `in_words` tells it; 0 where it does not."""
+    found = re.search(r"when it took ([\d.]+) GB", words)
+    return float(found[1]) if found else 0.0
+
+
+def full(error: BaseException) -> str | None:
+    """Why Ray has no room for an object, in one line, if `error` is about that."""
+    inner = _raised(error)
+    return in_words(inner) if isinstance(inner, ObjectStoreFullError | OutOfDiskError) else None
+
+
+def patient(call: Callable[[], T], what: str) -> T:
+    """What a call of the driver returns, made anew where a process or node is lost in it, `TRIES` times in all.
+
+    Raises `StorageFullError` where Ray has no room for its objects, and `ClusterError` in the end.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            return call()
+        except RayError as error:
+            if (reason := full(error)) is not None:
+                raise StorageFullError(f"Ray's objects: {reason}") from error
+            if not is_lost(error):
+                raise
+            if not left:
+                raise ClusterError(f"{what}: {in_words(error)}, {TRIES} times in a row") from error
+    raise AssertionError
+
+
+def take_as_lost(manager: RayActorManager) -> None:
+    """Have a manager of Tune's take each report of Ray as that of a lost actor; it would end the sweep on most.
+
+    A process that may still be there is ended: else two would run one trial.
+    """
+    if "_actor_task_failed" in vars(manager):
+        return
+    tasks, starts = manager._actor_task_failed, manager._actor_start_failed
+
+    def task_failed(tracked_actor_task: Any, exception: Exception) -> None:
+        tasks(tracked_actor_task, as_actors(tracked_actor_task._tracked_actor, exception))
+
+    def start_failed(tracked_actor: Any, exception: Exception) -> None:
+        starts(tracked_actor, as_actors(tracked_actor, exception))
+
+    def as_actors(tracked_actor: Any, exception: Exception) -> Exception:
+        if not isinstance(exception, RayError) or isinstance(exception, RayTaskError):
+            return exception
+        actor, _ = manager._live_actors_to_ray_actors_resources.get(tracked_actor, (None, None))
+        if actor is not None:
+            ray.kill(actor)
+        return exception if isinstance(exception, RayActorError) else RayActorError(error_msg=in_words(exception))
+
+    # Of this manager alone: Tune may be at work for others in this process.
+    manager._actor_task_failed, manager._actor_start_failed = task_failed, start_failed  # pyright: ignore
+
+
+def _raised(error: BaseException) -> BaseException:
+    """What was raised first: `error`, or what it wraps."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error

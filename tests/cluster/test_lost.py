@@ -1,0 +1,188 @@
+"""Whatever way Ray reports a loss in. What is lost for real is in `test_faults.py` and `test_memory_shortage.py`."""
+
+import inspect
+import os
+import signal
+
+import pytest
+from ray import exceptions
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from condkd_ray.cluster import stores
+from condkd_ray.cluster.lost import TRIES, full, gigabytes, in_words, is_lost, passes, patient, take_as_lost
+from condkd_ray.cluster.stores import patiently
+from condkd_ray.core.method import ClusterError
+from condkd_ray.core.storage import StorageFullError
+
+KILLED = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: ee3e)
+was 3.13GB used / 4.00GB limit (0.782162)
+OOM kill reason: Memory usage 3229642752B exceeded threshold
+Selected to kill: (Actor(2f1b): required resources={CPU: 1}, pid=11030, actual memory used=0.45GB, worker ID=65ad)
+(Actor(838b): required resources={CPU: 1}, pid=11031, actual memory used=0.50GB, worker ID=fc99)"""
+ERRORS = {
+    "memory": OutOfMemoryError(KILLED.replace("\nwas", " was")),
+    "node": NodeDiedError("the node is gone"),
+    "worker": WorkerCrashedError(),
+    "unavailable": ActorUnavailableError("for the moment", None),
+    "object": ObjectLostError("00", None, ""),
+    "owner": OwnerDiedError("00", None, ""),
+}
+
+
+def raised_there(cause: Exception) -> RayTaskError:
+    return RayTaskError("call", "trace", cause)
+
+
+def test_whatever_ray_reports_is_a_loss_or_a_full_store_or_what_our_code_raised():
+    kinds = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, RayError)]
+    assert len(kinds) > 35
+    for kind in kinds:
+        error = kind.__new__(kind)
+        if issubclass(kind, RayTaskError):
+            continue
+        store = issubclass(kind, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError)
+        assert is_lost(error) == (kind is not RayError and not store), kind
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_is_missed_over_there_is_a_loss_too_and_what_code_raises_is_none(name):
+    assert is_lost(ERRORS[name])
+    assert is_lost(raised_there(ERRORS[name]))
+    assert is_lost(raised_there(raised_there(ERRORS[name])))
+    assert not is_lost(raised_there(ValueError("its own")))
+    # So Ray names one that cannot be pickled.
+    assert not is_lost(raised_there(RayError("isn't serializable")))
+    assert not is_lost(OSError("here"))
+
+
+def test_one_line_says_what_is_gone_and_how_much_memory_it_took():
+    assert in_words(ERRORS["node"]) == "the node is gone"
+    told = in_words(raised_there(ERRORS["memory"]))
+    assert told == "its machine had too little memory, 3.13 of 4.00 GB used, so Ray ended it when it took 0.5 GB"
+    assert gigabytes(told) == 0.5
+    assert gigabytes(in_words(ERRORS["node"])) == 0
+    assert "\n" not in in_words(ERRORS["owner"])
+    assert in_words(OutOfMemoryError("in other words")) == "its machine had too little memory, so Ray ended it"
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_the_pool_is_asked_again_whatever_was_lost(name):
+    answers = iter([ERRORS[name], raised_there(ERRORS[name]).as_instanceof_cause(), "there"])
+
+    def ask() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patiently(ask) == "there"
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), GetTimeoutError("late"), raised_there(KeyError("lost"))])
+def test_what_stays_lost_is_not_asked_for_again(error, monkeypatch):
+    monkeypatch.setattr(stores, "PATIENCE_SECONDS", 3600)
+    assert not passes(error)
+
+    def ask() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        patiently(ask)
+
+
+def failing(*errors: Exception):
+    left = list(errors)
+
+    def call() -> str:
+        if left:
+            raise left.pop(0)
+        return "there"
+
+    return call
+
+
+def test_a_call_of_the_driver_is_made_anew_and_ends_in_one_sentence():
+    assert patient(failing(*[ERRORS["node"]] * (TRIES - 1)), "asking") == "there"
+    with pytest.raises(ClusterError, match=f"^asking: its machine had too little memory.*, {TRIES} times in a row$"):
+        patient(failing(*[ERRORS["memory"]] * TRIES), "asking")
+    with pytest.raises(StorageFullError, match=r"^Ray's objects: no more room"):
+        patient(failing(ObjectStoreFullError("no more room\nfor it")), "asking")
+    with pytest.raises(RayTaskError):
+        patient(failing(raised_there(ValueError("its own"))), "asking")
+    assert full(raised_there(ObjectStoreFullError("no more room"))).startswith("no more room")
+    assert full(ERRORS["node"]) is None
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_tune_hears_of_each_loss_as_that_of_an_actor_which_is_ended(cluster, name):
+    import ray
+    from ray.air.execution import FixedResourceManager, ResourceRequest
+    from ray.air.execution._internal import RayActorManager
+    from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
+
+    class Sleeper:
+        def sleep(self) -> None:
+            import time
+
+            time.sleep(600)
+
+    heard = []
+    manager = RayActorManager(FixedResourceManager({"CPU": 1}))
+    take_as_lost(manager)
+    take_as_lost(manager)
+    actor = manager.add_actor(
+        Sleeper,
+        {},
+        ResourceRequest([{"CPU": 0.01}]),
+        on_start=lambda actor: heard.append("started"),
+        on_error=lambda actor, error: heard.append(error),
+    )
+    while not heard:
+        manager.next(timeout=1)
+    handle, _ = manager._live_actors_to_ray_actors_resources[actor]
+    pending = handle.sleep.remote()
+    task = TrackedActorTask(actor, on_error=lambda actor, error: heard.append(error))
+    manager._actor_task_failed(task, ERRORS[name])
+    _, first, second = heard
+    assert isinstance(first, RayActorError)
+    assert first is second
+    if name != "unavailable":
+        assert str(first) == in_words(ERRORS[name])
+    assert not manager.live_actors
+    with pytest.raises(RayActorError):
+        ray.get(pending, timeout=30)
+
+
+def test_a_process_that_is_missed_is_no_failure_of_the_trial(cluster):
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Other:
+        def pid(self):
+            return os.getpid()
+
+        def fail(self):
+            raise OSError("by itself")
+
+    other = Other.remote()
+    with pytest.raises(OSError, match="by itself") as caught:
+        ray.get(other.fail.remote())
+    assert not is_lost(caught.value)
+    os.kill(ray.get(other.pid.remote()), signal.SIGKILL)
+    with pytest.raises(RayActorError) as missed:
+        ray.get(other.pid.remote())
+    assert is_lost(missed.value)
+    assert not is_lost(ValueError("its own"))

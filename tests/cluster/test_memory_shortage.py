@@ -1,0 +1,145 @@
+"""What becomes of trials where memory is short. Ray's own monitor ends processes, for a hog on a machine of 4 GiB."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import OutOfMemoryError
+
+from cluster.drivers import assert_undisturbed, driving
+from cluster.small_machine import small_machine
+from condkd_ray.cluster import memory_shortage
+from condkd_ray.cluster.lost import in_words
+from condkd_ray.cluster.memory_shortage import ASIDE, PAUSES, MemoryShortage
+from condkd_ray.cluster.sweep import IN_VAIN, UNLIMITED, Monitor, _Events, _listeners
+
+SHORT = in_words(OutOfMemoryError("actual memory used=0.75GB"))
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """`now` is the time in seconds; who sleeps gets on at once."""
+    found = SimpleNamespace(now=100.0)
+
+    def sleep(seconds: float) -> None:
+        found.now += seconds
+
+    monkeypatch.setattr(memory_shortage, "time", SimpleNamespace(monotonic=lambda: found.now, sleep=sleep))
+    return found
+
+
+def test_the_user_is_told_once_how_much_trials_take_and_what_helps(heard):
+    shortage = MemoryShortage()
+    shortage.took(0.5)
+    for reason in (SHORT, SHORT, "its process died (killed)", SHORT):
+        shortage.ended(reason)
+    shortage.set_aside("a", "first")
+    shortage.set_aside("b", "second")
+    (told,) = [line for line in heard if line.startswith("memory is short")]
+    assert "ended 3 times; the process of a trial takes up to 0.75 GB" in told
+    assert all(flag in told for flag in ("--max-concurrent", "--pool-limit", "--cpus-per-trial"))
+    assert [line.split()[0] for line in heard if "runs alone" in line] == ["first", "second"]
+
+
+def test_who_was_set_aside_waits_for_the_others_and_then_for_longer_and_longer(clock):
+    shortage = MemoryShortage()
+    assert not shortage.waits("a", alone=True)
+    for pause in (*PAUSES, PAUSES[-1]):
+        shortage.set_aside("a", "first")
+        assert shortage.waits("a", alone=False)
+        clock.now += 1000
+        assert shortage.waits("a", alone=True)
+        clock.now += pause - 1
+        assert shortage.waits("a", alone=True)
+        clock.now += 2
+        assert not shortage.waits("a", alone=True)
+        assert not shortage.waits("a", alone=False)
+
+
+def test_a_sweep_waits_only_with_those_that_were_set_aside(clock):
+    shortage = MemoryShortage()
+    assert not shortage.wait_with(["a", "b"])
+    assert clock.now == 100
+    shortage.set_aside("a", "first")
+    assert shortage.wait_with(["a", "b"])
+    assert clock.now == 100 + PAUSES[0]
+    assert not shortage.wait_with(["a", "b"])
+
+
+@pytest.mark.fault
+def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_run(tmp_path):
+    threshold = {"RAY_memory_usage_threshold": "0.7"}
+    with small_machine(4 * 2**30) as machine, driving(tmp_path, within=machine.within, environment=threshold) as driver:
+        driver.until("round b 1")
+        # However slow the hog is, these two are still there when it comes.
+        held = [pid for pid, title in driver.pids().items() if title.startswith("ray::ImplicitFunc")]
+        for pid in held:
+            os.kill(pid, signal.SIGSTOP)
+        with machine.hog(0.76):
+            driver.until("memory is short: processes of trials were ended ")
+            for pid in set(held) & set(driver.pids()):
+                os.kill(pid, signal.SIGCONT)
+        assert driver.end() == 0, driver.said
+    assert driver.said[-1] == "complete"
+    assert not any("Traceback" in line for line in driver.said)
+    died = [line for line in driver.said if "its machine had too little memory" in line]
+    assert died
+    assert all(line.endswith("; it goes on from its checkpoint") for line in died)
+    assert_undisturbed(tmp_path)
+
+
+def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]], list[int]]:
+    """What is heard where each attempt of a trial ends for one of these reasons, and what Tune may do before each.
+
+    "round" stands for one more round.
+    """
+    told: list[tuple[str, ...]] = []
+
+    def hears(what: str):
+        return lambda key, *rest: told.append((what, *rest))
+
+    names = ("retried", "starve", "drop", "failed", "heard")
+    listener = SimpleNamespace(error=None, **{name: hears(name) for name in names})
+    monkeypatch.setitem(_listeners, "word", listener)
+    events, file = _Events("word"), tmp_path / "error.txt"
+    trial, allowed, rounds = SimpleNamespace(config={"key": "a"}, error_file=str(file), max_failures=UNLIMITED), [], 0
+    for step, reason in enumerate(reasons):
+        if reason == "round":
+            rounds += 1
+            events.on_trial_result(step, [], trial, {"round": rounds})
+            continue
+        file.write_text(f"Failure # {step} (occurred at 2026-01-01_00-00-00)\n{reason}\n")
+        allowed.append(trial.max_failures)
+        if trial.max_failures == 0:
+            events.on_trial_error(step, [], trial)
+            trial.max_failures = UNLIMITED
+        else:
+            events.on_trial_recover(step, [], trial)
+    return [one for one in told if one[0] != "heard"], allowed
+
+
+def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_with_a_round_is_not(
+    monkeypatch, tmp_path
+):
+    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE)
+    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "starve"]
+    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
+    assert all(SHORT in reason for _, reason in told)
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * ASIDE))
+    assert {what for what, *_ in told} == {"retried"}
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", SHORT)
+    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "drop", "retried"]
+
+
+def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(monkeypatch, tmp_path):
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (IN_VAIN + 1))
+    assert [what for what, *_ in told].count("starve") == (IN_VAIN - 1) // ASIDE
+    (reason,) = [reason for what, reason in told if what == "failed"][:1]
+    assert reason.startswith(f"{IN_VAIN} attempts in a row without one more round; the last: its process died (its mac")
+    ended = []
+    monitor = Monitor(None, SimpleNamespace(ended=lambda trial, outcome: ended.append(outcome)))  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    monitor.failed("a", reason)
+    assert ended[0].reason == f"{reason}; {monitor.memory.advice}"
+    assert "takes up to 0.75 GB" in ended[0].reason
