@@ -146,7 +146,7 @@ def usable_cpus() -> int:
 def _quotas() -> Iterator[float]:
     """CPUs by the quota of each control group that this process is in."""
     with suppress(OSError):
-        for line in OWN_GROUPS.read_text().splitlines():
+        for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines():
             _, controllers, own = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
@@ -161,9 +161,9 @@ def _quota(group: Path) -> float | None:
     """CPUs by the quota of this group; None where it has none."""
     with suppress(OSError, ValueError):
         if (whole := group / "cpu.max").is_file():
-            quota, period = whole.read_text().split()
+            quota, period = whole.read_text(encoding="utf-8").split()
         else:
-            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
         return float(quota) / float(period) if float(quota) > 0 else None
     return None
 
@@ -171,7 +171,7 @@ def _quota(group: Path) -> float | None:
 def private_bytes() -> int:
     """Memory of this process that is no file's and no other's; all that it has in main memory where Linux is not."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return psutil.Process().memory_info().rss
     return int(status.partition("RssAnon:")[2].split()[0]) * 1024
