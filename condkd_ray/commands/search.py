@@ -46,7 +46,7 @@ def search(command: Search) -> int:
 def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     """Run what is missing of a search of the space `tree`, and report. The exit code: as an experiment's."""
     speak(flags.verbose)
-    tree = _over(tree, flags)
+    tree = with_flags(tree, flags)
     if flags.explain:
         show(searches.explained(tree, flags, view=TERMINAL))
         return 0
@@ -57,7 +57,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
     """Run the best trials of a finished search again with other seeds, and report. The exit code."""
-    result = searches.confirm(_over(tree, flags), flags, best=best, seeds=seeds, view=TERMINAL)
+    result = searches.confirm(with_flags(tree, flags), flags, best=best, seeds=seeds, view=TERMINAL)
     tell_results(result.out)
     code = ended(result)
     # It draws, which the other commands need not wait for.
@@ -69,6 +69,6 @@ def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Seque
     return code
 
 
-def _over(tree: dict[str, Any], flags: SearchFlags) -> dict[str, Any]:
+def with_flags(tree: dict[str, Any], flags: SearchFlags) -> dict[str, Any]:
     """The space with what the flags say of the teacher over it, and what its card tells under it."""
     return with_card(merge(tree, flags.about_teacher()))

@@ -167,4 +167,4 @@ def _config(setup: Setup) -> tuple[TrialConfig, Kept]:
     if found is None:
         raise SkippedError("needs the teacher of (f)")
     plain = setup.sizes.fast(precision="bfloat16" if bf16_pays(setup.device) else "float32")
-    return replace(plain, data=data, teacher=replace(setup.sizes.teacher, weights=found.path)), found
+    return replace(plain, data=data, teacher=replace(setup.sizes.teacher, weights=found.path, force=True)), found

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from places import TESTS
 
@@ -151,7 +152,9 @@ def fails_to_start(monkeypatch) -> Iterator[Callable[[Exception], list[dict]]]:
             asked.append(given)
             rays = [str(Path(ray.__file__).parent / "raylet")]
             for more in (rays, []):
-                started.append(subprocess.Popen([sys.executable, "-c", SLEEP, *more]))
+                started.append(process := subprocess.Popen([sys.executable, "-c", SLEEP, *more]))
+                while not psutil.Process(process.pid).cmdline():
+                    time.sleep(0.01)  # it has only just taken the place of its fork
             raise error
 
         monkeypatch.setattr(ray, "is_initialized", lambda: False)

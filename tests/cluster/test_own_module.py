@@ -63,7 +63,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrialCon
         (tmp_path / "teachers_of_a_user" / f"{name}.py").write_text(text)
     yield TrialConfig(
         data=DataConfig(name="digits"),
-        teacher=TeacherConfig(module=f"{PLACE}:teacher"),
+        teacher=TeacherConfig(module=f"{PLACE}:teacher", force=True),
         student=ResNet(depth=8, width=2),
         condensation=RandomReal(ipc=2),
         inversion=Fast(steps=1, batch=16, latent=16, width=8),

@@ -12,7 +12,7 @@ from data.image_files import write_folder
 from models import published
 
 from condkd_ray.commands.experiment import Flags
-from condkd_ray.commands.search import SearchFlags
+from condkd_ray.commands.search import SearchFlags, with_flags
 from condkd_ray.commands.try_teacher import Try, configure, try_out
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.supervised import TeacherConfig
@@ -34,7 +34,7 @@ def theirs(tmp_path: Path) -> Path:
 def test_an_experiment_takes_weights_of_others_without_being_told_what_they_are(
     theirs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    config = Flags(teacher_weights=theirs, condensation="random_real", ipcs=(1,)).base()
+    config = Flags(teacher_weights=theirs, force_teacher=True, condensation="random_real", ipcs=(1,)).base()
     assert config.teacher.network == parse("resnet:a-20-4")
     workshop = Workshop(tmp_path / "cache")
     with caplog.at_level(logging.INFO, "condkd_ray"):
@@ -88,21 +88,21 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_each_command_takes_a_module_of_a_users(module: str, tmp_path: Path):
-    config = Flags(teacher_module=module, condensation="random_real", ipcs=(1,)).base()
+    config = Flags(teacher_module=module, force_teacher=True, condensation="random_real", ipcs=(1,)).base()
     assert config.teacher.label == module
     Workshop(tmp_path / "cache").check(config)
-    space = SearchFlags(out=tmp_path / "out", teacher_module=module).over({"teacher": {"seed": 1}, "rounds": 2})
+    space = with_flags({"teacher": {"seed": 1}, "rounds": 2}, SearchFlags(out=tmp_path / "out", teacher_module=module))
     assert space == {"teacher": {"seed": 1, "module": module}, "rounds": 2}
-    assert SearchFlags(out=tmp_path / "out").over({"rounds": 2}) == {"rounds": 2}
+    assert with_flags({"rounds": 2}, SearchFlags(out=tmp_path / "out")) == {"rounds": 2}
 
 
 def test_a_try_takes_a_module_of_a_users(module: str, tmp_path: Path):
     pixels = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
     write_folder(tmp_path / "photos", pixels, torch.arange(40) % 10, list(map(str, range(10))))
     given = {"images": tmp_path / "photos", "out": tmp_path / "out", "cache": tmp_path / "cache"}
-    known = {"mean": (0.5,), "std": (0.5,), "student": "resnet-8-2"}
+    known = {"mean": (0.5,), "std": (0.5,), "student": "resnet-8-2", "force_teacher": True}
     base = configure(Try(teacher_module=module, **given, **known), Workshop(tmp_path / "cache"))  # type: ignore[arg-type]
-    assert base.teacher == TeacherConfig(module=module)
+    assert base.teacher == TeacherConfig(module=module, force=True)
     with pytest.raises(InputError, match=r"--teacher-weights is None; accepted: .*; or --teacher-module"):
         try_out(Try(**given))  # type: ignore[arg-type]
 

@@ -256,5 +256,3 @@ def test_both_spellings_of_force_are_one_flag():
     assert not tyro.cli(Try, args=given).force_teacher
     for flag in ("--force", "--force-teacher"):
         assert tyro.cli(Try, args=[*given, flag]).force_teacher
-    with pytest.raises(SystemExit):
-        tyro.cli(Try, args=given[2:])

@@ -6,6 +6,7 @@ from condkd_ray.core.config import read_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.core.text import decoded, read_text
 from condkd_ray.runs.search import _points
+from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study import space
 
 NAMES = "naïve\ncafé\n猫\n"
@@ -37,10 +38,14 @@ def test_configs_spaces_and_points_are_read_in_each_encoding(tmp_path: Path, enc
     path.write_bytes("# déjà vu\r\nseed: 3\r\n".encode(encoding))
     assert read_tree(path) == space.read(path) == {"seed": 3}
     path.write_bytes("# déjà vu\r\n- {seed: 3}\r\n".encode(encoding))
-    assert _points(path) == [{"seed": 3}]
+    assert points(path) == [{"seed": 3}]
 
 
-@pytest.mark.parametrize("read", [read_tree, space.read, _points])
+def points(path: Path) -> list[dict[str, object]]:
+    return [dict(point) for point in _points({"seed": space.Open("int", (0, 9))}, SearchSpec(points=path))]
+
+
+@pytest.mark.parametrize("read", [read_tree, space.read, points])
 def test_yaml_in_a_code_page_is_refused_by_name(tmp_path: Path, read):
     path = tmp_path / "a.yaml"
     path.write_bytes("# déjà vu\nseed: 3\n".encode("cp1252"))

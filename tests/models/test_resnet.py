@@ -58,7 +58,9 @@ def test_he_initialisation():
 
 @pytest.mark.parametrize("depth", [-4, 2, 9, 18])
 def test_a_depth_that_does_not_exist_is_named(depth):
-    with pytest.raises(InputError, match=rf"^resnet depth is {depth}; accepted: 6n \+ 2, such as 8, 14, 20$"):
+    with pytest.raises(
+        InputError, match=rf"^resnet depth is {depth}; accepted: 6n \+ 2, such as 8, 14, 20, at most 1202$"
+    ):
         ResNet(depth=depth)
 
 

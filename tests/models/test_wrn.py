@@ -46,7 +46,9 @@ def test_the_features_are_positive_and_centred_by_the_last_normalisation():
 
 @pytest.mark.parametrize("depth", [4, 8, 18, -2])
 def test_a_depth_that_does_not_exist_is_named(depth):
-    with pytest.raises(InputError, match=rf"^wrn depth is {depth}; accepted: 6n \+ 4, such as 10, 16, 40$"):
+    with pytest.raises(
+        InputError, match=rf"^wrn depth is {depth}; accepted: 6n \+ 4, such as 10, 16, 40, at most 1202$"
+    ):
         Wrn(depth=depth)
 
 
