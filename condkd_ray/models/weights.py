@@ -68,7 +68,8 @@ def _several(path: Path, found: Iterable[str]) -> InputError:
 
 def _plain(tensor: Tensor, what: str) -> Tensor:
     """Dense, and float32 where it is of another precision. Raises `InputError` where it has no values to read."""
-    kind = "on the meta device" if tensor.is_meta else "quantised" if tensor.is_quantized else ""
+    kinds = {"on the meta device": tensor.is_meta, "quantised": tensor.is_quantized, "complex": tensor.is_complex()}
+    kind = next((kind for kind, is_it in kinds.items() if is_it), "")
     if kind:
         raise InputError(f"{what} is {kind}; accepted: tensors of finite floats")
     dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()

@@ -28,11 +28,12 @@ from condkd_ray.runs.search_driver import PopulationDriver, SearchDriver, Search
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.points import Point, check_point, left_open
 from condkd_ray.study.population import Population, check_population
-from condkd_ray.study.space import close, default, leaves
+from condkd_ray.study.space import Open, close, default, leaves
 from condkd_ray.study.storage import exists, holds, open_storage, quiet, stored_study
 from condkd_ray.study.strategies import Pruner, Sampler, check_pruner, check_sampler, make_pruner
 from condkd_ray.study.study import Study, check_earlier
 from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.device_pool import check_round_fits
 from condkd_ray.trial.hardware import CPU, settled
 from condkd_ray.trial.plan import Plan
@@ -181,8 +182,10 @@ def study_of(tree: dict[str, Any], spec: SearchSpec) -> Study:
 
 
 def _rounds(tree: dict[str, Any]) -> int:
-    rounds = tree.get("rounds", 12)
-    return rounds if isinstance(rounds, int) else max(rounds.values)
+    """Of the longest trial. Raises `InputError` for what is no number of rounds."""
+    rounds = tree.get("rounds", TrialConfig().rounds)
+    values = rounds.values if isinstance(rounds, Open) else (rounds,)
+    return max(from_tree({"rounds": value}, "search space").rounds for value in values)
 
 
 def _earlier(spec: SearchSpec) -> dict[str, optuna.Study]:

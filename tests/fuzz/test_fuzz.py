@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from condkd_ray.core.rng import Streams
 from condkd_ray.data.datasets import DataConfig, load
 from condkd_ray.models.resnet import ResNet
-from condkd_ray.models.weights import load_into, read_weights
+from condkd_ray.models.weights import fitted, load_into
 from condkd_ray.runs import search
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study import space
@@ -107,6 +107,7 @@ def test_checkpoints(many):
     def take(file: tuple[str, bytes], folder: Path) -> None:
         path = folder / file[0]
         path.write_bytes(file[1])
-        load_into(made(), read_weights(path), f"weights in {path}")
+        network = made()
+        load_into(network, fitted(network, path).weights, f"weights in {path}")
 
     many(checkpoints(made().state_dict()), take)

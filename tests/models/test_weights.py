@@ -250,6 +250,7 @@ def test_tensors_without_plain_values_are_refused_and_sparse_ones_are_read(tmp_p
     for kind, tensor in (
         ("on the meta device", torch.empty(4, 1, 3, 3, device="meta")),
         ("quantised", torch.quantize_per_tensor(state["conv.weight"], 0.1, 0, torch.qint8)),
+        ("complex", state["conv.weight"].to(torch.complex64)),
     ):
         torch.save(state | {"conv.weight": tensor}, tmp_path / "w.pt")
         with pytest.raises(InputError, match=rf"w.pt: conv.weight is {kind}; accepted: tensors of finite floats"):

@@ -56,6 +56,14 @@ def test_points_that_are_not_of_the_space_are_refused(tmp_path, points, message)
     refused(tmp_path, message, points=tmp_path / "p.yaml")
 
 
+@pytest.mark.parametrize("rounds", ["", "many", "!choice [2, many]", "0"])
+def test_rounds_that_are_no_number_are_refused(tmp_path, rounds):
+    tree = parse(f"inversion: {{bn_weight: !log_uniform [0.1, 100]}}\nrounds: {rounds}")
+    spec = SearchSpec(out=tmp_path / "out", cache=tmp_path / "cache", pruner="median")
+    with pytest.raises(InputError, match=r"rounds is .*; accepted: (a valid|an) integer"):
+        searches.check(tree, spec)
+
+
 @pytest.mark.parametrize("content", [b"[", b"\xff\xfe\xfa", None])
 def test_points_that_cannot_be_read_are_refused(tmp_path, content):
     if content is not None:
