@@ -187,7 +187,8 @@ def _files_notes(found: _Found) -> Iterator[str]:
     """What the readers tell, and which classes have no image to learn from."""
     for raw in (found.train, found.test):
         yield from raw.notes if raw else ()
-    if found.test is not None and found.test.class_names != found.train.class_names and not _numbered(found):
+    named = found.test is not None and not (_decimal(found.train, found.test) or _numbered(found))
+    if named and found.test is not None and found.test.class_names != found.train.class_names:
         yield "the classes of the test images stand in another order than train's: they are taken by their names"
     names, counts = found.train.class_names, found.train.labels.bincount(minlength=len(found.train.class_names))
     for few, told in enumerate(("no train image: nothing of them can be taught", "one train image: the proxy set's")):
@@ -229,15 +230,30 @@ def _numbered(found: _Found) -> bool:
 
 def _test(config: DataConfig, found: _Found, test: Raw) -> RealImages:
     """The classes of test are those of train, by their names if both have some."""
-    train = found.train
-    if not _numbered(found):
+    train, given = found.train, test
+    if _decimal(train, test):
+        test = replace(test, labels=_as_trains(train, test))
+    elif not _numbered(found):
         same = sorted(train.class_names) == sorted(test.class_names)
         require(same, "classes of the test images", test.class_names, f"those of train, {train.class_names}")
         place = {name: label for label, name in enumerate(train.class_names)}
         test = replace(test, labels=torch.tensor([place[name] for name in test.class_names])[test.labels])
-    foreign = sorted(set(test.labels.unique().tolist()) - set(train.labels.unique().tolist()))
-    require(not foreign, "labels of test images that train has not", foreign, "the labels of train")
+    there = torch.isin(test.labels, train.labels.unique())
+    foreign = [given.class_names[label] for label in given.labels[~there].unique().tolist()]
+    foreign = [int(name) if name.isdecimal() else name for name in foreign]
+    require(not foreign, "classes of test images that train has not", foreign, "the classes of train")
     return _real(config, test)
+
+
+def _decimal(*sides: Raw) -> bool:
+    """Whether all classes are called by numbers, as folders are, some of which may be missing."""
+    return all(name.isdecimal() for raw in sides for name in raw.class_names)
+
+
+def _as_trains(train: Raw, test: Raw) -> torch.Tensor:
+    """Labels of test images (N,) by the numbers that classes are called by; -1 where train has no such class."""
+    place = {int(name): label for label, name in enumerate(train.class_names)}
+    return torch.tensor([place.get(int(name), -1) for name in test.class_names])[test.labels]
 
 
 def _real(config: DataConfig, raw: Raw) -> RealImages:

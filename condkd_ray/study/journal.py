@@ -7,12 +7,13 @@ A process that is killed, or a disk that is full, can leave a part of a line at 
     study.journal.torn    ends that were cut off, as they were
 """
 
+import fcntl
 import json
 import logging
 import os
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Lock(BaseJournalFileLock):
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = f"{path}.lock"
+        self._journal, self._file = path, f"{path}.lock"
         self._own: tuple[int, int] | None = None
 
     def acquire(self) -> bool:
@@ -52,13 +53,12 @@ class Lock(BaseJournalFileLock):
             now, standing = time.monotonic(), self._standing()
             if standing != seen:
                 seen, since = standing, now
-            elif standing is not None and now - since > GRACE:
-                log.info(f"{self._file} is removed: a process that was killed has left it")
-                Path(self._file).unlink(missing_ok=True)
-                continue
             if not told and now - began > PATIENCE:
                 log.info(f"waiting for {self._file}: if a killed process has left it, it goes in {GRACE:.0f} s")
                 told = True
+            if standing is not None and now - since > GRACE:
+                self._remove(standing)
+                continue
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
         return True
@@ -81,6 +81,15 @@ class Lock(BaseJournalFileLock):
     def stands(self) -> bool:
         """Whether anybody holds it, or has left it."""
         return os.path.lexists(self._file)
+
+    def _remove(self, standing: tuple[int, int]) -> None:
+        """Remove the lock that was left, unless who waits beside us has done so and taken it."""
+        with ExitStack() as stack:
+            with suppress(OSError):  # no journal as yet, or a file system without locks
+                fcntl.flock(stack.enter_context(open(self._journal, "rb")), fcntl.LOCK_EX)
+            if self._standing() == standing:
+                log.info(f"{self._file} is removed: a process that was killed has left it")
+                Path(self._file).unlink(missing_ok=True)
 
     def _made(self) -> bool:
         try:
@@ -116,13 +125,11 @@ class Journal(BaseJournalBackend):
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """The lines from that one on, counted from 0. Raises `InputError` where one in the middle is damaged."""
-        number = log_number_from
         try:
             for entry in self._file.read_logs(log_number_from):
                 if not (isinstance(entry, dict) and "op_code" in entry):
                     raise ValueError("no operation")
                 yield entry
-                number += 1
         except ValueError:
             # Where only the end is damaged, and cannot be mended, as on a disk that is not to be written: up to there.
             _check_middle(self._path, self._path.read_bytes())
@@ -131,16 +138,21 @@ class Journal(BaseJournalBackend):
         """Append a line for each, on the disk when it returns. Where that fails nothing is appended: `OSError`."""
         if _is_torn(self._path):
             self._mend()
-        with naming(self._path):
+        lines = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode()
+        with naming(self._path), self._lock.held():
+            before = self._path.stat().st_size
             try:
-                self._file.append_logs(logs)
+                with open(self._path, "ab") as file:
+                    file.write(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
             except OSError:
-                # The part that a full disk has taken is our own, and known.
+                # What a full disk has taken of it.
                 with suppress(OSError):
-                    self._mend(keep=False)
+                    os.truncate(self._path, before)
                 raise
 
-    def _mend(self, *, keep: bool = True) -> None:
+    def _mend(self) -> None:
         """Move a torn end into a file beside. Nothing where it cannot be written, as readers need not."""
         if not os.access(self._path, os.W_OK) or not os.access(self._path.parent, os.W_OK):
             return
@@ -150,8 +162,6 @@ class Journal(BaseJournalBackend):
             content = self._path.read_bytes()
             _check_middle(self._path, content)
             length = _sound_bytes(content)
-            if not keep:
-                return os.truncate(self._path, length)
             aside = self._path.with_name(f"{self._path.name}.torn")
             with naming(aside), open(aside, "ab") as file:
                 file.write(content[length:] + b"\n")
@@ -198,7 +208,8 @@ def _check_middle(path: Path, content: bytes) -> None:
     """Raise `InputError` where a whole line follows a damaged one, or where this never was a journal."""
     length = _sound_bytes(content)
     damaged, *others = content[length:].split(b"\n")
-    never = length == 0 and not (BEGINNING.startswith(damaged[: len(BEGINNING)]) or not damaged.strip(b"\0"))
+    begun = BEGINNING.startswith(damaged[: len(BEGINNING)]) or not damaged.strip(b"\0")
+    never = length == 0 and (not begun or any(other.strip(b"\0") for other in others))
     if not (never or any(map(_sound, others))):
         return
     number = content.count(b"\n", 0, length) + 1

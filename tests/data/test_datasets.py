@@ -299,6 +299,23 @@ def test_classes_of_test_are_taken_by_their_names(tmp_path: Path):
     )
 
 
+def test_class_folders_called_by_numbers_are_matched_by_them_where_test_lacks_some(tmp_path: Path):
+    pixels, labels = random_pixels(30), torch.arange(30) % 3
+    write_folder(tmp_path / "train", pixels, labels, ["0", "1", "2"])
+    kept = labels != 1
+    write_folder(tmp_path / "test", 255 - pixels[kept], labels[kept], ["0", "1", "2"])
+    dataset = load(DataConfig(name="image_folder", root=tmp_path))
+    assert sorted(dataset.test.labels.tolist()) == [0] * 10 + [2] * 10
+    assert not any("order" in note for note in dataset.notes)
+
+
+def test_a_test_folder_of_another_number_is_refused(tmp_path: Path):
+    write_folder(tmp_path / "train", random_pixels(30), torch.arange(30) % 3, ["1", "2", "3"])
+    write_folder(tmp_path / "test", random_pixels(9), torch.arange(9) % 3, ["1", "2", "7"])
+    with pytest.raises(InputError, match=r"classes of test images that train has not is \[7\]"):
+        load(DataConfig(name="image_folder", root=tmp_path))
+
+
 @pytest.mark.parametrize("names", [None, ["a", "b"]])
 def test_one_class_is_refused(tmp_path: Path, names):
     for split in ("train", "test"):

@@ -25,6 +25,8 @@ class FileSet:
     name: str
     files: list[Path]
     told: str
+    fault: tuple[str, object, str] | None = None
+    """What of it is missing: the thing, its value, and what is accepted."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ def find_parquet(root: Path, train: str | None, test: str | None) -> ParquetFile
     accepted = "one set, or name it with --train-file (a pattern will do)"
     require(len(trains) == 1, f"train files in {folder}", [one.told for one in trains], accepted)
     tests, notes = (_named(folder, test), []) if test else _tests(there)
+    for one in [*trains, *(tests if len(tests) == 1 else [])]:
+        if one.fault is not None:
+            require(False, *one.fault)
     files = {path.resolve() for path in trains[0].files}
     shared = [path.name for one in tests for path in one.files if path.resolve() in files]
     require(not shared, "files read as train and as test", shared, "different files")
@@ -114,14 +119,17 @@ def _named(folder: Path, name: str) -> list[FileSet]:
 
 
 def _sets(folder: Path) -> list[FileSet]:
-    """Files grouped by what they are shards of, all sorted. Raises `InputError` where a shard is missing."""
+    """Files grouped by what they are shards of, all sorted."""
     found = _shards(folder.glob("*.parquet"))
     for inner in sorted(child for child in folder.glob("*") if child.is_dir() and _split(child)):
-        files = [path for one in _shards(inner.glob("*.parquet")) for path in one.files]
+        shards = _shards(inner.glob("*.parquet"))
+        files = [path for one in shards for path in one.files]
+        if all(path.stem.isdecimal() for path in files):
+            files.sort(key=lambda path: int(path.stem))
         numbers = [int(path.stem) for path in files if path.stem.isdecimal()]
-        whole = numbers == list(range(len(numbers)))
-        require(whole, f"numbers of the Parquet files in {inner}", numbers, "0, 1, 2 ..., none missing")
-        found += [FileSet(_split(inner), files, f"{inner.name}/")] if files else []
+        gap = (f"numbers of the Parquet files in {inner}", numbers, "0, 1, 2 ..., none missing")
+        faults = [one.fault for one in shards if one.fault] + [gap] * (numbers != list(range(len(numbers))))
+        found += [FileSet(_split(inner), files, f"{inner.name}/", (*faults, None)[0])] if files else []
     return found
 
 
@@ -131,9 +139,10 @@ def _shards(paths: Iterable[Path]) -> list[FileSet]:
         shard = SHARD.fullmatch(path.stem)
         key, number = ((shard[1], int(shard[3])), int(shard[2])) if shard else ((path.stem, 1), 0)
         sets.setdefault(key, {}).setdefault(number, []).append(path)
+    found = []
     for (name, count), shards in sets.items():
         files = [path for paths in shards.values() for path in paths]
-        where = f"number of shards of {name} in {files[0].parent}"
-        require(len(shards) == count and len(files) == count, where, len(files), f"{count}, all, each once")
-    listed = {name: [path for paths in shards.values() for path in paths] for (name, _), shards in sets.items()}
-    return [FileSet(name, files, files[0].name) for name, files in listed.items()]
+        lacking = (f"number of shards of {name} in {files[0].parent}", len(files), f"{count}, all, each once")
+        whole = len(shards) == count and len(files) == count
+        found.append(FileSet(name, files, files[0].name, None if whole else lacking))
+    return found

@@ -145,3 +145,20 @@ def test_a_pattern_may_name_folders(tmp_path: Path):
     touch(tmp_path, "a/train-0.parquet", "b/train-1.parquet")
     assert found(tmp_path, train="*/train-*.parquet")[0] == ["train-0.parquet", "train-1.parquet"]
     assert found(tmp_path, train=str(tmp_path / "*" / "train-*.parquet"))[0] == ["train-0.parquet", "train-1.parquet"]
+
+
+def test_only_sets_that_are_read_must_be_whole(tmp_path: Path):
+    touch(tmp_path, "train.parquet", "test.parquet", "extra-00000-of-00002.parquet")
+    assert found(tmp_path) == (["train.parquet"], [["test.parquet"]])
+    assert found(tmp_path, "train.parquet", "test.parquet") == (["train.parquet"], [["test.parquet"]])
+    touch(tmp_path, "validation-00000-of-00002.parquet")
+    assert found(tmp_path) == (["train.parquet"], [["test.parquet"]])
+    (tmp_path / "test.parquet").unlink()
+    with pytest.raises(InputError, match=r"number of shards of validation in .* is 1; accepted: 2, all"):
+        found(tmp_path)
+
+
+def test_numbers_without_zeros_before_them_count_as_numbers(tmp_path: Path):
+    touch(tmp_path, *(f"train/{number}.parquet" for number in range(12)), "test/0.parquet")
+    train, _ = found(tmp_path)
+    assert [Path(name).stem for name in train] == list(map(str, range(12)))
