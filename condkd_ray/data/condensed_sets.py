@@ -37,6 +37,9 @@ LABEL_KEYS = ("labels", "label", "targets", "train_labels", "y", "y_train")
 """Names of images and of labels in a dictionary or an .npz; upper or lower case."""
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 @dataclass(frozen=True)
 class StoredSet:
     """Images (N, C, H, W) as the file holds them, float or uint8, and their classes int64 (N,)."""
@@ -45,6 +48,8 @@ class StoredSet:
     labels: Tensor
     soft: bool = False
     """Whether the labels were soft ones (N, K), of which only the largest is used."""
+    class_names: tuple[str, ...] = ()
+    """By label, where the file or folder calls them by more than numbers."""
 
 
 def resolve(path: Path) -> Path:
@@ -76,7 +81,8 @@ def read_stored(path: Path, which: int = -1, image_shape: Sequence[int] | None =
     path = resolve(path)
     if path.is_dir() or path.suffix == ".parquet":
         raw = read_folder(path) if path.is_dir() else read_parquet([path])
-        return StoredSet(raw.pixels, raw.labels)
+        called = not all(name.isdecimal() for name in raw.class_names)
+        return StoredSet(raw.pixels, raw.labels, class_names=raw.class_names if called else ())
     require(path.suffix in TORCH + NUMPY, "condensed set", str(path), ACCEPTED)
     images, labels = _pair(_load(path), which, path)
     pixels = _images(images, path, image_shape)
@@ -176,6 +182,8 @@ def _two(pair: Any, what: str) -> tuple[Any, Any]:
 def _images(images: Any, path: Path, image_shape: Sequence[int] | None) -> Tensor:
     """(N, C, H, W) of images that may be (N, H, W, C), or (N, H, W) of grey ones."""
     require(isinstance(images, Tensor), f"images in {path}", type(images).__name__, "a tensor")
+    dense = images.layout == torch.strided and (images.dtype in FLOATS or not images.is_floating_point())
+    require(dense, f"images in {path}", f"{_form(images)}, {images.layout}", "dense float32, or another usual float")
     images, given = images.detach(), _form(images)
     if image_shape is not None:
         channels, height, width = image_shape
@@ -196,8 +204,12 @@ def _labels(labels: Any, count: int, path: Path) -> tuple[Tensor, bool]:
     what = f"labels in {path}"
     if isinstance(labels, (list, tuple)):
         require(_plain(labels), what, "a list of something else", "a list of numbers, or a tensor")
-        labels = torch.as_tensor(np.array(labels))
+        try:
+            labels = torch.as_tensor(np.array(labels))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{what} are a list that is no array ({error}); accepted: numbers of classes") from None
     require(isinstance(labels, Tensor), f"labels of {path}", type(labels).__name__, "a tensor or a list")
+    require(labels.layout == torch.strided, f"labels of {path}", str(labels.layout), "a dense tensor")
     labels = labels.detach()
     labels = labels.flatten() if labels.shape == (count, 1) else labels
     kinds = (

@@ -369,7 +369,7 @@ class Workshop:
         """What the file of an imported set holds, read once for all seeds and images per class."""
         dataset, one = self.data(config), replace(method, ipc=1)
         key = ("stored set", self._data_key(config), one)
-        found = self._once(key, lambda: one.stored(dataset.num_classes, dataset.image_shape))
+        found = self._once(key, lambda: one.stored(dataset.num_classes, dataset.image_shape, dataset.class_names))
         method.check_ipc(found)
         return found
 

@@ -104,8 +104,8 @@ class Imported(Condensation):
         images, labels = self._unpacked(stored)
         return unseen(space.convert(images, mean, std), labels)
 
-    def stored(self, num_classes: int, image_shape: tuple[int, ...]) -> StoredSet:
-        """What the file holds, its classes in the teacher's order.
+    def stored(self, num_classes: int, image_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> StoredSet:
+        """What the file holds, its classes in the teacher's order: by `order`, else by their names if both have some.
 
         Raises `InputError` for a file that cannot be read safely, for other classes or another `image_shape`
         (C, H, W), for values that are not finite, and for less than `ipc` images of a class.
@@ -125,6 +125,9 @@ class Imported(Condensation):
             require(fits, f"condensation.{name}", values, f"{count} values, one a {what}")
         if self.order is not None:
             found = replace(found, labels=torch.tensor(self.order).argsort()[found.labels])
+        elif found.class_names and sorted(found.class_names) == sorted(class_names):
+            place = {name: label for label, name in enumerate(class_names)}
+            found = replace(found, labels=torch.tensor([place[name] for name in found.class_names])[found.labels])
         self.check_ipc(found)
         return found
 

@@ -219,3 +219,29 @@ def test_strangers_sets(file: str, data: str, ipc: int, spread: float):
     else:
         with pytest.raises(InputError, match="as its pixels tell"):
             declared.read(image_shape=shape, **options)
+
+
+def test_classes_that_both_sides_name_are_taken_by_their_names(tmp_path: Path):
+    pixels = torch.arange(3, dtype=torch.uint8).mul(80)[:, None, None, None].repeat(1, 1, 8, 8)
+    write_folder(tmp_path, pixels, torch.arange(3), ["ant", "bee", "cat"])
+    read = Imported(path=tmp_path, ipc=1, force=True).stored
+    assert read(3, (1, 8, 8), ("cat", "ant", "bee")).labels.tolist() == [1, 2, 0]
+    assert read(3, (1, 8, 8), ("0", "1", "2")).labels.tolist() == [0, 1, 2]
+    ordered = Imported(path=tmp_path, ipc=1, order=(2, 1, 0)).stored
+    assert ordered(3, (1, 8, 8), ("cat", "ant", "bee")).labels.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (torch.rand(4, 1, 8, 8).to_sparse(), torch.arange(4)),
+        (torch.rand(4, 1, 8, 8).to(torch.float8_e4m3fn), torch.arange(4)),
+        (torch.rand(4, 1, 8, 8), torch.arange(4).to_sparse()),
+        (torch.rand(4, 1, 8, 8), [0, 1, 2, 10**30]),
+    ],
+    ids=["sparse images", "images of 8 bits", "sparse labels", "labels beyond 64 bits"],
+)
+def test_what_torch_can_save_and_we_cannot_read_is_refused(tmp_path: Path, pair: Any):
+    torch.save(list(pair), tmp_path / "data.pt")
+    with pytest.raises(InputError, match=r"(cannot read|images in|labels (in|of)) .*data\.pt.*; accepted: "):
+        Imported(path=tmp_path / "data.pt", ipc=1).stored(4, (1, 8, 8))
