@@ -342,6 +342,9 @@ class Study(TrialLog):
     def _pass_over(self, trial: Trial, why: str, told: Any) -> None:
         """End a trial that is not to be run; a repeat of a complete one with its values, which are just as true."""
         trial.set_user_attr(why, told)
+        if point := self.trials[trial.number].system_attrs.get("fixed_params"):
+            cause = f"trial {told} is the same" if why == REPEAT else told
+            log.info(f"the point {point} is passed over: {cause}")
         twin = self.trials[told] if why == REPEAT else None
         if twin is not None and twin.state == TrialState.COMPLETE:
             for name, value in twin.constraints.items():

@@ -249,12 +249,13 @@ def test_values_of_another_objective_are_not_taken_for_this_one(tmp_path, object
 @pytest.mark.parametrize(
     "point", [{"inversion/bn_weight": -3.0}, {"inversion/bn_weight": 1e9}, {"inversion/steps": "x"}]
 )
-def test_a_study_that_was_asked_for_the_impossible_goes_on(tmp_path, point):
+def test_a_study_that_was_asked_for_the_impossible_goes_on(tmp_path, point, heard):
     # Before points were checked, the first of these was tried again by each command, and ended it.
     found = study(tmp_path)
     found.suggest_first([point, {"inversion/bn_weight": 7.0, "inversion/steps": 3}])
     assert values(found.propose()) == (7.0, 3)
     assert [trial.state for trial in found.trials] == [TrialState.FAIL, TrialState.RUNNING]
+    assert [line.partition("{")[0] for line in heard] == ["the point "]
 
 
 @pytest.mark.parametrize(
