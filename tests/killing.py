@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from optuna.storages.journal import JournalFileBackend
+
+from condkd_ray.study.journal import Journal
 
 
 @contextlib.contextmanager
@@ -13,7 +14,7 @@ def killed_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
 
     One number, of the write that did not come through, where there was one.
     """
-    write, left, killed = JournalFileBackend.append_logs, iter(range(writes)), []
+    write, left, killed = Journal.append_logs, iter(range(writes)), []
 
     def append_logs(self, logs):
         if next(left, None) is None:
@@ -22,5 +23,5 @@ def killed_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
         write(self, logs)
 
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(JournalFileBackend, "append_logs", append_logs)
+        patch.setattr(Journal, "append_logs", append_logs)
         yield killed
