@@ -29,8 +29,10 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     put_text(storage / marker, "")
     try:
         answers = [_asked(node["NodeID"], storage, marker) for node in nodes]
-        for node, answer in zip(nodes, answers, strict=True):
-            if wrong := _answered(node["NodeID"], storage, marker, answer):
+        # Of all, before anything is refused: a node that is cut off while it tries would leave its file there.
+        told = [_answered(node["NodeID"], storage, marker, one) for node, one in zip(nodes, answers, strict=True)]
+        for node, wrong in zip(nodes, told, strict=True):
+            if wrong:
                 where = f"{what} is {str(storage)!r}, which node {node['NodeManagerAddress']} cannot use ({wrong})"
                 raise InputError(f"{where}; accepted: {SHARED}")
     finally:
