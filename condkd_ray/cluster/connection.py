@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import psutil
 
 import condkd_ray
 from condkd_ray.core.environment import usable_cpus
+from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import ClusterError, InputError, require
 from condkd_ray.core.view import SILENT, View
 
@@ -34,6 +35,9 @@ STORE_BYTES = 2 * 2**30
 """Most shared memory a private cluster takes for its object store; beyond it objects go to disk."""
 _TOKEN = secrets.token_hex(32)
 """One a process: workers of a cluster just ended may still be about."""
+PORT_WAIT = "RAY_gcs_server_port_wait_time_s"
+FAILURE_THRESHOLD = "RAY_health_check_failure_threshold"
+"""How many questions in a row, one every three seconds, a node may leave without answer before it is taken as lost."""
 LONGEST_TEMP = 36
 """Characters: Ray puts 68 more behind the folder of temporary files, and a socket's path may have 107."""
 
@@ -144,18 +148,23 @@ def as_ctrl_c(number: int, frame: Any) -> None:
 
 
 @contextmanager
-def interrupts_kept() -> Iterator[None]:
-    """Ctrl-C takes effect at the end of the block, and a second one at once: Ray, while it comes up, forgets it."""
+def interrupts_kept() -> Iterator[list[int]]:
+    """Ctrl-C takes effect at the end of the block, and a second one at once: Ray, while it comes up, forgets it.
+
+    What came is in the list that the block gets. `KeyboardInterrupt` is raised then whatever the block raises.
+    """
     came: list[int] = []
 
     def keep(number: int, frame: Any) -> None:
         came.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    with handling(signal.SIGINT, keep):
-        yield
-    if came:
-        raise KeyboardInterrupt
+    try:
+        with handling(signal.SIGINT, keep):
+            yield came
+    finally:
+        if came:
+            raise KeyboardInterrupt
 
 
 @contextmanager
@@ -181,7 +190,7 @@ def connect(
         ClusterError: Ray does not come up, twice; each time that may take it a minute or two.
     """
     found = checked(address)
-    environment = QUIET | ({} if found else _private_environment())
+    environment = QUIET | ({} if found else _one_nodes_environment())
     # A terminal that is closed shall not end what runs, nor Ray's processes, which inherit this.
     with _environment(environment), handling(signal.SIGHUP, signal.SIG_IGN):
         import ray
@@ -190,8 +199,8 @@ def connect(
             yield
             return
         try:
-            with view.bar("starting Ray" if found is None else "connecting to Ray"), interrupts_kept():
-                _init(found, cpus, gpus)
+            with view.bar("starting Ray" if found is None else "connecting to Ray"), interrupts_kept() as came:
+                _init(found, cpus, gpus, came)
             # Ray's core would end the process on SIGTERM at once, with a stack dump.
             with handling(signal.SIGTERM, as_ctrl_c):
                 yield
@@ -255,15 +264,22 @@ def _private_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _TOKEN,
-        # On a busy machine Ray's first process is slow to say where it listens, and another to answer whether it lives.
-        "RAY_gcs_server_port_wait_time_s": "120",
-        "RAY_health_check_failure_threshold": "20",
+        # On a busy machine Ray's first process is slow to say where it listens.
+        PORT_WAIT: os.environ.get(PORT_WAIT, "120"),
         # Ray runs each trial of a process in a thread of its own, and each thread may get another of the allocator's
         # arenas. These keep what trials have freed: after ten trials a process held twice what it needs.
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1"),
     }
     temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     return values | ({"RAY_TMPDIR": "/tmp"} if len(temp) > LONGEST_TEMP else {})
+
+
+def _one_nodes_environment() -> dict[str, str]:
+    """Of a private cluster of one node: it may be slow to answer whether it lives, and is never lost by itself.
+
+    Among several this would delay by as much what is done about a node that is lost.
+    """
+    return _private_environment() | {FAILURE_THRESHOLD: os.environ.get(FAILURE_THRESHOLD, "20")}
 
 
 @contextmanager
@@ -280,7 +296,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
+def _init(address: str | None, cpus: int | None, gpus: int | None, came: Sequence[int]) -> None:
+    """Connect; `came`: whether Ctrl-C was pressed, as `interrupts_kept` tells it."""
     import ray
     from ray.exceptions import RayError
 
@@ -293,19 +310,21 @@ def _init(address: str | None, cpus: int | None, gpus: int | None) -> None:
             check_versions(address)
             ray.init(address=address, runtime_env=runtime_env(), **common)
         except (ConnectionError, TimeoutError, RuntimeError, RayError) as error:
-            silent = f"where no Ray answers ({str(error).splitlines()[0]})"
+            silent = f"where no Ray answers ({first_line(error)})"
             raise InputError(f"Ray address is {address!r}, {silent}; accepted: {ADDRESS}") from None
     else:
         require(cpus is None or cpus >= 1, "CPUs of the private cluster", cpus, "1 or more")
         # Ray counts those of the machine, and none where a container has half of one.
         sizes = {"num_cpus": cpus or usable_cpus(), "num_gpus": gpus, **_memory()}
-        _come_up(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common))
+        _come_up(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common), came)
     # Tune logs each failed trial with its trace, and that trials are missing after Ctrl-C; we report both ourselves.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
-def _come_up(start: Callable[[], object]) -> None:
+def _come_up(start: Callable[[], object], came: Sequence[int]) -> None:
     """Start Ray, once more where it fails, as on a machine that was too busy. Raises `ClusterError` then.
+
+    Not once more where Ctrl-C was pressed, of which there is something in `came` then.
 
     Ray has a dozen ways to fail in, most of them a bare `Exception`, and leaves behind what it has started by then.
     """
@@ -319,7 +338,9 @@ def _come_up(start: Callable[[], object]) -> None:
         except Exception as error:
             ray.shutdown()
             _end_rays(set(psutil.Process().children(recursive=True)) - before)
-            told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            if came:
+                raise KeyboardInterrupt from error
+            told = first_line(error)
             if not again:
                 raise ClusterError(f"Ray does not come up on this machine, tried twice ({told.rstrip('.')})") from error
             log.info(f"Ray has not come up ({told.rstrip('.')}): once more")

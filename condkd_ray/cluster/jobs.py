@@ -56,14 +56,17 @@ class Packer:
         name = f"{MODULE}/{prepared.hashes['teacher']}"
         if name not in self._stored:
             pickled = np.frombuffer(by_value(copied(prepared.teacher.network), function), np.uint8)
-            self._stored[name] = ContentRef(name, ray.put(pickled))
+            self._stored[name] = ContentRef(name, _put(pickled))
         return self._stored[name]
 
     def _store(self, name: str, tensors: dict[str, Tensor]) -> ContentRef:
         if name not in self._stored:
-            put = patient(lambda: ray.put(to_plain(tensors)), "handing out what trials are prepared with")
-            self._stored[name] = ContentRef(name, put)
+            self._stored[name] = ContentRef(name, _put(to_plain(tensors)))
         return self._stored[name]
+
+
+def _put(content: Any) -> Any:
+    return patient(lambda: ray.put(content), "handing out what trials are prepared with")
 
 
 def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:

@@ -1,8 +1,8 @@
 """The many ways in which Ray reports that a process, a node or an object is gone, taken as one: it is made again.
 
 Checked against all that `ray.exceptions` of Ray 2.60 has: whatever is a `RayError`, and not what our code raised over
-there, is such a report. Of these Tune knows `RayActorError` alone, which `OutOfMemoryError`, `NodeDiedError`,
-`WorkerCrashedError` and the family of `ObjectLostError` are not.
+there or while an object was unpickled, is such a report. Of these Tune knows `RayActorError` alone, which
+`OutOfMemoryError`, `NodeDiedError`, `WorkerCrashedError` and the family of `ObjectLostError` are not.
 """
 
 import re
@@ -13,15 +13,21 @@ import ray
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import (
     ActorUnavailableError,
+    ActorUnschedulableError,
     GetTimeoutError,
     ObjectStoreFullError,
     OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
     RayError,
+    RaySystemError,
     RayTaskError,
+    RuntimeEnvSetupError,
+    TaskCancelledError,
+    TaskUnschedulableError,
 )
 
+from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import ClusterError
 from condkd_ray.core.storage import StorageFullError
 
@@ -29,6 +35,11 @@ SHORT = "too little memory"
 """What the words on a process have that was ended because the memory of its machine ran short."""
 TRIES = 3
 """Times that a call of the driver is made whose process, or node, is lost in it (our choice)."""
+FINAL = (
+    *(RayActorError, GetTimeoutError, TaskCancelledError, RuntimeEnvSetupError),
+    *(ActorUnschedulableError, TaskUnschedulableError),
+)
+"""Reports after which the same call would fail again: what it needs is gone for good, or is not to be had."""
 T = TypeVar("T")
 
 
@@ -37,13 +48,13 @@ def is_lost(error: BaseException) -> bool:
     inner = _raised(error)
     # A bare `RayError` stands for an exception of our code that cannot be pickled.
     told = isinstance(inner, RayError) and type(inner) is not RayError
-    return told and not isinstance(inner, ObjectStoreFullError | OutOfDiskError)
+    return told and not isinstance(inner, ObjectStoreFullError | OutOfDiskError) and not _unpickled(inner)
 
 
 def passes(error: BaseException) -> bool:
     """Whether the same call may succeed once what it missed was made again; an actor that has died for good is not."""
     inner = _raised(error)
-    final = isinstance(inner, RayActorError | GetTimeoutError) and not isinstance(inner, ActorUnavailableError)
+    final = isinstance(inner, FINAL) and not isinstance(inner, ActorUnavailableError)
     return is_lost(inner) and not final
 
 
@@ -51,7 +62,7 @@ def in_words(error: BaseException) -> str:
     """What is gone, and why, in one line."""
     inner = _raised(error)
     if not isinstance(inner, OutOfMemoryError):
-        return next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
+        return first_line(inner)
     text = str(inner)
     used = re.search(r"was ([\d.]+)\s?GB used / ([\d.]+)\s?GB", text)
     took = [float(found) for found in re.findall(r"memory used=([\d.]+)\s?GB", text)]
@@ -115,6 +126,12 @@ def take_as_lost(manager: RayActorManager) -> None:
 
     # Of this manager alone: Tune may be at work for others in this process.
     manager._actor_task_failed, manager._actor_start_failed = task_failed, start_failed  # pyright: ignore
+
+
+def _unpickled(error: BaseException) -> bool:
+    """Whether it is what Ray makes of an exception that code raised while an object was unpickled."""
+    cause = getattr(error, "client_exc", None)
+    return isinstance(error, RaySystemError) and isinstance(cause, Exception) and not is_lost(cause)
 
 
 def _raised(error: BaseException) -> BaseException:

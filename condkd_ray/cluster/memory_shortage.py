@@ -56,6 +56,10 @@ class MemoryShortage:
             log.info(f"memory is short: processes of trials were ended {self._ends} times; {self.advice}")
         log.info(f"{label} waits until the others have ended, and then runs alone, from its checkpoint")
 
+    def is_aside(self, key: str) -> bool:
+        """Whether the trial was set aside, and has not been let go since."""
+        return key in self._aside
+
     def waits(self, key: str, *, alone: bool) -> bool:
         """Whether a trial is to wait, until it is `alone` and for a pause from then on; asked again and again."""
         if key not in self._aside:

@@ -124,6 +124,10 @@ class SearchMonitor:
         self._monitor, self._packer = Monitor(context, driver), Packer()
         self._sent: dict[str, Job] = {}
         self._resting = set[str]()
+        self._handed = set[str]()
+        """Proposed, and not heard of since: Tune has them, and starts them when it can."""
+        self._alone: str | None = None
+        """Who was set aside and now has the memory for itself."""
         self._halting = self._exhausted = False
         self.memory = self._monitor.memory
         self.error: Exception | None = None
@@ -137,7 +141,7 @@ class SearchMonitor:
         """The setup of the next trial, whose job has been sent; or the driver's answer."""
         if self._late:
             return None
-        if self._monitor.dropped:
+        if self._alone is not None or self._monitor.dropped:
             return self._again()
         if self._exhausted:
             return None
@@ -160,16 +164,28 @@ class SearchMonitor:
         return self._setup(job)
 
     def _again(self) -> dict[str, Any] | str:
-        """The setup of the first trial that was dropped; `later` while it waits for memory."""
-        dropped = self._monitor.dropped
-        if self.memory.waits(dropped[0], alone=not self._monitor.running):
+        """The setup of the first trial that was dropped; `later` while it waits for memory, or one runs alone."""
+        if self._alone is not None:
             return "later"
-        return self._setup(self._sent[dropped.pop(0)])
+        key = self._monitor.dropped[0]
+        aside = self.memory.is_aside(key)
+        if self.memory.waits(key, alone=not self._monitor.running | self._handed):
+            return "later"
+        self._alone = key if aside else None
+        return self._setup(self._sent[self._monitor.dropped.pop(0)])
 
     def _setup(self, job: Job) -> dict[str, Any]:
         """Of a trial, as Tune is given it; its job has been sent."""
         self._jobs.put(job)
+        self._handed.add(job.key)
         return {"key": job.key, "crew": crew_size(job.config)}
+
+    def _left(self, key: str) -> None:
+        """Tune has the trial no more: it holds no GPU, and others may run."""
+        self._budget.release(key)
+        self._handed.discard(key)
+        if key == self._alone:
+            self._alone = None
 
     @property
     def _late(self) -> bool:
@@ -186,6 +202,7 @@ class SearchMonitor:
 
     def started(self, key: str) -> None:
         """It holds GPUs from now on, its own and its producers'."""
+        self._handed.discard(key)
         self._monitor.started(key)
         options = self._context.options
         producers = crew_size(self._sent[key].config)
@@ -212,12 +229,12 @@ class SearchMonitor:
 
     def drop(self, key: str) -> None:
         """Tune has given up a trial that shall be tried again; it is the next to be proposed."""
-        self._budget.release(key)
+        self._left(key)
         self._monitor.drop(key)
 
     def starve(self, key: str, reason: str) -> None:
         """Likewise, as memory was short; it is proposed once no other runs."""
-        self._budget.release(key)
+        self._left(key)
         self._monitor.starve(key, reason)
 
     def take_dropped(self) -> list[str]:
@@ -226,12 +243,12 @@ class SearchMonitor:
 
     def failed(self, key: str, reason: str) -> None:
         """It was given up."""
-        self._budget.release(key)
+        self._left(key)
         self._monitor.failed(key, reason)
 
     def completed(self, key: str) -> None:
         """It has left its outcome, was given up, rests, or was stopped early."""
-        self._budget.release(key)
+        self._left(key)
         monitor, folder = self._monitor, self._context.folder
         if key in self._resting:
             monitor.rested(key)

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, Remote, probe, put_text, reason
 
@@ -69,6 +70,6 @@ def _answered(node: str, storage: Location, marker: str, answer: Any) -> str:
             if not any(other["Alive"] for other in ray.nodes() if other["NodeID"] == node):
                 return ""
             if isinstance(error, RayTaskError) or time.monotonic() > deadline:
-                return f"it does not answer: {str(error).splitlines()[0]}"
+                return f"it does not answer: {first_line(error)}"
         time.sleep(1)
         answer = _asked(node, storage, marker)

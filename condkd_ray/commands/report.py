@@ -40,7 +40,7 @@ class Report:
 
 
 def rebuild(command: Report) -> int:
-    """`condkd report`."""
+    """`condkd report`; its exit code, which is 1 where a part could not be written."""
     if command.other is not None:
         # It draws, which the other commands need not wait for.
         from condkd_ray.report import page
@@ -48,8 +48,15 @@ def rebuild(command: Report) -> int:
         print(page.compare(command.out, command.other, command.to))
         return 0
     require(command.to is None, "--to", str(command.to), "with two folders; that of one is report.html in it")
-    tell_results(command.out)
-    return 0
+    failed: list[Exception] = []
+
+    def tell(out: Path) -> str:
+        from condkd_ray.report.build import build
+
+        return build(out, width=columns(), failed=failed)
+
+    tell_results(command.out, tell=tell)
+    return 1 if failed else 0
 
 
 def tell_results(out: Path, *, study: str | None = None, tell: Tell | None = None) -> None:

@@ -1,13 +1,19 @@
-"""Folders that a process has for itself until it ends."""
+"""Folders that a process has for itself until it ends, and those that reports share.
+
+Who runs in a folder locks it exclusively. A report shares its lock with other reports: it keeps runs away for a while.
+"""
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from condkd_ray.core.method import InputError
 
+PATIENCE_SECONDS = 5.0
+"""In which reports have to end that are in the way of a run (our choice)."""
 Claim = tuple[int, int]
 """A folder by device and inode, which moving it does not change."""
 
@@ -18,7 +24,8 @@ _claimed: dict[Claim, int] = {}
 def claim(folder: Path, what: str) -> Claim | None:
     """Lock `folder`, the value of `what`: the lock that this call has taken; None where this process had it already.
 
-    None too on a file system without locks. Raises `InputError` where another process has it.
+    None too on a file system without locks. Raises `InputError` where another process runs there, at once, or where
+    reports do not end within `PATIENCE_SECONDS`.
     """
     status = folder.stat()
     key = status.st_dev, status.st_ino
@@ -26,7 +33,7 @@ def claim(folder: Path, what: str) -> Claim | None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise InputError(
@@ -40,6 +47,22 @@ def claim(folder: Path, what: str) -> Claim | None:
     return key
 
 
+def _lock(descriptor: int) -> None:
+    """Lock a folder once reports have ended. Raises `BlockingIOError` where a process runs in it, or a report stays."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        # Only a report shares it; who runs does not, and will be there for long.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        time.sleep(0.05)
+
+
 def let_go(taken: Claim | None) -> None:
     """Give back what a `claim` has taken."""
     if taken is not None:
@@ -48,25 +71,41 @@ def let_go(taken: Claim | None) -> None:
 
 @contextmanager
 def kept(folder: Path) -> Iterator[bool]:
-    """Keep other processes from `folder` for the block; False where one runs there already, which is left alone.
+    """Keep runs of other processes from `folder` for the block, which several processes can do at once.
 
-    Where no process can lock, as where there is no such folder, nobody is taken to run.
+    False where one runs there already, which is left alone. Where no process can lock, as where there is no such
+    folder, nobody is taken to run.
     """
-    taken = None
-    try:
-        taken = claim(folder, "folder")
-    except InputError:
-        yield False
-        return
-    except OSError:
-        pass
-    try:
-        yield True
-    finally:
-        let_go(taken)
+    with ExitStack() as held:
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) not in _claimed:
+                fcntl.flock(_opened(folder, held), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        except OSError:
+            alone = True
+        yield alone
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """A block that no two processes are in at once, for one and the same `folder`; as many as come without locks."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            fcntl.flock(_opened(folder, held), fcntl.LOCK_EX)
+        yield
 
 
 def busy(folder: Path) -> bool:
     """Whether another process runs in `folder`."""
     with kept(folder) as alone:
         return not alone
+
+
+def _opened(folder: Path, held: ExitStack) -> int:
+    """A descriptor for as long as it is `held`."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    held.callback(os.close, descriptor)
+    return descriptor

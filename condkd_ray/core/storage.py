@@ -25,6 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from safetensors import SafetensorError
 
+from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import InputError, require
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def probe(folder: Location) -> None:
 def reason(error: Exception) -> str:
     """What went wrong, in one line."""
     text = getattr(error, "strerror", None) or str(error)
-    return text.partition(" (Request ID")[0].splitlines()[0].strip()
+    return first_line(error, text.partition(" (Request ID")[0])
 
 
 def atomic_write(path: Path, content: bytes) -> None:

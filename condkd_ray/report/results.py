@@ -47,6 +47,9 @@ class Results:
         """That these are no final results, in words; empty where they are."""
         ended = sum(self.counts.values())
         if self.running and self.searching:
+            # Its process may still hold the folder when all has been written.
+            if self.manifest.cpu_seconds is not None:
+                return ""
             return f"interim: {ended} {'trial has' if ended == 1 else 'trials have'} ended; the search is running"
         if self.running and ended < self.planned:
             return f"interim: {ended} of {self.planned} trials have ended; the experiment is running"
@@ -121,13 +124,15 @@ class Results:
 
 def read(out: Path) -> Results:
     """The results under `out`. Raises `InputError` where it is not the folder of an experiment."""
+    # Asked first: what it writes after this is in what is read, where it has ended by now.
+    running = busy(out)
     manifest, stored = read_manifest(out), read_all_records(out)
     wanted = {trial["config_hash"] for trial in manifest.planned}
     counted, _ = newest([record for record in stored if not wanted or record.config_hash in wanted])
     kept = {record.config_hash for record in counted}
     left_out = [record for record in stored if record.config_hash not in kept]
     notes = [*manifest.notes, *_left_out(left_out, counted)]
-    return Results(out, replace(manifest, notes=notes), counted, stored, running=busy(out))
+    return Results(out, replace(manifest, notes=notes), counted, stored, running=running)
 
 
 def value(record: Record, name: str) -> float:

@@ -9,6 +9,7 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
+from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import InputError, require
 from condkd_ray.study.journal import Journal
 
@@ -30,8 +31,7 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(Journal(path))
     except (OSError, ImportError, StorageInternalError, *_database_errors()) as error:
-        reason = str(error).splitlines()[0]
-        told = f"--study-storage is {text!r}, which cannot be used ({reason}); accepted: {ACCEPTED}"
+        told = f"--study-storage is {text!r}, which cannot be used ({first_line(error)}); accepted: {ACCEPTED}"
         raise InputError(told) from None
 
 
@@ -56,7 +56,7 @@ def refusal(error: BaseException) -> str | None:
     if not isinstance(error, (StorageInternalError, *_database_errors())):
         return None
     cause = error.__cause__ or error
-    return f"the study's data base cannot be used: {str(getattr(cause, 'orig', cause)).splitlines()[0]}"
+    return f"the study's data base cannot be used: {first_line(getattr(cause, 'orig', None) or cause)}"
 
 
 def _database_errors() -> tuple[type[Exception], ...]:

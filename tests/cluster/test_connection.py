@@ -188,6 +188,46 @@ def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(fai
     assert not any("raylet" in command for command in left)
 
 
+def test_a_node_is_given_more_time_where_it_is_the_only_one_and_what_the_user_exported_holds(
+    fails_to_start, monkeypatch
+):
+    names = module.FAILURE_THRESHOLD, module.PORT_WAIT
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    with module.private():
+        assert [os.environ.get(name) for name in names] == [None, "120"]
+    found: list[str | None] = []
+
+    def read_environment(*, several_nodes: bool) -> None:
+        found[:] = [os.environ.get(name) for name in names]
+
+    monkeypatch.setattr(module, "_read_environment", read_environment)
+    for given, expected in ((None, ["20", "120"]), ("7", ["7", "7"])):
+        for name in names if given else ():
+            monkeypatch.setenv(name, given)
+        fails_to_start(SLOW)
+        with pytest.raises(ClusterError), connect("local"):
+            pass
+        assert found == expected
+
+
+def test_ctrl_c_while_ray_fails_to_come_up_ends_it_without_a_second_try(fails_to_start, monkeypatch):
+    import ray
+
+    asked = fails_to_start(SLOW)
+    fail = ray.init
+
+    def init(**given) -> None:
+        if not asked:
+            os.kill(os.getpid(), signal.SIGINT)
+        fail(**given)
+
+    monkeypatch.setattr(ray, "init", init)
+    with handling(signal.SIGINT, signal.default_int_handler), pytest.raises(KeyboardInterrupt), connect("local"):
+        pass
+    assert len(asked) == 1
+
+
 def test_a_private_cluster_has_the_cpus_of_this_process_and_memory_whatever_is_free(fails_to_start, monkeypatch):
     asked = fails_to_start(SLOW)
     monkeypatch.setattr(module, "usable_cpus", lambda: 3)
@@ -262,3 +302,14 @@ def test_ctrl_c_is_heard_at_the_end_and_a_second_one_at_once():
     assert interrupted(0) == [0]
     assert interrupted(1) == [1]
     assert interrupted(3) == [1]
+
+
+def test_ctrl_c_is_heard_also_where_the_block_raises():
+    def fail() -> None:
+        with interrupts_kept() as came:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert came == [signal.SIGINT]
+            raise OSError("it fails too")
+
+    with handling(signal.SIGINT, signal.default_int_handler), pytest.raises(KeyboardInterrupt):
+        fail()

@@ -51,7 +51,7 @@ def test_after_ctrl_c_nothing_runs_nothing_is_lost_and_the_same_command_continue
             driver.hit(signal.SIGINT, group=group)
             hit = time.monotonic()
         assert driver.end() == 130, driver.said
-        assert times == 1 or time.monotonic() - hit < 10
+        assert times == 1 or time.monotonic() - hit < 60
     assert driver.said[-1] in ("interrupted", "interrupted; the same command continues")
     assert not any("Traceback" in line for line in driver.said)
     assert_gone(pids)

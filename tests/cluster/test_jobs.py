@@ -112,3 +112,17 @@ def test_equal_contents_are_stored_once_and_unpacked_once(cluster):
     assert one.teacher is two.teacher
     assert one.test is two.test
     assert len(module._unpacked) == 5
+
+
+def test_a_users_module_is_handed_out_again_where_a_node_is_lost(monkeypatch):
+    answers = iter([module.ray.exceptions.NodeDiedError("gone"), "ref"])
+
+    def put(content):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(module.ray, "put", put)
+    monkeypatch.setattr(module, "by_value", lambda network, function: b"pickled")
+    assert Packer()._store_module(toy.make_prepared(), "own:network").ref == "ref"

@@ -17,6 +17,7 @@ from ray.exceptions import (
     OwnerDiedError,
     RayActorError,
     RayError,
+    RaySystemError,
     RayTaskError,
     WorkerCrashedError,
 )
@@ -46,6 +47,14 @@ def raised_there(cause: Exception) -> RayTaskError:
     return RayTaskError("call", "trace", cause)
 
 
+FINAL = [
+    *(ActorDiedError(), GetTimeoutError("late"), raised_there(KeyError("lost"))),
+    *(exceptions.RuntimeEnvSetupError("no pip"), exceptions.TaskCancelledError()),
+    *(exceptions.TaskUnschedulableError("too large"), exceptions.ActorUnschedulableError("too large")),
+    RaySystemError(ModuleNotFoundError("own"), "trace"),
+]
+
+
 def test_whatever_ray_reports_is_a_loss_or_a_full_store_or_what_our_code_raised():
     kinds = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, RayError)]
     assert len(kinds) > 35
@@ -55,6 +64,15 @@ def test_whatever_ray_reports_is_a_loss_or_a_full_store_or_what_our_code_raised(
             continue
         store = issubclass(kind, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError)
         assert is_lost(error) == (kind is not RayError and not store), kind
+
+
+def test_what_code_raises_while_an_object_is_unpickled_is_no_loss():
+    for error in (RaySystemError(ModuleNotFoundError("own"), "trace"), raised_there(RaySystemError(ValueError("own")))):
+        assert not is_lost(error)
+        assert not passes(error)
+    assert is_lost(RaySystemError("the raylet was killed"))
+    # Unpickling may ask for another object, which is gone.
+    assert is_lost(RaySystemError(ERRORS["object"], "trace"))
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -91,7 +109,7 @@ def test_the_pool_is_asked_again_whatever_was_lost(name):
     assert patiently(ask) == "there"
 
 
-@pytest.mark.parametrize("error", [ActorDiedError(), GetTimeoutError("late"), raised_there(KeyError("lost"))])
+@pytest.mark.parametrize("error", FINAL)
 def test_what_stays_lost_is_not_asked_for_again(error, monkeypatch):
     monkeypatch.setattr(stores, "PATIENCE_SECONDS", 3600)
     assert not passes(error)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -12,6 +13,7 @@ import toy
 from cluster import processes
 from cluster.drivers import direct
 from cluster.test_sweep import diverging, planned
+from condkd_ray.cluster import memory_shortage
 from condkd_ray.cluster import search as module
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.search import GpuBudget, search
@@ -248,3 +250,59 @@ def test_a_device_pool_under_a_round_of_the_spaces_default_is_refused_before_any
         with pytest.raises(InputError, match=r"--device-pool-limit is '2000 bytes'; accepted: at least the 2304 bytes"):
             ask("Which?", parse(SPACE), spec)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def monitored(monkeypatch, tmp_path):
+    """A `SearchMonitor` of trials a to d, without Ray and Tune; time stands at 100 s, to be moved on."""
+    now = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(memory_shortage, "time", SimpleNamespace(monotonic=lambda: now.now))
+    monkeypatch.setattr(module, "Packer", lambda: SimpleNamespace(job=planned_job))
+    monkeypatch.setattr(module, "check_packing", lambda *given: None)
+    per_producer = SimpleNamespace(gpus=0.0)
+    options = SimpleNamespace(
+        deadline=None, check=lambda configs: None, gpus_per_trial=0.0, per_producer=per_producer, device_pool_limit=None
+    )
+    context = SimpleNamespace(folder=tmp_path, options=options)
+    jobs = SimpleNamespace(put=lambda job: None, remove=lambda key: None)
+    guide = Plain({key: toy.toy_config(seed=seed) for seed, key in enumerate("abcd")})
+    return module.SearchMonitor(guide, context, jobs, GpuBudget(1e9)), now  # type: ignore[arg-type]
+
+
+def planned_job(trial: PlannedTrial) -> SimpleNamespace:
+    return SimpleNamespace(key=trial.key, config=trial.config)
+
+
+def test_who_was_set_aside_for_want_of_memory_runs_alone_until_it_has_ended(monitored):
+    search, now = monitored
+    assert [search.propose()["key"] for _ in "abc"] == [*"abc"]
+    for key in "ab":
+        search.started(key)
+    search.starve("a", "memory")
+    search.failed("b", "an error")
+    now.now += 1000
+    # c is Tune's, and may start at any moment.
+    assert search.propose() == "later"
+    now.now += 1000
+    assert search.propose() == "later"
+    search.started("c")
+    search.failed("c", "an error")
+    assert search.propose() == "later"
+    now.now += 1000
+    assert search.propose()["key"] == "a"
+    assert search.propose() == "later"
+    search.started("a")
+    assert search.propose() == "later"
+    search.retried("a", "its process died")
+    assert search.propose() == "later"
+    search.failed("a", "an error")
+    assert search.propose()["key"] == "d"
+
+
+def test_one_that_is_only_tried_again_keeps_no_other_from_running(monitored):
+    search, _ = monitored
+    assert search.propose()["key"] == "a"
+    search.started("a")
+    search.drop("a")
+    assert search.propose()["key"] == "a"
+    assert search.propose()["key"] == "b"

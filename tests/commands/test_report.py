@@ -5,7 +5,7 @@ from pathlib import Path
 
 from condkd_ray.commands import report
 from condkd_ray.commands.console.exit_codes import speak
-from condkd_ray.commands.report import kept, tell_results
+from condkd_ray.commands.report import Report, kept, rebuild, tell_results
 
 
 def told(out: Path, study: str | None = None) -> dict[str, str]:
@@ -49,3 +49,16 @@ def test_tables_are_as_wide_as_the_terminal_and_come_first(tmp_path: Path, monke
     speak()
     tell_results(tmp_path)
     assert capsys.readouterr() == (f"tables of {tmp_path} in 47 columns\n", "\n".join(kept(tmp_path)) + "\n")
+
+
+def test_the_exit_code_tells_of_a_part_that_could_not_be_written(tmp_path: Path, monkeypatch):
+    wrong: list[Exception] = []
+
+    def build(out: Path, width: int, failed: list[Exception]) -> str:
+        failed += wrong
+        return "tables"
+
+    monkeypatch.setattr("condkd_ray.report.build.build", build)
+    assert rebuild(Report(tmp_path)) == 0
+    wrong.append(OSError("no room"))
+    assert rebuild(Report(tmp_path)) == 1

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from condkd_ray.core.locks import busy, claim, kept, let_go
+from condkd_ray.core.locks import busy, claim, in_turn, kept, let_go
 from condkd_ray.core.method import InputError
 
 RUN = "import sys, pathlib; from condkd_ray.core.locks import claim; claim(pathlib.Path(sys.argv[1]), 'it'); print(1)"
@@ -57,3 +58,43 @@ def test_where_there_is_no_folder_nobody_runs(tmp_path):
     assert not busy(tmp_path / "missing")
     with kept(tmp_path / "missing") as alone:
         assert alone
+
+
+REPORT = "import sys, pathlib; from condkd_ray.core.locks import busy, kept; k = kept(pathlib.Path(sys.argv[1]))"
+
+
+def test_reports_do_not_take_one_another_for_a_run(tmp_path):
+    code = f"{REPORT}; print(busy(pathlib.Path(sys.argv[1])), k.__enter__())"
+    with kept(tmp_path) as alone, kept(tmp_path) as again:
+        found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert found.stdout.split() == ["False", "True"]
+        assert alone
+        assert again
+        assert not busy(tmp_path)
+
+
+def test_a_run_waits_for_a_report_that_ends_soon(tmp_path):
+    code = f"{REPORT}; k.__enter__(); print(1); sys.stdout.flush(); import time; time.sleep(0.5)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as report:
+        assert report.stdout.readline() == "1\n"
+        taken = claim(tmp_path, "--out")
+    assert taken is not None
+    let_go(taken)
+
+
+def test_who_runs_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with run_in(tmp_path), pytest.raises(InputError, match="where another process runs"):
+        claim(tmp_path, "--out")
+
+
+def test_of_two_processes_one_after_the_other_has_its_turn(tmp_path):
+    code = "import sys, pathlib; from condkd_ray.core.locks import in_turn; k = in_turn(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", f"{code}; k.__enter__(); print(1)", str(tmp_path)]
+    with in_turn(tmp_path):
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1)
+    assert other.communicate(timeout=30)[0] == "1\n"
+    with in_turn(tmp_path / "missing"):
+        pass

@@ -89,6 +89,12 @@ def test_once_all_trials_have_ended_nothing_is_interim_but_what_a_search_has_fou
         assert build(out).startswith("interim: 1 trial has ended; the search is running\n")
     assert "**interim: 1 trial has ended; the search is running**" in (out / "search.md").read_text()
     assert 'class="interim"' in (out / "report.html").read_text()
+    # It has written its end, and still holds the folder.
+    planned = make_manifest([make_record("trial 0", 5)], experiment="search", search=about, cpu_seconds=9.0)
+    write_manifest(out, planned)
+    with run_in(out):
+        assert "interim" not in build(out)
+    assert "interim:" not in (out / "search.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,9 @@ def test_what_cannot_be_written_is_told_once_and_all_else_is_made(folder, heard,
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     # A folder where a file shall be, or the other way round.
     (out / name).touch() if name == "tensorboard" else (out / name / "in the way").mkdir(parents=True)
-    assert build(out) == expected
+    failed: list[Exception] = []
+    assert build(out, failed=failed) == expected
+    assert len(failed) == 1
     (told,) = heard
     assert told.startswith(f"{what} cannot be written (")
     assert told.endswith(f"; condkd report {out} makes it anew")

@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from condkd_ray.core.errors import first_line
 from condkd_ray.core.samples import Codec, Encoded, Samples
 from condkd_ray.core.storage import Location, files, reading, writing
 from condkd_ray.methods.memory.chunk_table import columns
@@ -97,7 +98,7 @@ def read_stored(folder: Location) -> Iterator[tuple[int, int, Arrays]]:
         try:
             arrays = read_chunk(path)
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            log.info(f"{path} is damaged ({str(error).splitlines()[0]}) and deleted")
+            log.info(f"{path} is damaged ({first_line(error)}) and deleted")
             path.unlink(missing_ok=True)
             continue
         yield *chunk_range(path), arrays
