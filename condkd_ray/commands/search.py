@@ -13,9 +13,10 @@ from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import tell_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.config import merge
+from condkd_ray.core.method import require
 from condkd_ray.runs import search as searches
 from condkd_ray.runs.search_spec import SearchSpec
-from condkd_ray.study.space import read
+from condkd_ray.study.space import Open, read
 from condkd_ray.trial.card import with_card
 
 log = logging.getLogger(__name__)
@@ -70,5 +71,15 @@ def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Seque
 
 
 def with_flags(tree: dict[str, Any], flags: SearchFlags) -> dict[str, Any]:
-    """The space with what the flags say of the teacher over it, and what its card tells under it."""
-    return with_card(merge(tree, flags.about_teacher()))
+    """The space with what the flags say of the teacher over it, and what its card tells under it.
+
+    Raises `InputError` where flags would replace a whole part of the space, such as an open choice of data.
+    """
+    about = flags.about_teacher()
+    for part, given in about.items():
+        old = tree.get(part, {})
+        told = f"!{old.kind} {list(old.values)}" if isinstance(old, Open) else old
+        flagged = ", ".join(f"{part}.{name}" for name in given)
+        accepted = f"a mapping or a name, over which the flags for {flagged} can go; or no such flags"
+        require(isinstance(old, (dict, str)), f"{part} of the search space", told, accepted)
+    return with_card(merge(tree, about))
