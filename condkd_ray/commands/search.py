@@ -16,7 +16,7 @@ from condkd_ray.core.config import merge
 from condkd_ray.core.method import require
 from condkd_ray.runs import search as searches
 from condkd_ray.runs.search_spec import SearchSpec
-from condkd_ray.study.space import Open, read
+from condkd_ray.study.space import read
 from condkd_ray.trial.card import with_card
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ def with_flags(tree: dict[str, Any], flags: SearchFlags) -> dict[str, Any]:
     about = flags.about_teacher()
     for part, given in about.items():
         old = tree.get(part, {})
-        told = f"!{old.kind} {list(old.values)}" if isinstance(old, Open) else old
         flagged = ", ".join(f"{part}.{name}" for name in given)
         accepted = f"a mapping or a name, over which the flags for {flagged} can go; or no such flags"
-        require(isinstance(old, (dict, str)), f"{part} of the search space", told, accepted)
+        require(isinstance(old, (dict, str)), f"{part} of the search space", old, accepted)
     return with_card(merge(tree, about))
