@@ -17,7 +17,7 @@ from condkd_ray.core.method import require
 from condkd_ray.core.samples import Codec, to_unit
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.data.writers import write_dc, write_images
-from condkd_ray.methods.condensation import AllReal, AnyCondensation, RandomReal
+from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported, RandomReal
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 
@@ -31,9 +31,10 @@ TORCH = (".pt", ".pth")
 class Condense:
     """Make the condensed set that a trial config names, and write it as image Parquet.
 
-    It is the set that `condkd train` and experiments use. No teacher is trained, unless the set is made of the teacher
-    itself. Of the config, condensation, data and seed count; every field is a flag too, over the file: `condkd condense
-    trial.yaml --out set.parquet --condensation.ipc 5`. The mean and std it prints are of the normalised images.
+    It is the set that `condkd train` and experiments use. No teacher is trained, unless the set is made of the
+    teacher itself: an imported set is judged by its pixels, and by a teacher only if it is your own. Of the config,
+    condensation, data and seed count; every field is a flag too, over the file: `condkd condense trial.yaml --out
+    set.parquet --condensation.ipc 5`. The mean and std it prints are of the normalised images.
     """
 
     config: tyro.conf.Positional[Path]
@@ -64,9 +65,12 @@ def condense(arguments: list[str]) -> int:
         writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
         require(writable, "file", str(path), f"one in a folder that can be written; {there} cannot")
     set_up_process(command.threads)
-    workshop = Workshop(command.cache, device=default_device(), view=TERMINAL)
+    workshop = Workshop(command.cache, device=default_device(), view=TERMINAL, train_judges=False)
     if any(method.needs_teacher for method in planned):
         workshop.check(config)
+    if isinstance(config.condensation, Imported):
+        # It judges the set; how it would be inverted does not matter here.
+        workshop.check_teacher(config)
     print(HEAD)
     # The control first: it is made at once, and refuses an ipc that the data do not have.
     clipped = [_make(workshop, method, config, paths) for method, paths in reversed(planned.items())]

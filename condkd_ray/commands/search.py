@@ -13,6 +13,7 @@ from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import tell_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.config import merge
+from condkd_ray.core.method import require
 from condkd_ray.runs import search as searches
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.space import read
@@ -70,5 +71,14 @@ def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Seque
 
 
 def with_flags(tree: dict[str, Any], flags: SearchFlags) -> dict[str, Any]:
-    """The space with what the flags say of the teacher over it, and what its card tells under it."""
-    return with_card(merge(tree, flags.about_teacher()))
+    """The space with what the flags say of the teacher over it, and what its card tells under it.
+
+    Raises `InputError` where flags would replace a whole part of the space, such as an open choice of data.
+    """
+    about = flags.about_teacher()
+    for part, given in about.items():
+        old = tree.get(part, {})
+        flagged = ", ".join(f"{part}.{name}" for name in given)
+        accepted = f"a mapping or a name, over which the flags for {flagged} can go; or no such flags"
+        require(isinstance(old, (dict, str)), f"{part} of the search space", old, accepted)
+    return with_card(merge(tree, about))

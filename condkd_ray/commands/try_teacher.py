@@ -40,7 +40,7 @@ from condkd_ray.runs.estimate import round_seconds
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.card import Card, find_card, read_card
+from condkd_ray.trial.card import Card, known_card
 from condkd_ray.trial.config import TrialConfig, dump, from_tree, read
 from condkd_ray.trial.evaluation import accuracy, predict
 
@@ -143,9 +143,8 @@ def try_out(command: Try) -> int:
 
 def configure(command: Try, workshop: Workshop) -> TrialConfig:
     """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
-    known = find_card(command.teacher_weights, command.card)
-    card = Card() if known is None else read_card(known)
-    about = {"card": known, "class_order": command.class_order, "force": command.force_teacher}
+    path, card = known_card(command.teacher_weights, command.card) or (None, Card())
+    about = {"card": path, "class_order": command.class_order, "force": command.force_teacher}
     recipe = replace(_teacher(command, card), **about)
     data = _data(command, card)
     dataset = workshop.data(TrialConfig(data=data))

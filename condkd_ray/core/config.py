@@ -73,6 +73,9 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
 def _leaf(hint: Any, value: Any, path: str) -> Any:
     if value is False and "off" in get_args(hint):
         value = "off"  # as YAML reads that word where it has no quotes
+    if isinstance(value, (list, tuple)) and tuple[str, ...] in (hint, *get_args(hint)):
+        # Names that are whole numbers, as YAML reads them where they have no quotes.
+        value = [str(item) if type(item) is int else item for item in value]
     try:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
@@ -104,11 +107,14 @@ def read_tree(path: Path) -> Tree:
 def merge(base: Tree, over: Tree) -> Tree:
     """`base` with the leaves of `over`. A method given by another `name` replaces the old one whole.
 
-    A method given by its name alone is that method: of the same name as the old one, it changes nothing.
+    A method given by its name alone is that method, on either side: of the same name as the old one, it changes
+    nothing; leaves over it are those of that method.
     """
     merged = dict(base)
     for key, given in over.items():
         old = base.get(key)
+        if isinstance(given, dict) and isinstance(old, str):
+            old = {"name": old}
         named = isinstance(given, str) and isinstance(old, dict) and "name" in old
         value = {"name": given} if named else given
         if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):

@@ -6,6 +6,7 @@ The split has a seed of its own, apart from a trial's: a teacher must never have
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,7 +75,8 @@ class DataConfig(Method):
         known = not self.download or self.name in IDX_SETS or self.name in TORCHVISION_SETS
         require(known, f"data.download of {self.name}", self.download, "false: torchvision has no such data set")
         require((self.mean is None) == (self.std is None), "data.mean, data.std", (self.mean, self.std), "both or none")
-        require(all(value > 0 for value in self.std or ()), "data.std", self.std, "positive values")
+        require(all(map(math.isfinite, self.mean or ())), "data.mean", self.mean, "finite values")
+        require(all(0 < value < math.inf for value in self.std or ()), "data.std", self.std, "positive, finite values")
 
 
 @dataclass(frozen=True)

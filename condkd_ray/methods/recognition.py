@@ -17,6 +17,8 @@ from condkd_ray.methods.losses.discrepancy import by_class
 Verdict = Literal["known", "doubtful", "unknown"]
 
 TIMES_CHANCE = 2.5
+FEW = 10
+"""Classes with fewer of which a teacher that is better than chance is never held for one that knows nothing."""
 NORMAL = 1.96
 """Quantile of the 95 % interval."""
 SURE = 1e-3
@@ -53,11 +55,19 @@ class Recognition:
     def verdict(self) -> Verdict:
         """`unknown`: less than `least` for certain. `known`: more than it, and more than chance for certain.
 
+        Of fewer than `FEW` classes `least` is so much that an honest weak teacher may not reach it: it is `unknown`
+        only where it is not better than chance for certain, too.
+
         Ten images of ten classes are no evidence that a teacher who names two of them right does not know them.
         """
-        if self.high < self.least:
+        if self.high < self.least and not (self.num_classes < FEW and self.beats_chance):
             return "unknown"
-        return "known" if self.share > self.least and self.low > 1 / self.num_classes else "doubtful"
+        return "known" if self.share > self.least and self.beats_chance else "doubtful"
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether it is better than chance for certain."""
+        return self.low > 1 / self.num_classes
 
 
 def least_recognised(num_classes: int) -> float:

@@ -3,8 +3,10 @@
 Letters: C channels, H W height and width, K classes.
 """
 
+import ast
 import copy
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -12,6 +14,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,7 +40,7 @@ class OwnModule:
 
     network: nn.Module
     code: str
-    """Digest of the name and of the file in which the function is defined."""
+    """Digest of the name, of the file in which the function is defined, and of those of the user's that it imports."""
 
 
 def own_module(name: str) -> OwnModule:
@@ -53,7 +56,10 @@ def own_module(name: str) -> OwnModule:
     has = next(made.parameters(), None) is not None
     require(has, f"what {name} returns", type(made).__name__, "a torch.nn.Module that has parameters")
     network = _theirs(lambda: copied(made.eval()), f"copying what {name} returns")
-    return OwnModule(with_safe_convolutions(network), content_hash([name, _source_digest(make)]))
+    with _working_directory():
+        sources = _sources(name, make, network)
+    digests = [[module, file_digest(file)] for module, file in sorted(sources.items())]
+    return OwnModule(with_safe_convolutions(network), content_hash([name, _source_digest(make), *digests]))
 
 
 def _source_digest(make: Callable[[], Any]) -> str:
@@ -63,6 +69,71 @@ def _source_digest(make: Callable[[], Any]) -> str:
     except TypeError:
         return ""
     return "" if file is None else file_digest(Path(file))
+
+
+def _sources(name: str, make: Callable[[], Any], network: nn.Module) -> dict[str, Path]:
+    """The user's own modules, by name, that the function's and those of the network's classes import; not the former.
+
+    Own are those of its package, or beside it. They are followed by what their sources say, not by what happens to be
+    imported, which other code of this process shapes; nothing is imported for that.
+    """
+    place, defined = name.partition(":")[0], getattr(inspect.unwrap(make), "__module__", None)
+    package = place.partition(".")[0]
+    left = {place, defined, *(type(layer).__module__ for layer in network.modules())}
+    found: dict[str, Path] = {}
+    seen: set[str | None] = {None}
+    root = _root(package)
+    while root is not None and left:
+        module = left.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        spec = _spec(module)
+        if spec is not None and spec.origin and _is_own_file(module, spec.origin, package, root):
+            found[module] = Path(spec.origin)
+            around = module if spec.submodule_search_locations else module.rpartition(".")[0]
+            left |= {module.rpartition(".")[0] or None, *_imports(found[module], around)}
+    return {module: file for module, file in found.items() if module != defined}
+
+
+def _root(package: str) -> Path | None:
+    """The folder in which a package or module lies."""
+    spec = _spec(package)
+    if spec is None:
+        return None
+    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
+    return Path(places[0]).resolve().parent if places else None
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    """Of a module, imported or not. Nothing is imported, as `importlib.util.find_spec` would import what is around."""
+    known = getattr(sys.modules.get(module), "__spec__", None)
+    if known is not None:
+        return known
+    parent = module.rpartition(".")[0]
+    try:
+        if not parent:
+            return importlib.util.find_spec(module)
+        around = _spec(parent)
+        places = None if around is None else around.submodule_search_locations
+        return None if places is None else PathFinder.find_spec(module, list(places))
+    except (ImportError, ValueError):  # no name of a module, or one that was made up at run time
+        return None
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """Names that a source file in `package` imports, anywhere in it; some are of what is in a module, not of one."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # of a file that was never imported, or was changed since
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            around = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*around, *([node.module] if node.module else [])])
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
 def _function(name: str) -> Callable[[], Any]:
@@ -136,9 +207,14 @@ def own_code(name: str) -> list[ModuleType]:
 
 
 def _is_own(module: ModuleType, package: str, here: Path) -> bool:
-    file, top = getattr(module, "__file__", None), getattr(module, "__name__", "").partition(".")[0]
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and _is_own_file(getattr(module, "__name__", ""), file, package, here)
+
+
+def _is_own_file(module: str, file: str, package: str, here: Path) -> bool:
+    top = module.partition(".")[0]
     # What PyTorch makes up at run time has a file's name without a folder.
-    if top in ("__main__", condkd_ray.__name__) or not isinstance(file, str) or not os.path.isabs(file):
+    if top in ("__main__", condkd_ray.__name__) or not os.path.isabs(file):
         return False
     path = Path(file).resolve()
     installed = bool(set(INSTALLED) & set(path.parts)) or path.is_relative_to(STANDARD)

@@ -5,11 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
+from condkd_ray.core.method import require
+
 Weights = dict[str, Tensor]
 WRAPPERS = ("module", "model", "net", "network", "teacher", "backbone", "_orig_mod")
 """Attributes under which wrappers have a whole network: DataParallel, Lightning, torch.compile and others."""
 AROUND_PARTS = ("module", "_orig_mod")
 """Those of wrappers that may also stand around a part of a network."""
+DEEPEST = 50
+"""Dictionaries within one another, at most. Checkpoints have three or four."""
 COUNTER = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` has beside its network."""
 
@@ -18,21 +22,26 @@ def state_dicts(content: Any) -> dict[str, Weights]:
     """All state dicts in what a file holds, by the keys under which they lie, joined by "/"; "" for a bare one.
 
     A state dict is a dictionary of tensors by name, perhaps with plain values among them. Dictionaries of single
-    numbers are metrics, and what belongs to an optimizer is not looked at.
+    numbers are metrics, and what belongs to an optimizer is not looked at. Raises `InputError` for dictionaries that
+    have no end: one that contains itself, or `DEEPEST` within one another.
     """
-    return {place: weights for place, weights in _found(content, "") if any(t.ndim for t in weights.values())}
+    return {place: weights for place, weights in _found(content, "", ()) if any(t.ndim for t in weights.values())}
 
 
-def _found(content: Any, place: str) -> Iterator[tuple[str, Weights]]:
+def _found(content: Any, place: str, around: tuple[int, ...]) -> Iterator[tuple[str, Weights]]:
+    """`around`: the ids of the dictionaries that it lies in."""
     if not isinstance(content, Mapping) or "param_groups" in content:
         return
+    require(id(content) not in around, "dictionary", place, "one that does not contain itself")
+    accepted = f"dictionaries at most {DEEPEST} deep in one another"
+    require(len(around) < DEEPEST, "depth of its dictionaries", len(around) + 1, accepted)
     tensors = {_text(name): value for name, value in content.items() if isinstance(value, Tensor)}
     inner = {_text(name): value for name, value in content.items() if isinstance(value, Mapping)}
     whole = len(tensors) == len(content) or any(name.endswith("weight") for name in tensors)
     if tensors and not inner and whole:
         yield place, tensors
     for name, value in inner.items():
-        yield from _found(value, f"{place}/{name}" if place else name)
+        yield from _found(value, f"{place}/{name}" if place else name, (*around, id(content)))
 
 
 def _text(name: object) -> str:

@@ -48,7 +48,11 @@ def read_weights(path: Path) -> Weights:
 def _read(path: Path) -> dict[str, Weights]:
     """The state dicts that `path` may mean, by key. Raises `InputError` where there is none."""
     file, key = located(path)
-    found = state_dicts(read_file(file))
+    try:
+        found = state_dicts(read_file(file))
+    except InputError as error:
+        told = str(error)
+        raise InputError(told if str(file) in told else f"weights file {file}: {told}") from None
     if not found:
         raise InputError(f"weights file {file} holds no state dict; accepted: {ACCEPTED}")
     if key and key not in found:

@@ -21,12 +21,16 @@ from condkd_ray.core.text import read_text
 from condkd_ray.trial.config import TrialConfig, from_tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Open:
     """An open leaf: `kind` is its tag, `values` its bounds or choices."""
 
     kind: str
     values: tuple[Any, ...]
+
+    def __repr__(self) -> str:
+        """As it stands in a space, for messages."""
+        return f"!{self.kind} {list(self.values)}"
 
     @property
     def examples(self) -> list[Any]:
@@ -110,7 +114,7 @@ def _joined(parts: Iterable[dict[str, Open]]) -> dict[str, Open]:
         for name, leaf in part.items():
             other = found.setdefault(name, leaf)
             same = other == leaf or (other.kind == leaf.kind != "choice")
-            told = f"!{other.kind} {list(other.values)} and !{leaf.kind} {list(leaf.values)}"
+            told = f"{other} and {leaf}"
             require(same, f"open leaf {name} of two methods", told, "the same choices, or ranges of one kind, for both")
             if other != leaf:
                 bounds = [*other.values, *leaf.values]

@@ -116,18 +116,25 @@ class StandIns:
 class Workshop:
     """Makes and remembers artifacts; logs one sentence on each that a user should know of.
 
-    With `stand_ins` it makes nothing that takes long, but lists there what it would have had to make.
+    With `stand_ins` it makes nothing that takes long, but lists there what it would have had to make. Without
+    `train_judges` it trains no teacher to judge an imported set; a user's own judges it in any case.
     """
 
     def __init__(
-        self, cache: Path | None = None, device: str = "cpu", view: View = SILENT, stand_ins: StandIns | None = None
+        self,
+        cache: Path | None = None,
+        device: str = "cpu",
+        view: View = SILENT,
+        stand_ins: StandIns | None = None,
+        *,
+        train_judges: bool = True,
     ) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
         if torch.device(device).type == "cuda":
             # Whatever process makes a teacher or a set, makes the same.
             set_up_gpu()
-        self._view, self._stand_ins = view, stand_ins
+        self._view, self._stand_ins, self._train_judges = view, stand_ins, train_judges
         self._made: dict[Any, Any] = {}
 
     def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
@@ -383,7 +390,8 @@ class Workshop:
         """The trial's choice from an imported set; the teacher must know the set, and may tell in what space it is."""
         dataset, one = self.data(config), replace(method, ipc=1)
         # An untrained teacher recognises nothing; the run itself will ask the true one.
-        teacher = self.teacher(config) if self._stand_ins is None else None
+        asked = self._stand_ins is None and (self._train_judges or config.teacher.loaded)
+        teacher = self.teacher(config) if asked else None
 
         def judged() -> Judged:
             found = self._judged(config, method, teacher)
@@ -475,6 +483,9 @@ def _asks_teacher(method: AnyCondensation | None) -> bool:
 def _places(order: Sequence[str], dataset: Dataset) -> list[int]:
     """The labels of the classes in this `order`. Raises `InputError` where it is not one of those of the data."""
     names = dataset.class_names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    one_each = "names of which no two are equal: an order by name would not say which of them is meant"
+    require(not twice, f"class names of {dataset.name} for --class-order (teacher.class_order)", twice, one_each)
     accepted = f"each of {', '.join(names)} once, in the order of the teacher's outputs"
     require(sorted(order) == sorted(names), "--class-order (teacher.class_order)", " ".join(order), accepted)
     return [names.index(name) for name in order]

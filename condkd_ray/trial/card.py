@@ -4,8 +4,10 @@
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.data.datasets import NO_FLIP, Dataset
 from condkd_ray.models import AnyNetwork
 from condkd_ray.models.weights import located, recognised
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,16 @@ def read_card(path: Path) -> Card:
     """The card in a JSON file; what else stands there is not read. Raises `InputError` for what it cannot be."""
     try:
         tree = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"card is {str(path)!r}, which cannot be read ({error}); accepted: {ACCEPTED}") from None
     if not isinstance(tree, dict):
         raise InputError(f"card {path} holds a {type(tree).__name__}; accepted: {ACCEPTED}")
     known = {field.name: tree[field.name] for field in fields(Card) if field.name in tree}
     if isinstance(known.get("network"), str):
-        known["network"] = to_tree(models.parse(known["network"]))
+        try:
+            known["network"] = to_tree(models.parse(known["network"]))
+        except InputError as error:
+            raise InputError(f"card {path}: {error}") from None
     return build(Card, _mirrored(tree) | known, f"card {path}")
 
 
@@ -79,8 +86,35 @@ def find_card(weights: Path | str | None, given: Path | str | None = None) -> Pa
     """The card `given`, or the .json of the same name beside the weights where there is one."""
     if given is not None or weights is None:
         return None if given is None else Path(given)
-    beside = located(Path(weights))[0].with_suffix(".json")
+    file = located(Path(weights))[0]
+    if not file.name:  # as of "" and ".", which are no file
+        return None
+    beside = file.with_suffix(".json")
     return beside if beside.is_file() else None
+
+
+def known_card(weights: Path | str | None, given: Path | str | None = None) -> tuple[Path, Card] | None:
+    """Where the card `given` lies, or else that beside the weights, and what it says; None where there is none.
+
+    A .json beside the weights may be anything: one that cannot be read as a card is told of and left alone. Raises
+    `InputError` for a given card that cannot be read.
+    """
+    path = find_card(weights, given)
+    if path is None:
+        return None
+    try:
+        return path, read_card(path)
+    except InputError as error:
+        if given is not None:
+            raise
+        _tell_once(f"{path}, beside the weights, is no card and is not read: {error}")
+        return None
+
+
+@cache
+def _tell_once(text: str) -> None:
+    """One command makes its config, and so looks for the card, several times."""
+    log.info(text)
 
 
 def with_card(tree: Tree) -> Tree:
@@ -90,8 +124,18 @@ def with_card(tree: Tree) -> Tree:
     have the names. Raises `InputError` for a card or weights that cannot be read.
     """
     teacher = tree.get("teacher")
-    path = find_card(teacher.get("weights"), teacher.get("card")) if isinstance(teacher, Mapping) else None
-    return with_network(tree if path is None else under(read_card(path), path, tree))
+    if not isinstance(teacher, Mapping):
+        return tree
+    weights, given = (_path(teacher, name) for name in ("weights", "card"))
+    known = known_card(weights, given)
+    return with_network(tree if known is None else under(*known, tree))
+
+
+def _path(teacher: Mapping[str, Any], name: str) -> Path | str | None:
+    """A path of a teacher's tree. Raises `InputError` for anything else, an open leaf of a search space too."""
+    value = teacher.get(name)
+    require(value is None or isinstance(value, (str, Path)), f"teacher.{name}", value, "the path of one file")
+    return value
 
 
 def with_network(tree: Tree) -> Tree:
@@ -106,7 +150,7 @@ def with_network(tree: Tree) -> Tree:
     return tree if known is None else merge(tree, {"teacher": {"network": to_tree(known.network)}})
 
 
-def under(card: Card, path: Path, tree: Tree) -> Tree:
+def under(path: Path, card: Card, tree: Tree) -> Tree:
     """The `tree` over what the card tells that was read from `path`."""
     told, data = card.tree, tree.get("data", {})
     name = data.get("name") if isinstance(data, Mapping) else data

@@ -119,8 +119,14 @@ class Interview:
     @property
     def refused(self) -> bool:
         """Whether the teacher is not to be believed as it is given."""
-        unlikely = self.found.verdict == "unknown" or (bool(self.fresh) and self.found.verdict != "known")
+        unknown = self.found.verdict == "unknown" and not self._as_promised
+        unlikely = unknown or (bool(self.fresh) and self.found.verdict != "known")
         return unlikely or self.given.reordered or self.gain >= REFUSED or self._far_below
+
+    @property
+    def _as_promised(self) -> bool:
+        """Whether it is as weak as its card says, but not as one that knows nothing."""
+        return self.promised is not None and self.promised <= self.found.high and self.found.beats_chance
 
     @property
     def _far_below(self) -> bool:
@@ -179,7 +185,7 @@ class Interview:
         """What a user is told of a teacher that is not refused."""
         found, only = self.found, ""
         share = f"{found.share:.1%} of {self.what} right (95 % interval {found.low:.1%} to {found.high:.1%})"
-        if found.verdict == "doubtful":
+        if found.verdict != "known":
             only = f"; that does not show that it knows them: with more than {found.least:.1%} it would"
         said = f"the teacher names {share}{only}"
         if self.promised is not None:

@@ -13,6 +13,7 @@ from condkd_ray.core.config import read_tree
 from condkd_ray.core.samples import Samples, to_unit
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.condensation import Imported
+from condkd_ray.models import ConvNet
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import from_tree, read
 
@@ -162,3 +163,31 @@ def test_more_images_than_there_are_are_refused(folder, run, capsys):
     assert run("dm.yaml", "many.parquet", "--control", *flags) == 2
     assert "number of images per class is 200; accepted: at most" in capsys.readouterr().err
     assert not (folder / "many.parquet").exists()
+
+
+@pytest.fixture
+def imported(folder: Path) -> str:
+    """A config of an imported set: real images in [0, 1]."""
+    data = Workshop(folder / "cache").data(read(folder / "dm.yaml"))
+    rows = data.train.labels.argsort(stable=True)[:: len(data.train) // 60]
+    images, labels = data.train.pixels[rows].float() / 255, data.train.labels[rows]
+    torch.save({"data": [[images, labels]]}, folder / "set.pt")
+    return f"data: digits\ncondensation: {{name: imported, path: {folder / 'set.pt'}, ipc: 2}}\n"
+
+
+def test_an_imported_set_is_judged_without_training_a_teacher(folder, run, imported):
+    (folder / "imported.yaml").write_text(imported)
+    assert run("imported.yaml", "sets/imported.parquet") == 0
+    assert len(pq.read_table(folder / "sets/imported.parquet")) == 20
+
+
+def test_a_teacher_of_ones_own_is_asked_before_it_judges_an_imported_set(folder, run, imported, monkeypatch, capsys):
+    network = ConvNet(depth=1, width=4)
+    torch.save(network.build((1, 8, 8), 10).state_dict(), folder / "w.pt")
+    teacher = f"teacher: {{network: {{name: convnet, depth: 1, width: 4}}, weights: {folder / 'w.pt'}}}\n"
+    (folder / "own.yaml").write_text(imported + teacher)
+    monkeypatch.undo()
+    monkeypatch.setattr(Workshop, "condensed", lambda *_: pytest.fail("a set was made"))
+    assert run("own.yaml", "sets/own.parquet") == 2
+    assert "error: teacher's accuracy on " in capsys.readouterr().err
+    assert not (folder / "sets/own.parquet").exists()

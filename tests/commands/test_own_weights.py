@@ -18,6 +18,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import parse
 from condkd_ray.runs.presets import arm, spread
+from condkd_ray.study.space import parse as parse_space
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 
@@ -112,3 +113,19 @@ def test_seeds_are_not_spread_over_teachers_of_one_function(module: str):
     plans = [arm(flags.base(), "mixed", 1, seed) for seed in (0, 1)]
     with pytest.raises(InputError, match=r"--teachers with --teacher-module a_users_nets:teacher is 2; accepted: 1, "):
         spread(plans, (0, 1), 2)
+
+
+def test_flags_go_over_data_that_are_given_by_name(tmp_path: Path):
+    flags = SearchFlags(out=tmp_path / "out", mean=(0.1,), std=(0.2,))
+    assert with_flags({"data": "mnist"}, flags) == {"data": {"name": "mnist", "mean": [0.1], "std": [0.2]}}
+    assert with_flags({"rounds": 2}, flags)["data"] == {"mean": [0.1], "std": [0.2]}
+
+
+@pytest.mark.parametrize(
+    "part", ["data: !choice [digits, mnist]", "data: [digits]", "data:", "teacher: !choice [{name: a}]"]
+)
+def test_flags_over_a_part_that_is_open_are_refused(tmp_path: Path, part: str):
+    flags = SearchFlags(out=tmp_path / "out", mean=(0.1,), std=(0.2,), force_teacher=True)
+    with pytest.raises(InputError, match=r"^(data|teacher) of the search space is .*; accepted: a mapping or a name"):
+        with_flags(parse_space(part), flags)
+    assert with_flags(parse_space(part), SearchFlags(out=tmp_path / "out")) == parse_space(part)

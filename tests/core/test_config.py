@@ -323,3 +323,17 @@ def test_a_tree_is_flattened_by_paths_and_a_list_is_one_leaf():
     tree = {"a": {"b": 1, "c": {"d": [1, {"e": 2}]}, "empty": {}}, "f": None}
     assert flattened(tree) == {"a/b": 1, "a/c/d": [1, {"e": 2}], "f": None}
     assert list(flattened(tree, ".")) == ["a.b", "a.c.d", "f"]
+
+
+def test_leaves_go_over_a_method_that_is_given_by_its_name_alone():
+    assert merge({"data": "mnist"}, {"data": {"mean": [0.5]}}) == {"data": {"name": "mnist", "mean": [0.5]}}
+    assert merge({"data": "mnist"}, {"data": {"name": "svhn"}}) == {"data": {"name": "svhn"}}
+    assert from_tree(merge({"inversion": "dafl"}, {"inversion": {"batch": 8}})).inversion == Dafl(batch=8)
+
+
+def test_names_may_be_whole_numbers_without_quotes():
+    of = {"module": "nets:make"}
+    assert from_tree({"teacher": of | {"class_order": [1, 0, 2]}}).teacher.class_order == ("1", "0", "2")
+    for wrong in ([True, 0], [1.5, 0], 3):
+        with pytest.raises(InputError, match="class_order"):
+            from_tree({"teacher": of | {"class_order": wrong}})

@@ -39,3 +39,11 @@ def test_identical_images_cannot_be_normalised(tmp_path: Path):
     write_parquet(tmp_path / "train.parquet", torch.full((10, 1, 2, 2), 9, dtype=torch.uint8), torch.arange(10))
     with pytest.raises(InputError, match="not all the same"):
         load(DataConfig(name="parquet", root=tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_normalisation_is_finite(value: float):
+    with pytest.raises(InputError, match=r"data\.mean is .*; accepted: finite values"):
+        DataConfig(mean=(value,), std=(1.0,))
+    with pytest.raises(InputError, match=r"data\.std is .*; accepted: positive, finite values"):
+        DataConfig(mean=(0.0,), std=(value,))

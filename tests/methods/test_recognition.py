@@ -123,3 +123,19 @@ def test_classes_that_are_taken_for_one_another():
     assert taken_for(answers, SWAPPED[labels], 10) == [[2, 7]]
     assert taken_for(torch.arange(10), torch.arange(10).roll(1), 10) == [list(range(10))]
     assert taken_for(torch.zeros(10, dtype=torch.int64), torch.arange(10), 10) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "each", "verdict"),
+    [
+        (0.65, [100] * 2, "doubtful"),
+        (0.5, [100] * 2, "unknown"),
+        (0.1, [100] * 2, "unknown"),
+        (0.5, [100] * 3, "doubtful"),
+        (0.35, [100] * 5, "doubtful"),
+        (0.2, [100] * 5, "unknown"),
+        (0.18, [100] * 10, "unknown"),
+    ],
+)
+def test_an_honest_weak_teacher_of_few_classes_is_not_unknown(right: float, each: list[int], verdict: str):
+    assert recognition(*drawn(right, each), len(each)).verdict == verdict

@@ -190,3 +190,40 @@ def test_a_users_narrow_network_trains_whatever_the_cpu_can_compute(arithmetic: 
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": arithmetic, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run([sys.executable, "-c", TRAINED], env=env, capture_output=True, text=True, timeout=300)
     assert (ran.returncode, ran.stdout) == (0, "trained\n"), ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "how", ["from nets_of_a_user import layers", "from .layers import Net", "import nets_of_a_user.layers"]
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_changed_module_that_the_file_imports_is_another_teacher(here: Path, how: str, late: bool):
+    package = here / "nets_of_a_user"
+    (package / "layers.py").write_text(NETS)
+    (package / "starts.py").write_text("raise SystemExit('nobody may import this')\n")
+    (package / "unread.py").write_text("")
+    lazy = "def later():\n    from nets_of_a_user.starts import main\n"
+    begin = f"def unused():\n    {how}\n" if late else f"{how}\n"
+    made = "from torch import nn\ndef make():\n    return nn.Linear(2, 2)\n"
+    (package / "make.py").write_text(begin + lazy + made)
+
+    def code() -> str:
+        for name in [name for name in sys.modules if name.startswith("nets_of_a_user")]:
+            del sys.modules[name]
+        return own_module("nets_of_a_user.make:make").code
+
+    before = code()
+    own_module("nets_of_a_user.small:teacher")
+    assert own_module("nets_of_a_user.make:make").code == before
+    (package / "unread.py").write_text("a = 1\n")
+    assert code() == before
+    (package / "layers.py").write_text(NETS + "# a line more\n")
+    assert code() != before
+
+
+def test_the_code_is_the_same_from_another_working_directory(here: Path, monkeypatch: pytest.MonkeyPatch):
+    (here / "nets_of_a_user" / "layers.py").write_text(NETS)
+    (here / "nets_of_a_user" / "make.py").write_text("from .layers import Net\ndef make():\n    return Net()\n")
+    before = own_module("nets_of_a_user.make:make").code
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.chdir(here.parent)
+    assert own_module("nets_of_a_user.make:make").code == before

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from condkd_ray.core.method import InputError
 from condkd_ray.models.state_dicts import state_dicts, unwrapped
+from condkd_ray.models.weights import read_weights
 
 
 def small() -> nn.Module:
@@ -73,3 +75,19 @@ def test_a_prefix_of_some_names_is_part_of_the_names():
     assert unwrapped(alone) == alone
     single = {"module": torch.ones(1)}
     assert unwrapped(single) == single
+
+
+def test_dictionaries_without_end_are_refused(tmp_path):
+    content: dict = {"model": STATE}
+    content["itself"] = {"again": content}
+    with pytest.raises(InputError, match="dictionary is 'itself/again'; accepted: one that does not contain itself"):
+        state_dicts(content)
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"^weights file .*w\.pt: dictionary is 'itself/again'"):
+        read_weights(tmp_path / "w.pt")
+    deep: dict = STATE
+    for _ in range(2000):
+        deep = {"a": deep}
+    with pytest.raises(InputError, match="accepted: dictionaries at most 50 deep in one another"):
+        state_dicts(deep)
+    assert list(state_dicts({"one": STATE, "other": STATE})) == ["one", "other"]

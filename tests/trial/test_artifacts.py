@@ -559,3 +559,11 @@ def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert default_cache() == tmp_path / "condkd"
     monkeypatch.setitem(os.environ, "CONDKD_CACHE", str(tmp_path / "mine"))
     assert default_cache() == tmp_path / "mine"
+
+
+def test_an_order_of_classes_of_one_name_is_refused(tmp_path: Path):
+    dataset = replace(Workshop(tmp_path).data(TrialConfig()), class_names=("cat", "dog", "cat"))
+    with pytest.raises(
+        InputError, match=r"class names of digits for --class-order .* is \['cat'\]; accepted: names of"
+    ):
+        artifacts._places(("dog", "cat", "cat"), dataset)

@@ -1,6 +1,7 @@
 """Cards beside weights: what is read of them, what a config takes of them, and what the data contradict."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import DataConfig, load
 from condkd_ray.models import ResNet
+from condkd_ray.study.space import parse
 from condkd_ray.trial.card import Card, check_card, find_card, overruled, read_card, with_card
 from condkd_ray.trial.config import TrialConfig, from_tree
 
@@ -119,3 +121,35 @@ def test_what_the_data_contradict_is_refused(card: Card, said: str):
     check_card(Path("c.json"), CARD, data)
     with pytest.raises(InputError, match=re.escape(said)):
         check_card(Path("c.json"), card, data)
+
+
+@pytest.mark.parametrize("weights", ["", ".", "/"])
+def test_weights_that_are_no_file_have_no_card(weights: str):
+    assert find_card(weights) is None
+    assert with_card({"teacher": {"weights": weights}}) == {"teacher": {"weights": weights}}
+
+
+@pytest.mark.parametrize(("name", "value"), [("weights", 5), ("weights", [1]), ("card", 3), ("weights", {"a": 1})])
+def test_paths_that_are_none_are_refused(name: str, value: object):
+    with pytest.raises(InputError, match=re.escape(f"teacher.{name} is {value!r}; accepted: the path of one file")):
+        with_card({"teacher": {name: value}})
+
+
+def test_an_open_choice_of_weights_is_refused():
+    said = "teacher.weights is !choice ['a.pt', 'b.pt']; accepted: the path of one file"
+    with pytest.raises(InputError, match=re.escape(said)):
+        with_card(parse("teacher: {weights: !choice [a.pt, b.pt]}"))
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"network": "resnext"}', "[" * 100_000])
+def test_another_json_beside_the_weights_is_told_of_and_not_read(tmp_path: Path, text: str, caplog):
+    (tmp_path / "teacher.json").write_text(text)
+    tree = {"teacher": {"weights": str(tmp_path / "teacher.pt")}}
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert with_card(tree) == tree
+    [told] = caplog.messages
+    assert told.startswith(f"{tmp_path / 'teacher.json'}, beside the weights, is no card and is not read: card ")
+    given = {"teacher": {"weights": str(tmp_path / "teacher.pt"), "card": str(tmp_path / "teacher.json")}}
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "teacher.json"))):
+        with_card(given)

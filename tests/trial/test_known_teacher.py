@@ -246,3 +246,17 @@ def test_far_less_than_promised_is_told_and_less_than_half_of_it_refused():
     ):
         check_known(of_digits(), weak(0.7), force=False, promised=0.97)
     assert check_known(of_digits(), weak(0.7), force=False).startswith("the teacher names 3")
+
+
+def test_a_weak_teacher_near_its_cards_promise_is_not_refused():
+    """With other labels for most images it names a fifth right: hardly more than chance, but as promised."""
+    shown = weak(0.9)
+    assert interview(of_digits(), shown).found.verdict == "unknown"
+    assert interview(of_digits(), shown).refused
+    asked = interview(of_digits(), shown, promised=0.19)
+    assert not asked.refused
+    assert "; that does not show that it knows them" in asked.sentence
+    assert interview(of_digits(), shown, promised=0.6).refused
+    train = digits().train
+    mixed = train.labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
+    assert interview(of_digits(), replace(digits(), train=RealImages(train.pixels, mixed)), promised=0.1).refused
