@@ -4,6 +4,7 @@ Who runs in a folder locks it exclusively. A report shares its lock with other r
 """
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -12,8 +13,12 @@ from pathlib import Path
 
 from condkd_ray.core.method import InputError
 
-PATIENCE_SECONDS = 5.0
-"""In which reports have to end that are in the way of a run (our choice)."""
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 60.0
+"""In which reports have to end that are in the way of a run: seconds, on a busy machine many (our choice)."""
+TOLD_SECONDS = 2.0
+"""Of waiting for them, after which it is told of."""
 Claim = tuple[int, int]
 """A folder by device and inode, which moving it does not change."""
 
@@ -49,14 +54,18 @@ def claim(folder: Path, what: str) -> Claim | None:
 
 def _lock(descriptor: int) -> None:
     """Lock a folder once reports have ended. Raises `BlockingIOError` where a process runs in it, or a report stays."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    began, told = time.monotonic(), False
     while True:
+        waited = time.monotonic() - began
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if waited > PATIENCE_SECONDS:
                 raise
+        if waited > TOLD_SECONDS and not told:
+            log.info("waiting for a report on this folder to end")
+            told = True
         # Only a report shares it; who runs does not, and will be there for long.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         fcntl.flock(descriptor, fcntl.LOCK_UN)

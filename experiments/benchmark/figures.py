@@ -23,7 +23,8 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
-from chaos import TITLES, machine, titles
+from chaos.cluster import machine
+from chaos.processes import TITLES, titles
 
 from benchmark.plain import prepare
 from benchmark.rows import Measured

@@ -6,7 +6,7 @@ usage: losing_nodes.py FOLDER
 import sys
 from pathlib import Path
 
-from chaos import machine
+from chaos.cluster import machine
 
 from condkd_ray.cluster.connection import connect
 from condkd_ray.cluster.pool import make_pool, tell_of_spilling

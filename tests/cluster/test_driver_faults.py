@@ -1,17 +1,15 @@
 """What a driver survives, and what becomes of all it has started; the same command then continues."""
 
-import contextlib
 import os
-import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chaos import TITLES, Machine, kill, machine, process_id, titles
-from places import CHECKOUT
+from chaos.cluster import Machine, machine, process_id
+from chaos.processes import TITLES, kill, titles
+from chaos.small_disk import fill, small_disk
+from places import CHECKOUT, permitted
 
 from cluster import processes
 from cluster.drivers import Driver, assert_gone, assert_undisturbed, driving, finish, outcomes
@@ -139,30 +137,13 @@ def test_a_node_that_joins_takes_part(tmp_path):
         assert not any(line.startswith("done b") for line in driver.said)
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of `size` in memory."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no permission to mount a small file system")
-    try:
-        yield folder
-    finally:
-        if folder.is_mount():
-            subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.fault
 def test_full_storage_ends_the_sweep_with_the_path_and_the_same_command_continues_once_there_is_room(tmp_path):
-    with small_disk(tmp_path / "disk", "8m") as folder:
-        filler = folder / "filler"
+    with permitted(), small_disk(tmp_path / "disk", "8m") as folder:
         with driving(folder) as driver:
             driver.until(*SECOND)
             pids = driver.pids()
-            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(1024))
+            filler = fill(folder)
             assert driver.end() == 1, driver.said
         assert driver.said[-1].startswith("failed: ")
         assert driver.said[-1].endswith(": No space left on device; the same command continues once there is room")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import toy
-from chaos import kill
+from chaos.processes import kill
 
 from cluster import processes
 from cluster.drivers import assert_equal_numbers, direct

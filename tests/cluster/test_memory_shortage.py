@@ -6,10 +6,11 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+from chaos.small_machine import small_machine
+from places import permitted
 from ray.exceptions import OutOfMemoryError
 
 from cluster.drivers import assert_undisturbed, driving
-from cluster.small_machine import small_machine
 from condkd_ray.cluster import memory_shortage
 from condkd_ray.cluster.lost import in_words
 from condkd_ray.cluster.memory_shortage import ASIDE, PAUSES, MemoryShortage
@@ -71,7 +72,11 @@ def test_a_sweep_waits_only_with_those_that_were_set_aside(clock):
 @pytest.mark.fault
 def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_run(tmp_path):
     threshold = {"RAY_memory_usage_threshold": "0.7"}
-    with small_machine(4 * 2**30) as machine, driving(tmp_path, within=machine.within, environment=threshold) as driver:
+    with (
+        permitted(),
+        small_machine(4 * 2**30) as machine,
+        driving(tmp_path, within=machine.within, environment=threshold) as driver,
+    ):
         driver.until("round b 1")
         # However slow the hog is, these two are still there when it comes.
         held = [pid for pid, title in driver.pids().items() if title.startswith("ray::ImplicitFunc")]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import toy
-from chaos import kill
+from chaos.processes import kill
 
 from cluster import processes
 from cluster.drivers import PATH, assert_equal_numbers, direct, timeless

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from condkd_ray.core import locks
 from condkd_ray.core.locks import busy, claim, in_turn, kept, let_go
 from condkd_ray.core.method import InputError
 
@@ -36,7 +37,8 @@ def test_a_folder_in_which_another_process_runs_is_left_to_it(tmp_path):
 
 
 def test_others_are_kept_from_a_folder_for_a_while(tmp_path):
-    command = [sys.executable, "-c", RUN, str(tmp_path)]
+    impatient = "from condkd_ray.core import locks; locks.PATIENCE_SECONDS = 0.5"
+    command = [sys.executable, "-c", f"{impatient}; {RUN}", str(tmp_path)]
     with kept(tmp_path) as alone:
         assert alone
         found = subprocess.run(command, capture_output=True, text=True)
@@ -80,6 +82,15 @@ def test_a_run_waits_for_a_report_that_ends_soon(tmp_path):
         taken = claim(tmp_path, "--out")
     assert taken is not None
     let_go(taken)
+
+
+def test_it_is_told_that_a_run_waits_for_a_report(tmp_path, monkeypatch, heard):
+    monkeypatch.setattr(locks, "TOLD_SECONDS", 0.1)
+    code = f"{REPORT}; k.__enter__(); print(1); sys.stdout.flush(); import time; time.sleep(1)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as report:
+        assert report.stdout.readline() == "1\n"
+        let_go(claim(tmp_path, "--out"))
+    assert heard == ["waiting for a report on this folder to end"]
 
 
 def test_who_runs_is_not_waited_for(tmp_path, monkeypatch):

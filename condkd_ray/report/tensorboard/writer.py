@@ -5,10 +5,13 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest.mock import patch
 
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars
 
@@ -191,11 +194,16 @@ def rebuild(out: Path, records: Sequence[Record]) -> None:
 
 
 def _opened(folder: Path) -> FileWriter:
-    writer = FileWriter(folder, flush_secs=2)
-    # What goes wrong in its thread is raised by the next call of it; the thread would print the trace as well.
-    worker: Any = writer.event_writer._async_writer._worker
-    worker._invoke_excepthook = lambda thread: None
-    return writer
+    with patch.object(event_file_writer, "_AsyncWriterThread", _Silent):
+        return FileWriter(folder, flush_secs=2)
+
+
+class _Silent(event_file_writer._AsyncWriterThread):
+    """Writes to a file. What goes wrong is raised by the next call of its writer, and shall not be printed as well."""
+
+    def run(self) -> None:
+        with suppress(Exception):
+            super().run()
 
 
 def _close(writer: FileWriter) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chaos.small_disk import fill, small_disk
 from PIL import Image
+from places import permitted
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import api_pb2, metadata
@@ -49,6 +51,14 @@ def read(run: Path) -> EventAccumulator:
 
 def points(run: Path, tag: str) -> list[tuple[int, float]]:
     return [(point.step, pytest.approx(point.value)) for point in read(run).Scalars(tag)]
+
+
+def test_a_full_disk_is_raised_and_nothing_else_is_said(tmp_path, capfd):
+    with permitted(), small_disk(tmp_path / "tensorboard", "16k") as folder:
+        fill(folder)
+        with pytest.raises(OSError, match="No space left on device"):
+            EventFiles(tmp_path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_run_names_compare():

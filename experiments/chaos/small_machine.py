@@ -1,6 +1,7 @@
 """A machine with little memory, for one process and all that it starts: a control group, shown to it as that of all.
 
-So it is in a container. What else runs here has no part in it, and is not hurt.
+So it is in a container. What else runs here has no part in it, and is not hurt. What is mounted there is seen there
+alone.
 """
 
 import errno
@@ -21,7 +22,11 @@ FILES = ("total_inactive_file", "total_active_file") if V1 else ("inactive_file"
 """Of what is used the system's cache of files, which is given up where memory is short."""
 ENTER = 'echo $$ > "$0/cgroup.procs" && mount --bind "$0" {root} && exec "$@"'
 HOG = 1536 * 2**20
-"""Most that a hog takes."""
+"""Most that a hog takes, if no more is allowed."""
+
+
+class NotAllowed(Exception):
+    """We have no permission to make what was asked for here."""
 
 
 class SmallMachine:
@@ -35,13 +40,17 @@ class SmallMachine:
     @property
     def used(self) -> int:
         """Bytes, as Ray's memory monitor counts them."""
-        stat = dict(line.split() for line in (self.group / "memory.stat").read_text().splitlines())
-        return int((self.group / USED).read_text()) - sum(int(stat[name]) for name in FILES)
+        stat = dict(line.split() for line in (self.group / "memory.stat").read_text(encoding="utf-8").splitlines())
+        used = int((self.group / USED).read_text(encoding="utf-8"))
+        return used - sum(int(stat[name]) for name in FILES)
 
     @contextmanager
-    def hog(self, share: float) -> Iterator[None]:
-        """Another program there, which takes memory until that share of the whole is used, again when some is freed."""
-        command = [sys.executable, __file__, str(self.group), str(self.total), str(share)]
+    def hog(self, share: float, most: int = HOG) -> Iterator[None]:
+        """Another program there, which takes memory until that share of the whole is used, again when some is freed.
+
+        It takes `most` bytes at the most.
+        """
+        command = [sys.executable, __file__, str(self.group), str(self.total), str(share), str(most)]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             try:
                 yield
@@ -49,20 +58,27 @@ class SmallMachine:
                 process.kill()
 
 
+def here() -> SmallMachine | None:
+    """The small machine that this process is in: a control group with a limit, shown as that of all. None in others."""
+    with suppress(OSError, ValueError):  # no such file, or `max`
+        total = int((ROOT / LIMIT).read_text(encoding="utf-8"))
+        if total < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+            return SmallMachine(ROOT, total)
+    return None
+
+
 @contextmanager
 def small_machine(total: int) -> Iterator[SmallMachine]:
-    """A machine with so many bytes, until the end of the block; skips the test where we may not make one."""
-    import pytest  # which the hog need not wait for
-
+    """A machine with so many bytes, until the end of the block. Raises `NotAllowed` where we may not make one."""
     group = ROOT / f"condkd-{os.getpid()}"
     try:
         group.mkdir()
-        (group / LIMIT).write_text(str(total))
+        (group / LIMIT).write_text(str(total), encoding="utf-8")
     except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
+        raise NotAllowed(f"no control group can be made here: {error}") from None
     try:
         if shutil.which("unshare") is None or subprocess.run([*SmallMachine(group, total).within, "true"]).returncode:
-            pytest.skip("no permission to show a process a control group of its own")
+            raise NotAllowed("no permission to show a process a control group of its own")
         yield SmallMachine(group, total)
     finally:
         _remove(group)
@@ -72,9 +88,9 @@ def _remove(group: Path, seconds: float = 60.0) -> None:
     """Move what still runs in the group out of it, and delete it: processes that end stay in it for a while."""
     deadline = time.monotonic() + seconds
     while True:
-        for pid in (group / "cgroup.procs").read_text().split():
+        for pid in (group / "cgroup.procs").read_text(encoding="utf-8").split():
             with suppress(ProcessLookupError):
-                (ROOT / "cgroup.procs").write_text(pid)
+                (ROOT / "cgroup.procs").write_text(pid, encoding="utf-8")
         try:
             group.rmdir()
             return
@@ -84,15 +100,16 @@ def _remove(group: Path, seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-def main(machine: SmallMachine, share: float) -> None:
-    (machine.group / "cgroup.procs").write_text(str(os.getpid()))
+def main(machine: SmallMachine, share: float, most: int) -> None:
+    """A hog, for ever."""
+    (machine.group / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
     held = []
     while True:
-        if machine.used < share * machine.total and len(held) * 2**24 < HOG:
+        if machine.used < share * machine.total and len(held) * 2**24 < most:
             held.append(b"1" * 2**24)
         else:
             time.sleep(0.02)
 
 
 if __name__ == "__main__":
-    main(SmallMachine(Path(sys.argv[1]), int(sys.argv[2])), float(sys.argv[3]))
+    main(SmallMachine(Path(sys.argv[1]), int(sys.argv[2])), float(sys.argv[3]), int(sys.argv[4]))

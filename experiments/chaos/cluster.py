@@ -1,0 +1,48 @@
+"""A Ray cluster of several raylets on this machine, of which nodes can be lost."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from chaos.processes import kill, titles
+from condkd_ray.cluster.connection import private
+
+
+class Machine:
+    """A cluster on this machine: a head, which is spared, and nodes with a CPU each, which can be lost and replaced."""
+
+    def __init__(self, cluster: Any, nodes: int) -> None:
+        self.cluster = cluster
+        self.address = str(cluster.address)
+        self.nodes = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+
+    def lose(self, which: int) -> None:
+        """All processes of a node end at once."""
+        node = self.nodes.pop(which)
+        raylet = process_id(node, "raylet")
+        for process in [raylet, *titles(raylet)]:
+            kill(process)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def grow(self) -> None:
+        """Another node with one CPU."""
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+
+
+def process_id(node: Any, name: str) -> int:
+    """Of a process that a node consists of, by Ray's name for it."""
+    (found,) = node.all_processes[name]
+    return found.process.pid
+
+
+@contextmanager
+def machine(nodes: int = 2, *, head_cpus: int = 0) -> Iterator[Machine]:
+    """A private `Machine` for the length of a `with` block; processes started in it may connect to it."""
+    with private():
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": False})
+        try:
+            yield Machine(cluster, nodes)
+        finally:
+            cluster.shutdown()
