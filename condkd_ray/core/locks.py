@@ -1,13 +1,17 @@
 """Folders that a process has for itself until it ends, and those that reports share.
 
 Who runs in a folder locks it exclusively. A report shares its lock with other reports: it keeps runs away for a while.
+
+What is locked is the folder itself, so that nothing is written for it. NFS locks exclusively only what is open for
+writing (`flock(2)`), which a folder cannot be: there it is a file in it, `FILE`, and wherever there is one.
 """
 
+import errno
 import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +23,7 @@ PATIENCE_SECONDS = 60.0
 """In which reports have to end that are in the way of a run: seconds, on a busy machine many (our choice)."""
 TOLD_SECONDS = 2.0
 """Of waiting for them, after which it is told of."""
+FILE = ".lock"
 Claim = tuple[int, int]
 """A folder by device and inode, which moving it does not change."""
 
@@ -36,20 +41,34 @@ def claim(folder: Path, what: str) -> Claim | None:
     key = status.st_dev, status.st_ino
     if key in _claimed:
         return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"{what} is {str(folder)!r}, where another process runs; accepted: a folder of its own, or the same once "
-            "that has ended"
-        ) from None
-    except OSError:  # a file system without locks
-        os.close(descriptor)
-        return None
+    with ExitStack() as held:
+        try:
+            descriptor = _exclusively(folder, held, _lock)
+        except BlockingIOError:
+            raise InputError(
+                f"{what} is {str(folder)!r}, where another process runs; accepted: a folder of its own, or the same "
+                "once that has ended"
+            ) from None
+        except OSError:  # a file system without locks
+            return None
+        held.pop_all()
     _claimed[key] = descriptor
     return key
+
+
+def _exclusively(folder: Path, held: ExitStack, lock: Callable[[int], object]) -> int:
+    """The descriptor of what is locked of a folder by `lock`, for as long as it is `held`."""
+    if not (folder / FILE).exists():
+        descriptor = _opened(folder, held)
+        try:
+            lock(descriptor)
+            return descriptor
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+    descriptor = _opened(folder / FILE, held, os.O_RDWR | os.O_CREAT)
+    lock(descriptor)
+    return descriptor
 
 
 def _lock(descriptor: int) -> None:
@@ -89,7 +108,9 @@ def kept(folder: Path) -> Iterator[bool]:
         try:
             status = folder.stat()
             if (status.st_dev, status.st_ino) not in _claimed:
-                fcntl.flock(_opened(folder, held), fcntl.LOCK_SH | fcntl.LOCK_NB)
+                there = folder / FILE
+                locked = _opened(there if there.exists() else folder, held)
+                fcntl.flock(locked, fcntl.LOCK_SH | fcntl.LOCK_NB)
             alone = True
         except BlockingIOError:
             alone = False
@@ -103,7 +124,7 @@ def in_turn(folder: Path) -> Iterator[None]:
     """A block that no two processes are in at once, for one and the same `folder`; as many as come without locks."""
     with ExitStack() as held:
         with suppress(OSError):
-            fcntl.flock(_opened(folder, held), fcntl.LOCK_EX)
+            _exclusively(folder, held, lambda descriptor: fcntl.flock(descriptor, fcntl.LOCK_EX))
         yield
 
 
@@ -113,8 +134,8 @@ def busy(folder: Path) -> bool:
         return not alone
 
 
-def _opened(folder: Path, held: ExitStack) -> int:
+def _opened(path: Path, held: ExitStack, flags: int = os.O_RDONLY) -> int:
     """A descriptor for as long as it is `held`."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, flags, 0o666)
     held.callback(os.close, descriptor)
     return descriptor

@@ -109,3 +109,60 @@ def test_of_two_processes_one_after_the_other_has_its_turn(tmp_path):
     assert other.communicate(timeout=30)[0] == "1\n"
     with in_turn(tmp_path / "missing"):
         pass
+
+
+AS_NFS = """
+import errno, fcntl, os, stat, sys
+from pathlib import Path
+plain = fcntl.flock
+
+def flock(descriptor, operation):
+    # As flock(2) tells of NFS: an exclusive lock needs a descriptor that is open for writing, as no folder's is.
+    if operation & fcntl.LOCK_EX and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    plain(descriptor, operation)
+
+fcntl.flock = flock
+from condkd_ray.core.locks import *
+from condkd_ray.core.method import InputError
+out = Path(sys.argv[1])
+"""
+RUNS = "print(claim(out, '--out') is not None, flush=True); sys.stdin.read()"
+ASKS = """
+print(busy(out))
+try:
+    claim(out, '--out')
+except InputError as error:
+    print(error)
+with in_turn(out):
+    print('in turn')
+"""
+
+
+def test_where_folders_cannot_be_locked_a_file_in_them_is(tmp_path):
+    run, ask = ([sys.executable, "-c", AS_NFS + code, str(tmp_path)] for code in (RUNS, ASKS))
+    with subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "True\n"
+        asking = subprocess.Popen(ask, stdout=subprocess.PIPE, text=True)
+        assert asking.stdout.readline() == "True\n"
+        assert "where another process runs" in asking.stdout.readline()
+        # A process that sees the same folder as its own disk's, too.
+        assert busy(tmp_path)
+        process.stdin.close()
+        assert asking.communicate(timeout=30)[0] == "in turn\n"
+    assert not busy(tmp_path)
+    taken = claim(tmp_path, "--out")
+    with subprocess.Popen(ask, stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout.readline() == "True\n"
+        assert "where another process runs" in asking.stdout.readline()
+        let_go(taken)
+        assert asking.communicate(timeout=30)[0] == "in turn\n"
+
+
+def test_no_file_is_made_where_folders_can_be_locked(tmp_path):
+    let_go(claim(tmp_path, "--out"))
+    with kept(tmp_path):
+        pass
+    with in_turn(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
