@@ -74,6 +74,17 @@ def test_on_a_telephone_only_tables_scroll_sideways(tab, pages, name):
     assert small == 0, "letters of a picture this narrow cannot be read"
 
 
+@pytest.mark.parametrize("name", ["arms", "search", "comparison"])
+@pytest.mark.parametrize("width", [1000, 1199, 1200, 1440])
+def test_nothing_at_the_top_scrolls_sideways_on_a_screen(tab, pages, name, width):
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.goto(pages[name].as_uri())
+    wide = tab.locator(".lead .wide, .lead figure").evaluate_all(
+        "found => found.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.outerHTML.slice(0, 99))"
+    )
+    assert wide == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_letters_stand_out_whatever_the_system_prefers(tab, pages, scheme):
     tab.emulate_media(color_scheme=scheme)
