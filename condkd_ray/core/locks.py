@@ -47,6 +47,16 @@ def claim(folder: Path, what: str) -> Claim | None:
     return key
 
 
+def claim_early(folder: Path, what: str) -> None:
+    """Claim a folder, the value of `what`, before anything heavy is imported. Raises `InputError` as `claim` does.
+
+    Whether it is there, and can be written, is told by who opens it.
+    """
+    if folder.is_dir():
+        with suppress(OSError):
+            claim(folder, what)
+
+
 def _lock(descriptor: int) -> None:
     """Lock a folder once reports have ended. Raises `BlockingIOError` where a process runs in it, or a report stays."""
     deadline = time.monotonic() + PATIENCE_SECONDS
