@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from condkd_ray.core.locks import busy, claim, in_turn, kept, let_go
+from condkd_ray.core.locks import busy, claim, claim_early, in_turn, kept, let_go
 from condkd_ray.core.method import InputError
 
 RUN = "import sys, pathlib; from condkd_ray.core.locks import claim; claim(pathlib.Path(sys.argv[1]), 'it'); print(1)"
@@ -98,3 +98,13 @@ def test_of_two_processes_one_after_the_other_has_its_turn(tmp_path):
     assert other.communicate(timeout=30)[0] == "1\n"
     with in_turn(tmp_path / "missing"):
         pass
+
+
+def test_a_folder_is_claimed_early_where_there_is_one(tmp_path):
+    claim_early(tmp_path / "none", "--out")
+    assert list(tmp_path.iterdir()) == []
+    with run_in(tmp_path), pytest.raises(InputError, match=r"--out is .*, where another process runs"):
+        claim_early(tmp_path, "--out")
+    claim_early(tmp_path, "--out")
+    taken = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
+    assert "where another process runs" in taken.stderr
