@@ -14,14 +14,15 @@ from condkd_ray.core.method import InputError
 
 HEAVY = ("torch", "torchvision", "ray", "optuna", "numpy", "scipy", "sklearn", "pyarrow", "matplotlib", "jinja2")
 BLOCKS = f"""
-import sys
+import os, sys
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name in {HEAVY}:
+            if "INTERRUPTED" in os.environ:
+                raise KeyboardInterrupt
             sys.stderr.write(name + " is imported")
             sys.stderr.flush()
-            import os
             os._exit(99)
 
 sys.meta_path.insert(0, Finder())
@@ -124,6 +125,11 @@ def test_what_needs_no_folder_for_itself_is_not_refused(tmp_path, name, flags):
     finally:
         os.close(held)
     assert (code, errors) == (99, "torch is imported")
+
+
+def test_ctrl_c_while_pytorch_is_imported_ends_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERRUPTED", "1")
+    assert told(tmp_path, "ablate_ipc") == (130, "", "interrupted; the same command continues\n")
 
 
 def test_the_folder_is_this_process_s_before_anything_is_planned(tmp_path, monkeypatch):
