@@ -9,12 +9,14 @@ any images is worth. Same student steps in all.
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
-from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
 
-NAMES = tuple(kind.name for kind in get_args(AnyCondensation) if kind not in (AllReal, Imported))
+NAMES = (
+    *("random_real", "herding", "distribution_matching", "gradient_matching", "trajectory_matching"),
+    "squeeze_recover",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

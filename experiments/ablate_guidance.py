@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
-from condkd_ray.methods.guidance import Discriminator, Mmd, Moments
-from condkd_ray.methods.guidance.guidance import Augmentation
 
-FORMS = {
-    "auxiliary": Discriminator(), "projection": Discriminator(condition="projection"),
-    "per_class": Discriminator(condition="per_class"), "unconditional": Discriminator(condition="none"),
-    "hinge": Discriminator(loss="hinge"), "mmd": Mmd(), "moments": Moments(),
-}  # fmt: skip
 Form = Literal["auxiliary", "projection", "per_class", "unconditional", "hinge", "mmd", "moments"]
 
 
@@ -29,7 +22,7 @@ class Args(Flags):
     ipcs: tuple[int, ...] = (10,)
     forms: tuple[Form, ...] = ("auxiliary", "projection", "per_class", "unconditional", "mmd", "moments")
     layers: tuple[str, ...] = ("penultimate",)
-    augments: tuple[Augmentation, ...] = ("host",)
+    augments: tuple[Literal["host", "condensed", "dsa"], ...] = ("host",)
     weights: tuple[float, ...] = (0.1, 1.0)
     """Times each form's own default weight."""
     shares: tuple[float, ...] = (0.5,)
@@ -39,6 +32,14 @@ class Args(Flags):
 
 def plans(args: Args) -> Plans:
     """Every trial; a name tells what differs from the other arms."""
+    # Here, so that help and wrong flags do not wait for PyTorch.
+    from condkd_ray.methods.guidance import Discriminator, Mmd, Moments
+
+    known = {
+        "auxiliary": Discriminator(), "projection": Discriminator(condition="projection"),
+        "per_class": Discriminator(condition="per_class"), "unconditional": Discriminator(condition="none"),
+        "hinge": Discriminator(loss="hinge"), "mmd": Mmd(), "moments": Moments(),
+    }  # fmt: skip
     base, (first, *others) = args.base(), args.shares
     yield from (arm(base, "none", 0, seed) for seed in args.seeds)
     for share, ipc, seed in product(args.shares, args.ipcs, args.seeds):
@@ -46,7 +47,7 @@ def plans(args: Args) -> Plans:
         tail = f" share {share:g}" if others else ""
         yield arm(mixing, "mixed", ipc, seed, f"mixed{tail}" if share != first else "mixed")
         for form, layer, augment, weight in product(args.forms, args.layers, args.augments, args.weights):
-            guidance = replace(FORMS[form], layer=layer, augment=augment, weight=weight * FORMS[form].weight)
+            guidance = replace(known[form], layer=layer, augment=augment, weight=weight * known[form].weight)
             told = ((f" {layer}", args.layers), (f" {augment}", args.augments), (f" x{weight:g}", args.weights))
             label = form + "".join(text for text, values in told if len(values) > 1) + tail
             yield arm(replace(mixing, guidance=guidance), "guided", ipc, seed, label)

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
-from condkd_ray.runs.presets import ONCE, Arm
+from condkd_ray.runs.arms import ONCE, Arm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,11 @@ rounds, `generative` (PRE-DFKD) a network of the past. Data-free unless --conden
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
-from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, Reservoir
 
-MEMORIES = {kind().name: kind for kind in (Latest, Growing, Reservoir, Bank, Generative)}
+Memory = Literal["latest", "growing", "reservoir", "bank", "generative"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,7 @@ class Args(Flags):
 
     ipcs: tuple[int, ...] = (10,)
     """Condensed images per class, where --condensed."""
-    memories: tuple[Literal["latest", "growing", "reservoir", "bank", "generative"], ...] = tuple(MEMORIES)  # type: ignore[assignment]
+    memories: tuple[Memory, ...] = get_args(Memory)
     capacity: int = 512
     """Samples the reservoir keeps; the bank keeps 10 entries of 128 at most, as its re-implementation does. A host's
     own memory stays as the host has it."""
@@ -34,11 +33,15 @@ class Args(Flags):
 
 def plans(args: Args) -> Plans:
     """Every memory for every seed."""
+    # Here, so that help and wrong flags do not wait for PyTorch.
+    from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, Reservoir
+
     base = args.base()
-    kinds = MEMORIES | {
+    kinds = {
+        "latest": Latest, "growing": Growing, "generative": Generative,
         "reservoir": lambda: Reservoir(capacity=args.capacity),
         "bank": lambda: Bank(entry_size=min(Bank().entry_size, base.inversion.images_per_round)),
-    }
+    }  # fmt: skip
     for name, ipc, seed in product(args.memories, args.ipcs if args.condensed else [0], args.seeds):
         # A host's own memory is as the host has it.
         memory = base.memory if args.host and base.memory.name == name else kinds[name]()

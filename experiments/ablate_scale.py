@@ -12,9 +12,6 @@ from itertools import product
 from pathlib import Path
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
-from condkd_ray.data.datasets import load
-from condkd_ray.methods.memory import Growing, Prioritized, Reservoir
-from condkd_ray.methods.weighing import Equal, Modulating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +28,11 @@ class Args(Flags):
 
 def plans(args: Args) -> Plans:
     """Every memory at every scale for every seed."""
+    # Here, so that help and wrong flags do not wait for PyTorch.
+    from condkd_ray.data.datasets import load
+    from condkd_ray.methods.memory import Growing, Prioritized, Reservoir
+    from condkd_ray.methods.weighing import Equal, Modulating
+
     base = replace(args.base(), weighing=Equal())
     size = len(load(base.data).train)
     yield from (arm(replace(base, memory=Growing()), "none", 0, seed, "growing") for seed in args.seeds)

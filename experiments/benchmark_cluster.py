@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from benchmark.figures import FIGURES, Figure
-from benchmark.rows import read, row, store, table
+from benchmark.names import ClusterFigure
 
 from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.commands.experiment import command_line
@@ -22,7 +21,7 @@ from condkd_ray.commands.experiment import command_line
 class Args:
     """What to measure, and where the rows are."""
 
-    figures: tuple[Figure, ...] = get_args(Figure)
+    figures: tuple[ClusterFigure, ...] = get_args(ClusterFigure)
     rows: Path = Path(__file__).with_suffix(".parquet")
     table: bool = False
     """Measure nothing: print the table of the stored rows, which is the README's."""
@@ -30,6 +29,10 @@ class Args:
 
 def main(args: Args) -> int:
     """Measure, store, print."""
+    # Here, so that help and wrong flags do not wait for PyTorch.
+    from benchmark.figures import FIGURES
+    from benchmark.rows import read, row, store, table
+
     for figure in () if args.table else args.figures:
         say(f"measuring {figure}")
         store(args.rows, figure, [row(figure, measured) for measured in FIGURES[figure]()], list(FIGURES))

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from benchmark.checkouts import Name, check
-from benchmark.peers import FIGURES, PACKAGES, Figure
-from benchmark.rows import processor, read, row, store, table
+from benchmark.names import PeerFigure
 
 from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.commands.experiment import command_line
@@ -28,7 +26,7 @@ class Args:
     fast: Path | None = None
     cmi: Path | None = None
     nayer: Path | None = None
-    figures: tuple[Figure, ...] = get_args(Figure)
+    figures: tuple[PeerFigure, ...] = get_args(PeerFigure)
     """Those whose checkout is not given are left out."""
     rows: Path = Path(__file__).with_suffix(".parquet")
     table: bool = False
@@ -37,9 +35,14 @@ class Args:
 
 def main(args: Args) -> int:
     """Look through the checkouts, measure, store, print."""
+    # Here, so that help and wrong flags do not wait for PyTorch.
+    from benchmark.checkouts import Name, check
+    from benchmark.peers import FIGURES, PACKAGES
+    from benchmark.rows import processor, read, row, store, table
+
     given: dict[Name, Path | None] = {"fast": args.fast, "cmi": args.cmi, "nayer": args.nayer}
-    wanted: tuple[Figure, ...] = () if args.table else args.figures
-    checkouts: dict[Figure, Path] = {figure: path for figure in wanted if (path := given[FIGURES[figure][0]])}
+    wanted: tuple[PeerFigure, ...] = () if args.table else args.figures
+    checkouts: dict[PeerFigure, Path] = {figure: path for figure in wanted if (path := given[FIGURES[figure][0]])}
     needed = " or ".join(dict.fromkeys(f"--{FIGURES[figure][0]} CHECKOUT" for figure in wanted))
     found = [f"--{name}" for name, path in given.items() if path]
     require(args.table or bool(checkouts), f"what is given for {' '.join(wanted)}", found, f"{needed}; or --table")

@@ -12,7 +12,8 @@ from typing import Literal
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.core.method import require
-from condkd_ray.runs.presets import NAMES, Arm, Name, arm_label, equal_rounds, network_pairs, with_rounds
+from condkd_ray.runs.arms import Arm, arm_label, network_pairs
+from condkd_ray.runs.presets import NAMES, Name, equal_rounds, with_rounds
 
 
 @dataclass(frozen=True, kw_only=True)

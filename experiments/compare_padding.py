@@ -9,16 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from condkd_ray.commands.console.exit_codes import say, show
 from condkd_ray.commands.experiment import Flags, arm, command_line
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
-from condkd_ray.data.augment import shift_flip
-from condkd_ray.runs.inverted import held_out, measure, side_by_side
-from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.trial.artifacts import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +27,23 @@ class Args(Flags):
     out: Path = Path("runs/compare_padding")
 
 
-def grey(self: Any, images: torch.Tensor, *, teacher: Any, rng: torch.Generator) -> torch.Tensor:
+def grey(self: Any, images: Any, *, teacher: Any, rng: Any) -> Any:
     """A host's `augment` as it was before: zeros of the normalised space move in."""
+    from condkd_ray.data.augment import shift_flip
+
     return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=0.0)
 
 
 def main(args: Args) -> int:
     """Make and measure, then write the table."""
+    from condkd_ray.core.environment import default_device  # here, so that help does not wait for PyTorch
+    from condkd_ray.runs.inverted import held_out, measure, side_by_side
+    from condkd_ray.runs.output_folder import open_folder
+    from condkd_ray.trial.artifacts import Workshop
+
     require(args.host is None, "--host", args.host, "none: --hosts says which are measured")
     bases: Any = {name: arm(replace(args, inversion=name).base(), "none", 0, 0).config for name in args.hosts}
-    workshop, found = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu"), {}
+    workshop, found = Workshop(args.cache, device=default_device()), {}
     open_folder(args.out, "compare_padding", fresh=args.fresh)
     for name, base in bases.items():
         host = replace(base.inversion, adv_weight=0.0, steps=min(base.inversion.steps, args.inversion_steps))

@@ -9,22 +9,17 @@ best value of the objective so far, trial by trial, and the test accuracy of the
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from search_guidance import SPACES
-
 from condkd_ray.commands.experiment import command_line
 from condkd_ray.commands.search import SearchFlags, run
 from condkd_ray.core.method import require
-from condkd_ray.report.figures.samplers import compare
-from condkd_ray.study.space import read
-from condkd_ray.study.storage import JOURNAL
-from condkd_ray.study.strategies import Sampler
+from condkd_ray.study.choices import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(SearchFlags):
     """Flags of these searches, and those common to all."""
 
-    space: Path = SPACES / "guidance.yaml"
+    space: Path = Path(__file__).parents[1] / "search_spaces" / "guidance.yaml"
     samplers: tuple[Sampler, ...] = ("random", "tpe")
     """The first is what others are compared with."""
     sampler_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -37,6 +32,8 @@ class Args(SearchFlags):
 
 def searches(args: Args, seed: int, out: Path) -> list[SearchFlags]:
     """The start of a seed, then what goes on from it."""
+    from condkd_ray.study.storage import JOURNAL
+
     first = replace(args, sampler="random", sampler_seed=seed, trials=args.first, out=out / "first")
     known = f"{first.out / JOURNAL}#{args.study}"
     rest = replace(args, sampler_seed=seed, trials=args.trials - args.first, learn_from=(known,))
@@ -45,6 +42,9 @@ def searches(args: Args, seed: int, out: Path) -> list[SearchFlags]:
 
 def main(args: Args) -> int:
     """Search, then compare."""
+    from condkd_ray.report.figures.samplers import compare  # here, so that help does not wait for PyTorch
+    from condkd_ray.study.space import read
+
     require(1 <= args.first < args.trials, "--first", args.first, f"1 to {args.trials - 1}")
     tree, seeds = read(args.space) | {"rounds": args.rounds}, args.sampler_seeds
     places = [args.out / f"seed-{seed}" for seed in seeds]

@@ -9,16 +9,13 @@ Runs each once, whole, in this process, at --scale of its published length, and 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import yaml
 
 from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.commands.experiment import Flags, arm, command_line
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
-from condkd_ray.runs.estimate import trial_cpu_seconds
 from condkd_ray.runs.presets import NAMES
-from condkd_ray.trial.artifacts import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +29,15 @@ class Args(Flags):
 
 def main(args: Args) -> int:
     """Measure, and write the file."""
+    # Here, so that help and wrong flags do not wait for PyTorch.
+    from condkd_ray.core.environment import default_device
+    from condkd_ray.runs.estimate import trial_cpu_seconds
+    from condkd_ray.trial.artifacts import Workshop
+
     given = {"--host": args.host, "--config": args.config, "--size": args.size, "--explain": args.explain or None}
     for flag, value in given.items():
         require(value is None, flag, value, "none: each system is measured as published, at --scale")
-    workshop = Workshop(args.cache, device="cuda" if torch.cuda.is_available() else "cpu")
+    workshop = Workshop(args.cache, device=default_device())
     configs = {name: arm(replace(args, host=name).base(), "none", 0, args.seeds[0]).config for name in NAMES}
     for config in configs.values():
         workshop.check(config)
@@ -54,4 +56,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    command_line(Args, main)
+    command_line(Args, main, own_folder=False)

@@ -9,11 +9,13 @@ each batch real and end with most of it synthetic (PGDI's schedule), guidance fa
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.core.method import Schedule
-from condkd_ray.methods.guidance import NoGuidance
-from condkd_ray.trial.config import TrialConfig
+
+if TYPE_CHECKING:
+    from condkd_ray.trial.config import TrialConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,11 @@ class Args(Flags):
     out: Path = Path("runs/few_shot")
 
 
-def with_curriculum(base: TrialConfig, args: Args) -> TrialConfig:
+def with_curriculum(base: "TrialConfig", args: Args) -> "TrialConfig":
     """The base with a falling share of real images, and a falling weight of the guidance."""
+    # Here, so that help and wrong flags do not wait for PyTorch.
+    from condkd_ray.methods.guidance import NoGuidance
+
     fall = Schedule(end=args.late / args.early)
     distiller = replace(base.distiller, condensed_share=args.early, share_schedule=fall)
     unguided = isinstance(base.guidance, NoGuidance)

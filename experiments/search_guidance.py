@@ -11,16 +11,13 @@ from pathlib import Path
 
 from condkd_ray.commands.experiment import command_line
 from condkd_ray.commands.search import SearchFlags, confirm, run
-from condkd_ray.study.space import read
-
-SPACES = Path(__file__).parents[1] / "search_spaces"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(SearchFlags):
     """Flags of this search, and those common to all."""
 
-    space: Path = SPACES / "guidance.yaml"
+    space: Path = Path(__file__).parents[1] / "search_spaces" / "guidance.yaml"
     """A YAML file of a config with open leaves."""
     best: int = 3
     """So many of the best trials are run again, beside the default."""
@@ -30,6 +27,9 @@ class Args(SearchFlags):
 
 def main(args: Args) -> int:
     """Search, then confirm."""
+    # Here, so that help and wrong flags do not wait for PyTorch.
+    from condkd_ray.study.space import read
+
     tree = read(args.space)
     code = run((__doc__ or "").split("\n")[0], tree, args)
     return code or confirm(tree, args, best=args.best, seeds=args.new_seeds)

@@ -9,15 +9,9 @@ a few real images, a few condensed ones, images of a fixed inversion. What count
 from dataclasses import dataclass
 from pathlib import Path
 
-import optuna
-
 from condkd_ray.commands.experiment import Flags, Plan, Plans, command_line, run
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import require
-from condkd_ray.runs.proxy_validation import validate
-from condkd_ray.study.space import close, read
-from condkd_ray.study.storage import quiet
-from condkd_ray.trial.artifacts import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +25,12 @@ class Args(Flags):
 
 def plans(args: Args) -> Plans:
     """Random configs of the space, all with one seed."""
+    # Here, so that help and wrong flags do not wait for PyTorch.
+    import optuna
+
+    from condkd_ray.study.space import close, read
+    from condkd_ray.study.storage import quiet
+
     require(args.host is None, "--host", args.host, "none: what a trial is made of is the space's")
     base = to_tree(args.base())
     tree = read(args.space) | {name: base[name] for name in ("data", "teacher", "student", "rounds", "test_rounds")}
@@ -43,6 +43,9 @@ def plans(args: Args) -> Plans:
 
 def main(args: Args) -> int:
     """Run the trials, then rank the proxies."""
+    from condkd_ray.runs.proxy_validation import validate
+    from condkd_ray.trial.artifacts import Workshop
+
     planned = list(plans(args))
     code = run("validate_proxy", __doc__ or "", planned, args)
     if code <= 1 and not args.explain:

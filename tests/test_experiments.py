@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from math import prod
 from os import environ
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -15,7 +16,9 @@ from places import EXPERIMENTS
 from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import read_manifest, read_records
+from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
 from condkd_ray.methods.guidance import NoGuidance
+from condkd_ray.methods.guidance.guidance import Augmentation
 from condkd_ray.runs.presets import NAMES as SYSTEMS
 
 SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.py") if not path.name.startswith("benchmark"))
@@ -63,6 +66,13 @@ def test_defaults_stay_below_ten_minutes_on_two_cores(name):
         assert sum(map(prod, work)) <= 100 * prod((12, 20, 128))
     else:
         assert set(work) == {(12, 20, 128)} | CHEAPER.get(name, set())
+
+
+def test_what_scripts_name_without_importing_it_is_all_there_is():
+    condensers = [kind.name for kind in get_args(AnyCondensation) if kind not in (AllReal, Imported)]
+    assert tuple(condensers) == script("ablate_condensation").NAMES
+    augments = get_type_hints(script("ablate_guidance").Args)["augments"]
+    assert get_args(augments) == (Augmentation, ...)
 
 
 def test_guidance_names_what_differs_and_each_share_has_its_mixed():

@@ -8,7 +8,8 @@ from pathlib import Path
 from condkd_ray.cluster.files import ATTEMPTS
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import Location
-from condkd_ray.trial.config import Allowance, TrialConfig
+from condkd_ray.trial.allowance import Allowance
+from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
 

@@ -20,7 +20,8 @@ from condkd_ray.core.samples import Samples
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import Store
 from condkd_ray.methods.memory.store import to_arrays
-from condkd_ray.trial.config import Allowance, Prepared, TrialConfig
+from condkd_ray.trial.allowance import Allowance
+from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState
 from condkd_ray.trial.packing import PreparedRefs, to_plain, to_tensor
 from condkd_ray.trial.synthesis import Pipelined, Producer, Production, begin, codec, produce

@@ -1,39 +1,36 @@
-"""What all experiment scripts share: flags -> base config -> plans -> run -> tables and exit code."""
+"""What all experiment scripts share: flags -> base config -> plans -> run -> tables and exit code.
+
+What is imported here, and so by a script beside its flags, needs neither PyTorch nor Ray: help, a flag that is none and
+a folder in use are answered before they are imported.
+"""
 
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
-from condkd_ray import models
 from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, speak
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import Tell, tell_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
-from condkd_ray.core.config import merge, read_tree, to_tree
-from condkd_ray.core.environment import set_up_process
-from condkd_ray.core.method import require
-from condkd_ray.methods.inversion import AnyInversion, Inversion
-from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs import experiment
+from condkd_ray.core.locks import claim_early
+from condkd_ray.runs.arms import arm, spread
 from condkd_ray.runs.options import Options
-from condkd_ray.runs.presets import PARTS, arm, check_parts, published, scaled, spread, with_rounds
-from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.card import with_card
-from condkd_ray.trial.config import TrialConfig, from_tree
-from condkd_ray.trial.evaluation import TestRounds
 from condkd_ray.trial.plan import Plan
+from condkd_ray.trial.subset import TestRounds
+
+if TYPE_CHECKING:
+    from condkd_ray.report.statistics import Baseline
+    from condkd_ray.trial.artifacts import Workshop
+    from condkd_ray.trial.config import TrialConfig
 
 __all__ = ["Flags", "Plan", "Plans", "arm", "command_line", "run"]
 
 Plans = Iterable[Plan]
 """Trials of an experiment."""
-
-TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
-"""Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
 T = TypeVar("T")
 
 
@@ -103,93 +100,35 @@ class Flags(TeacherFlags, Options):
     config: Path | None = None
     """A YAML file of config fields that goes over the flags."""
 
-    def base(self) -> TrialConfig:
+    def base(self) -> "TrialConfig":
         """The config all arms start from, at the largest IPC. Raises `InputError`: field, value, what is accepted."""
-        accepted = "one or more integers >= 1 (without condensed images is the arm none)"
-        require(bool(self.ipcs) and min(self.ipcs) >= 1, "--ipcs", self.ipcs, accepted)
-        require(bool(self.seeds) and min(self.seeds) >= 0, "--seeds", self.seeds, "one or more integers >= 0")
-        own = {name: getattr(self, name) for name in ("size", "val_fraction", "train_file", "test_file")}
-        if self.size is None:
-            del own["size"]  # then a card may tell it
-        epochs = TEACHER_EPOCHS.get(self.dataset, 10) if self.teacher_epochs is None else self.teacher_epochs
-        tree: dict[str, Any] = {
-            "data": {"name": self.dataset, "root": self.data_root, **own},
-            "teacher": {**self._network(), "training": {"epochs": epochs}},
-            "student": to_tree(models.parse(self.student)),
-            "condensation": self._condensation(),
-            "guidance": {"name": self.guidance},
-            "test_rounds": self.test_rounds,
-        }
-        tree = merge(tree, self.about_teacher())
-        tree |= self._own_parts() if self.host is None else self._host_parts(self.host)
-        tree["distiller"] |= {"condensed_share": self.condensed_share}
-        if self.dataset == "digits" and "width" in tree["inversion"]:
-            tree["inversion"]["width"] = 64
-        if self.guidance_weight is not None:
-            tree["guidance"]["weight"] = self.guidance_weight
-        if self.producers or self.staleness is not None:
-            staleness = 1 if self.staleness is None else self.staleness
-            tree["pipeline"] = {"producers": self.producers, "staleness": staleness}
-        if self.config is not None:
-            given = read_tree(self.config)
-            if self.host is not None:
-                check_parts(self.host, given, str(self.config))
-            tree = merge(tree, given)
-        return from_tree(with_card(tree), "flags")
+        # What needs PyTorch stands apart, for nobody waits for it who asks for help or has mistyped a flag.
+        from condkd_ray.commands.base_config import base_config
+
+        return base_config(self)
 
     @property
     def teacher_label(self) -> str:
         """The teacher's architecture, of the flag, the card or by default."""
-        tree = with_card(merge({"teacher": self._network()}, self.about_teacher()))
-        return models.label(from_tree({"teacher": tree["teacher"]}, "flags").teacher.network)
+        from condkd_ray.commands.base_config import teacher_label
 
-    def _network(self) -> dict[str, Any]:
-        return {} if self.teacher is None else {"network": to_tree(models.parse(self.teacher))}
-
-    def _own_parts(self) -> dict[str, Any]:
-        """Inversion, memory and length without a host."""
-        require(self.scale is None, "--scale without --host", self.scale, "a published system to scale, --host NAME")
-        name = self.inversion or "fast"
-        # A name that is none of theirs is refused later, with all that are.
-        inversion = {kind.name: kind for kind in get_args(AnyInversion)}.get(name, Inversion)
-        rounds = 12 if self.rounds is None else self.rounds
-        parts: dict[str, Any] = {"inversion": {"name": name}, "distiller": {}, "rounds": rounds}
-        if hasattr(inversion, "width"):
-            parts["inversion"]["width"] = inversion.width
-        return parts | ({"memory": {"name": "latest"}} if inversion.fresh else {})
-
-    def _host_parts(self, host: str) -> dict[str, Any]:
-        """What the published system sets, scaled."""
-        accepted = f"one of them: --host {host} has the inversion {published(host).inversion.name}"
-        require(self.inversion is None, "--inversion beside --host", self.inversion, accepted)
-        both = self.scale is not None and self.rounds is not None
-        accepted = f"one of them, for a scale (here {self.scale}) sets the rounds; --scale None takes none"
-        require(not both, "--rounds beside --scale", self.rounds, accepted)
-        recipe = scaled(published(host), 1.0 if self.scale is None else self.scale)
-        if self.rounds is not None:
-            recipe = with_rounds(recipe, self.rounds)
-        return {part: to_tree(getattr(recipe, part)) for part in PARTS}
-
-    def _condensation(self) -> dict[str, Any]:
-        max_ipc = max(self.ipcs)
-        if self.condensed_path is not None or self.condensation == "imported":
-            require(self.condensed_path is not None, "--condensed-path", None, "the condensed set to import")
-            own = {name: getattr(self, f"condensed_{name}") for name in ("path", "space", "mean", "std", "order")}
-            return {"name": "imported", "ipc": max_ipc, "force": self.force_condensed} | own
-        tree = {"name": self.condensation, "ipc": max_ipc}
-        if self.condensation in ("distribution_matching", "trajectory_matching"):
-            tree["condensed_together"] = max(max_ipc, 10)
-        if self.condensation == "squeeze_recover" and self.dataset == "digits":
-            # A pixel, the least there is, is an eighth of these images: it cost a third of the accuracy (LOG.md).
-            tree["shift"] = 0.0
-        return tree
+        return teacher_label(self)
 
 
-def command_line(flags: type[T], main: Callable[[T], int]) -> None:
-    """Parse, run, exit: 0 done, 1 some trials failed, 2 bad input, 3 out of time, 130 interrupted."""
-    set_up_process(1)
+def command_line(flags: type[T], main: Callable[[T], int], *, own_folder: bool = True) -> None:
+    """Parse, run, exit: 0 done, 1 some trials failed, 2 bad input, 3 out of time, 130 interrupted.
+
+    Where flags are `Options`, nobody else may run in `--out`, unless it is not `own_folder`: the program leaves it be.
+    """
     with exit_codes():
-        sys.exit(main(tyro.cli(flags)))
+        given = tyro.cli(flags)
+        if own_folder and isinstance(given, Options) and not getattr(given, "explain", False):
+            claim_early(given.out, "--out")
+        # From here on it takes seconds.
+        from condkd_ray.core.environment import set_up_process
+
+        set_up_process(1)
+        sys.exit(main(given))
 
 
 def run(
@@ -198,14 +137,16 @@ def run(
     plans: Plans,
     flags: Flags,
     *,
-    baseline: Baseline = "none",
-    workshop: Workshop | None = None,
+    baseline: "Baseline" = "none",
+    workshop: "Workshop | None" = None,
     tell: Tell | None = None,
 ) -> int:
     """Run what is missing of `plans`, write records as trials end, report; each arm is compared with its `baseline`.
 
     `workshop`: one that has made something of it already, else a new one is made. The exit code: see `command_line`.
     """
+    from condkd_ray.runs import experiment
+
     plans = spread(plans, flags.seeds, flags.teachers)
     speak(flags.verbose)
     if flags.explain:

@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from condkd_ray import __version__
-from condkd_ray.core.locks import claim
+from condkd_ray.core.locks import claim_early
 from condkd_ray.core.method import InputError
 
 HELP = ("-h", "--help")
@@ -104,11 +104,7 @@ def _claim(verb: Verb, rest: Sequence[str]) -> None:
         return
     given = [one.removeprefix("--out=") for one in rest if one.startswith("--out=")]
     given += [rest[at + 1] for at, one in enumerate(rest[:-1]) if one == "--out"]
-    folder = Path(given[-1] if given else verb.out)
-    # What it cannot be otherwise is told by the command itself.
-    if folder.is_dir():
-        with suppress(OSError):
-            claim(folder, "--out")
+    claim_early(Path(given[-1] if given else verb.out), "--out")
 
 
 def _help_path(name: str) -> Path:

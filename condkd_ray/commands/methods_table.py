@@ -22,7 +22,7 @@ from condkd_ray.models import parse
 from condkd_ray.models.cost import cost_of, short
 from condkd_ray.models.network import Network, label
 from condkd_ray.models.torchvision import SMALLEST
-from condkd_ray.runs import presets
+from condkd_ray.runs import compute
 
 FAMILIES = {
     "condensation": AnyCondensation,
@@ -64,7 +64,7 @@ class Methods:
 def list_methods(command: Methods) -> int:
     """`condkd methods`."""
     require(not (command.networks and command.published), "--networks beside --published", "both", "one of them")
-    made = networks_table if command.networks else presets.table if command.published else table
+    made = networks_table if command.networks else compute.table if command.published else table
     print(made(), end="")
     return 0
 

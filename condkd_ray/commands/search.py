@@ -1,4 +1,7 @@
-"""`condkd search`, and what scripts that search share."""
+"""`condkd search`, and what scripts that search share.
+
+What is imported here needs neither PyTorch nor Optuna; see `condkd_ray.commands.experiment`.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -14,10 +17,7 @@ from condkd_ray.commands.report import tell_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.config import merge
 from condkd_ray.core.method import require
-from condkd_ray.runs import search as searches
 from condkd_ray.runs.search_spec import SearchSpec
-from condkd_ray.study.space import read
-from condkd_ray.trial.card import with_card
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,15 @@ class Search(SearchFlags):
 
 def search(command: Search) -> int:
     """`condkd search SPACE`. The exit code: as an experiment's."""
+    from condkd_ray.study.space import read
+
     return run(f"Which {command.space.stem} is best?", read(command.space), command)
 
 
 def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     """Run what is missing of a search of the space `tree`, and report. The exit code: as an experiment's."""
+    from condkd_ray.runs import search as searches
+
     speak(flags.verbose)
     tree = with_flags(tree, flags)
     if flags.explain:
@@ -58,12 +62,12 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
     """Run the best trials of a finished search again with other seeds, and report. The exit code."""
+    from condkd_ray.report.build import build
+    from condkd_ray.runs import search as searches
+
     result = searches.confirm(with_flags(tree, flags), flags, best=best, seeds=seeds, view=TERMINAL)
     tell_results(result.out)
     code = ended(result)
-    # It draws, which the other commands need not wait for.
-    from condkd_ray.report.build import build
-
     with TERMINAL.bar("page of the search"):
         build(flags.out, tensorboard=False)
     log.info(f"the page of the search now shows what came of them: {flags.out / 'report.html'}")
@@ -75,6 +79,8 @@ def with_flags(tree: dict[str, Any], flags: SearchFlags) -> dict[str, Any]:
 
     Raises `InputError` where flags would replace a whole part of the space, such as an open choice of data.
     """
+    from condkd_ray.trial.card import with_card
+
     about = flags.about_teacher()
     for part, given in about.items():
         old = tree.get(part, {})

@@ -36,9 +36,9 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import located, nearest, recognised
 from condkd_ray.report import results
 from condkd_ray.report.tables import verdict
+from condkd_ray.runs.arms import Arm, arm
 from condkd_ray.runs.estimate import round_seconds
 from condkd_ray.runs.output_folder import open_folder
-from condkd_ray.runs.presets import Arm, arm
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.card import Card, known_card
 from condkd_ray.trial.config import TrialConfig, dump, from_tree, read

@@ -56,6 +56,16 @@ def claim(folder: Path, what: str) -> Claim | None:
     return key
 
 
+def claim_early(folder: Path, what: str) -> None:
+    """Claim a folder, the value of `what`, before anything heavy is imported. Raises `InputError` as `claim` does.
+
+    Whether it is there, and can be written, is told by who opens it.
+    """
+    if folder.is_dir():
+        with suppress(OSError):
+            claim(folder, what)
+
+
 def _exclusively(folder: Path, held: ExitStack, lock: Callable[[int], object]) -> int:
     """The descriptor of what is locked of a folder by `lock`, for as long as it is `held`."""
     if not (folder / FILE).exists():

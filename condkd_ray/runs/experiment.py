@@ -26,8 +26,9 @@ from condkd_ray.runs.estimate import explain
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.recorder import Recorder, StudyRecorder, describe_experiment, teacher_line
+from condkd_ray.trial.allowance import Allowance
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import Allowance, Prepared, TrialConfig
+from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.device_pool import FLAG, check_on_gpu, check_round_fits
 from condkd_ray.trial.hardware import CPU, Hardware, compute_line, hardware_of, settled
 from condkd_ray.trial.outcome import product_path

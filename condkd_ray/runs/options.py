@@ -5,17 +5,19 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import Location, locate
 from condkd_ray.core.units import parse_duration, parse_size
-from condkd_ray.trial.config import Allowance
+from condkd_ray.trial.allowance import Allowance
 from condkd_ray.trial.device_pool import FLAG, check_on_gpu
 from condkd_ray.trial.plan import Scope
+
+if TYPE_CHECKING:
+    from condkd_ray.cluster.options import ClusterOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,11 @@ class Options:
         _ = self.place, self.budget_seconds, self.resources, self.pool_bytes, self.device_pool_bytes
         check_on_gpu(self.device_pool_limit, self.gpus_per_trial > 0, "none, or --gpus-per-trial above 0")
 
-    def of_cluster(self, deadline: float) -> ClusterOptions:
+    def of_cluster(self, deadline: float) -> "ClusterOptions":
         """The options of a sweep or a search that ends at `deadline`. Raises `InputError`."""
+        # Here, as flags are made of these options, and it imports PyTorch.
+        from condkd_ray.cluster.options import ClusterOptions
+
         return ClusterOptions(
             folder=self.out,
             storage=self.place,

@@ -26,11 +26,12 @@ from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.search_driver import PopulationDriver, SearchDriver, SearchRecorder
 from condkd_ray.runs.search_spec import SearchSpec
+from condkd_ray.study.choices import Pruner, Sampler
 from condkd_ray.study.points import Point, check_point, left_open
 from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.space import Open, close, default, leaves
 from condkd_ray.study.storage import exists, holds, open_storage, quiet, stored_study
-from condkd_ray.study.strategies import Pruner, Sampler, check_pruner, check_sampler, make_pruner
+from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
 from condkd_ray.study.study import Study, check_earlier
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig, from_tree

@@ -1,4 +1,4 @@
-"""How a space is searched. Apart from the `Options` that it extends, as it needs Optuna's samplers and pruners."""
+"""How a space is searched."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 
 from condkd_ray.runs.options import Options
+from condkd_ray.study.choices import Pruner, Sampler
 from condkd_ray.study.objective import Constraint, Objective, parse_constraints
-from condkd_ray.study.strategies import Pruner, Sampler
 
 
 @dataclass(frozen=True, kw_only=True)

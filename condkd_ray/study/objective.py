@@ -1,14 +1,17 @@
 """What a search optimises and the limits it keeps to, round by round and at a trial's end; never test accuracy."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from optuna.trial import FrozenTrial
+from typing import TYPE_CHECKING, Any, Literal
 
 from condkd_ray.core.method import Metrics, require
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 Direction = Literal["maximize", "minimize"]
 QUALITY: dict[str, Direction] = {

@@ -1,7 +1,7 @@
 """Optuna's samplers, which propose trials, and pruners, which end them early; each asked only for what it can do."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -10,19 +10,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import derive_seed
+from condkd_ray.study.choices import Pruner, Sampler
 from condkd_ray.study.objective import Objective
 from condkd_ray.study.space import Open, conditional, leaves
 from condkd_ray.study.storage import quiet
 
-Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]
-"""Tree-structured Parzen estimator, Gaussian process, uniform, quasi-Monte-Carlo (scrambled Sobol), every combination.
-"""
 FIXED = ("gp", "qmc", "grid")
 """Those that need the same open leaves in every trial."""
 CONSTRAINED = ("tpe", "gp")
 """Those that learn from what is beyond a limit."""
-Pruner = Literal["none", "asha", "hyperband", "median"]
-"""Nobody; asynchronous successive halving; several brackets of it; below the median of earlier trials at that round."""
 REDUCTION = 3
 """One in so many goes on at each rung."""
 

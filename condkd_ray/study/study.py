@@ -22,11 +22,12 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from condkd_ray.core.config import Tree, content_hash, flattened
 from condkd_ray.core.method import InputError, require
+from condkd_ray.study.choices import Sampler
 from condkd_ray.study.objective import Constraint, Direction, Objective, known_excesses
 from condkd_ray.study.points import check_point, left_open
 from condkd_ray.study.space import close, distribution, leaves, to_plain
 from condkd_ray.study.storage import quiet
-from condkd_ray.study.strategies import Sampler, check_sampler, make_sampler
+from condkd_ray.study.strategies import check_sampler, make_sampler
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.plan import NUMBERS
 

@@ -26,7 +26,7 @@ from condkd_ray.methods.weighing import AnyWeighing, Equal
 from condkd_ray.models import AnyNetwork, ResNet
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.diagnosis import Landmarks
-from condkd_ray.trial.evaluation import TestRounds
+from condkd_ray.trial.subset import TestRounds
 
 HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
@@ -62,24 +62,6 @@ class Pipeline(Method):
     def shown(self, round: int) -> int:
         """After how many rounds the student was what the producer of `round` is shown."""
         return max(0, round - self.staleness)
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """What a process that computes gets: a trial, or one of its producers."""
-
-    cpus: float = 1
-    gpus: float = 0
-
-    @property
-    def threads(self) -> int:
-        """Of PyTorch: one a CPU."""
-        return max(1, int(self.cpus))
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """As Ray writes it."""
-        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,16 @@
 Where nobody asks, a store takes a quarter of the trial's part of the GPU; see `methods.memory.device_rows`.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from condkd_ray.core.method import require
-from condkd_ray.data.datasets import Dataset
-from condkd_ray.trial.config import TrialConfig
+
+if TYPE_CHECKING:
+    from condkd_ray.data.datasets import Dataset
+    from condkd_ray.trial.config import TrialConfig
 
 FLAG = "--device-pool-limit"
 

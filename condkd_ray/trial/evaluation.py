@@ -4,8 +4,6 @@ The proxy set is a few fixed images in many seeded views. Where nobody has valid
 look at. Never trained on. All of it is our choice.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,11 +15,8 @@ from condkd_ray.data.augment import shift_flip
 from condkd_ray.data.datasets import RealImages
 from condkd_ray.methods.recognition import named
 from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.subset import ROUND_SUBSET, TestRounds, in_round
 
-ROUND_SUBSET = 1000
-"""Validation images measured in a round, at most; test images too, unless a config asks for all in each round."""
-TestRounds = Literal["subset", "full"]
-"""Test images measured in a round: at most `ROUND_SUBSET` (our choice), or all (PRE-DFKD's mean and variance)."""
 VIEWS = 32
 SHIFT = 0.125
 """By which an image is moved at most, of its side; black moves in, as in the teacher's training."""
@@ -72,11 +67,6 @@ def _named(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
 def _right(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
     """Share of images whose class is named right, a scalar on the teacher's device."""
     return (_named(network, images, teacher) == sent(images.labels, teacher.device)).double().mean()
-
-
-def in_round(test: RealImages, rounds: TestRounds) -> RealImages:
-    """The test images that are measured in a round."""
-    return test if rounds == "full" else test[:ROUND_SUBSET]
 
 
 @torch.no_grad()

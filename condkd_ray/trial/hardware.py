@@ -9,7 +9,8 @@ from condkd_ray.core import compilation
 from condkd_ray.core.method import require
 from condkd_ray.methods.memory.device_rows import quarter
 from condkd_ray.methods.supervised import Precision, bf16_pays
-from condkd_ray.trial.config import Allowance, TrialConfig
+from condkd_ray.trial.allowance import Allowance
+from condkd_ray.trial.config import TrialConfig
 
 
 @dataclass(frozen=True)

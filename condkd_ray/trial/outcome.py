@@ -18,8 +18,9 @@ from condkd_ray.methods.memory.chunk_table import moved
 from condkd_ray.models.network import label
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import histograms
-from condkd_ray.trial.evaluation import in_round, predict
+from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState
+from condkd_ray.trial.subset import in_round
 from condkd_ray.trial.synthesis import answers, precision
 
 GRID_PER_CLASS = 8

@@ -3,14 +3,18 @@
 A name is the hash of all that determines what is named. Trials of equal images can share them.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from condkd_ray.core.config import content_hash
 from condkd_ray.core.method import Schedule
-from condkd_ray.trial.config import Prepared, TrialConfig
-from condkd_ray.trial.packing import PreparedRefs
+
+if TYPE_CHECKING:
+    from condkd_ray.trial.config import Prepared, TrialConfig
+    from condkd_ray.trial.packing import PreparedRefs
 
 Scope = Literal["trial", "inversion", "sweep"]
 """Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
@@ -25,7 +29,7 @@ in the last bits again, as the distance of BN statistics is of all layers at onc
 4 under `prioritized` alone, which has a field less, and there in last bits of its means; 6 from 5 in last bits of
 residual networks with fewer than 16 channels, for some sizes of a batch.
 """
-P = TypeVar("P", bound=Prepared | PreparedRefs, covariant=True)
+P = TypeVar("P", bound="Prepared | PreparedRefs", covariant=True)
 
 
 @dataclass(frozen=True)

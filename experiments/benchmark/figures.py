@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -46,7 +46,6 @@ from condkd_ray.trial.plan import Plan, PlannedTrial, Scope
 from condkd_ray.trial.run import CHECKPOINT_SECONDS, local_store
 from condkd_ray.trial.synthesis import codec
 
-Figure = Literal["draw", "blocked", "reader", "startup", "waiting", "sharing", "raylets", "driver", "sweep"]
 CPUS = 2
 """On which sweeps are measured."""
 HELD, ROUND, BATCH = 65_536, 512, 256

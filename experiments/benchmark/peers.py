@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 from benchmark.checkouts import PEERS, Name, imported
 from benchmark.convolutions import Convolutions
+from benchmark.names import PeerFigure
 from benchmark.rows import Measured
 from benchmark.sides import NEVER, STEPS, STUDENT_STEPS, Ours, cmi_peer, fast_peer, nayer_peer
 from condkd_ray.methods.inversion import Cmi, Fast, Nayer
 from condkd_ray.models import AnyNetwork, ResNet, Wrn
 
-Figure = Literal["fast_resnet", "fast_wrn", "cmi", "nayer"]
 TURNS, FEWER = 5, 3
 """Measurements; and of CMI, whose step takes longest."""
 PACKAGES = ("torch", "torchvision", "numpy", "kornia")
@@ -96,7 +95,7 @@ def _folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-FIGURES: dict[Figure, tuple[Name, Callable[[Path], Iterator[Measured]]]] = {
+FIGURES: dict[PeerFigure, tuple[Name, Callable[[Path], Iterator[Measured]]]] = {
     "fast_resnet": ("fast", fast_resnet),
     "fast_wrn": ("fast", fast_wrn),
     "cmi": ("cmi", cmi),

@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from condkd_ray.core.method import InputError
 
 GROUPS = Path("/sys/fs/cgroup")
 V1 = (GROUPS / "memory").is_dir()
@@ -21,8 +23,12 @@ LIMIT, USED = ("memory.limit_in_bytes", "memory.usage_in_bytes") if V1 else ("me
 FILES = ("total_inactive_file", "total_active_file") if V1 else ("inactive_file", "active_file")
 """Of what is used the system's cache of files, which is given up where memory is short."""
 ENTER = 'echo $$ > "$0/cgroup.procs" && mount --bind "$0" {root} && exec "$@"'
-HOG = 1536 * 2**20
-"""Most that a hog takes, if no more is allowed."""
+THRESHOLD = {"RAY_memory_usage_threshold": "0.75"}
+"""For the environment of a cluster there whose monitor shall end processes where a hog is."""
+CROWDED = 0.8
+"""The share of the memory that a hog brings to use, so that it is above that threshold."""
+MOST = 4 * 2**30
+"""Bytes that it takes at the most."""
 
 
 class NotAllowed(Exception):
@@ -37,6 +43,10 @@ class SmallMachine:
         enter = ENTER.format(root=ROOT)
         self.within = ["unshare", "--mount", "--propagation", "private", "sh", "-c", enter, str(group)]
 
+    def run(self, command: Sequence[str]) -> int:
+        """Run the command there, with Ray's threshold: its exit code."""
+        return subprocess.run([*self.within, *command], env=os.environ | THRESHOLD).returncode
+
     @property
     def used(self) -> int:
         """Bytes, as Ray's memory monitor counts them."""
@@ -45,7 +55,7 @@ class SmallMachine:
         return used - sum(int(stat[name]) for name in FILES)
 
     @contextmanager
-    def hog(self, share: float, most: int = HOG) -> Iterator[None]:
+    def hog(self, share: float = CROWDED, most: int = MOST) -> Iterator[None]:
         """Another program there, which takes memory until that share of the whole is used, again when some is freed.
 
         It takes `most` bytes at the most.
@@ -56,6 +66,16 @@ class SmallMachine:
                 yield
             finally:
                 process.kill()
+
+
+@contextmanager
+def allowed(flag: str, kinds: Sequence[str]) -> Iterator[None]:
+    """A block that may raise `NotAllowed`, which becomes an `InputError` on the kinds of faults that a flag names."""
+    try:
+        yield
+    except NotAllowed as error:
+        accepted = "kinds without memory and disk, or the permission for it"
+        raise InputError(f"{flag} is {' '.join(kinds)}, but {error}; accepted: {accepted}") from None
 
 
 def here() -> SmallMachine | None:

@@ -19,11 +19,12 @@ from itertools import cycle
 from pathlib import Path
 
 from chaos import small_disk, small_machine
-from chaos.cluster import Machine
+from chaos.cluster import Machine, machine
 from chaos.comparison import differences
 from chaos.plan import Kind
 from chaos.processes import TITLES, kill, named
 from condkd_ray.report.tensorboard.writer import FOLDER
+from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.study.storage import JOURNAL
 
 # Below the package's own, which `speak` lets a user hear.
@@ -31,10 +32,6 @@ log = logging.getLogger("condkd_ray.chaos")
 
 STALL_SECONDS = 600.0
 """A sweep that takes longer than this without being hit has got stuck."""
-CROWDED, MOST = 0.8, 4 * 2**30
-"""What a hog brings the use of a small machine to, above Ray's threshold of `THRESHOLD`, with so many bytes at most."""
-THRESHOLD = {"RAY_memory_usage_threshold": "0.75"}
-"""For the environment of a cluster whose monitor shall end processes where a hog is."""
 HOG_SECONDS = 60.0
 """In which the monitor must have ended a process, which the driver must have told; otherwise it is tried again."""
 SHORT = "too little memory"
@@ -188,7 +185,7 @@ class Chaos:
         before, until = told(sweep.log_file, SHORT), time.monotonic() + HOG_SECONDS
         if not named(TITLES["trial"], os.getpid()):
             return False
-        with small.hog(CROWDED, MOST):
+        with small.hog():
             while told(sweep.log_file, SHORT) == before:
                 if time.monotonic() > until or sweep.driver is None or sweep.driver.poll() is not None:
                     return False
@@ -219,6 +216,21 @@ class Chaos:
         last = content.rstrip(b"\n").rpartition(b"\n")[2]
         os.truncate(journal, len(content) - 1 - self._rng.randrange(1, len(last)))
         return True
+
+
+def soaked(
+    experiments: Callable[[Path], Mapping[str, Sequence[str]]],
+    folder: Path,
+    plan: Sequence[tuple[Kind, float]],
+    seed: int,
+) -> Chaos:
+    """What came of `plan` on a new cluster. `experiments`: their commands, as `Chaos.soak` takes them, for a folder."""
+    open_folder(folder, "soak", fresh=folder.is_dir())
+    with machine() as made:
+        chaos = Chaos(made, plan, seed)
+        given = experiments(folder).items()
+        chaos.soak({name: [*command, "--address", made.address] for name, command in given}, folder)
+    return chaos
 
 
 def told(log_file: Path, words: str) -> int:

@@ -12,7 +12,8 @@ from condkd_ray.core.records import Outcome
 from condkd_ray.methods.condensation import RandomReal
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.supervised import bf16_pays
-from condkd_ray.runs.presets import arm, scaled
+from condkd_ray.runs.arms import arm
+from condkd_ray.runs.presets import scaled
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.plan import trial_hash
 from condkd_ray.trial.run import OutOfTimeError, local_store, run_trial

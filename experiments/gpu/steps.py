@@ -13,7 +13,8 @@ from condkd_ray.core.environment import clean_process, set_up_gpu
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.runs.presets import compute, with_rounds
+from condkd_ray.runs.compute import compute
+from condkd_ray.runs.presets import with_rounds
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.loop import distil
 from condkd_ray.trial.synthesis import arithmetic

@@ -27,7 +27,8 @@ from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import DeepInversion, Fast
 from condkd_ray.methods.memory import Latest, Reservoir
 from condkd_ray.models import ResNet
-from condkd_ray.trial.config import Allowance, Pipeline, TrialConfig
+from condkd_ray.trial.allowance import Allowance
+from condkd_ray.trial.config import Pipeline, TrialConfig
 from condkd_ray.trial.plan import PlannedTrial
 from condkd_ray.trial.run import run_trial
 from condkd_ray.trial.synthesis import codec

@@ -17,7 +17,7 @@ from condkd_ray.commands.try_teacher import Try, configure, try_out
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import parse
-from condkd_ray.runs.presets import arm, spread
+from condkd_ray.runs.arms import arm, spread
 from condkd_ray.study.space import parse as parse_space
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig

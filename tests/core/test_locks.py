@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from condkd_ray.core import locks
-from condkd_ray.core.locks import busy, claim, in_turn, kept, let_go
+from condkd_ray.core.locks import busy, claim, claim_early, in_turn, kept, let_go
 from condkd_ray.core.method import InputError
 
 RUN = "import sys, pathlib; from condkd_ray.core.locks import claim; claim(pathlib.Path(sys.argv[1]), 'it'); print(1)"
@@ -166,3 +166,13 @@ def test_no_file_is_made_where_folders_can_be_locked(tmp_path):
     with in_turn(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_claimed_early_where_there_is_one(tmp_path):
+    claim_early(tmp_path / "none", "--out")
+    assert list(tmp_path.iterdir()) == []
+    with run_in(tmp_path), pytest.raises(InputError, match=r"--out is .*, where another process runs"):
+        claim_early(tmp_path, "--out")
+    claim_early(tmp_path, "--out")
+    taken = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
+    assert "where another process runs" in taken.stderr

@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 import toy
 from benchmark import figures
-from benchmark.figures import FIGURES, Figure, idle, scratch
+from benchmark.figures import FIGURES, idle, scratch
+from benchmark.names import ClusterFigure
 from benchmark.rows import Measured, read, row, store, table
 from places import EXPERIMENTS, README
 
@@ -66,7 +67,7 @@ def test_the_readme_tells_what_was_measured():
 
 
 def test_every_figure_that_can_be_asked_for_has_stored_rows():
-    assert {one["figure"] for one in read(ROWS)} == set(FIGURES) == set(get_args(Figure))
+    assert {one["figure"] for one in read(ROWS)} == set(FIGURES) == set(get_args(ClusterFigure))
 
 
 def test_a_row_holds_median_and_spread():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from benchmark.checkouts import PEERS, check
 from benchmark.convolutions import Convolutions, Form
-from benchmark.peers import FIGURES, Figure
+from benchmark.names import PeerFigure
+from benchmark.peers import FIGURES
 from benchmark.rows import Measured, processor, read, row, table
 from benchmark.sides import NETWORKS, STUDENT_STEPS, Ours, check_same
 from places import EXPERIMENTS, README
@@ -34,7 +35,7 @@ def test_the_readme_names_the_peers_and_their_commits():
 
 
 def test_every_figure_that_can_be_asked_for_has_stored_rows():
-    assert {one["figure"] for one in read(ROWS)} == set(FIGURES) == set(get_args(Figure))
+    assert {one["figure"] for one in read(ROWS)} == set(FIGURES) == set(get_args(PeerFigure))
     assert {name for name, _ in FIGURES.values()} == set(PEERS)
 
 

@@ -29,6 +29,7 @@ from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import ResNet
+from condkd_ray.runs.arms import arm, spread
 from condkd_ray.runs.estimate import (
     Estimate,
     Span,
@@ -44,7 +45,6 @@ from condkd_ray.runs.estimate import (
     probe_trial,
 )
 from condkd_ray.runs.options import Options
-from condkd_ray.runs.presets import arm, spread
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.study.space import parse, read
 from condkd_ray.trial.artifacts import StandIns, Workshop

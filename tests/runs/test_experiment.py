@@ -22,8 +22,8 @@ from condkd_ray.core.records import Record, read_manifest, read_records
 from condkd_ray.core.view import SILENT
 from condkd_ray.methods.memory import Latest
 from condkd_ray.runs import experiment
+from condkd_ray.runs.arms import arm, spread
 from condkd_ray.runs.experiment import alone_limit, scoped, scoped_baseline
-from condkd_ray.runs.presets import arm, spread
 from condkd_ray.study.storage import open_storage
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig

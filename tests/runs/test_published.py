@@ -17,19 +17,9 @@ from condkd_ray.core.method import InputError
 from condkd_ray.methods.memory import Growing
 from condkd_ray.models.cost import cost_of
 from condkd_ray.runs import presets
-from condkd_ray.runs.presets import (
-    FOLDER,
-    LEAST_BATCH,
-    NAMES,
-    PARTS,
-    Arm,
-    arm,
-    compute,
-    equal_rounds,
-    published,
-    scaled,
-    with_rounds,
-)
+from condkd_ray.runs.arms import Arm, arm
+from condkd_ray.runs.compute import compute, table
+from condkd_ray.runs.presets import FOLDER, LEAST_BATCH, NAMES, PARTS, equal_rounds, published, scaled, with_rounds
 from condkd_ray.trial.loop import start
 
 LEAF = re.compile(r"  (?P<field>\w+): .*")
@@ -198,11 +188,11 @@ def test_the_work_of_a_recipe_is_counted():
 def test_the_readme_has_this_very_table():
     readme = README.read_text()
     told = readme.split("<!-- condkd methods --published -->\n")[1].split("<!-- end published -->")[0]
-    assert told == presets.table(), "the README's table is old: put in what `condkd methods --published` prints"
+    assert told == table(), "the README's table is old: put in what `condkd methods --published` prints"
 
 
 def test_the_table_has_a_row_a_system():
-    rows = presets.table().splitlines()
+    rows = table().splitlines()
     assert [row.split("`")[1] for row in rows[2 : 2 + len(NAMES)]] == list(NAMES)
     assert rows[2 + NAMES.index("fast")].startswith("| `fast` | Fang et al., AAAI 2022 | 200 + 20 | 56.3 k | 20.5 M |")
 

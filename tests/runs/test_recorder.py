@@ -32,7 +32,7 @@ from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.report.build import build
 from condkd_ray.report.tensorboard.writer import EventFiles
-from condkd_ray.runs.presets import spread
+from condkd_ray.runs.arms import spread
 from condkd_ray.runs.recorder import (
     Recorder,
     StudyRecorder,

@@ -4,7 +4,7 @@ from toy import toy_config
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast, NoInversion
-from condkd_ray.runs.presets import arm
+from condkd_ray.runs.arms import arm
 from condkd_ray.trial.config import Pipeline, from_tree
 
 

@@ -13,7 +13,8 @@ from condkd_ray.methods.recognition import choose
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial import evaluation
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS
-from condkd_ray.trial.evaluation import ROUND_SUBSET, VIEWS, accuracy, compare, evaluate, predict, views
+from condkd_ray.trial.evaluation import VIEWS, accuracy, compare, evaluate, predict, views
+from condkd_ray.trial.subset import ROUND_SUBSET
 
 
 class Brightness(nn.Module):

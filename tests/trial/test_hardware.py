@@ -12,7 +12,8 @@ from condkd_ray.core.records import find_record, read_records
 from condkd_ray.methods.supervised import bf16_pays
 from condkd_ray.runs import experiment
 from condkd_ray.runs.experiment import run_alone
-from condkd_ray.trial.config import Allowance, TrialConfig, dump, from_tree
+from condkd_ray.trial.allowance import Allowance
+from condkd_ray.trial.config import TrialConfig, dump, from_tree
 from condkd_ray.trial.hardware import CPU, Hardware, compute_line, hardware_of, settled
 from condkd_ray.trial.plan import trial_hash
 from condkd_ray.trial.synthesis import precision

@@ -15,9 +15,9 @@ from condkd_ray.methods.inversion import NoInversion
 from condkd_ray.methods.memory import Latest
 from condkd_ray.trial import evaluation
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.evaluation import ROUND_SUBSET
 from condkd_ray.trial.outcome import left_outcome, load_outcome, save_outcome, summary
 from condkd_ray.trial.run import local_store, run_trial
+from condkd_ray.trial.subset import ROUND_SUBSET
 
 CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from condkd_ray.commands.console.screen import SCREEN
-from condkd_ray.core.environment import is_out_of_memory, out_of_memory
 from condkd_ray.core.method import ClusterError, InputError, NonFiniteError
 from condkd_ray.core.storage import no_room
 from condkd_ray.runs.options import RunResult
@@ -77,11 +76,13 @@ def exit_codes() -> Iterator[None]:
 
 def _lacking(error: Exception) -> str | None:
     """The memory or storage that was lacking, in words, if the error is about either."""
+    # This imports PyTorch, and the next one Optuna: where the error can be about them they have been imported already.
+    from condkd_ray.core.environment import is_out_of_memory, out_of_memory
+
     if is_out_of_memory(error):
         return out_of_memory(error)
     if (full := no_room(error)) is not None:
         return f"{full}; the same command continues once there is room"
-    # It imports Optuna, which has been imported already where the error can be about it.
     from condkd_ray.study.storage import refusal
 
     told = refusal(error)

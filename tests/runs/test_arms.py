@@ -11,7 +11,7 @@ from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Mmd, NoGuidance
 from condkd_ray.methods.inversion import NoInversion
-from condkd_ray.runs.presets import ONCE, Arm, arm
+from condkd_ray.runs.arms import ONCE, Arm, arm
 
 FALL = Schedule(end=0.5)
 BASE = toy_config(guidance=Mmd(), distiller=Distiller(condensed_share=0.25, share_schedule=FALL))

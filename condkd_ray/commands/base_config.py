@@ -1,0 +1,101 @@
+"""The config that the flags of an experiment say."""
+
+from typing import Any, get_args
+
+from condkd_ray import models
+from condkd_ray.commands.experiment import Flags
+from condkd_ray.core.config import merge, read_tree, to_tree
+from condkd_ray.core.method import require
+from condkd_ray.methods.inversion import AnyInversion, Inversion
+from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
+from condkd_ray.trial.card import with_card
+from condkd_ray.trial.config import TrialConfig, from_tree
+
+TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
+"""Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
+
+
+def base_config(flags: Flags) -> TrialConfig:
+    """The config all arms start from, at the largest IPC. Raises `InputError`: field, value, what is accepted."""
+    accepted = "one or more integers >= 1 (without condensed images is the arm none)"
+    require(bool(flags.ipcs) and min(flags.ipcs) >= 1, "--ipcs", flags.ipcs, accepted)
+    require(bool(flags.seeds) and min(flags.seeds) >= 0, "--seeds", flags.seeds, "one or more integers >= 0")
+    own = {name: getattr(flags, name) for name in ("size", "val_fraction", "train_file", "test_file")}
+    if flags.size is None:
+        del own["size"]  # then a card may tell it
+    epochs = TEACHER_EPOCHS.get(flags.dataset, 10) if flags.teacher_epochs is None else flags.teacher_epochs
+    tree: dict[str, Any] = {
+        "data": {"name": flags.dataset, "root": flags.data_root, **own},
+        "teacher": {**_network(flags), "training": {"epochs": epochs}},
+        "student": to_tree(models.parse(flags.student)),
+        "condensation": _condensation(flags),
+        "guidance": {"name": flags.guidance},
+        "test_rounds": flags.test_rounds,
+    }
+    tree = merge(tree, flags.about_teacher())
+    tree |= _own_parts(flags) if flags.host is None else _host_parts(flags, flags.host)
+    tree["distiller"] |= {"condensed_share": flags.condensed_share}
+    if flags.dataset == "digits" and "width" in tree["inversion"]:
+        tree["inversion"]["width"] = 64
+    if flags.guidance_weight is not None:
+        tree["guidance"]["weight"] = flags.guidance_weight
+    if flags.producers or flags.staleness is not None:
+        staleness = 1 if flags.staleness is None else flags.staleness
+        tree["pipeline"] = {"producers": flags.producers, "staleness": staleness}
+    if flags.config is not None:
+        given = read_tree(flags.config)
+        if flags.host is not None:
+            check_parts(flags.host, given, str(flags.config))
+        tree = merge(tree, given)
+    return from_tree(with_card(tree), "flags")
+
+
+def teacher_label(flags: Flags) -> str:
+    """The teacher's architecture, of the flag, the card or by default."""
+    tree = with_card(merge({"teacher": _network(flags)}, flags.about_teacher()))
+    return models.label(from_tree({"teacher": tree["teacher"]}, "flags").teacher.network)
+
+
+def _network(flags: Flags) -> dict[str, Any]:
+    return {} if flags.teacher is None else {"network": to_tree(models.parse(flags.teacher))}
+
+
+def _own_parts(flags: Flags) -> dict[str, Any]:
+    """Inversion, memory and length without a host."""
+    require(flags.scale is None, "--scale without --host", flags.scale, "a published system to scale, --host NAME")
+    name = flags.inversion or "fast"
+    # A name that is none of theirs is refused later, with all that are.
+    inversion = {kind.name: kind for kind in get_args(AnyInversion)}.get(name, Inversion)
+    rounds = 12 if flags.rounds is None else flags.rounds
+    parts: dict[str, Any] = {"inversion": {"name": name}, "distiller": {}, "rounds": rounds}
+    if hasattr(inversion, "width"):
+        parts["inversion"]["width"] = inversion.width
+    return parts | ({"memory": {"name": "latest"}} if inversion.fresh else {})
+
+
+def _host_parts(flags: Flags, host: str) -> dict[str, Any]:
+    """What the published system sets, scaled."""
+    accepted = f"one of them: --host {host} has the inversion {published(host).inversion.name}"
+    require(flags.inversion is None, "--inversion beside --host", flags.inversion, accepted)
+    both = flags.scale is not None and flags.rounds is not None
+    accepted = f"one of them, for a scale (here {flags.scale}) sets the rounds; --scale None takes none"
+    require(not both, "--rounds beside --scale", flags.rounds, accepted)
+    recipe = scaled(published(host), 1.0 if flags.scale is None else flags.scale)
+    if flags.rounds is not None:
+        recipe = with_rounds(recipe, flags.rounds)
+    return {part: to_tree(getattr(recipe, part)) for part in PARTS}
+
+
+def _condensation(flags: Flags) -> dict[str, Any]:
+    max_ipc = max(flags.ipcs)
+    if flags.condensed_path is not None or flags.condensation == "imported":
+        require(flags.condensed_path is not None, "--condensed-path", None, "the condensed set to import")
+        own = {name: getattr(flags, f"condensed_{name}") for name in ("path", "space", "mean", "std", "order")}
+        return {"name": "imported", "ipc": max_ipc, "force": flags.force_condensed} | own
+    tree = {"name": flags.condensation, "ipc": max_ipc}
+    if flags.condensation in ("distribution_matching", "trajectory_matching"):
+        tree["condensed_together"] = max(max_ipc, 10)
+    if flags.condensation == "squeeze_recover" and flags.dataset == "digits":
+        # A pixel, the least there is, is an eighth of these images: it cost a third of the accuracy (LOG.md).
+        tree["shift"] = 0.0
+    return tree

@@ -1,0 +1,102 @@
+"""The standard arms of an experiment, and what they are called.
+
+Arms differ in who sees the condensed images: the student, the inversion, both or neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from condkd_ray.core.method import Schedule, require
+from condkd_ray.trial.plan import Plan
+
+if TYPE_CHECKING:
+    from condkd_ray.trial.config import TrialConfig
+
+Arm = Literal["none", "condensed_only", "mixed", "guided", "guided_only", "real"]
+ONCE = ("none", "real")
+"""Arms without condensed images: one trial a seed, whatever the IPCs."""
+
+
+def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> Plan:
+    """The trial of arm `name` at `ipc` images a class; all arms take the same student steps of the same size.
+
+    `none`: no condensed images. `condensed_only`: no synthetic ones. `mixed`: both, in the base's share. `guided`:
+    mixed, under the base's guidance. `guided_only`: guided, but the student sees synthetic images alone. `real`: KD on
+    all real data. `label`: another name for it in tables. Where the base has `mix: concat`, the steps of `mixed` and
+    `guided` are larger than those of the others.
+    """
+    # Here, as scripts import this beside their flags, and these import PyTorch.
+    from condkd_ray.methods.condensation import AllReal
+    from condkd_ray.methods.guidance import NoGuidance
+    from condkd_ray.methods.inversion import NoInversion
+    from condkd_ray.methods.memory import Growing
+    from condkd_ray.methods.targets import Balanced
+
+    distiller, few = base.distiller, base.condensation
+    alone, both = name in ("condensed_only", "real"), name in ("mixed", "guided")
+    share = distiller.condensed_share if both else 1.0 if alone else 0.0
+    config = replace(
+        base,
+        seed=seed,
+        condensation=AllReal() if name == "real" else None if name == "none" or few is None else replace(few, ipc=ipc),
+        # Soft targets are asked of the inversion, so where there is none they go with it.
+        targets=Balanced() if alone else base.targets,
+        inversion=NoInversion() if alone else base.inversion,
+        guidance=base.guidance if name.startswith("guided") else NoGuidance(),
+        memory=Growing() if alone else base.memory,
+        pipeline=None if alone else base.pipeline,
+        distiller=replace(
+            distiller,
+            condensed_share=share,
+            share_schedule=distiller.share_schedule if both else Schedule(),
+            mix=distiller.mix if both else "share",
+        ),
+    )
+    return Plan(label or name, 0 if name in ONCE else ipc, seed, config)
+
+
+def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[Plan]:
+    """The plans with their seeds spread over so many teachers: the i-th of `seeds` has teacher i mod `teachers`.
+
+    Teacher k is trained with the seed k above that of the plan's own teacher config, 0 by default; the seed of the data
+    split is the same for all. Raises `InputError` where that cannot be: more teachers than seeds, a teacher that is
+    loaded and not trained, plans of other seeds.
+    """
+    found, different = list(plans), list(dict.fromkeys(seeds))
+    accepted = f"1 to {len(different)}, the number of --seeds"
+    require(1 <= teachers <= max(1, len(different)), "--teachers", teachers, accepted)
+    if teachers == 1:
+        return found
+    loaded = [plan.config.teacher.weights for plan in found if plan.config.teacher.weights is not None]
+    require(not loaded, f"--teachers with --teacher-weights {next(iter(loaded), '')}", teachers, "1, that of the file")
+    made = [plan.config.teacher.module for plan in found if plan.config.teacher.module is not None]
+    require(not made, f"--teachers with --teacher-module {next(iter(made), '')}", teachers, "1, that of the function")
+    planned = {plan.seed for plan in found}
+    require(planned == set(different), "--teachers", teachers, "1: this experiment does not run each of --seeds")
+    moved = []
+    for plan in found:
+        own = plan.config.teacher
+        teacher = replace(own, seed=own.seed + different.index(plan.seed) % teachers)
+        moved.append(replace(plan, config=replace(plan.config, teacher=teacher)))
+    return moved
+
+
+def network_pairs(pairs: Sequence[str], teacher: str, student: str) -> dict[str, dict[str, str]]:
+    """Teacher and student of each TEACHER/STUDENT of `pairs`, by what labels call it: nothing where there is one alone.
+
+    Without any pair it is that of `teacher` and `student`. Raises `InputError`.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for pair in pairs or [f"{teacher}/{student}"]:
+        ends = pair.split("/")
+        require(len(ends) == 2 and all(ends), "--pairs", pair, "TEACHER/STUDENT, such as resnet-8-16/resnet-8-8")
+        found[f"({pair})" if len(pairs) > 1 else ""] = {"teacher": ends[0], "student": ends[1]}
+    return found
+
+
+def arm_label(name: str, pair: str = "", *, timed: bool = False, who: str = "") -> str:
+    """The arm of a system in a comparison: who sees condensed images, the system, its networks, and `timed` ones."""
+    return " ".join(part for part in (who, name, pair, "in equal time" * timed) if part)

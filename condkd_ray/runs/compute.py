@@ -1,0 +1,99 @@
+"""What the published systems take: images, and multiply-adds counted from their networks; and a table of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from condkd_ray.methods.inversion import Cmi, NoInversion
+from condkd_ray.methods.inversion.pixelwise import Pixelwise
+from condkd_ray.methods.inversion.unconditional import Unconditional
+from condkd_ray.methods.memory import Generative
+from condkd_ray.models.cost import cost_of, meta_cost, short
+from condkd_ray.models.generator import Generator, vae
+from condkd_ray.runs.presets import NAMES, published
+from condkd_ray.trial.config import TrialConfig
+
+LEGEND = (
+    "Rounds: of the student, plus those of the warm-up, in which only images are made. Student images: each as often "
+    "as it is taught. Multiply-adds: of all networks, forwards and backwards, ResNet-34 -> ResNet-18 on 3x32x32 images."
+)
+HEADER = (
+    "| system | published in | rounds | images made | student images | multiply-adds | recipe |\n"
+    "|---|---|--:|--:|--:|--:|---|"
+)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a recipe takes on given networks."""
+
+    images: int
+    """Synthetic images made, those of the warm-up included."""
+    student_images: int
+    """Images the student is taught with, each as often as it is."""
+    multiply_adds: float
+    """Of all networks, forwards and backwards; of convolutions and linear layers alone."""
+
+
+def compute(recipe: TrialConfig, image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10) -> Compute:
+    """What `recipe` takes, counted from its networks.
+
+    A gradient to a network's input costs as much as its forward pass, one to its weights as much again; frozen networks
+    have none of the latter.
+    """
+    teacher, student = (
+        cost_of(network, image_shape, num_classes).multiply_adds for network in (recipe.teacher.network, recipe.student)
+    )
+    inversion, taught = recipe.inversion, recipe.distiller
+    made, learnt = recipe.total_rounds * inversion.images_per_round, recipe.rounds * taught.steps * taught.batch
+    asked = (teacher if taught.augment else 0) + 3 * student
+    total = learnt * asked + _synthesis(recipe, image_shape, teacher, student)
+    if isinstance(recipe.memory, Generative):
+        total += _replay(recipe, recipe.memory, image_shape, teacher)
+    return Compute(made, learnt, total)
+
+
+def _synthesis(recipe: TrialConfig, shape: tuple[int, int, int], teacher: int, student: int) -> float:
+    """Multiply-adds of all steps of the inversion, and of the one pass that labels or answers what it made."""
+    inversion = recipe.inversion
+    if isinstance(inversion, NoInversion):
+        return 0.0
+    generator = 0
+    if not isinstance(inversion, Pixelwise):
+        sizes: Any = inversion
+        generator = meta_cost(lambda: Generator(sizes.latent, sizes.width, shape), (sizes.latent,))
+    looks = 4 if isinstance(inversion, Cmi) else 2
+    seen = inversion.steps * getattr(inversion, "loops", 1) * inversion.batch  # type: ignore[attr-defined]
+    step = 3 * generator + looks * teacher
+    total = recipe.total_rounds * seen * step + recipe.rounds * seen * (2 * student if inversion.asks_student else 0)
+    if isinstance(inversion, Unconditional):
+        total += recipe.rounds * inversion.images_per_round * (generator + teacher)
+    elif not recipe.distiller.augment:
+        total += recipe.total_rounds * inversion.images_per_round * teacher
+    return total
+
+
+def _replay(recipe: TrialConfig, memory: Generative, shape: tuple[int, int, int], teacher: int) -> float:
+    """Multiply-adds of PRE-DFKD's memory: its own steps, and the recall of each image."""
+    encoder, decoder = (
+        meta_cost(lambda part=part: vae(memory.latent, memory.width, shape)[part], size)
+        for part, size in ((0, shape), (1, (memory.latent,)))
+    )
+    recalled = round(memory.replay * memory.batch)
+    learnt = memory.steps * (memory.batch + recalled) * 3 * (encoder + decoder + teacher)
+    moved = memory.steps * recalled * (3 * decoder + 2 * teacher)
+    drawn = recipe.distiller.steps * round(memory.share * recipe.distiller.batch) * 3 * (decoder + teacher)
+    return recipe.rounds * (learnt + moved + drawn)
+
+
+def table() -> str:
+    """A Markdown table of the recipes as published, with what each takes; the files say where each line was read."""
+    rows = []
+    for name in NAMES:
+        recipe = published(name)
+        taken, before = compute(recipe), recipe.inversion.warm_up
+        rounds = f"{recipe.rounds}" + (f" + {before}" if before else "")
+        # A system named after its memory shares its inversion with another.
+        paper = recipe.memory.paper or recipe.inversion.paper
+        counts = map(short, (taken.images, taken.student_images, taken.multiply_adds))
+        rows.append(f"| {' | '.join([f'`{name}`', paper, rounds, *counts, f'`published/{name}.yaml`'])} |")
+    return "\n".join([HEADER, *rows, "", LEGEND]) + "\n"

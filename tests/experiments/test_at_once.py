@@ -1,0 +1,145 @@
+"""What scripts answer before PyTorch, Ray and Optuna are imported: help, flags that are none, and a folder in use."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import EXPERIMENTS, README
+
+from condkd_ray.commands.experiment import Flags, command_line
+from condkd_ray.core.method import InputError
+
+HEAVY = ("torch", "torchvision", "ray", "optuna", "numpy", "scipy", "sklearn", "pyarrow", "matplotlib", "jinja2")
+BLOCKS = f"""
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in {HEAVY}:
+            if "INTERRUPTED" in os.environ:
+                raise KeyboardInterrupt
+            sys.stderr.write(name + " is imported")
+            sys.stderr.flush()
+            os._exit(99)
+
+sys.meta_path.insert(0, Finder())
+"""
+_BLOCKS = README.read_text(encoding="utf-8").split("```python\n")[1:]
+(OWN_ABLATION,) = (block.split("```")[0] for block in _BLOCKS if "command_line(" in block)
+OWN_SEARCH = '''
+from dataclasses import dataclass
+from pathlib import Path
+
+from condkd_ray.commands.experiment import Plan, command_line
+from condkd_ray.commands.search import SearchFlags, confirm, run
+from condkd_ray.core.method import InputError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(SearchFlags):
+    """Flags of mine."""
+
+    capacities: tuple[int, ...] = ()
+    out: Path = Path("runs/mine")
+
+
+if __name__ == "__main__":
+    command_line(Args, lambda args: run("mine", {}, args))
+'''
+OWN_SCRIPTS = {"own ablation": OWN_ABLATION, "own search": OWN_SEARCH}
+SCRIPTS = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "command_line(" in path.read_text())
+OWN_FLAGS = ("benchmark_cluster", "benchmark_peers", "soak")
+"""Scripts that have not the flags of an experiment."""
+ALL = [*SCRIPTS, *OWN_SCRIPTS]
+WITH_FOLDER = [name for name in ALL if name not in (*OWN_FLAGS, "equal_seconds")]
+
+
+def told(folder: Path, name: str, *flags: str) -> tuple[int, str, str]:
+    """Exit code, standard output and error of a script; 99 and its name where it imports something heavy."""
+    (folder / "blocks").mkdir()
+    (folder / "blocks" / "sitecustomize.py").write_text(BLOCKS, encoding="utf-8")
+    path = EXPERIMENTS / f"{name}.py"
+    if name in OWN_SCRIPTS:
+        path = folder / "own.py"
+        path.write_text(OWN_SCRIPTS[name], encoding="utf-8")
+    paths = os.pathsep.join([str(folder / "blocks"), str(EXPERIMENTS.parent)])
+    plain = os.environ | {"PYTHONPATH": paths, "COLUMNS": "80", "NO_COLOR": "1"}
+    command = [sys.executable, str(path), *flags]
+    done = subprocess.run(command, cwd=folder, env=plain, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_help_is_there_at_once(tmp_path, name):
+    code, said, errors = told(tmp_path, name, "--help")
+    assert (code, errors) == (0, "")
+    assert said.startswith("usage: ")
+    assert ("--capacities [INT" in said) == (name in OWN_SCRIPTS)
+    assert ("--gpus-per-trial FLOAT" in said) == (name not in OWN_FLAGS)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_flag_that_is_none_is_refused_at_once(tmp_path, name):
+    code, said, errors = told(tmp_path, name, "--wibble", "3")
+    assert (code, said) == (2, "")
+    assert "--wibble" in errors
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in OWN_FLAGS])
+def test_a_value_that_is_no_number_is_refused_at_once(tmp_path, name):
+    code, said, errors = told(tmp_path, name, "--gpus-per-trial", "many")
+    assert (code, said) == (2, "")
+    assert "--gpus-per-trial" in errors
+    assert "many" in errors
+
+
+@pytest.mark.parametrize("name", WITH_FOLDER)
+def test_a_folder_in_use_is_refused_at_once(tmp_path, name):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        code, said, errors = told(tmp_path, name, "--out", "there")
+    finally:
+        os.close(held)
+    assert (code, said) == (2, "")
+    accepted = "a folder of its own, or the same once that has ended"
+    assert errors == f"error: --out is 'there', where another process runs; accepted: {accepted}\n"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"), [("ablate_ipc", ["--explain"]), ("search_guidance", ["--explain"]), ("equal_seconds", [])]
+)
+def test_what_needs_no_folder_for_itself_is_not_refused(tmp_path, name, flags):
+    (tmp_path / "there").mkdir()
+    held = os.open(tmp_path / "there", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        code, _, errors = told(tmp_path, name, "--out", "there", *flags)
+    finally:
+        os.close(held)
+    assert (code, errors) == (99, "torch is imported")
+
+
+def test_ctrl_c_while_pytorch_is_imported_ends_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERRUPTED", "1")
+    assert told(tmp_path, "ablate_ipc") == (130, "", "interrupted; the same command continues\n")
+
+
+def test_the_folder_is_this_process_s_before_anything_is_planned(tmp_path, monkeypatch):
+    def main(flags: Flags) -> int:
+        other = os.open(flags.out, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+        raise InputError("so far")
+
+    monkeypatch.setattr(sys, "argv", ["script", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        command_line(Flags, main)
+    assert ended.value.code == 2
