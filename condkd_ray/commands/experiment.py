@@ -140,7 +140,7 @@ class Flags(TeacherFlags, Options):
     @property
     def teacher_label(self) -> str:
         """The teacher's architecture, of the flag, the card or by default."""
-        tree = with_card(merge({"teacher": self._network()}, self.about_teacher()))
+        tree = with_card(merge({"teacher": self._network()}, self.given_of_teacher()))
         return models.label(from_tree({"teacher": tree["teacher"]}, "flags").teacher.network)
 
     def _network(self) -> dict[str, Any]:
