@@ -3,6 +3,11 @@
 Checked against all that `ray.exceptions` of Ray 2.60 has: whatever is a `RayError`, and not what our code raised over
 there or while an object was unpickled, is such a report. Of these Tune knows `RayActorError` alone, which
 `OutOfMemoryError`, `NodeDiedError`, `WorkerCrashedError` and the family of `ObjectLostError` are not.
+
+What our code raised comes as a `RayTaskError` that holds it; an exception that cannot be pickled there as a bare
+`RayError` in it; one that cannot be unpickled here, as of a class whose `__init__` wants two arguments, as an
+`UnserializableException` with its trace as text. An object that cannot be unpickled, as where a module is missing, is a
+`RaySystemError` with the exception that this raised as `client_exc`. Made again, all of these would come again.
 """
 
 import re
@@ -12,19 +17,31 @@ from typing import Any, TypeVar
 import ray
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import (
+    ActorAlreadyExistsError,
+    ActorHandleNotFoundError,
+    ActorPlacementGroupRemoved,
     ActorUnavailableError,
     ActorUnschedulableError,
+    AuthenticationError,
+    CrossLanguageError,
     GetTimeoutError,
+    LocalRayletDiedError,
+    ObjectFreedError,
     ObjectStoreFullError,
+    OufOfBandObjectRefSerializationException,
     OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
     RayError,
     RaySystemError,
     RayTaskError,
+    ReferenceCountingAssertionError,
     RuntimeEnvSetupError,
     TaskCancelledError,
+    TaskPlacementGroupRemoved,
     TaskUnschedulableError,
+    UnserializableException,
+    UserCodeException,
 )
 
 from condkd_ray.core.errors import first_line
@@ -36,19 +53,22 @@ SHORT = "too little memory"
 TRIES = 3
 """Times that a call of the driver is made whose process, or node, is lost in it (our choice)."""
 FINAL = (
-    *(RayActorError, GetTimeoutError, TaskCancelledError, RuntimeEnvSetupError),
-    *(ActorUnschedulableError, TaskUnschedulableError),
+    *(RayActorError, GetTimeoutError, TaskCancelledError, RuntimeEnvSetupError, LocalRayletDiedError),
+    *(ActorUnschedulableError, TaskUnschedulableError, ActorPlacementGroupRemoved, TaskPlacementGroupRemoved),
+    *(ActorAlreadyExistsError, ActorHandleNotFoundError, AuthenticationError, CrossLanguageError),
+    *(OufOfBandObjectRefSerializationException, ReferenceCountingAssertionError, ObjectFreedError),
 )
 """Reports after which the same call would fail again: what it needs is gone for good, or is not to be had."""
+ROOM = (ObjectStoreFullError, OutOfDiskError)
+OF_CODE = (UnserializableException, UserCodeException)
+"""What stands for an exception of our code, beside a bare `RayError`."""
 T = TypeVar("T")
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether something of Ray's was missing: a process, node or object. Not what code raised, here or over there."""
     inner = _raised(error)
-    # A bare `RayError` stands for an exception of our code that cannot be pickled.
-    told = isinstance(inner, RayError) and type(inner) is not RayError
-    return told and not isinstance(inner, ObjectStoreFullError | OutOfDiskError) and not _unpickled(inner)
+    return isinstance(inner, RayError) and not _of_code(inner) and not isinstance(inner, ROOM)
 
 
 def passes(error: BaseException) -> bool:
@@ -61,6 +81,9 @@ def passes(error: BaseException) -> bool:
 def in_words(error: BaseException) -> str:
     """What is gone, and why, in one line."""
     inner = _raised(error)
+    if isinstance(inner, UnserializableException):
+        lines = re.findall(r"^[A-Za-z_][\w.<>]*(?:: .*)?$", str(inner), re.MULTILINE)
+        return f"{lines[-1] if lines else first_line(inner)} (an exception that cannot be unpickled)"
     if not isinstance(inner, OutOfMemoryError):
         return first_line(inner)
     text = str(inner)
@@ -80,13 +103,14 @@ def gigabytes(words: str) -> float:
 def full(error: BaseException) -> str | None:
     """Why Ray has no room for an object, in one line, if `error` is about that."""
     inner = _raised(error)
-    return in_words(inner) if isinstance(inner, ObjectStoreFullError | OutOfDiskError) else None
+    return in_words(inner) if isinstance(inner, ROOM) else None
 
 
 def patient(call: Callable[[], T], what: str) -> T:
     """What a call of the driver returns, made anew where a process or node is lost in it, `TRIES` times in all.
 
-    Raises `StorageFullError` where Ray has no room for its objects, and `ClusterError` in the end.
+    Raises `StorageFullError` where Ray has no room for its objects, and `ClusterError` in the end, which comes at once
+    where the call would fail again. What code has raised over there is raised.
     """
     for left in reversed(range(TRIES)):
         try:
@@ -96,6 +120,8 @@ def patient(call: Callable[[], T], what: str) -> T:
                 raise StorageFullError(f"Ray's objects: {reason}") from error
             if not is_lost(error):
                 raise
+            if not passes(error):
+                raise ClusterError(f"{what}: {in_words(error)}") from error
             if not left:
                 raise ClusterError(f"{what}: {in_words(error)}, {TRIES} times in a row") from error
     raise AssertionError
@@ -104,7 +130,8 @@ def patient(call: Callable[[], T], what: str) -> T:
 def take_as_lost(manager: RayActorManager) -> None:
     """Have a manager of Tune's take each report of Ray as that of a lost actor; it would end the sweep on most.
 
-    A process that may still be there is ended: else two would run one trial.
+    A process that may still be there is ended: else two would run one trial. What our code raised, and cannot be
+    unpickled, it takes as any exception of our code: the process lives.
     """
     if "_actor_task_failed" in vars(manager):
         return
@@ -119,6 +146,11 @@ def take_as_lost(manager: RayActorManager) -> None:
     def as_actors(tracked_actor: Any, exception: Exception) -> Exception:
         if not isinstance(exception, RayError) or isinstance(exception, RayTaskError):
             return exception
+        if _of_code(exception):
+            # It begins as Ray wants it to: else it is not taken for one.
+            trace = getattr(exception, "traceback_str", None) or f"Traceback (most recent call last):\n{exception}"
+            words = f"{type(exception).__name__}: {in_words(exception)}"
+            return RayTaskError("trial", f"{trace}\n{words}", exception, proctitle="ray::trial")
         actor, _ = manager._live_actors_to_ray_actors_resources.get(tracked_actor, (None, None))
         if actor is not None:
             ray.kill(actor)
@@ -128,10 +160,14 @@ def take_as_lost(manager: RayActorManager) -> None:
     manager._actor_task_failed, manager._actor_start_failed = task_failed, start_failed  # pyright: ignore
 
 
-def _unpickled(error: BaseException) -> bool:
-    """Whether it is what Ray makes of an exception that code raised while an object was unpickled."""
+def _of_code(error: BaseException) -> bool:
+    """Whether it is what Ray makes of an exception that our code raised, or that was raised as an object was unpickled.
+
+    Unpickling may ask for another object, which is gone.
+    """
     cause = getattr(error, "client_exc", None)
-    return isinstance(error, RaySystemError) and isinstance(cause, Exception) and not is_lost(cause)
+    unpickled = isinstance(error, RaySystemError) and isinstance(cause, Exception) and not is_lost(cause)
+    return unpickled or type(error) is RayError or isinstance(error, OF_CODE)
 
 
 def _raised(error: BaseException) -> BaseException:

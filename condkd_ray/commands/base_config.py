@@ -52,7 +52,7 @@ def base_config(flags: Flags) -> TrialConfig:
 
 def teacher_label(flags: Flags) -> str:
     """The teacher's architecture, of the flag, the card or by default."""
-    tree = with_card(merge({"teacher": _network(flags)}, flags.about_teacher()))
+    tree = with_card(merge({"teacher": _network(flags)}, flags.given_of_teacher()))
     return models.label(from_tree({"teacher": tree["teacher"]}, "flags").teacher.network)
 
 

@@ -79,12 +79,24 @@ def with_flags(tree: dict[str, Any], flags: SearchFlags) -> dict[str, Any]:
 
     Raises `InputError` where flags would replace a whole part of the space, such as an open choice of data.
     """
-    from condkd_ray.trial.card import with_card
-
     about = flags.about_teacher()
     for part, given in about.items():
         old = tree.get(part, {})
         flagged = ", ".join(f"{part}.{name}" for name in given)
         accepted = f"a mapping or a name, over which the flags for {flagged} can go; or no such flags"
         require(isinstance(old, (dict, str)), f"{part} of the search space", old, accepted)
-    return with_card(merge(tree, about))
+    return _carded(merge(tree, about))
+
+
+def _carded(tree: dict[str, Any]) -> dict[str, Any]:
+    """As `with_card`; of an open choice of data each alternative lies over the card."""
+    from condkd_ray.study.space import Open
+    from condkd_ray.trial.card import with_card
+
+    data = tree.get("data")
+    if not isinstance(data, Open) or data.kind != "choice":
+        return with_card(tree)
+    over = tuple(with_card({**tree, "data": one})["data"] for one in data.values)
+    # A name alone stays one where the card tells nothing of data: its parameter keeps its name.
+    plain = all(part in (one, {"name": one}) for part, one in zip(over, data.values, strict=True))
+    return with_card({**tree, "data": {}}) | {"data": data if plain else Open(data.kind, over)}

@@ -7,7 +7,7 @@ from typing import Any
 import tyro
 
 from condkd_ray.core.config import Tree
-from condkd_ray.core.method import require
+from condkd_ray.core.method import InputError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,19 @@ class TeacherFlags:
     """Go on with a teacher that does not name the images as it should."""
 
     def about_teacher(self) -> Tree:
-        """The fields of a config that are given, as plain values."""
+        """The fields of a config that are given, as plain values. Raises `InputError` where weights are no file."""
+        from condkd_ray.models.weights import located  # which imports PyTorch
+
+        weights = self.teacher_weights
+        if weights is not None and not located(weights)[0].is_file():
+            # The path of no characters is ".".
+            why = "a folder" if weights.is_dir() else "no such file"
+            what = f"--teacher-weights is {str(weights)!r}, which cannot be read ({why})"
+            raise InputError(f"{what}; accepted: a safetensors file, or a .pt")
+        return self.given_of_teacher()
+
+    def given_of_teacher(self) -> Tree:
+        """Likewise, without a look at the weights."""
         require((self.mean is None) == (self.std is None), "--mean, --std", (self.mean, self.std), "both or none")
         own = {"weights": self.teacher_weights, "module": self.teacher_module}
         teacher: dict[str, Any] = {**own, "card": self.card, "class_order": self.class_order}

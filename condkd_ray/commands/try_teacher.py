@@ -28,19 +28,18 @@ from condkd_ray.core.config import content_hash, merge, read_tree, to_tree
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
-from condkd_ray.data.datasets import DataConfig, Dataset, RealImages
+from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import Fast
-from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.weights import located, nearest, recognised
+from condkd_ray.models.weights import nearest
 from condkd_ray.report import results
 from condkd_ray.report.tables import verdict
 from condkd_ray.runs.arms import Arm, arm
 from condkd_ray.runs.estimate import round_seconds
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.card import Card, known_card
+from condkd_ray.trial.card import with_card
 from condkd_ray.trial.config import TrialConfig, dump, from_tree, read
 from condkd_ray.trial.evaluation import accuracy, predict
 
@@ -106,14 +105,11 @@ class Try(TeacherFlags):
 
 def try_out(command: Try) -> int:
     """`condkd try`. The exit code: as an experiment's."""
-    begin, mean, std, weights = time.monotonic(), command.mean, command.std, command.teacher_weights
+    begin = time.monotonic()
     require(command.minutes > 0, "--minutes", command.minutes, "more than 0")
     require(command.rounds is None or command.rounds >= 1, "--rounds", command.rounds, "an integer >= 1")
-    require((mean is None) == (std is None), "--mean, --std", (mean, std), "both or none")
-    there = weights is not None or command.teacher_module is not None
+    there = command.teacher_weights is not None or command.teacher_module is not None
     require(there, "--teacher-weights", None, "a safetensors file, or a .pt; or --teacher-module")
-    is_file = weights is None or located(weights)[0].is_file()
-    require(is_file, "--teacher-weights", str(weights), "a safetensors file, or a .pt")
     require(command.images.is_dir(), "--images", str(command.images), "an existing folder with one sub-folder a class")
     if not command.fresh:
         records.check_same_experiment(command.out, "try")
@@ -143,17 +139,12 @@ def try_out(command: Try) -> int:
 
 def configure(command: Try, workshop: Workshop) -> TrialConfig:
     """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
-    path, card = known_card(command.teacher_weights, command.card) or (None, Card())
-    about = {"card": path, "class_order": command.class_order, "force": command.force_teacher}
-    recipe = replace(_teacher(command, card), **about)
-    data = _data(command, card)
-    dataset = workshop.data(TrialConfig(data=data))
-    if card.num_classes is not None:
-        check_classes(card.num_classes, dataset, command.images)
+    known = _known(command)
+    data, recipe, dataset = known.data, known.teacher, workshop.data(known)
     if recipe.module is None and recipe.weights is not None:
         check_form(recipe.build(dataset), recipe.weights, dataset, command.images)
     if data.flip_ok is None:
-        data = replace(data, flip_ok=mirrors(workshop.teacher(TrialConfig(data=data, teacher=recipe)), dataset.train))
+        data = replace(data, flip_ok=mirrors(workshop.teacher(known), dataset.train))
         log.info(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
     guides = {"condensation": "random_real", "ipcs": (_most_guides(command, dataset),)}
     flags = Flags(student=command.student, seeds=command.seeds, **guides)
@@ -180,32 +171,19 @@ def tell(out: Path, head: str, answers: Sequence[int]) -> str:
     return "\n".join([head, "", *parts, *found])
 
 
-def _teacher(command: Try, card: Card) -> TeacherConfig:
-    """The teacher by flags, then by card, then by the names of its weights."""
-    weights = command.teacher_weights
-    if command.teacher_module is not None:
-        return TeacherConfig(weights=weights, module=command.teacher_module)
-    network = card.network if command.teacher is None else models.parse(command.teacher)
-    if network is None and weights is not None and (known := recognised(weights)) is not None:
-        network = known.network
-        log.info(f"{weights} are weights of {models.label(network)} (--teacher names another)")
+def _known(command: Try) -> TrialConfig:
+    """Data and teacher by flags, then by card, then by the names of its weights. Raises `InputError`."""
+    data = {"size": command.size, "flip_ok": command.flip_ok}
+    own = {"data": {name: value for name, value in data.items() if value is not None}, "teacher": {}}
+    own["data"] |= {"name": "class_folders", "root": str(command.images)}
+    if command.teacher is not None and command.teacher_module is None:
+        own["teacher"]["network"] = to_tree(models.parse(command.teacher))
+    tree = with_card(merge(own, command.about_teacher()))
     accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
-    require(network is not None, "--teacher", None, accepted)
-    assert network is not None
-    return TeacherConfig(network=network, weights=weights)
-
-
-def _data(command: Try, card: Card) -> DataConfig:
-    size = command.size
-    if size is None and card.image_shape is not None:
-        _, height, width = card.image_shape
-        require(height == width, "image_shape of the card", card.image_shape, "square images, or --size")
-        size = height
-    mean, std = (card.mean, card.std) if command.mean is None else (command.mean, command.std)
-    if mean is None or std is None:
+    require(not {"network", "module"}.isdisjoint(tree["teacher"]), "--teacher", None, accepted)
+    if "mean" not in tree["data"]:
         log.info("neither a card nor --mean and --std: the images are normalised by their own mean and std")
-    flip_ok = card.flip_ok if command.flip_ok is None else command.flip_ok
-    return DataConfig(name="class_folders", root=command.images, size=size, mean=mean, std=std, flip_ok=flip_ok)
+    return from_tree(tree, "flags")
 
 
 def _most_guides(command: Try, dataset: Dataset) -> int:

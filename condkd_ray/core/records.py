@@ -101,6 +101,8 @@ class Record:
     git: str = ""
     numbers: int = 1
     """Version of the numbers: those of different versions are never compared. Records without one are of version 1."""
+    study: str = ""
+    """Name of the study by which a search has proposed it, `arm` having its number there; empty for planned trials."""
     outcome: Outcome
 
     @property
@@ -125,7 +127,8 @@ _STORED = (
     *("proxy_hash", "pool_key", "scope", "versions", "git", "node", "threads", "wall_seconds", "cpu_seconds"),
     *("peak_bytes", "rounds", "metrics", "history", "predictions", "held", "numbers"),
 )
-"""Keys of a record's file, in their order: those of the record and of its outcome side by side."""
+"""Keys of a record's file, in their order: those of the record and of its outcome side by side; in a search's its
+`study` follows."""
 _DERIVED = ("wall_seconds", "cpu_seconds", "rounds")
 """Of these, what the others tell."""
 _OF_OUTCOME = {one.name for one in dataclasses.fields(Outcome)} & set(_STORED)
@@ -135,7 +138,7 @@ def flat(record: Record) -> dict[str, Any]:
     """A record as it is stored: one level, without images."""
     derived = {key: getattr(record.outcome, key) for key in _DERIVED}
     tree = {**vars(record), **vars(record.outcome), **derived}
-    return {key: tree[key] for key in _STORED}
+    return {key: tree[key] for key in _STORED} | ({"study": record.study} if record.study else {})
 
 
 def unflat(tree: Mapping[str, Any]) -> Record:

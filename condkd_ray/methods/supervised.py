@@ -28,15 +28,12 @@ from condkd_ray.core.samples import to_model
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import cutout, require_shift, shift_flip
 from condkd_ray.data.datasets import Dataset
-from condkd_ray.methods.recognition import choose, named, recognition
+from condkd_ray.methods.recognition import asked_each, choose, named, recognition
 from condkd_ray.models import AnyNetwork, ResNet
 from condkd_ray.models.hooks import BatchNorms
 from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 
-ASKED_EACH, ASKED = 100, 2000
-"""Train images of a class, and of all, that a newly trained teacher names at most to show that it has learnt (our
-choice)."""
 Precision = Literal["float32", "bfloat16"]
 """`bfloat16`: autocast of the network; weights, normalisation and loss stay float32."""
 
@@ -250,8 +247,7 @@ class TeacherConfig(Method):
 
     def _require_learnt(self, network: nn.Module, dataset: Dataset, device: str) -> None:
         """More than chance for certain, every class counting the same: see `recognition`."""
-        each = max(1, min(ASKED_EACH, ASKED // dataset.num_classes))
-        shown = dataset.train[choose(dataset.train.labels, each, seed=self.seed)]
+        shown = dataset.train[choose(dataset.train.labels, asked_each(dataset.num_classes), seed=self.seed)]
         answers = named(network, shown, dataset.mean, dataset.std, device).cpu()
         found = recognition(answers, shown.labels, dataset.num_classes)
         what = (

@@ -161,7 +161,8 @@ class Recorder:
     `trials`: what there is to be done; a search adds to it. `storage`: where trials leave their products. `total`: how
     many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will differ, by dotted
     name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before. `study`: opens the study
-    of planned trials, which is told first, as one that has its record is not run again.
+    of planned trials, which is told first, as one that has its record is not run again. `of_study`: the name of a
+    search's, which is in each record.
 
     Event files and such a study only repeat what the records have: where they cannot be written that is told, and
     nothing is lost.
@@ -180,9 +181,10 @@ class Recorder:
         goal: Goal = AGREEMENT,
         best: Best | None = None,
         study: "Callable[[], StudyRecorder] | None" = None,
+        of_study: str = "",
         view: View = SILENT,
     ) -> None:
-        self._experiment, self._out, self._goal = experiment, out, goal
+        self._experiment, self._out, self._goal, self._of_study = experiment, out, goal, of_study
         self._study = None if study is None else Dispensable(f"the study {out / JOURNAL}", study)
         self.clock = CpuClock()
         """Looked at whenever a trial ends, before its processes may be gone."""
@@ -252,7 +254,8 @@ class Recorder:
         return trial.plan.arm if self._goal.decides else trial.label
 
     def _record(self, trial: PlannedTrial[Prepared], outcome: Outcome | None) -> Record:
-        return make_record(self._experiment, trial.plan, trial.key, trial.prepared, outcome)
+        record = make_record(self._experiment, trial.plan, trial.key, trial.prepared, outcome)
+        return dataclasses.replace(record, study=self._of_study)
 
 
 def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outcome: Outcome | None) -> Record:

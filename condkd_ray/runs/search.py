@@ -17,6 +17,7 @@ from condkd_ray.cluster.files import bury, empty
 from condkd_ray.cluster.options import check_resources
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.records import read_records
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.text import read_text
 from condkd_ray.core.view import SILENT, View
@@ -24,7 +25,9 @@ from condkd_ray.runs import experiment
 from condkd_ray.runs.estimate import explain_search
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
+from condkd_ray.runs.recorder import KEY
 from condkd_ray.runs.search_driver import PopulationDriver, SearchDriver, SearchRecorder
+from condkd_ray.runs.search_records import of_study
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.choices import Pruner, Sampler
 from condkd_ray.study.points import Point, check_point, left_open
@@ -76,6 +79,8 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
             sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
             population = Population(study, tree, **sizes, seed=spec.sampler_seed)
         recorder = SearchRecorder(question, study, tree, workshop, spec, view, hardware=hardware)
+        # Once it has what it had lost: points that were tried are not again.
+        study.suggest_first(known.points)
         driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder)
         try:
             complete = ray_search.search(driver, spec.of_cluster(deadline), budget)
@@ -93,8 +98,12 @@ def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) ->
     _check_all(tree, spec, Workshop(spec.cache, view=view))
     # A fresh folder has a fresh study, unless that lies elsewhere.
     anew, ended = spec.fresh and spec.study_storage is None, 0
-    if not anew and holds(spec.study_storage, spec.out, spec.study):
-        ended = len(study_of(tree, spec).finished)
+    if not anew:
+        keys = {record.config_hash for record in of_study(read_records(spec.out), spec.study).values()}
+        if holds(spec.study_storage, spec.out, spec.study):
+            # Without those that it has lost.
+            keys |= {trial.user_attrs[KEY] for trial in study_of(tree, spec).finished}
+        ended = len(keys)
     shortest = 1.0 if spec.pruner == "none" else spec.least_rounds / _rounds(tree)
     kept = {"trials": spec.wanted - ended, "shortest": min(1.0, shortest)}
     return explain_search(tree, spec, default_device(), view, **kept)
@@ -151,7 +160,6 @@ def _check_all(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> Kn
 def _teach(study: Study, known: Known) -> None:
     for place, other in known.earlier.items():
         log.info(f"{study.learn_from(other)} trials known from {place}")
-    study.suggest_first(known.points)
 
 
 def _check_device_pool(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> None:

@@ -12,6 +12,7 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Record, read_records, write_manifest, write_record
 from condkd_ray.core.view import SILENT, Best, Goal, View
 from condkd_ray.runs.recorder import Recorder, StudyWriter, describe_experiment, teacher_line
+from condkd_ray.runs.search_records import give_back
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import feasible
 from condkd_ray.study.population import Member, Population
@@ -56,6 +57,8 @@ class SearchRecorder:
         self._writer = StudyWriter(study, objective, spec.out, spec.parsed_constraints)
         self._recorded = records = {record.config_hash: record for record in read_records(spec.out)}
         self._settle(records)
+        if not spec.population:
+            give_back(study, tree, self._writer, list(records.values()), spec, hardware)
         self.left = [*study.left_running(), *self._unrecorded(records)]
         self.begun = len(study.finished) + len(study.left_running())
         named = {name.replace("/", "."): leaf for name, leaf in leaves(tree).items()}
@@ -66,6 +69,7 @@ class SearchRecorder:
             ranges={name: leaf.values for name, leaf in named.items() if leaf.kind != "choice"},
             goal=Goal(objective.names[0], objective.directions[0] == "maximize", decides=True),
             best=next((Best(f"trial {t.number}", t.values[0], t.params) for t in study.ranked[:1]), None),
+            of_study=spec.study,
             view=view,
         )
 
@@ -113,8 +117,9 @@ class SearchRecorder:
         if record is None or self.study.over(number):
             return False
         self._writer.retold(number, record)
-        if record.arm != trial.plan.arm:
-            write_record(self.spec.out, dataclasses.replace(record, arm=trial.plan.arm))
+        named = dataclasses.replace(record, arm=trial.plan.arm, study=self.spec.study)
+        if named != record:
+            write_record(self.spec.out, named)
         return True
 
     def describe(self, *, over: bool = False) -> None:

@@ -6,7 +6,7 @@ paths: `inversion/bn_weight`.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from condkd_ray.core.config import content_hash, to_tree
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.text import read_text
 from condkd_ray.trial.config import TrialConfig, from_tree
@@ -175,6 +176,65 @@ def close(tree: dict[str, Any], trial: optuna.trial.BaseTrial) -> TrialConfig:
         return _replaced(_suggest(leaf, trial, path), suggested, path)
 
     return from_tree(_replaced(tree, suggested), "search space")
+
+
+def params_of(
+    tree: dict[str, Any], config: TrialConfig, settle: Callable[[TrialConfig], TrialConfig]
+) -> dict[str, Any]:
+    """The values of its open leaves, by name, with which `tree` closes to `config`, once both are `settle`d.
+
+    Raises `InputError` where none do, as for a config of another space.
+    """
+    whole, same, found = to_tree(config), content_hash(settle(config)), dict[str, Any]()
+
+    def closes(value: Any, keys: list[str]) -> bool:
+        try:
+            return content_hash(settle(from_tree(_with(whole, keys, value), "config"))) == same
+        except InputError:
+            return False
+
+    def told(leaf: Open, path: str) -> Any:
+        keys = path.split("/")
+        value = _below(whole, keys)
+        if leaf.kind != "choice":
+            found[path] = value
+            return value
+        if _among_methods(leaf):
+            here = [one for one in leaf.values if _name(one) == _name(value)]
+            require(bool(here), path, value, ", ".join(leaf.examples))
+            found[f"{path}/name"] = _name(value)
+            return _replaced(here[0], told, path)
+        here = [one for one in leaf.values if closes(one, keys)]
+        require(bool(here), path, value, ", ".join(map(str, leaf.values)))
+        found[path] = here[0]
+        return here[0]
+
+    closed = settle(from_tree(_replaced(tree, told), "search space"))
+    require(content_hash(closed) == same, "config", "another one in its fixed fields", "one of this space")
+    return found
+
+
+def _name(method: Any) -> Any:
+    return method.get("name") if isinstance(method, dict) else method
+
+
+def _below(tree: Any, keys: Sequence[str]) -> Any:
+    """What lies in a complete tree under these keys. Raises `InputError` where nothing does."""
+    for key in keys:
+        parts: Any = dict(enumerate(tree)) if isinstance(tree, list) else tree
+        place = int(key) if isinstance(tree, list) else key
+        require(isinstance(parts, dict) and place in parts, "config without", "/".join(keys), "one of this space")
+        tree = parts[place]
+    return tree
+
+
+def _with(tree: Any, keys: Sequence[str], value: Any) -> Any:
+    """A complete tree with another value under these keys."""
+    if not keys:
+        return value
+    if isinstance(tree, list):
+        return [_with(one, keys[1:], value) if i == int(keys[0]) else one for i, one in enumerate(tree)]
+    return {**tree, keys[0]: _with(tree[keys[0]], keys[1:], value)}
 
 
 def _replaced(tree: Any, made_of: Callable[[Open, str], Any], path: str = "") -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
@@ -58,11 +59,26 @@ def make_sampler(name: Sampler, tree: dict[str, Any], *, seed: int, number: int)
                 warn_asynchronous_seeding=False,
                 warn_independent_sampling=False,
             )
-        return _Grid({path: _listed(leaf) for path, leaf in leaves(tree).items()}, seed=seed)
+        return _Grid({path: _listed(leaf) for path, leaf in leaves(tree).items()}, seed, own)
 
 
 class _Grid(GridSampler):
-    """Without its stopping of Optuna's own loop, which nobody runs here: a full grid is found out by its repeats."""
+    """Without its stopping of Optuna's own loop, which nobody runs here: a full grid is found out by its repeats.
+
+    What a point leaves open is drawn, by a generator that is seeded with `own`; Optuna refuses it.
+    """
+
+    def __init__(self, grid: dict[str, list[Any]], seed: int, own: int) -> None:
+        super().__init__(grid, seed=seed)
+        self._points = RandomSampler(seed=own)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A value of the trial's place in the grid, or of a point any one."""
+        of_grid = "grid_id" in trial.system_attrs
+        sampler = super() if of_grid else self._points
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
-from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 
 from condkd_ray.core.config import Tree, content_hash, flattened
 from condkd_ray.core.method import InputError, require
@@ -34,7 +34,8 @@ from condkd_ray.trial.plan import NUMBERS
 log = logging.getLogger(__name__)
 
 REPEATS = 50
-"""Proposals in a row that are no new trial, after which the space is taken to hold no other (our choice)."""
+"""Proposals in a row that are no new trial, after which the space is taken to hold no other; and times that what a
+point leaves open is drawn (our choice)."""
 GPU_SECONDS = "gpu_seconds"
 PRECISION = "precision"
 """User attribute of a study: in which those of its trials compute that leave it to the hardware."""
@@ -45,6 +46,10 @@ LIFE = "life"
 TO_RUN, REPEAT, IMPOSSIBLE, KNOWN = "to_run", "repeats", "impossible", "known_from"
 """User attributes: of trials that are to be run, and of those that are not, being equal to an earlier one, no valid
 config, or of an earlier study."""
+FIXED = "fixed_params"
+"""System attribute, Optuna's: the values of the point that a trial was asked for by."""
+TAKEN_BACK = "taken_back"
+"""System attribute: of trials that the study had lost, and has from their records."""
 
 
 class TrialLog:
@@ -245,8 +250,11 @@ class Study(TrialLog):
 
         None where the space seems to hold none.
         """
-        for _ in range(REPEATS):
+        left = REPEATS
+        while left:
             trial = self._next()
+            # Of points there are only so many.
+            left -= FIXED not in self.trial(trial.number).system_attrs
             try:
                 config = self._suggested(trial)
                 check(config)
@@ -261,9 +269,54 @@ class Study(TrialLog):
         return None
 
     def suggest_first(self, points: Iterable[Mapping[str, Any]]) -> None:
-        """Have these values of parameters tried before any others; those that were asked for before are not again."""
+        """Have these values of parameters tried before any others; those that were asked for before are not again.
+
+        What a point leaves open is drawn, and drawn again, up to `REPEATS` times in all, where that makes no new trial
+        that can be run.
+        """
+        back = [trial.params for trial in self.own if TAKEN_BACK in trial.system_attrs]
         for point in points:
-            self._study.enqueue_trial(dict(point), skip_if_exists=True)
+            if not any(point.items() <= params.items() for params in back):
+                self._study.enqueue_trial(dict(point), skip_if_exists=True)
+
+    def take_back(self, number: int, params: Mapping[str, Any], begun: Container[int]) -> int:
+        """Have a trial with these parameters of all open leaves run that the study has lost; its number.
+
+        That is the given one, unless it is another trial's, or the study has a trial of the same config. Of numbers up
+        to it that are lost, too, those `begun` are decided anew, as they were the first time: nobody knows what they
+        were. The others were none to be run.
+        """
+        fixed = FixedTrial(dict(params))
+        known = content_hash(close(self._tree, fixed))
+        if known in self._numbers:
+            return self._numbers[known]
+        for lost in range(len(self.trials), number):
+            self.begin(create_trial(state=TrialState.RUNNING))
+            if lost not in begun:
+                self.fail(lost, "passed over, as far as is known: the study had lost it")
+        there = self.trials[number] if number < len(self.trials) else None
+        if there is None or not _may_become(there, params):
+            number = self.begin(
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=fixed.params,
+                    distributions=dict(fixed.distributions),
+                    user_attrs={TO_RUN: True},
+                    system_attrs={TAKEN_BACK: True},
+                )
+            )
+        else:
+            if there.state == TrialState.WAITING:
+                self._storage.set_trial_state_values(there._trial_id, TrialState.RUNNING)
+            self.set_params(number, fixed.params, fixed.distributions)
+            self.note(number, {TO_RUN: True})
+        self._numbers[known] = number
+        return number
+
+    def may_become(self, number: int, params: Mapping[str, Any]) -> bool:
+        """Whether the trial of that number is lost, or not decided and so far none with other parameters."""
+        trials = self.trials
+        return number >= len(trials) or _may_become(trials[number], params)
 
     def learn_from(self, other: optuna.Study) -> int:
         """Take over the complete trials of another study whose parameters are of this space; how many there were.
@@ -303,7 +356,7 @@ class Study(TrialLog):
         beyond = known_excesses(self._constraints, trial, self._objective.names)
         limited = ", ".join(one.name for one in self._constraints)
         require(beyond is not None, "what is told of it", f"not all of {limited}", "all that is limited")
-        return optuna.trial.create_trial(
+        return create_trial(
             params=params,
             distributions={name: distribution(leaves(self._tree)[name]) for name in params},
             values=trial.values,
@@ -324,12 +377,46 @@ class Study(TrialLog):
             raise InputError(f"a value that was asked for is not of the space: {error}") from None
 
     def _next(self) -> Trial:
-        """A new trial; first the one that an earlier driver was killed over, whose parameters may not all be chosen."""
-        begun = (trial for trial in self.trials if trial.state == TrialState.RUNNING)
-        undecided = next((trial for trial in begun if TO_RUN not in trial.user_attrs), None)
-        number = undecided.number if undecided else len(self.trials)
+        """A new trial; first the one that an earlier driver was killed over, whose parameters may not all be chosen.
+
+        Then a point that is to be drawn again, and those that were not tried yet.
+        """
+        trials = self.trials
+        undecided = next((trial for trial in trials if _undecided(trial)), None)
+        if undecided is None and (point := self._to_draw_again(trials)) is not None:
+            again = create_trial(state=TrialState.RUNNING, system_attrs={FIXED: point})
+            undecided = self.trial(self.begin(again))
+        waiting = next((trial.number for trial in trials if trial.state == TrialState.WAITING), len(trials))
+        number = undecided.number if undecided else waiting
         self._study.sampler = make_sampler(self._sampler, self._tree, seed=self._seed, number=number)
-        return Trial(self._study, undecided._trial_id) if undecided else self._study.ask()
+        if undecided is None:
+            return self._study.ask()
+        trial = Trial(self._study, undecided._trial_id)
+        # The rest shall be what it would have been: the sampler has drawn these before it.
+        for name, space in undecided.distributions.items():
+            if not (name in undecided.system_attrs.get(FIXED, ()) or space.single() or name in trial.relative_params):
+                self._study.sampler.sample_independent(self._study, undecided, name, space)
+        return trial
+
+    def _to_draw_again(self, trials: Sequence[FrozenTrial]) -> Mapping[str, Any] | None:
+        """The first point of which every draw so far was passed over, and that may be drawn once more."""
+        draws: dict[str, list[FrozenTrial]] = {}
+        for trial in trials:
+            if FIXED in trial.system_attrs:
+                draws.setdefault(json.dumps(trial.system_attrs[FIXED], sort_keys=True), []).append(trial)
+        for tried in draws.values():
+            if len(tried) < REPEATS and all({REPEAT, IMPOSSIBLE} & trial.user_attrs.keys() for trial in tried):
+                point = tried[0].system_attrs[FIXED]
+                if self._leaves_open(point):
+                    return point
+        return None
+
+    def _leaves_open(self, point: Mapping[str, Any]) -> bool:
+        """Whether it is of the space, and does not say all of a trial."""
+        try:
+            return bool(left_open(self._tree, check_point(self._tree, point, "a point")))
+        except InputError:
+            return False
 
     @property
     def own(self) -> list[FrozenTrial]:
@@ -343,9 +430,11 @@ class Study(TrialLog):
     def _pass_over(self, trial: Trial, why: str, told: Any) -> None:
         """End a trial that is not to be run; a repeat of a complete one with its values, which are just as true."""
         trial.set_user_attr(why, told)
-        if point := self.trials[trial.number].system_attrs.get("fixed_params"):
+        point = self.trials[trial.number].system_attrs.get(FIXED)
+        if point and self._to_draw_again(self.trials) != point:
             cause = f"trial {told} is the same" if why == REPEAT else told
-            log.info(f"the point {point} is passed over: {cause}")
+            often = f", {REPEATS} draws of what it leaves open, too" if self._leaves_open(point) else ""
+            log.info(f"the point {point} is passed over{often}: {cause}")
         twin = self.trials[told] if why == REPEAT else None
         if twin is not None and twin.state == TrialState.COMPLETE:
             for name, value in twin.constraints.items():
@@ -355,23 +444,44 @@ class Study(TrialLog):
             self._study.tell(trial, state=TrialState.FAIL)
 
 
+def _undecided(trial: FrozenTrial) -> bool:
+    """Whether its driver was killed before it was to be run, or not to be."""
+    return trial.state == TrialState.RUNNING and TO_RUN not in trial.user_attrs
+
+
+def _may_become(trial: FrozenTrial, params: Mapping[str, Any]) -> bool:
+    """Whether it is not decided what it is, and it may be the one with these parameters."""
+    told = trial.params | trial.system_attrs.get(FIXED, {})
+    return (_undecided(trial) or trial.state == TrialState.WAITING) and told.items() <= params.items()
+
+
 def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Objective) -> optuna.Study:
     """The study, told what it is for; one that was told otherwise before is refused and left as it was."""
     stored = optuna.get_all_study_summaries(storage, include_best_trial=False)
-    told = next((summary.user_attrs for summary in stored if summary.study_name == name), None)
-    if told is not None:
+    found = next((summary for summary in stored if summary.study_name == name), None)
+    told = {} if found is None else found.user_attrs
+    # The optional ones first: with the version it is known to have all.
+    wanted = {key: json.loads(json.dumps(value)) for key, value in reversed(asked.items()) if value}
+    wanted[VERSION] = NUMBERS
+    # Its driver may have been killed, or its journal cut, before it was told all; then it has no trial as yet.
+    unmade = found is None or (found.n_trials == 0 and not {"space", "objective", VERSION} <= told.keys())
+    if not unmade or VERSION in told:
         check_numbers(name, told)
-        for key, value in asked.items():
-            if told.get(key, []) != json.loads(json.dumps(value)):
-                made = f"study {name!r} was made for another {key}, {_short(told.get(key, []))}"
-                raise InputError(f"{made}; accepted: the same {key}, or another --out or --study")
+    for key in asked:
+        if (key in told or not unmade) and told.get(key, []) != wanted.get(key, []):
+            made = f"study {name!r} was made for another {key}, {_short(told.get(key, []))}"
+            raise InputError(f"{made}; accepted: the same {key}, or another --out or --study")
+    if not unmade:
         return optuna.load_study(study_name=name, storage=storage)
     with quiet():
-        study = optuna.create_study(study_name=name, storage=storage, directions=objective.directions)
+        directions = objective.directions
+        study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+        found = [direction.name.lower() for direction in study.directions]
+        accepted = f"{' '.join(directions)}, or another --out or --study"
+        require(found == directions, f"direction of the objectives of study {name!r}", " ".join(found), accepted)
         study.set_metric_names(list(objective.names))
-    study.set_user_attr(VERSION, NUMBERS)
-    for key, value in asked.items():
-        if value:
+    for key, value in wanted.items():
+        if key not in told:
             study.set_user_attr(key, value)
     return study
 

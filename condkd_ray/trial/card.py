@@ -139,7 +139,7 @@ def _path(teacher: Mapping[str, Any], name: str) -> Path | str | None:
 
 
 def with_network(tree: Tree) -> Tree:
-    """The tree with the network of which its teacher's weights have the names, where it names none itself."""
+    """The tree with the network of which its teacher's weights have the names, told, where it names none itself."""
     teacher = tree.get("teacher")
     if not isinstance(teacher, Mapping) or not {"network", "module"}.isdisjoint(teacher):
         return tree
@@ -147,7 +147,11 @@ def with_network(tree: Tree) -> Tree:
     if not isinstance(weights, (str, Path)) or not located(Path(weights))[0].is_file():
         return tree
     known = recognised(Path(weights))
-    return tree if known is None else merge(tree, {"teacher": {"network": to_tree(known.network)}})
+    if known is None:
+        return tree
+    name = models.label(known.network)
+    _tell_once(f"{weights} are weights of {name} (--teacher, or teacher.network, names another)")
+    return merge(tree, {"teacher": {"network": to_tree(known.network)}})
 
 
 def under(path: Path, card: Card, tree: Tree) -> Tree:

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import CONSTANTS, Constants, Dataset, RealImages, own_constants
-from condkd_ray.methods.recognition import Recognition, choose, named, recognition, sign_test
+from condkd_ray.methods.recognition import Recognition, asked_each, choose, named, recognition, sign_test
 from condkd_ray.models.cost import cost
 from condkd_ray.models.teacher import Teacher
 
-MOST_EACH, MOST = 100, 2000
-"""Images of a class, and of all, that are asked for at most: the accuracy is then known to 2 or 3 points."""
 FEW_EACH = 10
 """With fewer train images in some class, held-out ones are asked for too: nothing is chosen by them."""
 TRIED = 500
@@ -256,7 +254,7 @@ def fresh_bn(teacher: Teacher) -> tuple[str, ...]:
 def _asked(dataset: Dataset, most: int) -> RealImages:
     """The images to be named: of each class as many, and of all no more than `most`, but for one a class."""
     train, test = dataset.train, dataset.test
-    each = max(1, min(MOST_EACH, min(MOST, most) // dataset.num_classes))
+    each = asked_each(dataset.num_classes, most)
     if int(train.labels.bincount(minlength=dataset.num_classes).min()) < min(each, FEW_EACH):
         pixels, labels = (torch.cat(parts) for parts in ((train.pixels, test.pixels), (train.labels, test.labels)))
         train = RealImages(pixels, labels)

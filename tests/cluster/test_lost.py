@@ -1,5 +1,6 @@
 """Whatever way Ray reports a loss in. What is lost for real is in `test_faults.py` and `test_memory_shortage.py`."""
 
+import importlib
 import inspect
 import os
 import signal
@@ -19,12 +20,14 @@ from ray.exceptions import (
     RayError,
     RaySystemError,
     RayTaskError,
+    UnserializableException,
     WorkerCrashedError,
 )
 
 from condkd_ray.cluster import stores
 from condkd_ray.cluster.lost import TRIES, full, gigabytes, in_words, is_lost, passes, patient, take_as_lost
 from condkd_ray.cluster.stores import patiently
+from condkd_ray.cluster.sweep import reason_in
 from condkd_ray.core.method import ClusterError
 from condkd_ray.core.storage import StorageFullError
 
@@ -52,6 +55,10 @@ FINAL = [
     *(exceptions.RuntimeEnvSetupError("no pip"), exceptions.TaskCancelledError()),
     *(exceptions.TaskUnschedulableError("too large"), exceptions.ActorUnschedulableError("too large")),
     RaySystemError(ModuleNotFoundError("own"), "trace"),
+    *(exceptions.LocalRayletDiedError(), exceptions.TaskPlacementGroupRemoved()),
+    *(exceptions.ActorPlacementGroupRemoved(), exceptions.AuthenticationError("no token")),
+    *(exceptions.ActorHandleNotFoundError("none"), exceptions.ObjectFreedError("00", None, "")),
+    UnserializableException("ray.exceptions.RayTaskError: ray::call()\n  File\nown.TwoError: 1 and 2"),
 ]
 
 
@@ -63,7 +70,9 @@ def test_whatever_ray_reports_is_a_loss_or_a_full_store_or_what_our_code_raised(
         if issubclass(kind, RayTaskError):
             continue
         store = issubclass(kind, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError)
-        assert is_lost(error) == (kind is not RayError and not store), kind
+        # These hold, or tell of, what our code raised.
+        code = kind is RayError or issubclass(kind, UnserializableException | exceptions.UserCodeException)
+        assert is_lost(error) == (not code and not store), kind
 
 
 def test_what_code_raises_while_an_object_is_unpickled_is_no_loss():
@@ -142,6 +151,86 @@ def test_a_call_of_the_driver_is_made_anew_and_ends_in_one_sentence():
         patient(failing(raised_there(ValueError("its own"))), "asking")
     assert full(raised_there(ObjectStoreFullError("no more room"))).startswith("no more room")
     assert full(ERRORS["node"]) is None
+
+
+def test_a_call_of_the_driver_that_would_fail_again_is_made_once():
+    for error in FINAL:
+        calls = failing(error, error)
+        kinds = (ClusterError, type(error))
+        with pytest.raises(kinds) as caught:
+            patient(calls, "asking")
+        # The second is still there.
+        with pytest.raises(type(error)):
+            calls()
+        assert isinstance(caught.value, ClusterError) == is_lost(error)
+        assert not str(caught.value).endswith("in a row")
+
+
+def other() -> type:
+    """An actor whose words nobody can read; here, so that Ray sends its code along."""
+
+    class TwoError(Exception):
+        """One that pickles and does not unpickle, as many do."""
+
+        def __init__(self, first, second):
+            super().__init__(f"{first} and {second}")
+
+    class Gone:
+        """An object whose module is missing where it is unpickled."""
+
+        def __reduce__(self):
+            return importlib.import_module, ("no_such_module_of_ours",)
+
+    class Other:
+        def raises(self):
+            raise TwoError(1, 2)
+
+        def returns(self):
+            return Gone()
+
+        def pid(self):
+            return os.getpid()
+
+    return Other
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("raises", "cluster.test_lost.TwoError: 1 and 2 (an exception that cannot be unpickled)"),
+        ("returns", "System error: No module named 'no_such_module_of_ours'"),
+    ],
+)
+def test_what_cannot_be_unpickled_is_told_with_its_cause_and_is_no_loss(cluster, method, told, monkeypatch):
+    import ray
+    from ray.air.execution import FixedResourceManager, ResourceRequest
+    from ray.air.execution._internal import RayActorManager
+
+    heard, ready = [], []
+    manager = RayActorManager(FixedResourceManager({"CPU": 1}))
+    take_as_lost(manager)
+    request = ResourceRequest([{"CPU": 0.01}])
+    actor = manager.add_actor(other(), {}, request, on_error=lambda actor, error: heard.append("lost"))
+    manager.schedule_actor_task(actor, "pid", on_result=lambda actor, pid: ready.append(pid))
+    manager.schedule_actor_task(actor, method, on_error=lambda actor, error: heard.append(error))
+    for _ in range(60):
+        if not (heard and ready):
+            manager.next(timeout=1)
+    (error,) = heard
+    assert isinstance(error, RayTaskError)
+    assert not is_lost(error)
+    assert in_words(error) == told
+    # What Tune writes down, and makes the reason of a trial that is given up.
+    assert told in reason_in(f"Failure # 1 (occurred at 2026-11-29)\n{error}")
+    # Its process lives.
+    handle, _ = manager._live_actors_to_ray_actors_resources[actor]
+    assert ray.get(handle.pid.remote(), timeout=30) == ready[0]
+    # Whoever asks for it asks once.
+    monkeypatch.setattr(stores, "PATIENCE_SECONDS", 3600)
+    for ask in (patiently, lambda call: patient(call, "asking")):
+        with pytest.raises((RaySystemError, UnserializableException)):
+            ask(lambda: ray.get(getattr(handle, method).remote()))
+    ray.kill(handle)
 
 
 @pytest.mark.parametrize("name", ERRORS)

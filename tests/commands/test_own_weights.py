@@ -1,5 +1,6 @@
 """Weights that others have trained, from a file to the teacher of an experiment."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 import torch
 from data.image_files import write_folder
 from models import published
+from optuna.trial import FixedTrial
 
 from condkd_ray.commands.experiment import Flags
 from condkd_ray.commands.search import SearchFlags, with_flags
@@ -18,6 +20,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.models import parse
 from condkd_ray.runs.arms import arm, spread
+from condkd_ray.study.space import close, default, leaves
 from condkd_ray.study.space import parse as parse_space
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
@@ -129,3 +132,45 @@ def test_flags_over_a_part_that_is_open_are_refused(tmp_path: Path, part: str):
     with pytest.raises(InputError, match=r"^(data|teacher) of the search space is .*; accepted: a mapping or a name"):
         with_flags(parse_space(part), flags)
     assert with_flags(parse_space(part), SearchFlags(out=tmp_path / "out")) == parse_space(part)
+
+
+@pytest.mark.parametrize(("given", "why"), [("", "a folder"), (".", "a folder"), ("none.pt", "no such file")])
+def test_weights_that_are_no_file_are_refused_with_their_flag(tmp_path, given, why):
+    flags = SearchFlags(out=tmp_path / "out", teacher_weights=Path(given))
+    told = rf"^--teacher-weights is '{given or '.'}', which cannot be read \({why}\); accepted: a safetensors file, or"
+    for use in (
+        lambda: with_flags({"rounds": 2}, flags),
+        lambda: Flags(teacher_weights=Path(given)).base(),
+        lambda: try_out(Try(images=tmp_path, teacher_weights=Path(given), out=tmp_path / "out")),
+    ):
+        with pytest.raises(InputError, match=told):
+            use()
+    assert not (tmp_path / "out").exists()
+
+
+CHOICE = "!choice [digits, {name: mnist, mean: [0.5], std: [0.5]}, {name: class_folders, root: photos}]"
+
+
+def test_of_an_open_choice_of_data_each_lies_over_the_card(tmp_path):
+    card = {"network": "resnet-8-4", "mean": [0.3], "std": [0.4], "flip_ok": False, "image_shape": [1, 8, 8]}
+    (tmp_path / "w.json").write_text(json.dumps(card))
+    (tmp_path / "w.pt").write_bytes(b"")
+    flags = SearchFlags(out=tmp_path / "out", teacher_weights=tmp_path / "w.pt")
+    space = parse_space(f"data: {CHOICE}")
+    tree = with_flags(space, flags)
+    names = ("digits", "mnist", "class_folders")
+    digits, mnist, folders = (close(tree, FixedTrial({"data/name": name})) for name in names)
+    for config in (digits, folders, default(tree)):
+        assert (config.data.mean, config.data.std, config.data.size) == ((0.3,), (0.4,), 8)
+        assert config.data.flip_ok is False
+        assert (config.teacher.network.width, config.teacher.card) == (4, tmp_path / "w.json")
+    # What one gives itself goes before the card.
+    assert (mnist.data.mean, mnist.data.std, mnist.data.size) == ((0.5,), (0.5,), 8)
+    assert folders.data.root == Path("photos")
+    # Leaves that are open in one stay so, and names alone are closed as those with more.
+    nested = with_flags(parse_space("data: !choice [digits, {name: mnist, val_fraction: !uniform [0, 0.5]}]"), flags)
+    assert leaves(nested).keys() == {"data/name", "data/val_fraction"}
+    assert with_flags(parse_space("data: {name: !choice [digits, mnist]}"), flags)["data"]["mean"] == [0.3]
+    # Where the card tells nothing of data the choice is what it was.
+    (tmp_path / "w.json").write_text(json.dumps({"network": "resnet-8-4"}))
+    assert with_flags(space, flags)["data"] == space["data"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from condkd_ray.methods.recognition import least_recognised, recognition, sign_test, taken_for
+from condkd_ray.methods.recognition import asked_each, least_recognised, recognition, sign_test, taken_for
 
 SWAPPED = torch.tensor([0, 1, 7, 3, 4, 5, 6, 2, 8, 9])
 
@@ -139,3 +139,12 @@ def test_classes_that_are_taken_for_one_another():
 )
 def test_an_honest_weak_teacher_of_few_classes_is_not_unknown(right: float, each: list[int], verdict: str):
     assert recognition(*drawn(right, each), len(each)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "most", "each"),
+    [(10, 10**9, 100), (20, 10**9, 100), (100, 10**9, 20), (1000, 10**9, 2), (5000, 10**9, 1), (10, 200, 20)],
+)
+def test_a_teacher_is_asked_for_so_many_images_of_a_class_and_of_all(num_classes, most, each):
+    assert asked_each(num_classes, most) == each
+    assert most == 200 or asked_each(num_classes) == each

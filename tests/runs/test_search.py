@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from killing import killed_after
 from optuna.trial import TrialState
 from toy import make_prepared, toy_config
 
 from condkd_ray.commands.search import SearchFlags, confirm
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
-from condkd_ray.core.records import Outcome, read_manifest, read_records
+from condkd_ray.core.records import Outcome, read_manifest, read_records, write_record
 from condkd_ray.report.results import read as read_results
 from condkd_ray.report.tables.search import search_table
 from condkd_ray.runs import experiment
@@ -191,6 +193,27 @@ def test_the_same_command_runs_nothing_anew_and_more_trials_are_added(home: Path
     assert before.items() <= {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}.items()
 
 
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(one, marks=pytest.mark.slow) for one in (0, 0.1, 0.3, 0.8))])
+def test_a_real_search_whose_journal_was_cut_goes_on_as_if_nothing_was_lost(home: Path, finished: Path, share: float):
+    out = home / f"cut{share}"
+    shutil.copytree(finished, out)
+    records = {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
+    lines = (out / "study.journal").read_bytes().splitlines(keepends=True)
+    whole = round(share * len(lines))
+    if share == 0.5:
+        # Within a trial: after one of its rounds.
+        whole = next(i for i in range(whole, len(lines)) if json.loads(lines[i])["op_code"] == 7) + 1
+    (out / "study.journal").write_bytes(b"".join(lines[:whole]))
+    known = [told_of(trial) for trial in stored(finished).trials]
+    done = search(home, out.name, "--trials", str(len(known)))
+    assert done.returncode == 0, done.stderr
+    # The last one has nothing but its end in the part that was cut off.
+    assert share == 0.8 or "that the study had lost are taken from their records" in done.stderr
+    assert [told_of(trial) for trial in stored(out).trials] == known
+    assert {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()} == records
+    assert (out / "search.md").read_text() == (finished / "search.md").read_text()
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_in_the_middle_and_continued_it_ends_with_the_planned_number(home: Path, finished: Path, number):
@@ -355,10 +378,10 @@ class Whole(SearchDriver):
         self.describe, self.close = recorder.describe, recorder.records.close
 
 
-def driver_of(out: Path, trials: int = 3, limits: tuple[str, ...] = ()) -> Whole:
+def driver_of(out: Path, trials: int = 3, limits: tuple[str, ...] = (), tree: dict = TREE) -> Whole:
     spec = SearchSpec(out=out, trials=trials, constraint=limits)
-    study = Study(open_storage(None, out), "search", TREE, Objective(), constraints=parse_constraints(limits))
-    return Whole(SearchRecorder("Which?", study, TREE, Workshop(), spec))
+    study = Study(open_storage(None, out), "search", tree, Objective(), constraints=parse_constraints(limits))
+    return Whole(SearchRecorder("Which?", study, tree, Workshop(), spec))
 
 
 def hear(driver: SearchDriver, trial, how: str) -> None:
@@ -431,6 +454,154 @@ def test_what_a_study_has_lost_it_is_told_from_the_records(tmp_path, how, kept):
     assert more.propose() is None
     more.close()
     assert len(read_records(tmp_path)) == 4
+
+
+WIDE = TREE | {"rounds": Open("int", (2, 10**6))}
+"""Without repeats."""
+KINDS = ["finished", "finished", "pruned", "finished", "failed", "finished", "finished"]
+
+
+def searched(out: Path, trials: int, limits: tuple[str, ...] = ()) -> Path:
+    """A search to its end, of trials that end in all ways, of which each is as good as its number; its journal."""
+    driver = driver_of(out, trials, limits, WIDE)
+    for number in range(trials):
+        trial, how = driver.propose(), KINDS[number % len(KINDS)]
+        history = [row | {"proxy/agreement": number / 100 + row["round"] / 4} for row in ENDS[how].history]
+        for metrics in history:
+            driver.round(trial, metrics)
+        outcome = dataclasses.replace(ENDS[how], history=history)
+        if how == "finished":
+            driver.untested(trial, dataclasses.replace(outcome, predictions=[]))
+        driver.ended(trial, outcome)
+    assert driver.propose() is None
+    driver.describe(over=True)
+    driver.close()
+    return out / "study.journal"
+
+
+def kept_records(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("records/*")}
+
+
+@pytest.mark.parametrize("limits", [(), ("time/wall_seconds<=3", "proxy/kl<=2")])
+def test_a_search_whose_journal_was_cut_has_all_its_trials_again_and_runs_none(tmp_path, limits):
+    journal = searched(tmp_path, 16, limits)
+    lines, records = journal.read_bytes().splitlines(keepends=True), kept_records(tmp_path)
+    wanted = [told_of(trial) for trial in stored(tmp_path).trials]
+    excesses = [trial.constraints for trial in stored(tmp_path).trials]
+    assert {trial.state for trial in stored(tmp_path).trials} == set(STATES.values())
+    within = 0
+    for whole in [0, 1, 3, 6, *range(7, len(lines), 23), len(lines) - 1]:
+        journal.write_bytes(b"".join(lines[:whole]))
+        left = stored(tmp_path).trials if whole else []
+        within += any(trial.state == TrialState.RUNNING for trial in left)
+        again = driver_of(tmp_path, 16, limits, WIDE)
+        # Before it proposes anything.
+        assert [told_of(trial) for trial in stored(tmp_path).trials] == wanted, whole
+        assert [trial.constraints for trial in stored(tmp_path).trials] == excesses
+        assert again.propose() is None
+        again.close()
+        assert kept_records(tmp_path) == records
+    assert within > 3
+    # What the sampler knows is what it would have known.
+    more = driver_of(tmp_path, 17, limits, WIDE).propose().config.rounds
+    journal.write_bytes(b"".join(lines))
+    assert driver_of(tmp_path, 17, limits, WIDE).propose().config.rounds == more
+
+
+def test_whoever_is_killed_while_trials_are_taken_from_their_records_does_it_to_the_end_next_time(
+    tmp_path, monkeypatch
+):
+    journal = searched(tmp_path, 8)
+    lines, wanted = journal.read_bytes().splitlines(keepends=True), [told_of(one) for one in stored(tmp_path).trials]
+    for writes in range(0, 100, 7):
+        journal.write_bytes(b"".join(lines[:30]))
+        with killed_after(writes, monkeypatch):
+            driver_of(tmp_path, 8, tree=WIDE)
+        again = driver_of(tmp_path, 8, tree=WIDE)
+        assert again.propose() is None
+        again.close()
+        assert [told_of(one) for one in stored(tmp_path).trials] == wanted
+
+
+def test_numbers_that_nothing_is_known_of_are_decided_anew_where_a_trial_had_begun_under_them(tmp_path, heard):
+    journal = searched(tmp_path, 4)
+    keys = {record.arm: record.config_hash for record in read_records(tmp_path)}
+    # As if trial 1 had still run when the driver was killed.
+    (tmp_path / "records" / f"{keys['trial 1']}.json").unlink()
+    before = stored(tmp_path).trials
+    journal.unlink()
+    again = driver_of(tmp_path, 4, tree=WIDE)
+    assert "3 trials that the study had lost are taken from their records" in heard
+    assert [trial.state for trial in stored(tmp_path).trials][1] == TrialState.RUNNING
+    trial = again.propose()
+    # From its checkpoint.
+    assert (trial.key, trial.plan.arm) == (keys["trial 1"], "trial 1")
+    hear(again, trial, "finished")
+    assert again.propose() is None
+    again.close()
+    assert [trial.params for trial in stored(tmp_path).trials] == [trial.params for trial in before]
+    # And those that none had begun under, as a repeat's, are not.
+    (tmp_path / "records" / f"{keys['trial 1']}.json").unlink()
+    manifest = json.loads((tmp_path / "experiment.json").read_text())
+    manifest["planned"] = [one for one in manifest["planned"] if one["arm"] != "trial 1"]
+    (tmp_path / "experiment.json").write_text(json.dumps(manifest))
+    journal.unlink()
+    other = driver_of(tmp_path, 4, tree=WIDE)
+    assert other.propose().plan.arm == "trial 4"
+    other.close()
+    assert stored(tmp_path).trials[1].state == TrialState.FAIL
+
+
+def test_a_trial_whose_number_has_been_given_to_another_gets_a_new_one_in_its_record_too(tmp_path):
+    journal = searched(tmp_path, 3)
+    lost = {record.arm: record for record in read_records(tmp_path)}["trial 0"]
+    journal.unlink()
+    study = Study(open_storage(None, tmp_path), "search", WIDE, Objective(), sampler="random", seed=5)
+    rounds = study.propose().config.rounds
+    assert rounds != lost.config["rounds"]
+    again = driver_of(tmp_path, 4, tree=WIDE)
+    study = Study(open_storage(None, tmp_path), "search", WIDE, Objective())
+    assert [trial.params["rounds"] for trial in study.own][::3] == [rounds, lost.config["rounds"]]
+    found = {record.arm: record.config_hash for record in read_records(tmp_path)}
+    assert found.keys() == {"trial 1", "trial 2", "trial 3"}
+    assert found["trial 3"] == lost.config_hash == study.trials[3].user_attrs["config_hash"]
+    hear(again, again.propose(), "finished")
+    assert again.propose() is None
+    again.close()
+
+
+def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp_path, heard):
+    searched(tmp_path, 3)
+    spec = SearchSpec(out=tmp_path, trials=3, study="second")
+    for name, tree in (("second", WIDE), ("search", TREE | {"rounds": Open("int", (2, 3))})):
+        study = Study(open_storage(f"sqlite:///{tmp_path / f'{name}.db'}", tmp_path), name, tree, Objective())
+        given = dataclasses.replace(spec, study=name)
+        SearchRecorder("Which?", study, tree, Workshop(), given).records.close()
+        assert study.trials == []
+    assert heard[-1].startswith(
+        "3 trials of the records are not of this space and left out: of trial 0, parameters: rounds"
+    )
+    # Nor are those of a time when they did not say whose they were.
+    for record in read_records(tmp_path):
+        write_record(tmp_path, dataclasses.replace(record, study=""))
+    (tmp_path / "study.journal").unlink()
+    driver = driver_of(tmp_path, tree=WIDE)
+    assert stored(tmp_path).trials == []
+    # A trial of them is still not run again.
+    assert driver.propose() is None
+    driver.close()
+    assert len(stored(tmp_path).trials) == 3
+
+
+def test_a_point_that_was_tried_is_not_again_when_its_trial_comes_from_a_record(tmp_path):
+    journal = searched(tmp_path, 3)
+    rounds = stored(tmp_path).trials[1].params["rounds"]
+    journal.unlink()
+    driver = driver_of(tmp_path, 3, tree=WIDE)
+    driver._study.suggest_first([{"rounds": rounds}, {"rounds": 59_000}])
+    assert len(stored(tmp_path).trials) == 4
+    driver.close()
 
 
 def told_of(trial) -> list[object]:

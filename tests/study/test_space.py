@@ -1,14 +1,18 @@
+import json
+
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 from places import SPACES
 
+from condkd_ray.core.config import merge, to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.guidance import Discriminator, Mmd, NoGuidance
 from condkd_ray.methods.inversion import Dafl, DeepInversion, Fast
-from condkd_ray.study.space import Open, close, conditional, corners, default, leaves, parse, read
-from condkd_ray.trial.config import from_tree
+from condkd_ray.study.space import Open, close, conditional, corners, default, leaves, params_of, parse, read
+from condkd_ray.trial.config import TrialConfig, from_tree
+from condkd_ray.trial.hardware import CPU, settled
 
 FILES = sorted(SPACES.glob("*.yaml"))
 METHODS = """
@@ -78,6 +82,58 @@ def test_a_study_closes_it_within_the_bounds_and_the_suggestions_close_it_again(
     assert names == {"deep_inversion", "fast", "dafl"}
     steps = {trial.params["inversion/steps"] for trial in found.trials if "inversion/steps" in trial.params}
     assert steps == {1, 2, 3, 4}  # both ends included
+
+
+def stored(config: TrialConfig) -> TrialConfig:
+    """As a record has it."""
+    return from_tree(json.loads(json.dumps(to_tree(settled(config, CPU)))))
+
+
+def opened(tree: dict, config: TrialConfig) -> dict:
+    return params_of(tree, config, lambda one: settled(one, CPU))
+
+
+@pytest.mark.parametrize("path", [*FILES, None], ids=lambda path: path.stem if path else "methods")
+def test_the_values_of_open_leaves_follow_from_the_config_that_they_make(path):
+    tree = parse(METHODS) if path is None else read(path)
+    for seed in range(10):
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+        config = close(tree, trial)
+        assert opened(tree, stored(config)) == trial.params
+
+
+@pytest.mark.parametrize(
+    ("space", "params"),
+    [
+        ("precision: !choice [null, bfloat16]", {"precision": None}),
+        ("precision: !choice [null, bfloat16]", {"precision": "bfloat16"}),
+        ("data: !choice [digits, mnist]", {"data": "mnist"}),
+        (
+            "data: !choice [digits, {name: mnist, val_fraction: !uniform [0, 0.5]}]",
+            {"data/name": "mnist", "data/val_fraction": 0.25},
+        ),
+        ("distiller: {lr: !choice [1, 0.5, 1e-3]}", {"distiller/lr": 1}),
+        ("distiller: {lr: !choice [1, 0.5, 1e-3]}", {"distiller/lr": "1e-3"}),
+    ],
+)
+def test_values_are_told_as_the_space_lists_them(space, params):
+    tree = parse(space)
+    assert opened(tree, stored(close(tree, FixedTrial(params)))) == params
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"inversion": {"name": "nayer"}}, r"^inversion is .*; accepted: deep_inversion, fast, dafl$"),
+        ({"distiller": {"condensed_share": 0.75}}, "^distiller/condensed_share is 0.75; accepted: 0.25, 0.5$"),
+        ({"rounds": 99}, "^config is 'another one in its fixed fields'; accepted: one of this space$"),
+    ],
+)
+def test_a_config_of_another_space_is_refused(other, message):
+    tree = parse(METHODS)
+    config = close(tree, study().ask())
+    with pytest.raises(InputError, match=message):
+        opened(tree, from_tree(merge(to_tree(config), other)))
 
 
 def test_numbers_in_lists_may_be_open():

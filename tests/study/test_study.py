@@ -8,11 +8,11 @@ from killing import killed_after
 from optuna.trial import TrialState
 
 from condkd_ray.core.method import InputError
-from condkd_ray.study.objective import Objective
+from condkd_ray.study.objective import Objective, parse_constraints
 from condkd_ray.study.space import parse
 from condkd_ray.study.storage import open_storage
 from condkd_ray.study.strategies import make_pruner
-from condkd_ray.study.study import Study
+from condkd_ray.study.study import REPEATS, Study
 from condkd_ray.trial.plan import NUMBERS
 
 SPACE = """
@@ -256,6 +256,148 @@ def test_a_study_that_was_asked_for_the_impossible_goes_on(tmp_path, point, hear
     assert values(found.propose()) == (7.0, 3)
     assert [trial.state for trial in found.trials] == [TrialState.FAIL, TrialState.RUNNING]
     assert [line.partition("{")[0] for line in heard] == ["the point "]
+
+
+def few_steps(config) -> None:
+    """Refuse half of what there is to draw."""
+    if config.inversion.steps > 5:
+        raise InputError("steps is too many")
+
+
+def refuse_all(config) -> None:
+    raise InputError("nothing fits")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp"])
+def test_what_a_point_leaves_open_is_drawn_until_it_fits(tmp_path, sampler, heard):
+    found = study(tmp_path, sampler=sampler)
+    weights = (7.0, 8.0, 9.0, 10.0)
+    found.suggest_first([{"inversion/bn_weight": weight} for weight in weights])
+    proposals = [found.propose(few_steps) for _ in weights]
+    assert sorted(proposal.config.inversion.bn_weight for proposal in proposals) == list(weights)
+    assert all(proposal.config.inversion.steps <= 5 for proposal in proposals)
+    # Some had to be: half of the steps do not fit.
+    assert len(found.trials) > 4
+    assert heard == []
+    assert found.propose(few_steps).config.inversion.bn_weight not in weights
+
+
+def test_a_point_is_drawn_again_where_it_equals_an_earlier_trial(tmp_path, heard):
+    space = "{data: {name: digits}, rounds: !choice [1, 2, 3], evaluate_every: !choice [1, 2]}"
+    found = study(tmp_path, space)
+    found.suggest_first([{"rounds": 2, "evaluate_every": 1}, {"rounds": 2, "evaluate_every": 2}])
+    for value in (0.1, 0.2):
+        found.complete(found.propose().number, [value])
+    found.suggest_first([{"rounds": 3}, {"evaluate_every": 2}, {"rounds": 2}])
+    asked = [found.propose().params for _ in range(2)]
+    assert asked[0]["rounds"] == 3
+    assert asked[1]["evaluate_every"] == 2
+    # Of the third there is none left: a repeat as often as it is drawn.
+    assert found.propose().params["rounds"] != 2
+    (told,) = heard
+    assert told.startswith(
+        f"the point {{'rounds': 2}} is passed over, {REPEATS} draws of what it leaves open, too: tri"
+    )
+    assert sum(trial.system_attrs.get("fixed_params") == {"rounds": 2} for trial in found.trials) == REPEATS
+    assert len(found.finished) == 2
+
+
+def test_a_point_none_of_whose_draws_fits_is_told_once_and_the_search_goes_on(tmp_path, heard):
+    def check(config):
+        if config.inversion.bn_weight == 7.0:
+            raise InputError("7 is none")
+
+    whole = {"inversion/bn_weight": 7.0, "inversion/steps": 3}
+    for _ in range(2):
+        found = study(tmp_path)
+        found.suggest_first([{"inversion/bn_weight": 7.0}, whole])
+        assert found.propose(check).params["inversion/bn_weight"] != 7.0
+    # The whole one is tried no second time.
+    asked = [trial.system_attrs.get("fixed_params") for trial in found.trials]
+    assert (asked.count({"inversion/bn_weight": 7.0}), asked.count(whole)) == (REPEATS, 1)
+    assert [line.rpartition(": ")[2] for line in heard] == ["7 is none"] * 2
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_driver_killed_over_a_point_that_is_drawn_again_comes_to_the_same(tmp_path, sampler, monkeypatch):
+    points = [{"inversion/bn_weight": 7.0}, {"inversion/bn_weight": 8.0}, {"inversion/steps": 9}]
+    points = [*points, {"inversion/steps": 4}]
+
+    def driver(folder):
+        found = study(folder, sampler=sampler)
+        found.suggest_first(points)
+        return found
+
+    alone = driver(tmp_path / "alone")
+    wanted = [alone.propose(few_steps).params for _ in range(4)]
+    passed = [trial.params for trial in alone.trials]
+    assert len(passed) > 2 * len(points)
+    for writes in (1, 12, 25, 33, 47, 200):
+        folder = tmp_path / str(writes)
+        with killed_after(writes, monkeypatch) as killed:
+            found = driver(folder)
+            for _ in range(4):
+                found.propose(few_steps)
+        again = driver(folder)
+        proposals = [*again.left_running()]
+        while len(proposals) < 4:
+            proposals.append(again.propose(few_steps))
+        assert sorted(map(str, (proposal.params for proposal in proposals))) == sorted(map(str, wanted)), writes
+        assert [trial.params for trial in again.trials] == passed
+    assert killed
+
+
+def test_two_points_have_draws_of_their_own(tmp_path):
+    found = study(tmp_path)
+    found.suggest_first([{"inversion/steps": 3}, {"inversion/steps": 4}])
+    first, second = values(found.propose()), values(found.propose())
+    assert (first[1], second[1]) == (3, 4)
+    assert first[0] != second[0]
+
+
+def test_a_point_of_a_grid_is_drawn_too(tmp_path):
+    space = "{data: {name: digits}, rounds: !int [1, 3], evaluate_every: !choice [1, 2]}"
+    found = study(tmp_path, space, sampler="grid")
+    found.suggest_first([{"rounds": 3}, {"rounds": 1}, {"rounds": 3}])
+    seen = []
+    while (proposal := found.propose()) is not None:
+        seen.append((proposal.config.rounds, proposal.config.evaluate_every))
+        found.complete(proposal.number, [0.5])
+    assert [rounds for rounds, _ in seen[:2]] == [3, 1]
+    assert len(seen) == len(set(seen)) == 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_what_a_killed_driver_had_begun_to_draw_is_drawn_to_its_end_as_it_would_have_been(
+    tmp_path, sampler, monkeypatch
+):
+    wanted = study(tmp_path / "alone", sampler=sampler).propose().params
+    for writes in range(12):
+        with killed_after(writes, monkeypatch):
+            study(tmp_path / str(writes), sampler=sampler).propose()
+        again = study(tmp_path / str(writes), sampler=sampler)
+        (proposal,) = again.left_running() or [again.propose()]
+        assert proposal.params == wanted, writes
+
+
+def test_a_driver_killed_while_it_made_its_study_leaves_one_that_goes_on(tmp_path, monkeypatch):
+    wanted = study(tmp_path / "alone", constraints=parse_constraints(("memory/bytes<=9",)))
+    for writes in range(8):
+        with killed_after(writes, monkeypatch):
+            study(tmp_path / str(writes), constraints=parse_constraints(("memory/bytes<=9",)))
+        again = study(tmp_path / str(writes), constraints=parse_constraints(("memory/bytes<=9",)))
+        assert again._study.user_attrs == wanted._study.user_attrs
+        assert again._study.metric_names == wanted._study.metric_names
+        with pytest.raises(InputError, match="was made for another space"):
+            study(tmp_path / str(writes), SMALL)
+
+
+def test_a_study_that_was_not_made_whole_is_not_taken_for_one_of_another_direction(tmp_path, monkeypatch):
+    with killed_after(1, monkeypatch):
+        study(tmp_path)
+    with pytest.raises(InputError, match="direction of the objectives of study 's' is 'maximize'; accepted: minimize"):
+        study(tmp_path, objective=("proxy/kl",))
+    assert study(tmp_path).propose() is not None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""What the records of a search tell a study that has lost trials, as one whose journal was cut, or moved away.
+
+A record has the whole config of its trial, from which the values of the open leaves follow, and all that the objectives
+and limits are computed from, round by round: the study gets the trial as it had it. Not in the records, and lost, are
+trials that had not ended, and what trials have held of GPUs. Nor is the life of a member of a population: its earlier
+parameters, and whose states it took. Such a search goes on by its seed and the files that its members have left.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.records import MANIFEST, Record, read_manifest, write_record
+from condkd_ray.runs.recorder import KEY, StudyWriter
+from condkd_ray.runs.search_spec import SearchSpec
+from condkd_ray.study.points import Point, check_point
+from condkd_ray.study.space import params_of
+from condkd_ray.study.study import Study
+from condkd_ray.trial.config import from_tree
+from condkd_ray.trial.hardware import Hardware, settled
+from condkd_ray.trial.plan import NUMBERS
+
+log = logging.getLogger(__name__)
+
+
+def of_study(records: Sequence[Record], name: str) -> dict[int, Record]:
+    """The records of the trials of a study, by their numbers there, from the first on.
+
+    Of two with one number, as where a study without the one has given it to the other, the second has a place of its
+    own below 0.
+    """
+    found: dict[int, Record] = {}
+    for record in records:
+        number = number_of(record.arm)
+        if record.study == name and record.numbers == NUMBERS and number is not None:
+            found[number if number not in found else -1 - len(found)] = record
+    return dict(sorted(found.items()))
+
+
+def number_of(arm: str) -> int | None:
+    """The number in the study of the trial that a search has called so."""
+    told = re.fullmatch(r"trial (\d+)", arm)
+    return int(told[1]) if told else None
+
+
+def give_back(
+    study: Study,
+    tree: dict[str, Any],
+    writer: StudyWriter,
+    records: Sequence[Record],
+    spec: SearchSpec,
+    hardware: Hardware,
+) -> None:
+    """Add to the study all trials that have a record of it and that it lacks, with their ends, and tell the user.
+
+    Under their own numbers, where these are free; else under new ones, which their records then have, too. Those that
+    the space has not, as it was widened or changed, are left out. Trials of the study that were lost in part, or not
+    at all, are left as they are; done again it does nothing.
+    """
+    known = {trial.user_attrs.get(KEY) for trial in study.own}
+    lost = {number: one for number, one in of_study(records, spec.study).items() if one.config_hash not in known}
+    params = _params(tree, lost, hardware)
+    begun = _begun(spec.out) if params else ()
+    # Whoever gets a new number shall take none that another had.
+    moves = [number for number in params if number < 0 or not study.may_become(number, params[number])]
+    for number in [*(number for number in params if number not in moves), *moves]:
+        record = lost[number]
+        now = study.take_back(number if number >= 0 else len(study.trials), params[number], begun)
+        if study.over(now) or study.trial(now).user_attrs.get(KEY, record.config_hash) != record.config_hash:
+            # The study has a trial of that config, of other data or another sharing.
+            continue
+        if record.arm != (arm := f"trial {now}"):
+            write_record(spec.out, dataclasses.replace(record, arm=arm))
+        writer.retold(now, record)
+    if params:
+        log.info(f"{len(params)} trials that the study had lost are taken from their records")
+
+
+def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardware) -> dict[int, Point]:
+    """The values of the open leaves in each record; those that are not of the space are told of and left out."""
+    found, unfit = dict[int, Point](), dict[int, str]()
+    for number, record in records.items():
+        try:
+            config = from_tree(record.config, "record")
+            told = params_of(tree, config, lambda one: settled(one, hardware))
+            found[number] = check_point(tree, told, "parameters")
+        except InputError as error:
+            unfit[number] = str(error)
+    if unfit:
+        number, why = next(iter(unfit.items()))
+        what = f"{len(unfit)} trials of the records are not of this space and left out"
+        log.info(f"{what}: of {records[number].arm}, {why}")
+    return found
+
+
+def _begun(out: Path) -> Collection[int]:
+    """Numbers of the trials of searches in a folder that were to be run, as its manifest has them."""
+    planned = read_manifest(out).planned if (out / MANIFEST).is_file() else []
+    return {number for one in planned if (number := number_of(one["arm"])) is not None}
