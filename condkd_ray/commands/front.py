@@ -6,6 +6,7 @@ writes it anew.
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
@@ -106,7 +107,7 @@ def _claim(verb: Verb, rest: Sequence[str]) -> None:
     given += [rest[at + 1] for at, one in enumerate(rest[:-1]) if one == "--out"]
     folder = Path(given[-1] if given else verb.out)
     # What it cannot be otherwise is told by the command itself.
-    if folder.is_dir():
+    if os.path.isdir(folder):
         with suppress(OSError):
             claim(folder, "--out")
 

@@ -6,6 +6,7 @@ teacher, or like guidance that does not help.
 """
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -112,9 +113,11 @@ def try_out(command: Try) -> int:
     require((mean is None) == (std is None), "--mean, --std", (mean, std), "both or none")
     there = weights is not None or command.teacher_module is not None
     require(there, "--teacher-weights", None, "a safetensors file, or a .pt; or --teacher-module")
-    is_file = weights is None or located(weights)[0].is_file()
+    is_file = weights is None or os.path.isfile(located(weights)[0])
     require(is_file, "--teacher-weights", str(weights), "a safetensors file, or a .pt")
-    require(command.images.is_dir(), "--images", str(command.images), "an existing folder with one sub-folder a class")
+    require(
+        os.path.isdir(command.images), "--images", str(command.images), "an existing folder with one sub-folder a class"
+    )
     if not command.fresh:
         records.check_same_experiment(command.out, "try")
     set_up_process(1)

@@ -1,6 +1,7 @@
 """A user's own weights: what a file holds for a network, under that network's own names."""
 
 import logging
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ def located(path: Path) -> tuple[Path, str]:
     """
     parts = str(path).split("#")
     for count in range(len(parts) - 1, 0, -1):
-        if not path.is_file() and (file := Path("#".join(parts[:count]))).is_file():
+        if not os.path.isfile(path) and os.path.isfile(file := Path("#".join(parts[:count]))):
             return file, "#".join(parts[count:])
     return path, ""
 

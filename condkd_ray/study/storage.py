@@ -1,5 +1,6 @@
 """Where a study is stored: a journal file, or a data base by its URL; and Optuna without its words to developers."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def place_of(place: str | None, out: Path) -> str:
 def exists(place: str | None, out: Path) -> bool:
     """Whether there is such a file; of a data base server it is assumed."""
     path = place_of(place, out).removeprefix("sqlite:///")
-    return "://" in path or Path(path).is_file()
+    return "://" in path or os.path.isfile(path)
 
 
 def refusal(error: BaseException) -> str | None:

@@ -14,9 +14,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_teacher
 
+from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.data.datasets import DataConfig, load
+from condkd_ray.methods.condensation import Imported
 from condkd_ray.models.resnet import ResNet
 from condkd_ray.models.weights import fitted, load_into
 from condkd_ray.runs import search
@@ -26,6 +29,7 @@ from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import read
 from fuzz.files import checkpoints, folders, parquets, put
 from fuzz.refusals import refusal
+from fuzz.sets import GivenSet, sets
 from fuzz.trees import configs, spaces
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Generating overly large repr")]
@@ -111,3 +115,25 @@ def test_checkpoints(many):
         load_into(network, fitted(network, path).weights, f"weights in {path}")
 
     many(checkpoints(made().state_dict()), take)
+
+
+def test_condensed_sets(many):
+    teacher, real = make_teacher(), blobs(64, seed=2).samples(MEAN, STD)
+
+    def take(given: GivenSet, folder: Path) -> None:
+        method = Imported(path=put(given.files, folder) / given.path, **{"ipc": 1} | given.fields)
+        units = {"num_classes": NUM_CLASSES, "mean": MEAN, "std": STD}
+        found = method.condense(real, **units, rng=Streams(0), teacher=teacher)
+        assert found.images.shape == (method.ipc * NUM_CLASSES, *IMAGE_SHAPE)
+        assert found.images.isfinite().all()
+        assert found.labels.bincount().tolist() == [method.ipc] * NUM_CLASSES
+
+    def sound_is_taken(given: GivenSet, folder: Path) -> None:
+        try:
+            take(given, folder)
+        except InputError as error:
+            if given.sound:
+                raise AssertionError(str(error)) from None
+            raise
+
+    many(sets(), sound_is_taken)
