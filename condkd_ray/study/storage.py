@@ -8,11 +8,11 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 
 from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import InputError, require
-from condkd_ray.study.journal import Journal
+from condkd_ray.study import journal
 
 JOURNAL = "study.journal"
 ACCEPTED = "a file for a journal, sqlite:///FILE, or postgresql://USER@HOST/NAME"
@@ -30,7 +30,7 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
             return RDBStorage(text)
         path = Path(text)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(Journal(path))
+        return journal.stored(path)
     except (OSError, ImportError, StorageInternalError, *_database_errors()) as error:
         told = f"--study-storage is {text!r}, which cannot be used ({first_line(error)}); accepted: {ACCEPTED}"
         raise InputError(told) from None
