@@ -36,7 +36,7 @@ settings.load_profile("condkd_ray")
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.json with today's numbers")
-    parser.addoption("--fuzz", type=int, default=85, help="how many files of each of six kinds are tried")
+    parser.addoption("--fuzz", type=int, default=85, help="how many files of each kind are tried")
 
 
 @pytest.fixture(autouse=True)

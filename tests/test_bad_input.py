@@ -215,6 +215,27 @@ def test_condkd_train_refuses(monkeypatch, capsys, folder, line, message):
     assert message.format(folder=folder) in said
 
 
+NAMED = [
+    ("--teacher.weights {path}", "which cannot be read (File name too long)"),
+    ("--teacher.weights {folder}/text.pt --teacher.card {path}", "which cannot be read"),
+    ("{path}", "which cannot be read"),
+    ("--out {path}", "accepted: a folder that can be written (File name too long)"),
+    ("--fresh --out {path}", "accepted: a folder that can be written (File name too long)"),
+    *((f"--data.name {name} --data.root {{path}}", "accepted: an existing folder") for name in ("parquet", "mnist")),
+    *((f"--data.name {name} --data.root {{path}}", "existing folder") for name in ("image_folder", "class_folders")),
+    ("--data.name parquet --data.root {folder} --data.train-file {path}", "accepted: a file or pattern in "),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), NAMED, ids=[line for line, _ in NAMED])
+def test_a_path_that_the_system_refuses_is_refused(monkeypatch, capsys, folder, line, message):
+    """As it does names that are too long, and files in folders of others, for which `Path.is_file` raises."""
+    path = f"{folder}/{'x' * 300}.yaml"
+    line = line.replace("{path}", path)
+    said = one_message(refusal(monkeypatch, capsys, folder, "train", line))
+    assert message in said
+
+
 METHODS = [
     (
         "guidance: {name: discriminator, layer: stages.9}",
@@ -258,6 +279,7 @@ def test_guidance_without_a_condensed_set_is_refused(monkeypatch, capsys, folder
 
 SETS = [
     ("none.pt", 2, "condensed set is '{folder}/none.pt'; accepted: an existing file or folder"),
+    (f"{'x' * 300}.pt", 2, "x.pt'; accepted: an existing file or folder"),
     ("file", 2, "condensed set is '{folder}/file'; accepted: .pt or .pth"),
     ("text.pt", 2, "cannot read {folder}/text.pt"),
     ("classes.pt", 2, "labels in {folder}/classes.pt is [0, 1, 2, 3, 4, 5, 6]; accepted: 10 classes, each of 0 to 9"),
@@ -269,7 +291,7 @@ SETS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "ipc", "message"), SETS, ids=[f"{name} {ipc}" for name, ipc, _ in SETS])
+@pytest.mark.parametrize(("name", "ipc", "message"), SETS, ids=[f"{name[-20:]} {ipc}" for name, ipc, _ in SETS])
 def test_a_condensed_set_that_does_not_fit_is_refused(monkeypatch, capsys, folder, name, ipc, message):
     old, new = "{name: random_real, ipc: 2}", f"{{name: imported, path: {folder}/{name}, ipc: {ipc}}}"
     (folder / "own.yaml").write_text(TRIAL.replace(old, new))

@@ -1,5 +1,6 @@
 """The flags of a user's own teacher, the same in all commands that have flags instead of a config."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ class TeacherFlags:
         from condkd_ray.models.weights import located  # which imports PyTorch
 
         weights = self.teacher_weights
-        if weights is not None and not located(weights)[0].is_file():
+        if weights is not None and not os.path.isfile(located(weights)[0]):
             # The path of no characters is ".".
-            why = "a folder" if weights.is_dir() else "no such file"
+            why = "a folder" if os.path.isdir(weights) else "no such file"
             what = f"--teacher-weights is {str(weights)!r}, which cannot be read ({why})"
             raise InputError(f"{what}; accepted: a safetensors file, or a .pt")
         return self.given_of_teacher()

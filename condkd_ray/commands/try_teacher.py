@@ -6,6 +6,7 @@ teacher, or like guidance that does not help.
 """
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -110,7 +111,8 @@ def try_out(command: Try) -> int:
     require(command.rounds is None or command.rounds >= 1, "--rounds", command.rounds, "an integer >= 1")
     there = command.teacher_weights is not None or command.teacher_module is not None
     require(there, "--teacher-weights", None, "a safetensors file, or a .pt; or --teacher-module")
-    require(command.images.is_dir(), "--images", str(command.images), "an existing folder with one sub-folder a class")
+    is_folder, accepted = os.path.isdir(command.images), "an existing folder with one sub-folder a class"
+    require(is_folder, "--images", str(command.images), accepted)
     if not command.fresh:
         records.check_same_experiment(command.out, "try")
     set_up_process(1)

@@ -13,8 +13,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from condkd_ray.core.method import InputError, require
+from condkd_ray.core.method import InputError, require, shown
 from condkd_ray.core.text import read_text
+from condkd_ray.core.yaml_text import load_yaml
 
 Tree = dict[str, Any]
 """Plain values only: what a YAML or JSON file holds."""
@@ -40,7 +41,7 @@ def build(kind: type[T], tree: Any, path: str) -> T:
         if key not in _hints(kind):
             near = difflib.get_close_matches(str(key), _hints(kind), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{path}: {key!r} names no field{hint}; accepted: {', '.join(_hints(kind))}")
+            raise InputError(f"{path}: {shown(key)} names no field{hint}; accepted: {', '.join(_hints(kind))}")
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         if f.name not in tree and not _known(f.default) and not _known(f.default_factory):
             raise InputError(f"{path}: {f.name} is not given; accepted: a value of your own, it has no default")
@@ -65,7 +66,7 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
     name = tree.get("name", getattr(default, "name", None))
     if not isinstance(name, str) or name not in by_name:
-        what = f"{path}: name is not given" if name is None else f"{path} is {name!r}"
+        what = f"{path}: name is not given" if name is None else f"{path} is {shown(name)}"
         raise InputError(f"{what}; accepted: {', '.join(by_name)}")
     return build(by_name[name], tree, path)
 
@@ -81,7 +82,7 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         message = "a path" if first["type"] == "path_type" else first["msg"].removeprefix("Input should be ")
-        raise InputError(f"{path} is {value!r}; accepted: {message}") from None
+        raise InputError(f"{path} is {shown(value)}; accepted: {message}") from None
 
 
 @cache
@@ -96,7 +97,7 @@ _adapter = cache(TypeAdapter)
 def read_tree(path: Path) -> Tree:
     """The tree in a YAML file. Raises `InputError` where there is none."""
     try:
-        tree = yaml.safe_load(read_text(path, "config file", "a YAML file"))
+        tree = load_yaml(read_text(path, "config file", "a YAML file"))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if tree is not None and not isinstance(tree, dict):

@@ -61,7 +61,7 @@ def claim_early(folder: Path, what: str) -> None:
 
     Whether it is there, and can be written, is told by who opens it.
     """
-    if folder.is_dir():
+    if os.path.isdir(folder):  # which raises nothing, whatever the name
         with suppress(OSError):
             claim(folder, what)
 

@@ -14,6 +14,10 @@ Metrics = dict[str, float]
 """`family/term` to a plain number, as logged once a round."""
 
 
+LONGEST = 1000
+"""Characters of a value that stand in a message."""
+
+
 class InputError(ValueError):
     """Something a user gave cannot be used; the message names the thing, the value and what is accepted.
 
@@ -45,7 +49,13 @@ class Method:
 def require(holds: bool, what: str, value: object, accepted: str) -> None:
     """Raise `InputError` unless `holds`: "`what` is `value`; accepted: `accepted`"."""
     if not holds:
-        raise InputError(f"{what} is {value!r}; accepted: {accepted}")
+        raise InputError(f"{what} is {shown(value)}; accepted: {accepted}")
+
+
+def shown(value: object) -> str:
+    """A value as messages have it: of a very long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ The JSON files are the truth; whatever else lies in the folder can be rebuilt fr
 import dataclasses
 import json
 import math
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -257,7 +258,7 @@ def write_manifest(out: Path, manifest: Manifest) -> None:
 def read_manifest(out: Path) -> Manifest:
     """The manifest of a result folder. Raises `InputError` where there is none, or one of another format."""
     path = Path(out) / MANIFEST
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{out} holds no {MANIFEST}; accepted: a folder that an experiment has written with --out")
 
     def decoded(tree: dict[str, Any]) -> Manifest:
@@ -269,9 +270,9 @@ def read_manifest(out: Path) -> Manifest:
 
 def check_same_experiment(out: Path, name: str) -> None:
     """Raise `InputError` if `out` already holds results of another experiment or format; an unused `out` passes."""
-    if Path(out).exists() and not Path(out).is_dir():
+    if os.path.exists(out) and not os.path.isdir(out):
         raise InputError(f"--out {out} is a file; accepted: a new folder, or one of experiment {name!r}")
-    if not (Path(out) / MANIFEST).exists():
+    if not os.path.exists(Path(out) / MANIFEST):
         return
     found = read_manifest(out).experiment
     if found != name:

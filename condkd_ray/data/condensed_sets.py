@@ -3,6 +3,7 @@
 Letters: N images, C channels, H W height and width, K classes.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,11 +59,11 @@ def resolve(path: Path) -> Path:
     Of MTT's folders that is `images_best.pt`, and of its images the un-whitened copy `images_zca_*.pt` where there is
     one: a teacher of images that were not whitened cannot read the others.
     """
-    if (path / "images_best.pt").is_file():
+    if os.path.isfile(path / "images_best.pt"):
         path = path / "images_best.pt"
     match = re.fullmatch(r"images_(best|\d+)", path.stem)
     copy = path.with_name(f"images_zca_{match[1]}{path.suffix}") if match else path
-    return copy if copy.is_file() else path
+    return copy if os.path.isfile(copy) else path
 
 
 def is_copy(path: Path) -> bool:
@@ -77,7 +78,7 @@ def read_stored(path: Path, which: int = -1, image_shape: Sequence[int] | None =
     `InputError` for what is none of the known layouts, for files that hold more than arrays and numbers, for labels
     that are no classes, and for what is not finite.
     """
-    require(path.exists(), "condensed set", str(path), "an existing file or folder")
+    require(os.path.exists(path), "condensed set", str(path), "an existing file or folder")
     path = resolve(path)
     if path.is_dir() or path.suffix == ".parquet":
         raw = read_folder(path) if path.is_dir() else read_parquet([path])
@@ -168,7 +169,7 @@ def labels_beside(path: Path) -> Path:
         "labels_*.pt of images_*.pt or images_zca_*.pt, *_labels.pt of *_images.pt, or labels.npy of images.npy, in "
         "the same folder"
     )
-    found = beside.name if beside != path and beside.is_file() else None
+    found = beside.name if beside != path and os.path.isfile(beside) else None
     require(found is not None, f"labels of the bare tensor {path}", found, accepted)
     return beside
 

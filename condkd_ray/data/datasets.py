@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,7 +140,7 @@ def _find(config: DataConfig) -> _Found:
         return _Found(readers.digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
     require(config.root is not None, f"data.root of {config.name}", None, "the folder it lies in")
     root = Path(config.root or "").expanduser()
-    require(root.exists() or config.download, "data.root", str(root), "an existing folder")
+    require(os.path.exists(root) or config.download, "data.root", str(root), "an existing folder")
     if config.name in IDX_SETS:
         return _Found(*readers.idx_set(config.name, root, download=config.download))
     if config.name == "image_folder":

@@ -75,8 +75,13 @@ class Scheme:
 
     def renamed(self, weights: Mapping[str, Tensor]) -> Weights | None:
         """All weights by our names; None where a name is none of the scheme, or two would become one."""
-        found = {name: value for given, value in weights.items() if (name := self._ours(given)) is not None}
-        return found if len(found) == len(weights) else None
+        found: Weights = {}
+        for given, value in weights.items():
+            name = self._ours(given)
+            if name is None or name in found:
+                return None
+            found[name] = value
+        return found
 
     def _ours(self, name: str) -> str | None:
         for pattern, ours in self.rules:

@@ -13,7 +13,7 @@ WRAPPERS = ("module", "model", "net", "network", "teacher", "backbone", "_orig_m
 AROUND_PARTS = ("module", "_orig_mod")
 """Those of wrappers that may also stand around a part of a network."""
 DEEPEST = 50
-"""Dictionaries within one another, at most. Checkpoints have three or four."""
+"""Dictionaries within one another, and parts of a name, at most. Checkpoints have three or four, and ten."""
 COUNTER = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` has beside its network."""
 
@@ -23,7 +23,7 @@ def state_dicts(content: Any) -> dict[str, Weights]:
 
     A state dict is a dictionary of tensors by name, perhaps with plain values among them. Dictionaries of single
     numbers are metrics, and what belongs to an optimizer is not looked at. Raises `InputError` for dictionaries that
-    have no end: one that contains itself, or `DEEPEST` within one another.
+    have no end: one that contains itself, or `DEEPEST` within one another; and for names of more parts than that.
     """
     return {place: weights for place, weights in _found(content, "", ()) if any(t.ndim for t in weights.values())}
 
@@ -37,6 +37,9 @@ def _found(content: Any, place: str, around: tuple[int, ...]) -> Iterator[tuple[
     require(len(around) < DEEPEST, "depth of its dictionaries", len(around) + 1, accepted)
     tensors = {_text(name): value for name, value in content.items() if isinstance(value, Tensor)}
     inner = {_text(name): value for name, value in content.items() if isinstance(value, Mapping)}
+    for name in tensors:
+        parts = name.count(".") + 1
+        require(parts <= DEEPEST, f"number of parts of the name {name[:40]}...", parts, f"at most {DEEPEST}")
     whole = len(tensors) == len(content) or any(name.endswith("weight") for name in tensors)
     if tensors and not inner and whole:
         yield place, tensors
@@ -46,6 +49,19 @@ def _found(content: Any, place: str, around: tuple[int, ...]) -> Iterator[tuple[
 
 def _text(name: object) -> str:
     return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+
+def parts(weights: Weights) -> Iterator[tuple[str, Weights]]:
+    """All of it, and what lies behind each prefix of its names, by that prefix without its dot, the outer first."""
+    waiting = [("", weights)]
+    for place, within in waiting:
+        yield place, within
+        below: dict[str, Weights] = {}
+        for name, value in within.items():
+            first, dot, rest = name.partition(".")
+            if dot:
+                below.setdefault(f"{place}.{first}" if place else first, {})[rest] = value
+        waiting += below.items()
 
 
 def unwrapped(weights: Weights) -> Weights:

@@ -7,6 +7,7 @@ and stand-ins for what people save beside weights. Whatever else a file names is
 import argparse
 import collections
 import datetime
+import os
 import pathlib
 import pickletools
 import re
@@ -92,7 +93,7 @@ def _harmless() -> list[Any]:
 
 def read_file(path: Path) -> Any:
     """What the file holds: tensors on the CPU in dictionaries. Raises `InputError` with what the file is instead."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"weights file is {str(path)!r}, which is no file; accepted: {ACCEPTED}")
     try:
         return _read(path)

@@ -1,8 +1,9 @@
 """A user's own weights: what a file holds for a network, under that network's own names."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,17 +13,23 @@ from condkd_ray.core.config import file_digest
 from condkd_ray.core.method import InputError
 from condkd_ray.models.naming import SCHEMES, Recognised, recognise
 from condkd_ray.models.network import label
-from condkd_ray.models.state_dicts import Weights, state_dicts, unwrapped
+from condkd_ray.models.state_dicts import COUNTER, Weights, parts, state_dicts, unwrapped
 from condkd_ray.models.weight_files import ACCEPTED, read_file
 
 log = logging.getLogger(__name__)
 
+BATCHES = "num_batches_tracked"
+"""A counter of batches that no forward pass in eval mode reads; older files lack it."""
+
 
 def located(path: Path) -> tuple[Path, str]:
-    """The file, and which of its state dicts: `file.pt#ema` is the one under the key `ema`; "" is not said."""
+    """The file, and which of its state dicts: `file.pt#ema` is the one under the key `ema`; "" is not said.
+
+    `file.pt#state_dict/model` is what the names under `state_dict` have behind the prefix `model.`.
+    """
     parts = str(path).split("#")
     for count in range(len(parts) - 1, 0, -1):
-        if not path.is_file() and (file := Path("#".join(parts[:count]))).is_file():
+        if not os.path.isfile(path) and os.path.isfile(file := Path("#".join(parts[:count]))):
             return file, "#".join(parts[count:])
     return path, ""
 
@@ -42,7 +49,7 @@ def read_weights(path: Path) -> Weights:
     if len(found) > 1:
         raise _several(path, found)
     [weights] = found.values()
-    return unwrapped(weights)
+    return unwrapped(_plain_all(weights, path))
 
 
 def _read(path: Path) -> dict[str, Weights]:
@@ -55,19 +62,31 @@ def _read(path: Path) -> dict[str, Weights]:
         raise InputError(told if str(file) in told else f"weights file {file}: {told}") from None
     if not found:
         raise InputError(f"weights file {file} holds no state dict; accepted: {ACCEPTED}")
-    if key and key not in found:
+    if not key:
+        return found
+    chosen = found.get(key) or _behind(found, key)
+    if not chosen:
         keys = ", ".join(f"{file}#{other}" for other in found if other) or f"{file}, a bare one"
         raise InputError(f"state dict in weights file {file} is {key!r}; accepted: {keys}")
-    chosen = {key: found[key]} if key else found
-    return {
-        place: {name: _plain(tensor, f"weights in {path}: {name}") for name, tensor in weights.items()}
-        for place, weights in chosen.items()
-    }
+    return {key: chosen}
+
+
+def _behind(found: Mapping[str, Weights], place: str) -> Weights:
+    """What a place means that ends with a prefix of the names of a state dict; empty where there is none."""
+    for key, weights in found.items():
+        start = (place.removeprefix(f"{key}/") if key else place).replace("/", ".") + "."
+        if below := {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}:
+            return below
+    return {}
 
 
 def _several(path: Path, found: Iterable[str]) -> InputError:
     keys = ", ".join(f"{path}#{key}" for key in found)
     return InputError(f"weights file {path} holds several state dicts that fit; accepted: one of them, {keys}")
+
+
+def _plain_all(weights: Weights, path: Path) -> Weights:
+    return {name: _plain(tensor, f"weights in {path}: {name}") for name, tensor in weights.items()}
 
 
 def _plain(tensor: Tensor, what: str) -> Tensor:
@@ -104,34 +123,78 @@ class Fitted:
 def fitted(network: nn.Module, path: Path) -> Fitted:
     """The weights in a file for `network`, which is left as it is.
 
-    The state dict may lie under any key, have the prefixes of wrappers, and the names of a scheme that is known.
-    Raises `InputError`: nothing fits, or more than one does and `path` does not say which; a value is not finite.
+    The state dict may lie under any key, have the prefixes of wrappers, and the names of a scheme that is known. Where
+    a program has saved more than its network, as Lightning does, that is what is whole behind one prefix. Raises
+    `InputError`: nothing fits, or more than one does and `path` does not say which; a value is not finite.
     """
-    tried, file = _tried(network, path), located(path)[0]
-    fits = {key: attempt for key, attempt in tried.items() if not attempt.problems}
+    own, read, file = network.state_dict(), _read(path), located(path)[0]
+    fits = _fitting(own, read, path)
     if not fits:
-        raise InputError(f"weights in {path} do not fit the network: {_largest(tried).refusal()}")
-    [key, *others] = fits
-    if any(not _equal(fits[key].weights, fits[other].weights) for other in others):
+        place, closest = _closest(own, read)
+        where = f", those under {place!r}{closest.those_beside}," if place not in read else ""
+        raise InputError(f"weights in {path}{where} do not fit the network: {closest.refusal()}")
+    [place, *others] = fits
+    if any(not _equal(fits[place].weights, fits[other].weights) for other in others):
         raise _several(file, fits)
-    chosen = fits[key]
+    chosen = fits[place]
     _check_values(chosen.weights, f"weights in {path}")
-    notes = [f"weights in {file} are those under {key!r}"] if len(tried) > 1 else []
+    left_out = f"{chosen.those_beside}{', which are left out' if chosen.beside else ''}"
+    notes = [f"weights in {file} are those under {place!r}{left_out}"] if [place] != [*read] else []
     return Fitted(chosen.weights, (*notes, *chosen.notes(file)))
 
 
 def nearest(network: nn.Module, path: Path) -> Weights:
     """The weights in a file under the names that fit `network` best, whatever their shapes. Raises `InputError`."""
-    tried = _tried(network, path)
-    return next((attempt for attempt in tried.values() if not attempt.problems), _largest(tried)).weights
+    own, read = network.state_dict(), _read(path)
+    fits = [found.weights for found in _fitting(own, read, path).values()]
+    return fits[0] if fits else _closest(own, read)[1].weights
 
 
-def _tried(network: nn.Module, path: Path) -> dict[str, "_Attempt"]:
-    return {key: _Attempt.of(network, weights) for key, weights in _read(path).items()}
+def _place(key: str, prefix: str) -> str:
+    """Of what lies behind a prefix of the names under `key`, as `located` reads it."""
+    return "/".join(filter(None, (key, prefix.replace(".", "/"))))
 
 
-def _largest(tried: Mapping[str, "_Attempt"]) -> "_Attempt":
-    return max(tried.values(), key=lambda attempt: len(attempt.weights))
+def _fitting(own: Weights, read: Mapping[str, Weights], path: Path) -> dict[str, "_Attempt"]:
+    """By place, the outermost parts that fit a network with this state dict."""
+    found: dict[str, _Attempt] = {}
+    for key, weights in read.items():
+        fits: dict[str, _Attempt] = {}
+        for prefix, part in parts(weights):
+            if _size(part) == _size(own) and not _within(prefix, fits):
+                attempt = _Attempt.of(own, _plain_all(part, path))
+                fits |= {} if attempt.problems else {prefix: attempt}
+        beside = _outside(weights, fits)
+        found |= {_place(key, prefix): replace(fit, beside=beside) for prefix, fit in fits.items()}
+    return found
+
+
+def _within(name: str, prefixes: Iterable[str]) -> bool:
+    return any(not prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _outside(names: Iterable[str], prefixes: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if not _within(name, prefixes))
+
+
+def _closest(own: Weights, read: Mapping[str, Weights]) -> tuple[str, "_Attempt"]:
+    """What comes nearest of what does not fit, and its place: by the names that are in both, by our names if known."""
+    there = {_place(key, prefix): (prefix, part, read[key]) for key in read for prefix, part in parts(read[key])}
+
+    def near(place: str) -> tuple[float, bool, int]:
+        bare = unwrapped(there[place][1])
+        known = recognise(bare)
+        names = (bare if known is None else known.weights).keys()
+        return len(own.keys() & names) / len(own.keys() | names), known is not None, len(names)
+
+    place = max(there, key=near)
+    prefix, part, around = there[place]
+    return place, replace(_Attempt.of(own, part), beside=_outside(around, [prefix]))
+
+
+def _size(weights: Mapping[str, Tensor]) -> int:
+    """How many tensors it has of those that networks are told apart by."""
+    return sum(not name.endswith((BATCHES, COUNTER)) for name in weights)
 
 
 @dataclass(frozen=True)
@@ -142,10 +205,16 @@ class _Attempt:
     problems: tuple[str, ...]
     known: Recognised | None = None
     """What they are of, where that is known."""
+    beside: tuple[str, ...] = ()
+    """Names of what else the same state dict holds, that is in nothing that fits."""
+
+    @property
+    def those_beside(self) -> str:
+        """What is said of them, behind a place."""
+        return f" beside {_first(self.beside)}" if self.beside else ""
 
     @staticmethod
-    def of(network: nn.Module, weights: Weights) -> "_Attempt":
-        own = network.state_dict()
+    def of(own: Weights, weights: Weights) -> "_Attempt":
         bare = unwrapped(weights)
         for names in (weights, bare):
             if not (problems := misfits(own, names)):
@@ -178,19 +247,26 @@ class _Attempt:
 
 
 def _equal(one: Weights, other: Weights) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    """Whether two networks that are the same but for counters of batches have the same weights."""
+    kept = [name for name in one if not name.endswith(BATCHES)]
+    return all(torch.equal(one[name], other[name]) for name in kept)
 
 
 def recognised(path: Path) -> Recognised | None:
-    """Which network the weights in a file are of, if it is one that is known. Raises `InputError` for other files."""
-    known = {label(one.network): one for weights in _read(path).values() if (one := recognise(unwrapped(weights)))}
+    """Which network the weights in a file are of, if just one is known in it. Raises `InputError` for other files."""
+    known: dict[str, Recognised] = {}
+    for weights in _read(path).values():
+        inside: list[str] = []
+        for prefix, part in parts(weights):
+            if not _within(prefix, inside) and (one := recognise(unwrapped(part))) is not None:
+                inside.append(prefix)
+                known[label(one.network)] = one
     return next(iter(known.values())) if len(known) == 1 else None
 
 
 def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
     """The first missing, unexpected and misshapen names of `weights` for a network whose state dict is `own`."""
-    # A counter of batches that no forward pass in eval mode reads; older files lack it.
-    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    optional = {name for name in own if name.endswith(BATCHES)}
     shared = [name for name in own if name in weights]
     found = {
         "missing": [name for name in own if name not in weights and name not in optional],
@@ -209,7 +285,7 @@ def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[st
     return [f"{kind}: {_first(names)}" for kind, names in found.items() if names]
 
 
-def _first(names: list[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -18,7 +18,7 @@ def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
 
     Raises `InputError` for a file, a folder that cannot be written, another experiment's, one where a process runs.
     """
-    if fresh and out.is_dir():
+    if fresh and os.path.isdir(out):
         taken = claim(out, "--out")
         try:
             _move_aside(out)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import optuna
-import yaml
 from optuna.storages import InMemoryStorage
 from optuna.trial import FixedTrial
 
@@ -19,7 +18,6 @@ from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import read_records
 from condkd_ray.core.storage import check_writable
-from condkd_ray.core.text import read_text
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.runs import experiment
 from condkd_ray.runs.estimate import explain_search
@@ -30,7 +28,7 @@ from condkd_ray.runs.search_driver import PopulationDriver, SearchDriver, Search
 from condkd_ray.runs.search_records import of_study
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.choices import Pruner, Sampler
-from condkd_ray.study.points import Point, check_point, left_open
+from condkd_ray.study.points import Point, left_open, points_of
 from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.space import Open, close, default, leaves
 from condkd_ray.study.storage import exists, holds, open_storage, quiet, stored_study
@@ -219,15 +217,7 @@ def _points(tree: dict[str, Any], spec: SearchSpec) -> list[Point]:
     """What is to be tried first. Raises `InputError` with the first point that is not of the space."""
     if spec.points is None:
         return []
-    path = spec.points
-    try:
-        points = yaml.safe_load(read_text(path, "--points", "a YAML list"))
-    except yaml.YAMLError as error:
-        told = " ".join(str(error).split())
-        raise InputError(f"--points is {str(path)!r}, which cannot be read ({told}); accepted: a YAML list") from None
-    fine = isinstance(points, list) and all(isinstance(point, dict) and point for point in points)
-    require(fine and bool(points), "--points", str(path), "a YAML list of mappings from parameters to values")
-    checked = [check_point(tree, point, f"point {number} of {path}") for number, point in enumerate(points, 1)]
+    path, checked = spec.points, points_of(tree, spec.points)
     if len(checked) > spec.wanted:
         log.info(f"{path} has {len(checked)} points: with --trials {spec.wanted} the last are not tried yet")
     return checked

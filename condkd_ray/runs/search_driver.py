@@ -165,7 +165,7 @@ class SearchRecorder:
         """
         found = []
         for trial in self.study.finished:
-            record = records.get(trial.user_attrs["config_hash"])
+            record = records.get(trial.user_attrs.get("config_hash", ""))
             if record is None or (trial.state == TrialState.COMPLETE and record.status != "finished"):
                 found.append(self.study.proposal(trial))
         return found

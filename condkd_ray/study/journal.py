@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 
@@ -32,6 +33,22 @@ PATIENCE = 2.0
 """Seconds of waiting after which it is told of."""
 BEGINNING = b'{"op_code":'
 """Of a line, as Optuna writes it."""
+NUMBER, NONE = (int, float), type(None)
+STUDY, TRIAL = {"study_id": (int,)}, {"trial_id": (int,)}
+OPERATIONS: dict[int, dict[str, tuple[type, ...]]] = {
+    0: {"study_name": (str,), "directions": (list,)},
+    1: STUDY,
+    2: STUDY | {"user_attr": (dict,)},
+    3: STUDY | {"system_attr": (dict,)},
+    4: STUDY | {"datetime_start": (str, NONE)},
+    5: TRIAL | {"param_name": (str,), "param_value_internal": NUMBER, "distribution": (str,)},
+    6: TRIAL | {"state": (int,), "values": (list, NONE)},
+    7: TRIAL | {"step": (int,), "intermediate_value": NUMBER},
+    8: TRIAL | {"user_attr": (dict,)},
+    9: TRIAL | {"system_attr": (dict,)},
+    10: {},
+}
+"""What lines of each code have, beside who wrote them: `JournalOperation` of Optuna, which believes what it reads."""
 
 
 class Lock(BaseJournalFileLock):
@@ -120,19 +137,31 @@ class Journal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, Lock(path)
         self._file = JournalFileBackend(str(path), lock_obj=self._lock)
+        self._begun = _Begun()
         if self._lock.stands() or _is_torn(path):
             self._mend()
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """The lines from that one on, counted from 0. Raises `InputError` where one in the middle is damaged."""
+        if log_number_from == 0:
+            self._begun = _Begun()
         try:
-            for entry in self._file.read_logs(log_number_from):
-                if not (isinstance(entry, dict) and "op_code" in entry):
+            for number, entry in enumerate(self._file.read_logs(log_number_from), log_number_from):
+                if not _is_operation(entry):
                     raise ValueError("no operation")
+                # Who begins in the middle does not know what has begun.
+                if number == self._begun.lines and (unknown := self._begun.take(entry)):
+                    raise self.damaged(f"it speaks of {unknown}, which no line before begins")
                 yield entry
-        except ValueError:
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
             # Where only the end is damaged, and cannot be mended, as on a disk that is not to be written: up to there.
             _check_middle(self._path, self._path.read_bytes())
+
+    def damaged(self, why: str) -> InputError:
+        """That the line which was read last cannot be what was written."""
+        return _refusal(self._path, self._begun.lines, self._path.read_bytes().split(b"\n")[self._begun.lines - 1], why)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append a line for each, on the disk when it returns. Where that fails nothing is appended: `OSError`."""
@@ -174,6 +203,54 @@ class Journal(BaseJournalBackend):
         )
 
 
+def stored(path: Path) -> JournalStorage:
+    """The storage whose journal lies at `path`. Raises `InputError` where its lines are damaged, `OSError`."""
+    journal = Journal(path)
+    try:
+        return JournalStorage(journal)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # whatever a line makes Optuna raise is the line's fault
+        raise journal.damaged(f"{type(error).__name__}: {error}") from None
+
+
+class _Begun:
+    """What the lines so far have begun, counted as Optuna does."""
+
+    def __init__(self) -> None:
+        self.lines = self._trials = self._studies = 0
+        self._names: dict[int, str] = {}
+
+    def take(self, entry: dict[str, Any]) -> str:
+        """Count a line. What it speaks of that there is not, or nothing."""
+        self.lines += 1
+        study, trial = entry.get("study_id"), entry.get("trial_id")
+        if study is not None and not 0 <= study < self._studies:
+            return f"study {study}"
+        if trial is not None and not 0 <= trial < self._trials:
+            return f"trial {trial}"
+        if entry["op_code"] == 0 and entry["study_name"] not in self._names.values():
+            self._names[self._studies] = entry["study_name"]
+            self._studies += 1
+        elif entry["op_code"] == 1:
+            self._names.pop(entry["study_id"], None)
+        elif entry["op_code"] == 4:
+            self._trials += study in self._names
+        return ""
+
+
+def _is_operation(entry: Any) -> bool:
+    """Whether it has what a line of its code has."""
+    if (
+        not isinstance(entry, dict)
+        or type(entry.get("op_code")) is not int
+        or not isinstance(entry.get("worker_id"), str)
+    ):
+        return False
+    fields = OPERATIONS.get(entry["op_code"])
+    return fields is not None and all(name in entry and type(entry[name]) in kinds for name, kinds in fields.items())
+
+
 def _is_torn(path: Path) -> bool:
     """Whether the last line is not whole; the others are not looked at."""
     with open(path, "rb") as file:
@@ -191,7 +268,7 @@ def _sound(line: bytes) -> bool:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(entry, dict) and "op_code" in entry
+    return _is_operation(entry)
 
 
 def _sound_bytes(content: bytes) -> int:
@@ -208,15 +285,24 @@ def _check_middle(path: Path, content: bytes) -> None:
     """Raise `InputError` where a whole line follows a damaged one, or where this never was a journal."""
     length = _sound_bytes(content)
     damaged, *others = content[length:].split(b"\n")
-    begun = BEGINNING.startswith(damaged[: len(BEGINNING)]) or not damaged.strip(b"\0")
+    # A power loss leaves zeros where nothing was written as yet.
+    begun = BEGINNING.startswith(damaged.rstrip(b"\0")[: len(BEGINNING)])
     never = length == 0 and (not begun or any(other.strip(b"\0") for other in others))
     if not (never or any(map(_sound, others))):
         return
-    number = content.count(b"\n", 0, length) + 1
-    told = f"line {number} of {path} is {damaged[:40].decode(errors='replace')!r}"
-    accepted = "the journal of a study"
-    if not never:
-        accepted += (
-            f", cut before that line (head -n {number - 1}) or moved away: what it lacks is taken from the records"
+    if never:
+        raise InputError(
+            f"line 1 of {path} is {_beginning(damaged)}, which is damaged; accepted: the journal of a study"
         )
-    raise InputError(f"{told}, which is damaged; accepted: {accepted}")
+    raise _refusal(path, content.count(b"\n", 0, length) + 1, damaged)
+
+
+def _refusal(path: Path, number: int, line: bytes, why: str = "") -> InputError:
+    """Of a line that others follow, or that contradicts others: it is for the user to decide what to give up."""
+    told = f"line {number} of {path} is {_beginning(line)}, which is damaged{f' ({why})' if why else ''}"
+    remedy = f"cut before that line (head -n {number - 1}) or moved away: what it lacks is taken from the records"
+    return InputError(f"{told}; accepted: the journal of a study, {remedy}")
+
+
+def _beginning(line: bytes) -> str:
+    return repr(line[:40].decode(errors="replace"))

@@ -3,14 +3,31 @@
 import difflib
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from condkd_ray.core.method import InputError, require
+import yaml
+
+from condkd_ray.core.method import InputError, require, shown
+from condkd_ray.core.text import read_text
+from condkd_ray.core.yaml_text import load_yaml
 from condkd_ray.study.space import Open, leaves
 
 Point = dict[str, Any]
 """Values by the names of their parameters, such as `inversion/bn_weight`; those not given are the sampler's to choose.
 """
+
+
+def points_of(tree: Mapping[str, Any], path: Path) -> list[Point]:
+    """The points in a YAML file, each as `check_point` gives it; JSON is YAML too. Raises `InputError`."""
+    try:
+        points = load_yaml(read_text(path, "--points", "a YAML list"))
+    except yaml.YAMLError as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"--points is {str(path)!r}, which cannot be read ({told}); accepted: a YAML list") from None
+    fine = isinstance(points, list) and all(isinstance(point, dict) and point for point in points)
+    require(fine and bool(points), "--points", str(path), "a YAML list of mappings from parameters to values")
+    return [check_point(tree, point, f"point {number} of {path}") for number, point in enumerate(points, 1)]
 
 
 def check_point(tree: Mapping[str, Any], point: Mapping[Any, Any], what: str) -> Point:
@@ -25,13 +42,15 @@ def check_point(tree: Mapping[str, Any], point: Mapping[Any, Any], what: str) ->
     for name, value in point.items():
         if name in closed and name not in opened:
             path, *methods = closed[name]
-            here = f"where {path} is {point[path]!r}" if path in point else f"without {path}"
-            raise InputError(f"{what}: {name} is {value!r} {here}; accepted: {path} {' or '.join(methods)} beside it")
+            here = f"where {path} is {shown(point[path])}" if path in point else f"without {path}"
+            raise InputError(
+                f"{what}: {name} is {shown(value)} {here}; accepted: {path} {' or '.join(methods)} beside it"
+            )
         if name not in opened:
             names = [*opened, *(other for other in closed if other not in opened)]
             near = difflib.get_close_matches(str(name), names, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{what}: {name!r} names no open leaf{hint}; accepted: {', '.join(names)}")
+            raise InputError(f"{what}: {shown(name)} names no open leaf{hint}; accepted: {', '.join(names)}")
     return {name: _value(opened[name], value, f"{what}: {name}") for name, value in point.items()}
 
 

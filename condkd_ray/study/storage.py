@@ -1,5 +1,6 @@
 """Where a study is stored: a journal file, or a data base by its URL; and Optuna without its words to developers."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +8,11 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 
 from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import InputError, require
-from condkd_ray.study.journal import Journal
+from condkd_ray.study import journal
 
 JOURNAL = "study.journal"
 ACCEPTED = "a file for a journal, sqlite:///FILE, or postgresql://USER@HOST/NAME"
@@ -29,7 +30,7 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
             return RDBStorage(text)
         path = Path(text)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(Journal(path))
+        return journal.stored(path)
     except (OSError, ImportError, StorageInternalError, *_database_errors()) as error:
         told = f"--study-storage is {text!r}, which cannot be used ({first_line(error)}); accepted: {ACCEPTED}"
         raise InputError(told) from None
@@ -48,7 +49,7 @@ def place_of(place: str | None, out: Path) -> str:
 def exists(place: str | None, out: Path) -> bool:
     """Whether there is such a file; of a data base server it is assumed."""
     path = place_of(place, out).removeprefix("sqlite:///")
-    return "://" in path or Path(path).is_file()
+    return "://" in path or os.path.isfile(path)
 
 
 def refusal(error: BaseException) -> str | None:

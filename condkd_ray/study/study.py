@@ -41,6 +41,8 @@ PRECISION = "precision"
 """User attribute of a study: in which those of its trials compute that leave it to the hardware."""
 VERSION = "numbers"
 """User attribute of a study: the `NUMBERS` that its values are of; 1 where it is missing."""
+MADE = "objective"
+"""User attribute of a study: the names of its objectives, told last: what lacks it and has no trial is half made."""
 LIFE = "life"
 """User attribute: of a member of a population, its parameters so far, see `population`."""
 TO_RUN, REPEAT, IMPOSSIBLE, KNOWN = "to_run", "repeats", "impossible", "known_from"
@@ -190,11 +192,13 @@ class Study(TrialLog):
         check_sampler(sampler, tree, constrained=bool(constraints))
         self._tree, self._seed, self._constraints = tree, seed, constraints
         self._sampler: Sampler = sampler
-        asked = {"space": to_plain(tree), "objective": list(objective.names)}
         limits = [one.text for one in constraints]
-        self._study = _open(storage, name, asked | {"constraints": limits, "population": list(population)}, objective)
+        asked = {"space": to_plain(tree), "constraints": limits, "population": list(population)}
+        self._study = _open(storage, name, asked | {MADE: list(objective.names)}, objective)
         super().__init__(storage, name, objective, pruner=pruner)
         self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self.own)}
+        for trial in self.finished:
+            self._check_values(trial)
 
     @property
     def finished(self) -> list[FrozenTrial]:
@@ -275,9 +279,10 @@ class Study(TrialLog):
         that can be run.
         """
         back = [trial.params for trial in self.own if TAKEN_BACK in trial.system_attrs]
-        for point in points:
-            if not any(point.items() <= params.items() for params in back):
-                self._study.enqueue_trial(dict(point), skip_if_exists=True)
+        with quiet():
+            for point in points:
+                if not any(point.items() <= params.items() for params in back):
+                    self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
     def take_back(self, number: int, params: Mapping[str, Any], begun: Container[int]) -> int:
         """Have a trial with these parameters of all open leaves run that the study has lost; its number.
@@ -424,8 +429,22 @@ class Study(TrialLog):
         return [trial for trial in self.trials if TO_RUN in trial.user_attrs]
 
     def _close(self, trial: FrozenTrial) -> TrialConfig:
-        life = trial.user_attrs.get(LIFE)
-        return self.config(life[-1]["params"] if life else trial.params)
+        """Its config. Raises `InputError` where its parameters are not of the space, as after a loss of lines."""
+        what, life = f"trial {trial.number} of study {self._study.study_name!r}", trial.user_attrs.get(LIFE)
+        if life is not None:
+            lived = isinstance(life, list) and life and isinstance(life[-1], dict) and "params" in life[-1]
+            require(bool(lived), f"life of {what}", life, "a list with the parameters of each part")
+        params = check_point(self._tree, life[-1]["params"] if life else trial.params, what)
+        missing = ", ".join(left_open(self._tree, params))
+        require(not missing, f"parameters of {what}", f"without {missing}", "all that are open; its storage is damaged")
+        return self.config(params)
+
+    def _check_values(self, trial: FrozenTrial) -> None:
+        """Raise `InputError` where a complete trial has not a value for each objective."""
+        values, names = trial.values or [], self._objective.names
+        holds = trial.state != TrialState.COMPLETE or (len(values) == len(names) and all(map(math.isfinite, values)))
+        what = f"values of trial {trial.number} of study {self._study.study_name!r}"
+        require(holds, what, values, f"a number for each of {', '.join(names)}; its storage is damaged")
 
     def _pass_over(self, trial: Trial, why: str, told: Any) -> None:
         """End a trial that is not to be run; a repeat of a complete one with its values, which are just as true."""
@@ -458,30 +477,31 @@ def _may_become(trial: FrozenTrial, params: Mapping[str, Any]) -> bool:
 def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Objective) -> optuna.Study:
     """The study, told what it is for; one that was told otherwise before is refused and left as it was."""
     stored = optuna.get_all_study_summaries(storage, include_best_trial=False)
-    found = next((summary for summary in stored if summary.study_name == name), None)
-    told = {} if found is None else found.user_attrs
-    # The optional ones first: with the version it is known to have all.
-    wanted = {key: json.loads(json.dumps(value)) for key, value in reversed(asked.items()) if value}
-    wanted[VERSION] = NUMBERS
-    # Its driver may have been killed, or its journal cut, before it was told all; then it has no trial as yet.
-    unmade = found is None or (found.n_trials == 0 and not {"space", "objective", VERSION} <= told.keys())
-    if not unmade or VERSION in told:
+    summary = next((summary for summary in stored if summary.study_name == name), None)
+    told = {} if summary is None else summary.user_attrs
+    # Else its driver was killed while it made it.
+    begun = summary is not None and (MADE in told or summary.n_trials > 0)
+    if begun or VERSION in told:
         check_numbers(name, told)
-    for key in asked:
-        if (key in told or not unmade) and told.get(key, []) != wanted.get(key, []):
+    for key, value in asked.items():
+        if (begun or key in told) and told.get(key, []) != json.loads(json.dumps(value)):
             made = f"study {name!r} was made for another {key}, {_short(told.get(key, []))}"
             raise InputError(f"{made}; accepted: the same {key}, or another --out or --study")
-    if not unmade:
+    if summary is not None:
+        found = [direction.name.lower() for direction in summary.directions]
+        accepted = f"{' '.join(objective.directions)}, or another --out or --study"
+        require(
+            found == objective.directions, f"direction of the objectives of study {name!r}", " ".join(found), accepted
+        )
+    if begun:
         return optuna.load_study(study_name=name, storage=storage)
     with quiet():
-        directions = objective.directions
-        study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
-        found = [direction.name.lower() for direction in study.directions]
-        accepted = f"{' '.join(directions)}, or another --out or --study"
-        require(found == directions, f"direction of the objectives of study {name!r}", " ".join(found), accepted)
+        study = optuna.create_study(
+            study_name=name, storage=storage, directions=objective.directions, load_if_exists=True
+        )
         study.set_metric_names(list(objective.names))
-    for key, value in wanted.items():
-        if key not in told:
+    for key, value in {VERSION: NUMBERS, **asked}.items():
+        if value and key not in told:
             study.set_user_attr(key, value)
     return study
 

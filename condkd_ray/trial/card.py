@@ -5,6 +5,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -90,7 +91,7 @@ def find_card(weights: Path | str | None, given: Path | str | None = None) -> Pa
     if not file.name:  # as of "" and ".", which are no file
         return None
     beside = file.with_suffix(".json")
-    return beside if beside.is_file() else None
+    return beside if os.path.isfile(beside) else None
 
 
 def known_card(weights: Path | str | None, given: Path | str | None = None) -> tuple[Path, Card] | None:
@@ -144,7 +145,7 @@ def with_network(tree: Tree) -> Tree:
     if not isinstance(teacher, Mapping) or not {"network", "module"}.isdisjoint(teacher):
         return tree
     weights = teacher.get("weights")
-    if not isinstance(weights, (str, Path)) or not located(Path(weights))[0].is_file():
+    if not isinstance(weights, (str, Path)) or not os.path.isfile(located(Path(weights))[0]):
         return tree
     known = recognised(Path(weights))
     if known is None:

@@ -50,6 +50,24 @@ def test_an_experiment_takes_weights_of_others_without_being_told_what_they_are(
     assert torch.equal(teacher.network.state_dict()["classifier.weight"], state["module.linear.weight"])
 
 
+def test_an_experiment_takes_a_network_from_among_what_lightning_saves(
+    theirs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    state = torch.load(theirs, weights_only=True)["state_dict"]
+    beside = {"criterion.weight": torch.ones(10), "loss.centers": torch.ones(10, 4), "train_acc.correct": torch.ones(3)}
+    content = {f"model.{name}": value for name, value in state.items()} | beside
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 3, "state_dict": content, "hyper_parameters": {"lr": 0.1}}, path)
+    config = Flags(teacher_weights=path, force_teacher=True, condensation="random_real", ipcs=(1,)).base()
+    assert config.teacher.network == parse("resnet:a-20-4")
+    workshop = Workshop(tmp_path / "cache")
+    with caplog.at_level(logging.INFO, "condkd_ray"):
+        teacher = workshop.teacher(config)
+    assert torch.equal(teacher.network.state_dict()["classifier.weight"], state["module.linear.weight"])
+    told = f"weights in {path} are those under 'state_dict/model' beside {', '.join(beside)}, which are left out"
+    assert told in caplog.messages
+
+
 def test_a_config_that_names_another_network_is_refused_with_the_right_spelling(theirs: Path, tmp_path: Path):
     workshop = Workshop(tmp_path / "cache")
     for network in ("resnet-20-4", "resnet-14-4"):

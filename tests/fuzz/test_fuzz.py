@@ -4,6 +4,7 @@ Through the functions that the commands call, in one process. `pytest -m slow te
 of each kind.
 """
 
+import json
 import shutil
 import tempfile
 from collections import Counter
@@ -14,19 +15,29 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from optuna.storages import InMemoryStorage
+from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_teacher
 
+from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.data.datasets import DataConfig, load
+from condkd_ray.methods.condensation import Imported
 from condkd_ray.models.resnet import ResNet
 from condkd_ray.models.weights import fitted, load_into
 from condkd_ray.runs import search
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study import space
+from condkd_ray.study.journal import Journal
+from condkd_ray.study.objective import Objective
+from condkd_ray.study.points import points_of
+from condkd_ray.study.study import Study
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import read
 from fuzz.files import checkpoints, folders, parquets, put
+from fuzz.journals import Given, complete, journals, study_in, whole
 from fuzz.refusals import refusal
-from fuzz.trees import configs, spaces
+from fuzz.sets import GivenSet, sets
+from fuzz.trees import configs, points, spaces
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Generating overly large repr")]
 TOLD = ("accepted", "is not YAML", "cannot be read", "cannot read", "do not fit", "holds")
@@ -111,3 +122,82 @@ def test_checkpoints(many):
         load_into(network, fitted(network, path).weights, f"weights in {path}")
 
     many(checkpoints(made().state_dict()), take)
+
+
+def test_condensed_sets(many):
+    teacher, real = make_teacher(), blobs(64, seed=2).samples(MEAN, STD)
+
+    def take(given: GivenSet, folder: Path) -> None:
+        method = Imported(path=put(given.files, folder) / given.path, **{"ipc": 1} | given.fields)
+        units = {"num_classes": NUM_CLASSES, "mean": MEAN, "std": STD}
+        found = method.condense(real, **units, rng=Streams(0), teacher=teacher)
+        assert found.images.shape == (method.ipc * NUM_CLASSES, *IMAGE_SHAPE)
+        assert found.images.isfinite().all()
+        assert found.labels.bincount().tolist() == [method.ipc] * NUM_CLASSES
+
+    many(sets(), lambda given, folder: sound_is_taken(given.sound, lambda: take(given, folder)))
+
+
+def sound_is_taken(sound: bool, take: Callable[[], None]) -> None:
+    """Fail where what is sound is refused."""
+    try:
+        take()
+    except InputError as error:
+        if sound:
+            raise AssertionError(str(error)) from None
+        raise
+
+
+def test_points(many):
+    tree = space.parse("""
+    data: {name: digits}
+    inversion: {bn_weight: !log_uniform [0.1, 100], batch: !int [16, 64]}
+    guidance: !choice [none, {name: discriminator, weight: !uniform [1, 10]}, {name: mmd, weight: !uniform [0, 2]}]
+    condensation: {name: random_real, ipc: 1}
+    distiller: {lr: !choice [0.1, 0.2]}
+    seed: !int [0, 3]
+    """)
+    values = {
+        "inversion/bn_weight": [0.1, 1, "1e-1", 100.0],
+        "inversion/batch": [16, 64.0, "32"],
+        "guidance/name": ["none", "discriminator", "mmd"],
+        "distiller/lr": [0.1, 0.2],
+        "seed": [0, 3],
+    }
+
+    def take(content: bytes, folder: Path) -> None:
+        (folder / "points").write_bytes(content)
+        found = points_of(tree, folder / "points")
+        study = Study(InMemoryStorage(), "s", tree, Objective(("proxy/agreement",)), sampler="random")
+        study.suggest_first(found)
+        for number, point in enumerate({str(point): point for point in found}.values()):
+            proposal = study.propose()
+            assert proposal is not None
+            # Later ones may have been completed to what was tried before, and are passed over.
+            assert number or point.items() <= proposal.params.items()
+
+    many(points(values), lambda given, folder: sound_is_taken(given[0], lambda: take(given[1], folder)))
+
+
+def test_journals(many):
+    known = [str(one) for one in whole()[1].values()]
+
+    def take(given: Given, folder: Path) -> None:
+        (folder / "study.journal").write_bytes(given.content)
+        study = study_in(folder)
+        # What is complete was so before, or a byte of it was changed.
+        assert given.changed or {str(one) for one in complete(study).values()} <= set(known)
+        for left in study.left_running():
+            study.fail(left.number, "killed")
+        proposal = study.propose()
+        assert proposal is not None
+        study.report(proposal.number, 1, 0.5)
+        study.complete(proposal.number, [0.75])
+        again = study_in(folder)
+        assert complete(again) == complete(study)
+        assert again.trial(proposal.number).values == [0.75]
+        assert len(list(Journal(folder / "study.journal").read_logs(0))) == len(
+            [json.loads(line) for line in (folder / "study.journal").read_bytes().splitlines()]
+        )
+
+    many(journals(), lambda given, folder: sound_is_taken(given.sound, lambda: take(given, folder)))

@@ -1,5 +1,6 @@
 """Configs and spaces as somebody may write them: the default's fields with other values, and what is none at all."""
 
+import json
 from typing import Any
 
 import yaml
@@ -35,6 +36,12 @@ SOUND = [
     "seed: !int [0, 3]",
     "rounds: !choice [1, 2]",
 ]
+BOMBS = [
+    *(b"[" * 3000, b"- {a: " * 3000, b"&a [*a]", b"- &a {x: *a}", b"- {seed: 2001-02-30}", b"- {seed: !!int x}"),
+    b"- {seed: " + b"1" * 5000 + b"}",
+    b"- &a [x]\n" + b"".join(b"- &%c [%s]\n" % (98 + i, b", ".join([b"*%c" % (97 + i)] * 10)) for i in range(12)),
+]
+"""YAML that is none, or more than it looks."""
 TAGS = st.sampled_from(["!uniform", "!log_uniform", "!int", "!choice", "!range", "!!python/object:os.system"])
 
 
@@ -89,7 +96,10 @@ def torn(draw: st.DrawFn, whole: bytes) -> bytes:
 def configs(draw: st.DrawFn) -> bytes:
     """The content of a config file."""
     if draw(st.integers(0, 9)) == 0:
-        return draw(st.one_of(st.binary(max_size=40), st.text(max_size=40).map(lambda text: text.encode("utf-16"))))
+        texts = st.text(max_size=40).map(lambda text: text.encode("utf-16"))
+        return draw(
+            st.one_of(st.binary(max_size=40), texts, st.sampled_from(BOMBS).map(lambda bomb: bomb.lstrip(b"- ")))
+        )
     return draw(torn(written(draw(trees()))))
 
 
@@ -111,3 +121,28 @@ def spaces(draw: st.DrawFn) -> bytes:
         lines.append("".join(f"{{{key}: " for key in above[1:]) + opened + "}" * len(above[1:]))
         lines[-1] = f"{above[0]}: {lines[-1]}" if above else f"{last}: {draw(TAGS)} {values}"
     return draw(torn("\n".join(lines).encode("utf-8", "replace")))
+
+
+@st.composite
+def points(draw: st.DrawFn, names: dict[str, Any]) -> tuple[bool, bytes]:
+    """The content of a file of points for leaves of these names and values, and whether it is sound, as half are."""
+    sound = draw(st.booleans())
+    listed: Any = []
+    for _ in range(draw(st.integers(1, 4))):
+        found = draw(st.lists(st.sampled_from(sorted(names)), min_size=1, max_size=3, unique=True))
+        point: dict[Any, Any] = {name: draw(st.sampled_from(names[name])) for name in found}
+        if not sound and draw(st.booleans()):
+            point[draw(st.one_of(st.sampled_from([*sorted(names), *PATHS]), SCALARS))] = draw(VALUES)
+        if not sound and draw(st.integers(0, 9)) == 0:
+            point = {name.replace("/", "."): value for name, value in point.items() if isinstance(name, str)}
+        listed.append(point)
+    if not sound and draw(st.integers(0, 4)) == 0:
+        listed = draw(st.sampled_from([listed[0], [listed], {"points": listed}, [*listed, {}], [*listed, 3], [], None]))
+    content = written(listed)
+    if draw(st.booleans()):
+        content = json.dumps(listed, default=str).encode()
+    if sound:
+        return sound, content
+    if draw(st.integers(0, 9)) == 0:
+        content = draw(st.one_of(st.binary(max_size=40), st.sampled_from(BOMBS)))
+    return sound, draw(torn(content))

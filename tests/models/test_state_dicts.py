@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from condkd_ray.core.method import InputError
-from condkd_ray.models.state_dicts import state_dicts, unwrapped
+from condkd_ray.models.state_dicts import parts, state_dicts, unwrapped
 from condkd_ray.models.weights import read_weights
 
 
@@ -91,3 +91,16 @@ def test_dictionaries_without_end_are_refused(tmp_path):
     with pytest.raises(InputError, match="accepted: dictionaries at most 50 deep in one another"):
         state_dicts(deep)
     assert list(state_dicts({"one": STATE, "other": STATE})) == ["one", "other"]
+
+
+def test_names_without_end_are_refused_at_once():
+    with pytest.raises(InputError, match=r"number of parts of the name a\.a\..*\.\.\. is 100001; accepted: at most 50"):
+        state_dicts({"model": {"a." * 100000 + "weight": torch.ones(1)}})
+
+
+def test_parts_are_what_lies_behind_each_prefix_the_outer_first():
+    assert [(prefix, sorted(part)) for prefix, part in parts(dict.fromkeys(("a.b.c", "a.d", "e"), torch.ones(1)))] == [
+        ("", ["a.b.c", "a.d", "e"]),
+        ("a", ["b.c", "d"]),
+        ("a.b", ["c"]),
+    ]

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from toy import IMAGE_SHAPE, NUM_CLASSES, TEACHER
 
 from condkd_ray.core.config import file_digest
 from condkd_ray.core.method import InputError
-from condkd_ray.models.weights import fitted, load_into, located, read_weights, weights_digest
+from condkd_ray.models.weights import fitted, load_into, located, read_weights, recognised, weights_digest
 from condkd_ray.trial.config import tensor_digest
 
 
@@ -257,3 +258,136 @@ def test_tensors_without_plain_values_are_refused_and_sparse_ones_are_read(tmp_p
             fitted(network(), tmp_path / "w.pt")
     torch.save(state | {"classifier.weight": state["classifier.weight"].to_sparse()}, tmp_path / "w.pt")
     assert tensor_digest(fitted(network(), tmp_path / "w.pt").weights) == tensor_digest(state)
+
+
+class Lit(nn.Module):
+    """As LightningModules are: the network is one attribute of many, and each of them may have tensors."""
+
+    def __init__(self, **networks: nn.Module) -> None:
+        super().__init__()
+        for name, one in networks.items():
+            self.add_module(name, one)
+        self.criterion = nn.CrossEntropyLoss(weight=torch.ones(NUM_CLASSES))
+        self.loss = nn.Module()
+        self.loss.centers = nn.Parameter(torch.ones(NUM_CLASSES, 8))
+        self.train_acc = nn.Module()
+        self.train_acc.register_buffer("correct", torch.tensor(7))
+        self.ema = nn.Module()
+        self.ema.register_buffer("decay", torch.tensor(0.99))
+        # That nobody reads what is left out shows in that it may be of any kind.
+        self.register_buffer("filter", torch.ones(3, dtype=torch.complex64))
+
+
+BESIDE = ["criterion.weight", "loss.centers", "train_acc.correct", "ema.decay", "filter"]
+
+
+def lightning(path: Path, change=lambda state: None, **networks: nn.Module) -> Path:
+    """What Lightning saves of such a module, after some change of its state dict."""
+    state = Lit(**networks).state_dict()
+    change(state)
+    torch.save({"epoch": 3, "global_step": 10, "state_dict": state, "hyper_parameters": {"lr": 0.1}}, path)
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        fitted(network(), path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model", "net", "resnet", "student"])
+def test_the_network_is_found_beside_what_else_a_program_saves(tmp_path, name):
+    theirs = network(1)
+    path = lightning(tmp_path / "last.ckpt", **{name: theirs})
+    for place in (path, Path(f"{path}#state_dict")):
+        found = fitted(network(), place)
+        assert tensor_digest(found.weights) == tensor_digest(theirs.state_dict())
+        [told] = found.notes
+        assert told.startswith(f"weights in {path} are those under 'state_dict/{name}' beside ")
+        assert sum(beside in told for beside in BESIDE) == 3
+        assert told.endswith(" and 2 more, which are left out")
+    assert fitted(network(), Path(f"{path}#state_dict/{name}")).notes == ()
+    known = recognised(path)
+    assert known is not None
+    assert known.network == TEACHER
+
+
+def test_a_wrapper_within_one_is_found_and_the_names_of_a_project_are_read(tmp_path):
+    theirs = network(1)
+    wrapped_twice = nn.Module()
+    wrapped_twice.add_module("normalise", nn.BatchNorm2d(1))
+    wrapped_twice.add_module("net", nn.DataParallel(theirs))
+    found = fitted(network(), lightning(tmp_path / "w.ckpt", model=wrapped_twice))
+    assert tensor_digest(found.weights) == tensor_digest(theirs.state_dict())
+    assert "'state_dict/model/net' beside " in found.notes[0]
+    assert tensor_digest(
+        fitted(network(), Path(f"{tmp_path / 'w.ckpt'}#state_dict/model/net")).weights
+    ) == tensor_digest(theirs.state_dict())
+
+
+def test_of_two_networks_beside_one_another_one_must_be_named(tmp_path):
+    path = lightning(tmp_path / "w.ckpt", student=network(1), teacher=network(2))
+    assert refused(path) == (
+        f"weights file {path} holds several state dicts that fit; accepted: one of them, {path}#state_dict/student, "
+        f"{path}#state_dict/teacher"
+    )
+    for name, seed in (("student", 1), ("teacher", 2)):
+        found = fitted(network(), Path(f"{path}#state_dict/{name}"))
+        assert tensor_digest(found.weights) == tensor_digest(network(seed).state_dict())
+    assert "state dict in weights file" in refused(Path(f"{path}#state_dict/other"))
+    twice = network(1)
+    found = fitted(network(), lightning(path, student=twice, copy=twice))
+    assert tensor_digest(found.weights) == tensor_digest(twice.state_dict())
+    assert not any("copy" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.pop("model.conv.weight"), "missing: conv.weight"),
+        (lambda state: state.update({"model.extra.weight": torch.ones(2)}), "unexpected: extra.weight"),
+        (lambda state: state.update({"model.conv.weight": torch.ones(1)}), r"of another shape: conv.weight \(1,\) for"),
+        (lambda state: state.update({"model.bn.weight": state["model.bn.weight"].int()}), "of another type: bn.weight"),
+    ],
+    ids=["missing", "more", "shape", "type"],
+)
+def test_what_is_not_whole_behind_its_prefix_is_refused_by_name(tmp_path, change, said):
+    path = lightning(tmp_path / "w.ckpt", change, model=network(1))
+    told = refused(path)
+    assert re.match(rf"weights in .*, those under 'state_dict/model' beside .*, do not fit the network: {said}", told)
+
+
+def test_what_lies_beside_the_names_of_a_bare_network_is_refused(tmp_path):
+    torch.save(network(1).state_dict() | {"criterion.weight": torch.ones(3)}, tmp_path / "w.pt")
+    told = refused(tmp_path / "w.pt")
+    assert told.startswith(f"weights in {tmp_path / 'w.pt'} do not fit the network: unexpected: criterion.weight")
+
+
+def test_a_larger_network_beside_a_damaged_one_is_not_what_is_spoken_of(tmp_path):
+    larger = TEACHER.__class__(depth=14, width=TEACHER.width).build(IMAGE_SHAPE, NUM_CLASSES)
+    path = lightning(tmp_path / "w.ckpt", lambda s: s.pop("student.conv.weight"), teacher=larger, student=network(1))
+    assert re.search(
+        "those under 'state_dict/student' beside .*, do not fit the network: missing: conv.w", refused(path)
+    )
+
+
+@pytest.mark.parametrize("counted", [lambda name: torch.tensor(9), lambda name: None], ids=["others", "none"])
+def test_networks_that_differ_in_counters_of_batches_alone_are_one(tmp_path, counted):
+    state, ema = network(1).state_dict(), dict(network(1).state_dict())
+    for name in [name for name in ema if name.endswith("num_batches_tracked")]:
+        ema[name] = counted(name)
+    ema = {name: value for name, value in ema.items() if value is not None}
+    for content in ({"model": state, "ema": ema}, {"ema": ema, "model": state}):
+        torch.save(content, tmp_path / "w.pt")
+        load_into(ours := network(2), fitted(ours, tmp_path / "w.pt").weights, "weights")
+        assert torch.equal(ours.state_dict()["conv.weight"], state["conv.weight"])
+    ema["conv.weight"] = ema["conv.weight"] + 1
+    torch.save({"model": state, "ema": ema}, tmp_path / "w.pt")
+    assert "several state dicts that fit" in refused(tmp_path / "w.pt")
+
+
+def test_names_of_which_some_have_a_prefix_are_refused_with_the_others(tmp_path):
+    state = network(1).state_dict()
+    torch.save({name if "classifier" in name else f"module.{name}": t for name, t in state.items()}, tmp_path / "w.pt")
+    told = refused(tmp_path / "w.pt")
+    assert "'module' beside classifier.weight, classifier.bias, do not fit the network: missing: classifier.w" in told

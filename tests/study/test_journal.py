@@ -19,7 +19,10 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import no_room
 from condkd_ray.study import journal as module
 from condkd_ray.study.journal import Journal, Lock
+from condkd_ray.study.objective import Objective
+from condkd_ray.study.space import parse
 from condkd_ray.study.storage import open_storage
+from condkd_ray.study.study import Study
 
 PATH = Path("study.journal")
 HOLDER = """
@@ -153,8 +156,9 @@ def test_an_end_that_is_torn_while_the_journal_is_open_is_set_aside_too():
     assert [one.value for one in first.trials] == values() == [1, 2]
 
 
-def test_a_journal_whose_first_line_is_torn_begins_anew():
-    PATH.write_bytes(b'{"op_code":0,"wor')
+@pytest.mark.parametrize("torn", [b'{"op_code":0,"wor', b"{", b"{" + b"\0" * 700, b"\0" * 700, b'{"op_co\0\0'])
+def test_a_journal_whose_first_line_is_torn_begins_anew(torn):
+    PATH.write_bytes(torn)
     trial(1)
     assert values() == [1]
 
@@ -233,3 +237,128 @@ def test_a_whole_journal_is_as_optuna_writes_it():
     assert values() == [1, 2]
     assert next(Journal(PATH).read_logs(2))["op_code"] == 4
     assert sorted(path.name for path in Path().iterdir()) == ["study.journal"]
+
+
+TREE = parse("{data: {name: digits}, inversion: {name: fast, bn_weight: !log_uniform [0.1, 100], steps: !int [2, 10]}}")
+
+
+def search() -> Study:
+    return Study(open_storage(None, Path()), "search", TREE, Objective(("proxy/agreement",)), sampler="random")
+
+
+def searched(trials: int = 3) -> list[bytes]:
+    """The lines of the journal of a search with so many complete trials, and one that runs."""
+    found = search()
+    found.suggest_first([{"inversion/bn_weight": 2.0}])
+    for number in range(trials):
+        proposal = found.propose()
+        found.report(proposal.number, 1, 0.5)
+        found.complete(proposal.number, [number / 10])
+    found.propose()
+    return PATH.read_bytes().splitlines(keepends=True)
+
+
+def test_a_search_goes_on_wherever_its_journal_is_cut(tmp_path):
+    """As by a driver that was killed, over the making of the study too."""
+    lines = searched(2)
+    for count in range(len(lines) + 1):
+        for end in (b"", b'{"op_code":', b"{\0\0"):
+            PATH.write_bytes(b"".join(lines[:count]) + end)
+            found = search()
+            for proposal in found.left_running():
+                found.complete(proposal.number, [0.9])
+            proposal = found.propose()
+            found.complete(proposal.number, [0.7])
+            assert search().trial(proposal.number).values == [0.7]
+
+
+REPLACED = [
+    (b'"trial_id":2', b'"trial_id":9', r"it speaks of trial 9, which no line before begins"),
+    (b'"study_id":0', b'"study_id":1', r"it speaks of study 1, which no line before begins"),
+    (b'"study_id":0', b'"study_id":-1', r"it speaks of study -1, which no line before begins"),
+    (b'"state":1', b'"state":99', r"ValueError: 99 is not a valid TrialState"),
+    (b"FloatDistribution", b"FloatDistributiom", r"ValueError: "),
+    (b'"directions":[2]', b'"directions":[7]', r"ValueError: 7 is not a valid StudyDirection"),
+    (b'"datetime_start":"2', b'"datetime_start":"x2', r"ValueError: "),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "said"), REPLACED, ids=[new.decode() for _, new, _ in REPLACED])
+def test_a_line_that_contradicts_others_or_itself_is_named(old, new, said):
+    lines = searched()
+    number = next(i for i, line in enumerate(lines) if old in line)
+    PATH.write_bytes(b"".join([*lines[:number], lines[number].replace(old, new, 1), *lines[number + 1 :]]))
+    before = PATH.read_bytes()
+    with pytest.raises(
+        InputError, match=rf"^line {number + 1} of study\.journal is .*, which is damaged \({said}.*head"
+    ):
+        search()
+    assert PATH.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [b'"op_code"', b'"worker_id"', b'"study_id"', b'"trial_id"', b'"values"', b'"step"'])
+def test_a_line_that_lacks_what_its_kind_has_is_damaged(name):
+    lines = searched()
+    number = max(i for i, line in enumerate(lines[:-1]) if name in line)
+    damaged = lines[number].replace(name, name[:-1] + b'x"', 1)
+    PATH.write_bytes(b"".join([*lines[:number], damaged, *lines[number + 1 :]]))
+    with pytest.raises(InputError, match=rf"^line {number + 1} of study\.journal is .*, which is damaged; accepted: "):
+        search()
+    # At the end it is one that was written in part.
+    PATH.write_bytes(b"".join([*lines[:number], damaged]))
+    search()
+    assert Path("study.journal.torn").read_bytes() == damaged + b"\n"
+
+
+def test_a_line_deeper_than_json_can_be_is_damaged():
+    lines = searched()
+    PATH.write_bytes(b"".join([*lines[:4], b"[" * 200_000 + b"\n", *lines[4:]]))
+    with pytest.raises(InputError, match=r"^line 5 of study\.journal is "):
+        search()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (b'"param_name":"inversion/steps"', "parameters of trial 0 of study 'search' is 'without inversion/steps'"),
+        (b'"system_attr":{"fixed_params"', ""),
+        (b'"op_code":4', "speaks of trial 0, which no line before begins"),
+        (b'"user_attr":{"space"', "study 'search' was made for another space, "),
+        (b'"user_attr":{"numbers"', "version of the numbers of study 'search' is 1"),
+        (b'"user_attr":{"to_run"', ""),
+        (b'"values":[', ""),
+    ],
+)
+def test_a_line_that_is_gone_is_missed_or_not_needed(kind, said):
+    lines = searched()
+    known = {str(sorted(trial.params.items())): trial.values for trial in search().ranked}
+    PATH.write_bytes(b"".join(lines))
+    number = next((i for i, line in enumerate(lines) if kind in line), len(lines) - 1)
+    PATH.write_bytes(b"".join([*lines[:number], *lines[number + 1 :]]))
+    if said:
+        with pytest.raises(InputError, match=said):
+            search()
+        return
+    assert {str(sorted(trial.params.items())): trial.values for trial in search().ranked}.items() <= known.items()
+    search().propose()
+
+
+def test_parameters_and_values_that_cannot_be_are_named():
+    lines = searched()
+    whole = b"".join(lines)
+    for old, new, said in (
+        (
+            b'steps","param_value_internal":',
+            b'steps","param_value_internal":9',
+            "trial 0 of study 'search': inversion/st",
+        ),
+        (b'"values":[0.0]', b'"values":[]', "values of trial 0 of study 'search' is .*; accepted: a number for each"),
+        (
+            b'"directions":[2]',
+            b'"directions":[1]',
+            "direction of the objectives of study 'search' is 'minimize'; accepted: maximize",
+        ),
+    ):
+        PATH.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(InputError, match=said):
+            search()

@@ -38,7 +38,7 @@ def read_folder(root: Path, size: int | None = None, ground: Ground | None = Non
     what systems leave behind are neither classes nor images; other files that are no images are told in the notes.
     `size`, `ground`: see `decode_all`. Raises `InputError` where a class has no images, or one cannot be read.
     """
-    require(root.is_dir(), "image folder", str(root), "an existing folder with one sub-folder a class")
+    require(os.path.isdir(root), "image folder", str(root), "an existing folder with one sub-folder a class")
     there = _entries(root)
     folders, order_notes = _ordered(root, [entry for entry in there if entry.is_dir()])
     entries = [_entries(folder) for folder in folders]

@@ -4,6 +4,7 @@ A set is one file, its shards (`test-00000-of-00002.parquet`, or with a hash beh
 folder of the split's name with all files in it (`plain_text/train/0000.parquet`, as the Hub converts data sets).
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ def find_parquet(root: Path, train: str | None, test: str | None) -> ParquetFile
     what is named is the only candidate. Raises `InputError` where several train sets are there and none is named, and
     where a shard is missing.
     """
-    folder, train = (root.parent, train or root.name) if root.is_file() else (root, train)
-    if root.is_dir() and train is None:
+    folder, train = (root.parent, train or root.name) if os.path.isfile(root) else (root, train)
+    if os.path.isdir(root) and train is None:
         folder = _inner(root)
     there = _sets(folder)
     trains = _named(folder, train) if train else [one for one in there if one.name.startswith("train")]
@@ -108,8 +109,8 @@ def _unread(there: Iterable[FileSet], read: Iterable[FileSet]) -> list[str]:
 
 def _named(folder: Path, name: str) -> list[FileSet]:
     path = folder / Path(name).expanduser()
-    found = [path] if path.is_file() else []
-    if not found and path.parent.is_dir():
+    found = [path] if os.path.isfile(path) else []
+    if not found and os.path.isdir(path.parent):
         # Only the last part is the pattern: a folder may be called "run[1]".
         found = [Path(match) for match in sorted(glob(f"{escape(str(path.parent))}/{path.name}"))]
     if not found:

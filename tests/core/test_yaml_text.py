@@ -1,0 +1,61 @@
+"""Whatever is wrong with a text is an error of YAML's, for configs, spaces and points alike."""
+
+import pytest
+import yaml
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.yaml_text import load_yaml
+from condkd_ray.study import space
+from condkd_ray.study.points import points_of
+from condkd_ray.trial.config import read
+
+LAUGHS = "a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12))
+MERGED = "a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12))
+CHAIN = "a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 400))
+NO_VALUE = "a value is none of its kind"
+DEEP = "lie more than 50 deep in one another"
+BAD = {
+    "a day that there is not": ("rounds: 2001-02-30", NO_VALUE),
+    "a number of 5000 digits": (f"rounds: {'1' * 5000}", NO_VALUE),
+    "no number": ("rounds: !!int x", NO_VALUE),
+    "an empty number": ("rounds: !!float ''", NO_VALUE),
+    "neither true nor false": ("rounds: !!bool x", NO_VALUE),
+    "no time": ("rounds: !!timestamp x", NO_VALUE),
+    "lists without end": ("[" * 3000, DEEP),
+    "mappings without end": ("{a: " * 3000, DEEP),
+    "within itself": ("&a {rounds: *a}", DEEP),
+    "within its own choices": ("rounds: &a !choice [1, *a]", DEEP),
+    "a chain of aliases": (CHAIN, DEEP),
+    "a billion of them": (LAUGHS, "its aliases make .* more than 10000"),
+    "a billion merges": (MERGED, "its aliases make .* more than 10000"),
+    "a key twice": ("rounds: 3\nseed: 1\nrounds: 4", "the key 'rounds' stands twice, in lines 1 and 3"),
+    "no tag of ours": ("rounds: !!python/object:os.system {}", "could not determine a constructor"),
+    "an unhashable key": ("? [a]\n: 1", "unhashable key"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD.values(), ids=BAD)
+def test_what_is_wrong_is_one_message_wherever_it_stands(tmp_path, text, said):
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    if "!choice" not in text:
+        with pytest.raises(yaml.YAMLError, match=said):
+            load_yaml(text)
+        with pytest.raises(InputError, match=rf"x\.yaml is not YAML: .*{said}"):
+            read(tmp_path / "x.yaml")
+        with pytest.raises(InputError, match=rf"--points is .*x\.yaml', which cannot be read \(.*{said}"):
+            points_of(space.parse("seed: !int [0, 3]"), tmp_path / "x.yaml")
+    with pytest.raises(InputError, match=f"the search space is not YAML: .*{said}"):
+        space.read(tmp_path / "x.yaml")
+
+
+def test_anchors_and_merges_are_read():
+    text = "base: &b {lr: 1}\na: {<<: *b, momentum: 2}\nb: {<<: *b, lr: 3}\nc: *b"
+    assert load_yaml(text) == {"base": {"lr": 1}, "a": {"lr": 1, "momentum": 2}, "b": {"lr": 3}, "c": {"lr": 1}}
+    assert load_yaml("") is None
+    assert load_yaml("- {a: 1}\n- {a: 1}") == [{"a": 1}, {"a": 1}]
+    assert len(load_yaml("&a [" + "1, " * 20000 + "]")) == 20000
+
+
+def test_what_aliases_may_make_grows_with_the_text():
+    many = "base: &b [1, 2, 3]\nothers:\n" + "- *b\n" * 5000
+    assert len(load_yaml(many)["others"]) == 5000
