@@ -111,7 +111,8 @@ def test_what_is_wrong_with_a_study_is_told_before_a_server_starts(tmp_path, mon
     journal = Path("out") / JOURNAL
     for content, message in (
         (
-            b'{"op_code":0,"worker_id":"a","study_name":"s","directions":[2]}\n{"op_co{}\n{"op_code":4}\n',
+            b'{"op_code":0,"worker_id":"a","study_name":"s","directions":[2]}\n{"op_co{}\n'
+            b'{"op_code":1,"worker_id":"a","study_id":0}\n',
             "^line 2 of out/",
         ),
         (b"notes", "^line 1 of out/"),
