@@ -2,21 +2,21 @@
 
 import sys
 
-from condkd_ray.commands.front import VERBS, answered
-
 
 def main() -> None:
     """Entry point of `condkd`; exit codes as an experiment's."""
-    code = answered(sys.argv[1:])
-    if code is not None:
-        sys.exit(code)
     try:
-        # From here on it takes seconds.
         from condkd_ray.commands.console.exit_codes import exit_codes
+        from condkd_ray.commands.front import VERBS, answered, claim_out
     except KeyboardInterrupt:
         sys.exit(130)
     with exit_codes():
+        code = answered(sys.argv[1:])
+        if code is not None:
+            sys.exit(code)
         name, *rest = sys.argv[1:]
+        claim_out(VERBS[name], rest)
+        # From here on it takes seconds.
         flags, run = VERBS[name].load()
         if VERBS[name].configured:
             sys.exit(run(rest))

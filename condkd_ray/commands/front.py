@@ -60,10 +60,7 @@ VERBS = {
 
 
 def answered(arguments: Sequence[str]) -> int | None:
-    """The exit code of what needs no command, once it is answered; None where one is to be run.
-
-    A folder that the command will have for itself is claimed by then, if it is there.
-    """
+    """The exit code of what needs no command, once it is answered; None where one is to be run. Raises `InputError`."""
     if not arguments or arguments[0] in HELP:
         print(_usage(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -71,18 +68,13 @@ def answered(arguments: Sequence[str]) -> int | None:
     if name == "--version":
         print(f"condkd {__version__}")
         return 0
-    try:
-        if name not in VERBS:
-            near = difflib.get_close_matches(name, VERBS, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"verb is {name!r}{hint}; accepted: {', '.join(VERBS)}, --help, --version")
-        if _asks_for_help(rest):
-            print(stored_help(name), end="")
-            return 0
-        _claim(VERBS[name], rest)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise InputError(f"verb is {name!r}{hint}; accepted: {', '.join(VERBS)}, --help, --version")
+    if _asks_for_help(rest):
+        print(stored_help(name), end="")
+        return 0
     return None
 
 
@@ -98,8 +90,8 @@ def _asks_for_help(rest: Sequence[str]) -> bool:
     return any(one in HELP for one in rest) and not any(one.partition("=")[0] == "--from-record" for one in rest)
 
 
-def _claim(verb: Verb, rest: Sequence[str]) -> None:
-    """Claim the folder that `--out` names, if another process has it not. Raises `InputError`."""
+def claim_out(verb: Verb, rest: Sequence[str]) -> None:
+    """Claim the folder that a command will have for itself, if it is there. Raises `InputError`."""
     if verb.out is None or "--explain" in rest:
         return
     given = [one.removeprefix("--out=") for one in rest if one.startswith("--out=")]

@@ -44,10 +44,12 @@ def claim(folder: Path, what: str) -> Claim | None:
     with ExitStack() as held:
         try:
             descriptor = _exclusively(folder, held, _lock)
-        except BlockingIOError:
+        except (BlockingIOError, TimeoutError) as error:
+            late = f"a report has not ended for {PATIENCE_SECONDS:g} s"
+            there = late if isinstance(error, TimeoutError) else "another process runs"
             raise InputError(
-                f"{what} is {str(folder)!r}, where another process runs; accepted: a folder of its own, or the same "
-                "once that has ended"
+                f"{what} is {str(folder)!r}, where {there}; accepted: a folder of its own, or the same once that has "
+                "ended"
             ) from None
         except OSError:  # a file system without locks
             return None
@@ -82,7 +84,10 @@ def _exclusively(folder: Path, held: ExitStack, lock: Callable[[int], object]) -
 
 
 def _lock(descriptor: int) -> None:
-    """Lock a folder once reports have ended. Raises `BlockingIOError` where a process runs in it, or a report stays."""
+    """Lock a folder once reports have ended.
+
+    Raises `BlockingIOError` where a process runs in it, `TimeoutError` where a report stays.
+    """
     began, told = time.monotonic(), False
     while True:
         waited = time.monotonic() - began
@@ -91,7 +96,7 @@ def _lock(descriptor: int) -> None:
             return
         except BlockingIOError:
             if waited > PATIENCE_SECONDS:
-                raise
+                raise TimeoutError from None
         if waited > TOLD_SECONDS and not told:
             log.info("waiting for a report on this folder to end")
             told = True

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import condkd_ray
-from condkd_ray.commands.front import VERBS, answered, made_help, stored_help
+from condkd_ray.commands.front import VERBS, answered, claim_out, made_help, stored_help
 
 HEAVY = ("torch", "ray", "optuna", "numpy", "pyarrow", "pydantic", "matplotlib", "tyro")
 CHILD = f"""
@@ -117,6 +118,20 @@ def test_a_folder_in_use_is_refused_before_anything_is_imported(tmp_path, argume
     assert list(folder.iterdir()) == []
 
 
+def test_a_report_in_the_way_is_told_of_and_ctrl_c_ends_the_wait(tmp_path):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    command = [sys.executable, "-m", "condkd_ray", "train", "x.yaml", "--out", "there"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline() == "waiting for a report on this folder to end\n"
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    os.close(held)
+    assert (process.returncode, rest) == (130, "interrupted; the same command continues\n")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -130,5 +145,6 @@ def test_what_needs_no_folder_for_itself_is_not_refused(tmp_path, monkeypatch, a
     held = os.open("there", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     assert answered(arguments) is None
+    claim_out(VERBS[arguments[0]], arguments[1:])
     os.close(held)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

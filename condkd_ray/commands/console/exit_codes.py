@@ -2,16 +2,23 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
+from typing import TYPE_CHECKING, Any
 
 from condkd_ray.commands.console.screen import SCREEN
 from condkd_ray.core.method import ClusterError, InputError, NonFiniteError
 from condkd_ray.core.storage import no_room
-from condkd_ray.runs.options import RunResult
+
+if TYPE_CHECKING:
+    from condkd_ray.runs.options import RunResult
 
 log = logging.getLogger(__name__)
+
+INTERRUPTED = "interrupted; the same command continues"
 
 
 class _Words(logging.Handler):
@@ -55,8 +62,10 @@ def exit_codes() -> Iterator[None]:
     1, and one message: a NaN in a teacher or set, a full GPU or storage, a cluster that does not come up.
     """
     speak()
+    interrupts: list[int] = []
     try:
-        yield
+        with _noted(interrupts):
+            yield
         return
     except InputError as error:
         told, code = f"error: {error}", 2
@@ -65,13 +74,38 @@ def exit_codes() -> Iterator[None]:
     except ClusterError as error:
         told, code = f"failed: {error}; the same command tries again", 1
     except KeyboardInterrupt:
-        told, code = "interrupted; the same command continues", 130
+        told, code = INTERRUPTED, 130
     except Exception as error:
-        if (lacking := _lacking(error)) is None:
+        if interrupts:
+            # What is interrupted in the middle of an import may raise anything.
+            log.debug("raised after an interrupt", exc_info=error)
+            told, code = INTERRUPTED, 130
+        elif (lacking := _lacking(error)) is not None:
+            told, code = f"failed: {lacking}", 1
+        else:
             raise
-        told, code = f"failed: {lacking}", 1
     say(told)
     sys.exit(code)
+
+
+@contextmanager
+def _noted(interrupts: list[int]) -> Iterator[None]:
+    """A block in which each Ctrl-C is added to the list, beside what it does."""
+
+    def note(number: int, frame: Any) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    # Who starts us may have it ignored, or handled otherwise; and only the main thread has handlers.
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _lacking(error: Exception) -> str | None:
@@ -89,7 +123,7 @@ def _lacking(error: Exception) -> str | None:
     return None if told is None else f"{told}; the same command continues once it can"
 
 
-def ended(result: RunResult) -> int:
+def ended(result: "RunResult") -> int:
     """The exit code of a run, and words where it is not complete."""
     if result.complete:
         return 1 if result.failed else 0
