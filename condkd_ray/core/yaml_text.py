@@ -4,6 +4,7 @@ PyYAML raises errors of many kinds for values that are none (`2001-02-30`, `!!bo
 the last of equal keys, and builds what contains itself, or by aliases of aliases more than any memory holds.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -12,7 +13,7 @@ from condkd_ray.core.method import InputError
 
 DEEPEST = 50
 """Mappings and lists within one another, at most."""
-LARGEST = 10_000
+LARGEST = 1_000_000
 """Characters and values that aliases may make of a text that is not itself long."""
 
 
@@ -26,7 +27,7 @@ def load_yaml(text: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_size(node, max(LARGEST, 10 * len(text)))
+        _check_size(node, max(LARGEST, 10 * len(text)), loader.construct_object)
         return loader.construct_document(node)
     except (yaml.YAMLError, InputError):
         raise
@@ -39,7 +40,7 @@ def load_yaml(text: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
 _TOO_DEEP = f"its mappings and lists lie more than {DEEPEST} deep in one another"
 
 
-def _check_size(root: yaml.Node, most: int) -> None:
+def _check_size(root: yaml.Node, most: int, made: Callable[[yaml.Node], Any]) -> None:
     """Raise `yaml.YAMLError` for nodes too deep in one another, as within themselves, too many, or of equal keys."""
     known: dict[yaml.Node, tuple[int, int]] = {}
 
@@ -49,7 +50,7 @@ def _check_size(root: yaml.Node, most: int) -> None:
             # What contains itself has not been measured when it is met again.
             if around > DEEPEST:
                 raise yaml.YAMLError(_TOO_DEEP)
-            below = [measured(one, around + 1) for one in _inside(node)]
+            below = [measured(one, around + 1) for one in _inside(node, made)]
             own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
             known[node] = 1 + own + sum(size for size, _ in below), 1 + max((height for _, height in below), default=0)
         size, height = known[node]
@@ -62,17 +63,17 @@ def _check_size(root: yaml.Node, most: int) -> None:
     measured(root, 0)
 
 
-def _inside(node: yaml.Node) -> list[yaml.Node]:
-    """What a node holds: items, or keys and values. Raises `yaml.YAMLError` where two keys are the same."""
+def _inside(node: yaml.Node, made: Callable[[yaml.Node], Any]) -> list[yaml.Node]:
+    """What a node holds: items, or keys and values. Raises `yaml.YAMLError` where two keys are `made` the same."""
     if isinstance(node, yaml.SequenceNode):
         return node.value
     if not isinstance(node, yaml.MappingNode):
         return []
-    lines: dict[tuple[str, str], int] = {}
-    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-        line, name = key.start_mark.line + 1, (key.tag, key.value)
-        # Several merges are usual.
-        if name in lines and key.value != "<<":
+    lines: dict[Any, int] = {}
+    # Several merges are usual.
+    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
+        line, name = key.start_mark.line + 1, made(key)
+        if name in lines:
             raise yaml.YAMLError(f"the key {key.value!r} stands twice, in lines {lines[name]} and {line}")
         lines[name] = line
     return [one for pair in node.value for one in pair]

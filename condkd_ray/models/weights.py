@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,9 +66,21 @@ def _read(path: Path) -> dict[str, Weights]:
         return found
     chosen = found.get(key) or _behind(found, key)
     if not chosen:
-        keys = ", ".join(f"{file}#{other}" for other in found if other) or f"{file}, a bare one"
+        keys = ", ".join(f"{file}#{other}" for other in _places(found)) or f"{file}, a bare one"
         raise InputError(f"state dict in weights file {file} is {key!r}; accepted: {keys}")
     return {key: chosen}
+
+
+def _places(found: Mapping[str, Weights]) -> Iterator[str]:
+    """The keys of the state dicts, and the first parts of their names that have parts of their own behind them.
+
+    Those of a network that is known are its layers, and none could be meant.
+    """
+    for key, weights in found.items():
+        yield from [key] if key else []
+        if recognise(unwrapped(weights)) is None:
+            firsts = dict.fromkeys(name.partition(".")[0] for name in weights if name.count(".") > 1)
+            yield from (_place(key, first) for first in firsts)
 
 
 def _behind(found: Mapping[str, Weights], place: str) -> Weights:
@@ -253,15 +265,22 @@ def _equal(one: Weights, other: Weights) -> bool:
 
 
 def recognised(path: Path) -> Recognised | None:
-    """Which network the weights in a file are of, if just one is known in it. Raises `InputError` for other files."""
+    """Which network the weights in a file are of, if it is known.
+
+    Raises `InputError` for other files, and where there are several networks, as a teacher beside its student.
+    """
     known: dict[str, Recognised] = {}
-    for weights in _read(path).values():
+    for key, weights in _read(path).items():
         inside: list[str] = []
         for prefix, part in parts(weights):
             if not _within(prefix, inside) and (one := recognise(unwrapped(part))) is not None:
                 inside.append(prefix)
-                known[label(one.network)] = one
-    return next(iter(known.values())) if len(known) == 1 else None
+                known[_place(key, prefix)] = one
+    networks = {label(one.network): one for one in known.values()}
+    if len(networks) > 1:
+        each = ", ".join(f"{located(path)[0]}#{place} ({label(one.network)})" for place, one in known.items())
+        raise InputError(f"weights file {path} holds several networks; accepted: one of them, {each}")
+    return next(iter(networks.values()), None)
 
 
 def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:

@@ -42,7 +42,8 @@ class Open:
 
 def _construct(kind: str, loader: yaml.SafeLoader, node: yaml.Node) -> Open:
     listed = isinstance(node, yaml.SequenceNode)
-    require(listed, f"!{kind} in line {node.start_mark.line + 1}", node.value, "a list")
+    value = node.value if isinstance(node, yaml.ScalarNode) else "a mapping"
+    require(listed, f"!{kind} in line {node.start_mark.line + 1}", value, "a list")
     values = loader.construct_sequence(node, deep=True)  # type: ignore[arg-type]
     return _choice(values) if kind == "choice" else _range(kind, values)
 

@@ -57,10 +57,18 @@ class Card:
 ACCEPTED = f"JSON with any of {', '.join(field.name for field in fields(Card))}, as `condkd export` writes it"
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises `ValueError` where a key stands twice: which is meant nobody knows."""
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"the key {twice!r} stands twice")
+    return dict(pairs)
+
+
 def read_card(path: Path) -> Card:
     """The card in a JSON file; what else stands there is not read. Raises `InputError` for what it cannot be."""
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(path.read_bytes(), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"card is {str(path)!r}, which cannot be read ({error}); accepted: {ACCEPTED}") from None
     if not isinstance(tree, dict):

@@ -28,6 +28,13 @@ def differences(out: Path, other: Path) -> list[str]:
     return lines + ["the TensorBoard files differ"] * (_boards(out) != _boards(other))
 
 
+def check_whole(out: Path) -> None:
+    """Raise `AssertionError` where a run has left nothing of one of the things that are compared."""
+    parts = {"records": read_records(out), "tables": _tables(out), "study": _study(out), "boards": _boards(out)}
+    lacking = [name for name, found in parts.items() if not found]
+    assert not lacking, f"{out} has no {', '.join(lacking)}"
+
+
 def _numbers(record: Record) -> str:
     """Written out, so that NaN equals NaN; no two floats are written alike."""
     rounds = [_lasting(row) for row in record.history]

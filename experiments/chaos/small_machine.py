@@ -25,6 +25,8 @@ FILES = ("total_inactive_file", "total_active_file") if V1 else ("inactive_file"
 ENTER = 'echo $$ > "$0/cgroup.procs" && mount --bind "$0" {root} && exec "$@"'
 THRESHOLD = {"RAY_memory_usage_threshold": "0.75"}
 """For the environment of a cluster there whose monitor shall end processes where a hog is."""
+HERE = "CHAOS_SMALL_MACHINE"
+"""In the environment of what runs there: its bytes."""
 CROWDED = 0.8
 """The share of the memory that a hog brings to use, so that it is above that threshold."""
 MOST = 4 * 2**30
@@ -45,7 +47,7 @@ class SmallMachine:
 
     def run(self, command: Sequence[str]) -> int:
         """Run the command there, with Ray's threshold: its exit code."""
-        return subprocess.run([*self.within, *command], env=os.environ | THRESHOLD).returncode
+        return subprocess.run([*self.within, *command], env=os.environ | THRESHOLD | {HERE: str(self.total)}).returncode
 
     @property
     def used(self) -> int:
@@ -79,12 +81,8 @@ def allowed(flag: str, kinds: Sequence[str]) -> Iterator[None]:
 
 
 def here() -> SmallMachine | None:
-    """The small machine that this process is in: a control group with a limit, shown as that of all. None in others."""
-    with suppress(OSError, ValueError):  # no such file, or `max`
-        total = int((ROOT / LIMIT).read_text(encoding="utf-8"))
-        if total < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-            return SmallMachine(ROOT, total)
-    return None
+    """The small machine in which `SmallMachine.run` has started this process, or one above it; None in others."""
+    return SmallMachine(ROOT, int(os.environ[HERE])) if HERE in os.environ else None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from chaos import small_disk, small_machine
 from chaos.cluster import Machine, machine
-from chaos.comparison import differences
+from chaos.comparison import check_whole, differences
 from chaos.plan import Kind
 from chaos.processes import TITLES, kill, named
 from condkd_ray.report.tensorboard.writer import FOLDER
@@ -36,6 +36,10 @@ HOG_SECONDS = 60.0
 """In which the monitor must have ended a process, which the driver must have told; otherwise it is tried again."""
 SHORT = "too little memory"
 """What drivers say of a process that the monitor has ended."""
+NO_ROOM = "TensorBoard files cannot be written (No space left on device)"
+"""And at their end, while its disk is full."""
+IDLE = 3
+"""Sweeps of each experiment in which the fault that is due finds nothing to hit, after which there is none."""
 KILLED = -signal.SIGKILL
 
 
@@ -49,6 +53,8 @@ class Sweep:
     records: dict[Path, tuple[int, int]] = field(default_factory=dict)
     """That were seen, and by what each is known again."""
     driver: subprocess.Popen[bytes] | None = None
+    hit: bool = False
+    """Whether it was we who killed the driver."""
     reports: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -68,7 +74,9 @@ class Sweep:
     def end_driver(self) -> None:
         """Kill it."""
         assert self.driver is not None
-        kill(self.driver.pid)
+        if self.driver.poll() is None:
+            self.hit = True
+            kill(self.driver.pid)
         self.driver.wait()
 
 
@@ -107,12 +115,16 @@ class Chaos:
         log_file = folder / "log.txt"
         for name, command in commands.items():
             Chaos(self._machine, []).sweep(command, folder / f"calm-{name}", log_file)
+            check_whole(folder / f"calm-{name}")
+        idle = 0
         for name, command in cycle(commands.items()):
             if not self.plan:
                 break
             self.sweeps += 1
-            out = folder / f"{name}{self.sweeps}"
+            out, before = folder / f"{name}{self.sweeps}", len(self.plan)
             self.sweep(command, out, log_file)
+            idle = idle + 1 if len(self.plan) == before else 0
+            assert idle < IDLE * len(commands), f"a fault, {self.plan[0][0]}, found nothing to hit in {idle} sweeps"
             left = [path for kind in ("trials", "chunks") for path in (out / kind).glob("*/")]
             found = differences(out, folder / f"calm-{name}") + [f"{path} was left behind" for path in left]
             found += [f"there is a trace in {log_file}"] * (told(log_file, "Traceback") > 0)
@@ -127,14 +139,16 @@ class Chaos:
             self._wait()
             code = KILLED
             while code == KILLED:
-                sweep.driver = sweep.start(sweep.command)
+                sweep.driver, sweep.hit = sweep.start(sweep.command), False
                 try:
                     code = self._watch(sweep, sweep.driver)
                 finally:
                     sweep.end_driver()
+                assert sweep.hit or code != KILLED, f"a driver was killed, and not by us; see {log_file}"
             assert code == 0, f"{' '.join(sweep.command)} ended with exit code {code}; see {log_file}"
             if sweep.events.is_mount():  # as its own last words ask for
                 small_disk.free(sweep.events)
+                assert told(log_file, NO_ROOM), f"nobody has told of the full disk at {sweep.events}; see {log_file}"
                 sweep.reports.append(sweep.report())
             codes = [report.wait(STALL_SECONDS) for report in sweep.reports]
             assert not any(codes), f"reports beside {out} ended with exit codes {codes}; see {log_file}"

@@ -6,7 +6,7 @@ from collections import Counter
 import optuna
 import pytest
 from chaos import sweeps
-from chaos.comparison import differences
+from chaos.comparison import check_whole, differences
 from chaos.plan import SHARES, schedule
 from chaos.sweeps import Chaos, check_untouched
 from places import EXPERIMENTS
@@ -105,6 +105,25 @@ def test_a_study_with_a_trial_twice_and_tensorboard_files_with_another_number_ar
     last = records[0].history[-1] | {"kd/loss": 0.12345}
     rebuild(a, [altered(records[0], history=[*records[0].history[:-1], last]), *records[1:]])
     assert differences(a, b) == ["the study differs", "the TensorBoard files differ"]
+
+
+def test_a_driver_that_something_else_has_killed_is_noticed(tmp_path):
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(AssertionError, match="a driver was killed, and not by us"):
+        Chaos(None, []).sweep([sys.executable, "-c", program], tmp_path / "out", tmp_path / "log.txt")
+
+
+def test_a_fault_that_finds_nothing_to_hit_ends_the_soak(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "check_whole", lambda out: None)
+    monkeypatch.setattr(sweeps, "differences", lambda out, other: [])
+    command = [sys.executable, "-c", "import time; time.sleep(0.3)"]
+    with pytest.raises(AssertionError, match="a fault, journal, found nothing to hit in 3 sweeps"):
+        Chaos(None, [("journal", 0.0)]).soak({"it": command}, tmp_path)
+
+
+def test_a_run_that_has_left_nothing_to_compare_is_noticed(tmp_path):
+    with pytest.raises(AssertionError, match="has no study, boards"):
+        check_whole(written(tmp_path / "a", sweep()))
 
 
 @pytest.mark.ray

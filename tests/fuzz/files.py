@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ NUMBERS = [pa.int64(), pa.int64(), pa.uint64(), pa.float64(), pa.string(), pa.bo
 SUFFIXES = [".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl", ".safetensors", ""]
 KEYS = ["state_dict", "model", "net", "ema", "weights", 0, None]
 PREFIXES = ["module.", "model.", "_orig_mod.", "net.", "x."]
+
+
+BESIDE = {
+    "criterion.weight": torch.ones(3),
+    "loss.centers": torch.ones(3, 16),
+    "ema.decay": torch.tensor(0.99),
+    "train_acc.correct": torch.tensor(7),
+    "normalise.running_mean": torch.zeros(1),
+}
 
 
 class Foreign:
@@ -157,9 +167,46 @@ def labels_of(draw: st.DrawFn, cells: list[bytes | None]) -> pa.Array:
         return labels
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of the weights of a network."""
+
+    name: str
+    content: bytes
+    sound: bool
+    """Whether it holds them, so that they must be found in it."""
+
+
 @st.composite
-def checkpoints(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> tuple[str, bytes]:
-    """The name and bytes of a file that should hold such weights: wrapped, renamed, changed or damaged."""
+def checkpoints(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> Checkpoint:
+    """Files that should hold such weights; half of them do, as programs save them."""
+    return draw(sound_content(weights) if draw(st.booleans()) else other_content(weights))
+
+
+@st.composite
+def sound_content(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> Checkpoint:
+    """Wrapped, under a key, in another precision, beside other tensors."""
+    loaded: dict[str, Any] = {name: value for name, value in weights.items() if "num_batches" not in name}
+    if draw(st.booleans()):
+        loaded = dict(weights)
+    prefix = "".join(draw(st.lists(st.sampled_from(PREFIXES), max_size=3)))
+    loaded = {prefix + name: value for name, value in loaded.items()}
+    if prefix:
+        # What Lightning's modules have beside their network: none of it is a whole network.
+        beside = draw(st.lists(st.sampled_from(sorted(BESIDE)), max_size=4, unique=True))
+        around = draw(st.sampled_from(["", "others."]))
+        loaded |= {around + name: BESIDE[name] for name in beside}
+    if draw(st.booleans()):
+        loaded = {name: value.double() if value.is_floating_point() else value for name, value in loaded.items()}
+    content: Any = {"state_dict": loaded, "epoch": 3} if draw(st.booleans()) else loaded
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=draw(st.integers(0, 4)) > 0)
+    return Checkpoint(f"weights{draw(st.sampled_from(SUFFIXES[:5]))}", buffer.getvalue(), True)
+
+
+@st.composite
+def other_content(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> Checkpoint:
+    """Wrapped, renamed, changed or damaged."""
     loaded: dict[Any, Any] = dict(weights)
     for _ in range(draw(st.integers(0, 2))):
         name = draw(st.sampled_from(sorted(weights)))
@@ -178,7 +225,7 @@ def checkpoints(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> tuple[str,
         buffer.write(pickle.dumps(draw(st.sampled_from([{}, {"a": 1}, Foreign(), [1, 2]]))))
     else:
         torch.save(content, buffer, _use_new_zipfile_serialization=draw(st.integers(0, 4)) > 0)
-    return f"weights{draw(st.sampled_from(SUFFIXES))}", draw(damaged(buffer.getvalue()))
+    return Checkpoint(f"weights{draw(st.sampled_from(SUFFIXES))}", draw(damaged(buffer.getvalue())), False)
 
 
 def changed(value: torch.Tensor) -> st.SearchStrategy[Any]:

@@ -33,7 +33,7 @@ from condkd_ray.study.points import points_of
 from condkd_ray.study.study import Study
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import read
-from fuzz.files import checkpoints, folders, parquets, put
+from fuzz.files import Checkpoint, checkpoints, folders, parquets, put
 from fuzz.journals import Given, complete, journals, study_in, whole
 from fuzz.refusals import refusal
 from fuzz.sets import GivenSet, sets
@@ -115,13 +115,18 @@ def test_checkpoints(many):
         with Streams(0).forked("fuzz"):
             return ResNet(depth=8, width=2).build((1, 8, 8), 3)
 
-    def take(file: tuple[str, bytes], folder: Path) -> None:
-        path = folder / file[0]
-        path.write_bytes(file[1])
-        network = made()
-        load_into(network, fitted(network, path).weights, f"weights in {path}")
+    weights = made().state_dict()
 
-    many(checkpoints(made().state_dict()), take)
+    def take(file: Checkpoint, folder: Path) -> None:
+        path, network = folder / file.name, made()
+        path.write_bytes(file.content)
+        for value in network.parameters():
+            torch.nn.init.zeros_(value)
+        load_into(network, fitted(network, path).weights, f"weights in {path}")
+        if file.sound:
+            assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+    many(checkpoints(weights), lambda file, folder: sound_is_taken(file.sound, lambda: take(file, folder)))
 
 
 def test_condensed_sets(many):

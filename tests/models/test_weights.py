@@ -10,6 +10,8 @@ from toy import IMAGE_SHAPE, NUM_CLASSES, TEACHER
 
 from condkd_ray.core.config import file_digest
 from condkd_ray.core.method import InputError
+from condkd_ray.models import label
+from condkd_ray.models.resnet import ResNet
 from condkd_ray.models.weights import fitted, load_into, located, read_weights, recognised, weights_digest
 from condkd_ray.trial.config import tensor_digest
 
@@ -295,6 +297,18 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
+def test_of_two_networks_that_are_known_none_is_taken_for_the_other(tmp_path):
+    small, large = network(1), ResNet(depth=14, width=8).build(IMAGE_SHAPE, NUM_CLASSES)
+    path = lightning(tmp_path / "w.ckpt", student=small, teacher=large)
+    with pytest.raises(InputError, match="holds several networks; accepted: one of them, ") as refusal:
+        recognised(path)
+    for name in ("student", "teacher"):
+        known = recognised(Path(f"{path}#state_dict/{name}"))
+        assert known is not None
+        assert f"{path}#state_dict/{name} ({label(known.network)})" in str(refusal.value)
+    assert tensor_digest(fitted(network(), path).weights) == tensor_digest(small.state_dict())
+
+
 @pytest.mark.parametrize("name", ["model", "net", "resnet", "student"])
 def test_the_network_is_found_beside_what_else_a_program_saves(tmp_path, name):
     theirs = network(1)
@@ -334,7 +348,9 @@ def test_of_two_networks_beside_one_another_one_must_be_named(tmp_path):
     for name, seed in (("student", 1), ("teacher", 2)):
         found = fitted(network(), Path(f"{path}#state_dict/{name}"))
         assert tensor_digest(found.weights) == tensor_digest(network(seed).state_dict())
-    assert "state dict in weights file" in refused(Path(f"{path}#state_dict/other"))
+    said = refused(Path(f"{path}#state_dict/other"))
+    assert f"is 'state_dict/other'; accepted: {path}#state_dict, " in said
+    assert f"{path}#state_dict/student, {path}#state_dict/teacher" in said
     twice = network(1)
     found = fitted(network(), lightning(path, student=twice, copy=twice))
     assert tensor_digest(found.weights) == tensor_digest(twice.state_dict())

@@ -62,6 +62,12 @@ def test_what_is_no_card_is_refused(tmp_path: Path, tree: object, said: str):
         read_card(write(tmp_path / "card.json", tree))
 
 
+def test_a_card_with_a_key_twice_is_refused(tmp_path: Path):
+    (tmp_path / "card.json").write_text('{"std": [0.5], "std": [0.1]}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"cannot be read \(the key 'std' stands twice\); accepted: JSON"):
+        read_card(tmp_path / "card.json")
+
+
 def test_a_card_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="which cannot be read"):
         read_card(tmp_path / "card.json")
