@@ -48,8 +48,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # A paragraph for each process and node lost; what becomes of trials we tell ourselves.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|has been marked dead",
+    # A paragraph for each process and node lost, and each call made again; what becomes of trials we tell ourselves.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|has been marked dead|infinite retries remaining",
     # Tune's own snapshots are never read back (records are the truth), so it shall not spend time on them.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }

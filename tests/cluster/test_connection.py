@@ -251,6 +251,7 @@ def test_what_ray_logs_of_lost_processes_is_skipped_though_it_was_imported_befor
     for words in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
         assert words.skip_re is not None
         assert words.skip_re.search("A worker died or was killed while executing")
+        assert words.skip_re.search("Task SyntheticPool.claim failed. There are infinite retries remaining, so")
 
 
 @pytest.mark.fault
