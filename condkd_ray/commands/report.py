@@ -80,6 +80,7 @@ def kept(out: Path, study: str | None = None) -> list[str]:
     place, products = shlex.quote(str(out)), kept_path(out, "").parent
     # The storage's address may hold a password.
     where, named = ("where --study-storage says", " --study-storage ...") if study else (out / JOURNAL, "")
+    take_along = str(Path("export") / out.resolve().name)
     lines = {
         "study": f"{where}" if study or (out / JOURNAL).is_file() else "",
         "records": f"{out / 'records'}, {out / 'records.parquet'}",
@@ -87,7 +88,9 @@ def kept(out: Path, study: str | None = None) -> list[str]:
         "figures": ", ".join(str(out / name) for name in FIGURES if (out / name).is_file()),
         "page": f"{out / PAGE}" if (out / PAGE).is_file() else "",
         "look live": f"condkd dashboard {place}{named}" if (out / FOLDER).is_dir() else "",
-        "take along": f"condkd export {place} --to export" if any(products.glob("*.safetensors")) else "",
+        "take along": f"condkd export {place} --to {shlex.quote(take_along)}"
+        if any(products.glob("*.safetensors"))
+        else "",
     }
     width = max(map(len, lines))
     return [f"{name:<{width}}  {told}" for name, told in lines.items() if told]

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -99,6 +100,9 @@ def read_tree(path: Path) -> Tree:
     try:
         tree = load_yaml(read_text(path, "config file", "a YAML file"))
     except yaml.YAMLError as error:
+        if leaf := re.search(r"tag '(!(?:uniform|log_uniform|int|choice))'.* line (\d+)", str(error), re.DOTALL):
+            accepted = "single values; open leaves are those of a search space, for condkd search"
+            raise InputError(f"{path} has an open leaf, {leaf[1]} in line {leaf[2]}; accepted: {accepted}") from None
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if tree is not None and not isinstance(tree, dict):
         raise InputError(f"{path} holds a {type(tree).__name__}; accepted: a mapping of config fields")

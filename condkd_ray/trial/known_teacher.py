@@ -136,6 +136,8 @@ class Interview:
         """Of the refusal: what was found, what is accepted, the likely cause, and what to give instead."""
         least = self.found.least
         wanted = f"more than {least:.3f} of {len(self.names)} classes in the teacher's order"
+        if self.found.share > least and (self.given.reordered or self.gain >= REFUSED):
+            wanted = "the classes in the teacher's order, and the normalisation it was trained with"
         if self.promised is not None:
             wanted = f"{wanted}, and near the {self.promised:.3f} that its card promises"
         said = f"teacher's accuracy on {self.what} is {self.found.share:.3f}; accepted: {wanted}"

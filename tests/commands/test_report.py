@@ -35,7 +35,7 @@ def test_products_and_studies_are_told_of_but_no_storage_with_its_password(tmp_p
     (tmp_path / "products" / "ab.safetensors").touch()
     (tmp_path / "study.journal").touch()
     found = told(tmp_path)
-    assert found["take along"] == f"condkd export {tmp_path} --to export"
+    assert found["take along"] == f"condkd export {tmp_path} --to export/{tmp_path.name}"
     assert found["study"] == str(tmp_path / "study.journal")
     assert found["look live"] == f"condkd dashboard {tmp_path}"
     named = told(tmp_path, "postgresql://me:secret@host/name")

@@ -303,6 +303,7 @@ def test_two_configs_have_one_hash_just_if_all_that_shapes_their_numbers_is_equa
         (b"rounds", "holds a str; accepted: a mapping"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"a: !!python/object/apply:os.getcwd []", "is not YAML"),
+        (b"rounds: 3\nlr: !log_uniform [1, 2]", "has an open leaf, !log_uniform in line 2; accepted: single values"),
     ],
 )
 def test_a_file_that_holds_no_config_is_refused(tmp_path, content, message):

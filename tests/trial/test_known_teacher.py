@@ -87,6 +87,14 @@ def test_another_order_of_the_classes_is_refused_with_the_teachers(order: tuple[
     assert "--force" not in told
 
 
+def test_of_a_teacher_that_knows_most_classes_the_order_is_the_reason_that_is_given():
+    train, order = digits().train, torch.tensor([1, 0, 3, 2, *range(4, 10)])
+    swapped = replace(digits(), train=RealImages(train.pixels, order[train.labels]))
+    said = r"is 0\.[56]\d+; accepted: the classes in the teacher's order, and the normalisation it was trained with; in the"
+    with pytest.raises(InputError, match=said):
+        check_known(of_digits(), swapped, force=False)
+
+
 def test_of_folders_their_own_file_is_named_too():
     asked = interview(make_teacher(), dataset((1, 0, 2, 3)), what="the images in photos", in_folders=True)
     assert asked.message.startswith("teacher's accuracy on the images in photos is 0.")

@@ -129,7 +129,7 @@ class Live:
             return status if value is None else f"{status}, {self.goal.metric} {value:.4f}"
         if status != "finished":
             return status
-        return f"{100 * accuracy:.2f} %" if accuracy is not None and math.isfinite(accuracy) else "no accuracy"
+        return f"test {100 * accuracy:.2f} %" if accuracy is not None and math.isfinite(accuracy) else "no accuracy"
 
     def _tail(self) -> str:
         left, best = self.seconds_left(), self.best if self.goal.decides else None

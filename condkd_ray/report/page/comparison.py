@@ -137,7 +137,7 @@ def _verdict(found: Sequence[Difference]) -> list[str]:
     if not found:
         return ["The two have no finished trial of equal arm, IPC and seed in common that may be compared."]
     if all(one.mean == 0 and one.std in (None, 0) for one in found):
-        return ["Each trial has the same test accuracy in both."]
+        return ["Each trial that is in both has the same test accuracy there."]
     arms = [replace(one, left=one.left.removesuffix(f": {B}")) for one in found]
     return [f"{B} against {A}, {judgement(arms)}.", *caution(arms)]
 

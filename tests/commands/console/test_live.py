@@ -251,7 +251,7 @@ def test_a_file_gets_one_line_a_finished_trial(clock, screen_on):
     live.finished("c", "guided seed 1", "finished", float("nan"))
     live.close()
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "[ 1/12] mixed seed 0 91.23 %, left 1 min 50 s"
+    assert lines[0] == "[ 1/12] mixed seed 0 test 91.23 %, left 1 min 50 s"
     assert lines[1].startswith("[ 2/12] guided seed 0 failed, 1 failed")
     assert lines[2].startswith("[ 3/12] guided seed 1 no accuracy")
     assert len(lines) == 3

@@ -98,7 +98,7 @@ def test_elsewhere(two, tmp_path):
 
 def test_a_run_equals_itself(two):
     seen = Seen(page.compare(two[0], two[0]))
-    assert "Each trial has the same test accuracy in both." in seen.text
+    assert "Each trial that is in both has the same test accuracy there." in seen.text
     assert "Nothing: trials of equal name have equal configs." in seen.text
 
 
