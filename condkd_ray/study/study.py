@@ -201,6 +201,11 @@ class Study(TrialLog):
             self._check_values(trial)
 
     @property
+    @property
+    def alone(self) -> bool:
+        """Whether its storage holds no other study."""
+        return len(optuna.get_all_study_names(self._storage)) == 1
+
     def finished(self) -> list[FrozenTrial]:
         """Those that were run to an end, each once: complete, pruned or failed."""
         return [trial for trial in self.own if trial.state.is_finished()]
