@@ -123,7 +123,7 @@ def search(
     result = searches.run(question, tree, spec, view=view)
     _build(result)
     records = {record.config_hash: record for record in read_records(spec.out)}
-    ranked = [trial.user_attrs["config_hash"] for trial in searches.study_of(tree, spec).ranked]
+    ranked = [trial.user_attrs.get("config_hash") for trial in searches.study_of(tree, spec).ranked]
     return [records[key] for key in ranked if key in records]
 
 

@@ -31,7 +31,7 @@ from condkd_ray.study.choices import Pruner, Sampler
 from condkd_ray.study.points import Point, left_open, points_of
 from condkd_ray.study.population import Population, check_population
 from condkd_ray.study.space import Open, close, default, leaves
-from condkd_ray.study.storage import exists, holds, open_storage, quiet, stored_study
+from condkd_ray.study.storage import exists, names_at, open_storage, quiet, stored_study
 from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
 from condkd_ray.study.study import Study, check_earlier
 from condkd_ray.trial.artifacts import Workshop
@@ -97,10 +97,12 @@ def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) ->
     # A fresh folder has a fresh study, unless that lies elsewhere.
     anew, ended = spec.fresh and spec.study_storage is None, 0
     if not anew:
-        keys = {record.config_hash for record in of_study(read_records(spec.out), spec.study).values()}
-        if holds(spec.study_storage, spec.out, spec.study):
-            # Without those that it has lost.
-            keys |= {trial.user_attrs[KEY] for trial in study_of(tree, spec).finished}
+        names = names_at(spec.study_storage, spec.out)
+        own = of_study(read_records(spec.out), spec.study, alone=set(names) <= {spec.study})
+        keys = {record.config_hash for record in own.values()}
+        if spec.study in names:
+            # Without those that it has lost. One whose storage has lost its key alone is told by its record.
+            keys |= {trial.user_attrs[KEY] for trial in study_of(tree, spec).finished if KEY in trial.user_attrs}
         ended = len(keys)
     shortest = 1.0 if spec.pruner == "none" else spec.least_rounds / _rounds(tree)
     kept = {"trials": spec.wanted - ended, "shortest": min(1.0, shortest)}

@@ -27,16 +27,18 @@ from condkd_ray.trial.plan import NUMBERS
 log = logging.getLogger(__name__)
 
 
-def of_study(records: Sequence[Record], name: str) -> dict[int, Record]:
+def of_study(records: Sequence[Record], name: str, *, alone: bool) -> dict[int, Record]:
     """The records of the trials of a study, by their numbers there, from the first on.
 
-    Of two with one number, as where a study without the one has given it to the other, the second has a place of its
-    own below 0.
+    Earlier programs have written records that do not say whose they are. These are its own where it is `alone` in its
+    storage, and no record names another. Of two with one number, as where a study without the one has given it to the
+    other, the second has a place of its own below 0.
     """
+    own = {name, ""} if alone and {record.study for record in records} <= {name, ""} else {name}
     found: dict[int, Record] = {}
     for record in records:
         number = number_of(record.arm)
-        if record.study == name and record.numbers == NUMBERS and number is not None:
+        if record.study in own and record.numbers == NUMBERS and number is not None:
             found[number if number not in found else -1 - len(found)] = record
     return dict(sorted(found.items()))
 
@@ -62,7 +64,9 @@ def give_back(
     at all, are left as they are; done again it does nothing.
     """
     known = {trial.user_attrs.get(KEY) for trial in study.own}
-    lost = {number: one for number, one in of_study(records, spec.study).items() if one.config_hash not in known}
+    own = of_study(records, spec.study, alone=study.alone)
+    lost = {number: one for number, one in own.items() if one.config_hash not in known}
+    _tell_of_nameless(records, known | {one.config_hash for one in own.values()})
     params = _params(tree, lost, hardware)
     begun = _begun(spec.out) if params else ()
     # Whoever gets a new number shall take none that another had.
@@ -73,11 +77,22 @@ def give_back(
         if study.over(now) or study.trial(now).user_attrs.get(KEY, record.config_hash) != record.config_hash:
             # The study has a trial of that config, of other data or another sharing.
             continue
-        if record.arm != (arm := f"trial {now}"):
-            write_record(spec.out, dataclasses.replace(record, arm=arm))
+        named = dataclasses.replace(record, arm=f"trial {now}", study=spec.study)
+        if named != record:
+            write_record(spec.out, named)
         writer.retold(now, record)
     if params:
         log.info(f"{len(params)} trials that the study had lost are taken from their records")
+
+
+def _tell_of_nameless(records: Sequence[Record], known: Collection[str | None]) -> None:
+    """Tell of records that may be this study's, or another's."""
+    nameless = [one for one in records if not one.study and one.numbers == NUMBERS and one.config_hash not in known]
+    if nameless:
+        log.info(
+            f"{len(nameless)} records do not say of which study they are, as earlier programs have written them, and "
+            "this is not the only one here: they are left out, and a trial of theirs that is proposed is not run again"
+        )
 
 
 def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardware) -> dict[int, Point]:

@@ -36,9 +36,9 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
         raise InputError(told) from None
 
 
-def holds(place: str | None, out: Path, name: str) -> bool:
-    """Whether there is a study of that name at `place`. No file is made for the question. Raises `InputError`."""
-    return exists(place, out) and name in optuna.get_all_study_names(open_storage(place, out))
+def names_at(place: str | None, out: Path) -> list[str]:
+    """Of the studies at `place`. No file is made for the question. Raises `InputError`."""
+    return optuna.get_all_study_names(open_storage(place, out)) if exists(place, out) else []
 
 
 def place_of(place: str | None, out: Path) -> str:
@@ -75,10 +75,13 @@ def stored_study(storage: BaseStorage, name: str, told: str) -> optuna.Study:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No information on each step, no word on what may change in a later version: the lower bound is in pyproject."""
+def quiet(level: int = optuna.logging.WARNING) -> Iterator[None]:
+    """No information on each step, no word on what may change in a later version: the lower bound is in pyproject.
+
+    `level`: of what Optuna logs, the least that is let through.
+    """
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -20,6 +20,8 @@ FIXED = ("gp", "qmc", "grid")
 """Those that need the same open leaves in every trial."""
 CONSTRAINED = ("tpe", "gp")
 """Those that learn from what is beyond a limit."""
+IN_ORDER = ("qmc", "grid")
+"""Those that go through an order of their own, and keep in the study how far they are."""
 REDUCTION = 3
 """One in so many goes on at each rung."""
 

@@ -3,6 +3,7 @@
 One process writes it, the driver.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -27,7 +28,7 @@ from condkd_ray.study.objective import Constraint, Direction, Objective, known_e
 from condkd_ray.study.points import check_point, left_open
 from condkd_ray.study.space import close, distribution, leaves, to_plain
 from condkd_ray.study.storage import quiet
-from condkd_ray.study.strategies import check_sampler, make_sampler
+from condkd_ray.study.strategies import IN_ORDER, check_sampler, make_sampler
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.plan import NUMBERS
 
@@ -201,6 +202,11 @@ class Study(TrialLog):
             self._check_values(trial)
 
     @property
+    def alone(self) -> bool:
+        """Whether its storage holds no other study."""
+        return len(optuna.get_all_study_names(self._storage)) == 1
+
+    @property
     def finished(self) -> list[FrozenTrial]:
         """Those that were run to an end, each once: complete, pruned or failed."""
         return [trial for trial in self.own if trial.state.is_finished()]
@@ -254,7 +260,12 @@ class Study(TrialLog):
 
         None where the space seems to hold none.
         """
-        left = REPEATS
+        # Optuna tells its developers of a space that seems to have conditions, or of a grid that is full.
+        with quiet(optuna.logging.ERROR):
+            return self._propose(check)
+
+    def _propose(self, check: Callable[[TrialConfig], None]) -> Proposal | None:
+        left, again = REPEATS, self._to_come_again()
         while left:
             trial = self._next()
             # Of points there are only so many.
@@ -270,19 +281,59 @@ class Study(TrialLog):
                 trial.set_user_attr(TO_RUN, True)
                 return Proposal(trial.number, config, trial.params)
             self._pass_over(trial, REPEAT, twin)
+            if twin in again:
+                # As it was the first time, when this was no repeat.
+                left = REPEATS
+                again.remove(twin)
         return None
+
+    def _to_come_again(self) -> set[int]:
+        """Trials of which a repeat says nothing of the space: they were lost, and their order begins anew."""
+        if self._sampler not in IN_ORDER:
+            return set()
+        trials = self.trials
+        back = {trial.number for trial in trials if TAKEN_BACK in trial.system_attrs}
+        return back - {trial.user_attrs[REPEAT] for trial in trials if REPEAT in trial.user_attrs}
 
     def suggest_first(self, points: Iterable[Mapping[str, Any]]) -> None:
         """Have these values of parameters tried before any others; those that were asked for before are not again.
 
         What a point leaves open is drawn, and drawn again, up to `REPEATS` times in all, where that makes no new trial
-        that can be run.
+        that can be run. A point that ran when its trial was lost gets the number that it had, if that is known.
         """
-        back = [trial.params for trial in self.own if TAKEN_BACK in trial.system_attrs]
         with quiet():
-            for point in points:
-                if not any(point.items() <= params.items() for params in back):
-                    self._study.enqueue_trial(dict(point), skip_if_exists=True)
+            for number, point in self._untried(points):
+                there = self.trials[number] if number < len(self.trials) else None
+                if there is not None and _bare(there):
+                    self._storage.set_trial_system_attr(there._trial_id, FIXED, point)
+                else:
+                    self._study.enqueue_trial(point, skip_if_exists=True)
+
+    def _untried(self, points: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+        """Points that the study neither has nor has had; each with the number it has in a study that begins with them.
+
+        A trial that was taken back does not say which point it was. It was the one whose number it has, and that it
+        fits; else any that it fits, but for one whose number ran when it was lost.
+        """
+        trials = self.trials
+        known = sum(1 for _ in itertools.takewhile(lambda trial: KNOWN in trial.user_attrs, trials))
+        asked = [trial.system_attrs[FIXED] for trial in trials if FIXED in trial.system_attrs]
+        back = {trial.number: trial.params for trial in self.own if TAKEN_BACK in trial.system_attrs}
+        unlike = list[dict[str, Any]]()
+        for point in map(dict, points):
+            if point not in unlike:
+                unlike.append(point)
+        numbered = list(enumerate(unlike, known))
+        placed = {number for number, point in numbered if point.items() <= back.get(number, {}).items()}
+        others = [params for number, params in back.items() if number not in placed]
+
+        def tried(number: int, point: dict[str, Any]) -> bool:
+            if number in placed or point in asked or point in back.values():
+                return True
+            ran = number < len(trials) and _bare(trials[number])
+            return not ran and any(point.items() <= params.items() for params in others)
+
+        return [(number, point) for number, point in numbered if not tried(number, point)]
 
     def take_back(self, number: int, params: Mapping[str, Any], begun: Container[int]) -> int:
         """Have a trial with these parameters of all open leaves run that the study has lost; its number.
@@ -384,15 +435,17 @@ class Study(TrialLog):
     def _next(self) -> Trial:
         """A new trial; first the one that an earlier driver was killed over, whose parameters may not all be chosen.
 
-        Then a point that is to be drawn again, and those that were not tried yet.
+        Then a point that is to be drawn again, those that were not tried yet, and numbers that nothing is known of.
         """
         trials = self.trials
-        undecided = next((trial for trial in trials if _undecided(trial)), None)
+        undecided = next((trial for trial in trials if _undecided(trial) and not _bare(trial)), None)
         if undecided is None and (point := self._to_draw_again(trials)) is not None:
             again = create_trial(state=TrialState.RUNNING, system_attrs={FIXED: point})
             undecided = self.trial(self.begin(again))
-        waiting = next((trial.number for trial in trials if trial.state == TrialState.WAITING), len(trials))
-        number = undecided.number if undecided else waiting
+        waiting = next((trial.number for trial in trials if trial.state == TrialState.WAITING), None)
+        if undecided is None and waiting is None:
+            undecided = next((trial for trial in trials if _bare(trial)), None)
+        number = undecided.number if undecided else len(trials) if waiting is None else waiting
         self._study.sampler = make_sampler(self._sampler, self._tree, seed=self._seed, number=number)
         if undecided is None:
             return self._study.ask()
@@ -466,6 +519,11 @@ class Study(TrialLog):
 def _undecided(trial: FrozenTrial) -> bool:
     """Whether its driver was killed before it was to be run, or not to be."""
     return trial.state == TrialState.RUNNING and TO_RUN not in trial.user_attrs
+
+
+def _bare(trial: FrozenTrial) -> bool:
+    """Whether it is not decided, and nothing says as yet what it will be."""
+    return _undecided(trial) and not trial.params and FIXED not in trial.system_attrs
 
 
 def _may_become(trial: FrozenTrial, params: Mapping[str, Any]) -> bool:

@@ -586,7 +586,9 @@ def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp
     for record in read_records(tmp_path):
         write_record(tmp_path, dataclasses.replace(record, study=""))
     (tmp_path / "study.journal").unlink()
+    Study(open_storage(None, tmp_path), "second", WIDE, Objective())
     driver = driver_of(tmp_path, tree=WIDE)
+    assert heard[-1].startswith("3 records do not say of which study they are")
     assert stored(tmp_path).trials == []
     # A trial of them is still not run again.
     assert driver.propose() is None
@@ -602,6 +604,41 @@ def test_a_point_that_was_tried_is_not_again_when_its_trial_comes_from_a_record(
     driver._study.suggest_first([{"rounds": rounds}, {"rounds": 59_000}])
     assert len(stored(tmp_path).trials) == 4
     driver.close()
+
+
+def test_records_that_do_not_say_whose_they_are_belong_to_the_only_study_there_is(tmp_path):
+    journal = searched(tmp_path, 6)
+    wanted, records = [told_of(trial) for trial in stored(tmp_path).trials], read_records(tmp_path)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for record in records:
+        write_record(tmp_path, dataclasses.replace(record, study=""))
+    for left in (len(lines) // 2, 0):
+        journal.write_bytes(b"".join(lines[:left]))
+        again = driver_of(tmp_path, 6, tree=WIDE)
+        assert [told_of(trial) for trial in stored(tmp_path).trials] == wanted
+        assert again.propose() is None
+        again.close()
+    # From now on they say it.
+    assert {record.study for record in records} == {"search"}
+    assert read_records(tmp_path) == records
+
+
+def test_a_point_that_ran_when_the_study_was_lost_is_tried_and_no_other_for_it(tmp_path):
+    points = [{"rounds": 7}, {"rounds": 8}]
+    first = driver_of(tmp_path, 2, tree=WIDE)
+    first._study.suggest_first(points)
+    running, other = first.propose(), first.propose()
+    hear(first, other, "finished")
+    first.describe()
+    first.close()
+    (tmp_path / "study.journal").unlink()
+    again = driver_of(tmp_path, 2, tree=WIDE)
+    again._study.suggest_first(points)
+    proposed = again.propose()
+    assert (proposed.key, proposed.plan.arm) == (running.key, "trial 0")
+    hear(again, proposed, "finished")
+    assert again.propose() is None
+    again.close()
 
 
 def told_of(trial) -> list[object]:

@@ -112,3 +112,13 @@ def test_a_study_that_is_moved_aside_is_still_learnt_from(tmp_path):
     journal.unlink()
     assert isinstance(earlier, optuna.Study)
     assert Study(open_storage(None, tmp_path / "new"), "s", TREE, Objective()).learn_from(earlier) == 1
+
+
+def test_a_finished_trial_whose_key_the_study_has_lost_does_not_keep_what_is_left_from_being_told(tmp_path):
+    spec = SearchSpec(out=tmp_path / "out", cache=tmp_path / "cache", trials=1)
+    study = searches.study_of(TREE, spec)
+    for attributes in ({"config_hash": "a"}, {}):
+        number = study.propose().number
+        study.note(number, attributes)
+        study.complete(number, [0.5])
+    assert "Nothing is left to run." in searches.explained(TREE, spec)

@@ -1,10 +1,12 @@
 """The study as the truth of a search: what it proposes, remembers and hands out again."""
 
+import logging
 import math
 
 import optuna
 import pytest
 from killing import killed_after
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from condkd_ray.core.method import InputError
@@ -180,6 +182,116 @@ def test_given_points_come_first_and_once(tmp_path):
         assert found.finished == []
     assert values(found.propose()) == (7.0, 3)
     assert values(found.propose()) != (7.0, 3)
+
+
+WIDE = "{data: {name: digits}, rounds: !int [1, 40], evaluate_every: !int [1, 5]}"
+
+
+def in_memory(sampler, space=SPACE) -> Study:
+    return Study(InMemoryStorage(), "s", parse(space), Objective(), sampler=sampler)
+
+
+def proposed(found: Study, most: int) -> list[dict]:
+    """Parameters of its next trials, each of which is complete before the next is proposed."""
+    told = []
+    while len(told) < most and (proposal := found.propose()) is not None:
+        found.complete(proposal.number, [0.5])
+        told.append(dict(proposal.params))
+    return told
+
+
+def taken_back(lost: Study, sampler, space=SPACE, but=()) -> Study:
+    """A new study that has the trials of a lost one from their records, but for some that had not ended."""
+    found, begun = in_memory(sampler, space), {trial.number for trial in lost.own}
+    for trial in lost.own:
+        if trial.number not in but:
+            assert found.take_back(trial.number, trial.params, begun) == trial.number
+            found.complete(trial.number, [0.5])
+    return found
+
+
+def test_a_sequence_that_begins_anew_comes_to_what_is_behind_the_trials_that_were_taken_back():
+    alone = in_memory("qmc")
+    assert len(proposed(alone, REPEATS + 10)) == REPEATS + 10
+    found = taken_back(alone, "qmc")
+    assert proposed(found, 10) == proposed(alone, 10)
+
+
+def test_no_place_of_a_grid_is_left_out_where_its_trials_were_taken_back():
+    alone = in_memory("grid", WIDE)
+    alone.suggest_first([{"rounds": number, "evaluate_every": 1} for number in range(1, 6)])
+    before = proposed(alone, 150)
+    found = taken_back(alone, "grid", WIDE)
+    after = proposed(found, 60)
+    assert len({tuple(one.items()) for one in before + after}) == 200
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "grid", "tpe", "random"])
+def test_a_space_all_of_which_was_taken_back_comes_to_its_end(sampler):
+    alone = in_memory(sampler, SMALL)
+    assert len(proposed(alone, 9)) == 3
+    found = taken_back(alone, sampler, SMALL)
+    assert found.propose() is None
+    assert len(found.trials) < len(alone.trials) + 3 * REPEATS
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid"])
+@pytest.mark.parametrize("running", [(0,), (0, 2), (1, 3), (0, 1, 2, 3), (2, 5, 7)])
+def test_what_ran_when_the_study_was_lost_is_proposed_again_points_first(sampler, running):
+    points = [{"rounds": 5}, {"rounds": 6}, {"rounds": 8, "evaluate_every": 2}, {"rounds": 7}]
+    alone = in_memory(sampler, WIDE)
+    alone.suggest_first(points)
+    for _ in range(9):
+        alone.propose()
+    found = taken_back(alone, sampler, WIDE, but=running)
+    for _ in range(2):
+        found.suggest_first(points)
+    again = [found.propose() for _ in running]
+    assert [(one.number, one.params) for one in again] == [(n, alone.trials[n].params) for n in running]
+    assert len(found.trials) == 9
+
+
+def test_a_point_that_ran_is_not_taken_for_one_that_it_fits_and_new_points_come_before_lost_numbers():
+    points = [{"rounds": 5}, {"rounds": 5, "evaluate_every": 2}]
+    alone = in_memory("random", WIDE)
+    alone.suggest_first(points)
+    for _ in range(4):
+        alone.propose()
+    found = taken_back(alone, "random", WIDE, but=(0, 2))
+    found.suggest_first([*points, {"rounds": 9, "evaluate_every": 1}, {"rounds": 39}, {"rounds": 38}])
+    told = [found.propose() for _ in range(5)]
+    assert told[0].params == alone.trials[0].params
+    assert [one.params["rounds"] for one in told[:4]] == [5, 9, 39, 38]
+    # What has the number of a new point by chance has given it away, and nothing is undecided.
+    assert all("to_run" in trial.user_attrs for trial in found.trials)
+
+
+def test_a_point_that_equals_a_trial_that_was_taken_back_is_not_tried_again():
+    alone = in_memory("random", WIDE)
+    alone.suggest_first([{"rounds": 5}])
+    drawn = alone.propose().params
+    points = [{"rounds": 5}, dict(drawn), {"rounds": 5}]
+    found = taken_back(alone, "random", WIDE)
+    found.suggest_first(points)
+    assert len(found.trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("sampler", "space", "points"), [("qmc", WIDE, [{"rounds": 5}, {"rounds": 6}]), ("grid", SMALL, [])]
+)
+def test_nothing_is_heard_of_optuna_while_trials_are_proposed(sampler, space, points):
+    heard = list[str]()
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    found = in_memory(sampler, space)
+    found.suggest_first(points)
+    logging.getLogger("optuna").addHandler(handler)
+    try:
+        for _ in range(4):
+            found.propose()
+    finally:
+        logging.getLogger("optuna").removeHandler(handler)
+    assert heard == []
 
 
 def test_an_earlier_study_of_the_space_is_known_once_and_counts_for_nothing(tmp_path):
