@@ -3,7 +3,8 @@
 A record has the whole config of its trial, from which the values of the open leaves follow, and all that the objectives
 and limits are computed from, round by round: the study gets the trial as it had it. Not in the records, and lost, are
 trials that had not ended, and what trials have held of GPUs. Nor is the life of a member of a population: its earlier
-parameters, and whose states it took. Such a search lives them again, by its seed and the files that its members have left, but for their last generations.
+parameters, and whose states it took. Such a search lives them again, by its seed and the files that its members have
+left, but for their last generations.
 """
 
 import dataclasses
