@@ -164,7 +164,7 @@ class Manifest:
     baseline: str | dict[str, str] = "none"
     """The arm that every other is compared with; or for each arm its own."""
     planned: list[dict[str, Any]] = field(default_factory=list)
-    """`arm`, `ipc`, `seed` and `config_hash` of every trial."""
+    """`arm`, `ipc`, `seed` and `config_hash` of every trial; of one that a search has proposed its `study` too."""
     teacher: dict[str, Any] = field(default_factory=dict)
     """`label`, `hash`, `test_accuracy`, `val_accuracy`."""
     dataset: dict[str, Any] = field(default_factory=dict)
@@ -204,6 +204,20 @@ def condensed_path(out: Path, condensed_hash: str) -> Path:
 def write_record(out: Path, record: Record) -> None:
     """Store one trial, replacing an earlier record of the same configuration."""
     atomic_write(record_path(out, record.config_hash), _to_json(flat(record)))
+
+
+def write_end(out: Path, record: Record) -> bool:
+    """Store a trial that has just ended, unless it has a finished record and came to less now; whether it was stored.
+
+    A record of older `numbers` is replaced in any case.
+    """
+    path = record_path(out, record.config_hash)
+    if record.status != "finished" and path.is_file():
+        before = _read(path)
+        if before.status == "finished" and before.numbers >= record.numbers:
+            return False
+    write_record(out, record)
+    return True
 
 
 def read_records(out: Path) -> list[Record]:

@@ -32,7 +32,7 @@ from condkd_ray.core.records import (
     grid_path,
     read_manifest,
     read_records,
-    write_record,
+    write_end,
 )
 from condkd_ray.core.storage import Location, remove
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
@@ -71,20 +71,26 @@ def describe_experiment(
     out: Path,
     *,
     baseline: Baseline = "none",
+    study: str = "",
 ) -> Manifest:
     """What the experiment sets out to do. Trials planned in the same folder before stay, unless asked for anew.
 
-    `baseline` names the arm that every other is compared with, or for each arm its own.
+    `baseline` names the arm that every other is compared with, or for each arm its own; `study` the one by which a
+    search has proposed the trials: another's of the same numbers in the folder are other trials.
     """
     plans = [trial.plan for trial in trials]
     config = plans[0].config
     dataset, teachers = workshop.data(config), _teachers(plans, workshop)
     labels = {teacher["label"] for teacher in teachers}
     before = read_manifest(out).planned if (out / MANIFEST).is_file() else []
-    planned = {(trial["arm"], trial["ipc"], trial["seed"]): trial for trial in before}
+    planned = {(trial.get("study", ""), trial["arm"], trial["ipc"], trial["seed"]): trial for trial in before}
     for trial in trials:
         place = {"arm": trial.plan.arm, "ipc": trial.plan.ipc, "seed": trial.plan.seed}
-        planned[tuple(place.values())] = place | {"config_hash": trial.key}
+        told = place | {"config_hash": trial.key} | ({"study": study} if study else {})
+        # Without a study where an earlier version has planned it.
+        unnamed = ("", *place.values())
+        known = unnamed if planned.get(unnamed, {}).get("config_hash") == trial.key else (study, *place.values())
+        planned[known] = told
     return Manifest(
         experiment=experiment,
         question=question.strip().split("\n")[0],
@@ -223,7 +229,8 @@ class Recorder:
     def ended(self, trial: PlannedTrial[Prepared], outcome: Outcome, *, candidate: bool = True) -> None:
         """A trial has ended: its record is written, from then on it is finished.
 
-        `candidate`: whether what it has made may be kept as the best.
+        `candidate`: whether what it has made may be kept as the best. Where one that has its finished record was run
+        again and came to less, as one whose files were needed once more, that is told, and the record stays.
         """
         if self._study is not None:
             self._study.do(lambda study: study.ended(trial.key, outcome))
@@ -232,14 +239,15 @@ class Recorder:
         write_grids(self._out, record, outcome, trial.prepared)
         if candidate:
             self._shelf.offer(record, trial.prepared)
-        write_record(self._out, record)
-        self._events.do(lambda files: files.trial_finished(record))
+        stored = write_end(self._out, record)
+        if stored:
+            self._events.do(lambda files: files.trial_finished(record))
         _, _, leaves = self._known[trial.key]
         accuracy = record.metrics.get("student/test_accuracy")
         self._live.finished(trial.key, label, record.status, accuracy, group=trial.plan.group, leaves=leaves)
         if record.status == "failed":
             self.failed += 1
-            log.info(f"{label} failed: {outcome.reason}")
+            log.info(f"{label} failed: {outcome.reason}{'' if stored else '; its finished record is kept'}")
         self.clock.look()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from optuna.trial import TrialState
 
+from condkd_ray.cluster.files import trial_file
 from condkd_ray.core.config import content_hash, to_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Record, read_records, write_manifest, write_record
@@ -112,24 +113,34 @@ class SearchRecorder:
         self._writer.ended(self.numbers[trial.key], trial.key, to_tree(trial.config), outcome)
 
     def recalled(self, trial: PlannedTrial[Prepared], number: int) -> bool:
-        """Whether a trial that is to begin has its record: the study, which has lost it, is told how it ended."""
+        """Whether a trial that is to begin has its record: the study is told how it ended.
+
+        The study has lost it, or never had it: the record of an equal trial of another study in the folder stays that
+        study's.
+        """
         record = self._recorded.get(trial.key)
         if record is None or self.study.over(number):
             return False
         self._writer.retold(number, record)
+        self._newest[trial.key] = trial
         named = dataclasses.replace(record, arm=trial.plan.arm, study=self.spec.study)
-        if named != record:
+        if record.study in ("", self.spec.study) and named != record:
             write_record(self.spec.out, named)
         return True
 
+    def record_of(self, trial: PlannedTrial[Prepared]) -> Record | None:
+        """The record that a trial had when this driver began."""
+        return self._recorded.get(trial.key)
+
     def describe(self, *, over: bool = False) -> None:
         """Write the manifest of what has been proposed so far; when all is `over` with the CPU seconds that it took."""
-        if not self._kinds:
+        if not self._kinds and not self._newest:
             return
         # Of each kind one, for the teachers and the notes.
         told = {trial.key: trial for trial in self._kinds.values()} | self._newest
         out = self.spec.out
-        manifest = describe_experiment("search", self._question, list(told.values()), self.workshop, out)
+        trials, study = list(told.values()), self.spec.study
+        manifest = describe_experiment("search", self._question, trials, self.workshop, out, study=study)
         about = {
             "objective": list(self.spec.parsed_objective.names),
             "directions": self.spec.parsed_objective.directions,
@@ -150,12 +161,13 @@ class SearchRecorder:
         """Tell the study of trials that have their records, and are left running in it.
 
         Where they were stopped or failed, their driver may have died in between; where they finished, the study was
-        told first, and has lost it since. A member of a population then goes on from its state.
+        told first, and has lost it since. A member of a population may have lost its last generations: its driver
+        looks whether it is in the one that the record is of.
         """
         for proposal in self.study.left_running():
             attributes = self.study.trial(proposal.number).user_attrs
             record = records.get(attributes.get("config_hash", ""))
-            if record is not None and (record.status != "finished" or LIFE not in attributes):
+            if record is not None and LIFE not in attributes:
                 self._writer.retold(proposal.number, record)
 
     def _unrecorded(self, records: Mapping[str, Record]) -> list[Proposal]:
@@ -228,25 +240,29 @@ class PopulationDriver:
     """A `cluster.search.Proposer` of a population.
 
     A member is one trial of the study, one run in TensorBoard and one record; on the cluster each of its generations is
-    a trial of its own, that starts from what another has left.
+    a trial of its own, that starts from what another has left. Where that is gone, as it is once all has ended, and the
+    study has lost the end since, what left it is run once more.
     """
 
     def __init__(self, recorder: SearchRecorder, population: Population) -> None:
         self._recorder, self._study, self._population = recorder, recorder.study, population
         self._members: dict[int, PlannedTrial[Prepared]] = {}
-        self._numbers: dict[str, int] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        """By key: the number of the member and its generation."""
         self._rounds: dict[int, int] = {}
         self._running = set[str]()
-        self._queue = [proposal.number for proposal in recorder.left if self._study.over(proposal.number)]
+        self._queue: list[tuple[int, int]] = []
+        self._untold = [proposal.number for proposal in recorder.left if self._study.over(proposal.number)]
+        """Members without a record that the study knows the end of."""
 
     def propose(self) -> PlannedTrial[Prepared] | Literal["later"] | None:
         """A member's generation; the next one begins when all have ended this."""
         if not self._queue and self._running:
             return "later"
         if not self._queue:
-            self._queue = [member.number for member in self._population.open()]
+            self._queue = self._next()
         if self._queue:
-            return self._generation(self._queue.pop(0))
+            return self._generation(*self._queue.pop(0))
         # Where all members came to nothing in a generation, there is no state to go on from.
         for member in self._population.members:
             if not member.trial.state.is_finished():
@@ -256,7 +272,7 @@ class PopulationDriver:
 
     def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
         """Shown, and told the study; but for what its state has been through under another member."""
-        number, round = self._numbers[trial.key], int(metrics["round"])
+        (number, _), round = self._places[trial.key], int(metrics["round"])
         if round > self._rounds.get(number, 0):
             self._rounds[number] = round
             self._recorder.round(self._members[number], metrics)
@@ -268,36 +284,93 @@ class PopulationDriver:
     def rested(self, trial: PlannedTrial) -> None:
         """A member has ended a generation."""
         self._running.discard(trial.key)
-        self._population.rested(self._numbers[trial.key])
+        if not self._repeated(trial):
+            self._population.rested(self._places[trial.key][0])
 
     def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
         """The study is told how a member has ended, under the last of its parameters."""
-        number = self._numbers[trial.key]
+        number, _ = self._places[trial.key]
         self._population.settle(number)
         self._recorder.concluded(self._members[number], outcome)
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
         """It gets its record; or it came to nothing in a generation after which it can take over another's state."""
-        number = self._numbers[trial.key]
+        number, generation = self._places[trial.key]
         self._running.discard(trial.key)
+        if self._repeated(trial):
+            return log.info(f"{trial.label}: generation {generation + 1} was run again in vain: {outcome.reason}")
         if outcome.status == "failed" and trial.lineage.rests is not None:
             log.info(f"{trial.label}: {outcome.reason}; it goes on from another's state")
             return self._population.rested(number, outcome.reason)
         self._recorder.recorded(self._members[number], outcome)
         self.untested(trial, outcome)
 
-    def _generation(self, number: int) -> PlannedTrial[Prepared]:
-        """The generation of a member that it has begun last."""
-        member = Member(self._study.trial(number))
-        generation = len(member.life) - 1
-        planned = self._recorder.plan(number, self._study.proposal(member.trial).config)
-        begun = settled(self._study.config(member.life[0]["params"]), self._recorder.hardware)
+    def _next(self) -> list[tuple[int, int]]:
+        """The generations of members that are to be run now, side by side; none where all have ended.
+
+        A member that is in its last, and has its record of it, has ended. Of what is left, and what that needs, the
+        earliest generation.
+        """
+        last = self._population.generations - 1
+        wanted = [(member.number, len(member.life) - 1) for member in self._population.open()]
+        wanted = [one for one in wanted if one[1] < last or not self._retold(*one)]
+        wanted += [(number, last) for number in self._untold]
+        needed = self._needed(wanted)
+        now = sorted(one for one in needed if one[1] == min(generation for _, generation in needed))
+        self._untold = [number for number in self._untold if (number, last) not in now]
+        return now
+
+    def _retold(self, number: int, generation: int) -> bool:
+        """Whether a member has its record of this generation, its last: the study is told."""
+        own = self._planned(number, generation)
+        record = self._recorder.record_of(own)
+        # On a GPU a member that was run again may have come to another life.
+        if record is None or record.config != to_tree(own.config):
+            return False
+        self._population.settle(number)
+        return self._recorder.recalled(own, number)
+
+    def _needed(self, wanted: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        """These generations of members, and all before them whose states are gone and have to be made again first."""
+        members = {member.number: member for member in self._population.members}
+        found, left = set[tuple[int, int]](), list(wanted)
+        while left:
+            number, generation = one = left.pop()
+            found.add(one)
+            parent = members[number].life[generation].get("from")
+            if parent is None or self._left_files(self._key(members[number], generation)):
+                continue
+            key = self._key(members[parent], generation - 1)
+            # What this driver has run has left its state, or never will.
+            if key not in self._places and not self._left_files(key):
+                left.append((parent, generation - 1))
+        return found
+
+    def _left_files(self, key: str) -> bool:
+        """Whether a generation has left its state or its outcome."""
+        place = self._recorder.spec.place
+        return trial_file(place, key, "state").is_file() or trial_file(place, key, "outcome").is_file()
+
+    def _repeated(self, trial: PlannedTrial) -> bool:
+        """Whether it is a generation that its member has left behind."""
+        number, generation = self._places[trial.key]
+        return generation < len(Member(self._study.trial(number)).life) - 1
+
+    def _planned(self, number: int, generation: int) -> PlannedTrial[Prepared]:
+        """A member as it is in this generation, named as its record is."""
+        life = Member(self._study.trial(number)).life
+        planned = self._recorder.plan(number, self._study.config(life[generation]["params"]))
+        begun = settled(self._study.config(life[0]["params"]), self._recorder.hardware)
         first = trial_hash(begun, planned.prepared)
-        own = dataclasses.replace(planned, key=content_hash([first, number, list(self._population.settings)]))
+        return dataclasses.replace(planned, key=content_hash([first, number, list(self._population.settings)]))
+
+    def _generation(self, number: int, generation: int) -> PlannedTrial[Prepared]:
+        """A generation of a member as a trial that begins."""
+        member, own = Member(self._study.trial(number)), self._planned(number, generation)
         self._members[number] = own
-        self._recorder.begin(number, own, member.life[-1]["params"])
+        self._recorder.begin(number, own, member.life[generation]["params"])
         key = self._key(member, generation)
-        self._numbers[key] = number
+        self._places[key] = number, generation
         self._running.add(key)
         parent = member.life[generation].get("from")
         members = {one.number: one for one in self._population.members}

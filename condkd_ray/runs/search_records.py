@@ -3,14 +3,14 @@
 A record has the whole config of its trial, from which the values of the open leaves follow, and all that the objectives
 and limits are computed from, round by round: the study gets the trial as it had it. Not in the records, and lost, are
 trials that had not ended, and what trials have held of GPUs. Nor is the life of a member of a population: its earlier
-parameters, and whose states it took. Such a search goes on by its seed and the files that its members have left.
+parameters, and whose states it took. Such a search lives them again, by its seed and the files that its members have
+left, but for their last generations.
 """
 
 import dataclasses
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from condkd_ray.core.method import InputError
@@ -68,7 +68,7 @@ def give_back(
     lost = {number: one for number, one in own.items() if one.config_hash not in known}
     _tell_of_nameless(records, known | {one.config_hash for one in own.values()})
     params = _params(tree, lost, hardware)
-    begun = _begun(spec.out) if params else ()
+    begun = _begun(records, spec) if params else ()
     # Whoever gets a new number shall take none that another had.
     moves = [number for number in params if number < 0 or not study.may_become(number, params[number])]
     for number in [*(number for number in params if number not in moves), *moves]:
@@ -112,7 +112,16 @@ def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardw
     return found
 
 
-def _begun(out: Path) -> Collection[int]:
-    """Numbers of the trials of searches in a folder that were to be run, as its manifest has them."""
-    planned = read_manifest(out).planned if (out / MANIFEST).is_file() else []
-    return {number for one in planned if (number := number_of(one["arm"])) is not None}
+def _begun(records: Sequence[Record], spec: SearchSpec) -> Collection[int]:
+    """Numbers of the trials of the study that were to be run, as the manifest of the folder has them.
+
+    An earlier version's does not say of which study: a trial with the record of another is not taken for its own.
+    """
+    planned = read_manifest(spec.out).planned if (spec.out / MANIFEST).is_file() else []
+    others = {record.config_hash for record in records if record.study not in ("", spec.study)}
+    own = [
+        one["arm"]
+        for one in planned
+        if (one["study"] == spec.study if "study" in one else one["config_hash"] not in others)
+    ]
+    return {number for arm in own if (number := number_of(arm)) is not None}

@@ -190,6 +190,26 @@ def test_a_recorder_counts_and_tells_of_failures(tmp_path, prepared, key, heard)
     assert not grid_path(tmp_path, key).exists()
 
 
+def test_a_trial_that_has_finished_stays_so_where_it_fails_when_it_is_run_again(
+    tmp_path, prepared, key, outcome, heard
+):
+    write_manifest(tmp_path, manifest(prepared, key))
+    trial = PlannedTrial(key, PLAN, prepared)
+    recorder = Recorder("train", tmp_path, [trial])
+    recorder.ended(trial, outcome)
+    before = {path: path.read_bytes() for path in (tmp_path / "records").iterdir()}
+    recorder.ended(trial, FAILED)
+    assert {path: path.read_bytes() for path in (tmp_path / "records").iterdir()} == before
+    assert recorder.failed == 1
+    assert heard[-1].endswith("failed: round 2: loss term kd/loss; its finished record is kept")
+    # But one of other numbers does not.
+    (record,) = read_records(tmp_path)
+    write_record(tmp_path, dataclasses.replace(record, numbers=1))
+    recorder.ended(trial, FAILED)
+    recorder.close()
+    assert [one.status for one in read_records(tmp_path)] == ["failed"]
+
+
 def test_two_trials_at_once_do_not_mix(tmp_path, prepared, key, outcome):
     other = dataclasses.replace(PLAN, seed=1, config=dataclasses.replace(CONFIG, seed=1))
     second = trial_hash(other.config, prepared)

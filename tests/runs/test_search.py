@@ -29,6 +29,7 @@ from condkd_ray.runs import experiment
 from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import RunResult
 from condkd_ray.runs.search import SearchDriver, SearchRecorder
+from condkd_ray.runs.search_records import _begun
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import Objective, parse_constraints
 from condkd_ray.study.space import Open, read
@@ -135,6 +136,23 @@ def test_a_population_is_a_trial_and_a_record_for_each_member(evolved: Path):
     assert "test" not in told_by(evolved / "study.journal")
     assert len(list((evolved / "products").glob("*"))) == 1
     assert [path for name in ("trials", "chunks") for path in (evolved / name).glob("*/")] == []
+
+
+@pytest.mark.parametrize(
+    "lost", [1, pytest.param(50, marks=pytest.mark.slow), pytest.param(72, marks=pytest.mark.slow)]
+)
+def test_a_real_population_whose_journal_was_cut_is_whole_again(home: Path, evolved: Path, lost: int):
+    out = home / f"evolved{lost}"
+    shutil.copytree(evolved, out)
+    records = kept_records(out)
+    lines = (out / "study.journal").read_bytes().splitlines(keepends=True)
+    (out / "study.journal").write_bytes(b"".join(lines[:-lost]))
+    done = subprocess.run(evolve(home, out.name), capture_output=True, text=True, env=environment(), timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert told(out) == told(evolved)
+    assert kept_records(out) == records
+    assert (out / "search.md").read_text() == (evolved / "search.md").read_text()
+    assert [path for name in ("trials", "chunks") for path in (out / name).glob("*/")] == []
 
 
 @pytest.mark.fault
@@ -594,6 +612,75 @@ def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp
     assert driver.propose() is None
     driver.close()
     assert len(stored(tmp_path).trials) == 3
+
+
+FEW = TREE | {"rounds": Open("int", (2, 4))}
+"""Three trials."""
+
+
+def second_driver(out: Path, trials: int = 3) -> Whole:
+    """Of another study in the same folder."""
+    spec = SearchSpec(out=out, trials=trials, study="second", sampler="random", sampler_seed=4)
+    study = Study(open_storage(None, out), "second", FEW, Objective(), sampler="random", seed=4)
+    return Whole(SearchRecorder("Which?", study, FEW, Workshop(), spec))
+
+
+def own_trials(out: Path, study: str = "search") -> list:
+    """What the study knows of the trials that it has run, or was told of."""
+    return [told_of(trial) for trial in Study(open_storage(None, out), study, FEW, Objective()).own]
+
+
+def test_two_studies_in_one_folder_share_what_they_have_in_common_and_take_nothing_from_one_another(tmp_path):
+    first = driver_of(tmp_path, 2, tree=FEW)
+    ran = [first.propose() for _ in range(2)]
+    for trial in ran:
+        hear(first, trial, "finished")
+    assert first.propose() is None
+    first.describe(over=True)
+    first.close()
+    before, known = kept_records(tmp_path), own_trials(tmp_path)
+    second = second_driver(tmp_path)
+    # The space has three trials, of which the first study has run two.
+    (trial,) = iter(second.propose, None)
+    hear(second, trial, "finished")
+    assert second.propose() is None
+    second.describe(over=True)
+    second.close()
+    assert trial.key not in {one.key for one in ran}
+    assert len(own_trials(tmp_path, "second")) == 3
+    assert {told[1] for told in own_trials(tmp_path, "second")} == {TrialState.COMPLETE}
+    assert before.items() <= kept_records(tmp_path).items()
+    assert own_trials(tmp_path) == known
+    # The table has those of both, each once, and says whose they are.
+    rows = search_table(read_results(tmp_path)).rows
+    number = trial.plan.arm.removeprefix("trial ")
+    firsts = [f"search {one.plan.arm.removeprefix('trial ')}" for one in ran]
+    assert sorted(row[0] for row in rows) == sorted([*firsts, f"second {number}"])
+    # Both studies have all again from the records, each its own.
+    records, wanted = kept_records(tmp_path), own_trials(tmp_path, "second")
+    for order in ((driver_of, second_driver), (second_driver, driver_of)):
+        (tmp_path / "study.journal").unlink()
+        for open_driver in order:
+            again = open_driver(tmp_path, 2, tree=FEW) if open_driver is driver_of else open_driver(tmp_path)
+            assert again.propose() is None
+            again.describe(over=True)
+            again.close()
+        assert kept_records(tmp_path) == records
+        assert own_trials(tmp_path) == known
+        assert own_trials(tmp_path, "second") == wanted
+
+
+def test_a_manifest_of_an_earlier_version_does_not_lend_a_study_the_numbers_of_another(tmp_path):
+    searched(tmp_path, 3)
+    records = read_records(tmp_path)
+    manifest = json.loads((tmp_path / "experiment.json").read_text())
+    for one in manifest["planned"]:
+        del one["study"]
+    (tmp_path / "experiment.json").write_text(json.dumps(manifest))
+    spec = SearchSpec(out=tmp_path)
+    assert _begun(records, spec) == {0, 1, 2}
+    others = [dataclasses.replace(record, study="second") for record in records if record.arm == "trial 1"]
+    assert _begun(others, spec) == {0, 2}
 
 
 def test_a_point_that_was_tried_is_not_again_when_its_trial_comes_from_a_record(tmp_path):

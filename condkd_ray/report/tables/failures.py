@@ -1,4 +1,7 @@
-"""Failed trials on one screen: which, why, the command that repeats one, and the one that runs only these again."""
+"""Failed trials on one screen: which, why, the command that repeats one, and the one that runs only these again.
+
+A search runs none again.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -37,14 +40,22 @@ def screen(results: Results) -> str:
 
 
 def _commands(failed: Sequence[Record], names: dict[str, str], manifest: Manifest, out: Path) -> list[str]:
-    """The smallest to repeat one, and one to run all that failed; of a single trial's folder, the command of before."""
+    """The smallest to repeat one, and but for a search, to which they are over, one to run all that failed.
+
+    Of a single trial's folder, the command of before.
+    """
     if manifest.experiment == "train":
         return ["Again:", f"  {shlex.join(_without(HERE, manifest.command))}"]
     first = min(failed, key=lambda record: (record.outcome.rounds, record.ipc, record.config_hash))
-    only = [names[record.config_hash] for record in failed]
-    return [
+    one = [
         "One of them again, in one process, with its whole trace where it raises an exception:",
         f"  {_repeat(first, names[first.config_hash], manifest, out)}",
+    ]
+    if manifest.search:
+        return one
+    only = [names[record.config_hash] for record in failed]
+    return [
+        *one,
         "Only these again:",
         f"  {shlex.join([*_without(HERE, manifest.command), '--only', *only])}",
     ]

@@ -22,12 +22,16 @@ _LIMITED = " Infeasible are those that break one of {}: they are never the best.
 
 
 def search_table(results: Results) -> Table:
-    """A row a trial that is over: objectives, test accuracy, seconds, and the values of its open leaves."""
+    """A row a trial that is over: objectives, test accuracy, seconds, and the values of its open leaves.
+
+    Where the folder has trials of several studies each is named with its own; one that several have stands once.
+    """
+    several = len({record.study for record in results.ended} - {""}) > 1
     objectives, paths = results.objectives, results.manifest.search["parameters"]
     header = ["trial", "status", "rounds", *objectives, "test accuracy (%)", "CPU s", *paths]
     rows = [
         [
-            record.arm.removeprefix("trial "),
+            f"{record.study if several else ''} {record.arm.removeprefix('trial ')}".strip(),
             record.status if results.keeps(record) else f"{record.status}, infeasible",
             str(record.outcome.rounds),
             *(_objective(name, value(record, name)) for name in objectives),

@@ -73,6 +73,15 @@ def test_only_the_failed_ones_are_run_again():
     assert single.endswith("\n\nAgain:\n  condkd train x.yaml\n")
 
 
+def test_a_search_which_runs_no_failed_trial_again_names_no_command_that_would():
+    records = [make_record(), failed(1, "NaN"), failed(2, "NaN")]
+    search = {"objective": ["proxy/agreement"], "directions": ["maximize"], "constraints": [], "parameters": []}
+    changes = {"command": "condkd search x.yaml --out a", "experiment": "search", "search": search}
+    said = screen(results(records, make_manifest(records, **changes), OUT))
+    assert said.endswith("\n  condkd train --from-record 'runs/a sweep' 0001be\n")
+    assert "--only" not in said
+
+
 def test_hashes_are_as_long_as_they_need_to_be():
     records = [failed(1, "NaN", config_hash="0001beef00"), make_record(config_hash="0001beef11")]
     assert "(0001beef0)" in screen(results(records, out=OUT))
