@@ -80,7 +80,7 @@ def test_train_leaves_record_tables_and_checkpoint_and_says_what_it_did(trained)
     assert f"{100 * record.metrics['student/test_accuracy']:.2f}" in printed
     assert said.count("training teacher resnet-8-4 on digits") == 1
     accuracy = 100 * record.metrics["student/test_accuracy"]
-    assert f"[1/1] trial ipc 2 seed 0 {accuracy:.2f} %" in said
+    assert f"[1/1] trial ipc 2 seed 0 test {accuracy:.2f} %" in said
     assert "Traceback" not in said
 
 
