@@ -1,11 +1,12 @@
 """Every method there is, as the table of the README: `condkd methods`. Made from the unions, it cannot lag behind.
 
-The architectures have a table of their own, with what they cost: `condkd methods --networks`.
+The architectures have a table of their own, with what they cost: `condkd methods --networks`; forms of guidance one of
+where their optimum lies: `condkd methods --check guidance`.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import tyro
 
@@ -59,14 +60,25 @@ class Methods:
     """Print the architectures instead, with their parameters and multiply-adds."""
     published: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the published systems instead, which `--host` takes, with images made, images taught and multiply-adds."""
+    check: Literal["guidance"] | None = None
+    """Measure instead where each form of guidance leads features that it alone moves: about a minute on one core."""
 
 
 def list_methods(command: Methods) -> int:
     """`condkd methods`."""
-    require(not (command.networks and command.published), "--networks beside --published", "both", "one of them")
-    made = networks_table if command.networks else compute.table if command.published else table
-    print(made(), end="")
+    asked = {"--networks": command.networks, "--published": command.published, "--check": command.check is not None}
+    given = [flag for flag, there in asked.items() if there]
+    require(len(given) <= 1, " beside ".join(given), f"{len(given)} tables", "one of them")
+    made = {"--networks": networks_table, "--published": compute.table, "--check": checked_guidance}
+    print(made[given[0]]() if given else table(), end="")
     return 0
+
+
+def checked_guidance() -> str:
+    """A Markdown table, a row a form of guidance: where it leads the features of the bundled digits."""
+    from condkd_ray.runs.guidance_check import digits, told
+
+    return told(*digits())
 
 
 def methods(family: Any) -> tuple[type[Method], ...]:

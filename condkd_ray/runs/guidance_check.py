@@ -1,0 +1,191 @@
+"""Where the optimum of each guidance lies: free features, moved by its penalty alone, against real features.
+
+A guidance that aligns with the data leaves features that are distributed as real ones where they are, and brings
+collapsed ones near. No image and no student has a part in it: what a host, a teacher's network and a budget add is left
+out. All of it is our choice.
+
+Letters: N features of a part, D values of each.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples
+from condkd_ray.methods.guidance import AnyGuidance, Discriminator, Guidance, Mmd, Moments
+from condkd_ray.methods.guidance.guidance import same_class_rows
+from condkd_ray.methods.losses.discrepancy import by_class, class_frechet
+from condkd_ray.methods.targets import balanced_labels
+from condkd_ray.models.network import label
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import from_tree
+
+FORMS: Mapping[str, AnyGuidance] = {
+    "auxiliary": Discriminator(),
+    "projection": Discriminator(condition="projection"),
+    "per_class": Discriminator(condition="per_class"),
+    "unconditional": Discriminator(condition="none"),
+    "hinge": Discriminator(loss="hinge"),
+    "mmd": Mmd(),
+    "moments": Moments(),
+}
+"""Forms of guidance by what tables call them, each with its own default weight."""
+BEYOND = 1.5
+"""A form that ends further than this from the data, in units of the distance of two parts of them, does not align."""
+SEEDS = 3
+STEPS, BATCH, RATE = 400, 128, 0.02
+"""Adam steps, features in each, and the rate, in units of the guides' root mean square value."""
+COLLAPSED = 0.05
+"""Standard deviation of collapsed features about their class's point, in units of the real ones' about their mean."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Frechet distances to real features that no guide showed, each in units of that between two parts of real ones.
+
+    `start`: of the features before the first step; `end`: after the last; `spread`: mean distance of two of a class at
+    the end, in units of real ones'.
+    """
+
+    start: float
+    end: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of features that began as real ones (`perfect`) and as one point a class (`collapsed`)."""
+
+    form: str
+    perfect: Ending
+    collapsed: Ending
+
+    @property
+    def aligns(self) -> bool:
+        """Whether perfect features stay within `BEYOND` of the data."""
+        return self.perfect.end <= BEYOND
+
+
+HEADER = (
+    "| form | from real features: distance | spread | from one point a class: distance | spread | aligns |\n"
+    "|---|--:|--:|--:|--:|---|"
+)
+
+
+def digits(cache: Path | None = None) -> tuple[list[Check], str]:
+    """Every form, of features that a short trained teacher gives the bundled digits; and a sentence on those."""
+    workshop = Workshop(cache)
+    config = from_tree({"data": {"name": "digits"}, "teacher": {"training": {"epochs": 40}}})
+    teacher = workshop.teacher(config)
+    real = workshop.data(config).train.samples(teacher.mean, teacher.std)
+    found = [check(form, guidance, teacher, real) for form, guidance in FORMS.items()]
+    return found, f"{len(real)} images of digits, {label(config.teacher.network)}"
+
+
+def told(found: Sequence[Check], what: str) -> str:
+    """A Markdown table, a row a form, and what its columns are."""
+    rows = [_row(one) for one in found]
+    started = mean(one.collapsed.start for one in found)
+    return "\n".join(
+        (
+            *(HEADER, *rows, ""),
+            f"Penultimate features of {what}, {STEPS} steps by the guidance alone, means of {SEEDS} seeds. Frechet distance to "
+            f"real features that no guide showed; 1 is that of two parts of the real ones. Features that begin as one "
+            f"point a class are {started:.1f} away. Spread: mean distance of two features of a class, 1 as real ones. "
+            f"A form aligns where real features stay within {BEYOND:g}.\n",
+        )
+    )
+
+
+def _row(one: Check) -> str:
+    values = (one.perfect.end, one.perfect.spread, one.collapsed.end, one.collapsed.spread)
+    return f"| {one.form} | {' | '.join(f'{value:.2f}' for value in values)} | {'yes' if one.aligns else '**no**'} |"
+
+
+def check(form: str, guidance: Guidance, teacher: Teacher, real: Samples, seeds: Sequence[int] = range(SEEDS)) -> Check:
+    """Means over the seeds, each of which deals the real images into guides, a perfect start, and a part to compare."""
+    with torch.no_grad():
+        features = guidance.features(teacher, real.images)
+    found = [_both(guidance, teacher, features, real.labels, seed) for seed in seeds]
+    perfect, collapsed = ([pair[place] for pair in found] for place in (0, 1))
+    return Check(form, _mean(perfect), _mean(collapsed))
+
+
+def _mean(found: Sequence[Ending]) -> Ending:
+    return Ending(*(mean(getattr(one, name) for one in found) for name in ("start", "end", "spread")))
+
+
+def _both(guidance: Guidance, teacher: Teacher, features: Tensor, labels: Tensor, seed: int) -> tuple[Ending, Ending]:
+    rng = Streams(seed)
+    guides, perfect, unseen = _thirds(labels, rng)
+    classes = teacher.num_classes
+    scale = (features[unseen] - class_means(features[unseen], labels[unseen], classes)).square().sum(1).mean().sqrt()
+
+    def apart(x: Tensor, y: Tensor, to: Tensor = unseen) -> float:
+        ours, theirs = (x / scale, y), (features[to] / scale, labels[to])
+        return class_frechet(*ours, *theirs, num_classes=classes).item()
+
+    yardstick = apart(features[guides], labels[guides])
+    points = class_means(features[perfect], labels[perfect], classes)
+    noise = torch.randn(points.shape, generator=rng["start"]) * COLLAPSED * features.std()
+    starts = (features[perfect], points + noise)
+    known, endings = (features[guides], labels[guides]), []
+    for start in starts:
+        ended = moved(guidance, teacher, known, start, labels[perfect], Streams(seed))
+        spread = _spread(ended, labels[perfect], classes) / _spread(features[unseen], labels[unseen], classes)
+        distances = (apart(x, labels[perfect]) / yardstick for x in (start, ended))
+        endings.append(Ending(*distances, spread))
+    return endings[0], endings[1]
+
+
+def moved(
+    guidance: Guidance, teacher: Teacher, guides: tuple[Tensor, Tensor], start: Tensor, labels: Tensor, rng: Streams
+) -> Tensor:
+    """Features (N, D) of `labels` (N,) after `STEPS` steps by the guidance's penalty alone, from `start`.
+
+    In each step a batch of balanced classes is moved, and the guidance then learns from it beside as many of `guides`.
+    """
+    state = guidance.init(teacher, *guides, rng)
+    features = start.clone().requires_grad_()
+    unit = guides[0].square().mean().sqrt().item()
+    optimizer = torch.optim.Adam([features], RATE * unit)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    draws = rng["draws"]
+    for _ in range(STEPS):
+        wanted = balanced_labels(min(BATCH, len(start)), teacher.num_classes, rng)
+        rows = same_class_rows(labels, wanted, draws)
+        fake = features[rows]
+        optimizer.zero_grad()
+        guidance.penalty(state, fake, wanted, rng=draws).backward()
+        optimizer.step()
+        schedule.step()
+        shown = guides[0][same_class_rows(guides[1], wanted, draws)]
+        guidance.update(state, fake.detach(), shown, wanted, rng=draws)
+    return features.detach()
+
+
+def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Of each feature (N, D) the mean of its class, (N, D)."""
+    hot = torch.nn.functional.one_hot(labels, classes).to(features.dtype)
+    return (hot.T @ features / hot.sum(0).clamp_min(1)[:, None])[labels]
+
+
+def _spread(features: Tensor, labels: Tensor, classes: int) -> float:
+    """Mean over classes of the mean distance of two features."""
+    parts = [part for part in by_class(features, labels, classes) if len(part) > 1]
+    return mean(torch.pdist(part).mean().item() for part in parts)
+
+
+def _thirds(labels: Tensor, rng: Streams) -> list[Tensor]:
+    """Rows of three parts with equally many of each class, in random order."""
+    order = torch.randperm(len(labels), generator=rng["deal"])
+    sizes = labels.bincount()
+    most = int(sizes[sizes > 0].min()) // 3
+    own = [order[labels[order] == label] for label in sizes.nonzero().flatten().tolist()]
+    return [torch.cat([rows[k * most : (k + 1) * most] for rows in own]) for k in range(3)]

@@ -1,0 +1,90 @@
+"""Free features under each form of guidance: where its optimum lies."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+import pytest
+import torch
+from toy import make_teacher
+
+from condkd_ray.core.samples import Samples
+from condkd_ray.methods.guidance import AnyGuidance, NoGuidance
+from condkd_ray.methods.guidance.matching import Moments
+from condkd_ray.runs import guidance_check
+from condkd_ray.runs.guidance_check import BEYOND, FORMS, check, digits, told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mute(Moments):
+    """Pulls at nothing."""
+
+    def penalty(self, state, fake, labels, *, rng):
+        return 0 * fake.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter(Moments):
+    """Pushes all away from the origin."""
+
+    def penalty(self, state, fake, labels, *, rng):
+        return -fake.square().sum()
+
+
+def real():
+    teacher = make_teacher()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(90, *teacher.image_shape, generator=generator)
+    labels = torch.arange(90) % teacher.num_classes
+    return teacher, Samples(images, labels, torch.zeros(90, teacher.num_classes))
+
+
+def test_a_guidance_that_pulls_at_nothing_leaves_features_where_they_began(monkeypatch):
+    monkeypatch.setattr(guidance_check, "STEPS", 5)
+    found = check("mute", Mute(), *real())
+    for ending in (found.perfect, found.collapsed):
+        assert ending.end == pytest.approx(ending.start, rel=1e-5)
+    assert found.perfect.end == pytest.approx(1, abs=0.25)
+    assert found.perfect.spread == pytest.approx(1, abs=0.2)
+    assert found.collapsed.spread < 0.2
+    assert found.aligns
+
+
+def test_a_guidance_that_leads_away_is_marked(monkeypatch):
+    monkeypatch.setattr(guidance_check, "STEPS", 100)
+    found = check("scatter", Scatter(), *real(), seeds=(0,))
+    assert found.perfect.end > BEYOND > found.perfect.start
+    assert found.perfect.spread > 1.2
+    assert not found.aligns
+    (row,) = [line for line in told([found], "toys").splitlines() if line.startswith("| scatter |")]
+    assert row.endswith("| **no** |")
+
+
+def test_parts_are_disjoint_and_balanced():
+    labels = torch.tensor([0] * 7 + [2] * 9 + [3] * 6)
+    parts = guidance_check._thirds(labels, guidance_check.Streams(0))
+    rows = torch.cat(parts).tolist()
+    assert len(set(rows)) == len(rows)
+    assert all(labels[part].bincount().tolist() == [2, 0, 2, 2] for part in parts)
+
+
+def test_the_same_seeds_give_the_same_numbers(monkeypatch):
+    monkeypatch.setattr(guidance_check, "STEPS", 5)
+    first, second = (check("moments", Moments(), *real(), seeds=(3,)) for _ in range(2))
+    assert first == second
+
+
+def test_every_member_of_the_family_has_a_form():
+    assert {type(form) for form in FORMS.values()} | {NoGuidance} == set(get_args(AnyGuidance))
+
+
+@pytest.mark.slow
+def test_on_digits_matching_aligns_and_the_class_head_does_not(tmp_path):
+    found, what = digits(tmp_path)
+    by_form = {one.form: one for one in found}
+    assert by_form.keys() == FORMS.keys()
+    assert by_form["mmd"].aligns
+    assert not by_form["auxiliary"].aligns
+    for one in found:
+        assert one.perfect.start == pytest.approx(1, abs=0.1)
+        assert one.collapsed.start > 2
+    assert told(found, what).count("\n| ") == len(FORMS)
