@@ -27,7 +27,9 @@ class Args(Flags):
     seeds: tuple[int, ...] = (0, 1, 2)
     condensers: tuple[str, ...] = NAMES
     """`random_real` is always among them; `imported` may be, with --condensed-path."""
-    arms: tuple[Literal["condensed_only", "mixed", "guided"], ...] = ("condensed_only", "mixed", "guided")
+    arms: tuple[Literal["condensed_only", "mixed", "mixed_prior", "guided"], ...] = (
+        *("condensed_only", "mixed", "mixed_prior", "guided"),
+    )
     out: Path = Path("runs/ablate_condensation")
 
 
@@ -37,7 +39,7 @@ def plans(args: Args) -> Plans:
     path = {"imported": args.condensed_path}
     bases = {name: replace(args, condensation=name, condensed_path=path.get(name)).base() for name in names}
     for name, ipc, seed, who in product(names, args.ipcs, args.seeds, args.arms):
-        yield arm(bases[name], who, ipc, seed, f"{who} {name}")
+        yield arm(bases[name], who, ipc, seed, f"{who} {name}", prior=args.prior)
 
 
 def main(args: Args) -> int:

@@ -1,6 +1,7 @@
 """Which form of guidance helps: its form, the teacher's layer, the augmentation, the weight and the condensed share?
 
-Every combination of what is given, beside `mixed` at each share and `none`. The default varies form and weight.
+Every combination of what is given, beside `none` and, at each share, `mixed` and `mixed_prior`, whose class prior every
+form has too: each is read against that, so no form gains by being one. The default varies form and weight.
 
     python experiments/ablate_guidance.py --forms auxiliary mmd --layers penultimate stages.1 --weights 0.1 1 10
 """
@@ -45,13 +46,14 @@ def plans(args: Args) -> Plans:
     for share, ipc, seed in product(args.shares, args.ipcs, args.seeds):
         mixing = replace(base, distiller=replace(base.distiller, condensed_share=share))
         tail = f" share {share:g}" if others else ""
-        yield arm(mixing, "mixed", ipc, seed, f"mixed{tail}" if share != first else "mixed")
+        for name in args.mixing[:-1]:
+            yield arm(mixing, name, ipc, seed, f"{name}{tail}" if share != first else name, prior=args.prior)
         for form, layer, augment, weight in product(args.forms, args.layers, args.augments, args.weights):
             guidance = replace(known[form], layer=layer, augment=augment, weight=weight * known[form].weight)
             told = ((f" {layer}", args.layers), (f" {augment}", args.augments), (f" x{weight:g}", args.weights))
             label = form + "".join(text for text, values in told if len(values) > 1) + tail
-            yield arm(replace(mixing, guidance=guidance), "guided", ipc, seed, label)
+            yield arm(replace(mixing, guidance=guidance), "guided", ipc, seed, label, prior=args.prior)
 
 
 if __name__ == "__main__":
-    command_line(Args, lambda args: run("ablate_guidance", __doc__ or "", plans(args), args, baseline="mixed"))
+    command_line(Args, lambda a: run("ablate_guidance", __doc__ or "", plans(a), a, baseline=a.mixing[-2]))

@@ -1,7 +1,8 @@
 """How much does guiding the inversion with a few condensed images per class (IPC) help the student?
 
-Against not using them (`none`), merely mixing them into the distillation batches (`mixed`), and distilling from them
-alone (`condensed_only`); `real`, KD on all real data, is a reference. Every arm takes the same student steps.
+Against not using them (`none`), distilling from them alone (`condensed_only`), merely mixing them into the distillation
+batches (`mixed`), and mixing with the class prior that `guided` has too (`mixed_prior`): what guided is above that, the
+guides alone give. `real`, KD on all real data, is a reference. Every arm takes the same student steps.
 
     python experiments/ablate_ipc.py --dataset cifar10 --data-root DIR --ipcs 1 10 --seeds 0 1 2 --out runs/cifar10
 """
@@ -18,7 +19,7 @@ from condkd_ray.runs.arms import ONCE, Arm
 class Args(Flags):
     """Flags of this experiment, and those common to all."""
 
-    arms: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "guided")
+    arms: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "mixed_prior", "guided")
     """guided_only keeps the condensed images out of the student's batches."""
     reference: bool = True
     """Also distil from all real data, once per seed."""
@@ -32,7 +33,7 @@ def plans(args: Args) -> Plans:
     once = [(name, [0]) for name in ONCE if name in named]
     rest = [(name, args.ipcs) for name in args.arms if name not in ONCE]
     for name, ipcs in [*once, *rest]:
-        yield from (arm(base, name, ipc, seed) for ipc, seed in product(ipcs, args.seeds))
+        yield from (arm(base, name, ipc, seed, prior=args.prior) for ipc, seed in product(ipcs, args.seeds))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def plans(args: Args) -> Plans:
     for name, ipc, seed in product(args.memories, args.ipcs if args.condensed else [0], args.seeds):
         # A host's own memory is as the host has it.
         memory = base.memory if args.host and base.memory.name == name else kinds[name]()
-        yield arm(replace(base, memory=memory), "guided" if args.condensed else "none", ipc, seed, name)
+        who = "guided" if args.condensed else "none"
+        yield arm(replace(base, memory=memory), who, ipc, seed, name, prior=args.prior)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which published data-free method teaches a student best, at which cost in time and memory, on which pair of networks?
 
-Each is its paper's whole system, at one --scale and again in the CPU time of `fast`; --condensed: mixed and guided.
+Each is its paper's whole system, at one --scale and again in the CPU time of `fast`; --condensed: the arms that mix.
 
     python experiments/compare_methods.py --dataset cifar10 --data-root DIR --pairs wrn-40-2/wrn-16-1 --equal proportion
 """
@@ -34,14 +34,14 @@ class Args(Flags):
 def plans(args: Args) -> Plans:
     """Every method for every pair and seed."""
     require(args.host is args.inversion is None, "--host or --inversion", args.host or args.inversion, "--methods")
-    whose: tuple[Arm, ...] = ("mixed", "guided") if args.condensed else ("none",)
+    whose: tuple[Arm, ...] = args.mixing if args.condensed else ("none",)
     pairs = network_pairs(args.pairs, args.teacher_label, args.student).items()
     for (pair, ends), method, who, how in product(pairs, args.methods, whose, args.equal):
         base = replace(args, host=method, **ends).base()
         config = base if how == "proportion" else with_rounds(base, equal_rounds(args.rounds_file, args, ends, method))
         if how == "proportion" or config != base or len(args.equal) == 1:
             label = arm_label(method, pair, timed=config != base, who=who * args.condensed)
-            yield from (arm(config, who, max(args.ipcs), seed, label) for seed in args.seeds)
+            yield from (arm(config, who, max(args.ipcs), seed, label, prior=args.prior) for seed in args.seeds)
 
 
 def main(args: Args) -> int:

@@ -1,7 +1,8 @@
 """With a few real images per class instead of condensed ones: does guiding help, and does a curriculum?
 
-`mixed` and `guided` as in ablate_ipc.py, with random real train images. Their `_curriculum` forms begin with most of
-each batch real and end with most of it synthetic (PGDI's schedule), guidance fading alike. Same student steps in all.
+`mixed`, `mixed_prior` and `guided` as in ablate_ipc.py, with random real train images. Their `_curriculum` forms begin
+with most of each batch real and end with most of it synthetic (PGDI's schedule), guidance fading alike, and the class
+prior not. Same student steps in all.
 
     python experiments/few_shot.py --dataset cifar10 --data-root DIR --ipcs 5 10 --out runs/few_shot_cifar10
 """
@@ -46,12 +47,13 @@ def with_curriculum(base: "TrialConfig", args: Args) -> "TrialConfig":
 
 def plans(args: Args) -> Plans:
     """Every trial; `none` once per seed."""
-    base = args.base()
+    base, mixing = args.base(), args.mixing
     curriculum = with_curriculum(base, args)
     yield from (arm(base, "none", 0, seed) for seed in args.seeds)
     for ipc, seed in product(args.ipcs, args.seeds):
-        yield from (arm(base, name, ipc, seed) for name in ("condensed_only", "mixed", "guided"))
-        yield from (arm(curriculum, name, ipc, seed, f"{name}_curriculum") for name in ("mixed", "guided"))
+        yield arm(base, "condensed_only", ipc, seed)
+        yield from (arm(base, name, ipc, seed, prior=args.prior) for name in mixing)
+        yield from (arm(curriculum, name, ipc, seed, f"{name}_curriculum", prior=args.prior) for name in mixing)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which guidance, with which weights and how many inversion steps, teaches best with a few condensed images per class?
 
-Optuna proposes configs of the space; agreement with the teacher on the proxy set decides. Then the best, and the
-default, are run again with seeds that the search has not seen: the claim is their paired difference, whatever its sign.
+Optuna proposes configs of the space; agreement with the teacher on the proxy set decides. Then the best, the same
+without guides, and the default are run again with seeds that the search has not seen: the claim is paired differences.
 
     python experiments/search_guidance.py --trials 24 --pruner asha
 """
@@ -20,7 +20,7 @@ class Args(SearchFlags):
     space: Path = Path(__file__).parents[1] / "search_spaces" / "guidance.yaml"
     """A YAML file of a config with open leaves."""
     best: int = 3
-    """So many of the best trials are run again, beside the default."""
+    """So many of the best trials are run again, with and without their guidance, beside the default."""
     new_seeds: tuple[int, ...] = (100, 101, 102)
     out: Path = Path("runs/search_guidance")
 

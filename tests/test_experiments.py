@@ -19,12 +19,14 @@ from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.guidance.guidance import Augmentation
+from condkd_ray.runs.arms import PRIOR, Prior
 from condkd_ray.runs.presets import NAMES as SYSTEMS
 
 SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.py") if not path.name.startswith("benchmark"))
 NAMES = [path.stem for path in SCRIPTS if "def plans(" in path.read_text()]
 CHEAPER = {"validate_proxy": {(12, 5, 128)}}
 """Rounds, student steps a round and batch, where a question is about poor trials too."""
+PRIOR_OF_GUIDED = {"oh_weight": PRIOR.weight, "oh_temperature": PRIOR.temperature}
 TINY = {
     "inversion": {"steps": 1, "batch": 128, "width": 8, "latent": 16},
     "distiller": {"steps": 2, "batch": 32},
@@ -79,13 +81,32 @@ def test_guidance_names_what_differs_and_each_share_has_its_mixed():
     plans = planned("ablate_guidance", forms=("mmd", "moments"), layers=("penultimate", "stages.1"), shares=(0.5, 0.25),
                     weights=(1.0,), seeds=(0,))  # fmt: skip
     assert [plan.arm for plan in plans] == [
-        *("none", "mixed", "mmd penultimate share 0.5", "mmd stages.1 share 0.5"),
+        *("none", "mixed", "mixed_prior", "mmd penultimate share 0.5", "mmd stages.1 share 0.5"),
         *("moments penultimate share 0.5", "moments stages.1 share 0.5"),
-        *("mixed share 0.25", "mmd penultimate share 0.25", "mmd stages.1 share 0.25"),
+        *("mixed share 0.25", "mixed_prior share 0.25", "mmd penultimate share 0.25", "mmd stages.1 share 0.25"),
         *("moments penultimate share 0.25", "moments stages.1 share 0.25"),
     ]
-    assert plans[3].config.guidance.layers == ("stages.1",)
-    assert {plan.config.distiller.condensed_share for plan in plans[6:]} == {0.25}
+    assert plans[4].config.guidance.layers == ("stages.1",)
+    assert {plan.config.distiller.condensed_share for plan in plans[7:]} == {0.25}
+    # Every form has the class prior of its control.
+    for share in (plans[2:7], plans[8:]):
+        assert {plan.config.inversion for plan in share} == {replace(plans[1].config.inversion, **PRIOR_OF_GUIDED)}
+
+
+@pytest.mark.parametrize("name", ["ablate_guidance", "few_shot", "compare_methods", "ablate_memory"])
+def test_guided_means_one_thing_in_every_script_and_without_a_prior_there_is_no_control(name):
+    flags = {"seeds": (0,), "ipcs": (2,)} | ({} if name in ("ablate_guidance", "few_shot") else {"condensed": True})
+    own, given = {}, Prior(3.0, 5.0)
+    for weight in (0.0, given.weight):
+        plans = planned(name, prior_weight=weight, prior_temperature=given.temperature, **flags)
+        assert any(plan.arm.startswith("mixed_prior") for plan in plans) == (weight > 0 and name != "ablate_memory")
+        guided = {p.arm: p.config.inversion for p in plans if not isinstance(p.config.guidance, NoGuidance)}
+        assert guided
+        own = own or guided
+        for label, inversion in guided.items():
+            soft = next(plan.config.targets.soft for plan in plans if plan.arm == label)
+            changes = {"oh_weight": 3.0} | ({} if soft else {"oh_temperature": 5.0}) if weight else {}
+            assert inversion == replace(own[label], **changes)
 
 
 def test_memories_differ_in_the_memory_alone():
@@ -118,7 +139,7 @@ def test_at_each_scale_memories_are_of_one_size_and_arms_differ_by_one_part():
 def test_every_condenser_stands_beside_as_many_random_real_images(tmp_path):
     plans = planned("ablate_condensation", ipcs=(1, 20), seeds=(0,), condensers=("trajectory_matching", "herding"))
     names = ("random_real", "trajectory_matching", "herding")
-    arms = [f"{who} {name}" for name in names for who in ("condensed_only", "mixed", "guided")]
+    arms = [f"{who} {name}" for name in names for who in ("condensed_only", "mixed", "mixed_prior", "guided")]
     assert [(plan.arm, plan.ipc) for plan in plans if plan.arm.startswith("guided")] == [
         (f"guided {name}", ipc) for name in names for ipc in (1, 20)
     ]
@@ -159,9 +180,9 @@ def test_pairs_and_condensed_images_are_told_in_the_arms():
     flags = {"methods": ("fast",), "seeds": (0,), "pairs": ("resnet-8-16/resnet-8-8", "wrn-16-1/resnet-8-8")}
     plans = planned("compare_methods", condensed=True, equal=("proportion",), **flags)
     assert [plan.arm for plan in plans] == [
-        f"{w} fast ({pair})" for pair in flags["pairs"] for w in ("mixed", "guided")
+        f"{w} fast ({pair})" for pair in flags["pairs"] for w in ("mixed", "mixed_prior", "guided")
     ]
-    assert [plan.config.teacher.network.name for plan in plans] == ["resnet", "resnet", "wrn", "wrn"]
+    assert [plan.config.teacher.network.name for plan in plans] == [*["resnet"] * 3, *["wrn"] * 3]
     with pytest.raises(InputError, match="--pairs is 'wrn-16-1'; accepted: TEACHER/STUDENT"):
         planned("compare_methods", pairs=("wrn-16-1",))
 
@@ -185,6 +206,7 @@ def test_the_curriculum_begins_real_and_ends_synthetic():
     assert shares == pytest.approx([0.9, 0.2, 0.2], abs=0.01)
     assert config.guidance.schedule.at(1.0) == pytest.approx(0.2 / 0.9)
     assert isinstance(plans["mixed_curriculum"].guidance, NoGuidance)
+    assert plans["mixed_prior_curriculum"] == replace(config, guidance=NoGuidance())
     assert plans["mixed"].condensation.name == "random_real"
 
 
@@ -192,7 +214,8 @@ def test_the_curriculum_begins_real_and_ends_synthetic():
 @pytest.mark.parametrize(
     ("name", "flags", "told"),
     [
-        ("ablate_guidance", ["--forms", "projection", "--weights", "1", "--ipcs", "2"], "projection - mixed"),
+        ("ablate_guidance", ["--forms", "projection", "--weights", "1", "--ipcs", "2"], "projection - mixed "),
+        ("ablate_guidance", ["--forms", "mmd", "--weights", "1", "--ipcs", "2"], "mmd - mixed_prior "),
         ("ablate_memory", ["--memories", "latest", "generative"], "generative - latest"),
         ("few_shot", ["--ipcs", "1"], "guided_curriculum - mixed"),
         ("ablate_scale", ["--scales", "0.1"], "modulated 0.1 - prioritized 0.1"),

@@ -20,6 +20,7 @@ def base_config(flags: Flags) -> TrialConfig:
     accepted = "one or more integers >= 1 (without condensed images is the arm none)"
     require(bool(flags.ipcs) and min(flags.ipcs) >= 1, "--ipcs", flags.ipcs, accepted)
     require(bool(flags.seeds) and min(flags.seeds) >= 0, "--seeds", flags.seeds, "one or more integers >= 0")
+    flags.prior  # noqa: B018  refused here, whatever the arms
     own = {name: getattr(flags, name) for name in ("size", "val_fraction", "train_file", "test_file")}
     if flags.size is None:
         del own["size"]  # then a card may tell it

@@ -17,7 +17,7 @@ from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import Tell, tell_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.locks import claim_early
-from condkd_ray.runs.arms import arm, spread
+from condkd_ray.runs.arms import PRIOR, Arm, Prior, arm, spread
 from condkd_ray.runs.options import Options
 from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.subset import TestRounds
@@ -52,6 +52,11 @@ class Flags(TeacherFlags, Options):
     guidance: str = "discriminator"
     guidance_weight: float | None = None
     """Weight of the guidance in the inversion's loss; the method's default if not given."""
+    prior_weight: float = PRIOR.weight
+    """Of the tempered class prior, weight x CE(teacher's logits / temperature, class), which the arms mixed_prior,
+    guided and guided_only have in the place of the inversion's own. 0: no arm has it, and there is no mixed_prior."""
+    prior_temperature: float = PRIOR.temperature
+    """Of that prior. Soft targets have a temperature of their own, which is taken with them."""
     condensation: str = "distribution_matching"
     condensed_path: Path | None = None
     """A condensed set of somebody else's: a DC/DSA/DM .pt, a KIP .npz, Parquet, or an image folder."""
@@ -106,6 +111,16 @@ class Flags(TeacherFlags, Options):
         from condkd_ray.commands.base_config import base_config
 
         return base_config(self)
+
+    @property
+    def prior(self) -> Prior:
+        """The class prior of the guided arms and their control. Raises `InputError`."""
+        return Prior(self.prior_weight, self.prior_temperature)
+
+    @property
+    def mixing(self) -> tuple[Arm, ...]:
+        """The arm guided and before it those that it is read against, the nearest last."""
+        return ("mixed", "mixed_prior", "guided") if self.prior_weight else ("mixed", "guided")
 
     @property
     def teacher_label(self) -> str:

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 QUESTION = "Does guiding the inversion with these few images help here, and at what cost?"
 FEW_REAL = "'Real' in the diagnosis are the guides and what a class has beyond them; without more, it is 'condensed'."
-ARMS: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "guided")
+ARMS: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "mixed_prior", "guided")
 CONFIG = "guided.yaml"
 """The guided trial of seed 0, in the output folder: for `condkd train`, and for the same command to know its rounds."""
 MOST_GUIDES = 10
@@ -130,7 +130,7 @@ def try_out(command: Try) -> int:
     with connect(view=TERMINAL):
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
         base = replace(base, rounds=rounds_of(command, base, workshop, begin))
-        atomic_write(command.out / CONFIG, dump(base).encode())
+        atomic_write(command.out / CONFIG, dump(_guided(base)).encode())
         plans = [arm(base, name, base.ipc, seed) for name in ARMS for seed in command.seeds]
         kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
         flags = Flags(**{name: getattr(command, name) for name in kept})
@@ -140,7 +140,7 @@ def try_out(command: Try) -> int:
 
 
 def configure(command: Try, workshop: Workshop) -> TrialConfig:
-    """The guided trial, less its rounds. Raises `InputError` for what does not fit together."""
+    """The base of all arms, less its rounds. Raises `InputError` for what does not fit together."""
     known = _known(command)
     data, recipe, dataset = known.data, known.teacher, workshop.data(known)
     if recipe.module is None and recipe.weights is not None:
@@ -155,7 +155,7 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
         base = from_tree(merge(to_tree(base), read_tree(command.config)), str(command.config))
     guided = base.condensation is not None and not isinstance(base.guidance, NoGuidance)
     require(guided, f"guidance in {command.config}", base.guidance.name, "one that guides, with a condensation")
-    workshop.check(base)
+    workshop.check(_guided(base))
     return base
 
 
@@ -188,6 +188,11 @@ def _known(command: Try) -> TrialConfig:
     return from_tree(tree, "flags")
 
 
+def _guided(base: TrialConfig) -> TrialConfig:
+    """The trial of the arm guided at the base's own seed."""
+    return arm(base, "guided", base.ipc, base.seed).config
+
+
 def _most_guides(command: Try, dataset: Dataset) -> int:
     fewest = int(dataset.train.labels.bincount(minlength=dataset.num_classes).min()) - 1
     if command.guides is None:
@@ -204,7 +209,7 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
         return asked
     if (command.out / CONFIG).is_file():
         known = read(command.out / CONFIG)
-        if content_hash(known) == content_hash(replace(base, rounds=known.rounds)):
+        if content_hash(known) == content_hash(_guided(replace(base, rounds=known.rounds))):
             log.info(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
@@ -212,7 +217,8 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
     tried = [arm(base, name, base.ipc, command.seeds[0]) for name in ("guided", "condensed_only")]
     guided, alone = (round_seconds(plan, workshop.prepare(plan.config)) for plan in tried)
     # Each synthetic arm is taken to be as dear as the guided.
-    each, trials = len(command.seeds) * (3 * guided + alone), len(command.seeds) * len(ARMS)
+    synthetic = len(ARMS) - 1
+    each, trials = len(command.seeds) * (synthetic * guided + alone), len(command.seeds) * len(ARMS)
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
     most = int(left * at_once / each) - base.inversion.warm_up
     rounds = min(max(most, LEAST_ROUNDS), MOST_ROUNDS)

@@ -36,8 +36,13 @@ from condkd_ray.core.records import Record, arm_rank
 ACCURACY = "student/test_accuracy"
 Baseline = str | dict[str, str]
 """The arm that all are compared with, or for each arm its own."""
-PAIRS = (("guided", "mixed"), ("mixed", "condensed_only"), ("guided", "condensed_only"), ("guided_only", "guided"))
-"""Compared beside each arm minus the baseline and minus `none`."""
+GUIDED, MIXED, PRIOR = "guided", "mixed", "mixed_prior"
+CONTROLS = ((GUIDED, MIXED), (GUIDED, PRIOR), (PRIOR, MIXED))
+"""What all of guidance gives, what of it needs the condensed images as guides, and what a class prior gives without."""
+PAIRS = (("mixed", "condensed_only"), ("guided", "condensed_only"), ("guided_only", "guided"))
+"""Compared beside each arm minus the baseline and minus `none`, and beside the controls."""
+UNGUIDED = " unguided"
+"""Ends the name of an arm that is another one without its guidance."""
 LEVEL = 0.95
 Interval = tuple[float, float]
 """Ends of a 95 % interval."""
@@ -183,13 +188,13 @@ def difference(
 def comparisons(
     records: Sequence[Record], labels: Sequence[int] = (), *, baseline: Baseline = "none", metric: str = ACCURACY
 ) -> list[Difference]:
-    """Each arm minus its baseline and minus `none`, and `PAIRS`; no two arms twice.
+    """Each arm minus its baseline and minus `none`, `controlled`, and `PAIRS`; no two arms twice.
 
     At each IPC at which both arms have a finished trial of a common seed.
     """
     arms = sorted({record.arm for record in records}, key=arm_rank)
     own = {arm: baseline if isinstance(baseline, str) else baseline.get(arm, "none") for arm in arms}
-    wanted = [*own.items(), *((arm, "none") for arm in arms), *PAIRS]
+    wanted = [*own.items(), *((arm, "none") for arm in arms), *controlled(arms, own), *PAIRS]
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for left, right in wanted:
         if left != right:
@@ -200,6 +205,19 @@ def comparisons(
         for ipc in _common_ipcs(_ipcs(records, left, metric), _ipcs(records, right, metric))
     ]
     return [one for one in found if one is not None]
+
+
+def controlled(arms: Sequence[str], own: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Pairs of arms that tell what guides are worth, from how the arms are called; `own`: the baseline of each.
+
+    `CONTROLS` of `guided` and of arms such as `guided fast`; an arm and itself unguided; and an arm that is
+    read against a mixed_prior, also against the mixed of the same name.
+    """
+    tails = [arm.removeprefix(first) for first in (GUIDED, PRIOR) for arm in arms if arm.startswith(first)]
+    found = [(f"{left}{tail}", f"{right}{tail}") for tail in tails for left, right in CONTROLS]
+    found += [(arm.removesuffix(UNGUIDED), arm) for arm in arms if arm.endswith(UNGUIDED)]
+    found += [(arm, f"{MIXED}{one.removeprefix(PRIOR)}") for arm, one in own.items() if one.startswith(PRIOR)]
+    return [(left, right) for left, right in found if {left, right} <= set(arms)]
 
 
 def p_value(one: Difference) -> float | None:

@@ -1,32 +1,62 @@
 """The standard arms of an experiment, and what they are called.
 
-Arms differ in who sees the condensed images: the student, the inversion, both or neither.
+Arms differ in who sees the condensed images: the student, the inversion, both or neither. One more, `mixed_prior`,
+differs from `mixed` in the inversion's class prior alone, which is that of the guided arms.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from condkd_ray.core.method import Schedule, require
 from condkd_ray.trial.plan import Plan
 
 if TYPE_CHECKING:
+    from condkd_ray.methods.inversion import AnyInversion
     from condkd_ray.trial.config import TrialConfig
 
-Arm = Literal["none", "condensed_only", "mixed", "guided", "guided_only", "real"]
+Arm = Literal["none", "condensed_only", "mixed", "mixed_prior", "guided", "guided_only", "real"]
 ONCE = ("none", "real")
 """Arms without condensed images: one trial a seed, whatever the IPCs."""
+TEMPERED: tuple[Arm, ...] = ("mixed_prior", "guided", "guided_only")
+"""Arms whose inversion has the tempered class prior in the place of its own."""
+BOTH: tuple[Arm, ...] = ("mixed", "mixed_prior", "guided")
+"""Arms whose student sees condensed and synthetic images."""
 
 
-def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> Plan:
+@dataclass(frozen=True)
+class Prior:
+    """A tempered class prior, weight x CE(teacher's logits / temperature, class), in the place of an inversion's own.
+
+    The weight and temperature are our choice. Weight 0: every arm keeps the inversion's own. Raises `InputError`.
+    """
+
+    weight: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight < math.inf, "--prior-weight", self.weight, "a number >= 0; at 0 no arm has the prior")
+        require(0 < self.temperature < math.inf, "--prior-temperature", self.temperature, "a number > 0")
+
+
+PRIOR = Prior(weight=100.0, temperature=8.0)
+"""Provisional; see LOG."""
+
+
+def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, prior: Prior = PRIOR) -> Plan:
     """The trial of arm `name` at `ipc` images a class; all arms take the same student steps of the same size.
 
-    `none`: no condensed images. `condensed_only`: no synthetic ones. `mixed`: both, in the base's share. `guided`:
-    mixed, under the base's guidance. `guided_only`: guided, but the student sees synthetic images alone. `real`: KD on
-    all real data. `label`: another name for it in tables. Where the base has `mix: concat`, the steps of `mixed` and
-    `guided` are larger than those of the others.
+    `none`: no condensed images. `condensed_only`: no synthetic ones. `mixed`: both, in the base's share. `mixed_prior`:
+    mixed, with the class prior `prior` in the place of the inversion's own; it uses no condensed image as a guide.
+    `guided`: mixed_prior, under the base's guidance. `guided_only`: guided, but the student sees synthetic images
+    alone. `real`: KD on all real data. So guided - mixed_prior is what the condensed images add as guides, and
+    mixed_prior - mixed what a class prior gives without any.
+
+    `label`: another name for it in tables. Where the base has `mix: concat`, the steps of the arms that mix are larger
+    than those of the others. Raises `InputError` where the inversion cannot have that prior.
     """
     # Here, as scripts import this beside their flags, and these import PyTorch.
     from condkd_ray.methods.condensation import AllReal
@@ -36,7 +66,7 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
     from condkd_ray.methods.targets import Balanced
 
     distiller, few = base.distiller, base.condensation
-    alone, both = name in ("condensed_only", "real"), name in ("mixed", "guided")
+    alone, both = name in ("condensed_only", "real"), name in BOTH
     share = distiller.condensed_share if both else 1.0 if alone else 0.0
     config = replace(
         base,
@@ -44,7 +74,7 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
         condensation=AllReal() if name == "real" else None if name == "none" or few is None else replace(few, ipc=ipc),
         # Soft targets are asked of the inversion, so where there is none they go with it.
         targets=Balanced() if alone else base.targets,
-        inversion=NoInversion() if alone else base.inversion,
+        inversion=NoInversion() if alone else _tempered(base, name, prior) if name in TEMPERED else base.inversion,
         guidance=base.guidance if name.startswith("guided") else NoGuidance(),
         memory=Growing() if alone else base.memory,
         pipeline=None if alone else base.pipeline,
@@ -56,6 +86,27 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "") -> P
         ),
     )
     return Plan(label or name, 0 if name in ONCE else ipc, seed, config)
+
+
+def _tempered(base: TrialConfig, name: Arm, prior: Prior) -> AnyInversion:
+    """The base's inversion with `prior`. Raises `InputError` where it has no such field, or `name` would be `mixed`."""
+    inversion, soft, own = base.inversion, base.targets.soft, "--prior-weight 0, with which no arm has the prior"
+    named = {field.name for field in fields(inversion)}
+    there = not prior.weight or {"oh_weight", "oh_temperature"} <= named
+    accepted = f"one with the fields oh_weight and oh_temperature, such as fast; or {own}"
+    require(there, f"inversion of the arm {name}", inversion.name, accepted)
+    # Soft targets are probabilities at a temperature of their own, and the prior's is then that.
+    theirs = getattr(base.targets, "temperature", PRIOR.temperature)
+    fits = not (soft and prior.weight) or prior.temperature in (PRIOR.temperature, theirs)
+    accepted = f"{theirs:g}, their own, which is taken if it is not given; or {own}"
+    require(fits, f"--prior-temperature beside targets {base.targets.name}", prior.temperature, accepted)
+    given = {"oh_weight": prior.weight} | ({} if soft else {"oh_temperature": prior.temperature})
+    found = replace(inversion, **given) if prior.weight else inversion
+    accepted = "another prior than the inversion's own; with that one mixed_prior is mixed, so leave the arm out"
+    told = f"weight {prior.weight:g}, temperature {prior.temperature:g}"
+    differs = name != "mixed_prior" or found != inversion
+    require(differs, "prior of the arm mixed_prior (--prior-weight, --prior-temperature)", told, accepted)
+    return found
 
 
 def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[Plan]:

@@ -19,6 +19,8 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import read_records
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.view import SILENT, View
+from condkd_ray.methods.guidance import NoGuidance
+from condkd_ray.report.statistics import UNGUIDED
 from condkd_ray.runs import experiment
 from condkd_ray.runs.estimate import explain_search
 from condkd_ray.runs.options import Options, RunResult
@@ -244,14 +246,20 @@ def confirm(
 ) -> RunResult:
     """Run the best trials of a finished search again with other seeds, beside the space's default, and compare these.
 
-    Results lie in `confirmed` below the search's.
+    Each of the best that is guided is also run unguided, with all else as the search chose it, its class prior too:
+    what it is above that, only guides give. Results lie in `confirmed` below the search's.
     """
     seen = default(tree).seed
     require(best >= 1, "--best", best, "an integer >= 1")
     require(seen not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {seen}")
     study = study_of(tree, spec)
     arms = {"default": default(tree)}
-    arms |= {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}
+    chosen = {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}
+    arms |= chosen | {
+        f"{arm}{UNGUIDED}": dataclasses.replace(config, guidance=NoGuidance())
+        for arm, config in chosen.items()
+        if not isinstance(config.guidance, NoGuidance)
+    }
     twins = {config: arm for arm, config in reversed(arms.items())}
     plans = [
         Plan(arm, config.ipc, seed, dataclasses.replace(config, seed=seed), spec.share)

@@ -114,6 +114,10 @@ class TrialConfig(Method):
         require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
         takes = not self.targets.soft or self.inversion.hears == "answers"
         require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", HEARING)
+        temperature = getattr(self.inversion, "oh_temperature", 1.0)
+        accepted = "1: soft targets have a temperature of their own, which is that of the class prior then"
+        fits = temperature == 1 or not self.targets.soft
+        require(fits, f"inversion oh_temperature beside targets {self.targets.name}", temperature, accepted)
         require(not idle or self.pipeline is None, "pipeline without an inversion", self.pipeline, "none")
         several = self.producers > 1 and self.inversion.warm_up > 0
         require(not several, "pipeline producers for an inversion that warms up", self.producers, "1, who does so")

@@ -1,4 +1,4 @@
-"""(g) The full published recipe of Fast; (h) mixed, mixed with a class prior and guided at a hundredth of it."""
+"""(g) The full published recipe of Fast; (h) mixed, mixed_prior and guided at a hundredth of it."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from condkd_ray.core.records import Outcome
 from condkd_ray.methods.condensation import RandomReal
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.supervised import bf16_pays
-from condkd_ray.runs.arms import arm
+from condkd_ray.runs.arms import Arm, arm
 from condkd_ray.runs.presets import scaled
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.plan import trial_hash
@@ -25,8 +25,6 @@ SECONDS, ACCURACY = 600.0, 0.9405
 """Goals of (g)."""
 SHARE = 0.01
 """Of the published optimiser steps, in (h)."""
-PRIOR = 30.0
-"""Weight of the cross-entropy with the wanted class, the prior: `experiments/LOG.md` has it for CIFAR-10."""
 RESERVE, LEAST = 0.1, 10.0
 """Share of a box, at most so many seconds, in which no round is begun: the last one has to end, and be saved."""
 TOLD_EVERY = 5.0
@@ -101,9 +99,8 @@ def arms_of(setup: Setup, whole: TrialConfig) -> dict[str, TrialConfig]:
         guidance=Discriminator(),
         distiller=replace(base.distiller, condensed_share=0.5),
     )
-    mixed, guided = (arm(base, name, setup.sizes.per_class, 0).config for name in ("mixed", "guided"))
-    prior = replace(mixed, inversion=replace(mixed.inversion, oh_weight=PRIOR))  # type: ignore[call-arg]
-    return {"mixed": mixed, "mixed with a class prior": prior, "guided": guided}
+    names: tuple[Arm, ...] = ("mixed", "mixed_prior", "guided")
+    return {name: arm(base, name, setup.sizes.per_class, 0).config for name in names}
 
 
 @dataclass

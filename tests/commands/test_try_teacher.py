@@ -92,16 +92,20 @@ def test_it_tells_teacher_table_differences_cost_and_one_verdict(tried: subproce
         "of your 60 images as their folders do; 30 of them are held out for the verdict, 2 a class guide."
         in tried.stdout
     )
-    assert "8 trials, " in tried.stderr
+    assert "10 trials, " in tried.stderr
     assert "the teacher was asked" in tried.stderr
     for arm in ARMS:
         assert sum(line.startswith(f"{arm} ") for line in tried.stdout.splitlines()) == 1
     assert "accuracy, guided - mixed " in tried.stdout
+    assert "accuracy, guided - mixed_prior " in tried.stdout
+    assert "accuracy, mixed_prior - mixed " in tried.stdout
     assert "agreement, guided - none " in tried.stdout
     told = tried.stdout.strip().splitlines()[-1]
     assert told.startswith("Verdict: with 2 seeds ")
     assert "over the 30 held-out images" in told
     assert "times the CPU time of mixing" in told
+    assert "; as guides your images " in told
+    assert "and a class prior without any guide gives " in told
 
 
 def test_it_leaves_a_result_folder_with_the_verdict_in_it(tried: subprocess.CompletedProcess[str], home: Path):
@@ -124,7 +128,7 @@ def test_the_same_again_runs_nothing_and_tells_the_same(
     assert try_out(flags(home)) == 0
     again = capsys.readouterr()
     assert any("rounds a trial, as chosen before" in line for line in heard)
-    assert any("8 trials, 8 of them finished before" in line for line in heard)
+    assert any("10 trials, 10 of them finished before" in line for line in heard)
     assert again.out.strip() == tried.stdout.strip()
     assert {path.name: path.stat().st_mtime_ns for path in (home / "out" / "records").iterdir()} == before
     manifest = read_manifest(home / "out")
@@ -157,7 +161,7 @@ def test_what_a_teacher_reads_comes_from_flags_before_the_card(home: Path):
     assert (own.data.mean, own.data.flip_ok, own.condensation.ipc) == ((0.5,), True, 1)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("minutes", "wanted"), [(10.0, 143), (100.0, 200), (0.1, 3)])
+@pytest.mark.parametrize(("minutes", "wanted"), [(10.0, 115), (100.0, 200), (0.1, 3)])
 def test_as_many_rounds_as_fit_into_the_minutes(
     home: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, wanted: int
 ):
@@ -165,7 +169,7 @@ def test_as_many_rounds_as_fit_into_the_minutes(
     monkeypatch.setattr(try_teacher, "round_seconds", lambda plan, prepared: 1.0)
     monkeypatch.setattr(try_teacher, "slots", lambda cpus, gpus: 2)
     workshop, command = Workshop(home / "cache"), flags(home, minutes=minutes, out=home / "unused")
-    # 575 s of 10 minutes for 2 seeds of 4 arms, 2 trials at once.
+    # 575 s of 10 minutes for 2 seeds of 5 arms, 2 trials at once.
     assert try_teacher.rounds_of(command, configure(command, workshop), workshop, 0.0) == wanted
 
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import losses as reference
 from torch.optim import Adam
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config, wrap
 
@@ -19,7 +20,19 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, Codec, to_unit
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance.guidance import Unguided
-from condkd_ray.methods.inversion import AnyInversion, Cmi, DeepInversion, Dfq, Fast, Nayer, NoInversion, PreDfkd
+from condkd_ray.methods.inversion import (
+    AnyInversion,
+    Cmi,
+    DeepInversion,
+    Dfad,
+    Dfq,
+    Fast,
+    Nayer,
+    NoInversion,
+    PreDfkd,
+    Zskt,
+)
+from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial import config
 from contracts.toy_methods import (
@@ -43,6 +56,8 @@ each_term = pytest.mark.parametrize(
     [pytest.param(kind, term, id=f"{kind.__name__}-{term}") for kind in INVERTERS for term in weights_of(kind)],
 )
 
+OWN_PRIOR = {Dfad, Dfq, Zskt}
+"""Hosts that have no class prior as published: at their default weight of 0 it is not even computed."""
 TEACHER_DETACHED = {PreDfkd}
 """Hosts in whose adversarial term the released code takes the teacher's answer as a constant."""
 
@@ -116,12 +131,50 @@ def test_every_loss_term_alone_moves_the_images(kind, term):
 
 @each_inverter
 def test_the_loss_is_the_weighted_sum_of_the_logged_terms(kind):
-    inversion = small(kind, steps=2)
+    published, terms = small(kind, steps=2), weights_of(kind)
+    _, metrics = synthesize(published, guide=Puller())
+    assert ("inversion/oh" in metrics) == (kind not in OWN_PRIOR)
+    inversion = replace(published, oh_weight=published.oh_weight or 0.3)
     _, metrics = synthesize(inversion, guide=Puller())
-    terms = weights_of(kind)
     total = sum(getattr(inversion, f"{term}_weight") * metrics[f"inversion/{term}"] for term in terms)
     assert metrics["inversion/loss"] == pytest.approx(total + metrics["inversion/guide"], rel=1e-4)
     assert metrics.keys() == {f"inversion/{name}" for name in [*terms, "guide", "loss"]}
+
+
+@each_inverter
+def test_a_class_prior_is_that_of_the_tempered_answers(kind):
+    """Asked of what the guide is shown of the only step, whoever wants the class: targets or the teacher's argmax."""
+    found, made = {}, {}
+    for temperature in (1.0, 8.0):
+        inversion, guide = small(kind, steps=1, oh_weight=0.3, oh_temperature=temperature), Puller()
+        _, metrics = synthesize(inversion, guide=guide)
+        (_, seen, labels), *_ = guide.shown
+        assert (labels == seen.logits.argmax(1)).all() or not issubclass(kind, Unconditional)
+        told = reference.mean(reference.class_prior(seen.logits.tolist(), labels.tolist(), temperature))
+        assert metrics["inversion/oh"] == pytest.approx(told, rel=1e-4)
+        found[temperature] = metrics["inversion/oh"]
+    assert found[1.0] != pytest.approx(found[8.0], rel=1e-2)
+    for temperature in (1.0, 8.0):
+        changes = {"steps": 6, "lr": 0.05, "oh_weight": 3.0, "oh_temperature": temperature}
+        inversion, rng, teacher = small(kind, **changes), Streams(0), make_teacher()
+        carried = inversion.init(teacher, rng)
+        for _ in range(2):
+            made[temperature] = synthesize(inversion, carried, rng=rng, teacher=teacher)[0].images
+    assert not torch.equal(made[1.0], made[8.0])
+
+
+@each_inverter
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_class_prior_needs_a_temperature_above_0(kind, temperature):
+    with pytest.raises(InputError, match=f"inversion oh_temperature is {temperature}; accepted: a number > 0"):
+        small(kind, oh_temperature=temperature)
+
+
+@each_inverter
+def test_a_class_prior_and_its_temperature_are_told_to_be_our_choice(kind):
+    assert "oh_temperature" in kind.ours
+    assert kind().oh_temperature == 1
+    assert ("oh_weight" in kind.ours) == (kind().oh_weight == 0) == (kind in OWN_PRIOR)
 
 
 @each_inverter
@@ -328,7 +381,7 @@ def test_a_nan_of_the_teacher_is_named_by_a_term_that_asks_it(kind):
         synthesize(small(kind, steps=5), teacher=teacher, guide=guide)
     # A host that looks at two views a step gets its third answer in the second.
     broken = [bool(seen.logits.isnan().any()) for _, seen, _ in guide.shown].index(True)
-    term = "oh" if "oh" in weights_of(kind) else "adv"
+    term = "adv" if kind in OWN_PRIOR else "oh"
     assert f"inversion/{term} is not finite at step {broken + 1}" in str(caught.value)
     assert broken > 0
 

@@ -62,8 +62,9 @@ def logit_l1(student, teacher):
     return losses
 
 
-def class_prior(logits, labels):
-    return [-log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)]
+def class_prior(logits, labels, temperature=1.0):
+    softened = [[value / temperature for value in row] for row in logits]
+    return [-log_softmax(row)[label] for row, label in zip(softened, labels, strict=True)]
 
 
 def norm(values):

@@ -11,8 +11,11 @@ from condkd_ray.report.results import Results
 
 CLASSES, IMAGES, ROUNDS = 10, 400, 4
 LABELS = np.random.default_rng(7).integers(0, CLASSES, IMAGES)
-LEVEL = {"none": 0.60, "condensed_only": 0.40, "mixed": 0.66, "guided": 0.72, "guided_only": 0.63, "real": 0.93}
-SLOPE = {"condensed_only": 0.03, "mixed": 0.008, "guided": 0.007, "guided_only": 0.004}
+LEVEL = {"none": 0.60, "condensed_only": 0.40, "mixed": 0.66, "guided": 0.72, "guided_only": 0.63, "real": 0.93,
+         "mixed_prior": 0.68}  # fmt: skip
+SLOPE = {"condensed_only": 0.03, "mixed": 0.008, "guided": 0.007, "guided_only": 0.004, "mixed_prior": 0.008}
+OLDER = tuple(arm for arm in LEVEL if arm != "mixed_prior")
+"""The arms of records that are older than mixed_prior."""
 WITHOUT_IPC = ("none", "real")
 
 
@@ -78,7 +81,7 @@ def remembering(record: Record) -> Record:
 
 
 def sweep(
-    arms: Sequence[str] = tuple(LEVEL), ipcs: Sequence[int] = (1, 5, 10), seeds: Sequence[int] = range(5)
+    arms: Sequence[str] = OLDER, ipcs: Sequence[int] = (1, 5, 10), seeds: Sequence[int] = range(5)
 ) -> list[Record]:
     """Every arm at every IPC and seed; arms without condensed images once a seed."""
     return [

@@ -234,7 +234,20 @@ def test_each_arm_may_have_a_baseline_of_its_own():
     records = [make_record(arm, 10, 0) for arm in arms]
     own = {arm: f"{arm.split()[0]} real" for arm in arms}
     found = {(one.left, one.right) for one in comparisons(records, baseline=own)}
-    assert found == {("mixed dm", "mixed real"), ("guided dm", "guided real")}
+    with_controls = {("guided dm", "mixed dm"), ("guided real", "mixed real")}
+    assert found == {("mixed dm", "mixed real"), ("guided dm", "guided real"), *with_controls}
+
+
+def test_guided_arms_are_read_against_both_controls_of_their_name():
+    whole = [("guided", "mixed"), ("guided", "mixed_prior"), ("mixed_prior", "mixed")]
+    for tail in ("", " fast", "_curriculum"):
+        arms = [f"{arm}{tail}" for arm in ("mixed", "mixed_prior", "guided")]
+        found = {(one.left, one.right) for one in comparisons([make_record(arm, 10, 0) for arm in arms])}
+        assert found == {(f"{left}{tail}", f"{right}{tail}") for left, right in whole}
+    records = [make_record(arm, 10, 0) for arm in ("mixed", "mixed_prior", "mmd", "trial 3", "trial 3 unguided")]
+    found = {(one.left, one.right) for one in comparisons(records, baseline={"mmd": "mixed_prior"})}
+    forms = {("mmd", "mixed_prior"), ("mmd", "mixed"), ("mixed_prior", "mixed")}
+    assert found == {*forms, ("trial 3", "trial 3 unguided")}
 
 
 def test_a_comparison_needs_both_arms():

@@ -1,18 +1,22 @@
 """The standard arms: they differ in who sees the condensed images, and in nothing else."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import pytest
 from toy import toy_config
 
-from condkd_ray.core.method import Schedule
+from condkd_ray.commands.experiment import Flags
+from condkd_ray.core.method import InputError, Schedule
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Mmd, NoGuidance
-from condkd_ray.methods.inversion import NoInversion
-from condkd_ray.runs.arms import ONCE, Arm, arm
+from condkd_ray.methods.inversion import AnyInversion, Fast, NoInversion
+from condkd_ray.methods.inversion.inversion import Inversion
+from condkd_ray.methods.targets import Soft
+from condkd_ray.runs.arms import ONCE, PRIOR, Arm, Prior, arm
 
+BOTH = ("mixed", "mixed_prior", "guided")
 FALL = Schedule(end=0.5)
 BASE = toy_config(guidance=Mmd(), distiller=Distiller(condensed_share=0.25, share_schedule=FALL))
 
@@ -23,6 +27,7 @@ BASE = toy_config(guidance=Mmd(), distiller=Distiller(condensed_share=0.25, shar
         ("none", False, True, False, 0.0),
         ("condensed_only", True, False, False, 1.0),
         ("mixed", True, True, False, 0.25),
+        ("mixed_prior", True, True, False, 0.25),
         ("guided", True, True, True, 0.25),
         ("guided_only", True, True, True, 0.0),
     ],
@@ -34,7 +39,7 @@ def test_who_sees_the_condensed_images(name, condensed, inverts, guides, share):
     assert (not isinstance(config.inversion, NoInversion)) == inverts
     assert (not isinstance(config.guidance, NoGuidance)) == guides
     assert config.distiller.condensed_share == share
-    assert (config.distiller.share_schedule == FALL) == (name in ("mixed", "guided"))
+    assert (config.distiller.share_schedule == FALL) == (name in BOTH)
     assert (plan.arm, plan.ipc, plan.seed, config.seed) == (name, 2 if condensed else 0, 7, 7)
 
 
@@ -42,8 +47,8 @@ def test_who_sees_the_condensed_images(name, condensed, inverts, guides, share):
 def test_where_both_kinds_are_seen_they_are_mixed_as_the_base_says(name):
     base = replace(BASE, distiller=Distiller(condensed_share=0.25, mix="concat"))
     distiller = arm(base, name, 2, 0).config.distiller
-    assert distiller.mix == ("concat" if name in ("mixed", "guided") else "share")
-    assert distiller.concatenates == (name in ("mixed", "guided"))
+    assert distiller.mix == ("concat" if name in BOTH else "share")
+    assert distiller.concatenates == (name in BOTH)
 
 
 def test_real_sees_all_real_images_and_no_others():
@@ -68,3 +73,79 @@ def test_all_arms_take_the_same_student_steps(name):
 def test_a_label_is_the_name_in_tables():
     assert arm(BASE, "mixed", 2, 0, "mixed_curriculum").arm == "mixed_curriculum"
     assert set(ONCE) == {"none", "real"}
+
+
+HOSTS = [kind for kind in get_args(AnyInversion) if kind is not NoInversion]
+
+
+@pytest.mark.parametrize("kind", HOSTS, ids=lambda kind: kind.__name__)
+def test_the_guided_arms_and_their_control_have_one_class_prior_and_the_others_the_published_one(kind):
+    base, prior = toy_config(inversion=kind(), guidance=Mmd()), Prior(30.0, 4.0)
+    found = {name: arm(base, name, 2, 0, prior=prior).config for name in get_args(Arm)}
+    for name in ("none", "mixed"):
+        assert found[name].inversion == base.inversion
+    tempered = replace(base.inversion, oh_weight=30.0, oh_temperature=4.0)
+    for name in ("mixed_prior", "guided", "guided_only"):
+        assert found[name].inversion == tempered
+    assert found["mixed_prior"] == replace(found["mixed"], inversion=tempered)
+    assert found["mixed_prior"] == replace(found["guided"], guidance=NoGuidance())
+    assert arm(base, "guided", 2, 0).config.inversion == replace(tempered, oh_weight=100.0, oh_temperature=8.0)
+
+
+def test_without_a_prior_guided_is_as_the_host_has_it_and_there_is_no_mixed_prior():
+    none = Prior(0.0, 8.0)
+    assert arm(BASE, "guided", 2, 0, prior=none).config == replace(
+        arm(BASE, "mixed", 2, 0).config, guidance=BASE.guidance
+    )
+    for same in (none, Prior(0.5, 1.0)):
+        with pytest.raises(InputError, match=r"prior of the arm mixed_prior .*weight .*accepted: another .* is mixed"):
+            arm(BASE, "mixed_prior", 2, 0, prior=same)
+
+
+def test_soft_targets_keep_their_temperature_and_refuse_another():
+    base = toy_config(inversion=Fast(), targets=Soft(temperature=20.0), guidance=Mmd())
+    for prior in (PRIOR, Prior(100.0, 20.0)):
+        assert arm(base, "guided", 2, 0, prior=prior).config.inversion == Fast(oh_weight=100.0)
+    told = "--prior-temperature beside targets soft is 4.0; accepted: 20, their own, .* or --prior-weight 0"
+    with pytest.raises(InputError, match=told):
+        arm(base, "mixed_prior", 2, 0, prior=Prior(100.0, 4.0))
+    assert arm(base, "guided", 2, 0, prior=Prior(0.0, 4.0)).config.inversion == Fast()
+    assert arm(base, "mixed", 2, 0, prior=Prior(100.0, 4.0)).config.inversion == Fast()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strange(Inversion[None]):
+    """An inversion of a user's own, without a class prior."""
+
+    name: str = "strange"
+    pixel_space = "unit"
+
+    @property
+    def images_per_round(self):
+        return 64
+
+    def init(self, teacher, rng):
+        pass
+
+    def synthesize(self, *_, **__):
+        raise NotImplementedError
+
+
+def test_an_inversion_without_a_class_prior_is_refused_where_an_arm_needs_one():
+    base = toy_config(inversion=Strange(), guidance=Mmd())
+    told = "inversion of the arm {} is 'strange'; accepted: one with the fields oh_weight and oh_temperature"
+    for name in ("mixed_prior", "guided", "guided_only"):
+        with pytest.raises(InputError, match=f"{told.format(name)}, such as fast; or --prior-weight 0"):
+            arm(base, name, 2, 0)
+    assert arm(base, "guided", 2, 0, prior=Prior(0.0, 8.0)).config.inversion == Strange()
+    assert arm(base, "mixed", 2, 0).config.inversion == Strange()
+
+
+@pytest.mark.parametrize(("weight", "temperature", "flag"), [
+    (-1.0, 8.0, "--prior-weight is -1.0"), (float("inf"), 8.0, "--prior-weight is inf"),
+    (float("nan"), 8.0, "--prior-weight is nan"), (100.0, 0.0, "--prior-temperature is 0.0"),
+    (100.0, float("nan"), "--prior-temperature is nan"),
+])  # fmt: skip
+def test_a_prior_that_is_none_is_refused_by_the_flags_whatever_the_arms(weight, temperature, flag):
+    with pytest.raises(InputError, match=flag):
+        Flags(prior_weight=weight, prior_temperature=temperature).base()

@@ -4,6 +4,7 @@ from toy import toy_config
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import Fast, NoInversion
+from condkd_ray.methods.targets import Soft
 from condkd_ray.runs.arms import arm
 from condkd_ray.trial.config import Pipeline, from_tree
 
@@ -39,3 +40,13 @@ def test_where_nothing_is_made_there_is_no_pipeline():
     base = toy_config(pipeline=Pipeline())
     assert arm(base, "condensed_only", 1, 0).config.pipeline is None
     assert arm(base, "mixed", 1, 0).config.pipeline == Pipeline()
+
+
+def test_soft_targets_have_a_temperature_of_their_own():
+    told = "inversion oh_temperature beside targets soft is 8.0; accepted: 1: soft targets have a temperature of their"
+    with pytest.raises(InputError, match=told):
+        toy_config(targets=Soft(), inversion=Fast(oh_temperature=8.0))
+    with pytest.raises(InputError, match=f"config: {told}"):
+        from_tree({"targets": "soft", "inversion": {"oh_temperature": 8.0}})
+    assert toy_config(targets=Soft(temperature=4.0)).targets.temperature == 4
+    assert toy_config(inversion=Fast(oh_temperature=8.0)).inversion.oh_temperature == 8

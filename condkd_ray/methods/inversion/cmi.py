@@ -59,7 +59,7 @@ class Cmi(Conditional[CmiState]):
     """
 
     paper = "Fang et al., IJCAI 2021"
-    ours = ("layers", "steps", "batch")
+    ours = ("layers", "steps", "batch", "oh_temperature")
     name: Literal["cmi"] = "cmi"
     hears = "answers"
     layers: Literal["stages", "all"] = "stages"
@@ -78,6 +78,7 @@ class Cmi(Conditional[CmiState]):
     """Of generator, latents and head."""
     bn_weight: float = 1.0
     oh_weight: float = 1.0
+    oh_temperature: float = 1.0
     adv_weight: float = 0.5
     cr_weight: float = 0.8
     cr_temperature: float = 0.1
@@ -93,6 +94,7 @@ class Cmi(Conditional[CmiState]):
     """Largest random shift of the global view, as a share of the side; with a flip where it keeps the class."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.layers in ("stages", "all"), "inversion layers", self.layers, "stages, all")
         for what, least in (("steps", 1), ("batch", 2), ("head", 1), ("negatives", 1)):
             require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")

@@ -21,12 +21,13 @@ class Dafl(Unconditional):
     """
 
     paper = "Chen et al., ICCV 2019"
-    ours = ("steps", "batch", "images_per_round")
+    ours = ("steps", "batch", "images_per_round", "oh_temperature")
     name: Literal["dafl"] = "dafl"
     form: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8}
     batch: int = 128
     """Images a generator step (512 to 1024 in the official code)."""
     oh_weight: float = 0.05
+    oh_temperature: float = 1.0
     ie_weight: float = 5.0
     act_weight: float = 0.01
 

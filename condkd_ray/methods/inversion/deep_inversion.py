@@ -30,7 +30,7 @@ class DeepInversion(Pixelwise):
     """
 
     paper = "Yin et al., CVPR 2020"
-    ours = ("steps", "batch")
+    ours = ("steps", "batch", "oh_temperature")
     name: Literal["deep_inversion"] = "deep_inversion"
     betas: tuple[float, float] = (0.5, 0.9)  # type: ignore[assignment]
     """Of Adam, as in the official ImageNet code; its CIFAR code has PyTorch's (0.9, 0.999)."""
@@ -39,6 +39,7 @@ class DeepInversion(Pixelwise):
     """Adam steps a round (2000 in the official code)."""
     bn_weight: float = 10.0
     oh_weight: float = 1.0
+    oh_temperature: float = 1.0
     tv_weight: float = 1e-3
     l2_weight: float = 0.0
     adv_weight: float = 0.0

@@ -23,7 +23,7 @@ class Dfad(Unconditional):
     """
 
     paper = "Fang et al., arXiv 1912.11006"
-    ours = ("steps", "batch", "images_per_round")
+    ours = ("steps", "batch", "images_per_round", "oh_weight", "oh_temperature")
     name: Literal["dfad"] = "dfad"
     form: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
     steps: int = 4
@@ -34,8 +34,12 @@ class Dfad(Unconditional):
     latent: int = 256
     lr: float = 1e-3
     adv_weight: float = 1.0
-    """Of the only term, against a guide's."""
+    """Of the only term as published, against a guide's."""
+    oh_weight: float = 0.0
+    """Of a class prior towards the teacher's argmax, our choice; at 0 there is none, as published."""
+    oh_temperature: float = 1.0
 
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
-        """`adv`."""
-        return {"adv": -look.mean(logit_l1(student(look.images), look.seen.logits))}
+        """`adv`, and `oh` where it has a weight."""
+        adv = -look.mean(logit_l1(student(look.images), look.seen.logits))
+        return {"adv": adv, **self.own_prior(look)}

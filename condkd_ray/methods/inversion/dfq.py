@@ -30,7 +30,7 @@ class Dfq(Unconditional):
     """
 
     paper = "Choi et al., CVPRW 2020"
-    ours = ("steps", "batch", "images_per_round")
+    ours = ("steps", "batch", "images_per_round", "oh_weight", "oh_temperature")
     name: Literal["dfq"] = "dfq"
     form = Dafl.form
     betas = (0.5, 0.999)
@@ -48,12 +48,16 @@ class Dfq(Unconditional):
     ice_weight: float = 0.1
     bce_weight: float = 0.1
     """The re-run gives bn, ice and bce one weight; the DataFree port has 1, 1 and 20."""
+    oh_weight: float = 0.0
+    """Of a class prior towards the teacher's argmax, our choice; at 0 there is none, as published."""
+    oh_temperature: float = 1.0
 
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
-        """`adv`, `bn`, `ice` and `bce`."""
+        """`adv`, `bn`, `ice` and `bce`, and `oh` where it has a weight."""
         return {
             "adv": -look.mean(divergence(student(look.images), look.seen.logits)),
             "bn": bn_distance(look.seen.bn, *teacher.bn, self.first_bn_factor),
             "ice": look.mean(entropy(look.seen.logits)),
             "bce": negative_entropy(look.seen.logits),
+            **self.own_prior(look),
         }

@@ -55,7 +55,7 @@ class Fast(Conditional[FastState]):
     """
 
     paper = "Fang et al., AAAI 2022"
-    ours = ("batch", "warm_up")
+    ours = ("batch", "warm_up", "oh_temperature")
     name: Literal["fast"] = "fast"
     hears = "answers"
     steps: int = 10
@@ -69,6 +69,7 @@ class Fast(Conditional[FastState]):
     lr_latent: float = 1e-2
     bn_weight: float = 10.0
     oh_weight: float = 0.5
+    oh_temperature: float = 1.0
     adv_weight: float = 1.33
     bn_momentum: float = 0.9
     """Share of remembered BN statistics in the matched ones."""
@@ -86,6 +87,7 @@ class Fast(Conditional[FastState]):
     of the generator anew; 140 in the official code, if at all, at 20 rounds of warm-up."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.steps >= 1, "inversion steps", self.steps, "an integer >= 1")
         require(self.batch >= 2, "inversion batch", self.batch, "an integer >= 2")
         require(0 <= self.bn_momentum < 1, "bn_momentum", self.bn_momentum, "0 <= momentum < 1")

@@ -3,6 +3,7 @@
 Letters: B batch, C channels, H W height and width.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ class Look(NamedTuple):
     """One step's images (B, C, H, W), plain and `augmented`, what the teacher has `seen` of the latter, and what for.
 
     `weight` (B,): what each image counts in the terms that are a mean over images; `beside`: what else the host has
-    drawn for them, such as another view.
+    drawn for them, such as another view; `temperature`: that of the class prior.
     """
 
     images: Tensor
@@ -136,6 +137,7 @@ class Look(NamedTuple):
     targets: Targets
     weight: Tensor
     beside: tuple[Tensor, ...] = ()
+    temperature: float = 1.0
 
     def mean(self, values: Tensor) -> Tensor:
         """The weighted mean of the images' `values` (B,), a scalar."""
@@ -143,9 +145,8 @@ class Look(NamedTuple):
 
     @property
     def oh(self) -> Tensor:
-        """The weighted mean cross-entropy of the teacher's answers with what was wanted, a scalar."""
-        targets = self.targets
-        return self.mean(class_prior(self.seen.logits, targets.answers, targets.temperature))
+        """The class prior: the weighted mean cross-entropy of the teacher's answers with what was wanted, a scalar."""
+        return self.mean(class_prior(self.seen.logits, self.targets.answers, self.temperature))
 
 
 @dataclass
@@ -257,7 +258,9 @@ def judged(
     """What the teacher, the weighing and the host say of a step's images."""
     seen = eye(augmented)
     targets = Targets(seen.logits.argmax(1)) if targets is None else targets
-    look = Look(images, augmented, seen, targets, weigh(seen, targets.labels), beside)
+    # Soft targets are probabilities at a temperature of their own, and mean nothing at another.
+    temperature = host.oh_temperature if targets.soft is None else targets.temperature
+    look = Look(images, augmented, seen, targets, weigh(seen, targets.labels), beside, temperature)
     terms, extra = judge(look)
     loss, *others = (getattr(host, f"{name}_weight") * term for name, term in terms.items())
     for other in others:
@@ -271,10 +274,20 @@ def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:
 
 
 class Host(Inversion[State]):
-    """Base of the inversions that lower a loss; a host's own part is `run`."""
+    """Base of the inversions that lower a loss; a host's own part is `run`.
+
+    It is no dataclass itself: the fields it names are those of the hosts, each in the order of its own.
+    """
 
     pixel_space: ClassVar[PixelSpace] = "unit"
     batch: int
+    oh_temperature = 1.0
+    """Of the class prior, CE(f_T(x) / temperature, y). Cross-entropy at 1, as published, has hardly a gradient once the
+    teacher is sure; at a higher temperature it goes on. Soft targets have a temperature of their own instead."""
+
+    def __post_init__(self) -> None:
+        accepted = "a number > 0"
+        require(0 < self.oh_temperature < math.inf, "inversion oh_temperature", self.oh_temperature, accepted)
 
     @property
     def images_per_round(self) -> int:

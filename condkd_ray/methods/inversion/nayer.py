@@ -80,7 +80,7 @@ class Nayer(Conditional[NayerState]):
     """
 
     paper = "Tran et al., CVPR 2024"
-    ours = ("embedding", "batch", "loops", "warm_up", "warm_up_life")
+    ours = ("embedding", "batch", "loops", "warm_up", "warm_up_life", "oh_temperature")
     name: Literal["nayer"] = "nayer"
     hears = "labels"
     embeddings: Path | None = field(default=None, metadata={"identity": "content"})
@@ -100,6 +100,7 @@ class Nayer(Conditional[NayerState]):
     lr: float = 4e-3
     bn_weight: float = 10.0
     oh_weight: float = 0.5
+    oh_temperature: float = 1.0
     adv_weight: float = 1.33
     bn_momentum: float = 0.9
     """Share of remembered BN statistics in the matched ones."""
@@ -114,6 +115,7 @@ class Nayer(Conditional[NayerState]):
     """Rounds at the beginning that only synthesise, without A (20 epochs of 10 loops in the official scripts)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         least = {"embedding": 1, "steps": 1, "loops": 1, "batch": 2, "life": 1, "warm_up": 0}
         for what, bound in least.items():
             require(getattr(self, what) >= bound, f"inversion {what}", getattr(self, what), f"an integer >= {bound}")

@@ -38,6 +38,7 @@ class Pixelwise(Host[None]):
     """Largest jitter as a share of the side (2 of 32 pixels, 1 of 8); with a flip where it keeps the class."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.steps >= 1, "inversion steps", self.steps, "an integer >= 1")
         require(self.batch >= 2, "inversion batch", self.batch, "an integer >= 2")
         require(self.lr > 0, "inversion lr", self.lr, "> 0")

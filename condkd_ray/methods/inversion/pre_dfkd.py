@@ -29,7 +29,7 @@ class PreDfkd(Unconditional):
     """
 
     paper = "Binici et al., AAAI 2022"
-    ours = ("steps", "batch", "images_per_round")
+    ours = ("steps", "batch", "images_per_round", "oh_temperature")
     name: Literal["pre_dfkd"] = "pre_dfkd"
     form: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8, "spectral": True, "init": "uniform"}
     batch: int = 128
@@ -37,6 +37,7 @@ class PreDfkd(Unconditional):
     lr: float = 0.02
     """As released, for batches of 1024. A tenth of it served batches of 128 better on digits."""
     oh_weight: float = 1.0
+    oh_temperature: float = 1.0
     ie_weight: float = 5.0
     act_weight: float = 0.1
     adv_weight: float = 1.0

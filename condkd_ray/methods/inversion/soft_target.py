@@ -18,13 +18,13 @@ class SoftTarget(Pixelwise):
     r"""Pixel-space inversion towards answers, without batch normalisation: it works for LeNet.
 
     Minimises over images x, for targets y: oh H(y, softmax(f_T(x) / tau)) - act mean|features| + guide(x, y). The
-    targets of a round stay the same in all its steps; tau is theirs, 1 for labels. As DeepInversion here, our choice:
-    Gaussian noise to begin with, pixels kept in the valid range, the images of lowest loss kept, and the whole batch
-    rolled by up to 2 of 32 pixels and mirrored by one coin (the re-implementation: likewise, by up to 4).
+    targets of a round stay the same in all its steps; tau is theirs, `oh_temperature` for labels. As in DeepInversion,
+    our choice: Gaussian noise to begin with, pixels kept in the valid range, the images of lowest loss kept, and the
+    whole batch rolled by up to 2 of 32 pixels and mirrored by one coin (the re-implementation: likewise, by up to 4).
     """
 
     paper = "Z. Wang, AAAI 2021"
-    ours = ("steps", "batch", "act_weight", "shift")
+    ours = ("steps", "batch", "act_weight", "shift", "oh_temperature")
     name: Literal["soft_target"] = "soft_target"
     betas = (0.5, 0.99)
     steps: int = 100
@@ -32,6 +32,7 @@ class SoftTarget(Pixelwise):
     batch: int = 128
     """Images a round (256 or 512 in the re-implementation)."""
     oh_weight: float = 1.0
+    oh_temperature: float = 1.0
     act_weight: float = 0.01
     """The paper: 0.05 for LeNet-5, 0.1 for AlexNet, of a scale not known. Cross-entropy's gradient falls with the
     square of tau: at 20 those outweigh it, and all images excite a few classes. On digits, 20 steps, 12 rounds, one

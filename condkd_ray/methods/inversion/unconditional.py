@@ -46,6 +46,7 @@ class Unconditional(Host[GeneratorState]):
     """Of Adam."""
     form: ClassVar[dict[str, Any]]
     """How its `Generator` differs from the usual one."""
+    oh_weight = 0.0
     steps: int = 20
     """Adam steps of the generator a round."""
     batch: int = 128
@@ -57,6 +58,7 @@ class Unconditional(Host[GeneratorState]):
     """Fresh images handed out after the steps; one for each that the student takes by default."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for what, least in (("steps", 1), ("batch", 2), ("images_per_round", 2)):
             require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")
 
@@ -71,6 +73,10 @@ class Unconditional(Host[GeneratorState]):
 
         The images are as they were made, and wanted of each is the teacher's argmax.
         """
+
+    def own_prior(self, look: Look) -> dict[str, Tensor]:
+        """`oh` for the hosts that have none as published: where it has no weight it is neither computed nor logged."""
+        return {"oh": look.oh} if self.oh_weight else {}
 
     def limit(self, weights: list[nn.Parameter]) -> None:
         """Do to the gradients of `weights` what is done before a step: nothing."""

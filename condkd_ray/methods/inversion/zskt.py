@@ -29,7 +29,7 @@ class Zskt(Unconditional):
     """
 
     paper = "Micaelli and Storkey, NeurIPS 2019"
-    ours = ("steps", "images_per_round")
+    ours = ("steps", "images_per_round", "oh_weight", "oh_temperature")
     name: Literal["zskt"] = "zskt"
     form: ClassVar[dict[str, Any]] = {"head": "bn"}
     steps: int = 2
@@ -42,15 +42,19 @@ class Zskt(Unconditional):
     clip: float = 5.0
     """Largest norm of the gradient over all weights of the generator; longer ones are shortened to it."""
     adv_weight: float = 1.0
-    """Of the only term, against a guide's."""
+    """Of the only term as published, against a guide's."""
+    oh_weight: float = 0.0
+    """Of a class prior towards the teacher's argmax, our choice; at 0 there is none, as published."""
+    oh_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.clip > 0, "inversion clip", self.clip, "> 0")
 
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
-        """`adv`."""
-        return {"adv": -look.mean(divergence(student(look.images), look.seen.logits))}
+        """`adv`, and `oh` where it has a weight."""
+        adv = -look.mean(divergence(student(look.images), look.seen.logits))
+        return {"adv": adv, **self.own_prior(look)}
 
     def limit(self, weights: list[nn.Parameter]) -> None:
         """Shorten the whole gradient to `clip`."""

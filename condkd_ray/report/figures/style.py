@@ -33,11 +33,15 @@ GREY = "#555555"
 # Okabe and Ito's colours, which the colour-blind tell apart; the markers tell them apart in grey.
 _LOOK = {
     "none": (GREY, "o"), "condensed_only": ("#E69F00", "s"), "mixed": ("#0072B2", "o"),
-    "guided": ("#D55E00", "D"), "guided_only": ("#CC79A7", "^"), "real": ("#009E73", "v"),
+    "mixed_prior": ("#56B4E9", "P"), "guided": ("#D55E00", "D"), "guided_only": ("#CC79A7", "^"),
+    "real": ("#009E73", "v"),
 }  # fmt: skip
-# For arms of other names: the last of their colours, then what standard arms leave over, then Tol's muted ones.
-_SPARE = (("#56B4E9", "P"), ("#A08A00", "X"), ("#000000", "*"))
-_MORE = (("#332288", "h"), ("#AA4499", "p"), ("#44AA99", "<"), ("#882255", ">"), ("#999933", "d"), ("#6699CC", "H"))
+# For arms of other names: two that no standard arm has, then what standard arms leave over, then Tol's muted ones.
+_SPARE = (("#A08A00", "X"), ("#000000", "*"))
+_MORE = (
+    *(("#332288", "h"), ("#AA4499", "p"), ("#44AA99", "<"), ("#882255", ">"), ("#999933", "d"), ("#6699CC", "H")),
+    ("#CC6677", "8"),
+)
 _NAMES = {"none": "none (no condensed)", "real": "KD on real data"}
 _GAP = 0.165
 """Least distance of two labels, in inches."""
@@ -66,7 +70,7 @@ def name(arm: str) -> str:
 
 
 def looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A look for each arm: the standard six have their own, the others, in their order, one that no arm here has."""
+    """A look for each arm: the standard seven have their own, the others, in their order, one that no arm here has."""
     named = sorted(set(arms), key=arm_rank)
     free = [*_SPARE, *(look for arm, look in _LOOK.items() if arm not in named and arm != "none"), *_MORE]
     others = [arm for arm in named if arm not in _LOOK]

@@ -1,15 +1,17 @@
 """The first screen of a page: what the numbers say, in sentences, and the differences on one scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from condkd_ray.report.page.elements import Forest, mood, points
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import ACCURACY, Difference, tested
+from condkd_ray.report.statistics import ACCURACY, CONTROLS, GUIDED, MIXED, PRIOR, Difference, tested
 from condkd_ray.report.tables import teachers
+from condkd_ray.report.tables.table import between
 
 MOST = 14
 """Rows of the first screen; all are in the table below."""
-NAMED, SENTENCES = 4, 4
+NAMED, SENTENCES, GUIDED_ARMS = 4, 4, 2
+REAL = "real"
 
 
 def at_largest(found: Sequence[Difference]) -> list[Difference]:
@@ -19,15 +21,72 @@ def at_largest(found: Sequence[Difference]) -> list[Difference]:
 
 
 def verdict(found: Sequence[Difference]) -> list[str]:
-    """A sentence for each arm that others are compared with; that most are compared with first."""
+    """What guides are worth, then a sentence for each arm that others are compared with; that most are with first."""
     largest = max(one.ipc for one in found)
     by_right: dict[str, list[Difference]] = {}
     for one in found:
         by_right.setdefault(one.right, []).append(one)
     at = f" with {largest} condensed {'image' if largest == 1 else 'images'} per class" if largest else ""
     told = sorted(by_right.items(), key=lambda pair: -len(pair[1]))[:SENTENCES]
-    lines = [f"Against {right}{'' if place else at}, {judgement(pairs)}." for place, (right, pairs) in enumerate(told)]
-    return [*lines, *caution(found)]
+    # Told once, where an arm has them: a reference on all real data has none.
+    first = next((right for right, pairs in told if any(one.ipc for one in pairs)), None)
+    lines = [f"Against {right}{at if right == first else ''}, {judgement(pairs)}." for right, pairs in told]
+    return [*guides(found, at), *lines, *caution(found)]
+
+
+def guides(found: Sequence[Difference], at: str = "") -> list[str]:
+    """Whether guided beats both its controls, and what of its gain needs the condensed images as guides.
+
+    Two sentences for each guided arm, the first few; nothing without any. Each control has its own 95 % interval over
+    seeds: that both must be beaten needs no correction.
+    """
+    known = {(one.left, one.right): one for one in found}
+    tails = [left.removeprefix(GUIDED) for left, _ in known if left.startswith(GUIDED)]
+    told = [_worth(known, tail, at) for tail in dict.fromkeys(tails)]
+    return [line for lines in [lines for lines in told if lines][:GUIDED_ARMS] for line in lines]
+
+
+def _worth(known: Mapping[tuple[str, str], Difference], tail: str, at: str) -> list[str]:
+    """Of the guided arm whose name ends in `tail`; nothing where it is compared with neither control."""
+    guided, mixed, prior = (f"{arm}{tail}" for arm in (GUIDED, MIXED, PRIOR))
+    all_of_it, by_guides, by_prior = (known.get((f"{left}{tail}", f"{right}{tail}")) for left, right in CONTROLS)
+    if by_guides is None:
+        unknown = f"what of it needs the condensed images as guides is not known, as there is no arm {prior}"
+        return [f"{_sentence(_measured(all_of_it))}{at}; {unknown}."] if all_of_it else []
+    if all_of_it is None:
+        return [f"{_sentence(_measured(by_guides))}{at}; there is no arm {mixed} to compare with."]
+    measured = [_measured(one) for one in (all_of_it, by_guides)]
+    beaten = side(all_of_it) == side(by_guides) == 1
+    shown = f"{guided.capitalize()} beats" if beaten else f"It is not shown that {guided} beats"
+    lines = [f"{shown} both {mixed} and {prior}{at}: {measured[0]}; {measured[1]}."]
+    guides_give = {
+        1: f"{points(by_guides.mean)} points of guidance need the condensed images as guides",
+        0: "that the condensed images give anything as guides is not shown",
+        -1: f"the condensed images cost {points(by_guides.mean)} points as guides",
+    }[side(by_guides)]
+    if by_prior is None:
+        return [*lines, f"{_sentence(guides_give)}."]
+    prior_gives = {
+        1: "a class prior gives part without any guide",
+        0: "that a class prior gives anything without them is not shown",
+        -1: "a class prior alone does harm",
+    }[side(by_prior)]
+    return [*lines, f"{_sentence(guides_give)}; {prior_gives}: {_measured(by_prior)}."]
+
+
+def side(one: Difference) -> int:
+    """1 or -1 where the interval over seeds lies above or below 0, else 0, as where there is none."""
+    low, high = one.over_seeds or (0.0, 0.0)
+    return int(low > 0) - int(high < 0)
+
+
+def _measured(one: Difference) -> str:
+    interval = f"95 % {between(one.over_seeds)}" if one.over_seeds else one.method
+    return f"{one.left} - {one.right} is {points(one.mean)} points ({interval})"
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}"
 
 
 def alone(results: Results) -> list[str]:
@@ -55,7 +114,10 @@ def judgement(found: Sequence[Difference]) -> str:
 def _listed(pairs: Sequence[Difference]) -> str:
     several = len({one.ipc for one in pairs} - {0}) > 1
     ipcs = [f" IPC {one.ipc}" if several and one.ipc else "" for one in pairs]
-    shown = [f"{one.left}{ipc} ({points(one.mean)})" for one, ipc in zip(pairs[:NAMED], ipcs, strict=False)]
+    # The reference sees all real data, whatever the condensed images of the others.
+    seen = ["on all real data, " if one.left == REAL else "" for one in pairs]
+    named = list(zip(pairs, ipcs, seen, strict=True))[:NAMED]
+    shown = [f"{one.left}{ipc} ({data}{points(one.mean)})" for one, ipc, data in named]
     more = [f"{len(pairs) - NAMED} more"] if len(pairs) > NAMED else []
     shown[0] = f"{shown[0].removesuffix(')')} points)"
     *first, last = [*shown, *more]

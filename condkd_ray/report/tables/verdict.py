@@ -10,17 +10,28 @@ from dataclasses import replace
 import numpy as np
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.statistics import ACCURACY, Difference, Interval, difference, groups, interval
+from condkd_ray.report.statistics import (
+    ACCURACY,
+    CONTROLS,
+    Difference,
+    Interval,
+    difference,
+    groups,
+    interval,
+)
 from condkd_ray.report.tables.table import CPU, WALL, Table, between, over, shown
 
 TAUGHT_BY = {
     "none": "synthetic images",
     "condensed_only": "your images",
     "mixed": "your images and synthetic ones",
-    "guided": "the same, guided by your images",
+    "mixed_prior": "the same, made under a class prior",
+    "guided": "the same, and guided by your images",
 }
 """What the student learns from in each arm."""
-COMPARED = (("guided", "mixed"), ("guided", "none"), ("guided", "condensed_only"))
+COMPARED = (*CONTROLS, ("guided", "none"), ("guided", "condensed_only"))
+BOTH = ("mixed", "mixed_prior", "guided")
+"""Arms whose students learn from your images and synthetic ones."""
 BARELY = 0.6
 """Agreement with the teacher below which students have hardly begun to learn (our choice)."""
 _LEGEND = (
@@ -29,8 +40,8 @@ _LEGEND = (
 )
 _INTERVALS = (
     "Paired by seed, in percentage points; 95 % over seeds (another run; more --seeds narrow it) and over held-out\n"
-    "images (other images; more images narrow it), not corrected for the number of comparisons. The verdict is on the\n"
-    "first: accuracy, guided - mixed."
+    "images (other images; more images narrow it), not corrected for the number of comparisons. The verdict is on\n"
+    "accuracy: guided - mixed, and guided - mixed_prior, as both are made under one class prior."
 )
 
 
@@ -64,7 +75,7 @@ def arms_table(records: Sequence[Record], labels: Sequence[int], answers: Sequen
 
 
 def differences_table(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> Table:
-    """Guided minus each other arm, in accuracy and agreement."""
+    """Guided minus each other arm, and mixed_prior minus mixed, in accuracy and agreement."""
     rows = [
         [f"{what}, {left} - {right}", str(one.n), _points(one), _range(one.over_seeds), _range(one.over_images)]
         for what, names in (("accuracy", labels), ("agreement", answers))
@@ -95,7 +106,7 @@ def cost(records: Sequence[Record]) -> str:
 def told(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> list[str]:
     """The verdict, and before it what speaks against relying on it."""
     agreeing = groups(named(records, answers))
-    means = [over(members, ACCURACY) for (arm, _), members in agreeing.items() if arm in ("mixed", "guided")]
+    means = [over(members, ACCURACY) for (arm, _), members in agreeing.items() if arm in BOTH]
     best = max((one.mean for one in means if one is not None), default=1.0)
     told_first = (
         f"The students agree with the teacher on at most {best:.0%} of the held-out images: they are barely taught, "
@@ -105,8 +116,11 @@ def told(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int
 
 
 def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
-    """The verdict. Guidance helps, or hurts, only if neither another seed nor other images would say otherwise."""
-    one = compared(records, "guided", "mixed", labels)
+    """The verdict. Guidance helps, or hurts, only if neither another seed nor other images would say otherwise.
+
+    It helps where guided beats mixed and mixed_prior, each by intervals of its own: else a class prior may do as well.
+    """
+    one, own, prior = (compared(records, left, right, labels) for left, right in CONTROLS)
     if one is None:
         return "Verdict: none yet, there is no seed of which both mixed and guided have finished."
     measured = (
@@ -114,13 +128,28 @@ def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
         f"{len(labels)} held-out images {_range(one.over_images)}), at {cost(records)}"
     )
     unsure = "it is not shown that guidance helps or hurts here"
-    shown_so = {1: "guidance helps here", -1: "guidance hurts here", 0: unsure}[_side(one)]
+    by_guides = own is not None and _side(own) == 1
+    unproven = "guided is better here, but that your images help as guides is not shown"
+    shown_so = {1: "guidance helps here" if by_guides else unproven, -1: "guidance hurts here", 0: unsure}[_side(one)]
     seeds = f"{one.n} seed{'s' if one.n > 1 else ''}"
-    return f"Verdict: with {seeds} {shown_so}: {measured}{_alone(records, labels)}."
+    return f"Verdict: with {seeds} {shown_so}: {measured}{_alone(records, labels)}{_parts(own, prior)}."
 
 
 def _points(one: Difference) -> str:
     return f"{100 * one.mean:+.1f}"
+
+
+def _parts(own: Difference | None, prior: Difference | None) -> str:
+    """What of guided - mixed needs the images as guides, and what a class prior gives without any."""
+    if own is None:
+        return "; what of this needs your images as guides is not known, as no seed of mixed_prior has finished with it"
+    gives = {1: "give", -1: "cost", 0: "give, which is not told apart from nothing,"}[_side(own)]
+    ends = f"over seeds {_range(own.over_seeds)}, over images {_range(own.over_images)}"
+    given = f"; as guides your images {gives} {_points(own)} of these points ({ends})"
+    if prior is None:
+        return given
+    alone = f"{_points(prior)} (over seeds {_range(prior.over_seeds)})"
+    return f"{given}, and a class prior without any guide gives {alone}"
 
 
 def _alone(records: Sequence[Record], labels: Sequence[int]) -> str:

@@ -44,6 +44,25 @@ def test_class_prior():
     close(class_prior(LOGITS, LABELS), reference.class_prior(LOGITS.tolist(), LABELS.tolist()))
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
+def test_class_prior_of_labels_at_a_temperature(temperature):
+    found = class_prior(LOGITS, LABELS, temperature)
+    close(found, reference.class_prior(LOGITS.tolist(), LABELS.tolist(), temperature))
+
+
+def test_a_class_prior_saturates_at_1_and_goes_on_at_a_higher_temperature():
+    """Of logits that are 20 ahead the gradient by hand: (softmax(f / T) - onehot) / T."""
+    pulls = {}
+    for temperature in (1.0, 8.0):
+        logits = (20 * torch.nn.functional.one_hot(LABELS, 5)).double().requires_grad_()
+        (gradient,) = torch.autograd.grad(class_prior(logits, LABELS, temperature).sum(), logits)
+        others = math.exp(-20 / temperature)
+        by_hand = (1 / (1 + 4 * others) - 1) / temperature
+        pulls[temperature] = gradient.gather(1, LABELS[:, None])
+        torch.testing.assert_close(pulls[temperature], torch.full_like(pulls[temperature], by_hand))
+    assert (pulls[8.0].abs() > 1e6 * pulls[1.0].abs()).all()
+
+
 def test_class_prior_of_soft_targets_at_a_temperature():
     wanted = torch.softmax(LOGITS.flip(0) / 3, 1)
     told = [
@@ -138,12 +157,13 @@ def test_a_constant_image_has_no_variation_and_a_finite_gradient():
     ("loss", "at"),
     [
         (lambda x: class_prior(x, LABELS), LOGITS),
+        (lambda x: class_prior(x, LABELS, 8.0), LOGITS),
         (negative_entropy, LOGITS),
         (negative_activation, LOGITS),
         (total_variation, IMAGES),
         (lambda x: bn_distance(mix_bn(x, RUNNING, 0.9), SEEN, LAYERS), RUNNING + 1),
     ],
-    ids=["class_prior", "negative_entropy", "negative_activation", "total_variation", "bn"],
+    ids=["class_prior", "tempered", "negative_entropy", "negative_activation", "total_variation", "bn"],
 )
 def test_gradients_are_those_of_the_values(loss, at):
     assert torch.autograd.gradcheck(loss, (at.clone().requires_grad_(),))

@@ -25,9 +25,15 @@ def trial(arm: str, seed: int, wrong: int, cpu: float = 10.0) -> Record:
     return altered(record, predictions=answers(wrong, seed), metrics=record.metrics | {"time/cpu_seconds": cpu})
 
 
-def trials(guided: tuple[int, ...], mixed: tuple[int, ...] = (100, 100, 100), alone: int = 200) -> list[Record]:
+def trials(
+    guided: tuple[int, ...],
+    mixed: tuple[int, ...] = (100, 100, 100),
+    alone: int = 200,
+    prior: tuple[int, ...] = (99, 98, 100),
+) -> list[Record]:
     found = [trial("guided", seed, wrong, 30.0) for seed, wrong in enumerate(guided)]
     found += [trial("mixed", seed, wrong, 20.0) for seed, wrong in enumerate(mixed)]
+    found += [trial("mixed_prior", seed, wrong, 20.0) for seed, wrong in enumerate(prior)]
     return found + [trial("condensed_only", seed, alone) for seed in range(len(guided))]
 
 
@@ -46,6 +52,37 @@ def test_it_speaks_as_both_intervals_do(guided: tuple[int, ...], said: str):
     assert "at 1.50 times the CPU time of mixing" in told
     assert told.count(". ") == 0
     assert told.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("prior", "said", "parts"),
+    [
+        ((99, 98, 100), "guidance helps here: ", "; as guides your images give +9.2 of these points (over seeds +"),
+        (
+            (62, 62, 61),
+            "guided is better here, but that your images help as guides is not shown: ",
+            "; as guides your images give, which is not told apart from nothing, -0.1 of these points (over seeds ",
+        ),
+        (
+            (30, 31, 33),
+            "guided is better here, but that your images help as guides is not shown: ",
+            "; as guides your images cost -7.7 of these points (over seeds -",
+        ),
+        (
+            (),
+            "guided is better here, but that your images help as guides is not shown: ",
+            "; what of this needs your images as guides is not known, as no seed of mixed_prior has finished with it.",
+        ),
+    ],
+)
+def test_guidance_does_not_help_by_what_a_class_prior_gives_without_guides(
+    prior: tuple[int, ...], said: str, parts: str
+):
+    told = sentence(trials((60, 62, 64), prior=prior), TRUTH)
+    assert told.startswith(f"Verdict: with 3 seeds {said}guided - mixed is +9.5 points")
+    assert parts in told
+    assert ("and a class prior without any guide gives +" in told) == bool(prior)
+    assert told.count(". ") == 0
 
 
 def test_one_seed_shows_nothing():
@@ -88,11 +125,12 @@ def test_agreement_is_with_the_teacher_and_accuracy_with_the_folders():
     differences = {row[0]: row for row in differences_table(found, TRUTH, teacher).rows}
     assert differences["accuracy, guided - mixed"][1:3] == ["3", "+9.5"]
     assert differences["accuracy, guided - condensed_only"][2] == "+34.5"
-    assert len(differences) == 4
+    assert differences["accuracy, mixed_prior - mixed"][2] == "+0.2"
+    assert len(differences) == 8
 
 
 def test_students_that_are_barely_taught_are_told_of_before_the_verdict():
-    lines = told(trials((250, 251, 252), (255, 260, 265)), TRUTH, TRUTH)
+    lines = told(trials((250, 251, 252), (255, 260, 265), prior=(255, 261, 262)), TRUTH, TRUTH)
     assert len(lines) == 2
     assert lines[0].startswith("The students agree with the teacher on at most 37% of the held-out images")
     assert lines[1].startswith("Verdict: ")

@@ -1,0 +1,96 @@
+"""The first sentences of a page: guidance is not praised for what its class prior does."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from condkd_ray.core.records import Record
+from condkd_ray.report.page.summary import guides, side, verdict
+from condkd_ray.report.statistics import ACCURACY, comparisons, judged
+from report.report_factory import make_record, sweep
+
+NOISE = (0.001, -0.001, 0.0)
+
+
+def trials(tail: str = "", noise: Sequence[float] = NOISE, **means: float) -> list[Record]:
+    """Three seeds an arm around these means, each arm with its own order of one noise."""
+    found = []
+    for turn, (arm, mean) in enumerate(means.items()):
+        values = [mean + noise[(seed + turn) % len(noise)] for seed in range(len(noise))]
+        found += [make_record(f"{arm}{tail}", 10, seed, metrics={ACCURACY: v}) for seed, v in enumerate(values)]
+    return found
+
+
+def told(records: Sequence[Record]) -> list[str]:
+    return guides(judged(comparisons(records)))
+
+
+def test_guided_must_beat_both_controls():
+    first, second = told(trials(mixed=0.60, mixed_prior=0.62, guided=0.65))
+    assert first.startswith("Guided beats both mixed and mixed_prior: guided - mixed is +5.00 points (95 % +4.")
+    assert "; guided - mixed_prior is +3.00 points (95 % +2." in first
+    assert second.startswith("+3.00 points of guidance need the condensed images as guides; a class prior gives part ")
+    assert second.endswith(").")
+    assert "mixed_prior - mixed is +2.00 points (95 % +1." in second
+
+
+@pytest.mark.parametrize(
+    ("means", "needs", "prior"),
+    [
+        ((0.60, 0.65, 0.65), "That the condensed images give anything as guides is not shown", "gives part without"),
+        ((0.60, 0.67, 0.65), "The condensed images cost \N{MINUS SIGN}2.00 points as guides", "gives part without"),
+        ((0.60, 0.60, 0.60), "That the condensed images give anything as guides is not shown", "is not shown"),
+        ((0.60, 0.55, 0.60), "+5.00 points of guidance need", "a class prior alone does harm"),
+    ],
+)
+def test_what_is_not_shown_is_not_claimed(means: tuple[float, float, float], needs: str, prior: str):
+    first, second = told(trials(**dict(zip(("mixed", "mixed_prior", "guided"), means, strict=True))))
+    assert first.startswith("It is not shown that guided beats both mixed and mixed_prior: guided - mixed is ")
+    assert second.startswith(needs)
+    assert prior in second.split("; ")[1]
+
+
+def test_one_seed_shows_nothing():
+    first, second = told(trials(noise=(0.0,), mixed=0.60, mixed_prior=0.62, guided=0.65))
+    assert first.startswith("It is not shown that guided beats both")
+    assert "guided - mixed is +5.00 points (no interval, n = 1)" in first
+    assert second.startswith("That the condensed images give anything as guides is not shown; that a class prior gives")
+
+
+def test_where_a_control_is_missing_it_says_so():
+    (only,) = told(trials(mixed=0.60, guided=0.65))
+    assert only.startswith("Guided - mixed is +5.00 points (95 % +4.")
+    assert only.endswith(
+        "; what of it needs the condensed images as guides is not known, as there is no arm mixed_prior."
+    )
+    (only,) = told(trials(mixed_prior=0.60, guided=0.65))
+    assert only.startswith("Guided - mixed_prior is +5.00 points (95 % +4.")
+    assert only.endswith("; there is no arm mixed to compare with.")
+    assert told(trials(mixed=0.60, mixed_prior=0.62, none=0.5)) == []
+    assert told(trials(none=0.60, guided=0.65)) == []
+
+
+def test_each_guided_arm_is_read_against_the_controls_of_its_name():
+    records = [one for tail in (" fast", " cmi") for one in trials(tail, mixed=0.60, mixed_prior=0.62, guided=0.65)]
+    lines = told(records)
+    assert len(lines) == 4
+    assert lines[0].startswith("Guided cmi beats both mixed cmi and mixed_prior cmi: ")
+    assert lines[2].startswith("Guided fast beats both ")
+
+
+def test_the_number_of_condensed_images_stands_where_an_arm_has_them():
+    records = [*sweep(("mixed", "guided"), (1,), (0, 1, 2)), *sweep(("none", "real"), (), (0, 1, 2))]
+    lines = verdict(judged(comparisons(records)))
+    (against,) = [line for line in lines if line.startswith("Against none")]
+    assert against.startswith("Against none with 1 condensed image per class, ")
+    assert "real (on all real data, +" in against
+    references = verdict(judged(comparisons(sweep(("none", "real"), (), (0, 1, 2)))))
+    assert references[0].startswith("Against none, ")
+    found = judged(comparisons(records))
+    beside = [one for one in found if one.left == "real" or one.right == "mixed"]
+    assert "Against none, " in " ".join(verdict(beside))
+
+
+def test_a_side_needs_an_interval():
+    (one,) = comparisons(trials(noise=(0.0,), mixed=0.60, guided=0.65))
+    assert side(one) == 0
