@@ -3,22 +3,25 @@
 import datetime
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from campaign import machines
 from campaign.claims import Claim, located
+from campaign.halving import METRIC
+from campaign.machines import Machine, folders, here
 from campaign.rows import Row, metrics_of
 from campaign.state import State, plans_of, read_state, write_state
 from campaign.units import Planned, Trials, Unit
 from condkd_ray.cluster.connection import connect
 from condkd_ray.commands.console.exit_codes import say
 from condkd_ray.core.config import to_tree
-from condkd_ray.core.environment import default_device, usable_cpus, versions
+from condkd_ray.core.environment import default_device, usable_cpus
 from condkd_ray.core.locks import in_turn
 from condkd_ray.core.method import InputError
-from condkd_ray.core.records import MANIFEST, Record, read_all_records, record_path
-from condkd_ray.core.view import SILENT, View
+from condkd_ray.core.records import Record, read_all_records, record_path
+from condkd_ray.core.view import SILENT, Best, Goal, OnStep, TrialsView, View
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.runs import experiment
 from condkd_ray.runs.options import Options, RunResult
@@ -28,6 +31,8 @@ from condkd_ray.trial.plan import NUMBERS, Plan
 
 TURNS = 4
 """A batch has at least so many trials for each that can run at once, so that its end, where some wait, is rare."""
+
+JUDGED = Goal(METRIC, decides=True)
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,34 @@ class Place:
         """What each trial has."""
         return self.options.gpus_per_trial
 
+    @cached_property
+    def machine(self) -> Machine:
+        """What trials run on."""
+        return here(self.gpus, self.options.per_trial.threads)
+
     def folder(self, claim: Claim) -> Path:
-        """Of the claim's records."""
+        """Of the claim's records, in one for each kind of machine."""
         return self.options.out / claim.name
 
     def wants(self, unit: Unit) -> bool:
         """Whether a unit is to be run."""
         cells = {cell for cell, _ in unit.members}
         return (not self.seeds or unit.seed in self.seeds) and (not self.cells or bool(cells & {*self.cells}))
+
+
+@dataclass(frozen=True)
+class ByValidation(View):
+    """Another view, of trials that are judged by validation accuracy: it shows nothing of the test images."""
+
+    shown: View
+
+    def bar(self, name: str) -> AbstractContextManager[OnStep]:
+        """The other's."""
+        return self.shown.bar(name)
+
+    def trials(self, total: int, goal: Goal = JUDGED, best: Best | None = None) -> TrialsView:
+        """The other's, by validation accuracy."""
+        return self.shown.trials(total, JUDGED, best)
 
 
 def run(claims: Sequence[Claim], place: Place) -> RunResult:
@@ -120,16 +145,15 @@ def _run_batch(
     state: State, units: Sequence[Unit], place: Place, workshop: Workshop, seconds: float
 ) -> tuple[RunResult, State]:
     """Run what is lacking of the units; the rows of what has ended are stored whatever happens."""
-    claim, folder = state.claim, place.folder(state.claim)
+    claim, folder = state.claim, place.machine.folder(place.folder(state.claim))
     lacking = _lacking(state, units, place, workshop)
     budget = f"{max(1, round(seconds))}s" if seconds != float("inf") else None
     options = replace(place.options, out=folder, time_budget=budget)
-    # What chooses on validation images shows nothing of the test images.
-    view = SILENT if claim.choosing else place.view
+    view = ByValidation(place.view) if claim.choosing else place.view
     if not lacking:
         return RunResult(folder, True, 0), state
     try:
-        machines.remember(folder, machines.kind(place.gpus))
+        place.machine.remember(place.folder(claim))
         result = experiment.run(claim.name, claim.question, lacking, options, workshop=workshop, view=view)
     finally:
         # Also after Ctrl-C: what has ended is not lost.
@@ -156,38 +180,38 @@ def _lacking(state: State, units: Sequence[Unit], place: Place, workshop: Worksh
             )
         for member, planned in unit.members.items():
             if member not in alike:
-                here = replace(planned.plan, config=located(planned.plan.config, place.data_root))
-                plans.setdefault(here.config, here)
+                plan = replace(planned.plan, config=located(planned.plan.config, place.data_root))
+                plans.setdefault(plan.config, plan)
     return list(plans.values())
 
 
 def _maker(planned: Planned, place: Place, workshop: Workshop) -> tuple[object, ...]:
     """`Row.maker` and the condensed set's hash, of the row that this machine would make."""
     made: Prepared = workshop.prepare(located(planned.plan.config, place.data_root))
-    hashes, threads = made.hashes, place.options.per_trial.threads
+    hashes, machine = made.hashes, place.machine
     from_what = (NUMBERS, hashes["data"], hashes["teacher"], hashes["proxy"])
-    return (*from_what, machines.kind(place.gpus), threads, versions()["torch"], hashes["condensed"])
+    return (*from_what, machine.kind, machine.threads, machine.torch, hashes["condensed"])
 
 
 def _collected(state: State, place: Place) -> State:
     """The state with the rows of all trials that have ended in the claim's folder, which are stored."""
-    folder = place.folder(state.claim)
-    if not (folder / MANIFEST).is_file():
+    there = folders(place.folder(state.claim))
+    if not there:
         return state
     with in_turn(place.results):
         # Read again, as another process may have stored rows since.
-        found = read_state(state.claim, place.results).with_rows(rows_in(folder, state.trials))
+        rows = [row for folder, machine in there.items() for row in rows_in(folder, state.trials, machine)]
+        found = read_state(state.claim, place.results).with_rows(rows)
         write_state(found, place.results)
     return found
 
 
-def rows_in(folder: Path, trials: Trials) -> list[Row]:
+def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
     """A row for each cell that a finished trial in `folder` answers; of a choosing claim for a failed one too.
 
-    Records of another version of the numbers, of settings that the claim no longer states, or of a machine of unknown
-    kind answer none.
+    Records of another version of the numbers, or of settings that the claim no longer states, answer none.
     """
-    claim, kinds = trials.claim, machines.known(folder)
+    claim = trials.claim
     ends = ("finished", "failed") if claim.choosing else ("finished",)
     records = [one for one in read_all_records(folder) if one.numbers == NUMBERS and one.status in ends]
     places: dict[tuple[str, int], list[tuple[str, str, Planned]]] = {}
@@ -196,8 +220,8 @@ def rows_in(folder: Path, trials: Trials) -> list[Row]:
     rows = []
     for record in records:
         for cell, arm, planned in places.get((record.arm, record.seed), ()):
-            config, machine = _portable(record, planned.plan.config), kinds.get(record.outcome.node)
-            if config is None or machine is None:
+            config = _portable(record, planned.plan.config)
+            if config is None:
                 continue
             row = Row(
                 claim=claim.name,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from campaign import machines, running
+from campaign import running
 from campaign.claims import Claim, read_claims
+from campaign.machines import here
 from campaign.rows import Row, read_rows, write_rows
 from campaign.running import Place
 from campaign.state import read_state
@@ -76,6 +77,10 @@ def place(home: Path, name: str, **changes) -> Place:
     return Place(options, None, home / f"rows-{name}", **changes)
 
 
+def records(home: Path, name: str) -> list[Path]:
+    return list((home / name).glob("tiny/*/records/*.json"))
+
+
 def numbers(rows: list[Row]) -> list[tuple[object, ...]]:
     """Rows without times."""
     return [
@@ -104,7 +109,7 @@ def test_every_arm_of_every_unit_gets_a_row_that_says_all(whole, home):
     for row in whole:
         record = row.record
         assert row.test_images == 600
-        assert row.machine == machines.kind(0)
+        assert row.machine == here(0, 1).kind
         assert record.config["seed"] == record.seed
         assert record.config["inversion"]["steps"] == 1
         assert record.outcome.threads == 1
@@ -146,7 +151,7 @@ def test_on_a_machine_without_the_records_only_what_is_missing_is_run(whole, hom
     rows.parent.mkdir()
     write_rows(rows, [row for row in whole if not (row.cell == "one" and row.record.arm == "guided")])
     assert running.run(claims_of(home, "tiny"), place(home, "alike")).complete
-    assert len(list((home / "alike" / "tiny" / "records").iterdir())) == 2
+    assert len(records(home, "alike")) == 2
     assert numbers(read_rows(rows)) == numbers(whole)
 
 
@@ -159,8 +164,26 @@ def test_a_unit_begun_with_another_teacher_is_told_and_run_whole(whole, home, he
     write_rows(rows, [*begun, *(row for row in whole if row.cell != "one" or row.record.seed != 10)])
     assert running.run(claims_of(home, "tiny"), place(home, "strange")).complete
     assert any("its rows were made of another teacher" in told and "one seed 10" in told for told in heard)
-    assert len(list((home / "strange" / "tiny" / "records").iterdir())) == 4
+    assert len(records(home, "strange")) == 4
     assert numbers(read_rows(rows)) == numbers(whole)
+
+
+@pytest.mark.ray
+def test_what_another_kind_of_machine_has_begun_is_not_gone_on_with(whole, home, monkeypatch):
+    there = place(home, "moved", seeds=[10], cells=["one"])
+    other = replace(here(0, 1), kind="another machine")
+    monkeypatch.setattr(running, "here", lambda gpus, threads: other)
+    assert running.run(claims_of(home, "tiny"), there).complete
+    for folder in (home / "moved" / "tiny").iterdir():
+        # As if it had been stopped before its last trial.
+        next(iter((folder / "records").iterdir())).unlink()
+    (there.results / "tiny.parquet").unlink()
+    monkeypatch.undo()
+    assert running.run(claims_of(home, "tiny"), place(home, "moved", seeds=[10], cells=["one"])).complete
+    rows = [row for row in read_rows(there.results / "tiny.parquet") if row.cell == "one"]
+    assert {row.machine for row in rows} == {here(0, 1).kind}
+    assert len(records(home, "moved")) == 3 + 4
+    assert numbers(rows) == numbers([row for row in whole if (row.cell, row.record.seed) == ("one", 10)])
 
 
 @pytest.mark.ray
@@ -206,7 +229,7 @@ def started(home: Path, name: str, *flags: str) -> subprocess.Popen[str]:
 def ended_once(home: Path, name: str, driver: subprocess.Popen[str]) -> None:
     """Wait until a first trial has its record."""
     until = time.monotonic() + 200
-    while not list((home / name / "tiny" / "records").glob("*.json")):
+    while not records(home, name):
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)
