@@ -1,4 +1,4 @@
-"""What this project claims, measured again: runs what is missing of the claims in experiments/claims.
+"""Do the claims of this project hold? Runs what is missing of the trials behind experiments/claims/*.yaml.
 
     python experiments/claims.py --data-root DIR --time-budget 2h core
     python experiments/claims.py --list
