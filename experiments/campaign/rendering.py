@@ -1,0 +1,243 @@
+"""What stored rows say, as Markdown; and the blocks of README.md and LOG.md that hold it, written and checked.
+
+A block stands between `<!-- claims NAME -->` and `<!-- end claims NAME -->`, each on a line of its own; with a view
+behind the name, `table` or `sentence`, it is that part alone.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from campaign.halving import accuracy, chosen
+from campaign.rows import Row, value
+from campaign.state import State, missing_words, stale_words
+from condkd_ray.core.method import require
+from condkd_ray.core.storage import atomic_write
+from condkd_ray.report.statistics import ACCURACY, Difference, difference, holm, p_value, spread
+from condkd_ray.report.tables.table import between, chance, shown
+
+NOTHING = "Nothing has been measured yet."
+CONTROLS = ("mixed", "mixed_prior")
+"""Arms that `guided` has to beat, each by itself."""
+PLACES = {"Frechet to real": "diagnosis/frechet_real", "diversity": "diagnosis/diversity"}
+"""What is shown of the images of candidates, beside their accuracy."""
+_BLOCK = re.compile(r"^<!-- claims (?P<what>[^\n]+?) -->\n(?P<text>.*?)^<!-- end claims (?P=what) -->$", re.M | re.S)
+_BEGINNING = re.compile(r"^<!-- (?:end )?claims .*-->$", re.M)
+Pair = tuple[str, str]
+
+
+def table(state: State) -> str:
+    """A row a cell or candidate; that nothing was measured where nothing was."""
+    return _ladder_table(state) if state.claim.choosing else _cells_table(state)
+
+
+def sentence(state: State) -> str:
+    """What follows from the rows, computed."""
+    return _choice(state) if state.claim.choosing else _verdict(state)
+
+
+def whole(state: State) -> str:
+    """Sentence and table, what is missing and stale, and on what was measured."""
+    parts = [sentence(state), table(state), footnote(state)]
+    return "\n\n".join(dict.fromkeys(part for part in parts if part))
+
+
+def footnote(state: State) -> str:
+    """What is missing, what is stale, on what was measured."""
+    lacking = missing_words(state)
+    parts = [f"Missing: {lacking}." if lacking else "", stale_words(state), _where(state)]
+    return " ".join(part for part in parts if part)
+
+
+VIEWS = {"": whole, "table": table, "sentence": sentence}
+
+
+def render(text: str, states: Mapping[str, State], source: str) -> str:
+    """`text` with each block as the rows have it. Raises `InputError` for a block that names no claim or view."""
+
+    def block(match: re.Match[str]) -> str:
+        name, _, view = match["what"].partition(" ")
+        require(name in states, f"{source}: claim of a block", name, ", ".join(states) or "none: there is no claim")
+        require(view in VIEWS, f"{source}: view of the block of {name}", view, "none, table or sentence")
+        return f"<!-- claims {match['what']} -->\n{VIEWS[view](states[name])}\n<!-- end claims {match['what']} -->"
+
+    whole_markers = 2 * len(_BLOCK.findall(text))
+    markers = len(_BEGINNING.findall(text))
+    accepted = "<!-- claims NAME --> ... <!-- end claims NAME -->, each on its own line"
+    require(
+        markers == whole_markers,
+        f"{source}: markers of claims",
+        f"{markers}, {whole_markers} of them in pairs",
+        accepted,
+    )
+    return _BLOCK.sub(block, text)
+
+
+def write(path: Path, states: Mapping[str, State]) -> bool:
+    """Render the blocks of a file; whether it was changed."""
+    text = path.read_text(encoding="utf-8")
+    fresh = render(text, states, str(path))
+    if fresh != text:
+        atomic_write(path, fresh.encode())
+    return fresh != text
+
+
+def differences(path: Path, states: Mapping[str, State]) -> str:
+    """A diff from a file to what its blocks should be; empty where they match."""
+    text = path.read_text(encoding="utf-8")
+    fresh = render(text, states, str(path))
+    lines = difflib.unified_diff(
+        text.splitlines(keepends=True), fresh.splitlines(keepends=True), str(path), f"{path} by the stored rows"
+    )
+    return "".join(lines)
+
+
+def compared(state: State) -> dict[Pair, dict[str, tuple[Difference, float | None]]]:
+    """`guided` minus each control in each measured cell, with its p after Holm's correction over the cells."""
+    found: dict[Pair, dict[str, tuple[Difference, float | None]]] = {}
+    for control in [arm for arm in CONTROLS if arm in state.claim.arms and "guided" in state.claim.arms]:
+        by_cell = {}
+        for cell in state.claim.cells:
+            records = [row.record for row in state.answers(cell)]
+            ipc = max((one.ipc for one in records), default=0)
+            one = difference(records, "guided", control, ipc)
+            if one is not None:
+                by_cell[cell] = one
+        ps = {cell: p_value(one) for cell, one in by_cell.items()}
+        known = {cell: p for cell, p in ps.items() if p is not None}
+        corrected = dict(zip(known, holm(list(known.values())), strict=True))
+        found["guided", control] = {cell: (one, corrected.get(cell)) for cell, one in by_cell.items()}
+    return found
+
+
+def _cells_table(state: State) -> str:
+    claim = state.claim
+    measured = {cell: rows for cell in claim.cells if (rows := state.answers(cell))}
+    if not measured:
+        return NOTHING
+    pairs = compared(state)
+    header = ["cell", "n", *claim.arms, *(f"{left} - {right}, 95 %; Holm p" for left, right in pairs)]
+    rows = []
+    for cell, own in measured.items():
+        n = len({row.record.seed for row in own})
+        means = [spread(value(row, ACCURACY) for row in own if row.record.arm == arm) for arm in claim.arms]
+        told = [_difference(*found[cell]) if cell in found else "-" for found in pairs.values()]
+        rows.append([cell, str(n), *(shown(one, n, factor=100, digits=1) for one in means), *told])
+    return _markdown(header, rows)
+
+
+def _difference(one: Difference, p: float | None) -> str:
+    mean = f"{100 * one.mean:+.1f}"
+    if one.over_seeds is None:
+        return mean
+    text = f"{mean} ({between(one.over_seeds, digits=1)}); {chance(p)}"
+    return f"**{text}**" if one.over_seeds[0] > 0 or one.over_seeds[1] < 0 else text
+
+
+def _verdict(state: State) -> str:
+    pairs = compared(state)
+    cells = [cell for cell in state.claim.cells if state.answers(cell)]
+    if not cells:
+        return NOTHING
+    if not pairs:
+        return ""
+    controls = " and ".join(right for _, right in pairs)
+    beats = [cell for cell in cells if all(_above(found.get(cell)) for found in pairs.values())]
+    others = [f"{cell} ({_why(cell, pairs)})" for cell in cells if cell not in beats]
+    each = (
+        "each with its paired 95 % interval above 0, " if len(pairs) > 1 else "with its paired 95 % interval above 0, "
+    )
+    count = f"in {len(beats)} of {len(cells)} cells" + (f" ({', '.join(beats)})" if beats else "")
+    rest = f"; not in {', '.join(others)}" if others else ""
+    return f"Guided beats {controls}, {each}{count}{rest}."
+
+
+def _above(found: tuple[Difference, float | None] | None) -> bool:
+    return found is not None and found[0].over_seeds is not None and found[0].over_seeds[0] > 0
+
+
+def _why(cell: str, pairs: Mapping[Pair, Mapping[str, tuple[Difference, float | None]]]) -> str:
+    """The differences that keep a cell from being one where guided beats all controls."""
+    told = []
+    for (left, right), found in pairs.items():
+        if not _above(found.get(cell)):
+            one = found[cell][0] if cell in found else None
+            ends = (
+                "of one seed has no interval"
+                if one is None or one.over_seeds is None
+                else between(one.over_seeds, digits=1)
+            )
+            told.append(f"{left} - {right} {ends}")
+    return ", ".join(told)
+
+
+def _ladder_table(state: State) -> str:
+    claim, ladder = state.claim, state.ladder
+    if not ladder.scores:
+        return NOTHING
+    best = chosen(claim, ladder).values()
+    order = [name for name in claim.cells if name in ladder.scores]
+    grouped = list(dict.fromkeys(claim.cells[name].group for name in order))
+    # The furthest first, and among these the best.
+    order.sort(
+        key=lambda name: (
+            grouped.index(claim.cells[name].group),
+            -ladder.dropped.get(name, math.inf),
+            -ladder.mean(name),
+        )
+    )
+    rows = []
+    for name in order:
+        own = list(ladder.scores[name].values())
+        failed = sum(not math.isfinite(accuracy(row)) for row in own)
+        mean = shown(spread(map(accuracy, own)), None, factor=100, digits=1) + (f" ({failed} failed)" if failed else "")
+        places = [shown(spread(value(row, metric) for row in own), None, digits=3) for metric in PLACES.values()]
+        end = "**chosen**" if name in best else f"rung {ladder.dropped[name]}" if name in ladder.dropped else ""
+        rows.append([name, claim.cells[name].group, str(len(own)), mean, *places, end])
+    return _markdown(["candidate", "group", "seeds", "validation accuracy", *PLACES, "dropped after"], rows)
+
+
+def _choice(state: State) -> str:
+    claim, ladder = state.claim, state.ladder
+    if not ladder.scores:
+        return NOTHING
+    found = chosen(claim, ladder)
+    if not found:
+        return f"Rung {min(ladder.rung, len(claim.rungs))} of {len(claim.rungs)} has not ended; nothing is chosen yet."
+    told = [
+        f"{f'{group}: ' if group else ''}{name} ({100 * ladder.mean(name):.1f} % over {len(ladder.scores[name])} seeds)"
+        for group, name in found.items()
+    ]
+    return f"Chosen by mean validation accuracy: {'; '.join(told)}."
+
+
+def _where(state: State) -> str:
+    """On what the shown rows were measured."""
+    rows = _shown(state)
+    if not rows:
+        return ""
+    accuracies = "validation accuracy" if state.claim.choosing else "test accuracy"
+    images = sorted({row.test_images for row in rows} - {0})
+    counted = f" of {' or '.join(map(str, images))} images" if images else ""
+    teachers = len({row.record.teacher_hash for row in rows})
+    ends = sorted({row.date for row in rows})
+    days = ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
+    torch = sorted({row.record.versions.get("torch", "") for row in rows})
+    made = f"{' | '.join(sorted({row.machine for row in rows}))}; torch {', '.join(torch)}; {days}"
+    which = f"{teachers} teacher{'' if teachers == 1 else 's'}"
+    return f"In percent, {accuracies}{counted}, mean ± standard deviation over n seeds, {which}. Measured on {made}."
+
+
+def _shown(state: State) -> list[Row]:
+    if state.claim.choosing:
+        return [row for rows in state.ladder.scores.values() for row in rows.values()]
+    return [row for cell in state.claim.cells for row in state.answers(cell)]
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["--:"] * (len(header) - 1)]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (header, rule, *rows)
+    )

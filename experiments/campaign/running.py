@@ -1,0 +1,263 @@
+"""Run what is missing of claims on this machine, and take the rows of whatever has ended."""
+
+import datetime
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from campaign.claims import Claim, located
+from campaign.halving import METRIC
+from campaign.machines import Machine, folders, here
+from campaign.rows import Row, metrics_of
+from campaign.state import State, plans_of, read_state, write_state
+from campaign.units import Planned, Trials, Unit
+from condkd_ray.cluster.connection import connect
+from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.core.config import to_tree
+from condkd_ray.core.environment import default_device, usable_cpus
+from condkd_ray.core.locks import in_turn
+from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Record, read_all_records, record_path
+from condkd_ray.core.view import SILENT, Best, Goal, OnStep, TrialsView, View
+from condkd_ray.methods.condensation import Imported
+from condkd_ray.runs import experiment
+from condkd_ray.runs.options import Options, RunResult
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
+from condkd_ray.trial.plan import NUMBERS, Plan
+
+TURNS = 4
+"""A batch has at least so many trials for each that can run at once, so that its end, where some wait, is rare."""
+
+JUDGED = Goal(METRIC, decides=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data, records and rows lie, and what trials get."""
+
+    options: Options
+    data_root: Path | None
+    results: Path
+    seeds: Sequence[int] = ()
+    """Run units of these alone; of all without any."""
+    cells: Sequence[str] = ()
+    """Run units with any of these alone, alike."""
+    view: View = SILENT
+
+    @property
+    def gpus(self) -> float:
+        """What each trial has."""
+        return self.options.gpus_per_trial
+
+    @cached_property
+    def machine(self) -> Machine:
+        """What trials run on."""
+        return here(self.gpus, self.options.per_trial.threads)
+
+    def folder(self, claim: Claim) -> Path:
+        """Of the claim's records, in one for each kind of machine."""
+        return self.options.out / claim.name
+
+    def wants(self, unit: Unit) -> bool:
+        """Whether a unit is to be run."""
+        cells = {cell for cell, _ in unit.members}
+        return (not self.seeds or unit.seed in self.seeds) and (not self.cells or bool(cells & {*self.cells}))
+
+
+@dataclass(frozen=True)
+class ByValidation(View):
+    """Another view, of trials that are judged by validation accuracy: it shows nothing of the test images."""
+
+    shown: View
+
+    def bar(self, name: str) -> AbstractContextManager[OnStep]:
+        """The other's."""
+        return self.shown.bar(name)
+
+    def trials(self, total: int, goal: Goal = JUDGED, best: Best | None = None) -> TrialsView:
+        """The other's, by validation accuracy."""
+        return self.shown.trials(total, JUDGED, best)
+
+
+def run(claims: Sequence[Claim], place: Place) -> RunResult:
+    """Run what is missing of the claims, one after the other; the result of the last that was not complete, or of all.
+
+    Raises `InputError` before any work for what no claim can do.
+    """
+    deadline = time.time() + place.options.budget_seconds
+    workshop = Workshop(place.options.cache, device=default_device(), view=place.view)
+    ready = [claim for claim in claims if place.gpus or not claim.needs_gpu]
+    for claim in claims:
+        if claim not in ready:
+            say(f"{claim.name} needs a GPU, so it is left out without --gpus-per-trial")
+    place.options.check()
+    states = {claim.name: _collected(read_state(claim, place.results), place) for claim in ready}
+    wanted = {name: [unit for unit in state.missing if place.wants(unit)] for name, state in states.items()}
+    for plan in [plan for units in wanted.values() for plan in plans_of(units)]:
+        workshop.check(located(plan.config, place.data_root))
+    if not any(wanted.values()):
+        return RunResult(place.options.out, True, 0)
+    failed = 0
+    with connect("local", view=place.view):
+        for claim in ready:
+            result = _run_claim(states[claim.name], place, workshop, deadline)
+            failed += result.failed
+            if not result.complete:
+                return replace(result, failed=failed)
+    return RunResult(place.options.out, True, failed)
+
+
+def _run_claim(state: State, place: Place, workshop: Workshop, deadline: float) -> RunResult:
+    """Batch by batch, as in a choosing claim the next ones depend on the rows of those before."""
+    claim, failed, tried = state.claim, 0, set[tuple[str, int]]()
+    while True:
+        units = [unit for unit in state.missing if place.wants(unit) and (unit.label, unit.seed) not in tried]
+        if not units:
+            return RunResult(place.folder(claim), True, failed)
+        left = deadline - time.time()
+        if left <= 0:
+            return RunResult(place.folder(claim), False, failed, ("time",))
+        batch = _batch(units, place)
+        tried |= {(unit.label, unit.seed) for unit in batch}
+        result, state = _run_batch(state, batch, place, workshop, left)
+        failed += result.failed
+        if not result.complete:
+            return replace(result, failed=failed)
+
+
+def _batch(units: Sequence[Unit], place: Place) -> list[Unit]:
+    """The first units, all of a seed together, of trials enough for this machine."""
+    each = place.options.cpus_per_trial or 1.0
+    at_once = min(place.options.max_concurrent or usable_cpus(), max(1, int(usable_cpus() / each)))
+    found: list[Unit] = []
+    for unit in units:
+        if found and unit.seed != found[-1].seed and len(plans_of(found)) >= TURNS * at_once:
+            break
+        found.append(unit)
+    return found
+
+
+def _run_batch(
+    state: State, units: Sequence[Unit], place: Place, workshop: Workshop, seconds: float
+) -> tuple[RunResult, State]:
+    """Run what is lacking of the units; the rows of what has ended are stored whatever happens."""
+    claim, folder = state.claim, place.machine.folder(place.folder(state.claim))
+    lacking = _lacking(state, units, place, workshop)
+    budget = f"{max(1, round(seconds))}s" if seconds != float("inf") else None
+    options = replace(place.options, out=folder, time_budget=budget)
+    view = ByValidation(place.view) if claim.choosing else place.view
+    if not lacking:
+        return RunResult(folder, True, 0), state
+    try:
+        place.machine.remember(place.folder(claim))
+        result = experiment.run(claim.name, claim.question, lacking, options, workshop=workshop, view=view)
+    finally:
+        # Also after Ctrl-C: what has ended is not lost.
+        state = _collected(state, place)
+    return result, state
+
+
+def _lacking(state: State, units: Sequence[Unit], place: Place, workshop: Workshop) -> list[Plan]:
+    """The trials of the units that have no row as this machine would make it, with their paths; tells of other rows.
+
+    Where stored rows of a unit were made of another teacher, set or processor the unit is run whole.
+    """
+    plans: dict[TrialConfig, Plan] = {}
+    for unit in units:
+        stored = [row for row in state.fresh if row.record.seed == unit.seed and row.member in unit.members]
+        makers = (
+            {member: _maker(planned, place, workshop) for member, planned in unit.members.items()} if stored else {}
+        )
+        alike = {row.member for row in stored if makers[row.member] == (*row.maker, row.record.condensed_hash)}
+        if stored and not alike:
+            say(
+                f"{state.claim.name}, {unit.label} seed {unit.seed}: its rows were made of another teacher, condensed "
+                f"set or machine ({stored[0].machine}) than here, so that all its trials are run here"
+            )
+        for member, planned in unit.members.items():
+            if member not in alike:
+                plan = replace(planned.plan, config=located(planned.plan.config, place.data_root))
+                plans.setdefault(plan.config, plan)
+    return list(plans.values())
+
+
+def _maker(planned: Planned, place: Place, workshop: Workshop) -> tuple[object, ...]:
+    """`Row.maker` and the condensed set's hash, of the row that this machine would make."""
+    made: Prepared = workshop.prepare(located(planned.plan.config, place.data_root))
+    hashes, machine = made.hashes, place.machine
+    from_what = (NUMBERS, hashes["data"], hashes["teacher"], hashes["proxy"])
+    return (*from_what, machine.kind, machine.threads, machine.torch, hashes["condensed"])
+
+
+def _collected(state: State, place: Place) -> State:
+    """The state with the rows of all trials that have ended in the claim's folder, which are stored."""
+    there = folders(place.folder(state.claim))
+    if not there:
+        return state
+    with in_turn(place.results):
+        # Read again, as another process may have stored rows since.
+        rows = [row for folder, machine in there.items() for row in rows_in(folder, state.trials, machine)]
+        found = read_state(state.claim, place.results).with_rows(rows)
+        write_state(found, place.results)
+    return found
+
+
+def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
+    """A row for each cell that a finished trial in `folder` answers; of a choosing claim for a failed one too.
+
+    Records of another version of the numbers, or of settings that the claim no longer states, answer none.
+    """
+    claim = trials.claim
+    ends = ("finished", "failed") if claim.choosing else ("finished",)
+    records = [one for one in read_all_records(folder) if one.numbers == NUMBERS and one.status in ends]
+    places: dict[tuple[str, int], list[tuple[str, str, Planned]]] = {}
+    for (cell, arm, seed), planned in trials.planned.items():
+        places.setdefault((planned.plan.arm, seed), []).append((cell, arm, planned))
+    rows = []
+    for record in records:
+        for cell, arm, planned in places.get((record.arm, record.seed), ()):
+            config = _portable(record, planned.plan.config)
+            if config is None:
+                continue
+            row = Row(
+                claim=claim.name,
+                cell=cell,
+                claim_hash=planned.claim_hash,
+                test_images=0 if claim.choosing else len(record.outcome.predictions),
+                machine=machine,
+                date=_date(record_path(folder, record.config_hash)),
+                record=_stripped(record, claim, arm, config),
+            )
+            rows.append(row)
+    return rows
+
+
+def _stripped(record: Record, claim: Claim, arm: str, config: TrialConfig) -> Record:
+    """What of a record is stored."""
+    metrics = metrics_of(record, choosing=claim.choosing)
+    outcome = replace(record.outcome, history=[], predictions=[], held={}, metrics=metrics, node="")
+    return replace(record, experiment=claim.name, arm=arm, config=to_tree(config), outcome=outcome)
+
+
+def _date(path: Path) -> str:
+    """The day, UTC, on which a file was written."""
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat()
+
+
+def _portable(record: Record, stated: TrialConfig) -> TrialConfig | None:
+    """The config of a record with the relative paths of the `stated` one; None where it is another config."""
+    try:
+        config = from_tree(record.config)
+    except InputError:  # a field that there is no more
+        return None
+    config = replace(config, data=replace(config.data, root=stated.data.root))
+    if isinstance(config.condensation, Imported) and isinstance(stated.condensation, Imported):
+        below = stated.condensation.path
+        if config.condensation.path.parts[-len(below.parts) :] == below.parts:
+            config = replace(config, condensation=replace(config.condensation, path=below))
+    settled = stated if stated.precision is not None else replace(stated, precision=config.precision)
+    return config if config == settled else None

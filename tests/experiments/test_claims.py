@@ -1,0 +1,467 @@
+"""Claims: parsed strictly, planned whole, never paired across machines, and rendered from rows alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from campaign.claims import Claim, located, read_claim, read_claims
+from campaign.halving import chosen, climb
+from campaign.rendering import NOTHING, differences, render, sentence, table, whole, write
+from campaign.rows import Row, metrics_of, read_rows, write_rows
+from campaign.state import State, listed, plans_of, read_state
+from campaign.units import trials_of
+from places import CHECKOUT, EXPERIMENTS, README
+
+from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Outcome, Record
+from condkd_ray.trial.plan import NUMBERS
+
+TINY = {
+    "order": 1,
+    "question": "Does guiding beat mixing?",
+    "hypothesis": "It does.",
+    "chosen": "Nothing.",
+    "data": {"name": "digits"},
+    "inversion": "fast",
+    "condensation": {"name": "random_real", "ipc": 1},
+    "cells": {"one": {}, "two": {"condensation": {"name": "random_real", "ipc": 2}}},
+    "prior": {"weight": 30, "temperature": 4},
+    "arms": ["none", "mixed", "mixed_prior", "guided"],
+    "seeds": [10, 11, 12],
+    "cpu_seconds": 2,
+}
+HALVING = {
+    **{key: value for key, value in TINY.items() if key not in ("cells", "arms", "prior")},
+    "kind": "choosing",
+    "seeds": [100, 101],
+    "rungs": [{"seeds": 1, "keep": 2}, {"seeds": 2}],
+    "candidates": {
+        "light": {"arm": "guided", "group": "weight", "config": {"guidance": {"weight": 1}}},
+        "heavy": {"arm": "guided", "group": "weight", "config": {"guidance": {"weight": 100}}},
+        "middle": {"arm": "guided", "group": "weight", "config": {"guidance": {"weight": 10}}},
+        "plain": {"arm": "mixed", "group": "none"},
+    },
+}
+ACCURACIES = {"none": 0.2, "mixed": 0.5, "mixed_prior": 0.55, "guided": 0.6}
+
+
+def stated(folder: Path, tree: dict, **changes) -> Claim:
+    folder.mkdir(exist_ok=True)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**tree, **changes}), encoding="utf-8")
+    return read_claim(path)
+
+
+@pytest.fixture
+def empty(tmp_path) -> State:
+    return State(trials_of(stated(tmp_path / "claims", TINY)), [])
+
+
+def made(state: State, cell: str, arm: str, seed: int, metrics: dict[str, float], **changes) -> Row:
+    """The row of a trial; `changes` are of the row or of its record."""
+    planned = state.trials.planned[cell, arm, seed]
+    own = {key: changes.pop(key) for key in ("machine", "claim_hash") if key in changes}
+    outcome = Outcome(status=changes.pop("status", "finished"), metrics=metrics, node="")
+    fields = {"numbers": NUMBERS, "teacher_hash": f"teacher{seed % 2}", "data_hash": "data", "proxy_hash": "proxy"}
+    fields |= {"condensed_hash": "" if arm == "none" else f"set {cell} {seed}", "versions": {"torch": "2.14.1"}}
+    kinds = ("dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
+    record = Record(
+        **{"experiment": state.claim.name, "arm": arm, "ipc": planned.plan.ipc, "seed": seed, "config_hash": "hash"},
+        **dict.fromkeys(kinds, "x"),
+        **{"config": {"seed": seed}, **fields, **changes},
+        outcome=outcome,
+    )
+    row = {"claim_hash": planned.claim_hash, "machine": "a machine"} | own
+    return Row(claim=state.claim.name, cell=cell, test_images=600, date="2026-11-29", record=record, **row)
+
+
+def rows_of(state: State, cells=("one", "two"), seeds=(10, 11, 12), **changes) -> list[Row]:
+    """Rows of whole units; a seed moves all arms, and guided alone by a little."""
+    found = []
+    for cell in cells:
+        for seed in seeds:
+            for arm in state.claim.arms:
+                moved = ACCURACIES[arm] + 0.01 * (seed - 11) + (0.002 * seed - 0.02) * (arm == "guided")
+                metrics = {"student/test_accuracy": moved, "time/cpu_seconds": 3.0, "diagnosis/frechet_real": 0.2}
+                found.append(made(state, cell, arm, seed, metrics, **changes))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"wibble": 1}, "'wibble' names no field"),
+        ({"seeds": [10, 100]}, "seeds is (10, 100); accepted: different integers from 0 to 99"),
+        ({"seeds": [10, 10, 11]}, "seeds is (10, 10, 11)"),
+        ({"seeds": []}, "seeds is ()"),
+        ({"arms": ["mixed", "gided"]}, "arms is ['mixed', 'gided']; accepted: 'none'"),
+        ({"arms": ["mixed", "mixed"]}, "arms is ('mixed', 'mixed')"),
+        ({"teachers": 4}, "teachers is 4; accepted: 1 to the number of seeds"),
+        ({"cpu_seconds": 0}, "cpu_seconds is 0.0"),
+        ({"prior": None}, "prior is None; accepted: {weight, temperature}"),
+        ({"prior": {"weight": 30}}, "temperature is not given"),
+        ({"data": {"name": "digits", "root": "/somewhere"}}, "root is '/somewhere'; accepted: none"),
+        ({"data": {"name": "image_folder"}}, "data: name is 'image_folder'"),
+        ({"cells": {}}, "cells is {}; accepted: one or more settings by name"),
+        ({"cells": {"one": {"studnt": "resnet-8-8"}}}, "cells: one: 'studnt' names no field (did you mean student?)"),
+        ({"cells": {"one": {"student": "resnet-8-"}}}, "claim tiny, one: network is 'resnet-8-'"),
+        ({"cells": {"one": {"config": {"rounds": 0}}}}, "rounds is 0; accepted: an integer >= 1"),
+        ({"cells": {"one": {"arm": "guided"}}}, "'arm' names no field"),
+        ({"cells": {"one": {"host": "cmi", "scale": 0.01, "config": {"rounds": 3}}}}, "rounds beside --host cmi"),
+        (
+            {"condensation": {"name": "imported", "ipc": 1, "path": "/set.pt"}},
+            "path is '/set.pt'; accepted: a path below",
+        ),
+        ({"condensation": {"name": "imported", "ipc": 1, "path": "../set.pt"}}, "accepted: a path below the data root"),
+        ({"condensation": None}, "condensation is None"),
+        ({"condensation": {"name": "all_real"}}, "condensation: ipc is 0; accepted: an integer >= 1"),
+        ({"config": {"seed": 3}}, "config is ['seed']; accepted: other fields"),
+        ({"name": "other"}, "name is 'other'; accepted: none"),
+        ({"rungs": [{"seeds": 1}]}, "rungs is 1; accepted: none, or kind: choosing"),
+        ({"candidates": {"x": {}}}, "candidates is ['x']; accepted: cells of a measuring claim"),
+        ({"config": {"teacher": {"weights": "x.pt"}}}, "accepted: none: a claim trains its teachers"),
+    ],
+)
+def test_a_claim_that_cannot_be_is_refused_in_one_message(tmp_path, changes, told):
+    with pytest.raises(InputError) as refused:
+        stated(tmp_path, TINY, **changes)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seeds": [10, 11]}, "seeds is (10, 11); accepted: different integers from 100"),
+        ({"rungs": []}, "rungs: seeds is []"),
+        ({"rungs": [{"seeds": 2, "keep": 2}, {"seeds": 1}]}, "rungs: seeds is [2, 1]"),
+        ({"rungs": [{"seeds": 1}, {"seeds": 3}]}, "rungs: seeds is [1, 3]"),
+        ({"rungs": [{"seeds": 1}, {"seeds": 2}]}, "rungs: keep is [None, None]"),
+        ({"rungs": [{"seeds": 2, "keep": 1}]}, "rungs: keep is [1]"),
+        ({"arms": ["mixed"]}, "arms is ('mixed',); accepted: none"),
+        ({"candidates": {"x": {"arm": "gided"}}}, "arm is 'gided'"),
+        ({"candidates": {"x": {}}}, "arm is not given"),
+        ({"cells": {"x": {}}}, "cells is ['x']; accepted: candidates of a choosing claim"),
+    ],
+)
+def test_a_choosing_claim_that_cannot_be_is_refused_in_one_message(tmp_path, changes, told):
+    with pytest.raises(InputError) as refused:
+        stated(tmp_path, HALVING, **changes)
+    assert told in str(refused.value)
+
+
+def test_a_claim_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(InputError, match="claim is 'cor'; accepted: budget, choosing, core"):
+        read_claims(EXPERIMENTS / "claims", ["cor"])
+
+
+def test_the_claims_of_the_project_are_whole_and_in_the_order_of_their_plan():
+    claims = read_claims(EXPERIMENTS / "claims")
+    names = ["choosing", "core", "systems", "heterogeneous", "fashion", "budget", "gpu"]
+    assert [claim.name for claim in claims] == names
+    trials = {claim.name: plans_of(State(trials_of(claim), []).units) for claim in claims}
+    assert len(trials["core"]) == 65
+    assert {plan.config.teacher.seed for plan in trials["core"]} == {0, 1}
+    assert [claim.name for claim in claims if claim.needs_gpu] == ["gpu"]
+    seeds = [seed for claim in claims for seed in claim.seeds]
+    assert len(seeds) == len(set(seeds))
+
+
+def test_arms_differ_as_they_should_and_none_is_run_once(empty):
+    plans = plans_of(empty.units)
+    assert len(plans) == 3 * (1 + 2 * 3)
+    one = {arm: empty.trials.planned["one", arm, 10].plan.config for arm in TINY["arms"]}
+    assert one["guided"].inversion == one["mixed_prior"].inversion != one["mixed"].inversion == one["none"].inversion
+    assert (one["guided"].inversion.oh_weight, one["guided"].inversion.oh_temperature) == (30, 4)
+    assert one["none"] == empty.trials.planned["two", "none", 10].plan.config
+
+
+def test_without_a_prior_every_arm_keeps_its_host_s(tmp_path):
+    claim = stated(tmp_path, TINY, prior=None, arms=["mixed", "guided"])
+    planned = trials_of(claim).planned
+    assert planned["one", "guided", 10].plan.config.inversion == planned["one", "mixed", 10].plan.config.inversion
+
+
+def test_a_cell_s_host_takes_the_place_of_the_claim_s_inversion(tmp_path):
+    claim = stated(tmp_path, TINY, cells={"one": {}, "cmi": {"host": "cmi", "scale": 0.003}})
+    assert (claim.base("one").inversion.name, claim.base("cmi").inversion.name) == ("fast", "cmi")
+
+
+def test_paths_lie_below_the_data_root(tmp_path):
+    few = {"name": "imported", "ipc": 1, "path": "condensed/set.pt"}
+    claim = stated(tmp_path, TINY, data={"name": "fashion_mnist"}, condensation=few)
+    here = located(claim.base("one"), Path("/data"))
+    assert (here.data.root, here.condensation.path) == (Path("/data/FashionMNIST"), Path("/data/condensed/set.pt"))
+    with pytest.raises(InputError, match="--data-root is None; accepted: the folder that holds cifar10"):
+        located(claim.base("one"), None)
+
+
+def test_rows_come_back_as_they_were_stored(empty, tmp_path):
+    rows, path = rows_of(empty), tmp_path / "rows.parquet"
+    write_rows(path, rows)
+    assert sorted(read_rows(path), key=lambda row: row.place) == sorted(rows, key=lambda row: row.place)
+
+
+def test_equal_rows_give_equal_bytes_in_whatever_order_they_come(empty, tmp_path):
+    rows = rows_of(empty)
+    write_rows(tmp_path / "a", rows)
+    write_rows(tmp_path / "b", reversed(rows))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    before = (tmp_path / "a").stat().st_mtime_ns
+    write_rows(tmp_path / "a", read_rows(tmp_path / "a"))
+    assert (tmp_path / "a").stat().st_mtime_ns == before
+    assert (tmp_path / "a").stat().st_size < 30_000
+
+
+def test_of_no_file_there_are_no_rows_and_another_file_is_refused(tmp_path):
+    assert read_rows(tmp_path / "none.parquet") == []
+    (tmp_path / "text.parquet").write_text("no", encoding="utf-8")
+    with pytest.raises(InputError, match="is no readable Parquet"):
+        read_rows(tmp_path / "text.parquet")
+    with pytest.raises(InputError, match="columns missing from"):
+        read_rows(EXPERIMENTS / "benchmark_cluster.parquet")
+
+
+def test_a_unit_is_missing_until_all_its_arms_have_rows(empty):
+    rows = rows_of(empty)
+    assert len(empty.missing) == 6
+    assert State(empty.trials, rows).missing == []
+    (missing,) = State(empty.trials, rows[:-1]).missing
+    assert (missing.label, missing.seed) == ("two", 12)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"machine": "another machine"},
+        {"teacher_hash": "another"},
+        {"data_hash": "another"},
+        {"condensed_hash": "another"},
+        {"versions": {"torch": "2.15.0"}},
+        {"numbers": NUMBERS - 1},
+        {"claim_hash": "another"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_arms_are_never_paired_across_what_they_are_made_of(empty, other):
+    rows = rows_of(empty, cells=["one"], seeds=[10])
+    strange = rows_of(empty, cells=["one"], seeds=[10], **other)
+    mixed = [strange[0], strange[1], rows[2], rows[3]]
+    state = State(empty.trials, mixed)
+    assert any(unit.seed == 10 and unit.label == "one" for unit in state.missing)
+    assert state.answers("one") == []
+    # Run whole here, the unit is answered by what was made here alone, and the others' rows are gone.
+    again = state.with_rows(rows)
+    assert again.answers("one") == rows
+    assert len([row for row in again.rows if row.record.seed == 10]) == len(rows)
+
+
+def test_rows_of_a_unit_that_is_not_whole_stay(empty):
+    here, there = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
+    state = State(empty.trials, there[:2]).with_rows(here[:3])
+    assert len(state.rows) == 5
+    assert len(state.with_rows(here[:3]).rows) == 5
+    assert len(state.with_rows(here).rows) == 4
+
+
+def test_a_stored_answer_stays_beside_another_machine_s(empty):
+    here, there = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
+    assert list(State(empty.trials, there).with_rows(here).rows) == there
+
+
+def test_stale_rows_are_told_and_not_shown(empty):
+    state = State(empty.trials, rows_of(empty, numbers=NUMBERS - 1) + rows_of(empty, claim_hash="edited"))
+    text = whole(state)
+    assert text.startswith(NOTHING)
+    assert f"24 rows of `numbers` {NUMBERS - 1}, where {NUMBERS} is today's; 24 rows of other settings" in text
+    assert "|" not in text
+    assert "Stale and not shown" in listed([state], gpus=False)
+
+
+def test_the_list_tells_what_there_is_and_what_it_will_take(empty):
+    text = listed([State(empty.trials, rows_of(empty, seeds=[10, 11]))], gpus=False)
+    assert "there: 4 of 6 units (cell, seed), 16 fresh rows" in text
+    assert "missing: 7 trials, of one (seeds 12), two (seeds 12); about 21 CPU s (21 s)" in text
+
+
+def test_the_table_and_the_verdict_are_computed(empty):
+    state = State(empty.trials, rows_of(empty))
+    assert table(state) == (
+        "| cell | n | none | mixed | mixed_prior | guided | guided - mixed, 95 %; Holm p "
+        "| guided - mixed_prior, 95 %; Holm p |\n"
+        "| --- | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| one | 3 | 20.0 ± 1.0 | 50.0 ± 1.0 | 55.0 ± 1.0 | 60.2 ± 1.2 | **+10.2 (+9.7 to +10.7); < 0.001** "
+        "| **+5.2 (+4.7 to +5.7); < 0.001** |\n"
+        "| two | 3 | 20.0 ± 1.0 | 50.0 ± 1.0 | 55.0 ± 1.0 | 60.2 ± 1.2 | **+10.2 (+9.7 to +10.7); < 0.001** "
+        "| **+5.2 (+4.7 to +5.7); < 0.001** |"
+    )
+    assert sentence(state) == (
+        "Guided beats mixed and mixed_prior, each with its paired 95 % interval above 0, in 2 of 2 cells (one, two)."
+    )
+    where = "test accuracy of 600 images, mean ± standard deviation over n seeds, 2 teachers. Measured on a machine;"
+    assert where in whole(state)
+
+
+def test_a_cell_where_a_control_is_not_beaten_is_named_with_its_interval(empty):
+    rows = rows_of(empty, ["one"])
+    for seed, accuracy in ((10, 0.9), (11, 0.1), (12, 0.6)):
+        rows += rows_of(empty, ["two"], [seed])
+        rows[-2] = made(empty, "two", "mixed_prior", seed, {"student/test_accuracy": accuracy})
+    told = sentence(State(empty.trials, rows))
+    assert "in 1 of 2 cells (one); not in two (guided - mixed_prior -" in told
+
+
+def test_one_seed_alone_has_no_interval(empty):
+    told = sentence(State(empty.trials, rows_of(empty, ["one"], [10])))
+    assert "in 0 of 1 cells; not in one (guided - mixed of one seed has no interval" in told
+
+
+def test_blocks_are_rendered_exactly_and_again_alike(empty, tmp_path):
+    path, states = tmp_path / "text.md", {"tiny": State(empty.trials, rows_of(empty))}
+    path.write_text("# A\n<!-- claims tiny table -->\nold\n<!-- end claims tiny table -->\nB\n", encoding="utf-8")
+    assert "-old\n" in differences(path, states)
+    assert write(path, states)
+    assert path.read_text(encoding="utf-8") == (
+        f"# A\n<!-- claims tiny table -->\n{table(states['tiny'])}\n<!-- end claims tiny table -->\nB\n"
+    )
+    assert differences(path, states) == ""
+    assert not write(path, states)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("<!-- claims other -->\n<!-- end claims other -->\n", "claim of a block is 'other'; accepted: tiny"),
+        ("<!-- claims tiny picture -->\n<!-- end claims tiny picture -->\n", "view of the block of tiny is 'picture'"),
+        ("<!-- claims tiny -->\n", "markers of claims is '1, 0 of them in pairs'"),
+        ("<!-- claims tiny -->\n<!-- end claims tiny table -->\n", "markers of claims"),
+    ],
+)
+def test_a_block_that_names_nothing_is_refused(empty, text, told):
+    with pytest.raises(InputError) as refused:
+        render(text, {"tiny": empty}, "text.md")
+    assert told in str(refused.value)
+
+
+def test_readme_and_log_match_the_stored_rows():
+    states = {c.name: read_state(c, EXPERIMENTS / "results") for c in read_claims(EXPERIMENTS / "claims")}
+    for path in (README, EXPERIMENTS / "LOG.md"):
+        assert differences(path, states) == "", "put in what `python experiments/claims.py --write` writes"
+
+
+def scored(state: State, scores: dict[tuple[str, int], float], **changes) -> list[Row]:
+    found = []
+    for (name, seed), score in scores.items():
+        arm = state.claim.cells[name].arm
+        metrics = {"student/val_accuracy": score, "diagnosis/frechet_real": 0.1, "diagnosis/diversity": 0.5}
+        found.append(made(state, name, arm, seed, metrics, **changes))
+    return found
+
+
+@pytest.fixture
+def halving(tmp_path) -> State:
+    return State(trials_of(stated(tmp_path / "claims", HALVING)), [])
+
+
+FIRST = {("light", 100): 0.3, ("heavy", 100): 0.5, ("middle", 100): 0.4, ("plain", 100): 0.1}
+
+
+def test_halving_is_a_function_of_the_rows(halving):
+    assert [(unit.seed, len(unit.members)) for unit in halving.units] == [(100, 4)]
+    after = State(halving.trials, scored(halving, FIRST))
+    # The worst of its group is dropped, and nobody of a group that has no more than are kept.
+    assert after.ladder.dropped == {"light": 1}
+    assert [(unit.seed, {cell for cell, _ in unit.members}) for unit in after.missing] == [
+        (101, {"heavy", "middle", "plain"})
+    ]
+    second = {("heavy", 101): 0.2, ("middle", 101): 0.5, ("plain", 101): 0.1}
+    ended = State(halving.trials, [*after.rows, *scored(halving, second)])
+    assert ended.missing == []
+    assert chosen(ended.claim, ended.ladder) == {"weight": "middle", "none": "plain"}
+    assert climb(ended.trials, list(reversed(ended.fresh))) == climb(ended.trials, ended.fresh)
+    assert sentence(ended) == (
+        "Chosen by mean validation accuracy: weight: middle (45.0 % over 2 seeds); none: plain (10.0 % over 2 seeds)."
+    )
+    assert table(ended).splitlines()[2:] == [
+        "| middle | weight | 2 | 45.0 ± 7.1 | 0.100 ± 0.000 | 0.500 ± 0.000 | **chosen** |",
+        "| heavy | weight | 2 | 35.0 ± 21.2 | 0.100 ± 0.000 | 0.500 ± 0.000 |  |",
+        "| light | weight | 1 | 30.0 | 0.100 | 0.500 | rung 1 |",
+        "| plain | none | 2 | 10.0 ± 0.0 | 0.100 ± 0.000 | 0.500 ± 0.000 | **chosen** |",
+    ]
+
+
+def test_a_candidate_that_failed_is_dropped_and_told(halving):
+    rows = [row for row in scored(halving, FIRST) if row.cell != "heavy"]
+    failed = made(halving, "heavy", "guided", 100, {}, status="failed")
+    state = State(halving.trials, [*rows, failed])
+    assert state.ladder.dropped == {"heavy": 1}
+    assert "(1 failed)" in table(state)
+
+
+def test_candidates_of_a_rung_are_compared_on_one_machine(halving):
+    rows = scored(halving, FIRST)
+    strange = scored(halving, {("plain", 100): 0.1}, machine="another")
+    state = State(halving.trials, [*rows[:3], *strange])
+    assert state.ladder.rung == 1
+    assert len(state.missing) == 1
+
+
+def test_what_chooses_stores_nothing_of_the_test_images():
+    metrics = {"student/test_accuracy": 1.0, "student/val_accuracy": 2.0, "student/forgetting": 3.0, "kd/loss": 4.0}
+    record = made_record(metrics)
+    assert metrics_of(record, choosing=True) == {"student/val_accuracy": 2.0}
+    assert metrics_of(record, choosing=False) == {name: metrics[name] for name in metrics if name != "kd/loss"}
+
+
+def made_record(metrics: dict[str, float]) -> Record:
+    kinds = ("experiment", "arm", "dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
+    outcome = Outcome(status="finished", metrics=metrics)
+    return Record(**dict.fromkeys(kinds, "x"), ipc=1, seed=0, config={}, config_hash="x", outcome=outcome)
+
+
+def script(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXPERIMENTS / "claims.py"), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_check_mode_ends_with_1_and_a_diff(tmp_path, empty):
+    text = tmp_path / "text.md"
+    text.write_text("<!-- claims tiny -->\nold\n<!-- end claims tiny -->\n", encoding="utf-8")
+    there = ["--claims", str(tmp_path / "claims"), "--results", str(tmp_path / "results"), "--texts", str(text)]
+    done = script("--check", *there)
+    assert (done.returncode, "-old\n" in done.stdout) == (1, True)
+    assert script("--write", *there).returncode == 0
+    assert NOTHING in text.read_text(encoding="utf-8")
+    assert script("--check", *there).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["wibble"], "error: claim is 'wibble'; accepted: tiny\n"),
+        (["--share", "sweep"], "error: --share of a claim is 'sweep'; accepted: trial\n"),
+        (["--fresh"], "error: --fresh of a claim is True"),
+        (["--address", "10.0.0.1:6379"], "error: --address or RAY_ADDRESS of a claim is '10.0.0.1:6379'"),
+        (["--only-cells", "three"], "error: --only-cells is 'three'; accepted: some of one, two\n"),
+        (["--only-seeds", "7"], "error: --only-seeds is '7'; accepted: some of 10, 11, 12\n"),
+        (["--time-budget", "soon"], "error: --time-budget is 'soon'"),
+    ],
+    ids=lambda part: part[0] if isinstance(part, list) else "",
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path, empty, flags, told):
+    there = [
+        "--claims",
+        str(tmp_path / "claims"),
+        "--results",
+        str(tmp_path / "results"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = script(*flags, *there)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(told)
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,277 @@
+"""Claims run in small, on Ray: interrupted, killed, out of time, or gone on with on another machine."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from campaign import running
+from campaign.claims import Claim, read_claims
+from campaign.machines import here
+from campaign.rows import Row, read_rows, write_rows
+from campaign.running import Place
+from campaign.state import read_state
+from places import CHECKOUT, EXPERIMENTS
+
+from condkd_ray.core.method import InputError
+from condkd_ray.runs.options import Options
+
+SMALL = {
+    "teacher": {"training": {"epochs": 1}},
+    "inversion": {"steps": 1, "batch": 32, "width": 8},
+    "distiller": {"steps": 3, "batch": 32},
+    "rounds": 2,
+    "evaluate_every": 2,
+}
+COMMON = {
+    "question": "Does guiding beat mixing?",
+    "hypothesis": "It does.",
+    "chosen": "Nothing.",
+    "data": {"name": "digits"},
+    "inversion": "fast",
+    "condensation": {"name": "random_real", "ipc": 1},
+    "config": SMALL,
+    "cpu_seconds": 2,
+}
+TINY = COMMON | {
+    "order": 1,
+    "teachers": 2,
+    "prior": {"weight": 30, "temperature": 4},
+    "cells": {"one": {}, "two": {"condensation": {"name": "random_real", "ipc": 2}}},
+    "arms": ["none", "mixed", "mixed_prior", "guided"],
+    "seeds": [10, 11],
+}
+PICK = COMMON | {
+    "order": 2,
+    "kind": "choosing",
+    "seeds": [100, 101],
+    "rungs": [{"seeds": 1, "keep": 1}, {"seeds": 2}],
+    "candidates": {
+        "light": {"arm": "guided", "config": {"guidance": {"weight": 1}}},
+        "heavy": {"arm": "guided", "config": {"guidance": {"weight": 1000}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("claims")
+    (folder / "claims").mkdir()
+    for name, tree in {"tiny": TINY, "pick": PICK}.items():
+        (folder / "claims" / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return folder
+
+
+def claims_of(home: Path, *names: str) -> list[Claim]:
+    return read_claims(home / "claims", names)
+
+
+def place(home: Path, name: str, **changes) -> Place:
+    options = Options(out=home / name, cache=home / "cache", max_concurrent=2)
+    return Place(options, None, home / f"rows-{name}", **changes)
+
+
+def records(home: Path, name: str) -> list[Path]:
+    return list((home / name).glob("tiny/*/records/*.json"))
+
+
+def numbers(rows: list[Row]) -> list[tuple[object, ...]]:
+    """Rows without times."""
+    return [
+        (row.place[:-1], {name: value for name, value in row.record.metrics.items() if not name.startswith("time/")})
+        for row in sorted(rows, key=lambda row: row.place)
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, home) -> list[Row]:
+    """The rows of a calm run."""
+    there = place(home, "calm")
+    result = running.run(claims_of(home, "tiny"), there)
+    assert (result.complete, result.failed) == (True, 0)
+    return read_rows(there.results / "tiny.parquet")
+
+
+@pytest.mark.ray
+def test_every_arm_of_every_unit_gets_a_row_that_says_all(whole, home):
+    assert len(whole) == 16
+    assert not any(list((home / "rows-calm").glob("*.partial")))
+    none = [row for row in whole if row.record.arm == "none" and row.record.seed == 10]
+    assert len({row.record.config_hash for row in none}) == 1
+    assert {row.cell for row in none} == {"one", "two"}
+    assert len({row.record.teacher_hash for row in whole}) == 2
+    for row in whole:
+        record = row.record
+        assert row.test_images == 600
+        assert row.machine == here(0, 1).kind
+        assert record.config["seed"] == record.seed
+        assert record.config["inversion"]["steps"] == 1
+        assert record.outcome.threads == 1
+        assert {"torch", "numpy", "python", "condkd-ray"} <= record.versions.keys()
+        assert {"student/test_accuracy", "student/val_accuracy", "proxy/agreement", "diagnosis/frechet_real"} <= {
+            *record.metrics
+        }
+        assert record.outcome.cpu_seconds > 0
+    assert (home / "rows-calm" / "tiny.parquet").stat().st_size < 60_000
+
+
+@pytest.mark.ray
+def test_the_same_call_runs_nothing_and_leaves_the_file_be(whole, home):
+    path = home / "rows-calm" / "tiny.parquet"
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert running.run(claims_of(home, "tiny"), place(home, "calm")).complete
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+@pytest.mark.ray
+def test_seed_by_seed_it_comes_to_the_same_rows(whole, home):
+    for seed in (11, 10):
+        there = place(home, "turns", seeds=[seed])
+        assert running.run(claims_of(home, "tiny"), there).complete
+        assert {row.record.seed for row in read_rows(there.results / "tiny.parquet")} == {11, seed}
+    assert numbers(read_rows(there.results / "tiny.parquet")) == numbers(whole)
+
+
+@pytest.mark.ray
+def test_rows_that_were_lost_come_back_from_the_records(whole, home):
+    shutil.copytree(home / "calm", home / "lost")
+    assert running.run(claims_of(home, "tiny"), place(home, "lost")).complete
+    assert numbers(read_rows(home / "rows-lost" / "tiny.parquet")) == numbers(whole)
+
+
+@pytest.mark.ray
+def test_on_a_machine_without_the_records_only_what_is_missing_is_run(whole, home):
+    rows = home / "rows-alike" / "tiny.parquet"
+    rows.parent.mkdir()
+    write_rows(rows, [row for row in whole if not (row.cell == "one" and row.record.arm == "guided")])
+    assert running.run(claims_of(home, "tiny"), place(home, "alike")).complete
+    assert len(records(home, "alike")) == 2
+    assert numbers(read_rows(rows)) == numbers(whole)
+
+
+@pytest.mark.ray
+def test_a_unit_begun_with_another_teacher_is_told_and_run_whole(whole, home, heard):
+    rows = home / "rows-strange" / "tiny.parquet"
+    rows.parent.mkdir()
+    strange = [replace(row, record=replace(row.record, teacher_hash="another")) for row in whole]
+    begun = [row for row in strange if row.cell == "one" and row.record.seed == 10 and row.record.arm != "guided"]
+    write_rows(rows, [*begun, *(row for row in whole if row.cell != "one" or row.record.seed != 10)])
+    assert running.run(claims_of(home, "tiny"), place(home, "strange")).complete
+    assert any("its rows were made of another teacher" in told and "one seed 10" in told for told in heard)
+    assert len(records(home, "strange")) == 4
+    assert numbers(read_rows(rows)) == numbers(whole)
+
+
+@pytest.mark.ray
+def test_what_another_kind_of_machine_has_begun_is_not_gone_on_with(whole, home, monkeypatch):
+    there = place(home, "moved", seeds=[10], cells=["one"])
+    other = replace(here(0, 1), kind="another machine")
+    monkeypatch.setattr(running, "here", lambda gpus, threads: other)
+    assert running.run(claims_of(home, "tiny"), there).complete
+    for folder in (home / "moved" / "tiny").iterdir():
+        # As if it had been stopped before its last trial.
+        next(iter((folder / "records").iterdir())).unlink()
+    (there.results / "tiny.parquet").unlink()
+    monkeypatch.undo()
+    assert running.run(claims_of(home, "tiny"), place(home, "moved", seeds=[10], cells=["one"])).complete
+    rows = [row for row in read_rows(there.results / "tiny.parquet") if row.cell == "one"]
+    assert {row.machine for row in rows} == {here(0, 1).kind}
+    assert len(records(home, "moved")) == 3 + 4
+    assert numbers(rows) == numbers([row for row in whole if (row.cell, row.record.seed) == ("one", 10)])
+
+
+@pytest.mark.ray
+def test_halving_goes_rung_by_rung_and_stores_nothing_of_the_test_images(cluster, home):
+    there = place(home, "rungs")
+    assert running.run(claims_of(home, "pick"), there).complete
+    state = read_state(*claims_of(home, "pick"), there.results)
+    assert state.missing == []
+    assert sorted(row.record.seed for row in state.rows) == [100, 100, 101]
+    assert {len(state.ladder.dropped), state.ladder.rung - 2} == {1}
+    names = {name for row in state.rows for name in row.record.metrics if name.startswith("student/")}
+    assert names == {"student/val_accuracy"}
+    assert {row.test_images for row in state.rows} == {0}
+
+
+def test_a_claim_for_a_gpu_is_left_out_without_one_and_told(home, heard):
+    (claim,) = claims_of(home, "tiny")
+    result = running.run([replace(claim, needs_gpu=True)], place(home, "gpu"))
+    assert result.complete
+    assert heard == ["tiny needs a GPU, so it is left out without --gpus-per-trial"]
+    assert not (home / "rows-gpu").exists()
+
+
+def test_data_that_are_not_there_are_told_before_anything_is_run(home, tmp_path):
+    tree = TINY | {"data": {"name": "cifar10"}}
+    (tmp_path / "far.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (claim,) = read_claims(tmp_path)
+    with pytest.raises(InputError, match="--data-root is None"):
+        running.run([claim], place(home, "far"))
+    with pytest.raises(InputError, match=r"data\.root is .*cifar10"):
+        running.run([claim], replace(place(home, "far"), data_root=tmp_path))
+    assert not (home / "far").exists()
+
+
+def started(home: Path, name: str, *flags: str) -> subprocess.Popen[str]:
+    there = ["--claims", str(home / "claims"), "--results", str(home / f"rows-{name}"), "--out", str(home / name)]
+    command = [sys.executable, str(EXPERIMENTS / "claims.py"), "tiny", *there, "--cache", str(home / "cache"), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes)
+
+
+def ended_once(home: Path, name: str, driver: subprocess.Popen[str]) -> None:
+    """Wait until a first trial has its record."""
+    until = time.monotonic() + 200
+    while not records(home, name):
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interrupted_it_keeps_the_rows_it_has_and_goes_on(whole, home, number):
+    name = number.name
+    with started(home, name) as driver:
+        ended_once(home, name, driver)
+        driver.send_signal(number)
+        _, said = driver.communicate(timeout=200)
+    assert driver.returncode == 130, said
+    assert 1 <= len(read_rows(home / f"rows-{name}" / "tiny.parquet")) < 16
+    with started(home, name) as driver:
+        _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    assert numbers(read_rows(home / f"rows-{name}" / "tiny.parquet")) == numbers(whole)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_out_of_time_it_ends_with_3_and_goes_on(whole, home):
+    with started(home, "late", "--time-budget", "1s") as driver:
+        _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 3, said
+    with started(home, "late") as driver:
+        _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    assert numbers(read_rows(home / "rows-late" / "tiny.parquet")) == numbers(whole)
+
+
+@pytest.mark.ray
+@pytest.mark.fault
+def test_killed_it_goes_on_and_comes_to_the_same_rows(whole, home):
+    with started(home, "killed") as driver:
+        ended_once(home, "killed", driver)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.communicate(timeout=200)
+    with started(home, "killed") as driver:
+        _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    assert numbers(read_rows(home / "rows-killed" / "tiny.parquet")) == numbers(whole)
