@@ -23,7 +23,7 @@ class Dfad(Unconditional):
     """
 
     paper = "Fang et al., arXiv 1912.11006"
-    ours = ("steps", "batch", "images_per_round")
+    ours = ("steps", "batch", "images_per_round", "conditional")
     name: Literal["dfad"] = "dfad"
     form: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
     steps: int = 4
