@@ -100,7 +100,7 @@ def _row(family: str, kind: type[Method]) -> str:
 
 
 def _told(field: dataclasses.Field[Any], ours: bool) -> str:
-    # A nested method is named in full in its own family, or is a schedule that does nothing.
+    # A nested method is named in full in its own family, or by default does nothing, as a schedule.
     alone = field.default is dataclasses.MISSING or dataclasses.is_dataclass(field.default)
     text = field.name if alone else f"{field.name} {_plain(field.default)}"
     return f"*{text}*" if ours else text

@@ -18,8 +18,8 @@ class Streams:
     """Generators by name: `streams["latents"]` is made at first use, seeded by hash(seed, name).
 
     Names in use: init/student, init/generator, init/generator/<round>, init/embeddings, init/head, init/guide,
-    init/replay, targets, latents, negatives, augment/inversion, augment/guide, draw, reservoir, replay, condensed,
-    augment/student. There is no global generator anywhere in the package.
+    init/replay, targets, latents, negatives, start, augment/inversion, augment/guide, draw, reservoir, replay,
+    condensed, augment/student, augment/condensed. There is no global generator anywhere in the package.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:

@@ -62,11 +62,6 @@ def unseen(images: Tensor, labels: Tensor) -> Samples:
     return Samples(images, labels, images.new_zeros(len(images), 0))
 
 
-def unlabelled(images: Tensor) -> Samples:
-    """Samples whose labels the teacher will give when they are settled."""
-    return unseen(images, torch.full((len(images),), UNLABELLED, device=images.device))
-
-
 def cat(parts: Sequence[Samples]) -> Samples:
     """Samples one after the other, of one image shape. They have logits only where all parts do."""
     if len(parts) == 1:

@@ -19,7 +19,7 @@ from condkd_ray.core.device import sent
 from condkd_ray.core.method import Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
-from condkd_ray.data.augment import require_shift, shift_flip
+from condkd_ray.data.augment import dsa, require_shift, shift_flip
 from condkd_ray.methods.losses.kd import Answer, AnyKdLoss, Hinton, divergence
 from condkd_ray.methods.memory import AnyMemory, Store
 from condkd_ray.models.hooks import tapped
@@ -65,7 +65,9 @@ class Distiller(Method):
     """
 
     paper = "Fang et al., IJCAI 2021 (CMI); Fang et al., AAAI 2022 (Fast)"
-    ours = (*("steps", "batch", "condensed_share", "mix", "share_schedule", "lr_epoch", "warm_up"),)
+    ours = (
+        *("steps", "batch", "condensed_share", "mix", "share_schedule", "lr_epoch", "warm_up", "condensed_augment"),
+    )
     loss: AnyKdLoss = Hinton()
     steps: int = 20
     """Student steps a round."""
@@ -112,6 +114,10 @@ class Distiller(Method):
     compares layers has it look in any case)."""
     shift: float = 0.125
     """Largest shift as a share of the side; black moves in, as in the published crops of [0, 1] pixels."""
+    condensed_augment: Literal["batch", "dsa"] = "batch"
+    """What is done to the condensed images of a batch. `batch`: what is done to all of it. `dsa`: one operation of the
+    DSA family a step instead, each image with a draw of its own, and the teacher looks again. Synthetic images are seen
+    as without it."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "student steps", self.steps, "an integer >= 1")
@@ -170,11 +176,16 @@ class Distiller(Method):
     @property
     def asks_teacher(self) -> bool:
         """Whether each step asks the teacher about its batch; otherwise stored logits serve."""
-        return self.augment or bool(self.loss.pairs)
+        apart = self.condensed_augment == "dsa" and self.condensed_share > 0
+        return self.augment or apart or bool(self.loss.pairs)
 
     def num_condensed(self, progress: float) -> int:
         """Condensed images in the place of synthetic ones in a batch at `progress`: 0 first round, 1 last."""
         return 0 if self.concatenates else round(self.condensed_share * self.share_schedule.at(progress) * self.batch)
+
+    def num_synthetic(self, progress: float) -> int:
+        """Synthetic images in a batch at `progress`; they come first."""
+        return self.batch - self.num_condensed(progress)
 
     @property
     def needs_synthetic(self) -> bool:
@@ -232,10 +243,22 @@ class Distiller(Method):
     def _multi_step(self, step: int) -> float:
         return self.decay ** bisect_right(self.milestones, step // self.steps)
 
-    def step(self, state: DistillerState, batch: Samples, weights: Tensor, *, teacher: Teacher, rng: Streams) -> Step:
-        """One step on `batch` with `weights` (B,) of its samples: the loss is the mean of weights times losses."""
+    def step(
+        self,
+        state: DistillerState,
+        batch: Samples,
+        weights: Tensor,
+        *,
+        teacher: Teacher,
+        rng: Streams,
+        condensed: int = 0,
+    ) -> Step:
+        """One step on `batch` with `weights` (B,) of its samples: the loss is the mean of weights times losses.
+
+        `condensed`: how many of its samples are condensed images, the last ones.
+        """
         begin_step()
-        images = self._augmented(batch.images, teacher, rng) if self.augment else batch.images
+        images = self._shown(batch.images, condensed, teacher, rng)
         asked = self.asks_teacher or not batch.asked
         # Hooks that come and go, by which pairs of layers are read, are not for the compiler.
         compare = comparison.uncompiled if self.loss.pairs else comparison
@@ -250,6 +273,19 @@ class Distiller(Method):
         state.optimizer.step()
         state.schedule.step()
         return Step({"loss": loss, "agreement": agree}, gap)
+
+    def _shown(self, images: Tensor, condensed: int, teacher: Teacher, rng: Streams) -> Tensor:
+        """What the student sees of `images` (B, C, H, W), of which the last `condensed` are that."""
+        apart = condensed if self.condensed_augment == "dsa" else 0
+        synthetic = len(images) - apart
+        # Moves are drawn for a full batch, so that synthetic images move alike however many of it are condensed.
+        shown = images[: max(synthetic, self.batch)]
+        shown = self._augmented(shown, teacher, rng) if self.augment else shown
+        if not apart:
+            return shown
+        name = "augment/condensed"
+        own = dsa(images[synthetic:], rng=rng[name], choice=rng.host(name), flip=teacher.flip_ok)
+        return torch.cat([shown[:synthetic], own])
 
     def _augmented(self, images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
         move = partial(shift_flip, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
@@ -327,7 +363,7 @@ def next_batch(
     arms see the same draws.
     """
     num_condensed = distiller.num_condensed(progress)
-    num_synthetic = distiller.batch - num_condensed
+    num_synthetic = distiller.num_synthetic(progress)
     parts: list[Samples] = []
     ids = torch.empty(0, dtype=torch.int64)
     weights = torch.ones(distiller.batch, device=teacher.device)

@@ -5,7 +5,7 @@ Letters: B batch, Z latent size, C channels, H W height and width. Sources: `met
 A.4, A.6.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,26 @@ class Generator(nn.Module):
         x = self.linear(latents).view(len(latents), self._width, *self._sizes[0])
         x = self.start(x.contiguous(memory_format=torch.channels_last))
         return self.head(self.end(self.middle(x)).float())
+
+
+class LabelledGenerator(nn.Module):
+    """Latents (B, Z) and labels (B,) to images (B, C, H, W): a `Generator` of the latent with the one-hot label behind.
+
+    Our choice. The one-hot vector has the length sqrt(Z), that of a latent: else the label would hardly count among
+    hundreds of latent dimensions.
+    """
+
+    def __init__(
+        self, latent: int, width: int, image_shape: tuple[int, int, int], num_classes: int, **form: Any
+    ) -> None:
+        super().__init__()
+        self.body = Generator(latent + num_classes, width, image_shape, **form)
+        self._classes, self._length = num_classes, latent**0.5
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """(B, Z), (B,) to (B, C, H, W)."""
+        classes = torch.arange(self._classes, device=labels.device)
+        return self.body(torch.cat([latents, self._length * (labels[:, None] == classes).to(latents)], 1))
 
 
 def _head(head: Head, channels: int) -> nn.Module:

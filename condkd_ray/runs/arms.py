@@ -83,6 +83,8 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
             condensed_share=share,
             share_schedule=distiller.share_schedule if both else Schedule(),
             mix=distiller.mix if both else "share",
+            # Where the student sees none it says nothing, and real images are no condensed ones.
+            condensed_augment=distiller.condensed_augment if both or name == "condensed_only" else "batch",
         ),
     )
     return Plan(label or name, 0 if name in ONCE else ipc, seed, config)

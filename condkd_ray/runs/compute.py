@@ -45,14 +45,14 @@ def compute(recipe: TrialConfig, image_shape: tuple[int, int, int] = (3, 32, 32)
     )
     inversion, taught = recipe.inversion, recipe.distiller
     made, learnt = recipe.total_rounds * inversion.images_per_round, recipe.rounds * taught.steps * taught.batch
-    asked = (teacher if taught.augment else 0) + 3 * student
-    total = learnt * asked + _synthesis(recipe, image_shape, teacher, student)
+    asked = (teacher if taught.asks_teacher else 0) + 3 * student
+    total = learnt * asked + _synthesis(recipe, image_shape, num_classes, teacher, student)
     if isinstance(recipe.memory, Generative):
         total += _replay(recipe, recipe.memory, image_shape, teacher)
     return Compute(made, learnt, total)
 
 
-def _synthesis(recipe: TrialConfig, shape: tuple[int, int, int], teacher: int, student: int) -> float:
+def _synthesis(recipe: TrialConfig, shape: tuple[int, int, int], num_classes: int, teacher: int, student: int) -> float:
     """Multiply-adds of all steps of the inversion, and of the one pass that labels or answers what it made."""
     inversion = recipe.inversion
     if isinstance(inversion, NoInversion):
@@ -60,14 +60,15 @@ def _synthesis(recipe: TrialConfig, shape: tuple[int, int, int], teacher: int, s
     generator = 0
     if not isinstance(inversion, Pixelwise):
         sizes: Any = inversion
-        generator = meta_cost(lambda: Generator(sizes.latent, sizes.width, shape), (sizes.latent,))
+        latent = sizes.latent + (num_classes if getattr(inversion, "conditional", False) else 0)
+        generator = meta_cost(lambda: Generator(latent, sizes.width, shape), (latent,))
     looks = 4 if isinstance(inversion, Cmi) else 2
     seen = inversion.steps * getattr(inversion, "loops", 1) * inversion.batch  # type: ignore[attr-defined]
     step = 3 * generator + looks * teacher
     total = recipe.total_rounds * seen * step + recipe.rounds * seen * (2 * student if inversion.asks_student else 0)
     if isinstance(inversion, Unconditional):
         total += recipe.rounds * inversion.images_per_round * (generator + teacher)
-    elif not recipe.distiller.augment:
+    elif not recipe.distiller.asks_teacher:
         total += recipe.total_rounds * inversion.images_per_round * teacher
     return total
 

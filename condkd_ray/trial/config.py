@@ -28,6 +28,8 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.diagnosis import Landmarks
 from condkd_ray.trial.subset import TestRounds
 
+STARTING = "0; or an inversion that optimises pixels or latents: fast, cmi, nayer, deep_inversion, soft_target"
+TYING = "false; or an oh_weight > 0, or a guidance of weight > 0: else no image need be of its label's class"
 HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
 
@@ -119,10 +121,20 @@ class TrialConfig(Method):
         fits = temperature == 1 or not self.targets.soft
         require(fits, f"inversion oh_temperature beside targets {self.targets.name}", temperature, accepted)
         require(not idle or self.pipeline is None, "pipeline without an inversion", self.pipeline, "none")
+        self._check_labels_and_starts()
         several = self.producers > 1 and self.inversion.warm_up > 0
         require(not several, "pipeline producers for an inversion that warms up", self.producers, "1, who does so")
         entry, made = getattr(self.memory, "entry_size", 0), self.inversion.images_per_round
         require(idle or entry <= made, "memory entry_size", entry, f"at most {made}, the images of a round")
+
+    def _check_labels_and_starts(self) -> None:
+        inversion, guidance = self.inversion, self.guidance
+        share, starts = guidance.from_guides.share, inversion.starts_from_images
+        require(starts or share == 0, f"from_guides share for inversion {inversion.name}", share, STARTING)
+        guided = not isinstance(guidance, NoGuidance) and guidance.weight * guidance.schedule.largest > 0
+        tied = guided or getattr(inversion, "oh_weight", 0.0) > 0
+        conditional = getattr(inversion, "conditional", False)
+        require(tied or not conditional, f"conditional for inversion {inversion.name}", conditional, TYING)
 
     @property
     def producers(self) -> int:

@@ -93,15 +93,20 @@ def run_round(
 def distil(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Metrics:
     """The student's steps of a round."""
     state.distiller.student.train()
-    meter = Meter("kd")
+    meter, progress = Meter("kd"), config.progress(state.round)
     for _ in range(config.distiller.steps):
         batch, weights, ids = next_batch(
             *(config.distiller, config.memory, state.memory, store, prepared.condensed),
-            progress=config.progress(state.round),
+            progress=progress,
             teacher=prepared.teacher,
             rng=state.streams,
         )
-        step = config.distiller.step(state.distiller, batch, weights, teacher=prepared.teacher, rng=state.streams)
+        step = config.distiller.step(
+            *(state.distiller, batch, weights),
+            teacher=prepared.teacher,
+            rng=state.streams,
+            condensed=len(batch) - config.distiller.num_synthetic(progress),
+        )
         config.memory.feedback(state.memory, ids, step.gap[: len(ids)])
         meter.add(**step.terms)
     return meter.read()

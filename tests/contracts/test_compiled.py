@@ -16,9 +16,10 @@ from condkd_ray.core import compilation
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import FromGuides, Mmd
 from condkd_ray.methods.inversion import Cmi, Fast
 from condkd_ray.methods.weighing import Modulating
-from contracts.test_device import LOSSES, SETTINGS
+from contracts.test_device import CONDITIONAL, LOSSES, SETTINGS, STARTING
 from contracts.toy_guides import FORMS, bound, fakes, step
 from contracts.toy_methods import INVERTERS, make_student, small, synthesize
 
@@ -57,6 +58,36 @@ def test_inversions(kind):
         torch.testing.assert_close(others.images, images.images, rtol=1e-3, atol=1e-4)
         assert other_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-5)
     assert graphs == GRAPHS.get(kind.__name__, 2)
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL, ids=lambda kind: kind.__name__)
+def test_conditional_inversions(kind):
+    def rounds():
+        teacher, student, rng, inversion = make_teacher(), make_student(), Streams(0), small(kind, conditional=True)
+        state = inversion.init(teacher, rng)
+        return [synthesize(inversion, state, rng=rng, teacher=teacher, student=student)[0].images for _ in range(2)]
+
+    plain, taken, graphs = both(rounds)
+    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-3)
+    assert graphs == 2
+
+
+@pytest.mark.parametrize("kind", STARTING, ids=lambda kind: kind.__name__)
+def test_a_start_from_the_guides_takes_no_graph_of_its_own(kind):
+    def rounds(share):
+        teacher, rng, inversion = make_teacher(), Streams(0), small(kind, steps=2)
+        state, found = inversion.init(teacher, rng), []
+        for _ in range(3):
+            guidance = small(Mmd, from_guides=FromGuides(share=share, steps=2))
+            guide, _ = bound(guidance, rng=rng, teacher=teacher)
+            found.append(synthesize(inversion, state, rng=rng, teacher=teacher, guide=guide)[0].images)
+        return found
+
+    plain, taken, graphs = both(lambda: rounds(0.5))
+    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-3)
+    torch.compiler.reset()
+    counters.clear()
+    assert both(lambda: rounds(0.0))[2] == graphs
 
 
 def test_a_bank_that_grows_from_round_to_round_is_compiled_for_once():
@@ -111,7 +142,8 @@ def test_the_distiller(loss, settings):
         batch = Samples(images.images, images.labels, torch.zeros(8, NUM_CLASSES))
         distiller = Distiller(loss=loss, batch=4, **settings)
         state = distiller.init(student, rounds=3)
-        found = [distiller.step(state, batch, torch.ones(8), teacher=teacher, rng=rng) for _ in range(3)]
+        given = {"teacher": teacher, "rng": rng, "condensed": 3}
+        found = [distiller.step(state, batch, torch.ones(8), **given) for _ in range(3)]
         return [(one.terms["loss"].detach(), one.gap) for one in found], student.state_dict()
 
     plain, taken, graphs = both(steps)

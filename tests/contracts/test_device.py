@@ -14,6 +14,7 @@ from condkd_ray.core.method import Meter
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.methods.distiller import Distiller, next_batch
+from condkd_ray.methods.guidance import FromGuides, Mmd
 from condkd_ray.methods.inversion import Fast, nayer
 from condkd_ray.methods.losses.kd import AnyKdLoss, Attention
 from condkd_ray.methods.memory import AnyMemory, Generative, LocalStore, Prioritized
@@ -28,6 +29,9 @@ each_device = pytest.mark.parametrize("device", ["meta", pytest.param("cuda", ma
 LOSSES = [kind() for kind in get_args(AnyKdLoss) if kind is not Attention]
 LOSSES += [Attention(teacher_layers=(MIDDLE,), student_layers=(MIDDLE,))]
 SETTINGS = [{}, {"augment": False}, {"optimizer": "adam"}, {"clip": 1.0}, {"mix": "concat", "condensed_share": 0.5}]
+SETTINGS += [{"condensed_share": 0.5, "condensed_augment": "dsa"}]
+STARTING = [kind for kind in INVERTERS if kind.starts_from_images]
+CONDITIONAL = [kind for kind in INVERTERS if hasattr(kind, "conditional")]
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +126,18 @@ def test_inversions(kind, weighing, world, device):
 
 
 @each_device
+@pytest.mark.parametrize("kind", CONDITIONAL, ids=lambda kind: kind.__name__)
+def test_conditional_inversions(kind, world, device):
+    rounds(world, device, small(kind, conditional=True), guidance=small(Mmd))
+
+
+@each_device
+@pytest.mark.parametrize("kind", STARTING, ids=lambda kind: kind.__name__)
+def test_starts_from_the_guides(kind, world, device):
+    rounds(world, device, small(kind), guidance=small(Mmd, from_guides=FromGuides(share=0.5, steps=2)))
+
+
+@each_device
 @each_augmentation
 @each_layer
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
@@ -141,7 +157,7 @@ def test_the_distiller(loss, settings, world, device):
     weights = torch.ones(8, device=device)
     with steps(device):
         for _ in range(2):
-            distiller.step(state, condensed, weights, teacher=teacher, rng=rng)
+            distiller.step(state, condensed, weights, teacher=teacher, rng=rng, condensed=3)
 
 
 @each_device

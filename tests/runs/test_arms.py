@@ -51,6 +51,14 @@ def test_where_both_kinds_are_seen_they_are_mixed_as_the_base_says(name):
     assert distiller.concatenates == (name in BOTH)
 
 
+@pytest.mark.parametrize("name", get_args(Arm))
+def test_every_arm_whose_student_sees_condensed_images_has_them_augmented_as_the_base_says(name):
+    base = replace(BASE, distiller=Distiller(condensed_share=0.25, condensed_augment="dsa"))
+    config = arm(base, name, 2, 0).config
+    sees = config.distiller.condensed_share > 0 and name != "real"
+    assert config.distiller.condensed_augment == ("dsa" if sees else "batch")
+
+
 def test_real_sees_all_real_images_and_no_others():
     config = arm(BASE, "real", 0, 0).config
     assert isinstance(config.condensation, AllReal)

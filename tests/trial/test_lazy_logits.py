@@ -13,7 +13,7 @@ from toy import NUM_CLASSES, make_prepared, make_teacher, samples, toy_config
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import UNLABELLED, Codec, unlabelled, unseen
+from condkd_ray.core.samples import UNLABELLED, Codec, unseen
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import DeepInversion, Fast, PreDfkd
 from condkd_ray.methods.losses.kd import Attention, LogitL1
@@ -207,7 +207,7 @@ def test_settled_samples_keep_the_labels_that_were_asked_for(prepared):
         settled = settle(wanted, code, prepared.teacher, ask=ask)
         assert torch.equal(settled.labels, wanted.labels)
         assert settled.asked is ask
-    settled = settle(unlabelled(wanted.images), code, prepared.teacher, label=True)
+    settled = settle(unseen(wanted.images, torch.full((8,), UNLABELLED)), code, prepared.teacher, label=True)
     assert torch.equal(settled.labels, settled.classes)
     assert not settled.labels.eq(UNLABELLED).any()
 

@@ -1,6 +1,7 @@
 """Guidance: condensed images steer the inversion through the teacher's features."""
 
 from condkd_ray.methods.guidance.discriminator import Discriminator
+from condkd_ray.methods.guidance.from_guides import FromGuides as FromGuides
 from condkd_ray.methods.guidance.guidance import Guidance as Guidance
 from condkd_ray.methods.guidance.guidance import NoGuidance
 from condkd_ray.methods.guidance.matching import Mmd, Moments

@@ -119,7 +119,7 @@ class Discriminator(Guidance[DiscriminatorState]):
 
     paper = "Binici et al., arXiv 2408.13850 (AAAI 2026)"
     ours = (
-        *("weight", "augment", "schedule", "condition", "loss", "steps", "optimizer", "lr", "hidden"),
+        *("weight", "augment", "schedule", "from_guides", "condition", "loss", "steps", "optimizer", "lr", "hidden"),
         *("adversarial_weight", "class_weight", "spectral_norm", "r1_weight", "label_smoothing"),
         *("instance_noise", "held_out"),
     )

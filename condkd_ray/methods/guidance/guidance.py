@@ -15,6 +15,7 @@ from condkd_ray.core.method import Meter, Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import dsa
+from condkd_ray.methods.guidance.from_guides import FromGuides, Start
 from condkd_ray.models.observation import PENULTIMATE, Observation
 from condkd_ray.models.teacher import Teacher
 
@@ -48,6 +49,13 @@ class Guide(Protocol):
         """Learn from a batch the host has just made. Nothing flows back into `images`."""
         ...
 
+    def start(self, labels: Tensor) -> Start | None:
+        """Where the first images of a batch of `labels` (B,) start; None: where the host has them start.
+
+        A guide without this method, such as one written before it was there, says None.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance(Method, ABC, Generic[State]):
@@ -66,6 +74,8 @@ class Guidance(Method, ABC, Generic[State]):
     """Whose features are compared: `penultimate` (the paper's), or a module of the teacher, its mean over space."""
     schedule: Schedule = Schedule()
     """Factor of the weight over the rounds: a warm-up (`start: 0`) or a curriculum (`end: 0`)."""
+    from_guides: FromGuides = FromGuides()
+    """Whether batches start at condensed images, whatever the weight; by default at noise, as the host has them."""
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, "guidance weight", self.weight, ">= 0")
@@ -190,6 +200,16 @@ class BoundGuide:
             terms = self.guidance.update(self.state, fake, real, labels, rng=self.rng["augment/guide"])
         self.meter.add(**terms)
 
+    def start(self, labels: Tensor) -> Start | None:
+        """At condensed images it may learn from, drawn from a stream of their own: `start`."""
+        from_guides = self.guidance.from_guides
+        count = from_guides.count(len(labels))
+        if not count:
+            return None
+        rng = self.rng["start"]
+        rows = same_class_rows(self.condensed.labels, labels[:count], rng)
+        return from_guides.start(self.condensed.images[rows], rng)
+
     def read(self) -> dict[str, float]:
         """What was logged, with how the guidance judges the images held out."""
         if len(self.held_out):
@@ -251,6 +271,10 @@ class Unguided:
     def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
         """Nothing."""
 
+    def start(self, labels: Tensor) -> Start | None:
+        """Where the host has them start."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoGuidance(Method):
@@ -258,6 +282,7 @@ class NoGuidance(Method):
 
     name: Literal["none"] = "none"
     layers: ClassVar[tuple[str, ...]] = ()
+    from_guides: ClassVar[FromGuides] = FromGuides()
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> None:
         """No state."""

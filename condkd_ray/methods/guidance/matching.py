@@ -59,7 +59,7 @@ class MmdState(Seen):
 class Mmd(Matching[MmdState]):
     """Squared MMD of each class, mean over the classes present, under a sum of Gaussian kernels of the features."""
 
-    ours = ("weight", "augment", "layer", "schedule")
+    ours = ("weight", "augment", "layer", "schedule", "from_guides")
     name: Literal["mmd"] = "mmd"
     weight: float = 100.0
     """Of 10 and 100 the better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""
@@ -93,7 +93,7 @@ class Moments(Matching[MomentsState]):
     With one condensed image a class, the covariance is that of its augmentations.
     """
 
-    ours = ("weight", "augment", "layer", "schedule", "covariance_weight")
+    ours = ("weight", "augment", "layer", "schedule", "from_guides", "covariance_weight")
     name: Literal["moments"] = "moments"
     weight: float = 100.0
     """As that of `mmd`; 300 was not better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""

@@ -16,6 +16,7 @@ class Conditional(Host[State]):
     """
 
     reads_bn = True
+    starts_from_images = True
     shift: float
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:

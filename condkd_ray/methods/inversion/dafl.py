@@ -21,7 +21,7 @@ class Dafl(Unconditional):
     """
 
     paper = "Chen et al., ICCV 2019"
-    ours = ("steps", "batch", "images_per_round", "oh_temperature")
+    ours = ("steps", "batch", "images_per_round", "oh_temperature", "conditional")
     name: Literal["dafl"] = "dafl"
     form: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8}
     batch: int = 128

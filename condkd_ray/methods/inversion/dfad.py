@@ -23,7 +23,7 @@ class Dfad(Unconditional):
     """
 
     paper = "Fang et al., arXiv 1912.11006"
-    ours = ("steps", "batch", "images_per_round", "oh_weight", "oh_temperature")
+    ours = ("steps", "batch", "images_per_round", "oh_weight", "oh_temperature", "conditional")
     name: Literal["dfad"] = "dfad"
     form: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
     steps: int = 4

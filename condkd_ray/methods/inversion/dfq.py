@@ -30,7 +30,7 @@ class Dfq(Unconditional):
     """
 
     paper = "Choi et al., CVPRW 2020"
-    ours = ("steps", "batch", "images_per_round", "oh_weight", "oh_temperature")
+    ours = ("steps", "batch", "images_per_round", "oh_weight", "oh_temperature", "conditional")
     name: Literal["dfq"] = "dfq"
     form = Dafl.form
     betas = (0.5, 0.999)

@@ -126,6 +126,8 @@ class Fast(Conditional[FastState]):
             bn = mix_bn(look.seen.bn, memory, self.bn_momentum)
             return Judged(self.terms(look, bn=bn, teacher=now.teacher, student=rival))
 
+        # The latents alone move, so that no meta step sees where the guide has them start.
+        now.approach(make, targets.labels, [latents])
         for _ in range(self.steps):
             tried = now.attempt(make, judge, targets)
             gradients = now.step(tried, leaves, optimizer.step, keep=True)

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.core.compilation import begin_step, whole
 from condkd_ray.core.method import Meter, Method, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
+from condkd_ray.methods.guidance.from_guides import Start
 from condkd_ray.methods.guidance.guidance import Guide
 from condkd_ray.methods.losses.inversion import class_prior
 from condkd_ray.methods.targets import Targets
@@ -24,6 +26,7 @@ from condkd_ray.models.observation import Observation, Observer
 from condkd_ray.models.teacher import Teacher
 
 State = TypeVar("State")
+Hears = Literal["nothing", "labels", "answers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,10 @@ class Inversion(Method, ABC, Generic[State]):
 
     pixel_space: ClassVar[PixelSpace]
     """How stores keep its images."""
-    hears: ClassVar[Literal["nothing", "labels", "answers"]] = "labels"
+    hears: ClassVar[Hears] = "labels"
     """What of the targets it uses: none, the labels alone, or soft targets too. Unconditional methods hear nothing."""
+    starts_from_images: ClassVar[bool] = False
+    """Whether it asks the guide where its batches start (`Guide.start`): it optimises pixels or latents."""
     fresh: ClassVar[bool] = False
     """Whether it makes its images by the thousand for the student of the day, so that the latest round's are enough."""
 
@@ -166,6 +171,36 @@ class Round:
         """Standard normal values from stream `latents`."""
         return torch.randn(shape, generator=self.rng["latents"], device=self.rng.device)
 
+    def start(self, labels: Tensor) -> Start | None:
+        """Where the guide has the first images of `labels` (B,) start; None where it has no say in this."""
+        # A guide of somebody else's may be older than the question.
+        ask = getattr(self.guide, "start", None)
+        return ask(labels) if ask is not None else None
+
+    def approach(
+        self, make: Callable[[], Tensor], labels: Tensor, latents: Sequence[Tensor], weights: Sequence[Tensor] = ()
+    ) -> None:
+        """Move `latents` and `weights` until `make` gives images near those the guide has the batch start at, if any.
+
+        Logs the last step's mean squared distance of their pixels as `start`. The host's own steps come after; no
+        gradient of these ones is left.
+        """
+        start = self.start(labels)
+        if start is None:
+            return
+        leaves = [*latents, *weights]
+        groups = [{"params": list(latents), "lr": start.lr}]
+        groups += [{"params": list(weights), "lr": getattr(self.host, "lr", start.lr)}] if weights else []
+        optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True)
+        for step in range(start.steps):
+            begin_step()
+            distance = F.mse_loss(made(make)[: len(start.images)], start.images)
+            give(leaves, torch.autograd.grad(distance, leaves))
+            optimizer.step()
+            take_back(leaves)
+            if step == start.steps - 1:
+                self.meter.add(start=distance)
+
     @property
     def eye(self) -> Observer:
         """Who looks at the teacher for the host and the guide."""
@@ -204,16 +239,11 @@ class Round:
         look = tried.look
         pull = self.guide.penalty(look.images, look.seen, look.targets.labels)
         loss = tried.loss + pull
-        found = torch.autograd.grad(loss, leaves)
-        gradients = [_laid_out(gradient, leaf) for gradient, leaf in zip(found, leaves, strict=True)]
-        for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient
+        gradients = give(leaves, torch.autograd.grad(loss, leaves))
         if keep:
             self.lowest.offer(loss, look.images, *tried.extra)
         move()
-        for leaf in leaves:
-            # A graph that is replayed owns them: in the next step they are gone, and a compiler would look at them.
-            leaf.grad = None
+        take_back(leaves)
         self.guide.update(look.images.detach(), look.seen.detach(), look.targets.labels)
         self.meter.add(**tried.terms, guide=pull, loss=loss)
         return gradients
@@ -266,6 +296,21 @@ def judged(
     for other in others:
         loss = loss + other
     return Attempt(look, terms, extra, loss)
+
+
+def give(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Give each of `leaves` its gradient, as its optimiser reads it; returns them."""
+    given = [_laid_out(gradient, leaf) for gradient, leaf in zip(gradients, leaves, strict=True)]
+    for leaf, gradient in zip(leaves, given, strict=True):
+        leaf.grad = gradient
+    return given
+
+
+def take_back(leaves: Sequence[Tensor]) -> None:
+    """Leave no gradient behind."""
+    for leaf in leaves:
+        # A graph that is replayed owns them: in the next step they are gone, and a compiler would look at them.
+        leaf.grad = None
 
 
 def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:

@@ -23,10 +23,12 @@ from condkd_ray.models.teacher import Teacher
 class Pixelwise(Host[None]):
     """Base of the hosts without a generator; a round is one batch, from Gaussian noise, by `steps` Adam steps.
 
-    Pixels are kept in the valid range at the start and after each step; the images of lowest loss are kept.
+    A guide may have images start at condensed ones (our choice). Pixels are kept in the valid range at the start and
+    after each step; the images of lowest loss are kept.
     """
 
     hears = "answers"
+    starts_from_images = True
     betas: ClassVar[tuple[float, float]]
     """Of Adam."""
     steps: int = 100
@@ -59,10 +61,12 @@ class Pixelwise(Host[None]):
 
     @final
     def run(self, state: None, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
-        """`steps` Adam steps on a batch that starts as Gaussian noise."""
+        """`steps` Adam steps on a batch that starts as Gaussian noise, or where the guide has it start."""
         rng = now.rng
         darkest, brightest = (now.teacher.normalise(torch.full((1, 1, 1, 1), v, device=rng.device)) for v in (0.0, 1.0))
         images = now.latents(len(targets), *now.teacher.image_shape)
+        if (start := now.start(targets.labels)) is not None:
+            images = torch.cat([start.noisy, images[len(start.noisy) :]])
         images = torch.minimum(torch.maximum(images, darkest), brightest)
         images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
         optimizer = torch.optim.Adam([images], self.lr, betas=self.betas, fused=True)

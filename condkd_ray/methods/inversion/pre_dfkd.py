@@ -29,7 +29,7 @@ class PreDfkd(Unconditional):
     """
 
     paper = "Binici et al., AAAI 2022"
-    ours = ("steps", "batch", "images_per_round", "oh_temperature")
+    ours = ("steps", "batch", "images_per_round", "oh_temperature", "conditional")
     name: Literal["pre_dfkd"] = "pre_dfkd"
     form: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8, "spectral": True, "init": "uniform"}
     batch: int = 128

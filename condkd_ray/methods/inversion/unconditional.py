@@ -1,6 +1,6 @@
 """Base of the unconditional hosts: a generator of noise alone, some steps of it, then fresh images.
 
-Letters: B batch, C channels, H W height and width.
+As an option it is told a label too. Letters: B batch, C channels, H W height and width, Z latent size.
 """
 
 from abc import abstractmethod
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import Samples, unlabelled
-from condkd_ray.methods.inversion.inversion import Host, Judged, Look, Round, require_bn
-from condkd_ray.methods.targets import Targets
-from condkd_ray.models.generator import Generator
+from condkd_ray.core.samples import UNLABELLED, Samples, unseen
+from condkd_ray.methods.inversion.inversion import Hears, Host, Judged, Look, Round, require_bn
+from condkd_ray.methods.targets import Targets, balanced_labels
+from condkd_ray.models.generator import Generator, LabelledGenerator
 from condkd_ray.models.network import drawn
 from condkd_ray.models.teacher import Teacher
 
@@ -39,7 +39,6 @@ class Unconditional(Host[GeneratorState]):
     """
 
     pixel_space = "model"
-    hears = "nothing"
     fresh = True
     augments = False
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
@@ -56,11 +55,19 @@ class Unconditional(Host[GeneratorState]):
     lr: float = 0.02
     images_per_round: int = 2560  # type: ignore[assignment]
     """Fresh images handed out after the steps; one for each that the student takes by default."""
+    conditional: bool = False
+    """Whether the generator is told a label beside the noise (see `LabelledGenerator`; published: it is not). Balanced
+    labels are then what the class prior and a guide want, in place of the teacher's argmax, and what images keep."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for what, least in (("steps", 1), ("batch", 2), ("images_per_round", 2)):
             require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")
+
+    @property
+    def hears(self) -> Hears:  # type: ignore[override]
+        """The labels where it is `conditional`, else nothing."""
+        return "labels" if self.conditional else "nothing"
 
     @property
     def asks_student(self) -> bool:
@@ -71,7 +78,7 @@ class Unconditional(Host[GeneratorState]):
     def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """Scalars to minimise, by names whose `<name>_weight` is a field.
 
-        The images are as they were made, and wanted of each is the teacher's argmax.
+        The images are as they were made, and wanted of each is its label, or else the teacher's argmax.
         """
 
     def own_prior(self, look: Look) -> dict[str, Tensor]:
@@ -87,39 +94,56 @@ class Unconditional(Host[GeneratorState]):
         if self.reads_bn:
             require_bn(teacher)
         size = (self.latent, self.width, teacher.image_shape)
-        generator = drawn(lambda: Generator(*size, **self.form), "init/generator", teacher.device, rng)
+
+        def built() -> nn.Module:
+            if self.conditional:
+                return LabelledGenerator(*size, teacher.num_classes, **self.form)
+            return Generator(*size, **self.form)
+
+        generator = drawn(built, "init/generator", teacher.device, rng)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas, fused=True)
         return GeneratorState(generator, optimizer)
 
     @final
     def run(self, state: GeneratorState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
-        """`steps` generator steps, then fresh images, not yet labelled; `targets` are not used."""
+        """`steps` generator steps, then fresh images, not yet labelled; `targets` are not used.
+
+        If `conditional`, the fresh images have the labels of `targets`, and each step has labels of its own from stream
+        `targets`, balanced as well.
+        """
         weights = list(state.generator.parameters())
 
         def move() -> None:
             self.limit(weights)
             state.optimizer.step()
 
-        def images(count: int) -> Tensor:
-            return state.generator(now.latents(count, self.latent))
+        def entering(count: int, labels: Tensor | None) -> tuple[Tensor, ...]:
+            latents = now.latents(count, self.latent)
+            return (latents,) if labels is None else (latents, labels)
+
+        def draw(labels: Tensor) -> Tensor:
+            return state.generator(*entering(len(labels), labels if self.conditional else None))
 
         def judge(look: Look) -> Judged:
             return Judged(self.terms(look, teacher=now.teacher, student=now.student))
 
         for _ in range(self.steps):
-            latents = now.latents(self.batch, self.latent)
-            now.step(now.attempt(partial(state.generator, latents), judge), weights, move)
+            labels = balanced_labels(self.batch, now.teacher.num_classes, now.rng) if self.conditional else None
+            make = partial(state.generator, *entering(self.batch, labels))
+            wanted = None if labels is None else Targets(labels)
+            now.step(now.attempt(make, judge, wanted), weights, move)
         metrics = now.meter.read()
-        return fresh_images(images, self.images_per_round, self.batch), metrics
+        kept = targets.labels if self.conditional else torch.full_like(targets.labels, UNLABELLED)
+        return fresh_images(draw, kept, self.batch), metrics
 
 
 @torch.no_grad()
-def fresh_images(draw: Callable[[int], Tensor], count: int, batch: int) -> Samples:
-    """`count` >= 2 images of an unconditional generator, not yet labelled.
+def fresh_images(draw: Callable[[Tensor], Tensor], labels: Tensor, batch: int) -> Samples:
+    """An image for each of `labels` (N,), N >= 2, `UNLABELLED` where the teacher will name the class.
 
-    `draw` makes as many as it is told to. It is asked for near-equal parts, as near to `batch` as these allow: BN in
-    the generator must never see a single image.
+    `draw` makes those of the labels it is given. It is asked for near-equal parts, as near to `batch` as these allow:
+    BN in the generator must never see a single image.
     """
+    count = len(labels)
     parts = max(1, min(round(count / batch), count // 2))
-    images = torch.cat([draw(len(part)) for part in torch.arange(count).tensor_split(parts)])
-    return unlabelled(images)
+    return unseen(torch.cat([draw(part) for part in labels.tensor_split(parts)]), labels)

@@ -29,7 +29,7 @@ class Zskt(Unconditional):
     """
 
     paper = "Micaelli and Storkey, NeurIPS 2019"
-    ours = ("steps", "images_per_round", "oh_weight", "oh_temperature")
+    ours = ("steps", "images_per_round", "oh_weight", "oh_temperature", "conditional")
     name: Literal["zskt"] = "zskt"
     form: ClassVar[dict[str, Any]] = {"head": "bn"}
     steps: int = 2

@@ -10,16 +10,21 @@ from condkd_ray.core.samples import UNLABELLED
 from condkd_ray.methods.inversion.unconditional import fresh_images
 
 
+def unlabelled(count):
+    return torch.full((count,), UNLABELLED)
+
+
 @settings(max_examples=50)
 @given(batch=st.integers(2, 9), count=st.integers(2, 40))
 def test_fresh_images_come_in_near_equal_parts_never_one_alone(batch, count):
     parts = []
 
-    def draw(size):
+    def draw(labels):
+        size = len(labels)
         parts.append(size)
         return torch.randn(size, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(size))
 
-    made = fresh_images(draw, count, batch)
+    made = fresh_images(draw, unlabelled(count), batch)
     assert sum(parts) == len(made) == count
     assert min(parts) >= 2
     assert max(parts) - min(parts) <= 1
@@ -28,7 +33,7 @@ def test_fresh_images_come_in_near_equal_parts_never_one_alone(batch, count):
 
 def test_fresh_images_wait_for_their_labels():
     leaf = torch.ones(1, requires_grad=True)
-    made = fresh_images(lambda size: leaf * torch.randn(size, *IMAGE_SHAPE), 20, 8)
+    made = fresh_images(lambda labels: leaf * torch.randn(len(labels), *IMAGE_SHAPE), unlabelled(20), 8)
     assert made.labels.eq(UNLABELLED).all()
     assert not made.asked
     assert not made.images.requires_grad
@@ -37,5 +42,7 @@ def test_fresh_images_wait_for_their_labels():
 @pytest.mark.parametrize("count", [2, 3])
 def test_two_or_three_images_are_one_part_whatever_the_batch(count):
     parts = []
-    fresh_images(lambda size: parts.append(size) or torch.zeros(size, *IMAGE_SHAPE), count, 2)
+    fresh_images(
+        lambda labels: parts.append(len(labels)) or torch.zeros(len(labels), *IMAGE_SHAPE), unlabelled(count), 2
+    )
     assert parts == [count]

@@ -1,0 +1,155 @@
+"""What every host with the option `conditional` keeps to where its generator is told a label."""
+
+import copy
+from dataclasses import fields, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toy import NUM_CLASSES, make_prepared, make_teacher, toy_config
+
+from condkd_ray.core import checkpoint
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.methods.guidance import Discriminator, Mmd
+from condkd_ray.methods.guidance.guidance import Unguided
+from condkd_ray.methods.inversion import DeepInversion
+from condkd_ray.methods.targets import Balanced, Soft
+from condkd_ray.models.generator import Generator, LabelledGenerator
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.plan import production_key
+from condkd_ray.trial.run import local_store
+from contracts.toy_methods import INVERTERS, Puller, same, small, synthesize, tensors
+
+KINDS = [kind for kind in INVERTERS if "conditional" in {field.name for field in fields(kind)}]
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+def told(kind, **changes):
+    return small(kind, conditional=True, **changes)
+
+
+class Wisher(Unguided):
+    """A guide that wants the teacher to name the labels."""
+
+    def penalty(self, images, seen, labels):
+        return 10 * F.cross_entropy(seen.logits, labels)
+
+
+def test_all_hosts_that_hear_nothing_have_the_option():
+    assert {kind.__name__ for kind in KINDS} == {"Dafl", "Zskt", "Dfad", "Dfq", "PreDfkd"}
+    assert all(small(kind).hears == "nothing" and small(kind).labels_by_teacher for kind in KINDS)
+
+
+@each_kind
+def test_it_hears_labels_and_images_keep_them(kind):
+    inversion, teacher, rng = told(kind), make_teacher(), Streams(0)
+    assert inversion.hears == "labels"
+    assert not inversion.labels_by_teacher
+    wanted = Balanced().sample(inversion.images_per_round, teacher, rng=Streams(0)).labels
+    made, _ = synthesize(inversion, teacher=teacher, rng=rng)
+    assert torch.equal(made.labels, wanted)
+    assert made.images.isfinite().all()
+
+
+@each_kind
+def test_the_guide_and_the_class_prior_are_told_the_given_labels(kind):
+    guide = Puller()
+    _, metrics = synthesize(told(kind, steps=1), guide=guide)
+    ((_, seen, labels),) = guide.shown
+    assert (labels.bincount(minlength=NUM_CLASSES) == len(labels) // NUM_CLASSES).all()
+    assert not torch.equal(labels, seen.logits.argmax(1))
+    assert torch.equal(guide.learnt[0][2], labels)
+    if "inversion/oh" in metrics:
+        assert metrics["inversion/oh"] == pytest.approx(F.cross_entropy(seen.logits, labels).item(), rel=1e-5)
+
+
+@each_kind
+def test_images_come_to_answer_to_their_labels(kind):
+    """An adversary's own term would drive them elsewhere, so here it is left out."""
+    adversary = {"adv_weight": 0.0} if hasattr(small(kind), "adv_weight") else {}
+    inversion, teacher, rng = told(kind, steps=40, lr=0.01, **adversary), make_teacher(), Streams(0)
+    state, found = inversion.init(teacher, rng), []
+    for _ in range(2):
+        made, _ = synthesize(inversion, state, teacher=teacher, rng=rng, guide=Wisher())
+        found.append((teacher.answers(made.images).argmax(1) == made.labels).float().mean().item())
+    # Chance is a quarter.
+    assert found[-1] > 0.75, found
+
+
+@each_kind
+def test_the_label_alone_changes_the_image_and_its_weights_learn(kind):
+    inversion, teacher, rng = told(kind), make_teacher(), Streams(0)
+    state = inversion.init(teacher, rng)
+    first = state.generator.body.linear.weight.detach().clone()
+    synthesize(inversion, state, teacher=teacher, rng=rng, guide=Wisher())
+    moved = (state.generator.body.linear.weight - first).abs().amax(0)
+    assert len(moved) == inversion.latent + NUM_CLASSES
+    assert (moved > 0).all()
+    latents = torch.randn(1, inversion.latent).expand(NUM_CLASSES, -1)
+    images = state.generator(latents, torch.arange(NUM_CLASSES))
+    assert not torch.equal(images[0], images[1])
+
+
+@each_kind
+def test_without_it_the_generator_is_the_published_one(kind):
+    teacher = make_teacher()
+    assert isinstance(small(kind).init(teacher, Streams(0)).generator, Generator)
+    assert isinstance(told(kind).init(teacher, Streams(0)).generator, LabelledGenerator)
+
+
+@each_kind
+def test_only_its_own_streams_are_drawn_from(kind):
+    inversion, teacher, rng = told(kind), make_teacher(), Streams(0)
+    before = torch.random.get_rng_state()
+    synthesize(inversion, inversion.init(teacher, rng), rng=rng, teacher=teacher, guide=Puller())
+    assert rng.state_dict()["device"].keys() == {"targets", "latents"}
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def numbers(live):
+    return [{name: x for name, x in row.items() if not name.startswith("time/")} for row in live.history]
+
+
+@each_kind
+def test_a_guided_trial_goes_on_from_a_checkpoint_bit_for_bit(kind, tmp_path):
+    settings = toy_config(inversion=told(kind), guidance=small(Mmd), rounds=3)
+    prepared = make_prepared()
+    live, store = start(settings, prepared), local_store(settings, prepared, None)
+    run_round(settings, prepared, live, store)
+    checkpoint.save(live, tmp_path / "state")
+    resumed = checkpoint.load(start(settings, make_prepared()), tmp_path / "state")
+    kept = copy.deepcopy(store)
+    for _ in range(2):
+        run_round(settings, prepared, live, store)
+        run_round(settings, make_prepared(), resumed, kept)
+    assert numbers(live) == numbers(resumed)
+    assert same(list(tensors(live)), list(tensors(resumed)))
+    labels = store.gather(live.memory.ids).labels
+    assert (labels.bincount(minlength=NUM_CLASSES) * NUM_CLASSES == len(labels)).all()
+
+
+@each_kind
+def test_labels_that_nothing_ties_to_images_are_refused(kind):
+    inversion = told(kind, **({"oh_weight": 0.0} if hasattr(small(kind), "oh_weight") else {}))
+    accepted = (
+        r"conditional for inversion \w+ is True; accepted: false; or an oh_weight > 0, or a guidance of weight > 0"
+    )
+    for guidance in ({}, {"guidance": Discriminator(weight=0.0)}):
+        with pytest.raises(InputError, match=accepted):
+            toy_config(inversion=inversion, **guidance)
+    toy_config(inversion=inversion, guidance=Mmd())
+    toy_config(inversion=replace(inversion, conditional=False))
+
+
+def test_soft_targets_are_refused_as_it_hears_labels_alone():
+    with pytest.raises(InputError, match="targets soft for inversion dafl is 'soft'"):
+        toy_config(inversion=told(KINDS[0]), targets=Soft())
+
+
+def test_it_is_part_of_what_makes_the_images():
+    prepared = make_prepared()
+    plain = toy_config(inversion=small(next(kind for kind in KINDS if kind.__name__ == "Dafl")))
+    other = replace(plain, inversion=replace(plain.inversion, conditional=True))
+    assert production_key(plain, prepared) != production_key(other, prepared)
+    assert not hasattr(DeepInversion(), "conditional")

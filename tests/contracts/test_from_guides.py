@@ -1,0 +1,245 @@
+"""What every host keeps to that can start its batches from guides: `condkd_ray.methods.guidance.from_guides`."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from toy import blobs, make_prepared, make_teacher, toy_config
+
+from condkd_ray.core import checkpoint
+from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import to_unit
+from condkd_ray.methods.guidance import Discriminator, FromGuides, Mmd, NoGuidance
+from condkd_ray.methods.guidance.guidance import Unguided
+from condkd_ray.methods.inversion import Cmi, DeepInversion, Fast, Nayer, SoftTarget, fast
+from condkd_ray.methods.targets import Soft
+from condkd_ray.trial import config
+from condkd_ray.trial.loop import run_round, start
+from condkd_ray.trial.plan import production_key
+from condkd_ray.trial.run import local_store
+from contracts.toy_guides import LABELS, bound, each_guidance
+from contracts.toy_methods import INVERTERS, Verdict, same, small, synthesize, tensors
+
+STARTING = [kind for kind in INVERTERS if kind.starts_from_images]
+PIXELS = [DeepInversion, SoftTarget]
+HALF = FromGuides(share=0.5, noise=0.0)
+each_host = pytest.mark.parametrize("kind", STARTING, ids=lambda kind: kind.__name__)
+
+
+class Starter(Verdict):
+    """Keeps all that is shown to it, and the first step's images for the best; says where a batch starts as `guide`."""
+
+    def __init__(self, guide, steps=3):
+        super().__init__(-1e6, *[0.0] * (steps - 1))
+        self.guide, self.started = guide, None
+
+    def start(self, labels):
+        self.started = self.guide.start(labels)
+        return self.started
+
+
+def first_images(kind, from_guides, *, rng=None, steps=3, **changes):
+    """The images of a host's first step, where they were to start, and the round's metrics."""
+    teacher, rng = make_teacher(), rng or Streams(0)
+    guide = Starter(bound(small(Mmd, from_guides=from_guides), teacher=teacher, rng=rng)[0], steps)
+    inversion = small(kind, steps=steps, **changes)
+    _, metrics = synthesize(inversion, inversion.init(teacher, rng), teacher=teacher, rng=rng, guide=guide)
+    return guide.shown[0], guide.started, metrics
+
+
+def test_the_hosts_that_optimise_pixels_or_latents_have_it():
+    assert set(STARTING) == {Fast, Cmi, Nayer, DeepInversion, SoftTarget}
+
+
+@each_guidance
+def test_a_guide_gives_condensed_images_of_the_first_labels(kind):
+    teacher, condensed = make_teacher(), blobs(40, seed=4)
+    condensed = condensed.samples(teacher.mean, teacher.std)
+    guidance = small(kind, from_guides=FromGuides(share=0.5, noise=0.3, steps=7, lr=0.2))
+    guidance = replace(guidance, held_out=0.5) if kind is Discriminator else guidance
+    guide, _ = bound(guidance, teacher=teacher, condensed=condensed)
+    found = guide.start(LABELS)
+    assert (len(found.images), found.steps, found.lr) == (8, 7, 0.2)
+    for image, label in zip(found.images, LABELS[:8], strict=True):
+        (row,) = (condensed.images == image).flatten(1).all(1).nonzero().flatten().tolist()
+        assert condensed.labels[row] == label
+        # Images held out start nothing, or they would be no strangers to the fakes.
+        assert kind is not Discriminator or row < 20
+    assert (found.noisy - found.images).std().item() == pytest.approx(0.3, rel=0.1)
+
+
+@each_guidance
+def test_a_start_is_drawn_from_a_stream_of_its_own(kind):
+    rng = Streams(0)
+    guide, _ = bound(small(kind, from_guides=HALF), rng=rng)
+    guide.start(LABELS)
+    assert rng.state_dict()["device"].keys() == {"start"}
+    assert not rng.state_dict()["host"]
+
+
+@each_guidance
+def test_by_default_it_says_nothing_and_draws_nothing(kind):
+    rng = Streams(0)
+    guide, _ = bound(small(kind), rng=rng)
+    assert guide.start(LABELS) is None
+    assert rng.state_dict() == {"device": {}, "host": {}}
+    assert Unguided().start(LABELS) is None
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (1e-6, 1), (0.25, 4), (1.0, 16)])
+def test_a_share_of_a_batch_is_rounded_and_never_nothing(share, count):
+    assert FromGuides(share=share).count(16) == count
+
+
+@pytest.mark.parametrize("kind", PIXELS, ids=lambda kind: kind.__name__)
+def test_pixels_begin_at_the_condensed_images_and_elsewhere_at_the_same_noise(kind):
+    plain, _, _ = first_images(kind, FromGuides())
+    exact, started, _ = first_images(kind, HALF)
+    assert torch.equal(exact[:8], started.images)
+    assert torch.equal(exact[8:], plain[8:])
+    noisy, started, _ = first_images(kind, FromGuides(share=0.5, noise=2.0))
+    pixels = to_unit(noisy, (0.25,), (0.25,))
+    assert pixels.min() >= -1e-5
+    assert pixels.max() <= 1 + 1e-5
+    inside = (started.noisy > -1) & (started.noisy < 3)
+    assert torch.equal(noisy[:8][inside], started.noisy[inside])
+    assert not torch.equal(noisy[:8], started.images)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STARTING if kind not in PIXELS], ids=lambda kind: kind.__name__)
+def test_generators_come_nearer_to_the_condensed_images_with_every_step(kind):
+    found = []
+    plain, _, _ = first_images(kind, FromGuides())
+    for count in (1, 10, 60):
+        images, started, metrics = first_images(kind, replace(HALF, steps=count))
+        found.append(F.mse_loss(images[:8], started.images).item())
+        assert metrics["inversion/start"] > 0
+    before = F.mse_loss(plain[:8], started.images).item()
+    assert before > found[0] > found[1] > found[2]
+    assert found[2] < 0.9 * before
+
+
+@each_host
+def test_the_hosts_own_draws_are_the_same_with_it(kind):
+    opened = []
+    for from_guides in (FromGuides(), HALF):
+        rng = Streams(0)
+        first_images(kind, from_guides, rng=rng)
+        opened.append(rng.state_dict()["device"])
+    plain, started = opened
+    assert started.keys() - plain.keys() == {"start"}
+    assert all(torch.equal(started[name], plain[name]) for name in plain)
+
+
+@each_host
+def test_a_guide_that_cannot_say_leaves_the_host_as_it_is(kind):
+    teacher, guide = make_teacher(), Verdict(*[0.0] * 3)
+    assert not hasattr(guide, "start")
+    older, _ = synthesize(small(kind), teacher=teacher, guide=guide)
+    assert torch.equal(older.images, synthesize(small(kind), guide=Unguided())[0].images)
+
+
+def test_latents_of_fast_move_alone_and_no_meta_step_sees_it(monkeypatch):
+    """Written out with a generator and an Adam of its own."""
+    added, add = [], fast._add_gradients
+    monkeypatch.setattr(fast, "_add_gradients", lambda *given: (added.append(1), add(*given)))
+    images, started, metrics = first_images(Fast, replace(HALF, steps=4))
+    assert len(added) == 3
+    teacher, rng = make_teacher(), Streams(0)
+    method = small(Fast)
+    generator = method.init(teacher, rng).generator
+    latents = torch.randn(method.batch, method.latent, generator=rng["latents"]).requires_grad_()
+    optimizer = torch.optim.Adam([latents], lr=0.05, betas=(0.5, 0.999))
+    for _ in range(4):
+        optimizer.zero_grad()
+        made = (generator(latents) - 0.25) / 0.25
+        distance = (made[:8] - started.images).square().mean()
+        distance.backward()
+        optimizer.step()
+    assert metrics["inversion/start"] == pytest.approx(distance.item(), rel=1e-4)
+    torch.testing.assert_close(images, (generator(latents) - 0.25) / 0.25, rtol=1e-3, atol=1e-4)
+
+
+def test_the_label_of_a_soft_target_says_whose_image_it_starts_from():
+    teacher, rng = make_teacher(), Streams(0)
+    guide, inversion = Starter(bound(small(Mmd, from_guides=HALF), teacher=teacher)[0]), small(SoftTarget)
+    targets = Soft().sample(inversion.batch, teacher, rng=rng)
+    given = {"teacher": teacher, "student": teacher.network, "guide": guide, "rng": rng}
+    inversion.synthesize(None, targets, weigh=lambda seen, labels: torch.ones(len(labels)), **given)
+    condensed = guide.guide.condensed
+    rows = [(condensed.images == image).flatten(1).all(1).nonzero().item() for image in guide.shown[0][:8]]
+    assert torch.equal(condensed.labels[rows], targets.labels[:8])
+
+
+def numbers(live, *without):
+    left_out = ("time/", *without)
+    return [{name: x for name, x in row.items() if not name.startswith(left_out)} for row in live.history]
+
+
+def trial(settings, prepared):
+    live, store = start(settings, prepared), local_store(settings, prepared, None)
+    for _ in range(settings.rounds):
+        run_round(settings, prepared, live, store)
+    return live
+
+
+@each_host
+def test_a_trial_goes_on_from_a_checkpoint_bit_for_bit(kind, tmp_path):
+    settings = toy_config(inversion=small(kind), guidance=small(Mmd, from_guides=replace(HALF, steps=2)), rounds=3)
+    prepared = make_prepared()
+    live, store = start(settings, prepared), local_store(settings, prepared, None)
+    run_round(settings, prepared, live, store)
+    checkpoint.save(live, tmp_path / "state")
+    resumed = checkpoint.load(start(settings, make_prepared()), tmp_path / "state")
+    kept = copy.deepcopy(store)
+    for _ in range(2):
+        run_round(settings, prepared, live, store)
+        run_round(settings, make_prepared(), resumed, kept)
+    assert numbers(live) == numbers(resumed)
+    assert same(list(tensors(live)), list(tensors(resumed)))
+
+
+@each_host
+def test_a_guidance_of_weight_0_that_starts_from_guides_still_guides(kind):
+    prepared = make_prepared()
+    found = [
+        trial(toy_config(inversion=small(kind), guidance=guidance, rounds=1), prepared)
+        for guidance in (NoGuidance(), Mmd(weight=0.0), Mmd(weight=0.0, from_guides=HALF))
+    ]
+    none, idle, starting = (numbers(live, "guidance/") for live in found)
+    assert none == idle
+    assert none != starting
+
+
+def test_the_condensed_images_are_part_of_what_makes_images_that_start_from_them():
+    prepared = make_prepared()
+    other = replace(prepared, hashes=prepared.hashes | {"condensed": "others"})
+    base = toy_config(inversion=small(DeepInversion), guidance=Mmd(weight=0.0, from_guides=HALF))
+    assert production_key(base, prepared) != production_key(base, other)
+    for guidance in (Mmd(weight=0.0), Mmd(weight=0.0, from_guides=FromGuides(share=0.25, noise=0.0))):
+        assert production_key(base, prepared) != production_key(replace(base, guidance=guidance), prepared)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INVERTERS if kind not in STARTING], ids=lambda kind: kind.__name__)
+def test_a_host_that_keeps_no_latents_refuses_it(kind):
+    message = rf"from_guides share for inversion {kind().name} is 0\.5; accepted: 0; or an inversion that optimises"
+    with pytest.raises(InputError, match=message):
+        toy_config(inversion=small(kind), guidance=Mmd(from_guides=HALF))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("share", 1.5), ("share", -0.1), ("noise", -1.0), ("noise", float("inf")), ("steps", 0), ("lr", 0.0)],
+)
+def test_settings_that_make_no_sense_are_refused(field, value):
+    with pytest.raises(InputError, match=f"from_guides {field} is {value}; accepted: "):
+        FromGuides(**{field: value})
+
+
+def test_config_survives_yaml():
+    complete = toy_config(guidance=Mmd(from_guides=FromGuides(share=0.5, noise=0.2, steps=3, lr=0.1)))
+    assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
