@@ -29,7 +29,7 @@ from condkd_ray.trial.diagnosis import Landmarks
 from condkd_ray.trial.subset import TestRounds
 
 STARTING = "0; or an inversion that optimises pixels or latents: fast, cmi, nayer, deep_inversion, soft_target"
-TYING = "false; or an oh_weight > 0, or a guidance of weight > 0: else no image need be of its label's class"
+TYING = "false; or an oh_weight > 0, or a guidance of classes with a weight > 0: else labels say nothing of images"
 HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
 
@@ -131,8 +131,8 @@ class TrialConfig(Method):
         inversion, guidance = self.inversion, self.guidance
         share, starts = guidance.from_guides.share, inversion.starts_from_images
         require(starts or share == 0, f"from_guides share for inversion {inversion.name}", share, STARTING)
-        guided = not isinstance(guidance, NoGuidance) and guidance.weight * guidance.schedule.largest > 0
-        tied = guided or getattr(inversion, "oh_weight", 0.0) > 0
+        pulls = guidance.tells_classes and guidance.weight * guidance.schedule.largest > 0
+        tied = pulls or getattr(inversion, "oh_weight", 0.0) > 0
         conditional = getattr(inversion, "conditional", False)
         require(tied or not conditional, f"conditional for inversion {inversion.name}", conditional, TYING)
 

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from condkd_ray.core.config import content_hash
-from condkd_ray.core.method import Schedule
 
 if TYPE_CHECKING:
     from condkd_ray.trial.config import Prepared, TrialConfig
@@ -120,7 +119,7 @@ def production_key(config: TrialConfig, prepared: Prepared | PreparedRefs) -> st
     Neither the student nor the number of rounds is in it, unless a schedule stretches over these, nor the condensed
     images, unless they guide.
     """
-    hashes, schedule = prepared.hashes, getattr(config.guidance, "schedule", Schedule())
+    hashes, schedule = prepared.hashes, config.guidance.schedule
     guided = config.guidance.name != "none"
     shaping = [
         *(config.seed, config.data, config.teacher, config.precision, config.compile, config.graphs),

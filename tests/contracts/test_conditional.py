@@ -132,10 +132,8 @@ def test_a_guided_trial_goes_on_from_a_checkpoint_bit_for_bit(kind, tmp_path):
 @each_kind
 def test_labels_that_nothing_ties_to_images_are_refused(kind):
     inversion = told(kind, **({"oh_weight": 0.0} if hasattr(small(kind), "oh_weight") else {}))
-    accepted = (
-        r"conditional for inversion \w+ is True; accepted: false; or an oh_weight > 0, or a guidance of weight > 0"
-    )
-    for guidance in ({}, {"guidance": Discriminator(weight=0.0)}):
+    accepted = r"conditional for inversion \w+ is True; accepted: false; or an oh_weight > 0, or a guidance of classes"
+    for guidance in ({}, {"guidance": Discriminator(weight=0.0)}, {"guidance": Discriminator(condition="none")}):
         with pytest.raises(InputError, match=accepted):
             toy_config(inversion=inversion, **guidance)
     toy_config(inversion=inversion, guidance=Mmd())

@@ -168,6 +168,11 @@ class Discriminator(Guidance[DiscriminatorState]):
         for what in ("r1_weight", "instance_noise", "class_weight", "adversarial_weight"):
             require(getattr(self, what) >= 0, f"discriminator {what}", getattr(self, what), ">= 0")
 
+    @property
+    def tells_classes(self) -> bool:
+        """Unless it does not look at labels."""
+        return self.condition != "none"
+
     def init(self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams) -> DiscriminatorState:
         """A discriminator from stream `init/guide`."""
         with rng.forked("init/guide"):

@@ -86,6 +86,11 @@ class Guidance(Method, ABC, Generic[State]):
         return () if self.layer == PENULTIMATE else (self.layer,)
 
     @property
+    def tells_classes(self) -> bool:
+        """Whether its penalty depends on the labels: it then pulls each image towards its class."""
+        return True
+
+    @property
     def held_out(self) -> float:
         """Share of each class's condensed images it must not learn from, rounded down."""
         return 0.0
@@ -283,6 +288,9 @@ class NoGuidance(Method):
     name: Literal["none"] = "none"
     layers: ClassVar[tuple[str, ...]] = ()
     from_guides: ClassVar[FromGuides] = FromGuides()
+    weight: ClassVar[float] = 0.0
+    schedule: ClassVar[Schedule] = Schedule()
+    tells_classes: ClassVar[bool] = False
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> None:
         """No state."""
