@@ -1,8 +1,9 @@
 """Guidance: condensed images steer the inversion through the teacher's features."""
 
 from condkd_ray.methods.guidance.discriminator import Discriminator
+from condkd_ray.methods.guidance.gaussian import Gaussian
 from condkd_ray.methods.guidance.guidance import Guidance as Guidance
 from condkd_ray.methods.guidance.guidance import NoGuidance
 from condkd_ray.methods.guidance.matching import Mmd, Moments
 
-AnyGuidance = NoGuidance | Discriminator | Mmd | Moments
+AnyGuidance = NoGuidance | Discriminator | Mmd | Moments | Gaussian
