@@ -1,9 +1,10 @@
-"""Which form of guidance helps: its form, the teacher's layer, the augmentation, the weight and the condensed share?
+"""Which form of guidance helps: its form, the teacher's layers, the alignment, the augmentation, the weight, the share?
 
 Every combination of what is given, beside `none` and, at each share, `mixed` and `mixed_prior`, whose class prior every
 form has too: each is read against that, so no form gains by being one. The default varies form and weight.
 
     python experiments/ablate_guidance.py --forms auxiliary mmd --layers penultimate stages.1 --weights 0.1 1 10
+    python experiments/ablate_guidance.py --forms moments gaussian --stages 0 2 --alignments class marginal
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Literal
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 
-Form = Literal["auxiliary", "projection", "per_class", "unconditional", "hinge", "mmd", "moments"]
+Form = Literal["auxiliary", "projection", "per_class", "unconditional", "hinge", "mmd", "moments", "gaussian"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,12 @@ class Args(Flags):
     """Flags of this experiment, and those common to all."""
 
     ipcs: tuple[int, ...] = (10,)
-    forms: tuple[Form, ...] = ("auxiliary", "projection", "per_class", "unconditional", "mmd", "moments")
+    forms: tuple[Form, ...] = ("auxiliary", "projection", "per_class", "unconditional", "mmd", "moments", "gaussian")
     layers: tuple[str, ...] = ("penultimate",)
+    stages: tuple[int, ...] = (0,)
+    """Of the teacher, compared beside the layer."""
+    alignments: tuple[Literal["class", "marginal"], ...] = ("class",)
+    """Under `marginal` every discriminator is the unconditional one: name that form alone beside the others."""
     augments: tuple[Literal["host", "condensed", "dsa"], ...] = ("host",)
     weights: tuple[float, ...] = (0.1, 1.0)
     """Times each form's own default weight."""
@@ -34,12 +39,12 @@ class Args(Flags):
 def plans(args: Args) -> Plans:
     """Every trial; a name tells what differs from the other arms."""
     # Here, so that help and wrong flags do not wait for PyTorch.
-    from condkd_ray.methods.guidance import Discriminator, Mmd, Moments
+    from condkd_ray.methods.guidance import Discriminator, Gaussian, Mmd, Moments
 
     known = {
         "auxiliary": Discriminator(), "projection": Discriminator(condition="projection"),
         "per_class": Discriminator(condition="per_class"), "unconditional": Discriminator(condition="none"),
-        "hinge": Discriminator(loss="hinge"), "mmd": Mmd(), "moments": Moments(),
+        "hinge": Discriminator(loss="hinge"), "mmd": Mmd(), "moments": Moments(), "gaussian": Gaussian(),
     }  # fmt: skip
     base, (first, *others) = args.base(), args.shares
     yield from (arm(base, "none", 0, seed) for seed in args.seeds)
@@ -48,9 +53,12 @@ def plans(args: Args) -> Plans:
         tail = f" share {share:g}" if others else ""
         for name in args.mixing[:-1]:
             yield arm(mixing, name, ipc, seed, f"{name}{tail}" if share != first else name, prior=args.prior)
-        for form, layer, augment, weight in product(args.forms, args.layers, args.augments, args.weights):
-            guidance = replace(known[form], layer=layer, augment=augment, weight=weight * known[form].weight)
-            told = ((f" {layer}", args.layers), (f" {augment}", args.augments), (f" x{weight:g}", args.weights))
+        sweep = args.layers, args.stages, args.alignments, args.augments, args.weights
+        for form, layer, stages, alignment, augment, weight in product(args.forms, *sweep):
+            compared = {"layer": layer, "stages": stages, "alignment": alignment, "augment": augment}
+            guidance = replace(known[form], **compared, weight=weight * known[form].weight)
+            names = f" {layer}", f" {stages} stages", f" {alignment}", f" {augment}", f" x{weight:g}"
+            told = zip(names, sweep, strict=True)
             label = form + "".join(text for text, values in told if len(values) > 1) + tail
             yield arm(replace(mixing, guidance=guidance), "guided", ipc, seed, label, prior=args.prior)
 

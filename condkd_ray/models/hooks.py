@@ -80,7 +80,9 @@ class Trace:
 
     `bn`: those of BN with running statistics, in the order of execution; `tappable`: those that give a tensor;
     `weighted`: linear layers and convolutions but the last linear one, in the order of execution; `stages`: names and
-    input channels of the stages (see `stage_inputs`), in the order of execution.
+    input channels of the stages (see `stage_inputs`), in the order of execution; `ends`: names of the layers whose
+    outputs end the stages (see `stage_outputs`), without those whose means over space enter the last linear
+    layer as they are.
     """
 
     classifier: nn.Linear
@@ -88,6 +90,7 @@ class Trace:
     tappable: tuple[str, ...]
     weighted: tuple[str, ...]
     stages: dict[str, int]
+    ends: tuple[str, ...]
 
 
 @torch.no_grad()
@@ -98,10 +101,12 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
     linear: list[nn.Linear] = []
     bn_names: list[str] = []
     weighted: dict[str, nn.Module] = {}
+    finished: list[str] = []
     device = next(network.parameters()).device
 
     def see(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         ran[name] = output
+        finished.append(name)
         read[name] = inputs[0] if inputs else None
         if isinstance(module, nn.Linear | nn.Conv2d):
             weighted[name] = module
@@ -128,7 +133,28 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
     others = tuple(name for name, module in weighted.items() if module is not linear[-1])
     bn = tuple(dict.fromkeys(bn_names))
     maps = {name: value for name, value in read.items() if isinstance(value, Tensor) and value is not images}
-    return Trace(linear[-1], bn, tappable, others, stage_inputs(network, maps, bn))
+    once = [name for name in finished if name and finished.count(name) == 1]
+    outputs = {name: value for name in once if isinstance(value := ran[name], Tensor)}
+    ends = _without_features(network, stage_outputs(network, outputs), linear[-1], shape)
+    return Trace(linear[-1], bn, tappable, others, stage_inputs(network, maps, bn), ends)
+
+
+def _without_features(
+    network: nn.Module, ends: tuple[str, ...], classifier: nn.Linear, shape: tuple[int, int, int]
+) -> tuple[str, ...]:
+    """`ends` without layers whose means over space enter the last linear layer as they are. Tried out on two images."""
+    device = classifier.weight.device
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    entered: list[Tensor] = []
+    with tapped(network, ends) as taps, classifier.register_forward_pre_hook(lambda _, x: entered.append(x[0].float())):
+        network(images)
+    features = entered[-1]
+
+    def repeats(name: str) -> bool:
+        means = over_space(taps[name])
+        return means.shape == features.shape and torch.allclose(means, features, rtol=1e-4, atol=1e-6)
+
+    return tuple(name for name in ends if not repeats(name))
 
 
 def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[str]) -> dict[str, int]:
@@ -139,14 +165,32 @@ def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[
     `layer1`, `layer2`, ..., as in torchvision's ResNets; of these, those in `inputs` that read a map. In other networks
     each BN layer whose input has fewer places than those of all BN layers before it stands for a stage (our choice).
     """
-    children = dict(network.named_children())
-    if "stages" in children:
-        named = [f"stages.{name}" for name, _ in children["stages"].named_children()]
-    else:
-        named = [name for name in children if re.fullmatch(r"layer\d+", name)]
-    found = [name for name in named if name in inputs and inputs[name].ndim == 4]
+    found = [name for name in _named_stages(network) if name in inputs and inputs[name].ndim == 4]
     if not found:
         known = [name for name in bn if name in inputs]
         places = [inputs[name][0, 0].numel() for name in known]
         found = [name for i, name in enumerate(known) if places[i] < min(places[:i], default=math.inf)]
     return {name: inputs[name].shape[1] for name in found}
+
+
+def stage_outputs(network: nn.Module, outputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the layers whose outputs end a network's stages, in the order of execution.
+
+    `outputs`: what each layer that runs once gave, by name, in the order in which they finish. The stages are the
+    children that `stage_inputs` names. In other networks, of all maps with equally many places, more than one, the
+    last layer to finish ends a stage (our choice).
+    """
+    maps = {name: output for name, output in outputs.items() if output.ndim == 4}
+    found = [name for name in _named_stages(network) if name in maps]
+    if not found:
+        last = {output[0, 0].numel(): name for name, output in maps.items()}
+        found = [name for name in maps if any(name == end for places, end in last.items() if places > 1)]
+    return tuple(found)
+
+
+def _named_stages(network: nn.Module) -> list[str]:
+    """Children of a module `stages`, as in the networks of this package, or `layer1`, ..., as in torchvision's."""
+    children = dict(network.named_children())
+    if "stages" in children:
+        return [f"stages.{name}" for name, _ in children["stages"].named_children()]
+    return [name for name in children if re.fullmatch(r"layer\d+", name)]

@@ -129,6 +129,14 @@ class Teacher:
         return self._traced.stages
 
     @property
+    def stage_outputs(self) -> tuple[str, ...]:
+        """Names of the layers whose outputs end the stages, in the order of execution: what `layers` of a look can be.
+
+        See `condkd_ray.models.hooks.stage_outputs`. A last stage whose mean over space is the features is left out.
+        """
+        return self._traced.ends
+
+    @property
     def num_features(self) -> int:
         """D: how many values enter the last linear layer."""
         return self._traced.classifier.in_features

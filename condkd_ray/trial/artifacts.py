@@ -191,7 +191,7 @@ class Workshop:
         if config.teacher.weights is not None:
             load_into(network, self._own_weights(config, network).weights, f"weights in {config.teacher.weights}")
         teacher = as_teacher(network, dataset)
-        teacher.check_layers(config.guidance.layers)
+        config.guidance.check(teacher)
         if config.condensation is not None:
             config.condensation.check_teacher(teacher)
         if isinstance(config.condensation, Imported):

@@ -20,6 +20,7 @@ from condkd_ray.core.device import sent
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Codec, Samples, unseen
+from condkd_ray.methods.guidance.guidance import HostAugment
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.hardware import hardware_of, settled
@@ -40,8 +41,15 @@ def begin(config: TrialConfig, prepared: Prepared, number: int = 0) -> Productio
     """The state before the first round, on the teacher's device; of producer `number` where the trial has several."""
     seed = config.seed if config.producers == 1 else derive_seed(config.seed, f"producer/{number}")
     streams = Streams(seed, prepared.teacher.device)
-    inversion = config.inversion.init(prepared.teacher, streams)
-    return Production(inversion, config.guidance.start(prepared.teacher, prepared.condensed, streams), streams, number)
+    teacher = prepared.teacher
+    inversion = config.inversion.init(teacher, streams)
+    guidance = config.guidance.start(teacher, prepared.condensed, streams, _host_augment(config, teacher))
+    return Production(inversion, guidance, streams, number)
+
+
+def _host_augment(config: TrialConfig, teacher: Teacher) -> HostAugment:
+    """What the host does to images before the teacher sees them, by any stream."""
+    return lambda images, stream: config.inversion.augment(images, teacher=teacher, rng=stream)
 
 
 def produce(
@@ -75,7 +83,7 @@ def synthesise(
         production.guidance,
         teacher=teacher,
         condensed=prepared.condensed,
-        host_augment=lambda images, stream: config.inversion.augment(images, teacher=teacher, rng=stream),
+        host_augment=_host_augment(config, teacher),
         rng=rng,
         progress=config.progress(production.round),
     )

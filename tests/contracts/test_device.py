@@ -14,14 +14,14 @@ from condkd_ray.core.method import Meter
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.methods.distiller import Distiller, next_batch
-from condkd_ray.methods.guidance import FromGuides, Mmd
+from condkd_ray.methods.guidance import FromGuides, Gaussian, Mmd
 from condkd_ray.methods.inversion import Fast, nayer
 from condkd_ray.methods.losses.kd import AnyKdLoss, Attention
 from condkd_ray.methods.memory import AnyMemory, Generative, LocalStore, Prioritized
 from condkd_ray.methods.memory.prioritized import PrioritizedState
 from condkd_ray.methods.memory.store import LiveIds
 from condkd_ray.methods.weighing import Equal, Modulating
-from contracts.toy_guides import FORMS, MIDDLE, each_augmentation, each_layer
+from contracts.toy_guides import FORMS, MIDDLE, each_augmentation, each_layer, each_option
 from contracts.toy_methods import INVERTERS, make_student, small, synthesize
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -90,8 +90,11 @@ def steps(device):
 
 
 @pytest.fixture
-def world(device):
+def world(device, monkeypatch):
     """Teacher, student, streams and condensed images on the device, and a device there."""
+    if device == "meta":
+        # A Gaussian's covariance is shrunk on the host, before the first round.
+        monkeypatch.setattr(Gaussian, "_pooled", lambda self, features, labels, views: features.T @ features)
     with simulated() if device == "meta" else nullcontext():
         teacher, student = make_teacher().to(device), make_student().to(device)
         images = blobs(8, seed=4).samples(teacher.mean, teacher.std).to(device)
@@ -145,6 +148,13 @@ def test_guidances(form, augment, layer, world, device):
     # Which images are held out is found on the host, once a round.
     held = {"held_out": 0.0} if hasattr(form, "condition") else {}
     rounds(world, device, small(Fast), guidance=replace(form, augment=augment, layer=layer, **held))
+
+
+@each_device
+@each_option
+def test_options_of_guidances(form, world, device):
+    held = {"held_out": 0.0} if hasattr(form, "condition") else {}
+    rounds(world, device, small(Fast), guidance=replace(form, **held))
 
 
 @each_device

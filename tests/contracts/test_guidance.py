@@ -22,6 +22,7 @@ from contracts.toy_guides import (
     each_form,
     each_guidance,
     each_layer,
+    each_option,
     fakes,
     identity,
     step,
@@ -40,6 +41,27 @@ def test_the_penalty_pulls_at_every_image(form, augment, layer):
         _, gradient = step(guide, fakes(), teacher)
         assert gradient.isfinite().all()
         assert (gradient.flatten(1).abs().amax(1) > 0).all()
+
+
+@each_option
+@each_augmentation
+def test_so_does_that_of_each_option(form, augment):
+    teacher = make_teacher()
+    guide, _ = bound(replace(form, augment=augment), teacher=teacher)
+    assert guide.layers == teacher.stage_outputs[2 - form.stages :]
+    for _ in range(2):
+        _, gradient = step(guide, fakes(), teacher)
+        assert gradient.isfinite().all()
+        assert (gradient.flatten(1).abs().amax(1) > 0).all()
+
+
+@each_option
+def test_an_option_at_weight_0_pulls_at_nothing(form):
+    teacher = make_teacher()
+    guide, _ = bound(replace(form, weight=0.0), teacher=teacher)
+    penalty, gradient = step(guide, fakes(), teacher)
+    assert penalty == 0
+    assert (gradient == 0).all()
 
 
 @each_guidance
@@ -89,7 +111,7 @@ def test_learning_changes_its_state_and_nothing_else(kind, augment):
     outside = frozen(teacher.network), images.detach().clone(), seen.features.detach().clone(), guide.condensed.images
     outside = [*outside[:3], outside[3].clone()]
     guide.update(images.detach(), seen.detach(), LABELS)
-    assert not same(before, list(tensors(carried)))
+    assert same(before, list(tensors(carried))) != guide.guidance.looks
     assert same(outside, [frozen(teacher.network), images.detach(), seen.features.detach(), guide.condensed.images])
     assert images.grad is None
 
@@ -99,7 +121,7 @@ def test_learning_changes_its_state_and_nothing_else(kind, augment):
 def test_it_draws_from_its_own_stream_alone(kind, augment):
     rng, teacher, before = Streams(0), make_teacher(), torch.random.get_rng_state()
     guide, _ = bound(small(kind, augment=augment), rng=rng, teacher=teacher)
-    assert rng.state_dict() == {"device": {}, "host": {}}
+    assert (rng.state_dict() == {"device": {}, "host": {}}) == (not guide.guidance.views)
     step(guide, fakes(), teacher)
     opened = rng.state_dict()
     assert opened["device"].keys() == {"augment/guide"}
@@ -110,7 +132,16 @@ def test_it_draws_from_its_own_stream_alone(kind, augment):
 @each_guidance
 @each_augmentation
 def test_a_saved_state_goes_on_bit_for_bit(kind, augment, tmp_path):
-    guidance, teacher, rng = small(kind, augment=augment), make_teacher(), Streams(0)
+    goes_on(small(kind, augment=augment), tmp_path)
+
+
+@each_option
+def test_a_saved_state_of_each_option_goes_on_bit_for_bit(form, tmp_path):
+    goes_on(form, tmp_path)
+
+
+def goes_on(guidance, tmp_path):
+    teacher, rng = make_teacher(), Streams(0)
     guide, live = bound(guidance, rng=rng, teacher=teacher)
     step(guide, fakes(), teacher)
     checkpoint.save(live, tmp_path / "state")

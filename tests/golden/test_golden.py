@@ -15,7 +15,7 @@ from toy import IMAGE_SHAPE, IPC, MEAN, NUM_CLASSES, STD, TEACHER, answered, blo
 from condkd_ray.core.method import Schedule
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.distiller import Distiller
-from condkd_ray.methods.guidance import Discriminator, Mmd, Moments, NoGuidance
+from condkd_ray.methods.guidance import Discriminator, Gaussian, Mmd, Moments, NoGuidance
 from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.memory import LocalStore
 from condkd_ray.models import ConvNet
@@ -33,6 +33,9 @@ GUIDED = {
     "discriminator_none": replace(SMALL, condition="none", **STRICT),
     "mmd": Mmd(weight=1.0),
     "moments": Moments(weight=1.0, schedule=Schedule(start=0.5)),
+    "moments_stages": Moments(weight=1.0, stages=2, stage_covariances=True, mixup=0.5, noise=0.1),
+    "mmd_marginal": Mmd(weight=1.0, alignment="marginal", stages=1, stages_weight=0.5),
+    "gaussian": Gaussian(weight=1.0),
 }
 CASES = {f"{kind.name}_none": (kind, NoGuidance()) for kind in INVERTERS}
 CASES |= {f"fast_{name}": (Fast, guidance) for name, guidance in GUIDED.items()}

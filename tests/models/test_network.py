@@ -222,6 +222,26 @@ def test_what_enters_each_stage_is_known(network, stages):
     assert stages == {} or seen.input_means.shape == (2, sum(stages.values()))
 
 
+ENDS = [
+    (ConvNet(width=4), ("blocks.0.2", "blocks.1.2", "blocks.2.2", "blocks")),
+    (ResNet(width=4), ("stages.0", "stages.1")),
+    (ResNet18(width=2), ("stages.0", "stages.1", "stages.2")),
+    (Wrn(depth=10, width=2), ("stages.0", "stages.1", "stages.2")),
+    (Vgg11(width=2), ("stages.0", "stages.1", "stages.2", "stages.3")),
+    (MobileNetV2(width=10), tuple(f"stages.{i}" for i in range(7))),
+    (Torchvision(model="resnet18"), ("layer1", "layer2", "layer3")),
+]
+"""Without the last where its mean over space enters the last linear layer."""
+
+
+@pytest.mark.parametrize(("network", "ends"), ENDS, ids=[label(network) for network, _ in ENDS])
+def test_where_each_stage_ends_is_known(network, ends):
+    teacher = Teacher.from_module(network.build((3, 32, 32), 4), num_classes=4, **RGB)
+    assert teacher.stage_outputs == ends
+    seen = teacher.observe(torch.randn(2, 3, 32, 32), ends)
+    assert all(seen.taps[name].ndim == 4 for name in ends)
+
+
 def test_what_cmi_compares_has_the_official_sizes():
     """Inputs of a ResNet-34's stages, and of all BN layers of the two teachers of the official scripts."""
     for network, stages, bn in ((ResNet34(), [64, 64, 128, 256], 8512), (Wrn(depth=40, width=2), [16, 32, 64], 2704)):

@@ -259,3 +259,37 @@ def class_moments(left, left_labels, right, right_labels):
         rows = zip(covariance(ours), covariance(theirs), strict=True)
         covariances.append(sum(squared_distance(row, other) for row, other in rows))
     return mean(means), mean(covariances)
+
+
+def left_shares(left_labels, right_labels):
+    """Shares of each row, left and right, where both sides have the left's proportions of the common classes."""
+    common = [y for y in left_labels if y in right_labels]
+    ours = [1 / len(common) if y in right_labels else 0.0 for y in left_labels]
+    theirs = [common.count(y) / len(common) / right_labels.count(y) for y in right_labels]
+    return ours, theirs
+
+
+def marginal_mmd(left, left_labels, right, right_labels, median, bandwidths=(0.5, 1.0, 2.0)):
+    """Squared MMD of both sides as wholes, in the left's proportions."""
+    a, b = left_shares(left_labels, right_labels)
+
+    def total(xs, us, ys, vs):
+        rows = [(x, u, y, v) for x, u in zip(xs, us, strict=True) for y, v in zip(ys, vs, strict=True)]
+        return sum(u * v * kernel(x, y, median, bandwidths) for x, u, y, v in rows)
+
+    return total(left, a, left, a) + total(right, b, right, b) - 2 * total(left, a, right, b)
+
+
+def marginal_moments(left, left_labels, right, right_labels):
+    """(squared distance of means, of covariances) of both sides as wholes, in the left's proportions."""
+    found = []
+    for rows, shares in zip((left, right), left_shares(left_labels, right_labels), strict=True):
+        size = range(len(rows[0]))
+        centre = [sum(u * x[i] for x, u in zip(rows, shares, strict=True)) for i in size]
+        spread = [
+            [sum(u * (x[i] - centre[i]) * (x[j] - centre[j]) for x, u in zip(rows, shares, strict=True)) for j in size]
+            for i in size
+        ]
+        found.append((centre, spread))
+    (centre, spread), (other_centre, other_spread) = found
+    return squared_distance(centre, other_centre), sum(map(squared_distance, spread, other_spread))

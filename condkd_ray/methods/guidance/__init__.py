@@ -2,8 +2,9 @@
 
 from condkd_ray.methods.guidance.discriminator import Discriminator
 from condkd_ray.methods.guidance.from_guides import FromGuides as FromGuides
+from condkd_ray.methods.guidance.gaussian import Gaussian
 from condkd_ray.methods.guidance.guidance import Guidance as Guidance
 from condkd_ray.methods.guidance.guidance import NoGuidance
 from condkd_ray.methods.guidance.matching import Mmd, Moments
 
-AnyGuidance = NoGuidance | Discriminator | Mmd | Moments
+AnyGuidance = NoGuidance | Discriminator | Mmd | Moments | Gaussian

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.guidance import Augmentation, Guidance
+from condkd_ray.methods.guidance.guidance import ONE_LAYER, Augmentation, Carried, Guidance, Layout
 from condkd_ray.models.teacher import Teacher
 
 Condition = Literal["auxiliary", "projection", "per_class", "none"]
@@ -97,8 +97,8 @@ def gradient_penalty(judged: Tensor, at: Tensor) -> Tensor:
 
 
 @dataclass
-class DiscriminatorState:
-    """Network, optimiser, and the factor that gives condensed features unit mean square."""
+class DiscriminatorState(Carried):
+    """Network, optimiser, and the factor, or factors (D,), that give condensed features unit mean square."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -111,7 +111,7 @@ class Discriminator(Guidance[DiscriminatorState]):
 
     With the auxiliary head D minimises BCE(adv) + c CE(cls(real), y), and the host adds
     weight (a softplus(-adv(fake)) + c CE(cls(fake), y)), a the adversarial and c the class weight. Other conditions
-    have no second term.
+    have no second term. Of several layers it sees all features side by side.
 
     Whether D tells fakes from condensed images, or only images it has seen from others, shows in `perfect_accuracy`
     beside `accuracy`: what it has where the fakes are perfect, being condensed images held out, under the same views.
@@ -119,7 +119,8 @@ class Discriminator(Guidance[DiscriminatorState]):
 
     paper = "Binici et al., arXiv 2408.13850 (AAAI 2026)"
     ours = (
-        *("weight", "augment", "schedule", "from_guides", "condition", "loss", "steps", "optimizer", "lr", "hidden"),
+        *("weight", "augment", "stages", "stages_weight", "alignment", "mixup", "noise", "schedule", "from_guides"),
+        *("condition", "loss", "steps", "optimizer", "lr", "hidden"),
         *("adversarial_weight", "class_weight", "spectral_norm", "r1_weight", "label_smoothing"),
         *("instance_noise", "held_out"),
     )
@@ -132,7 +133,8 @@ class Discriminator(Guidance[DiscriminatorState]):
     DSA's. `condensed` has DSA on the condensed side alone, and D can live on that difference: of perfect fakes, real
     images held out, it told 0.638 right there, 0.590 with `host` and 0.554 with `dsa`, where 0.5 is chance."""
     condition: Condition = "auxiliary"
-    """How D hears of the class: a second head, a projection of the label, one logit a class, or not at all."""
+    """How D hears of the class: a second head, a projection of the label, one logit a class, or not at all. `none` is
+    marginal alignment, whichever `alignment` is given, and the only condition that goes with `alignment: marginal`."""
     loss: GanLoss = "non_saturating"
     steps: int = 1
     """Discriminator steps for each step of the host."""
@@ -151,7 +153,8 @@ class Discriminator(Guidance[DiscriminatorState]):
     label_smoothing: float = 0.0
     """Condensed ones have the target 1 less this (one-sided), against over-fitting few guides."""
     instance_noise: float = 0.0
-    """Standard deviation of Gaussian noise on all D sees, in units of the features' root mean square."""
+    """Standard deviation of Gaussian noise on all D sees, of both sides, in units of the features' root mean square;
+    `noise` is on the condensed side alone."""
     held_out: float = 0.1  # type: ignore[assignment]
     """Share of each class's condensed images D never learns from, rounded down: by default one of 10, none of 5. Its
     `held_out_accuracy` on them, well below `real_accuracy`, says that it has learnt its guides by heart. Without any,
@@ -165,15 +168,20 @@ class Discriminator(Guidance[DiscriminatorState]):
         smooth = self.label_smoothing
         require(0 <= smooth < 0.5, "discriminator label_smoothing", smooth, "0 <= smoothing < 0.5")
         require(smooth == 0 or self.loss != "hinge", "label_smoothing under loss hinge", smooth, "0, or non_saturating")
+        conditional = self.alignment == "marginal" and self.condition != "none"
+        only = "none (no class is looked at), or alignment class"
+        require(not conditional, "discriminator condition under alignment marginal", self.condition, only)
         for what in ("r1_weight", "instance_noise", "class_weight", "adversarial_weight"):
             require(getattr(self, what) >= 0, f"discriminator {what}", getattr(self, what), ">= 0")
 
     @property
     def tells_classes(self) -> bool:
         """Unless it does not look at labels."""
-        return self.condition != "none"
+        return super().tells_classes and self.condition != "none"
 
-    def init(self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams) -> DiscriminatorState:
+    def init(
+        self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
+    ) -> DiscriminatorState:
         """A discriminator from stream `init/guide`."""
         with rng.forked("init/guide"):
             network = FeatureDiscriminator(
@@ -189,7 +197,12 @@ class Discriminator(Guidance[DiscriminatorState]):
             optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), self.lr, betas=betas, fused=True)
         else:
             optimizer = torch.optim.SGD(network.parameters(), self.lr, momentum=0.9, fused=True)
-        return DiscriminatorState(network, optimizer, condensed.square().mean().rsqrt())
+        scale = condensed.square().mean().rsqrt()
+        if layout.widths:
+            stages = condensed.shape[1] - layout.widths[0]
+            factor = scale.new_full((stages,), self.stages_weight**0.5)
+            scale = scale * torch.cat([scale.new_ones(layout.widths[0]), factor])
+        return DiscriminatorState(network, optimizer, scale)
 
     def penalty(self, state: DiscriminatorState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """How far the fakes are from passing for condensed images of their class."""

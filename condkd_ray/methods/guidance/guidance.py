@@ -1,8 +1,9 @@
 """What every guidance is, and the guide an inversion is handed: a guidance bound to its state and the condensed set.
 
-Letters: B batch, D features, K classes.
+Letters: B batch, D features of all compared layers, K classes.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,9 +22,13 @@ from condkd_ray.models.teacher import Teacher
 
 State = TypeVar("State")
 Augmentation = Literal["host", "condensed", "dsa"]
+Alignment = Literal["class", "marginal"]
 HostAugment = Callable[[Tensor, torch.Generator], Tensor]
 MOST_AT_START = 4096
-"""Condensed images a state is made from: some compare all pairs, and all real images can be the condensed set."""
+"""Looks a state is made from: some compare all pairs, and all real images can be the condensed set."""
+MOST_STAGES = 4
+SAME = 1e-8
+"""Squared distances below this share of the squared norms are 0 but for rounding."""
 VIEWS, VIEWED = 16, 256
 """Views, at most, of each image held out that a guidance is examined on, and about how many are enough in all."""
 
@@ -57,21 +62,66 @@ class Guide(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How features stand in a tensor: the columns of each compared layer side by side, views of all images in turn."""
+
+    widths: tuple[int, ...] = ()
+    """Columns of each layer, `layer` first; empty where it is the only one."""
+    views: int = 1
+
+    def split(self, features: Tensor) -> tuple[Tensor, ...]:
+        """The columns of each layer, of features (..., D)."""
+        return features.split(self.widths, -1) if self.widths else (features,)
+
+
+ONE_LAYER = Layout()
+
+
+@dataclass(kw_only=True)
+class Carried:
+    """Base of the states. The factors and deviations are measured by `Guidance.start`, where they are wanted."""
+
+    units: Tensor | None = None
+    """(D,): factors that bring each layer to a spread of 1 among the condensed images; None without `stages`."""
+    jitter: Tensor | None = None
+    """(D,): standard deviations of noise as large as each layer's spread; None where nothing needs them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guidance(Method, ABC, Generic[State]):
     """Contract of the family: a penalty on what the teacher saw of fakes, and learning from fakes beside condensed.
 
-    They see features (B, D) of one teacher layer only; drawing, augmenting and observing are the bound guide's.
+    They see features (B, D) alone; drawing, augmenting, observing and scaling are the bound guide's.
     """
+
+    looks: ClassVar[bool] = True
+    """Whether it looks at condensed images in each step; else it gets none of them in `update`."""
 
     weight: float = 1.0
     """Factor of the penalty in the host's loss (lambda_FA); 0 equals no guidance bit for bit."""
     augment: Augmentation = "host"
     """`host`: fakes as the host saw them, condensed under the host's own augmentation. `dsa`: the guide looks at
     DSA-augmented fakes and condensed; the host never sees DSA. `condensed`: as `host`, with DSA on the condensed batch
-    alone, so that the two sides differ even where their images do not."""
+    alone, so that the two sides differ even where their images do not. A batch under `dsa` has one kind of DSA, drawn
+    for each side apart."""
     layer: str = PENULTIMATE
     """Whose features are compared: `penultimate` (the paper's), or a module of the teacher, its mean over space."""
+    stages: int = 0
+    """The teacher's last stages, 0 to 4, whose outputs' channel means are compared beside `layer`. A last stage whose
+    means are the penultimate features does not count. With any, each layer is in units of its spread among the
+    condensed images: the root of the mean squared distance from the class mean, where a class has two, else from the
+    mean of all."""
+    stages_weight: float = 1.0
+    """Weight of each stage against `layer`; for a discriminator, the square of the factor of its features."""
+    alignment: Alignment = "class"
+    """`class`: within each class. `marginal`: the batch as a whole, with condensed images in the proportions of its
+    labels; for unconditional hosts, whose labels are the teacher's argmax, no class is then wanted of any image."""
+    mixup: float = 0.0
+    """Condensed features are mixed with others of their class in the batch, whose share is uniform between 0 and this,
+    at most 1. It narrows the condensed side: at 1 the spread about the class mean falls to two thirds in the mean."""
+    noise: float = 0.0
+    """Gaussian noise on the condensed features alone, in units of each layer's spread (see `stages`)."""
     schedule: Schedule = Schedule()
     """Factor of the weight over the rounds: a warm-up (`start: 0`) or a curriculum (`end: 0`)."""
     from_guides: FromGuides = FromGuides()
@@ -79,16 +129,40 @@ class Guidance(Method, ABC, Generic[State]):
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, "guidance weight", self.weight, ">= 0")
+        require(0 <= self.stages <= MOST_STAGES, "guidance stages", self.stages, f"an integer, 0 to {MOST_STAGES}")
+        require(0 <= self.stages_weight < math.inf, "guidance stages_weight", self.stages_weight, "a number >= 0")
+        require(0 <= self.mixup <= 1, "guidance mixup", self.mixup, "0 to 1")
+        require(0 <= self.noise < math.inf, "guidance noise", self.noise, "a number >= 0")
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Teacher layers it needs tapped; the penultimate features always come."""
+        """Teacher layers it names and needs tapped; the penultimate features always come."""
         return () if self.layer == PENULTIMATE else (self.layer,)
+
+    def tapped(self, teacher: Teacher) -> tuple[str, ...]:
+        """All layers of this teacher that it needs tapped: those it names, and the last stages, in their order."""
+        ends = teacher.stage_outputs
+        return self.layers + ends[len(ends) - self.stages :]
+
+    @property
+    def views(self) -> int:
+        """Augmented views of each condensed image that `init` is given; 0: one look at the image as it is."""
+        return 0
+
+    def check(self, teacher: Teacher) -> None:
+        """Raise `InputError` where the teacher has not the layers that are to be compared."""
+        teacher.check_layers(self.layers)
+        ends = teacher.stage_outputs
+        there = f"0 to {min(len(ends), MOST_STAGES)}; beside its features this teacher has {', '.join(ends) or 'none'}"
+        require(self.stages <= len(ends), "guidance stages", self.stages, there)
+        beside = self.tapped(teacher)[len(self.layers) :]
+        others = f"{PENULTIMATE}, or a layer that is none of the stages compared beside it, {', '.join(beside)}"
+        require(self.layer not in beside, f"guidance layer with stages {self.stages}", self.layer, others)
 
     @property
     def tells_classes(self) -> bool:
         """Whether its penalty depends on the labels: it then pulls each image towards its class."""
-        return True
+        return self.alignment == "class"
 
     @property
     def held_out(self) -> float:
@@ -96,8 +170,13 @@ class Guidance(Method, ABC, Generic[State]):
         return 0.0
 
     @abstractmethod
-    def init(self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams) -> State:
-        """A fresh state. `condensed` (N, D): features of the images it may learn from; `labels` (N,) their classes."""
+    def init(
+        self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
+    ) -> State:
+        """A fresh state. `condensed` (N, D): features of the images it may learn from; `labels` (N,) their classes.
+
+        With several views, N is their number times that of the images, which come in the same order in each view.
+        """
 
     @abstractmethod
     def penalty(self, state: State, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
@@ -107,7 +186,10 @@ class Guidance(Method, ABC, Generic[State]):
     def update(
         self, state: State, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Learn from fakes and as many condensed images of the same `labels` (B,); terms to be logged."""
+        """Learn from fakes and as many condensed images of the same `labels` (B,); terms to be logged.
+
+        `real` is empty where the guidance does not look at condensed images in each step.
+        """
 
     def examine(
         self, state: State, shown: Tensor, held_out: Tensor, fakes: Tensor, labels: Tensor, *, rng: torch.Generator
@@ -120,19 +202,87 @@ class Guidance(Method, ABC, Generic[State]):
         """
         return {}
 
-    def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> State:
-        """`init` on the observed condensed set, evenly thinned if large. Raises `InputError` where there is none."""
+    def start(
+        self,
+        teacher: Teacher,
+        condensed: Samples | None,
+        rng: Streams,
+        host_augment: HostAugment = lambda images, stream: images,
+    ) -> State:
+        """`init` on the observed condensed set, evenly thinned if large.
+
+        Views are drawn as `augment` says, from stream `augment/guide`, by `host_augment` where the host's are wanted.
+        Raises `InputError` where there is no condensed set, or the teacher has not the layers that are compared.
+        """
         require(condensed is not None, "condensed set of a guided run", None, "a condensation (or guidance none)")
         assert condensed is not None
         shown, _ = self._split(condensed, teacher.num_classes)
+        self.check(teacher)
         shown = shown[:: -(-len(shown) // MOST_AT_START)]
         with torch.no_grad():
-            return self.init(teacher, self.features(teacher, shown.images), shown.labels, rng)
+            views = [shown.images]
+            if self.views:
+                count = max(1, min(self.views, MOST_AT_START // max(1, len(shown))))
+                views = [self.view(shown.images, teacher, host_augment, rng) for _ in range(count)]
+            looks = [self.parts(teacher, view) for view in views]
+            parts = [torch.cat(layer) for layer in zip(*looks, strict=True)]
+            return self._begun(teacher, parts, shown.labels.repeat(len(views)), rng, len(views))
 
-    def features(self, teacher: Teacher, images: Tensor) -> Tensor:
-        """What is compared, (B, D), of images (B, C, H, W) as they are."""
-        looks = [teacher.observe(part, self.layers, bn=False) for part in images.split(512)]
-        return torch.cat([look.pooled(self.layer) for look in looks])
+    def _begun(self, teacher: Teacher, parts: list[Tensor], labels: Tensor, rng: Streams, views: int) -> State:
+        """`init` on the features (N, D) of each layer, where there are several in units of their spread."""
+        if not self.stages and not self.noise:
+            return self.init(teacher, side_by_side(parts), labels, rng, Layout((), views))
+        widths = tuple(part.shape[1] for part in parts)
+        spreads = [spread(part, labels, teacher.num_classes) for part in parts]
+
+        def columns(values: list[Tensor]) -> Tensor:
+            return torch.cat([value.expand(width) for value, width in zip(values, widths, strict=True)])
+
+        features, layout, units = side_by_side(parts), Layout((), views), None
+        if self.stages:
+            units, layout = 1 / columns(spreads), Layout(widths, views)
+            features, spreads = features * units, [torch.ones_like(one) for one in spreads]
+        state = self.init(teacher, features, labels, rng, layout)
+        assert isinstance(state, Carried)
+        state.units = units
+        state.jitter = columns([one / width**0.5 for one, width in zip(spreads, widths, strict=True)])
+        return state
+
+    def parts(self, teacher: Teacher, images: Tensor) -> list[Tensor]:
+        """Features (B, D) of each compared layer, not scaled, of images (B, C, H, W) as they are."""
+        layers = self.tapped(teacher)
+        looks = [self.pooled(teacher.observe(part, layers, bn=False), layers) for part in images.split(512)]
+        return [torch.cat(layer) for layer in zip(*looks, strict=True)]
+
+    def pooled(self, seen: Observation, tapped: tuple[str, ...]) -> list[Tensor]:
+        """Features (B, D) of each compared layer, not scaled, of a look with all that is `tapped`."""
+        return [seen.pooled(name) for name in (self.layer, *tapped[len(self.layers) :])]
+
+    def scaled(self, state: State, parts: list[Tensor]) -> Tensor:
+        """Features (B, D) of each layer side by side, as `init` and all that follows get them."""
+        if not self.stages:
+            return parts[0]
+        assert isinstance(state, Carried)
+        assert state.units is not None
+        return side_by_side(parts) * state.units
+
+    def loosened(self, state: State, real: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """Condensed features (B, D) of a step, mixed within their classes `labels` (B,) and made noisy as it is set."""
+        if self.mixup:
+            partner = real[same_class_rows(labels, labels, rng)]
+            real = real.lerp(partner, self.mixup * torch.rand(len(real), 1, generator=rng, device=real.device))
+        if self.noise:
+            assert isinstance(state, Carried)
+            assert state.jitter is not None
+            draw = torch.randn(real.shape, generator=rng, device=real.device)
+            real = real + self.noise * state.jitter * draw
+        return real
+
+    def view(self, images: Tensor, teacher: Teacher, host_augment: HostAugment, rng: Streams) -> Tensor:
+        """Condensed images (B, C, H, W), augmented as the guidance wants them, from stream `augment/guide`."""
+        if self.augment != "dsa":
+            images = host_augment(images, rng["augment/guide"])
+        return images if self.augment == "host" else guides_dsa(images, teacher, rng)
 
     def bind(
         self,
@@ -184,7 +334,7 @@ class BoundGuide:
     @property
     def layers(self) -> tuple[str, ...]:
         """Of the guidance."""
-        return self.guidance.layers
+        return self.guidance.tapped(self.teacher)
 
     def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
         """Weighted penalty; under `dsa` on a look of its own."""
@@ -198,9 +348,7 @@ class BoundGuide:
         """Draw condensed images of the same labels, look at them, learn. Fakes: as the penalty just saw them."""
         fake = self._fake(images, seen).detach() if self._last is None else self._last
         self._last = None
-        rows = same_class_rows(self.condensed.labels, labels, self.rng["augment/guide"])
-        with torch.no_grad():
-            real = self.guidance.features(self.teacher, self._view(self.condensed.images[rows]))
+        real = self._real(labels) if self.guidance.looks else fake[:0]
         with torch.enable_grad():
             terms = self.guidance.update(self.state, fake, real, labels, rng=self.rng["augment/guide"])
         self.meter.add(**terms)
@@ -214,6 +362,13 @@ class BoundGuide:
         rng = self.rng["start"]
         rows = same_class_rows(self.condensed.labels, labels[:count], rng)
         return from_guides.start(self.condensed.images[rows], rng)
+
+    @torch.no_grad()
+    def _real(self, labels: Tensor) -> Tensor:
+        rng = self.rng["augment/guide"]
+        rows = same_class_rows(self.condensed.labels, labels, rng)
+        real = self._features(self._view(self.condensed.images[rows]))
+        return self.guidance.loosened(self.state, real, labels, rng)
 
     def read(self) -> dict[str, float]:
         """What was logged, with how the guidance judges the images held out."""
@@ -229,7 +384,7 @@ class BoundGuide:
         rows = [same_class_rows(self.condensed.labels, labels, rng) for _ in views]
 
         def features(batches: list[Tensor]) -> Tensor:
-            return self.guidance.features(self.teacher, torch.cat(batches))
+            return self._features(torch.cat(batches))
 
         shown = features([self._view(self.condensed.images[drawn]) for drawn in rows])
         held_out = fakes = features([self._view(images) for _ in views])
@@ -240,18 +395,44 @@ class BoundGuide:
     def _fake(self, images: Tensor, seen: Observation) -> Tensor:
         """Features of fakes, augmented as the guidance wants them."""
         if self.guidance.augment == "dsa":
-            seen = self.teacher.observe(self._dsa(images), self.layers, bn=False)
-        return seen.pooled(self.guidance.layer)
+            seen = self.teacher.observe(guides_dsa(images, self.teacher, self.rng), self.layers, bn=False)
+        return self.guidance.scaled(self.state, self.guidance.pooled(seen, self.layers))
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Of images as they are."""
+        return self.guidance.scaled(self.state, self.guidance.parts(self.teacher, images))
 
     def _view(self, images: Tensor) -> Tensor:
         """Condensed images, augmented as the guidance wants them."""
-        if self.guidance.augment != "dsa":
-            images = self.host_augment(images, self.rng["augment/guide"])
-        return images if self.guidance.augment == "host" else self._dsa(images)
+        return self.guidance.view(images, self.teacher, self.host_augment, self.rng)
 
-    def _dsa(self, images: Tensor) -> Tensor:
-        name = "augment/guide"
-        return dsa(images, rng=self.rng[name], choice=self.rng.host(name), flip=self.teacher.flip_ok)
+
+def guides_dsa(images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
+    """DSA of images (B, C, H, W) from stream `augment/guide`."""
+    name = "augment/guide"
+    return dsa(images, rng=rng[name], choice=rng.host(name), flip=teacher.flip_ok)
+
+
+def side_by_side(parts: list[Tensor]) -> Tensor:
+    """(B, D) of each layer to (B, sum of D)."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def spread(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Root of the mean squared distance of features (N, D) from their class's mean, a scalar, by degrees of freedom.
+
+    Where no class has two that differ, the distance from the mean of all; 1 where all are equal.
+    """
+    hot = torch.nn.functional.one_hot(labels, num_classes).to(features.dtype)
+    counts = hot.sum(0)
+    means = hot.T @ features / counts.clamp_min(1)[:, None]
+    apart = (features - means[labels]).square().sum()
+    total = (features - features.mean(0)).square().sum()
+    within = apart / (counts - 1).clamp_min(0).sum().clamp_min(1)
+    overall = total / max(1, len(features) - 1)
+    level = SAME * features.square().sum()
+    squared = torch.where(apart > level, within, torch.where(total > level, overall, torch.ones_like(overall)))
+    return squared.sqrt()
 
 
 def same_class_rows(known: Tensor, wanted: Tensor, rng: torch.Generator) -> Tensor:
@@ -292,7 +473,10 @@ class NoGuidance(Method):
     schedule: ClassVar[Schedule] = Schedule()
     tells_classes: ClassVar[bool] = False
 
-    def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams) -> None:
+    def check(self, teacher: Teacher) -> None:
+        """It compares no layers."""
+
+    def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams, host_augment: object = None) -> None:
         """No state."""
 
     def bind(self, state: None, **_: object) -> Guide:

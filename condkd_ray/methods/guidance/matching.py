@@ -1,4 +1,4 @@
-"""Guidance without a discriminator: each class's synthetic features are to be distributed as its condensed ones.
+"""Guidance without a discriminator: synthetic features are to be distributed as condensed ones, class by class.
 
 - Maximum mean discrepancy: PGDI uses the class-wise one on few-shot images (`peers.md` A.13; its released code carries
   no gradient). Kernel, bandwidths and layer are our choice.
@@ -12,16 +12,23 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.guidance import Guidance
-from condkd_ray.methods.losses.discrepancy import class_mmd, class_moments, median_distance
+from condkd_ray.methods.guidance.guidance import ONE_LAYER, Carried, Guidance, Layout
+from condkd_ray.methods.losses.discrepancy import (
+    class_mmd,
+    class_moments,
+    marginal_mmd,
+    marginal_moments,
+    median_distance,
+)
 from condkd_ray.models.teacher import Teacher
 
 
 @dataclass
-class Seen:
+class Seen(Carried):
     """The condensed features last seen with their labels."""
 
     features: Tensor
@@ -29,7 +36,12 @@ class Seen:
 
 
 State = TypeVar("State", bound=Seen)
-whole_mmd, whole_moments = whole(class_mmd), whole(class_moments)
+Side = tuple[Tensor, Tensor]
+"""Features (N, D) with labels (N,)."""
+SHARED = (
+    *("weight", "augment", "layer", "stages", "stages_weight", "alignment", "mixup", "noise", "schedule"),
+    "from_guides",
+)
 
 
 class Matching(Guidance[State]):
@@ -49,24 +61,32 @@ class Matching(Guidance[State]):
 
 @dataclass
 class MmdState(Seen):
-    """With the median squared distance among the condensed features."""
+    """With the median squared distance among the condensed features, of several layers (L,)."""
 
     median: Tensor
     num_classes: int
+    layout: Layout = transient(default=ONE_LAYER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mmd(Matching[MmdState]):
-    """Squared MMD of each class, mean over the classes present, under a sum of Gaussian kernels of the features."""
+    """Squared MMD of each class, mean over the classes present, under a sum of Gaussian kernels of the features.
 
-    ours = ("weight", "augment", "layer", "schedule", "from_guides")
+
+    Over several layers the sum of theirs, each with a bandwidth of its own.
+    """
+
+    ours = SHARED
     name: Literal["mmd"] = "mmd"
     weight: float = 100.0
     """Of 10 and 100 the better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""
 
-    def init(self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams) -> MmdState:
+    def init(
+        self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
+    ) -> MmdState:
         """Bandwidth from the median distance of the whole condensed set."""
-        return MmdState(condensed, labels, median_distance(condensed), teacher.num_classes)
+        medians = torch.stack([median_distance(part) for part in layout.split(condensed)]).squeeze(0)
+        return MmdState(condensed, labels, medians, teacher.num_classes, layout)
 
     def penalty(self, state: MmdState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """Mean class-wise squared MMD to the condensed features of the last look."""
@@ -74,8 +94,19 @@ class Mmd(Matching[MmdState]):
 
     def distances(self, state: MmdState, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """`mmd`."""
-        scale = {"num_classes": state.num_classes, "median": state.median}
-        return {"mmd": whole_mmd(fake, labels, state.features, state.labels, **scale)}
+        sides = (fake, labels), (state.features, state.labels)
+        return {"mmd": mmd(self, state.layout, *sides, state.median, state.num_classes)}
+
+
+@whole
+def mmd(guidance: Mmd, layout: Layout, left: Side, right: Side, medians: Tensor, num_classes: int) -> Tensor:
+    """Squared MMD of `layer`, and of each stage times its weight; a scalar."""
+    distance = marginal_mmd if guidance.alignment == "marginal" else class_mmd
+    pairs = zip(layout.split(left[0]), layout.split(right[0]), medians.reshape(-1), strict=True)
+    first, *others = [distance(x, left[1], y, right[1], num_classes=num_classes, median=m) for x, y, m in pairs]
+    for other in others:
+        first = first + guidance.stages_weight * other
+    return first
 
 
 @dataclass
@@ -84,29 +115,35 @@ class MomentsState(Seen):
 
     scale: Tensor
     num_classes: int
+    layout: Layout = transient(default=ONE_LAYER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments(Matching[MomentsState]):
     r"""Mean over classes of ||m_fake - m_real||^2 + c ||S_fake - S_real||_F^2, m means and S covariances of a batch.
 
-    With one condensed image a class, the covariance is that of its augmentations.
+    With one condensed image a class, the covariance is that of its augmentations. Over several layers the sum of
+    theirs, of which stages have covariances only where that is asked for.
     """
 
-    ours = ("weight", "augment", "layer", "schedule", "from_guides", "covariance_weight")
+    ours = (*SHARED, "covariance_weight", "stage_covariances")
     name: Literal["moments"] = "moments"
     weight: float = 100.0
     """As that of `mmd`; 300 was not better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""
     covariance_weight: float = 1.0
     """Weight of the covariances against the means; 0 matches class means alone."""
+    stage_covariances: bool = False
+    """Whether covariances of the stages are compared too, beside those of `layer`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.covariance_weight >= 0, "covariance_weight", self.covariance_weight, ">= 0")
 
-    def init(self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams) -> MomentsState:
+    def init(
+        self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
+    ) -> MomentsState:
         """The scale from the whole condensed set."""
-        return MomentsState(condensed, labels, condensed.square().sum(1).mean().rsqrt(), teacher.num_classes)
+        return MomentsState(condensed, labels, unit_norm(condensed), teacher.num_classes, layout)
 
     def penalty(self, state: MomentsState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """Weighted distance of both moments from those of the condensed features of the last look."""
@@ -116,5 +153,24 @@ class Moments(Matching[MomentsState]):
     def distances(self, state: MomentsState, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """`mean` and `covariance`."""
         left, right = state.scale * fake, state.scale * state.features
-        mean, covariance = whole_moments(left, labels, right, state.labels, num_classes=state.num_classes)
+        sides = (left, labels), (right, state.labels)
+        mean, covariance = moments(self, state.layout, *sides, state.num_classes)
         return {"mean": mean, "covariance": covariance}
+
+
+@whole
+def moments(guidance: Moments, layout: Layout, left: Side, right: Side, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Distances of both moments, of `layer`, and of each stage times its weight; scalars."""
+    distance = marginal_moments if guidance.alignment == "marginal" else class_moments
+    pairs = zip(layout.split(left[0]), layout.split(right[0]), strict=True)
+    (mean, covariance), *others = [distance(x, left[1], y, right[1], num_classes=num_classes) for x, y in pairs]
+    for other_mean, other_covariance in others:
+        mean = mean + guidance.stages_weight * other_mean
+        if guidance.stage_covariances:
+            covariance = covariance + guidance.stages_weight * other_covariance
+    return mean, covariance
+
+
+def unit_norm(features: Tensor) -> Tensor:
+    """The factor that gives features (N, D) unit mean squared norm, a scalar."""
+    return features.square().sum(1).mean().rsqrt()

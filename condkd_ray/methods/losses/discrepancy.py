@@ -1,4 +1,4 @@
-"""How far two labelled sets of features are apart, class by class: MMD, moments, Frechet distance.
+"""How far two labelled sets of features are apart, class by class or as a whole: MMD, moments, Frechet distance.
 
 Full precision even under autocast: differences of bfloat16 products would drown them. Letters: N, M images, D features,
 K classes. Sources: `peers.md` A.13 (class-wise MMD and its pitfalls); the rest is our choice.
@@ -16,19 +16,42 @@ def class_mmd(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int, median: Tensor
 ) -> Tensor:
     """Mean over classes present on both sides of the biased squared MMD; (N, D), (N,), (M, D), (M,) to a scalar."""
+    with torch.autocast(left.device.type, enabled=False):
+        left_hot, right_hot = (F.one_hot(x, num_classes).to(left.dtype) for x in (left_labels, right_labels))
+        present = (left_hot.sum(0) > 0) & (right_hot.sum(0) > 0)
+        a = left_hot / left_hot.sum(0).clamp_min(1) * present
+        b = right_hot / right_hot.sum(0).clamp_min(1) * present
+        return _mmd(left, a, right, b, median) / present.sum().clamp_min(1)
+
+
+def marginal_mmd(
+    left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int, median: Tensor
+) -> Tensor:
+    """Biased squared MMD of both sides as wholes, in the left's proportions of the classes on both sides; a scalar."""
+    with torch.autocast(left.device.type, enabled=False):
+        a, b = left_proportions(left_labels, right_labels, num_classes, left.dtype)
+        return _mmd(left, a[:, None], right, b[:, None], median)
+
+
+def _mmd(left: Tensor, a: Tensor, right: Tensor, b: Tensor, median: Tensor) -> Tensor:
+    """Sum over G groups of the squared MMD of features (N, D), (M, D) that have shares a (N, G), b (M, G) of them."""
 
     def mean_kernel(x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
         squared = squared_distances(x, y)
         kernel = torch.stack([torch.exp(-squared / (scale * median)) for scale in BANDWIDTHS]).sum(0)
         return (u * (kernel @ v)).sum()
 
-    with torch.autocast(left.device.type, enabled=False):
-        left_hot, right_hot = (F.one_hot(x, num_classes).to(left.dtype) for x in (left_labels, right_labels))
-        present = (left_hot.sum(0) > 0) & (right_hot.sum(0) > 0)
-        a = left_hot / left_hot.sum(0).clamp_min(1) * present
-        b = right_hot / right_hot.sum(0).clamp_min(1) * present
-        total = mean_kernel(left, a, left, a) + mean_kernel(right, b, right, b) - 2 * mean_kernel(left, a, right, b)
-        return total / present.sum().clamp_min(1)
+    return mean_kernel(left, a, left, a) + mean_kernel(right, b, right, b) - 2 * mean_kernel(left, a, right, b)
+
+
+def left_proportions(
+    left_labels: Tensor, right_labels: Tensor, num_classes: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Weights (N,), (M,), each of sum 1, under which both sides have the left's proportions of the common classes."""
+    left_counts, right_counts = (F.one_hot(x, num_classes).sum(0) for x in (left_labels, right_labels))
+    common = (left_counts * (right_counts > 0)).to(dtype)
+    shares = common / common.sum().clamp_min(1)
+    return (shares / left_counts.clamp_min(1))[left_labels], (shares / right_counts.clamp_min(1))[right_labels]
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -51,21 +74,43 @@ def class_moments(
     """
     with torch.autocast(left.device.type, enabled=False):
         sides = [_centred(x, y, num_classes) for x, y in ((left, left_labels), (right, right_labels))]
-        (mean, rest, share, hot), (mean_, rest_, share_, hot_) = sides
-        present = (hot.sum(0) > 0) & (hot_.sum(0) > 0)
-        count = present.sum().clamp_min(1)
-
-        def product(x: Tensor, u: Tensor, a: Tensor, y: Tensor, v: Tensor, b: Tensor) -> Tensor:
-            """Sum over common classes of tr(S T), S of x and T of y."""
-            return ((a * present) @ b.T * (u[:, None] * v) * (x @ y.T).square()).sum()
-
-        apart = ((mean - mean_).square().sum(1) * present).sum()
-        own = product(rest, share, hot, rest, share, hot) + product(rest_, share_, hot_, rest_, share_, hot_)
-        return apart / count, (own - 2 * product(rest, share, hot, rest_, share_, hot_)) / count
+        return _moments_apart(*sides)
 
 
-def _centred(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Class means (K, D), features less their class's (N, D), each one's share of its class (N,), one-hot (N, K)."""
+def marginal_moments(
+    left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """As `class_moments`, of both sides as wholes, in the left's proportions of the classes on both sides."""
+    with torch.autocast(left.device.type, enabled=False):
+        shares = left_proportions(left_labels, right_labels, num_classes, left.dtype)
+        sides = []
+        for features, share in zip((left, right), shares, strict=True):
+            mean = share[None] @ features
+            sides.append((mean, features - mean, share, torch.ones_like(share)[:, None]))
+        return _moments_apart(*sides)
+
+
+Centred = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Means of G groups (G, D), features less their group's (N, D), each one's share of its group (N,), one-hot (N, G)."""
+
+
+def _moments_apart(left: Centred, right: Centred) -> tuple[Tensor, Tensor]:
+    """See `class_moments`; means over common groups."""
+    (mean, rest, share, hot), (mean_, rest_, share_, hot_) = left, right
+    present = (hot.sum(0) > 0) & (hot_.sum(0) > 0)
+    count = present.sum().clamp_min(1)
+
+    def product(x: Tensor, u: Tensor, a: Tensor, y: Tensor, v: Tensor, b: Tensor) -> Tensor:
+        """Sum over common groups of tr(S T), S of x and T of y."""
+        return ((a * present) @ b.T * (u[:, None] * v) * (x @ y.T).square()).sum()
+
+    apart = ((mean - mean_).square().sum(1) * present).sum()
+    own = product(rest, share, hot, rest, share, hot) + product(rest_, share_, hot_, rest_, share_, hot_)
+    return apart / count, (own - 2 * product(rest, share, hot, rest_, share_, hot_)) / count
+
+
+def _centred(features: Tensor, labels: Tensor, num_classes: int) -> Centred:
+    """Features centred in their classes."""
     hot = F.one_hot(labels, num_classes).to(features.dtype)
     counts = hot.sum(0).clamp_min(1)
     means = hot.T @ features / counts[:, None]

@@ -51,7 +51,7 @@ class Witness(Guidance[Shown]):
 
     name: str = "witness"
 
-    def init(self, teacher, condensed, labels, rng):
+    def init(self, teacher, condensed, labels, rng, layout):
         return Shown([(condensed, labels)])
 
     def penalty(self, state, fake, labels, *, rng):

@@ -10,6 +10,9 @@ from condkd_ray.methods.losses.discrepancy import (
     class_frechet,
     class_mmd,
     class_moments,
+    left_proportions,
+    marginal_mmd,
+    marginal_moments,
     median_distance,
     squared_distances,
 )
@@ -28,6 +31,14 @@ def both_moments(*sides):
     return sum(moments(*sides))
 
 
+def all_moments(*sides):
+    return sum(marginal_moments(*sides, num_classes=5))
+
+
+whole_mmd = partial(marginal_mmd, num_classes=5, median=MEDIAN)
+each_distance = pytest.mark.parametrize(
+    "apart", [mmd, both_moments, whole_mmd, all_moments], ids=["mmd", "moments", "marginal mmd", "marginal moments"]
+)
 each_discrepancy = pytest.mark.parametrize("apart", [mmd, both_moments], ids=["mmd", "moments"])
 """Functions of (features, labels, features, labels) to a scalar, 0 for equal sets."""
 
@@ -44,13 +55,13 @@ def test_the_sides_share_three_classes_and_one_is_the_lefts_alone():
 # What holds of each.
 
 
-@each_discrepancy
+@each_distance
 def test_gradients_are_those_of_the_values(apart):
     left = LEFT.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: apart(x, LEFT_LABELS, RIGHT, RIGHT_LABELS), (left,))
 
 
-@each_discrepancy
+@each_distance
 def test_a_set_is_at_distance_0_from_itself_in_any_order_and_away_from_a_shifted_one(apart):
     order = torch.randperm(14, generator=RNG)
     assert apart(LEFT, LEFT_LABELS, LEFT[order], LEFT_LABELS[order]).item() == pytest.approx(0, abs=1e-12)
@@ -66,7 +77,7 @@ def test_the_same_images_under_exchanged_labels_are_apart(apart):
     assert apart(features, labels, features, labels.flip(0)) > 1
 
 
-@each_discrepancy
+@each_distance
 def test_without_a_common_class_it_is_0(apart):
     left = LEFT.clone().requires_grad_()
     value = apart(left, torch.zeros_like(LEFT_LABELS), RIGHT, torch.ones_like(RIGHT_LABELS))
@@ -75,14 +86,14 @@ def test_without_a_common_class_it_is_0(apart):
     assert (left.grad == 0).all()
 
 
-@each_discrepancy
+@each_distance
 def test_a_class_of_one_side_alone_has_no_part_in_it(apart):
     wanted = apart(LEFT, LEFT_LABELS, RIGHT, RIGHT_LABELS)
     moved = LEFT + 7 * (LEFT_LABELS == 3)[:, None]
     torch.testing.assert_close(apart(moved, LEFT_LABELS, RIGHT, RIGHT_LABELS), wanted)
 
 
-@each_discrepancy
+@each_distance
 def test_autocast_does_not_touch_it(apart):
     left, right = LEFT.float() + 30, RIGHT.float() + 30
     wanted = apart(left, LEFT_LABELS, right, RIGHT_LABELS)
@@ -186,3 +197,28 @@ def test_autocast_does_not_touch_frechet():
     wanted = frechet(*sides)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(frechet(*sides), wanted)
+
+
+# Both sides as wholes.
+
+
+def test_marginal_distances_equal_the_plain_loops():
+    sides = (LEFT, LEFT_LABELS, RIGHT, RIGHT_LABELS)
+    assert whole_mmd(*sides).item() == pytest.approx(reference.marginal_mmd(*plain(*sides), 8.0), rel=1e-9)
+    found = [value.item() for value in marginal_moments(*sides, num_classes=5)]
+    assert found == pytest.approx(reference.marginal_moments(*plain(*sides)), rel=1e-9)
+    assert min(found) > 0.1
+
+
+def test_the_right_side_is_weighted_to_the_proportions_of_the_left():
+    left, right = torch.tensor([0, 0, 0, 1, 3]), torch.tensor([0, 1, 1, 1, 2])
+    ours, theirs = left_proportions(left, right, 5, torch.float64)
+    assert ours.tolist() == pytest.approx([0.25] * 4 + [0])
+    assert theirs.tolist() == pytest.approx([0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3, 0])
+
+
+@pytest.mark.parametrize("apart", [whole_mmd, all_moments], ids=["mmd", "moments"])
+def test_to_a_marginal_distance_it_is_the_same_which_image_has_which_label(apart):
+    features, labels = LEFT[:8], torch.arange(8) % 4
+    assert apart(features, labels, features, labels.flip(0)).item() == pytest.approx(0, abs=1e-12)
+    assert mmd(features, labels, features, labels.flip(0)) > 0.1
