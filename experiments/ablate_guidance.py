@@ -39,13 +39,8 @@ class Args(Flags):
 def plans(args: Args) -> Plans:
     """Every trial; a name tells what differs from the other arms."""
     # Here, so that help and wrong flags do not wait for PyTorch.
-    from condkd_ray.methods.guidance import Discriminator, Gaussian, Mmd, Moments
+    from condkd_ray.methods.guidance import FORMS
 
-    known = {
-        "auxiliary": Discriminator(), "projection": Discriminator(condition="projection"),
-        "per_class": Discriminator(condition="per_class"), "unconditional": Discriminator(condition="none"),
-        "hinge": Discriminator(loss="hinge"), "mmd": Mmd(), "moments": Moments(), "gaussian": Gaussian(),
-    }  # fmt: skip
     base, (first, *others) = args.base(), args.shares
     yield from (arm(base, "none", 0, seed) for seed in args.seeds)
     for share, ipc, seed in product(args.shares, args.ipcs, args.seeds):
@@ -56,7 +51,7 @@ def plans(args: Args) -> Plans:
         sweep = args.layers, args.stages, args.alignments, args.augments, args.weights
         for form, layer, stages, alignment, augment, weight in product(args.forms, *sweep):
             compared = {"layer": layer, "stages": stages, "alignment": alignment, "augment": augment}
-            guidance = replace(known[form], **compared, weight=weight * known[form].weight)
+            guidance = replace(FORMS[form], **compared, weight=weight * FORMS[form].weight)
             names = f" {layer}", f" {stages} stages", f" {alignment}", f" {augment}", f" x{weight:g}"
             told = zip(names, sweep, strict=True)
             label = form + "".join(text for text, values in told if len(values) > 1) + tail

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.guidance import AnyGuidance, Discriminator, Guidance, Mmd, Moments
+from condkd_ray.methods.guidance import FORMS, AnyGuidance, Gaussian, Guidance, Mmd, Moments
 from condkd_ray.methods.guidance.guidance import same_class_rows
 from condkd_ray.methods.losses.discrepancy import by_class, class_frechet
 from condkd_ray.methods.targets import balanced_labels
@@ -26,16 +27,14 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import from_tree
 
-FORMS: Mapping[str, AnyGuidance] = {
-    "auxiliary": Discriminator(),
-    "projection": Discriminator(condition="projection"),
-    "per_class": Discriminator(condition="per_class"),
-    "unconditional": Discriminator(condition="none"),
-    "hinge": Discriminator(loss="hinge"),
-    "mmd": Mmd(),
-    "moments": Moments(),
+CHECKED: Mapping[str, AnyGuidance] = FORMS | {
+    "mmd, 2 stages": Mmd(stages=2),
+    "moments, 2 stages": Moments(stages=2),
+    "gaussian, 2 stages": Gaussian(stages=2),
+    "gaussian, means alone": Gaussian(covariance="none"),
+    "mmd, marginal": Mmd(alignment="marginal"),
 }
-"""Forms of guidance by what tables call them, each with its own default weight."""
+"""What `condkd methods --check guidance` measures: every form, and options that move its optimum."""
 BEYOND = 1.5
 """A form that ends further than this from the data, in units of the distance of two parts of them, does not align."""
 SEEDS = 3
@@ -84,7 +83,7 @@ def digits(cache: Path | None = None) -> tuple[list[Check], str]:
     config = from_tree({"data": {"name": "digits"}, "teacher": {"training": {"epochs": 40}}})
     teacher = workshop.teacher(config)
     real = workshop.data(config).train.samples(teacher.mean, teacher.std)
-    found = [check(form, guidance, teacher, real) for form, guidance in FORMS.items()]
+    found = [check(form, guidance, teacher, real) for form, guidance in CHECKED.items()]
     return found, f"{len(real)} images of digits, {label(config.teacher.network)}"
 
 
@@ -95,10 +94,10 @@ def told(found: Sequence[Check], what: str) -> str:
     return "\n".join(
         (
             *(HEADER, *rows, ""),
-            f"Penultimate features of {what}, {STEPS} steps by the guidance alone, means of {SEEDS} seeds. Frechet distance to "
-            f"real features that no guide showed; 1 is that of two parts of the real ones. Features that begin as one "
-            f"point a class are {started:.1f} away. Spread: mean distance of two features of a class, 1 as real ones. "
-            f"A form aligns where real features stay within {BEYOND:g}.\n",
+            f"Features of {what}, moved by the guidance alone in {STEPS} steps, means of {SEEDS} seeds. Distance: "
+            f"Frechet, to real features that no guide showed, in units of that of two parts of the real ones; features "
+            f"that begin as one point a class are {started:.1f} away. Spread: mean distance of two features of a class, "
+            f"1 as of real ones. A form aligns where real features end within {BEYOND:g}.\n",
         )
     )
 
@@ -111,8 +110,8 @@ def _row(one: Check) -> str:
 def check(form: str, guidance: Guidance, teacher: Teacher, real: Samples, seeds: Sequence[int] = range(SEEDS)) -> Check:
     """Means over the seeds, each of which deals the real images into guides, a perfect start, and a part to compare."""
     with torch.no_grad():
-        features = guidance.features(teacher, real.images)
-    found = [_both(guidance, teacher, features, real.labels, seed) for seed in seeds]
+        parts = guidance.parts(teacher, real.images)
+    found = [_both(guidance, teacher, parts, real.labels, seed) for seed in seeds]
     perfect, collapsed = ([pair[place] for pair in found] for place in (0, 1))
     return Check(form, _mean(perfect), _mean(collapsed))
 
@@ -121,51 +120,64 @@ def _mean(found: Sequence[Ending]) -> Ending:
     return Ending(*(mean(getattr(one, name) for one in found) for name in ("start", "end", "spread")))
 
 
-def _both(guidance: Guidance, teacher: Teacher, features: Tensor, labels: Tensor, seed: int) -> tuple[Ending, Ending]:
-    rng = Streams(seed)
-    guides, perfect, unseen = _thirds(labels, rng)
+def _both(
+    guidance: Guidance, teacher: Teacher, parts: list[Tensor], labels: Tensor, seed: int
+) -> tuple[Ending, Ending]:
+    """From real features, and from collapsed ones."""
+    deal = Streams(seed)
+    guides, perfect, unseen = _thirds(labels, deal)
     classes = teacher.num_classes
-    scale = (features[unseen] - class_means(features[unseen], labels[unseen], classes)).square().sum(1).mean().sqrt()
 
-    def apart(x: Tensor, y: Tensor, to: Tensor = unseen) -> float:
-        ours, theirs = (x / scale, y), (features[to] / scale, labels[to])
-        return class_frechet(*ours, *theirs, num_classes=classes).item()
+    def begun(rng: Streams) -> Any:
+        return guidance.begin(teacher, [part[guides] for part in parts], labels[guides], rng, 1)
+
+    features = guidance.scaled(begun(Streams(seed)), parts)
+    real, names = features[unseen], labels[unseen]
+    scale = (real - class_means(real, names, classes)).square().sum(1).mean().sqrt()
+
+    def apart(ours: Tensor, known: Tensor) -> float:
+        return class_frechet(ours / scale, known, real / scale, names, num_classes=classes).item()
 
     yardstick = apart(features[guides], labels[guides])
     points = class_means(features[perfect], labels[perfect], classes)
-    noise = torch.randn(points.shape, generator=rng["start"]) * COLLAPSED * features.std()
-    starts = (features[perfect], points + noise)
-    known, endings = (features[guides], labels[guides]), []
-    for start in starts:
-        ended = moved(guidance, teacher, known, start, labels[perfect], Streams(seed))
-        spread = _spread(ended, labels[perfect], classes) / _spread(features[unseen], labels[unseen], classes)
-        distances = (apart(x, labels[perfect]) / yardstick for x in (start, ended))
-        endings.append(Ending(*distances, spread))
+    noise = torch.randn(points.shape, generator=deal["start"]) * COLLAPSED * (features - points.mean(0)).std(0)
+    endings = []
+    for start in (features[perfect], points + noise):
+        rng = Streams(seed)
+        state = begun(rng)
+        ended = moved(guidance, teacher, state, (features[guides], labels[guides]), start, labels[perfect], rng)
+        spread = _spread(ended, labels[perfect], classes) / _spread(real, names, classes)
+        endings.append(Ending(*(apart(x, labels[perfect]) / yardstick for x in (start, ended)), spread))
     return endings[0], endings[1]
 
 
 def moved(
-    guidance: Guidance, teacher: Teacher, guides: tuple[Tensor, Tensor], start: Tensor, labels: Tensor, rng: Streams
+    guidance: Guidance,
+    teacher: Teacher,
+    state: Any,
+    guides: tuple[Tensor, Tensor],
+    start: Tensor,
+    labels: Tensor,
+    rng: Streams,
 ) -> Tensor:
     """Features (N, D) of `labels` (N,) after `STEPS` steps by the guidance's penalty alone, from `start`.
 
-    In each step a batch of balanced classes is moved, and the guidance then learns from it beside as many of `guides`.
+    In each step a batch of balanced classes is moved, and the guidance then learns from it beside as many of `guides`,
+    features and labels. `state` is the guidance's, made of these.
     """
-    state = guidance.init(teacher, *guides, rng)
     features = start.clone().requires_grad_()
-    unit = guides[0].square().mean().sqrt().item()
-    optimizer = torch.optim.Adam([features], RATE * unit)
+    optimizer = torch.optim.Adam([features], RATE * guides[0].square().mean().sqrt().item())
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     draws = rng["draws"]
     for _ in range(STEPS):
         wanted = balanced_labels(min(BATCH, len(start)), teacher.num_classes, rng)
-        rows = same_class_rows(labels, wanted, draws)
-        fake = features[rows]
+        fake = features[same_class_rows(labels, wanted, draws)]
         optimizer.zero_grad()
         guidance.penalty(state, fake, wanted, rng=draws).backward()
         optimizer.step()
         schedule.step()
         shown = guides[0][same_class_rows(guides[1], wanted, draws)]
+        shown = guidance.loosened(state, shown, wanted, draws) if guidance.looks else fake[:0].detach()
         guidance.update(state, fake.detach(), shown, wanted, rng=draws)
     return features.detach()
 

@@ -8,10 +8,10 @@ import torch
 from toy import make_teacher
 
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.guidance import AnyGuidance, NoGuidance
+from condkd_ray.methods.guidance import FORMS, AnyGuidance, NoGuidance
 from condkd_ray.methods.guidance.matching import Moments
 from condkd_ray.runs import guidance_check
-from condkd_ray.runs.guidance_check import BEYOND, FORMS, check, digits, told
+from condkd_ray.runs.guidance_check import BEYOND, CHECKED, check, digits, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +75,17 @@ def test_the_same_seeds_give_the_same_numbers(monkeypatch):
 
 def test_every_member_of_the_family_has_a_form():
     assert {type(form) for form in FORMS.values()} | {NoGuidance} == set(get_args(AnyGuidance))
+    assert CHECKED.items() >= FORMS.items()
 
 
 @pytest.mark.slow
 def test_on_digits_matching_aligns_and_the_class_head_does_not(tmp_path):
     found, what = digits(tmp_path)
     by_form = {one.form: one for one in found}
-    assert by_form.keys() == FORMS.keys()
+    assert by_form.keys() == CHECKED.keys()
     assert by_form["mmd"].aligns
     assert not by_form["auxiliary"].aligns
     for one in found:
         assert one.perfect.start == pytest.approx(1, abs=0.1)
         assert one.collapsed.start > 2
-    assert told(found, what).count("\n| ") == len(FORMS)
+    assert told(found, what).count("\n| ") == len(CHECKED)

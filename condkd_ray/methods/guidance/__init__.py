@@ -8,3 +8,14 @@ from condkd_ray.methods.guidance.guidance import NoGuidance
 from condkd_ray.methods.guidance.matching import Mmd, Moments
 
 AnyGuidance = NoGuidance | Discriminator | Mmd | Moments | Gaussian
+FORMS: dict[str, AnyGuidance] = {
+    "auxiliary": Discriminator(),
+    "projection": Discriminator(condition="projection"),
+    "per_class": Discriminator(condition="per_class"),
+    "unconditional": Discriminator(condition="none"),
+    "hinge": Discriminator(loss="hinge"),
+    "mmd": Mmd(),
+    "moments": Moments(),
+    "gaussian": Gaussian(),
+}
+"""Forms of guidance by what tables call them, each with its own default weight."""

@@ -226,10 +226,13 @@ class Guidance(Method, ABC, Generic[State]):
                 views = [self.view(shown.images, teacher, host_augment, rng) for _ in range(count)]
             looks = [self.parts(teacher, view) for view in views]
             parts = [torch.cat(layer) for layer in zip(*looks, strict=True)]
-            return self._begun(teacher, parts, shown.labels.repeat(len(views)), rng, len(views))
+            return self.begin(teacher, parts, shown.labels.repeat(len(views)), rng, len(views))
 
-    def _begun(self, teacher: Teacher, parts: list[Tensor], labels: Tensor, rng: Streams, views: int) -> State:
-        """`init` on the features (N, D) of each layer, where there are several in units of their spread."""
+    def begin(self, teacher: Teacher, parts: list[Tensor], labels: Tensor, rng: Streams, views: int) -> State:
+        """`init` on the features (N, D) of each layer, where there are several in units of their spread.
+
+        They are of `views` of all condensed images in turn, with `labels` (N,).
+        """
         if not self.stages and not self.noise:
             return self.init(teacher, side_by_side(parts), labels, rng, Layout((), views))
         widths = tuple(part.shape[1] for part in parts)

@@ -72,7 +72,6 @@ class MmdState(Seen):
 class Mmd(Matching[MmdState]):
     """Squared MMD of each class, mean over the classes present, under a sum of Gaussian kernels of the features.
 
-
     Over several layers the sum of theirs, each with a bandwidth of its own.
     """
 
