@@ -2,7 +2,6 @@
 
 Every combination of what is given, beside `mixed` at each share and `none`. The default varies form and weight.
 
-    python experiments/ablate_guidance.py --forms auxiliary mmd --layers penultimate stages.1 --weights 0.1 1 10
     python experiments/ablate_guidance.py --forms moments gaussian --stages 0 2 --alignments class marginal
 """
 
@@ -24,9 +23,7 @@ class Args(Flags):
     forms: tuple[Form, ...] = ("auxiliary", "projection", "per_class", "unconditional", "mmd", "moments", "gaussian")
     layers: tuple[str, ...] = ("penultimate",)
     stages: tuple[int, ...] = (0,)
-    """Of the teacher, compared beside the layer."""
     alignments: tuple[Literal["class", "marginal"], ...] = ("class",)
-    """Under `marginal` every discriminator is the unconditional one: name that form alone beside the others."""
     augments: tuple[Literal["host", "condensed", "dsa"], ...] = ("host",)
     weights: tuple[float, ...] = (0.1, 1.0)
     """Times each form's own default weight."""
@@ -45,20 +42,18 @@ def plans(args: Args) -> Plans:
         "per_class": Discriminator(condition="per_class"), "unconditional": Discriminator(condition="none"),
         "hinge": Discriminator(loss="hinge"), "mmd": Mmd(), "moments": Moments(), "gaussian": Gaussian(),
     }  # fmt: skip
-    base, (first, *others) = args.base(), args.shares
+    base, first = args.base(), args.shares[0]
     yield from (arm(base, "none", 0, seed) for seed in args.seeds)
     for share, ipc, seed in product(args.shares, args.ipcs, args.seeds):
         mixing = replace(base, distiller=replace(base.distiller, condensed_share=share))
-        tail = f" share {share:g}" if others else ""
-        yield arm(mixing, "mixed", ipc, seed, f"mixed{tail}" if share != first else "mixed")
+        yield arm(mixing, "mixed", ipc, seed, f"mixed share {share:g}" if share != first else "mixed")
         sweep = args.layers, args.stages, args.alignments, args.augments, args.weights
         for form, layer, stages, alignment, augment, weight in product(args.forms, *sweep):
             compared = {"layer": layer, "stages": stages, "alignment": alignment, "augment": augment}
-            guidance = replace(known[form], **compared, weight=weight * known[form].weight)
-            names = f" {layer}", f" {stages} stages", f" {alignment}", f" {augment}", f" x{weight:g}"
-            told = zip(names, sweep, strict=True)
-            label = form + "".join(text for text, values in told if len(values) > 1) + tail
-            yield arm(replace(mixing, guidance=guidance), "guided", ipc, seed, label)
+            own = replace(known[form], **compared, weight=weight * known[form].weight)
+            names = layer, f"{stages} stages", alignment, augment, f"x{weight:g}", f"share {share:g}"
+            label = " ".join([form, *(n for n, of in zip(names, (*sweep, args.shares), strict=True) if len(of) > 1)])
+            yield arm(replace(mixing, guidance=own), "guided", ipc, seed, label)
 
 
 if __name__ == "__main__":
