@@ -76,7 +76,8 @@ class Gaussian(Guidance[GaussianState]):
     """Whether covariances of the stages are compared too, beside those of `layer`."""
     unbiased: bool = True
     """Whether what a batch's distances exceed the distribution's by is taken off. It is right for hosts that draw each
-    batch anew from a generator. It counts with a covariance alone, which keeps the fakes from spreading without end."""
+    batch anew from a generator; where a host moves the images themselves (`deep_inversion`, `soft_target`), `false` is,
+    and `true` widens them. It counts with a covariance alone, which keeps the fakes from spreading without end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
