@@ -3,7 +3,6 @@
 Every combination of what is given, beside `none` and, at each share, `mixed` and `mixed_prior`, whose class prior every
 form has too: each is read against that, so no form gains by being one. The default varies form and weight.
 
-    python experiments/ablate_guidance.py --forms auxiliary mmd --layers penultimate stages.1 --weights 0.1 1 10
     python experiments/ablate_guidance.py --forms moments gaussian --stages 0 2 --alignments class marginal
 """
 
@@ -25,9 +24,7 @@ class Args(Flags):
     forms: tuple[Form, ...] = ("auxiliary", "projection", "per_class", "unconditional", "mmd", "moments", "gaussian")
     layers: tuple[str, ...] = ("penultimate",)
     stages: tuple[int, ...] = (0,)
-    """Of the teacher, compared beside the layer."""
     alignments: tuple[Literal["class", "marginal"], ...] = ("class",)
-    """Under `marginal` every discriminator is the unconditional one: name that form alone beside the others."""
     augments: tuple[Literal["host", "condensed", "dsa"], ...] = ("host",)
     weights: tuple[float, ...] = (0.1, 1.0)
     """Times each form's own default weight."""

@@ -245,6 +245,17 @@ METHODS = [
     ("guidance: {name: discriminator, loss: hinge, label_smoothing: 0.1}", "under loss hinge is 0.1; accepted: 0, or "),
     ("guidance: {name: discriminator, condition: lable}", "guidance: condition is 'lable'; accepted: 'auxiliary', "),
     ("guidance: {name: moments, covariance_weight: -1}", "covariance_weight is -1.0; accepted: >= 0"),
+    (
+        "guidance: {name: moments, stages: 4}",
+        "guidance stages is 4; accepted: 0 to 2; beside its features this teacher",
+    ),
+    (
+        "guidance: {name: mmd, stages: 1, layer: stages.1}",
+        "guidance layer with stages 1 is 'stages.1'; accepted: penultimate, or a layer that is none of the stages",
+    ),
+    ("guidance: {name: discriminator, alignment: marginal}", "under alignment marginal is 'auxiliary'; accepted: none"),
+    ("guidance: {name: gaussian, mixup: 0.5}", "gaussian mixup is 0.5; accepted: 0: it looks at no condensed images"),
+    ("guidance: {name: gaussian, shrinkage: some}", "shrinkage is 'some'; accepted: 'ledoit_wolf', 'oas' or 'none'"),
     ("guidance: {name: mmd, schedule: {start: -1}}", "schedule start or end is -1.0; accepted: a factor >= 0"),
     ("inversion: {name: cmi, layers: stage3}", "inversion: layers is 'stage3'; accepted: 'stages' or 'all'"),
     (

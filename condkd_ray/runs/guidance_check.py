@@ -18,7 +18,7 @@ from torch import Tensor
 
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.methods.guidance import FORMS, AnyGuidance, Gaussian, Guidance, Mmd, Moments
+from condkd_ray.methods.guidance import FORMS, Gaussian, Guidance, Mmd, Moments
 from condkd_ray.methods.guidance.guidance import same_class_rows
 from condkd_ray.methods.losses.discrepancy import by_class, class_frechet
 from condkd_ray.methods.targets import balanced_labels
@@ -27,7 +27,7 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import from_tree
 
-CHECKED: Mapping[str, AnyGuidance] = FORMS | {
+CHECKED: Mapping[str, Guidance] = FORMS | {
     "mmd, 2 stages": Mmd(stages=2),
     "moments, 2 stages": Moments(stages=2),
     "gaussian, 2 stages": Gaussian(stages=2),
@@ -96,8 +96,8 @@ def told(found: Sequence[Check], what: str) -> str:
             *(HEADER, *rows, ""),
             f"Features of {what}, moved by the guidance alone in {STEPS} steps, means of {SEEDS} seeds. Distance: "
             f"Frechet, to real features that no guide showed, in units of that of two parts of the real ones; features "
-            f"that begin as one point a class are {started:.1f} away. Spread: mean distance of two features of a class, "
-            f"1 as of real ones. A form aligns where real features end within {BEYOND:g}.\n",
+            f"that begin as one point a class are {started:.1f} away. Spread: mean distance of two features of a "
+            f"class, 1 as of real ones. A form aligns where real features end within {BEYOND:g}.\n",
         )
     )
 
@@ -147,7 +147,8 @@ def _both(
         state = begun(rng)
         ended = moved(guidance, teacher, state, (features[guides], labels[guides]), start, labels[perfect], rng)
         spread = _spread(ended, labels[perfect], classes) / _spread(real, names, classes)
-        endings.append(Ending(*(apart(x, labels[perfect]) / yardstick for x in (start, ended)), spread))
+        before, after = (apart(one, labels[perfect]) / yardstick for one in (start, ended))
+        endings.append(Ending(before, after, spread))
     return endings[0], endings[1]
 
 

@@ -40,6 +40,7 @@ from condkd_ray.trial.config import Prepared, TrialConfig, digests, tensor_diges
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
 from condkd_ray.trial.evaluation import accuracy, views
 from condkd_ray.trial.known_teacher import check_known
+from condkd_ray.trial.synthesis import host_augment
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ class Workshop:
         config.guidance.check(teacher)
         if config.condensation is not None:
             config.condensation.check_teacher(teacher)
+            config.guidance.check_views(teacher, config.condensation.ipc, host_augment(config, teacher))
         if isinstance(config.condensation, Imported):
             self._check_stored(config, config.condensation)
         config.targets.check(teacher)

@@ -43,11 +43,11 @@ def begin(config: TrialConfig, prepared: Prepared, number: int = 0) -> Productio
     streams = Streams(seed, prepared.teacher.device)
     teacher = prepared.teacher
     inversion = config.inversion.init(teacher, streams)
-    guidance = config.guidance.start(teacher, prepared.condensed, streams, _host_augment(config, teacher))
+    guidance = config.guidance.start(teacher, prepared.condensed, streams, host_augment(config, teacher))
     return Production(inversion, guidance, streams, number)
 
 
-def _host_augment(config: TrialConfig, teacher: Teacher) -> HostAugment:
+def host_augment(config: TrialConfig, teacher: Teacher) -> HostAugment:
     """What the host does to images before the teacher sees them, by any stream."""
     return lambda images, stream: config.inversion.augment(images, teacher=teacher, rng=stream)
 
@@ -83,7 +83,7 @@ def synthesise(
         production.guidance,
         teacher=teacher,
         condensed=prepared.condensed,
-        host_augment=_host_augment(config, teacher),
+        host_augment=host_augment(config, teacher),
         rng=rng,
         progress=config.progress(production.round),
     )

@@ -30,6 +30,7 @@ from condkd_ray.methods.condensation import (
     SqueezeRecover,
 )
 from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import Gaussian
 from condkd_ray.methods.inversion import Cmi, Dafl, Fast
 from condkd_ray.methods.losses.kd import Attention
 from condkd_ray.methods.memory import Latest
@@ -432,6 +433,23 @@ def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tm
     with pytest.raises(InputError, match=message):
         Workshop(tmp_path).prepare(replace(CONFIG, distiller=replace(CONFIG.distiller, loss=loss)))
     assert not heard
+
+
+def test_one_image_a_class_that_nothing_augments_is_too_few_for_a_covariance_before_the_teacher_is_trained(
+    tmp_path, heard
+):
+    bare = Dafl(steps=1, batch=16, width=8, images_per_round=16)
+    config = replace(CONFIG, condensation=RandomReal(ipc=1), inversion=bare, guidance=Gaussian())
+    with pytest.raises(InputError, match="ipc of guidance gaussian under a host that augments nothing is 1; accepted"):
+        Workshop(tmp_path).prepare(config)
+    assert not heard
+    for fits in (
+        {"condensation": RandomReal(ipc=2)},
+        {"guidance": Gaussian(augment="dsa")},
+        {"guidance": Gaussian(covariance="none")},
+        {"inversion": Fast(batch=16, width=8)},
+    ):
+        Workshop(tmp_path).check(replace(config, **fits))
 
 
 def test_what_trials_hold_is_compared_with_what_was_free_for_their_own_rounds(tmp_path, monkeypatch, heard):

@@ -8,7 +8,7 @@ from condkd_ray.methods.guidance.guidance import NoGuidance
 from condkd_ray.methods.guidance.matching import Mmd, Moments
 
 AnyGuidance = NoGuidance | Discriminator | Mmd | Moments | Gaussian
-FORMS: dict[str, AnyGuidance] = {
+FORMS: dict[str, Discriminator | Mmd | Moments | Gaussian] = {
     "auxiliary": Discriminator(),
     "projection": Discriminator(condition="projection"),
     "per_class": Discriminator(condition="per_class"),

@@ -8,6 +8,7 @@ The moments are taken once, from several views of each condensed image; no step 
 makes it the cheapest guidance. Letters: B batch, N condensed images, V views, D features, K classes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,7 +21,7 @@ from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.guidance import ONE_LAYER, SAME, Carried, Guidance, Layout
+from condkd_ray.methods.guidance.guidance import ONE_LAYER, SAME, Carried, Guidance, HostAugment, Layout
 from condkd_ray.methods.guidance.matching import SHARED, unit_norm
 from condkd_ray.models.teacher import Teacher
 
@@ -75,7 +76,8 @@ class Gaussian(Guidance[GaussianState]):
     """Whether covariances of the stages are compared too, beside those of `layer`."""
     unbiased: bool = True
     """Whether what a batch's distances exceed the distribution's by is taken off. It is right for hosts that draw each
-    batch anew from a generator. It counts with a covariance alone, which keeps the fakes from spreading without end."""
+    batch anew from a generator; where a host moves the images themselves (`deep_inversion`, `soft_target`), `false` is,
+    and `true` widens them. It counts with a covariance alone, which keeps the fakes from spreading without end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +92,16 @@ class Gaussian(Guidance[GaussianState]):
     def holds_spread(self) -> bool:
         """Whether it compares covariances."""
         return self.covariance == "pooled" and self.covariance_weight > 0
+
+    def check_views(self, teacher: Teacher, ipc: int, host_augment: HostAugment) -> None:
+        """Raise `InputError` for one image a class that nothing augments, where covariances are compared."""
+        if ipc != 1 or not self.holds_spread:
+            return
+        image = torch.linspace(-1, 1, math.prod(teacher.image_shape), device=teacher.device)
+        image, rng = image.view(1, *teacher.image_shape), Streams(0, teacher.device)
+        differ = any(not torch.equal(self.view(image, teacher, host_augment, rng), image) for _ in range(8))
+        accepted = "2 or more; or a host that augments, augment dsa, or covariance none"
+        require(differ, "ipc of guidance gaussian under a host that augments nothing", ipc, accepted)
 
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER

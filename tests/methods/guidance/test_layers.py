@@ -108,6 +108,15 @@ def test_a_discriminator_sees_all_layers_and_the_stages_by_their_weight(weight):
     assert (gradient[:, 3:] == 0).all() == (weight == 0)
 
 
+@pytest.mark.parametrize("augment", ["host", "condensed"])
+def test_images_held_out_are_judged_by_all_layers_too(augment):
+    teacher = make_teacher()
+    guidance = Discriminator(hidden=8, stages=2, augment=augment, held_out=0.5)
+    guide, _ = bound(guidance, teacher=teacher)
+    step(guide, fakes(), teacher)
+    assert {"guidance/perfect_accuracy", "guidance/held_out_accuracy"} <= guidance.read(guide).keys()
+
+
 class Bare(torch.nn.Module):
     """A network of somebody's own: no stage is named."""
 
