@@ -96,6 +96,9 @@ def test_guidance_names_what_differs_and_each_share_has_its_mixed():
 @pytest.mark.parametrize("name", ["ablate_guidance", "few_shot", "compare_methods", "ablate_memory"])
 def test_guided_means_one_thing_in_every_script_and_without_a_prior_there_is_no_control(name):
     flags = {"seeds": (0,), "ipcs": (2,)} | ({} if name in ("ablate_guidance", "few_shot") else {"condensed": True})
+    # A temperature of the user's own is refused beside soft targets, which have theirs.
+    if name == "compare_methods":
+        flags |= {"methods": tuple(one for one in SYSTEMS if one != "soft_target"), "equal": ("proportion",)}
     own, given = {}, Prior(3.0, 5.0)
     for weight in (0.0, given.weight):
         plans = planned(name, prior_weight=weight, prior_temperature=given.temperature, **flags)
@@ -103,10 +106,16 @@ def test_guided_means_one_thing_in_every_script_and_without_a_prior_there_is_no_
         guided = {p.arm: p.config.inversion for p in plans if not isinstance(p.config.guidance, NoGuidance)}
         assert guided
         own = own or guided
-        for label, inversion in guided.items():
-            soft = next(plan.config.targets.soft for plan in plans if plan.arm == label)
-            changes = {"oh_weight": 3.0} | ({} if soft else {"oh_temperature": 5.0}) if weight else {}
-            assert inversion == replace(own[label], **changes)
+        changes = {"oh_weight": 3.0, "oh_temperature": 5.0} if weight else {}
+        assert guided == {arm: replace(inversion, **changes) for arm, inversion in own.items()}
+
+
+def test_a_system_with_soft_targets_has_its_temperature_in_the_control_too():
+    flags = {"methods": ("soft_target",), "condensed": True, "seeds": (0,), "equal": ("proportion",)}
+    plans = {plan.arm.split()[0]: plan.config.inversion for plan in planned("compare_methods", **flags)}
+    assert plans["guided"] == plans["mixed_prior"] == replace(plans["mixed"], oh_weight=PRIOR.weight)
+    with pytest.raises(InputError, match=r"--prior-temperature beside targets soft is 5\.0; accepted: 20, their own"):
+        planned("compare_methods", prior_temperature=5.0, **flags)
 
 
 def test_memories_differ_in_the_memory_alone():

@@ -23,12 +23,14 @@ from condkd_ray.commands.search import SearchFlags, confirm
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Outcome, read_manifest, read_records, write_record
+from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.report.results import read as read_results
 from condkd_ray.report.tables.search import search_table
 from condkd_ray.runs import experiment
 from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import RunResult
 from condkd_ray.runs.search import SearchDriver, SearchRecorder
+from condkd_ray.runs.search import confirm as run_again
 from condkd_ray.runs.search_records import _begun
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import Objective, parse_constraints
@@ -800,3 +802,21 @@ def test_the_manifest_is_told_of_each_trial_once(tmp_path, monkeypatch):
     assert [trial["config_hash"] for trial in manifest.planned] == keys
     assert manifest.teacher["test_accuracy"] == 0.9
     assert manifest.cpu_seconds
+
+
+def test_the_best_are_run_again_with_and_without_their_guidance(finished: Path, home: Path, monkeypatch):
+    tree, ran = read(home / "small.yaml"), {}
+
+    def run(name, question, plans, options, **_):
+        ran.update({(plan.arm, plan.seed): plan.config for plan in plans})
+        return RunResult(options.out, complete=True, failed=0)
+
+    monkeypatch.setattr(experiment, "run", run)
+    run_again(tree, SearchFlags(out=finished), best=2, seeds=[5, 6])
+    best = {place: one for place, one in ran.items() if place[0].split()[:-1] == ["trial"]}
+    assert len(best) == 4
+    for (arm, seed), config in best.items():
+        alone = dataclasses.replace(config, guidance=NoGuidance())
+        assert alone in ran.values()
+        assert ran.get((f"{arm} unguided", seed), alone) == alone
+    assert {arm for arm, _ in ran} - {arm for arm, _ in best} <= {"default", *(f"{arm} unguided" for arm, _ in best)}

@@ -81,7 +81,8 @@ def side(one: Difference) -> int:
 
 
 def _measured(one: Difference) -> str:
-    interval = f"95 % {between(one.over_seeds)}" if one.over_seeds else one.method
+    ends = between(one.over_seeds).replace("-", "\N{MINUS SIGN}")
+    interval = f"95 % {ends}" if one.over_seeds else one.method
     return f"{one.left} - {one.right} is {points(one.mean)} points ({interval})"
 
 
