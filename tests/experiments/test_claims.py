@@ -153,13 +153,13 @@ def test_a_choosing_claim_that_cannot_be_is_refused_in_one_message(tmp_path, cha
 
 
 def test_a_claim_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(InputError, match="claim is 'cor'; accepted: budget, choosing, core"):
+    with pytest.raises(InputError, match="claim is 'cor'; accepted: budget, choosing_guidance, choosing_prior, core"):
         read_claims(EXPERIMENTS / "claims", ["cor"])
 
 
 def test_the_claims_of_the_project_are_whole_and_in_the_order_of_their_plan():
     claims = read_claims(EXPERIMENTS / "claims")
-    names = ["choosing", "core", "systems", "heterogeneous", "fashion", "budget", "gpu"]
+    names = ["choosing_prior", "choosing_guidance", "core", "systems", "heterogeneous", "fashion", "budget", "gpu"]
     assert [claim.name for claim in claims] == names
     trials = {claim.name: plans_of(State(trials_of(claim), []).units) for claim in claims}
     assert len(trials["core"]) == 65
