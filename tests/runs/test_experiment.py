@@ -36,7 +36,7 @@ SMALL = {
     "distiller": {"steps": 3, "batch": 32},
     "condensation": {"iterations": 2},
 }
-ARMS = {("none", 0), ("real", 0), ("condensed_only", 1), ("mixed", 1), ("guided", 1)}
+ARMS = {("none", 0), ("real", 0), ("condensed_only", 1), ("mixed", 1), ("mixed_prior", 1), ("guided", 1)}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_same_command_runs_nothing_anew(home: Path, finished: Path):
     before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
     again = ablate(home, "whole", "--rounds", "2")
     assert again.returncode == 0
-    assert "5 of them finished before" in again.stderr
+    assert "6 of them finished before" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()} == before
 
 
@@ -128,7 +128,7 @@ def test_interrupted_it_reports_and_goes_on_to_the_same_rows(home: Path, finishe
     ) as run:
         assert run.stderr is not None
         for line in run.stderr:
-            if line.startswith("[1/5]"):
+            if line.startswith("[1/6]"):
                 run.send_signal(signal.SIGINT)
                 break
         heard = run.stderr.read()
@@ -148,7 +148,7 @@ def test_out_of_time_it_says_so_and_later_runs_only_what_is_asked_for(home: Path
     wanted = next(record for record in read_records(finished) if record.arm == "mixed")
     only = ablate(home, "budget", "--rounds", "2", "--only", wanted.config_hash[:6])
     assert only.returncode == 0, only.stderr
-    assert "5 trials, 1 of them chosen, 0 of them finished before" in only.stderr
+    assert "6 trials, 1 of them chosen, 0 of them finished before" in only.stderr
     assert [numbers(record) for record in read_records(home / "budget")] == [numbers(wanted)]
 
 
