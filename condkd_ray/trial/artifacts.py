@@ -195,7 +195,8 @@ class Workshop:
         config.guidance.check(teacher)
         if config.condensation is not None:
             config.condensation.check_teacher(teacher)
-            config.guidance.check_views(teacher, config.condensation.ipc, host_augment(config, teacher))
+            batch = getattr(config.inversion, "batch", config.inversion.images_per_round)
+            config.guidance.check_use(teacher, config.condensation.ipc, batch, host_augment(config, teacher))
         if isinstance(config.condensation, Imported):
             self._check_stored(config, config.condensation)
         config.targets.check(teacher)

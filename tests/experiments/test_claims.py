@@ -159,7 +159,17 @@ def test_a_claim_that_is_not_there_is_refused_with_those_that_are():
 
 def test_the_claims_of_the_project_are_whole_and_in_the_order_of_their_plan():
     claims = read_claims(EXPERIMENTS / "claims")
-    names = ["choosing_prior", "choosing_guidance", "core", "digits", "systems", "heterogeneous", "fashion", "budget", "gpu"]
+    names = [
+        "choosing_prior",
+        "choosing_guidance",
+        "core",
+        "digits",
+        "systems",
+        "heterogeneous",
+        "fashion",
+        "budget",
+        "gpu",
+    ]
     assert [claim.name for claim in claims] == names
     trials = {claim.name: plans_of(State(trials_of(claim), []).units) for claim in claims}
     assert len(trials["core"]) == 65

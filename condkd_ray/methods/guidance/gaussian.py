@@ -48,11 +48,13 @@ class Gaussian(Guidance[GaussianState]):
     r"""Mean over classes of ||m_fake - m||^2, and c ||S_fake - S||_F^2 / ||S||_F^2 besides.
 
     m, the class means, and S, pooled within classes, are of the condensed images; m_fake and S_fake are a batch's, the
-    latter by its degrees of freedom. Both squared distances of a batch exceed those of the distribution it is drawn
+    latter by its f degrees of freedom. Both squared distances of a batch exceed those of the distribution it is drawn
     from, the more so the wider that is, and so reward collapse: ||m_fake - m||^2 by tr(S_fake) / n for n fakes of a
-    class, ||S_fake||_F^2 by about tr(S_fake)^2 over the degrees of freedom. `unbiased` takes this off. The covariance's
-    distance counts in units of the target's own, since it has to hold the spread, whatever share of the features' norm
-    this is.
+    class, which `unbiased` takes off; ||S_fake - S||^2 by (||S_fake||^2 + tr(S_fake)^2) / f for normal features, which
+    has its least where S_fake is too small. `unbiased` puts ((1 + 1 / f) S + tr(S) / f) in the place of S: then the
+    least of the mean over batches is where the distribution has the covariance S, and of any one batch it stays a
+    distance, which is never below 0. The covariance's distance counts in units of the target's own, since it has to
+    hold the spread, whatever share of the features' norm this is.
 
     Under `alignment: marginal` the batch's mean and total covariance are compared with those of the mixture of the
     classes in the batch's proportions; the bias, by the whole batch, is small, and stays.
@@ -74,10 +76,11 @@ class Gaussian(Guidance[GaussianState]):
     """Weight of the covariances against the means; 0 matches class means alone."""
     stage_covariances: bool = False
     """Whether covariances of the stages are compared too, beside those of `layer`."""
-    unbiased: bool = True
-    """Whether what a batch's distances exceed the distribution's by is taken off. It is right for hosts that draw each
-    batch anew from a generator; where a host moves the images themselves (`deep_inversion`, `soft_target`), `false` is,
-    and `true` widens them. It counts with a covariance alone, which keeps the fakes from spreading without end."""
+    unbiased: bool = False
+    """Whether what a batch's distances exceed the distribution's by is taken off. Right for hosts whose generator makes
+    each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances narrow. The others move the very
+    images of a batch, pixels or latents, and it would widen these. It counts with a covariance alone, which keeps the
+    fakes from spreading without end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,9 +96,17 @@ class Gaussian(Guidance[GaussianState]):
         """Whether it compares covariances."""
         return self.covariance == "pooled" and self.covariance_weight > 0
 
-    def check_views(self, teacher: Teacher, ipc: int, host_augment: HostAugment) -> None:
-        """Raise `InputError` for one image a class that nothing augments, where covariances are compared."""
-        if ipc != 1 or not self.holds_spread:
+    def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
+        """Raise `InputError` where no covariance can be known.
+
+        So of one image a class that nothing augments, and of a batch with fewer than two fakes a class.
+        """
+        if not self.holds_spread:
+            return
+        least = 1 if self.alignment == "marginal" else 2 * teacher.num_classes
+        accepted = f"{least} or more, two of each class; or covariance none"
+        require(batch >= least, "inversion batch under guidance gaussian", batch, accepted)
+        if ipc != 1:
             return
         image = torch.linspace(-1, 1, math.prod(teacher.image_shape), device=teacher.device)
         image, rng = image.view(1, *teacher.image_shape), Streams(0, teacher.device)
@@ -107,7 +118,7 @@ class Gaussian(Guidance[GaussianState]):
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
     ) -> GaussianState:
         """The moments. Raises `InputError` where the views of condensed images show no covariance."""
-        scale = unit_norm(condensed)
+        scale = unit_norm(layout.split(condensed)[0])
         scaled = scale * condensed
         hot = F.one_hot(labels, teacher.num_classes).to(scaled.dtype)
         counts = hot.sum(0)
@@ -201,31 +212,32 @@ def gaussian_class(
         freedom = len(labels) - (counts > 0).sum()
         found = hot.T @ fake / counts.clamp_min(1)[:, None]
         # Of a batch without two fakes of a class no spread is known, nor what is to be taken off.
-        enough = (freedom > 1).to(fake.dtype)
+        enough = (freedom > 0).to(fake.dtype)
+        freedom = freedom.clamp_min(1).to(fake.dtype)
         mean, covariance = fake.new_zeros(2).unbind()
         sides = (layout.split(found), layout.split(means), layout.split(fake - found[labels]))
         for place, (own, target, rest) in enumerate(zip(*sides, strict=True)):
             weight = guidance.stages_weight if place else 1.0
             apart = (own - target).square().sum(1)
             if place < len(covariances):
-                spread = rest.T @ rest / freedom.clamp_min(1)
-                trace, squared = spread.trace(), spread.square().sum()
-                excess = (spread - covariances[place]).square().sum()
+                spread, wanted = rest.T @ rest / freedom, covariances[place]
+                size = wanted.square().sum()
                 if guidance.unbiased:
-                    apart = apart - trace / counts.clamp_min(1)
-                    excess = excess - squared + unbiased_square(squared, trace, freedom)
-                covariance = covariance + weight * enough * excess / covariances[place].square().sum()
+                    apart = apart - enough * spread.trace() / counts.clamp_min(1)
+                    wanted = as_sampled(wanted, freedom)
+                covariance = covariance + weight * enough * (spread - wanted).square().sum() / size
             mean = mean + weight * (apart * present).sum() / present.sum().clamp_min(1)
         return mean, covariance
 
 
-def unbiased_square(squared: Tensor, trace: Tensor, freedom: Tensor) -> Tensor:
-    """An unbiased estimate of ||S||_F^2 from `squared`, that of an estimate of S with `freedom` > 1, and its `trace`.
+def as_sampled(covariance: Tensor, freedom: Tensor) -> Tensor:
+    """What the covariances of batches with `freedom` must be nearest to, that those are drawn from `covariance` (D, D).
 
-    Right for normal distributions, whose scatter is Wishart-distributed.
+    Of normal features, whose scatter is Wishart-distributed: E ||S||^2 is (1 + 1/f) ||P||^2 + tr(P)^2 / f where P is
+    the distribution's and f the freedom, so that E ||S - T||^2 is least at P if T is (1 + 1/f) P + tr(P) / f.
     """
-    freedom = freedom.clamp_min(2).to(squared.dtype)
-    return freedom**2 / ((freedom - 1) * (freedom + 2)) * (squared - trace**2 / freedom)
+    ones = torch.eye(len(covariance), device=covariance.device, dtype=covariance.dtype)
+    return (1 + 1 / freedom) * covariance + covariance.trace() / freedom * ones
 
 
 @whole

@@ -159,8 +159,8 @@ class Guidance(Method, ABC, Generic[State]):
         others = f"{PENULTIMATE}, or a layer that is none of the stages compared beside it, {', '.join(beside)}"
         require(self.layer not in beside, f"guidance layer with stages {self.stages}", self.layer, others)
 
-    def check_views(self, teacher: Teacher, ipc: int, host_augment: HostAugment) -> None:
-        """Raise `InputError` where `ipc` condensed images a class, as they are augmented, are too few for it."""
+    def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
+        """Raise `InputError` where `ipc` condensed images a class, as augmented, or a host's `batch` are too few."""
 
     @property
     def tells_classes(self) -> bool:
@@ -482,7 +482,7 @@ class NoGuidance(Method):
     def check(self, teacher: Teacher) -> None:
         """It compares no layers."""
 
-    def check_views(self, teacher: Teacher, ipc: int, host_augment: HostAugment) -> None:
+    def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
         """None are too few."""
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams, host_augment: object = None) -> None:

@@ -142,7 +142,7 @@ class Moments(Matching[MomentsState]):
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
     ) -> MomentsState:
         """The scale from the whole condensed set."""
-        return MomentsState(condensed, labels, unit_norm(condensed), teacher.num_classes, layout)
+        return MomentsState(condensed, labels, unit_norm(layout.split(condensed)[0]), teacher.num_classes, layout)
 
     def penalty(self, state: MomentsState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """Weighted distance of both moments from those of the condensed features of the last look."""

@@ -8,7 +8,7 @@ from toy import MEAN, NUM_CLASSES, STD, blobs, make_teacher
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance import Gaussian
-from condkd_ray.methods.guidance.gaussian import contrasts, gaussian_class, unbiased_square
+from condkd_ray.methods.guidance.gaussian import as_sampled, contrasts, gaussian_class
 from condkd_ray.methods.guidance.guidance import Layout
 
 RNG = torch.Generator().manual_seed(0)
@@ -87,10 +87,8 @@ def test_the_penalty_is_that_of_the_formula(unbiased):
         own = fake[labels == label]
         apart = ((own.mean(0) - state.means[label].double().numpy()) ** 2).sum()
         means.append(apart - np.trace(spread) / len(own) if unbiased else apart)
-    squared = (spread**2).sum()
-    if unbiased:
-        squared = freedom**2 / ((freedom - 1) * (freedom + 2)) * (squared - np.trace(spread) ** 2 / freedom)
-    covariance = (squared - 2 * (spread * target).sum() + (target**2).sum()) / (target**2).sum()
+    wanted = (1 + 1 / freedom) * target + np.trace(target) / freedom * np.eye(6) if unbiased else target
+    covariance = ((spread - wanted) ** 2).sum() / (target**2).sum()
     found = guidance.penalty(state, FAKES, FAKE_LABELS, rng=RNG).item()
     assert found == pytest.approx(np.mean(means) + 2 * covariance, rel=1e-4)
     logged = guidance.update(state, FAKES, FAKES[:0], FAKE_LABELS, rng=RNG)
@@ -122,23 +120,77 @@ def drawn(state, count, shrink=1.0):
     return (state.means[labels] + shrink * torch.randn(count, 6, generator=RNG) @ root.T) / state.scale, labels
 
 
-def test_unbiased_perfect_fakes_are_at_distance_0_in_the_mean_and_biased_ones_are_not():
+def test_the_distance_of_means_of_unbiased_perfect_fakes_is_0_in_the_mean_and_of_biased_ones_is_not():
     for unbiased in (True, False):
         guidance, state = started(unbiased=unbiased)
-        found = torch.stack([guidance.penalty(state, *drawn(state, 12), rng=RNG) for _ in range(400)])
+        found = torch.stack([guidance.distances(state, *drawn(state, 12))["mean"] for _ in range(400)])
         error = found.std() / 20
         assert (abs(found.mean()) < 4 * error) == unbiased
 
 
-def test_the_estimate_of_a_squared_covariance_is_unbiased():
-    root = torch.randn(4, 4, generator=RNG).double()
-    found = []
-    for _ in range(4000):
-        rest = torch.randn(5, 4, generator=RNG).double() @ root
-        spread = rest.T @ rest / 5
-        found.append(unbiased_square(spread.square().sum(), spread.trace(), torch.tensor(5)))
-    found = torch.stack(found)
-    assert abs(found.mean() - (root.T @ root).square().sum()) < 4 * found.std() / 4000**0.5
+@pytest.mark.parametrize("shrinkage", ["oas", "none"])
+def test_covariances_of_batches_come_nearest_to_the_target_where_the_distribution_has_it(shrinkage):
+    """The gradient at the true distribution, along its own covariance and along the identity: 0 in the mean."""
+    for unbiased in (True, False):
+        guidance, state = started(unbiased=unbiased, shrinkage=shrinkage)
+        slopes = []
+        for factor in (0.99, 1.01):
+            rng = torch.Generator().manual_seed(1)
+            draws = [torch.randn(12, 6, generator=rng) for _ in range(3000)]
+            labels, root = torch.arange(12) % 3, torch.linalg.cholesky(state.covariances[0])
+            fakes = [(state.means[labels] + factor * draw @ root.T) / state.scale for draw in draws]
+            slopes.append(torch.stack([guidance.distances(state, fake, labels)["covariance"] for fake in fakes]))
+        change = slopes[1] - slopes[0]
+        error = change.std() / len(change) ** 0.5
+        assert (abs(change.mean()) < 4 * error) == unbiased
+        assert unbiased or change.mean() > 0  # wider is worse, though narrower is wrong
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("size", [20, 64])
+def test_features_of_a_batch_that_are_moved_themselves_do_not_spread_without_end(unbiased, size):
+    """Also where a batch has fewer features than values, so that its covariance has not full rank."""
+    rng = torch.Generator().manual_seed(0)
+    guides, labels = torch.randn(80, size, generator=rng), torch.arange(80) % 4
+    guidance, state = started(labels, guides, unbiased=unbiased)
+    known = torch.arange(16) % 4
+    features = guides[:16].clone().requires_grad_()
+    optimizer = torch.optim.Adam([features], 0.02)
+    for _ in range(400):
+        loss = guidance.penalty(state, features, known, rng=RNG)
+        (features.grad,) = torch.autograd.grad(loss, [features])
+        optimizer.step()
+    trace = np.trace(within((state.scale * features).detach().numpy(), known.numpy())[0])
+    # 16 features of 4 classes have a covariance of rank 12: that is as near as it comes.
+    target = state.covariances[0].trace().item()
+    assert 0.8 * 12 / size * target < trace < (12 if unbiased else 1.2) * target
+    assert guidance.distances(state, features, known)["covariance"] >= 0
+
+
+def test_what_batches_must_be_nearest_to_is_more_the_fewer_they_are():
+    covariance = torch.diag(torch.tensor([1.0, 3.0]))
+    torch.testing.assert_close(as_sampled(covariance, torch.tensor(4.0)), torch.diag(torch.tensor([2.25, 4.75])))
+    torch.testing.assert_close(as_sampled(covariance, torch.tensor(1e9)), covariance)
+
+
+def test_a_batch_without_two_fakes_a_class_is_refused_where_covariances_are_compared():
+    teacher = make_teacher()
+    guidance = Gaussian()
+    with pytest.raises(InputError, match="inversion batch under guidance gaussian is 7; accepted: 8 or more"):
+        guidance.check_use(teacher, 10, 7, lambda images, stream: images)
+    guidance.check_use(teacher, 10, 8, lambda images, stream: images)
+    Gaussian(covariance="none").check_use(teacher, 1, 2, lambda images, stream: images)
+    Gaussian(alignment="marginal").check_use(teacher, 10, 2, lambda images, stream: images)
+
+
+def test_stages_beside_it_leave_the_units_of_the_layer_as_they_are():
+    plain, beside = (
+        started()[1],
+        started(guides=torch.cat([GUIDES, 5 * GUIDES], 1), layout=Layout((6, 6), 1), stages=1)[1],
+    )
+    assert torch.equal(plain.scale, beside.scale)
+    assert torch.equal(plain.means, beside.means[:, :6])
+    torch.testing.assert_close(plain.covariances[0], beside.covariances[0])
 
 
 def test_narrower_fakes_are_worse_only_where_the_bias_is_taken_off():
