@@ -632,7 +632,7 @@ def test_a_projected_end_beyond_the_goal_is_a_failure(tmp_path):
 def test_arms_differ_in_the_prior_or_the_guidance_alone(tmp_path):
     made = recipes.arms_of(setup(tmp_path, sizes=full()), full().fast())
     mixed, prior, guided = made.values()
-    assert prior == replace(mixed, inversion=replace(mixed.inversion, oh_weight=100.0, oh_temperature=8.0))
+    assert prior == replace(mixed, inversion=replace(mixed.inversion, oh_weight=100.0, oh_temperature=4.0))
     assert guided == replace(prior, guidance=guided.guidance) != prior
     assert mixed.rounds * mixed.distiller.steps <= 0.011 * 200 * 400
 

@@ -97,7 +97,7 @@ def test_the_guided_arms_and_their_control_have_one_class_prior_and_the_others_t
         assert found[name].inversion == tempered
     assert found["mixed_prior"] == replace(found["mixed"], inversion=tempered)
     assert found["mixed_prior"] == replace(found["guided"], guidance=NoGuidance())
-    assert arm(base, "guided", 2, 0).config.inversion == replace(tempered, oh_weight=100.0, oh_temperature=8.0)
+    assert arm(base, "guided", 2, 0).config.inversion == replace(tempered, oh_weight=100.0, oh_temperature=4.0)
 
 
 def test_without_a_prior_guided_is_as_the_host_has_it_and_there_is_no_mixed_prior():

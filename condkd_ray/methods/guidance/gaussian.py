@@ -103,16 +103,18 @@ class Gaussian(Guidance[GaussianState]):
         """
         if not self.holds_spread:
             return
+        if ipc == 1:
+            self._check_views(teacher, host_augment)
         least = 1 if self.alignment == "marginal" else 2 * teacher.num_classes
         accepted = f"{least} or more, two of each class; or covariance none"
         require(batch >= least, "inversion batch under guidance gaussian", batch, accepted)
-        if ipc != 1:
-            return
+
+    def _check_views(self, teacher: Teacher, host_augment: HostAugment) -> None:
         image = torch.linspace(-1, 1, math.prod(teacher.image_shape), device=teacher.device)
         image, rng = image.view(1, *teacher.image_shape), Streams(0, teacher.device)
         differ = any(not torch.equal(self.view(image, teacher, host_augment, rng), image) for _ in range(8))
         accepted = "2 or more; or a host that augments, augment dsa, or covariance none"
-        require(differ, "ipc of guidance gaussian under a host that augments nothing", ipc, accepted)
+        require(differ, "ipc of guidance gaussian under a host that augments nothing", 1, accepted)
 
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
