@@ -43,7 +43,7 @@ class Prior:
 
 
 PRIOR = Prior(weight=100.0, temperature=4.0)
-"""Chosen on CIFAR-10's validation images with `fast`, without any guide: claim `choosing_prior`, `experiments/LOG.md`."""
+"""Chosen on CIFAR-10's validation images with `fast` and no guide: the claim `choosing_prior`, `experiments/LOG.md`."""
 
 
 def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, prior: Prior = PRIOR) -> Plan:
