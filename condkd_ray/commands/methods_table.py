@@ -61,7 +61,7 @@ class Methods:
     published: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the published systems instead, which `--host` takes, with images made, images taught and multiply-adds."""
     check: Literal["guidance"] | None = None
-    """Measure instead where each form of guidance leads features that it alone moves: about a minute on one core."""
+    """Measure instead where each form of guidance leads features that it alone moves: four minutes on one core."""
 
 
 def list_methods(command: Methods) -> int:

@@ -11,7 +11,7 @@ from condkd_ray.core.samples import Samples
 from condkd_ray.methods.guidance import FORMS, AnyGuidance, NoGuidance
 from condkd_ray.methods.guidance.matching import Moments
 from condkd_ray.runs import guidance_check
-from condkd_ray.runs.guidance_check import BEYOND, CHECKED, check, digits, told
+from condkd_ray.runs.guidance_check import BEYOND, CHECKED, NOISE, check, digits, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,14 @@ def test_a_guidance_that_leads_away_is_marked(monkeypatch):
     assert row.endswith("| **no** |")
 
 
+def test_at_its_rate_the_optimiser_s_noise_leads_real_features_hardly_away(monkeypatch):
+    teacher, samples = real()
+    found = check(NOISE, CHECKED[NOISE], teacher, samples, seeds=(0,))
+    assert found.perfect.end < 1.1 * found.perfect.start
+    monkeypatch.setattr(guidance_check, "RATE", 0.1)
+    assert check(NOISE, CHECKED[NOISE], teacher, samples, seeds=(0,)).perfect.end > 1.5 * found.perfect.end
+
+
 def test_parts_are_disjoint_and_balanced():
     labels = torch.tensor([0] * 7 + [2] * 9 + [3] * 6)
     parts = guidance_check._thirds(labels, guidance_check.Streams(0))
@@ -83,9 +91,14 @@ def test_on_digits_matching_aligns_and_the_class_head_does_not(tmp_path):
     found, what = digits(tmp_path)
     by_form = {one.form: one for one in found}
     assert by_form.keys() == CHECKED.keys()
-    assert by_form["mmd"].aligns
-    assert not by_form["auxiliary"].aligns
+    for form in (NOISE, "projection", "mmd", "gaussian"):
+        assert by_form[form].aligns
+    for form in ("auxiliary", "gaussian, means alone"):
+        assert not by_form[form].aligns
+    for form in ("projection", "mmd, 2 stages", "gaussian"):
+        assert by_form[form].collapsed.end < 0.8 * by_form[NOISE].collapsed.end
     for one in found:
         assert one.perfect.start == pytest.approx(1, abs=0.1)
         assert one.collapsed.start > 2
+    assert by_form["gaussian, means alone"].collapsed.spread < 0.1 < 0.5 < by_form["gaussian"].collapsed.spread
     assert told(found, what).count("\n| ") == len(CHECKED)

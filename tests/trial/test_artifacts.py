@@ -438,7 +438,7 @@ def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tm
 def test_one_image_a_class_that_nothing_augments_is_too_few_for_a_covariance_before_the_teacher_is_trained(
     tmp_path, heard
 ):
-    bare = Dafl(steps=1, batch=16, width=8, images_per_round=16)
+    bare = Dafl(steps=1, batch=20, width=8, images_per_round=20)
     config = replace(CONFIG, condensation=RandomReal(ipc=1), inversion=bare, guidance=Gaussian())
     with pytest.raises(InputError, match="ipc of guidance gaussian under a host that augments nothing is 1; accepted"):
         Workshop(tmp_path).prepare(config)
@@ -447,7 +447,7 @@ def test_one_image_a_class_that_nothing_augments_is_too_few_for_a_covariance_bef
         {"condensation": RandomReal(ipc=2)},
         {"guidance": Gaussian(augment="dsa")},
         {"guidance": Gaussian(covariance="none")},
-        {"inversion": Fast(batch=16, width=8)},
+        {"inversion": Fast(batch=20, width=8)},
     ):
         Workshop(tmp_path).check(replace(config, **fits))
 
