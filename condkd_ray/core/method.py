@@ -4,7 +4,7 @@ A method prints, compares, hashes and goes to YAML without a second class, becau
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ def require(holds: bool, what: str, value: object, accepted: str) -> None:
     """Raise `InputError` unless `holds`: "`what` is `value`; accepted: `accepted`"."""
     if not holds:
         raise InputError(f"{what} is {shown(value)}; accepted: {accepted}")
+
+
+def require_weights(method: Method, family: str) -> None:
+    """Raise `InputError` unless each field `weight` or `..._weight` of a method of `family` is finite and >= 0."""
+    for field in fields(method):
+        if field.name == "weight" or field.name.endswith("_weight"):
+            value = getattr(method, field.name)
+            require(0 <= value < math.inf, f"{family} {field.name}", value, ">= 0, and finite")
 
 
 def shown(value: object) -> str:

@@ -156,6 +156,12 @@ class Distiller(Method):
             accepted = f"{type(value)()}, or lr_schedule {schedule}"
             require(fits or not value, f"{what} under lr_schedule {self.lr_schedule}", value, accepted)
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """What is set and does nothing, and why. A search opens such fields beside those they need."""
+        in_vain = self.condensed_augment == "dsa" and self.condensed_share == 0
+        return ("condensed_augment dsa with condensed_share 0",) if in_vain else ()
+
     def check_rounds(self, rounds: int) -> None:
         """Raise `InputError` where the learning-rate schedule goes beyond the student's `rounds`."""
         last = max(self.milestones, default=0)

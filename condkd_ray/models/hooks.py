@@ -81,8 +81,8 @@ class Trace:
     `bn`: those of BN with running statistics, in the order of execution; `tappable`: those that give a tensor;
     `weighted`: linear layers and convolutions but the last linear one, in the order of execution; `stages`: names and
     input channels of the stages (see `stage_inputs`), in the order of execution; `ends`: names of the layers whose
-    outputs end the stages (see `stage_outputs`), without those whose means over space enter the last linear
-    layer as they are.
+    outputs end the stages (see `stage_outputs`), without those whose means over space are a later one's, or enter the
+    last linear layer as they are.
     """
 
     classifier: nn.Linear
@@ -135,26 +135,29 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
     maps = {name: value for name, value in read.items() if isinstance(value, Tensor) and value is not images}
     once = [name for name in finished if name and finished.count(name) == 1]
     outputs = {name: value for name in once if isinstance(value := ran[name], Tensor)}
-    ends = _without_features(network, stage_outputs(network, outputs), linear[-1], shape)
+    ends = _without_repeats(network, stage_outputs(network, outputs), linear[-1], shape)
     return Trace(linear[-1], bn, tappable, others, stage_inputs(network, maps, bn), ends)
 
 
-def _without_features(
+def _without_repeats(
     network: nn.Module, ends: tuple[str, ...], classifier: nn.Linear, shape: tuple[int, int, int]
 ) -> tuple[str, ...]:
-    """`ends` without layers whose means over space enter the last linear layer as they are. Tried out on two images."""
+    """`ends` without layers whose means over space are a later one's, or enter the last linear layer as they are.
+
+    So it is before average pooling, which keeps means. Tried out on two images.
+    """
     device = classifier.weight.device
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     entered: list[Tensor] = []
     with tapped(network, ends) as taps, classifier.register_forward_pre_hook(lambda _, x: entered.append(x[0].float())):
         network(images)
-    features = entered[-1]
+    means = [*(over_space(taps[name]) for name in ends), entered[-1]]
 
-    def repeats(name: str) -> bool:
-        means = over_space(taps[name])
-        return means.shape == features.shape and torch.allclose(means, features, rtol=1e-4, atol=1e-6)
+    def repeated(place: int) -> bool:
+        one, later = means[place], means[place + 1 :]
+        return any(one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6) for other in later)
 
-    return tuple(name for name in ends if not repeats(name))
+    return tuple(name for place, name in enumerate(ends) if not repeated(place))
 
 
 def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[str]) -> dict[str, int]:

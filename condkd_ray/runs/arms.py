@@ -56,7 +56,8 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
     mixed_prior - mixed what a class prior gives without any.
 
     `label`: another name for it in tables. Where the base has `mix: concat`, the steps of the arms that mix are larger
-    than those of the others. Raises `InputError` where the inversion cannot have that prior.
+    than those of the others. Raises `InputError` where the inversion cannot have that prior, or is told labels that
+    nothing ties to its images, in an arm without a guidance.
     """
     # Here, as scripts import this beside their flags, and these import PyTorch.
     from condkd_ray.methods.condensation import AllReal
@@ -66,7 +67,10 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
     from condkd_ray.methods.targets import Balanced
 
     distiller, few = base.distiller, base.condensation
-    alone, both = name in ("condensed_only", "real"), name in BOTH
+    alone, both, guided = name in ("condensed_only", "real"), name in BOTH, name.startswith("guided")
+    inversion = NoInversion() if alone else _tempered(base, name, prior) if name in TEMPERED else base.inversion
+    if not guided:
+        _check_tied(inversion, name)
     share = distiller.condensed_share if both else 1.0 if alone else 0.0
     config = replace(
         base,
@@ -74,8 +78,8 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
         condensation=AllReal() if name == "real" else None if name == "none" or few is None else replace(few, ipc=ipc),
         # Soft targets are asked of the inversion, so where there is none they go with it.
         targets=Balanced() if alone else base.targets,
-        inversion=NoInversion() if alone else _tempered(base, name, prior) if name in TEMPERED else base.inversion,
-        guidance=base.guidance if name.startswith("guided") else NoGuidance(),
+        inversion=inversion,
+        guidance=base.guidance if guided else NoGuidance(),
         memory=Growing() if alone else base.memory,
         pipeline=None if alone else base.pipeline,
         distiller=replace(
@@ -109,6 +113,17 @@ def _tempered(base: TrialConfig, name: Arm, prior: Prior) -> AnyInversion:
     differs = name != "mixed_prior" or found != inversion
     require(differs, "prior of the arm mixed_prior (--prior-weight, --prior-temperature)", told, accepted)
     return found
+
+
+def _check_tied(inversion: AnyInversion, name: Arm) -> None:
+    """Raise `InputError` where nothing but a guidance, which arm `name` has not, ties labels to a generator's images.
+
+    Another generator in this arm alone would make it no control of the guided ones.
+    """
+    weight, conditional = getattr(inversion, "oh_weight", 0.0), getattr(inversion, "conditional", False)
+    accepted = "a number > 0: without a guidance the class prior alone ties labels to images; or conditional false"
+    what = f"oh_weight of inversion {inversion.name}, conditional, in the arm {name}"
+    require(weight > 0 or not conditional, what, weight, accepted)
 
 
 def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[Plan]:

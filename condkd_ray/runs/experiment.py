@@ -117,6 +117,7 @@ def run(
         manifest = describe_experiment(experiment, question, trials, workshop, options.out, baseline=baseline)
         write_manifest(options.out, manifest)
         log.info(teacher_line(manifest))
+        _tell_idle([plan.config for plan in planned])
         each, limit = options.per_trial, options.device_pool_bytes
         log.info(compute_line((plan.config for plan in planned), hardware, each, limit))
         trials = list({trial.key: trial for trial in trials}.values())
@@ -173,6 +174,12 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
         workshop.check(plan.config)
         check_round_fits(options.device_pool_bytes, plan.config, workshop.data(plan.config))
     return planned if options.gpus_per_trial else settled_plans(planned, CPU)
+
+
+def _tell_idle(configs: Sequence[TrialConfig]) -> None:
+    """Say once of each option that is set and does nothing that it is so."""
+    for what in dict.fromkeys(what for config in configs for what in config.idle):
+        log.info(f"{what} does nothing")
 
 
 def _check_only(only: Sequence[str], options: Options) -> None:
@@ -232,6 +239,7 @@ def run_alone(
     manifest = describe_experiment(ALONE, "One trial.", [trial], workshop, out)
     write_manifest(out, manifest)
     log.info(teacher_line(manifest))
+    _tell_idle([config])
     log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1), limit))
     if trial.key not in finished(out):
         _record(trial, out, view, limit)

@@ -29,7 +29,10 @@ from condkd_ray.trial.diagnosis import Landmarks
 from condkd_ray.trial.subset import TestRounds
 
 STARTING = "0; or an inversion that optimises pixels or latents: fast, cmi, nayer, deep_inversion, soft_target"
-TYING = "false; or an oh_weight > 0, or a guidance of classes with a weight > 0: else labels say nothing of images"
+TYING = (
+    "false; or an oh_weight > 0, or a guidance of classes with a weight > 0 (of a discriminator also class_weight, or "
+    "without the class head adversarial_weight): else labels say nothing of images"
+)
 HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
 
@@ -140,6 +143,11 @@ class TrialConfig(Method):
     def producers(self) -> int:
         """How many make the trial's images, in turn."""
         return 1 if self.pipeline is None else self.pipeline.producers
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """What is set and does nothing, and why."""
+        return self.guidance.idle + self.distiller.idle
 
     @property
     def keeps_logits(self) -> bool:

@@ -13,7 +13,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance import Discriminator, Mmd
 from condkd_ray.methods.guidance.guidance import Unguided
-from condkd_ray.methods.inversion import DeepInversion
+from condkd_ray.methods.inversion import DeepInversion, Zskt
 from condkd_ray.methods.targets import Balanced, Soft
 from condkd_ray.models.generator import Generator, LabelledGenerator
 from condkd_ray.trial.loop import run_round, start
@@ -138,6 +138,17 @@ def test_labels_that_nothing_ties_to_images_are_refused(kind):
             toy_config(inversion=inversion, **guidance)
     toy_config(inversion=inversion, guidance=Mmd())
     toy_config(inversion=replace(inversion, conditional=False))
+
+
+@pytest.mark.parametrize("condition", ["auxiliary", "projection", "per_class"])
+def test_a_discriminator_ties_labels_by_the_one_term_that_looks_at_them(condition):
+    inversion = told(Zskt)
+    tying, other = "class_weight", "adversarial_weight"
+    if condition != "auxiliary":
+        tying, other = other, tying
+    with pytest.raises(InputError, match=r"conditional for inversion zskt is True; .* class_weight, or without .*"):
+        toy_config(inversion=inversion, guidance=Discriminator(condition=condition, **{tying: 0.0}))
+    toy_config(inversion=inversion, guidance=Discriminator(condition=condition, **{other: 0.0}))
 
 
 def test_soft_targets_are_refused_as_it_hears_labels_alone():

@@ -16,6 +16,7 @@ from condkd_ray.core.samples import to_unit
 from condkd_ray.methods.guidance import Discriminator, FromGuides, Mmd, NoGuidance
 from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Cmi, DeepInversion, Fast, Nayer, SoftTarget, fast
+from condkd_ray.methods.inversion.inversion import Round
 from condkd_ray.methods.targets import Soft
 from condkd_ray.trial import config
 from condkd_ray.trial.loop import run_round, start
@@ -76,17 +77,21 @@ def test_a_guide_gives_condensed_images_of_the_first_labels(kind):
 def test_a_start_is_drawn_from_a_stream_of_its_own(kind):
     rng = Streams(0)
     guide, _ = bound(small(kind, from_guides=HALF), rng=rng)
+    before = rng.state_dict()
     guide.start(LABELS)
-    assert rng.state_dict()["device"].keys() == {"start"}
-    assert not rng.state_dict()["host"]
+    after = rng.state_dict()
+    assert after["device"].pop("start") is not None
+    assert "start" not in before["device"]
+    assert same(after, before)
 
 
 @each_guidance
 def test_by_default_it_says_nothing_and_draws_nothing(kind):
     rng = Streams(0)
     guide, _ = bound(small(kind), rng=rng)
+    before = rng.state_dict()
     assert guide.start(LABELS) is None
-    assert rng.state_dict() == {"device": {}, "host": {}}
+    assert same(rng.state_dict(), before)
     assert Unguided().start(LABELS) is None
 
 
@@ -159,9 +164,42 @@ def test_latents_of_fast_move_alone_and_no_meta_step_sees_it(monkeypatch):
         made = (generator(latents) - 0.25) / 0.25
         distance = (made[:8] - started.images).square().mean()
         distance.backward()
+        latents.grad[8:] = 0
         optimizer.step()
     assert metrics["inversion/start"] == pytest.approx(distance.item(), rel=1e-4)
     torch.testing.assert_close(images, (generator(latents) - 0.25) / 0.25, rtol=1e-3, atol=1e-4)
+
+
+def approached(kind, monkeypatch, share=0.25):
+    """Leaves of a host that a start moves, before and after, and the rows of latents its first images are made of."""
+    found, approach = [], Round.approach
+
+    def copies(leaves):
+        return [leaf.detach().clone() for leaf in leaves]
+
+    def watched(now, make, labels, latents, rows=None, weights=()):
+        before = copies(latents), copies(weights)
+        approach(now, make, labels, latents, rows, weights)
+        count = FromGuides(share=share).count(len(labels))
+        own = torch.arange(count) if rows is None else rows[:count].unique()
+        after = copies(latents), copies(weights)
+        found.append((*(list(zip(*pair, strict=True)) for pair in zip(before, after, strict=True)), own))
+
+    monkeypatch.setattr(Round, "approach", watched)
+    first_images(kind, FromGuides(share=share, steps=5))
+    (only,) = found
+    return only
+
+
+@pytest.mark.parametrize("kind", [Fast, Cmi, Nayer], ids=lambda kind: kind.__name__)
+def test_latents_of_the_other_images_stay_bit_for_bit(kind, monkeypatch):
+    """BN in the generator gives them a gradient, which Adam would scale up."""
+    latents, weights, own = approached(kind, monkeypatch)
+    for before, after in latents:
+        moved = (before != after).flatten(1).any(1)
+        assert moved.nonzero().flatten().tolist() == own.tolist()
+        assert 0 < len(own) < len(moved)
+    assert all(not torch.equal(before, after) for before, after in weights)
 
 
 def test_the_label_of_a_soft_target_says_whose_image_it_starts_from():

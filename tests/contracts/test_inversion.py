@@ -171,6 +171,21 @@ def test_a_class_prior_needs_a_temperature_above_0(kind, temperature):
 
 
 @each_inverter
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_weights_are_finite_and_not_negative(kind, value):
+    assert weights_of(kind)
+    for term in weights_of(kind):
+        with pytest.raises(InputError, match=f"inversion {term}_weight is {value}; accepted: >= 0, and finite"):
+            small(kind, **{f"{term}_weight": value})
+
+
+@each_inverter
+def test_a_temperature_of_no_class_prior_is_refused(kind):
+    with pytest.raises(InputError, match=r"oh_temperature with oh_weight 0 is 8\.0; accepted: 1, or an oh_weight > 0"):
+        small(kind, oh_weight=0.0, oh_temperature=8.0)
+
+
+@each_inverter
 def test_a_class_prior_and_its_temperature_are_told_to_be_our_choice(kind):
     assert "oh_temperature" in kind.ours
     assert kind().oh_temperature == 1

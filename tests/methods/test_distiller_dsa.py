@@ -175,5 +175,7 @@ def test_it_changes_what_the_student_learns_from_condensed_images_alone():
 
 
 def test_another_augmentation_is_refused():
+    assert Distiller(condensed_augment="dsa").idle == ("condensed_augment dsa with condensed_share 0",)
+    assert SHARE.idle == Distiller().idle == ()
     with pytest.raises(InputError, match="condensed_augment is 'siamese'; accepted: 'batch' or 'dsa'"):
         from_tree({"distiller": {"condensed_augment": "siamese"}})

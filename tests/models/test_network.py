@@ -1,4 +1,5 @@
 import re
+from itertools import combinations
 from typing import Annotated, get_args
 
 import pytest
@@ -223,7 +224,7 @@ def test_what_enters_each_stage_is_known(network, stages):
 
 
 ENDS = [
-    (ConvNet(width=4), ("blocks.0.2", "blocks.1.2", "blocks.2.2", "blocks")),
+    (ConvNet(width=4), ("blocks.0.2", "blocks.1.2", "blocks")),
     (ResNet(width=4), ("stages.0", "stages.1")),
     (ResNet18(width=2), ("stages.0", "stages.1", "stages.2")),
     (Wrn(depth=10, width=2), ("stages.0", "stages.1", "stages.2")),
@@ -231,7 +232,7 @@ ENDS = [
     (MobileNetV2(width=10), tuple(f"stages.{i}" for i in range(7))),
     (Torchvision(model="resnet18"), ("layer1", "layer2", "layer3")),
 ]
-"""Without the last where its mean over space enters the last linear layer."""
+"""Without the last where its mean over space enters the last linear layer, and those before average pooling."""
 
 
 @pytest.mark.parametrize(("network", "ends"), ENDS, ids=[label(network) for network, _ in ENDS])
@@ -240,6 +241,15 @@ def test_where_each_stage_ends_is_known(network, ends):
     assert teacher.stage_outputs == ends
     seen = teacher.observe(torch.randn(2, 3, 32, 32), ends)
     assert all(seen.taps[name].ndim == 4 for name in ends)
+
+
+@pytest.mark.parametrize("kind", get_args(AnyNetwork), ids=lambda kind: kind.__name__)
+def test_no_two_stages_have_the_same_means(kind):
+    teacher = Teacher.from_module(kind().build((3, 32, 32), 4), num_classes=4, **RGB)
+    seen = teacher.observe(torch.randn(2, 3, 32, 32), teacher.stage_outputs, bn=False)
+    means = [seen.features, *(seen.pooled(name) for name in teacher.stage_outputs)]
+    for one, other in combinations(means, 2):
+        assert one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_what_cmi_compares_has_the_official_sizes():

@@ -1,6 +1,6 @@
 """The standard arms: they differ in who sees the condensed images, and in nothing else."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import get_args
 
 import pytest
@@ -119,6 +119,22 @@ def test_soft_targets_keep_their_temperature_and_refuse_another():
         arm(base, "mixed_prior", 2, 0, prior=Prior(100.0, 5.0))
     assert arm(base, "guided", 2, 0, prior=Prior(0.0, 4.0)).config.inversion == Fast()
     assert arm(base, "mixed", 2, 0, prior=Prior(100.0, 5.0)).config.inversion == Fast()
+
+
+CONDITIONAL = [kind for kind in HOSTS if "conditional" in {field.name for field in fields(kind)}]
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL, ids=lambda kind: kind.__name__)
+def test_arms_without_a_guidance_name_the_weight_that_a_conditional_generator_needs(kind):
+    base = toy_config(inversion=kind(conditional=True, oh_weight=0.0), guidance=Mmd())
+    for name in ("none", "mixed"):
+        told = f"oh_weight of inversion {kind().name}, conditional, in the arm {name} is 0.0; accepted: a number > 0: "
+        with pytest.raises(InputError, match=told):
+            arm(base, name, 2, 0)
+    for name in ("condensed_only", "mixed_prior", "guided", "guided_only", "real"):
+        arm(base, name, 2, 0)
+    weighted = replace(base, inversion=kind(conditional=True, oh_weight=0.1))
+    assert all(arm(weighted, name, 2, 0).config.inversion == weighted.inversion for name in ("none", "mixed"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ from condkd_ray.commands.experiment import Flags, run
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Record, read_manifest, read_records
 from condkd_ray.core.view import SILENT
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import Moments
 from condkd_ray.methods.memory import Latest
 from condkd_ray.runs import experiment
 from condkd_ray.runs.arms import arm, spread
@@ -292,3 +294,15 @@ def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which
     assert any("the trial begins anew" in line for line in heard)
     (first,), (again,) = read_records(tmp_path / "whole"), read_records(tmp_path / "out")
     assert numbers(again) == numbers(first)
+
+
+def test_an_option_that_does_nothing_is_told_of_once(caplog):
+    guidance, seen = Moments(stages_weight=3.0), Distiller(condensed_augment="dsa")
+    configs = [toy.toy_config(guidance=guidance, seed=seed) for seed in (0, 1)]
+    configs += [toy.toy_config(distiller=seen), toy.toy_config()]
+    with caplog.at_level("INFO", "condkd_ray"):
+        experiment._tell_idle(configs)
+    assert caplog.messages == [
+        "guidance stages_weight 3 without stages does nothing",
+        "condensed_augment dsa with condensed_share 0 does nothing",
+    ]

@@ -8,6 +8,7 @@ all fields below.
 Letters: B batch, D features, K classes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -171,13 +172,15 @@ class Discriminator(Guidance[DiscriminatorState]):
         conditional = self.alignment == "marginal" and self.condition != "none"
         only = "none (no class is looked at), or alignment class"
         require(not conditional, "discriminator condition under alignment marginal", self.condition, only)
-        for what in ("r1_weight", "instance_noise", "class_weight", "adversarial_weight"):
-            require(getattr(self, what) >= 0, f"discriminator {what}", getattr(self, what), ">= 0")
+        noise = self.instance_noise
+        require(0 <= noise < math.inf, "discriminator instance_noise", noise, "a number >= 0")
 
     @property
     def tells_classes(self) -> bool:
-        """Unless it does not look at labels."""
-        return super().tells_classes and self.condition != "none"
+        """Where the term that looks at labels has a weight; the condition `none` has no such term."""
+        by_class_head = self.condition == "auxiliary"
+        weight = self.class_weight if by_class_head else self.adversarial_weight
+        return super().tells_classes and self.condition != "none" and weight > 0
 
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER

@@ -37,7 +37,9 @@ class FromGuides(Method):
     ours: ClassVar[tuple[str, ...]] = ("share", "noise", "steps", "lr")
     share: float = 0.0
     """Share of each batch that starts so, rounded, at least one image; the first ones, as the order of labels is
-    random."""
+    random. Pixels and latents of the others stay where they are. What images share moves: the noisy layer that `nayer`
+    gives the r-th image of each class, and the generator of `cmi`; and BN in a generator makes each image depend a
+    little on all."""
     noise: float = 0.1
     """Standard deviation of the noise on pixels, in the units the teacher reads; generators see none."""
     steps: int = 20

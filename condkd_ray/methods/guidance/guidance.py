@@ -7,12 +7,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from condkd_ray.core.method import Meter, Method, Schedule, require
+from condkd_ray.core.method import Meter, Method, Schedule, require, require_weights
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import dsa
@@ -119,7 +120,8 @@ class Guidance(Method, ABC, Generic[State]):
     labels; for unconditional hosts, whose labels are the teacher's argmax, no class is then wanted of any image."""
     mixup: float = 0.0
     """Condensed features are mixed with others of their class in the batch, whose share is uniform between 0 and this,
-    at most 1. It narrows the condensed side: at 1 the spread about the class mean falls to two thirds in the mean."""
+    at most 1. It narrows the condensed side: at 1 the variance about the class mean falls to two thirds in the mean,
+    and so the spread to 0.82."""
     noise: float = 0.0
     """Gaussian noise on the condensed features alone, in units of each layer's spread (see `stages`)."""
     schedule: Schedule = Schedule()
@@ -128,9 +130,8 @@ class Guidance(Method, ABC, Generic[State]):
     """Whether batches start at condensed images, whatever the weight; by default at noise, as the host has them."""
 
     def __post_init__(self) -> None:
-        require(self.weight >= 0, "guidance weight", self.weight, ">= 0")
+        require_weights(self, "guidance")
         require(0 <= self.stages <= MOST_STAGES, "guidance stages", self.stages, f"an integer, 0 to {MOST_STAGES}")
-        require(0 <= self.stages_weight < math.inf, "guidance stages_weight", self.stages_weight, "a number >= 0")
         require(0 <= self.mixup <= 1, "guidance mixup", self.mixup, "0 to 1")
         require(0 <= self.noise < math.inf, "guidance noise", self.noise, "a number >= 0")
 
@@ -166,6 +167,18 @@ class Guidance(Method, ABC, Generic[State]):
     def tells_classes(self) -> bool:
         """Whether its penalty depends on the labels: it then pulls each image towards its class."""
         return self.alignment == "class"
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """What is set and does nothing, and why. A search opens such fields beside those they need."""
+        covariances = getattr(self, "stage_covariances", False)
+        compared = getattr(self, "covariance", "pooled") != "none" and getattr(self, "covariance_weight", 1.0) > 0
+        found = {
+            f"stages_weight {self.stages_weight:g} without stages": self.stages_weight != 1 and not self.stages,
+            "stage_covariances without stages": covariances and not self.stages,
+            "stage_covariances where no covariance is compared": covariances and self.stages and not compared,
+        }
+        return tuple(f"guidance {what}" for what, set_in_vain in found.items() if set_in_vain)
 
     @property
     def held_out(self) -> float:
@@ -237,7 +250,7 @@ class Guidance(Method, ABC, Generic[State]):
         They are of `views` of all condensed images in turn, with `labels` (N,).
         """
         if not self.stages and not self.noise:
-            return self.init(teacher, side_by_side(parts), labels, rng, Layout((), views))
+            return self._init(teacher, side_by_side(parts), labels, rng, Layout((), views))
         widths = tuple(part.shape[1] for part in parts)
         spreads = [spread(part, labels, teacher.num_classes) for part in parts]
 
@@ -248,11 +261,27 @@ class Guidance(Method, ABC, Generic[State]):
         if self.stages:
             units, layout = 1 / columns(spreads), Layout(widths, views)
             features, spreads = features * units, [torch.ones_like(one) for one in spreads]
-        state = self.init(teacher, features, labels, rng, layout)
+        state = self._init(teacher, features, labels, rng, layout)
+        carries, name = isinstance(state, Carried), getattr(self, "name", type(self).__name__)
+        accepted = "a subclass of Carried; or stages 0 and noise 0"
+        require(carries, f"state of guidance {name} with stages or noise", type(state).__name__, accepted)
         assert isinstance(state, Carried)
         state.units = units
         state.jitter = columns([one / width**0.5 for one, width in zip(spreads, widths, strict=True)])
         return state
+
+    def _init(self, teacher: Teacher, features: Tensor, labels: Tensor, rng: Streams, layout: Layout) -> State:
+        """`init`. Raises `InputError` where a class written before there were layouts would have to be told of one."""
+        given = (teacher, features, labels, rng)
+        try:
+            signature(self.init).bind(*given, layout)
+        except TypeError:
+            name = getattr(self, "name", type(self).__name__)
+            what = f"layers and views of guidance {name}, whose init takes no layout,"
+            one = "1 and 1: no stages, and no views; or give init a fifth parameter, layout"
+            require(layout == ONE_LAYER, what, (max(1, len(layout.widths)), layout.views), one)
+            return self.init(*given)
+        return self.init(*given, layout)
 
     def parts(self, teacher: Teacher, images: Tensor) -> list[Tensor]:
         """Features (B, D) of each compared layer, not scaled, of images (B, C, H, W) as they are."""
@@ -478,6 +507,7 @@ class NoGuidance(Method):
     weight: ClassVar[float] = 0.0
     schedule: ClassVar[Schedule] = Schedule()
     tells_classes: ClassVar[bool] = False
+    idle: ClassVar[tuple[str, ...]] = ()
 
     def check(self, teacher: Teacher) -> None:
         """It compares no layers."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.compilation import whole
-from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import ONE_LAYER, Carried, Guidance, Layout
 from condkd_ray.methods.losses.discrepancy import (
@@ -133,10 +132,6 @@ class Moments(Matching[MomentsState]):
     """Weight of the covariances against the means; 0 matches class means alone."""
     stage_covariances: bool = False
     """Whether covariances of the stages are compared too, beside those of `layer`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.covariance_weight >= 0, "covariance_weight", self.covariance_weight, ">= 0")
 
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER

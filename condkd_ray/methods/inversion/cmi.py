@@ -165,7 +165,7 @@ class Cmi(Conditional[CmiState]):
             terms = self.terms(look, bn=look.seen.bn, teacher=teacher, student=rival)
             return Judged(terms | {"cr": self._contrast(state.head, local, whole, *negatives)}, (local, whole))
 
-        now.approach(make, targets.labels, [latents], list(generator.parameters()))
+        now.approach(make, targets.labels, [latents], weights=list(generator.parameters()))
         for _ in range(self.steps):
             now.step(now.attempt(make, judge, targets, beside), leaves, move, keep=True)
         metrics = now.meter.read()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.core.compilation import begin_step, whole
-from condkd_ray.core.method import Meter, Method, Metrics, require
+from condkd_ray.core.method import Meter, Method, Metrics, require, require_weights
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
 from condkd_ray.methods.guidance.from_guides import Start
@@ -178,12 +178,18 @@ class Round:
         return ask(labels) if ask is not None else None
 
     def approach(
-        self, make: Callable[[], Tensor], labels: Tensor, latents: Sequence[Tensor], weights: Sequence[Tensor] = ()
+        self,
+        make: Callable[[], Tensor],
+        labels: Tensor,
+        latents: Sequence[Tensor],
+        rows: Tensor | None = None,
+        weights: Sequence[Tensor] = (),
     ) -> None:
         """Move `latents` and `weights` until `make` gives images near those the guide has the batch start at, if any.
 
-        Logs the last step's mean squared distance of their pixels as `start`. The host's own steps come after; no
-        gradient of these ones is left.
+        Image i is made of row `rows[i]` of each of `latents`, of row i without `rows` (B,). Rows that only other images
+        are made of stay as they are. Logs the last step's mean squared distance of pixels as `start`. The host's own
+        steps come after; no gradient of these ones is left.
         """
         start = self.start(labels)
         if start is None:
@@ -192,10 +198,16 @@ class Round:
         groups = [{"params": list(latents), "lr": start.lr}]
         groups += [{"params": list(weights), "lr": getattr(self.host, "lr", start.lr)}] if weights else []
         optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True)
+        rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
+        resting = torch.ones(len(latents[0]), dtype=torch.bool, device=rows.device)
+        resting = resting.index_fill(0, rows[: len(start.images)], False)
         for step in range(start.steps):
             begin_step()
             distance = F.mse_loss(made(make)[: len(start.images)], start.images)
-            give(leaves, torch.autograd.grad(distance, leaves))
+            given = give(leaves, torch.autograd.grad(distance, leaves))
+            # BN in the generator hands each image a gradient, which Adam would bring to the size of all others.
+            for gradient in given[: len(latents)]:
+                gradient.masked_fill_(resting.view(-1, *[1] * (gradient.ndim - 1)), 0)
             optimizer.step()
             take_back(leaves)
             if step == start.steps - 1:
@@ -331,8 +343,12 @@ class Host(Inversion[State]):
     teacher is sure; at a higher temperature it goes on. Soft targets have a temperature of their own instead."""
 
     def __post_init__(self) -> None:
+        require_weights(self, "inversion")
         accepted = "a number > 0"
         require(0 < self.oh_temperature < math.inf, "inversion oh_temperature", self.oh_temperature, accepted)
+        used = getattr(self, "oh_weight", 0.0) > 0
+        accepted = "1, or an oh_weight > 0: it is the temperature of the class prior alone"
+        require(used or self.oh_temperature == 1, "oh_temperature with oh_weight 0", self.oh_temperature, accepted)
 
     @property
     def images_per_round(self) -> int:

@@ -183,7 +183,7 @@ class Nayer(Conditional[NayerState]):
             bn = mix_bn(look.seen.bn, memory, self.bn_momentum)
             return Judged(self.terms(look, bn=bn, teacher=now.teacher, student=rival))
 
-        now.approach(make, labels, noisy)
+        now.approach(make, labels, noisy, places)
         for _ in range(self.steps):
             tried = now.attempt(make, judge, Targets(labels))
             now.step(tried, leaves, optimizer.step, keep=True)

@@ -261,6 +261,7 @@ def test_after_it_is_examined_it_learns_as_if_it_had_not_been():
         {"r1_weight": -1.0},
         {"instance_noise": -1.0},
         {"class_weight": -1.0},
+        {"instance_noise": float("inf")},
     ],
     ids=str,
 )

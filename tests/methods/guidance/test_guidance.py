@@ -1,7 +1,8 @@
 """Which condensed images a guide looks at, how both sides are augmented, and which images it never learns from."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import get_args
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_prepared, make_teacher
 
+from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
-from condkd_ray.methods.guidance import Discriminator, Guidance, NoGuidance
+from condkd_ray.methods.guidance import AnyGuidance, Discriminator, Gaussian, Guidance, Mmd, Moments, NoGuidance
 from condkd_ray.methods.guidance import guidance as guidance_module
 from condkd_ray.methods.guidance.guidance import BoundGuide, Guide, Unguided, same_class_rows
 from condkd_ray.models import observation
@@ -40,6 +42,39 @@ def test_rows_of_a_class_are_drawn_equally_often():
     assert ((counts[[1, 3, 5, 6]] - 2000).abs() < 4 * (8000 * 0.25 * 0.75) ** 0.5).all()
 
 
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("kind", [kind for kind in get_args(AnyGuidance) if kind is not NoGuidance])
+def test_weights_are_finite_and_not_negative(kind, value):
+    names = [field.name for field in fields(kind) if field.name.endswith("weight")]
+    assert {"weight", "stages_weight"} <= set(names)
+    for name in names:
+        with pytest.raises(InputError, match=f"guidance {name} is {value}; accepted: >= 0, and finite"):
+            kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("guidance", "idle"),
+    [
+        (NoGuidance(), ()),
+        (Mmd(stages=1, stages_weight=2.0), ()),
+        (Moments(stages=1, stage_covariances=True), ()),
+        (Mmd(stages_weight=2.0), ("guidance stages_weight 2 without stages",)),
+        (Gaussian(stage_covariances=True), ("guidance stage_covariances without stages",)),
+        (
+            Moments(stages=1, stage_covariances=True, covariance_weight=0.0),
+            ("guidance stage_covariances where no covariance is compared",),
+        ),
+        (
+            Gaussian(stages=1, stage_covariances=True, covariance="none"),
+            ("guidance stage_covariances where no covariance is compared",),
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_nothing_is_known(guidance, idle):
+    assert guidance.idle == idle
+
+
 @dataclass
 class Shown:
     pairs: list
@@ -60,6 +95,31 @@ class Witness(Guidance[Shown]):
     def update(self, state, fake, real, labels, *, rng):
         state.pairs.append((fake, real))
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Older(Witness):
+    """As guidances were written before there were layouts."""
+
+    def init(self, teacher, condensed, labels, rng):
+        return Shown([(condensed, labels)])
+
+
+def test_a_guidance_without_layouts_goes_on_and_is_refused_where_it_would_have_to_know_them():
+    teacher = make_teacher()
+    guide, carried = bound(Older(), teacher=teacher)
+    step(guide, fakes(), teacher)
+    assert len(carried.pairs) == 2
+    message = (
+        r"layers and views of guidance witness, whose init takes no layout, is \(3, 1\); accepted: 1 and 1: no stages"
+    )
+    with pytest.raises(InputError, match=message):
+        bound(Older(stages=2), teacher=teacher)
+    for kind in (Older, Witness):
+        with pytest.raises(
+            InputError, match="state of guidance witness with stages or noise is 'Shown'; accepted: a sub"
+        ):
+            bound(kind(noise=0.5), teacher=teacher)
 
 
 # One image a class, each of one colour, in the teacher's space.

@@ -173,7 +173,7 @@ def test_layers_that_a_teacher_has_not_are_refused_at_the_check_and_at_the_start
     [
         ({"stages": 5}, "guidance stages is 5; accepted: an integer, 0 to 4"),
         ({"stages": -1}, "guidance stages is -1; accepted: an integer, 0 to 4"),
-        ({"stages_weight": -1.0}, "guidance stages_weight is -1.0; accepted: a number >= 0"),
+        ({"stages_weight": -1.0}, "guidance stages_weight is -1.0; accepted: >= 0, and finite"),
         ({"mixup": 1.5}, "guidance mixup is 1.5; accepted: 0 to 1"),
         ({"mixup": float("nan")}, "guidance mixup is nan; accepted: 0 to 1"),
         ({"noise": -0.1}, "guidance noise is -0.1; accepted: a number >= 0"),
