@@ -14,6 +14,7 @@ import yaml
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import Outcome, Record, arm_rank
 from condkd_ray.core.storage import atomic_write
+from condkd_ray.trial.outcome import diverged
 
 METRICS = ("student/", "proxy/", "diagnosis/", "guidance/", "time/")
 """Families of the final metrics that are stored."""
@@ -54,6 +55,11 @@ class Row:
     def member(self) -> tuple[str, str]:
         """Its cell and arm."""
         return self.cell, self.record.arm
+
+    @property
+    def failed(self) -> bool:
+        """Whether the trial diverged; a trial that a machine has failed has no row."""
+        return self.record.status == "failed"
 
     @property
     def maker(self) -> Maker:
@@ -136,6 +142,14 @@ def _row(tree: Mapping[str, Any]) -> Row:
 def value(row: Row, metric: str) -> float:
     """A final metric; NaN where the trial has none."""
     return row.record.metrics.get(metric, math.nan)
+
+
+def tells(record: Record, *, choosing: bool) -> bool:
+    """Whether a record answers a claim: of a finished trial, or of one that diverged where candidates are ranked.
+
+    A trial that failed otherwise, as on a machine out of memory, is run again.
+    """
+    return record.status == "finished" or (choosing and diverged(record.outcome))
 
 
 def by_maker(rows: Sequence[Row]) -> list[list[Row]]:
