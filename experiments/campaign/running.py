@@ -98,7 +98,7 @@ def run(claims: Sequence[Claim], place: Place) -> RunResult:
     states = {claim.name: _collected(read_state(claim, place.results), place) for claim in ready}
     wanted = {name: [unit for unit in state.missing if place.wants(unit)] for name, state in states.items()}
     for plan in [plan for units in wanted.values() for plan in plans_of(units)]:
-        workshop.check(located(plan.config, place.data_root))
+        _check(located(plan.config, place.data_root), place, workshop)
     if not any(wanted.values()):
         return RunResult(place.options.out, True, 0)
     failed = 0
@@ -109,6 +109,15 @@ def run(claims: Sequence[Claim], place: Place) -> RunResult:
             if not result.complete:
                 return replace(result, failed=failed)
     return RunResult(place.options.out, True, failed)
+
+
+def _check(config: TrialConfig, place: Place, workshop: Workshop) -> None:
+    """Raise `InputError` for a trial that cannot be; of what lies below the data root it names the flag."""
+    try:
+        workshop.check(config)
+    except InputError as error:
+        root = place.data_root and str(place.data_root.expanduser())
+        raise InputError(f"--data-root {root}: {error}" if root and root in str(error) else str(error)) from None
 
 
 def _run_claim(state: State, place: Place, workshop: Workshop, deadline: float) -> RunResult:

@@ -15,6 +15,7 @@ from campaign.rows import Row, metrics_of, read_rows, write_rows
 from campaign.running import rows_in
 from campaign.state import State, listed, plans_of, read_state
 from campaign.units import trials_of
+from claims import Args, main
 from places import CHECKOUT, EXPERIMENTS, README
 
 from condkd_ray.core.config import to_tree
@@ -560,6 +561,25 @@ def script(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
+@pytest.mark.parametrize("mode", [{}, {"lists": True}, {"checks": True}, {"writes": True}], ids=str)
+def test_rows_and_claims_have_folders(tmp_path, empty, mode):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    (tmp_path / "bare").mkdir()
+    there = {"--claims": tmp_path / "claims", "--results": tmp_path / "results", "--out": tmp_path / "out"}
+    cases = {
+        "--results": [(tmp_path / "file", "a folder; "), (tmp_path / "file" / "rows", "a folder; ")],
+        "--claims": [(tmp_path / path, "a folder that holds claims") for path in ("none", "bare", "file")],
+    }
+    for flag, given in cases.items():
+        for path, accepted in given:
+            known = Args(**{name[2:]: value for name, value in (there | {flag: path}).items()}, **mode)
+            with pytest.raises(InputError) as refused:
+                main(known)
+            assert f"{flag} is {str(path)!r}; accepted: {accepted}" in str(refused.value)
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "out").exists()
+
+
 def test_check_mode_ends_with_1_and_a_diff(tmp_path, empty):
     text = tmp_path / "text.md"
     text.write_text("<!-- claims tiny -->\nold\n<!-- end claims tiny -->\n", encoding="utf-8")
@@ -581,6 +601,10 @@ def test_check_mode_ends_with_1_and_a_diff(tmp_path, empty):
         (["--only-cells", "three"], "error: --only-cells is 'three'; accepted: some of one, two\n"),
         (["--only-seeds", "7"], "error: --only-seeds is '7'; accepted: some of 10, 11, 12\n"),
         (["--time-budget", "soon"], "error: --time-budget is 'soon'"),
+        (
+            ["--list", "--check"],
+            "error: what is asked is '--list --check'; accepted: one of --list, --write and --check",
+        ),
     ],
     ids=lambda part: part[0] if isinstance(part, list) else "",
 )

@@ -238,7 +238,7 @@ def test_data_that_are_not_there_are_told_before_anything_is_run(home, tmp_path)
     (claim,) = read_claims(tmp_path)
     with pytest.raises(InputError, match="--data-root is None"):
         running.run([claim], place(home, "far"))
-    with pytest.raises(InputError, match=r"data\.root is .*cifar10"):
+    with pytest.raises(InputError, match=r"^--data-root .*: data\.root is .*cifar10"):
         running.run([claim], replace(place(home, "far"), data_root=tmp_path))
     assert not (home / "far").exists()
 
