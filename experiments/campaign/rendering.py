@@ -12,9 +12,11 @@ from pathlib import Path
 
 from campaign.halving import accuracy, chosen
 from campaign.rows import Row, value
+from campaign.sources import Source, source
 from campaign.state import State, missing_words, stale_words
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
+from condkd_ray.methods.condensation import Imported
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, holm, p_value, spread
 from condkd_ray.report.tables.table import between, chance, shown
 
@@ -50,7 +52,13 @@ def whole(state: State) -> str:
 def footnote(state: State) -> str:
     """How intervals are to be read, what is missing, what is stale, on what was measured."""
     lacking = missing_words(state.missing)
-    parts = [_reading(state), f"Missing: {lacking}." if lacking else "", stale_words(state), _where(state)]
+    parts = [
+        _reading(state),
+        f"Missing: {lacking}." if lacking else "",
+        stale_words(state),
+        _sources(state),
+        _where(state),
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -267,6 +275,33 @@ def _choice(state: State) -> str:
     groups = dict.fromkeys(candidate.group for candidate in claim.cells.values())
     told += [f"{group}: none, as all failed" for group in groups if group not in found]
     return f"Chosen by mean validation accuracy: {'; '.join(told)}."
+
+
+def _sources(state: State) -> str:
+    """What is left out of a cell as of another source, and with which rows the files of the set are not stored."""
+    told = []
+    for cell in [] if state.claim.choosing else state.claim.cells:
+        kept, out = state.answers(cell), state.left_out(cell)
+        for other in dict.fromkeys(map(source, out)):
+            seeds = _seeds([row for rows in out if source(rows) == other for row in rows])
+            told.append(
+                f"Left out of {cell}: {seeds}, of {_made(other)}, where the others are of {_made(source(kept))}."
+            )
+        unknown = [row for row in kept if row.record.condensation == Imported.name and not row.set_digest]
+        told += [f"Of which files the condensed set of {cell} came is not stored with {_seeds(unknown)}."] * bool(
+            unknown
+        )
+    return " ".join(told)
+
+
+def _made(one: Source) -> str:
+    data, files = one
+    return f"data {data} and files of the condensed set {files or 'that are not known'}"
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    seeds = sorted({row.record.seed for row in rows})
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _where(state: State) -> str:

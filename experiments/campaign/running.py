@@ -12,6 +12,7 @@ from campaign.claims import Claim, located
 from campaign.halving import METRIC
 from campaign.machines import Machine, folders, here
 from campaign.rows import Row, metrics_of, tells
+from campaign.sources import set_digest
 from campaign.state import State, missing_words, plans_of, read_state, write_state
 from campaign.units import Planned, Trials, Unit
 from condkd_ray.cluster.connection import connect
@@ -234,6 +235,9 @@ def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
         stored = _config(record)
         if stored is None:
             continue
+        written = record_path(folder, record.config_hash).stat().st_mtime
+        files = stored.condensation.path if isinstance(stored.condensation, Imported) else None
+        made_of = "" if files is None else set_digest(files, written)
         for cell, arm, planned in places.get(record.seed, ()):
             config = _portable(stored, planned.plan.config)
             if config is None:
@@ -244,7 +248,8 @@ def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
                 claim_hash=planned.claim_hash,
                 test_images=0 if claim.choosing else len(record.outcome.predictions),
                 machine=machine,
-                date=_date(record_path(folder, record.config_hash)),
+                date=datetime.datetime.fromtimestamp(written, datetime.UTC).date().isoformat(),
+                set_digest=made_of,
                 record=_stripped(record, claim, arm, config),
             )
             rows.append(row)
@@ -256,11 +261,6 @@ def _stripped(record: Record, claim: Claim, arm: str, config: TrialConfig) -> Re
     metrics = metrics_of(record, choosing=claim.choosing)
     outcome = replace(record.outcome, history=[], predictions=[], held={}, metrics=metrics, node="")
     return replace(record, experiment=claim.name, arm=arm, config=to_tree(config), outcome=outcome)
-
-
-def _date(path: Path) -> str:
-    """The day, UTC, on which a file was written."""
-    return datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat()
 
 
 def _config(record: Record) -> TrialConfig | None:

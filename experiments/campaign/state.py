@@ -8,6 +8,7 @@ from pathlib import Path
 from campaign.claims import Claim
 from campaign.halving import Ladder, climb
 from campaign.rows import Row, read_rows, tells, write_rows
+from campaign.sources import split
 from campaign.units import Trials, Unit, answer, cpu_seconds, settled, trials_of
 from condkd_ray.core.units import duration
 from condkd_ray.trial.plan import NUMBERS, Plan
@@ -50,12 +51,21 @@ class State:
     @cached_property
     def missing(self) -> list[Unit]:
         """Units without an answer."""
+        if self.claim.choosing:
+            return [*self.ladder.missing]
         return [unit for unit in self.units if answer(unit, self.fresh) is None]
 
     def answers(self, cell: str) -> list[Row]:
-        """The rows that answer the units of a cell of a measuring claim."""
+        """The rows that answer the units of a cell of a measuring claim, of one source: see `sources.split`."""
+        return [row for rows in self._split(cell)[0] for row in rows]
+
+    def left_out(self, cell: str) -> list[list[Row]]:
+        """The other answered units of the cell, which are of another source."""
+        return self._split(cell)[1]
+
+    def _split(self, cell: str) -> tuple[list[list[Row]], list[list[Row]]]:
         found = [answer(unit, self.fresh) for unit in self.units if unit.label == cell]
-        return [row for rows in found for row in rows or ()]
+        return split([rows for rows in found if rows is not None])
 
     def with_rows(self, found: Sequence[Row]) -> "State":
         """The state with rows that a run has left, those that were stored first."""

@@ -90,8 +90,7 @@ def answer(unit: Unit, rows: Sequence[Row]) -> list[Row] | None:
     """
     own = [row for row in rows if row.record.seed == unit.seed and row.member in unit.members]
     for group in by_maker(own):
-        # A finished row wins over one of the same trial that diverged.
-        first = {row.member: row for row in reversed(sorted(group, key=lambda row: row.failed))}
+        first = {row.member: row for row in reversed(sorted(group, key=lambda row: row.rank))}
         if first.keys() >= unit.members.keys():
             return [first[member] for member in unit.members]
     return None
@@ -111,9 +110,9 @@ def settled(units: Sequence[Unit], fresh: Sequence[Row], rest: Sequence[Row]) ->
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
-    """Of rows of the same trial by the same maker the first alone, or the one that finished."""
+    """Of rows of the same trial by the same maker that of the lowest rank alone."""
     first: dict[object, Row] = {}
-    for row in sorted(rows, key=lambda row: row.failed):
+    for row in sorted(rows, key=lambda row: row.rank):
         first.setdefault((*row.member, row.record.seed, row.maker, row.record.condensed_hash, row.claim_hash), row)
     return list(first.values())
 

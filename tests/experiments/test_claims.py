@@ -13,6 +13,7 @@ from campaign.halving import chosen, climb
 from campaign.rendering import NOTHING, differences, render, sentence, table, whole, write
 from campaign.rows import Row, metrics_of, read_rows, write_rows
 from campaign.running import rows_in
+from campaign.sources import set_digest
 from campaign.state import State, listed, plans_of, read_state
 from campaign.units import trials_of
 from claims import Args, main
@@ -67,15 +68,14 @@ def empty(tmp_path) -> State:
 def made(state: State, cell: str, arm: str, seed: int, metrics: dict[str, float], **changes) -> Row:
     """The row of a trial; `changes` are of the row or of its record."""
     planned = state.trials.planned[cell, arm, seed]
-    own = {key: changes.pop(key) for key in ("machine", "claim_hash") if key in changes}
+    own = {key: changes.pop(key) for key in ("machine", "claim_hash", "set_digest") if key in changes}
     outcome = Outcome(status=changes.pop("status", "finished"), metrics=metrics, node="")
     fields = {"numbers": NUMBERS, "teacher_hash": f"teacher{seed % 2}", "data_hash": "data", "proxy_hash": "proxy"}
     fields |= {"condensed_hash": "" if arm == "none" else f"set {cell} {seed}", "versions": {"torch": "2.14.1"}}
     kinds = ("dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
     record = Record(
         **{"experiment": state.claim.name, "arm": arm, "ipc": planned.plan.ipc, "seed": seed, "config_hash": "hash"},
-        **dict.fromkeys(kinds, "x"),
-        **{"config": {"seed": seed}, **fields, **changes},
+        **dict.fromkeys(kinds, "x") | {"config": {"seed": seed}, **fields, **changes},
         outcome=outcome,
     )
     row = {"claim_hash": planned.claim_hash, "machine": "a machine"} | own
@@ -448,6 +448,63 @@ def halving(tmp_path) -> State:
 
 
 FIRST = {("light", 100): 0.3, ("heavy", 100): 0.5, ("middle", 100): 0.4, ("plain", 100): 0.1}
+
+
+FOREIGN = {"name": "imported", "ipc": 1, "path": "set.pt"}
+
+
+@pytest.mark.parametrize("change", [{"set_digest": "files B"}, {"data_hash": "data B"}], ids=str)
+def test_seeds_of_unlike_files_or_data_are_never_pooled(tmp_path, change):
+    state = State(trials_of(stated(tmp_path, TINY, cells={"one": {"condensation": FOREIGN}})), [])
+    known = {"condensation": "imported", "set_digest": "files A"}
+    other = rows_of(state, ["one"], [10], **(known | change))
+    state = State(state.trials, [*other, *rows_of(state, ["one"], [11, 12], **known)])
+    assert state.missing == []
+    assert {row.record.seed for row in state.answers("one")} == {11, 12}
+    assert sentence(state).endswith("; so far, n = 2 of 3.")
+    data, files = change.get("data_hash", "data"), change.get("set_digest", "files A")
+    assert (
+        f"Left out of one: seed 10, of data {data} and files of the condensed set {files}, where the others are of "
+        "data data and files of the condensed set files A."
+    ) in whole(state)
+    write_rows(tmp_path / "tiny.parquet", state.rows)
+    assert read_state(state.claim, tmp_path).answers("one") == state.answers("one")
+
+
+def test_rows_whose_files_are_not_known_are_pooled_with_those_of_one_set_and_told(tmp_path):
+    state = State(trials_of(stated(tmp_path, TINY, cells={"one": {"condensation": FOREIGN}})), [])
+    older = rows_of(state, ["one"], [10], condensation="imported")
+    newer = rows_of(state, ["one"], [11, 12], condensation="imported", set_digest="files A")
+    together = State(state.trials, [*older, *newer])
+    assert len({row.record.seed for row in together.answers("one")}) == 3
+    assert "Of which files the condensed set of one came is not stored with seed 10." in whole(together)
+    # Found again in the records with what it was made of, a row takes the older one's place.
+    found = rows_of(state, ["one"], [10], condensation="imported", set_digest="files A")
+    assert together.with_rows(found).answers("one")[: len(found)] == found
+    assert "is not stored" not in whole(together.with_rows(found))
+
+
+def test_the_files_of_a_set_are_known_just_where_they_are_older_than_the_trial(tmp_path):
+    one, folder = tmp_path / "set.pt", tmp_path / "set"
+    (folder / "0").mkdir(parents=True)
+    for path in (one, folder / "0" / "a.png"):
+        path.write_bytes(b"images")
+        os.utime(path, (1000, 1000))
+    for path in (one, folder):
+        assert set_digest(path, 2000) == set_digest(path, 3000) != ""
+        assert set_digest(path, 500) == ""
+    before = set_digest(folder, 2000)
+    (folder / "0" / "a.png").rename(folder / "0" / "b.png")
+    assert set_digest(folder, 2000) != before
+    assert set_digest(tmp_path / "none", 2000) == ""
+
+
+def test_candidates_are_not_ranked_over_seeds_of_unlike_files(halving):
+    first = scored(halving, FIRST, set_digest="files A")
+    second = {("heavy", 101): 0.2, ("middle", 101): 0.5, ("plain", 101): 0.1}
+    for digest, missing in (("files A", 0), ("", 0), ("files B", 1)):
+        state = State(halving.trials, [*first, *scored(halving, second, set_digest=digest)])
+        assert len(state.missing) == missing
 
 
 def test_halving_is_a_function_of_the_rows(halving):

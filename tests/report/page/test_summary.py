@@ -1,6 +1,7 @@
 """The first sentences of a page: guidance is not praised for what its class prior does."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -127,13 +128,19 @@ def test_how_many_guided_arms_no_sentence_tells_of():
 
 
 def test_an_arm_is_read_against_itself_without_guidance():
-    means = {"trial 1": 0.6, "trial 1 unguided": 0.65, "trial 2": 0.6, "trial 2 unguided": 0.5, "default": 0.3}
+    means: dict[str, Any] = {
+        "trial 1": 0.6,
+        "trial 1 unguided": 0.65,
+        "trial 2": 0.6,
+        "trial 2 unguided": 0.5,
+        "default": 0.3,
+    }
     lines = unguided(judged(comparisons(trials(**means), baseline="default")))
     assert lines[0].startswith("Trial 1 is worse than itself without guidance: trial 1 - trial 1 unguided is ")
     assert lines[1].startswith(
         "Trial 2 beats itself without guidance: trial 2 - trial 2 unguided is +10.00 points (95 % "
     )
-    assert unguided(comparisons(trials(noise=(0.0,), **means)))[0].startswith(
+    assert unguided(comparisons(trials("", (0.0,), **means)))[0].startswith(
         "It is not shown that trial 1 beats itself "
     )
 
