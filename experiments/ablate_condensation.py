@@ -9,7 +9,7 @@ any images is worth. Same student steps in all.
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 
@@ -17,6 +17,8 @@ NAMES = (
     *("random_real", "herding", "distribution_matching", "gradient_matching", "trajectory_matching"),
     "squeeze_recover",
 )
+Served = Literal["condensed_only", "mixed", "mixed_prior", "guided"]
+"""The arms that condensed images serve in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +29,17 @@ class Args(Flags):
     seeds: tuple[int, ...] = (0, 1, 2)
     condensers: tuple[str, ...] = NAMES
     """`random_real` is always among them; `imported` may be, with --condensed-path."""
-    arms: tuple[Literal["condensed_only", "mixed", "mixed_prior", "guided"], ...] = (
-        *("condensed_only", "mixed", "mixed_prior", "guided"),
-    )
+    arms: tuple[Served, ...] | None = None
+    """All four if not given; at --prior-weight 0 without mixed_prior."""
     out: Path = Path("runs/ablate_condensation")
 
 
 def plans(args: Args) -> Plans:
     """Every arm with every condensed set; `none` is left to ablate_ipc.py."""
-    names = dict.fromkeys(["random_real", *args.condensers])
+    names, arms = dict.fromkeys(["random_real", *args.condensers]), args.arms_or(args.arms, get_args(Served))
     path = {"imported": args.condensed_path}
     bases = {name: replace(args, condensation=name, condensed_path=path.get(name)).base() for name in names}
-    for name, ipc, seed, who in product(names, args.ipcs, args.seeds, args.arms):
+    for name, ipc, seed, who in product(names, args.ipcs, args.seeds, arms):
         yield arm(bases[name], who, ipc, seed, f"{who} {name}", prior=args.prior)
 
 

@@ -14,13 +14,16 @@ from pathlib import Path
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 from condkd_ray.runs.arms import ONCE, Arm
 
+ARMS: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "mixed_prior", "guided")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
     """Flags of this experiment, and those common to all."""
 
-    arms: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "mixed_prior", "guided")
-    """guided_only keeps the condensed images out of the student's batches."""
+    arms: tuple[Arm, ...] | None = None
+    """none, condensed_only, mixed, mixed_prior (not at --prior-weight 0) and guided if not given. guided_only keeps the
+    condensed images out of the student's batches."""
     reference: bool = True
     """Also distil from all real data, once per seed."""
     out: Path = Path("runs/ablate_ipc")
@@ -28,10 +31,10 @@ class Args(Flags):
 
 def plans(args: Args) -> Plans:
     """Every trial of the ablation; those without condensed images once per seed."""
-    base = args.base()
-    named = dict.fromkeys([*args.arms, *["real"] * args.reference])
+    base, arms = args.base(), args.arms_or(args.arms, ARMS)
+    named = dict.fromkeys([*arms, *["real"] * args.reference])
     once = [(name, [0]) for name in ONCE if name in named]
-    rest = [(name, args.ipcs) for name in args.arms if name not in ONCE]
+    rest = [(name, args.ipcs) for name in arms if name not in ONCE]
     for name, ipcs in [*once, *rest]:
         yield from (arm(base, name, ipc, seed, prior=args.prior) for ipc, seed in product(ipcs, args.seeds))
 

@@ -50,10 +50,9 @@ class Args(Options):
 
 def main(args: Args) -> int:
     """The exit code: of --check 1 where a file does not match, else that of an experiment."""
-    from campaign.command import check, list_, run, write  # here, so that help does not wait for PyTorch
+    from campaign.command import done  # here, so that help does not wait for PyTorch
 
-    asked = [(args.lists, list_), (args.writes, write), (args.checks, check), (True, run)]
-    return next(do for wanted, do in asked if wanted)(args)
+    return done(args)
 
 
 if __name__ == "__main__":

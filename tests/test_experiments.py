@@ -110,6 +110,16 @@ def test_guided_means_one_thing_in_every_script_and_without_a_prior_there_is_no_
         assert guided == {arm: replace(inversion, **changes) for arm, inversion in own.items()}
 
 
+@pytest.mark.parametrize("name", ["ablate_ipc", "ablate_condensation"])
+def test_without_a_prior_there_is_no_control_unless_it_is_asked_for_which_is_refused(name):
+    flags = {"seeds": (0,), "ipcs": (2,)} | ({"condensers": ()} if name == "ablate_condensation" else {})
+    usual = [plan.arm for plan in planned(name, **flags)]
+    without = [plan.arm for plan in planned(name, prior_weight=0.0, **flags)]
+    assert without == [arm for arm in usual if not arm.startswith("mixed_prior")] != usual
+    with pytest.raises(InputError, match=r"prior of the arm mixed_prior .* is 'weight 0, temperature 8'"):
+        planned(name, prior_weight=0.0, arms=("mixed", "mixed_prior"), **flags)
+
+
 def test_a_system_with_soft_targets_has_its_temperature_in_the_control_too():
     flags = {"methods": ("soft_target",), "condensed": True, "seeds": (0,), "equal": ("proportion",)}
     plans = {plan.arm.split()[0]: plan.config.inversion for plan in planned("compare_methods", **flags)}

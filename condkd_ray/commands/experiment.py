@@ -5,7 +5,7 @@ a folder in use are answered before they are imported.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -17,7 +17,7 @@ from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import Tell, tell_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.locks import claim_early
-from condkd_ray.runs.arms import PRIOR, Arm, Prior, arm, spread
+from condkd_ray.runs.arms import BOTH, PRIOR, Arm, Prior, arm, spread
 from condkd_ray.runs.options import Options
 from condkd_ray.trial.plan import Plan
 from condkd_ray.trial.subset import TestRounds
@@ -121,6 +121,11 @@ class Flags(TeacherFlags, Options):
     def mixing(self) -> tuple[Arm, ...]:
         """The arm guided and before it those that it is read against, the nearest last."""
         return ("mixed", "mixed_prior", "guided") if self.prior_weight else ("mixed", "guided")
+
+    def arms_or(self, given: Sequence[Arm] | None, default: Sequence[Arm]) -> Sequence[Arm]:
+        """The arms `given`, else those of `default` that there are with this prior: at weight 0 no mixed_prior."""
+        there = [name for name in default if name not in BOTH or name in self.mixing]
+        return there if given is None else given
 
     @property
     def teacher_label(self) -> str:

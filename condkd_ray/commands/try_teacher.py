@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,18 +31,19 @@ from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.methods.guidance import NoGuidance
-from condkd_ray.methods.inversion import Fast
+from condkd_ray.methods.inversion import AnyInversion, Fast, NoInversion
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import nearest
 from condkd_ray.report import results
 from condkd_ray.report.tables import verdict
-from condkd_ray.runs.arms import Arm, arm
+from condkd_ray.runs.arms import PRIOR, Arm, Prior, arm
 from condkd_ray.runs.estimate import round_seconds
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.card import with_card
 from condkd_ray.trial.config import TrialConfig, dump, from_tree, read
 from condkd_ray.trial.evaluation import accuracy, predict
+from condkd_ray.trial.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,8 @@ class Try(TeacherFlags):
     rounds: int | None = None
     """Rounds of each trial, instead."""
     config: Path | None = None
-    """A YAML file of config fields that goes over the flags: inversion, guidance, distiller and so on."""
+    """A YAML file of config fields that goes over the flags: inversion, guidance, distiller and so on. A class prior in
+    it, oh_weight and oh_temperature of the inversion, is that of mixed_prior and guided."""
     force_teacher: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["--force"])] = False
     """Go on with a teacher that does not name the images as it should."""
     cpus_per_trial: float = 1.0
@@ -131,7 +133,7 @@ def try_out(command: Try) -> int:
         check_resources(command.cpus_per_trial, command.gpus_per_trial)
         base = replace(base, rounds=rounds_of(command, base, workshop, begin))
         atomic_write(command.out / CONFIG, dump(_guided(base)).encode())
-        plans = [arm(base, name, base.ipc, seed) for name in ARMS for seed in command.seeds]
+        plans = plans_of(base, command.seeds)
         kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
         flags = Flags(**{name: getattr(command, name) for name in kept})
         return experiment.run(
@@ -155,8 +157,46 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
         base = from_tree(merge(to_tree(base), read_tree(command.config)), str(command.config))
     guided = base.condensation is not None and not isinstance(base.guidance, NoGuidance)
     require(guided, f"guidance in {command.config}", base.guidance.name, "one that guides, with a condensation")
+    makes = not isinstance(base.inversion, NoInversion)
+    require(makes, f"inversion in {command.config}", base.inversion.name, "one that makes images, such as fast")
+    plans_of(base, command.seeds)
     workshop.check(_guided(base))
+    if (own := own_prior(base)) is not None:
+        usual = usual_prior(base.inversion)
+        log.info(
+            f"mixed_prior and guided are made under the class prior of {command.config}, weight {own.weight:g} at "
+            f"temperature {own.temperature:g}; mixed under the usual one of {base.inversion.name}, weight "
+            f"{usual.weight:g} at {usual.temperature:g}"
+        )
     return base
+
+
+def plans_of(base: TrialConfig, seeds: Sequence[int]) -> list[Plan]:
+    """All trials. Raises `InputError` where there cannot be one."""
+    return [_planned(base, name, seed) for name in ARMS for seed in seeds]
+
+
+def own_prior(base: TrialConfig) -> Prior | None:
+    """The class prior that the user's config gives the inversion; None where it is the inversion's usual one.
+
+    It is meant for the arms that have a prior of choice, mixed_prior and guided: else the config's would be replaced
+    there, and `mixed` alone would have it. Raises `InputError` for one of weight 0, which leaves nothing to compare.
+    """
+    inversion, usual = base.inversion, usual_prior(base.inversion)
+    found = Prior(inversion.oh_weight, inversion.oh_temperature)
+    if found == usual:
+        return None
+    accepted = "more than 0, of the class prior of mixed_prior and guided; or leave it out"
+    require(found.weight > 0, "inversion.oh_weight", found.weight, accepted)
+    # Soft targets have a temperature of their own, which is taken where none is given.
+    given = found.temperature != usual.temperature or not base.targets.soft
+    return found if given else Prior(found.weight, PRIOR.temperature)
+
+
+def usual_prior(inversion: AnyInversion) -> Prior:
+    """That of an inversion whose config says nothing of it."""
+    default = {field.name: field.default for field in fields(inversion)}
+    return Prior(default["oh_weight"], default["oh_temperature"])
 
 
 def tell(out: Path, head: str, answers: Sequence[int]) -> str:
@@ -190,7 +230,17 @@ def _known(command: Try) -> TrialConfig:
 
 def _guided(base: TrialConfig) -> TrialConfig:
     """The trial of the arm guided at the base's own seed."""
-    return arm(base, "guided", base.ipc, base.seed).config
+    return _planned(base, "guided", base.seed).config
+
+
+def _planned(base: TrialConfig, name: Arm, seed: int) -> Plan:
+    """The trial of an arm. A class prior of the user's own is that of mixed_prior and guided; mixed has the usual."""
+    own = own_prior(base)
+    if own is None:
+        return arm(base, name, base.ipc, seed)
+    usual = usual_prior(base.inversion)
+    inversion = replace(base.inversion, oh_weight=usual.weight, oh_temperature=usual.temperature)
+    return arm(replace(base, inversion=inversion), name, base.ipc, seed, prior=own)
 
 
 def _most_guides(command: Try, dataset: Dataset) -> int:
@@ -214,7 +264,7 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
     at_once = min(at_once, command.max_concurrent or at_once)
-    tried = [arm(base, name, base.ipc, command.seeds[0]) for name in ("guided", "condensed_only")]
+    tried = [_planned(base, name, command.seeds[0]) for name in ("guided", "condensed_only")]
     guided, alone = (round_seconds(plan, workshop.prepare(plan.config)) for plan in tried)
     # Each synthetic arm is taken to be as dear as the guided.
     synthetic = len(ARMS) - 1

@@ -25,8 +25,12 @@ class InputError(ValueError):
     """
 
 
+NOT_FINITE = "not finite"
+"""Words of each `NonFiniteError`, by which a stored reason tells it."""
+
+
 class NonFiniteError(ArithmeticError):
-    """A loss term became NaN or infinite; the message names the first such term and its step."""
+    """A loss term became NaN or infinite; the message names the first such term and its step, and says `NOT_FINITE`."""
 
 
 class ClusterError(RuntimeError):

@@ -220,6 +220,16 @@ def controlled(arms: Sequence[str], own: Mapping[str, str]) -> list[tuple[str, s
     return [(left, right) for left, right in found if {left, right} <= set(arms)]
 
 
+def turned(one: Difference) -> Difference:
+    """The same difference the other way round: `right` minus `left`."""
+
+    def ends(found: Interval | None) -> Interval | None:
+        return None if found is None else (-found[1], -found[0])
+
+    intervals = {"over_seeds": ends(one.over_seeds), "over_images": ends(one.over_images)}
+    return replace(one, left=one.right, right=one.left, mean=-one.mean, **intervals)
+
+
 def p_value(one: Difference) -> float | None:
     """Two-sided p of the paired t test that the mean difference is 0; None where there is no interval over seeds.
 

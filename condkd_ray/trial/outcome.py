@@ -1,5 +1,6 @@
 """What comes of a trial: its figures, a file until they are a record, and its product, a student and its images."""
 
+import re
 from dataclasses import dataclass, field, replace
 from statistics import fmean, pvariance
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.environment import is_out_of_memory, out_of_memory, peak_bytes
-from condkd_ray.core.method import InputError, Metrics, NonFiniteError
+from condkd_ray.core.method import NOT_FINITE, InputError, Metrics, NonFiniteError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.samples import Encoded, PixelSpace, Samples, to_pixels
 from condkd_ray.core.storage import Location
@@ -26,6 +27,8 @@ from condkd_ray.trial.synthesis import answers, precision
 GRID_PER_CLASS = 8
 LAST = ("student/val_accuracy", "guidance/accuracy", "guidance/perfect_accuracy")
 """Figures of a round, beside whole families, whose last value is a figure of the run."""
+_WHEN = re.compile(r"(before the first round|round \d+|after the last round): ")
+"""How the reason of a trial begins that a `fatal` error has ended."""
 
 
 @dataclass
@@ -54,6 +57,14 @@ def left_outcome(path: Location) -> Outcome | None:
 def fatal(error: Exception) -> bool:
     """Whether it ends a trial as failed: tried again, that would most likely come to the same."""
     return isinstance(error, NonFiniteError) or is_out_of_memory(error)
+
+
+def diverged(outcome: Outcome) -> bool:
+    """Whether it failed by what its config says, on any machine alike: by a loss or figure that was not finite.
+
+    Any other failure, such as a machine out of memory, says nothing of the config.
+    """
+    return outcome.status == "failed" and NOT_FINITE in outcome.reason and _WHEN.match(outcome.reason) is not None
 
 
 def broken(error: Exception, device: torch.device, state: TrialState | None = None, total: int = 0) -> Outcome:

@@ -137,7 +137,8 @@ class Claim(Setting):
 
 def read_claims(folder: Path, names: Sequence[str] = ()) -> list[Claim]:
     """The claims in a folder, or those named, in their order. Raises `InputError` for the first that cannot be."""
-    paths = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    paths = {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder.is_dir() else {}
+    require(bool(paths), "--claims", str(folder), "a folder that holds claims, a YAML file each")
     for name in names:
         require(name in paths, "claim", name, ", ".join(paths) or f"the name of a YAML file in {folder}")
     claims = [read_claim(paths[name]) for name in dict.fromkeys(names or paths)]
@@ -215,6 +216,9 @@ def _check_measuring(claim: Claim, path: Path) -> None:
 
 def _check_choosing(claim: Claim, path: Path) -> None:
     require(not claim.arms, f"{path}: arms", claim.arms, "none: each candidate has its own arm")
+    held_out = claim.data.val_fraction > 0 or claim.data.name == "digits"
+    accepted = "a part above 0 of the train images, which choose (digits has validation images of its own)"
+    require(held_out, f"{path}: data: val_fraction", claim.data.val_fraction, accepted)
     counts, kept = [rung.seeds for rung in claim.rungs], [rung.keep for rung in claim.rungs]
     grows = bool(counts) and counts == sorted(set(counts)) and counts[0] >= 1 and counts[-1] <= len(claim.seeds)
     require(

@@ -16,6 +16,13 @@ from condkd_ray.runs.options import Options
 HERE = "its rows name this machine's processor, so that it runs here"
 
 
+def done(args: Any) -> int:
+    """Do what the flags ask for. The exit code. Raises `InputError`."""
+    check_flags(args)
+    asked = [(args.lists, list_), (args.writes, write), (args.checks, check), (True, run)]
+    return next(do for wanted, do in asked if wanted)(args)
+
+
 def list_(args: Any) -> int:
     """Tell what there is of the named claims, and what is missing."""
     show(listed(list(_states(args, args.names).values()), gpus=args.gpus_per_trial > 0))
@@ -57,6 +64,19 @@ def run(args: Any) -> int:
     for claim in claims:
         show(f"{claim.name}\n\n{rendering.whole(read_state(claim, args.results))}\n")
     return ended(result)
+
+
+def check_flags(args: Any) -> None:
+    """Raise `InputError` for flags that cannot be together, and for rows that could not be stored."""
+    asked = [
+        flag for flag, given in (("--list", args.lists), ("--write", args.writes), ("--check", args.checks)) if given
+    ]
+    require(len(asked) <= 1, "what is asked", " ".join(asked), "one of --list, --write and --check, or none to run")
+    known = next(path for path in (args.results, *args.results.absolute().parents) if path.exists())
+    require(known.is_dir(), "--results", str(args.results), f"a folder; {known} is a file")
+    if not args.explain:
+        accepted = f"a folder that can be written; {known} cannot"
+        require(os.access(known, os.W_OK | os.X_OK), "--results", str(args.results), accepted)
 
 
 def _states(args: Any, names: Sequence[str] = ()) -> Mapping[str, State]:

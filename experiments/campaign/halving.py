@@ -13,6 +13,7 @@ from statistics import fmean
 
 from campaign.claims import Claim
 from campaign.rows import Row, value
+from campaign.sources import alike, source
 from campaign.units import Trials, Unit, answer
 
 METRIC = "student/val_accuracy"
@@ -28,6 +29,8 @@ class Ladder:
     """After which rung, counted from 1, a candidate was dropped."""
     rung: int
     """The rung that is being run, from 1; one more than there are where all have ended."""
+    missing: Sequence[Unit] = ()
+    """Units of that rung without an answer."""
 
     def mean(self, candidate: str) -> float:
         """Mean validation accuracy; minus infinity for one that failed, NaN for one without any row."""
@@ -51,12 +54,18 @@ def climb(trials: Trials, fresh: Sequence[Row]) -> Ladder:
     for number, rung in enumerate(claim.rungs, 1):
         new = [trials.unit(f"rung {number}", seed, alive) for seed in claim.seeds[begun : rung.seeds]]
         units, begun = [*units, *new], rung.seeds
-        answers = [answer(unit, fresh) for unit in new]
-        for rows in answers:
+        answers = []
+        for unit in new:
+            # The seeds of a candidate are pooled, so that all must be of one source.
+            pooled = [
+                row for row in fresh if all(alike(source([row]), source([one])) for one in scores[row.cell].values())
+            ]
+            answers.append(rows := answer(unit, pooled))
             for row in rows or ():
                 scores[row.cell][row.record.seed] = row
-        if None in answers:
-            return Ladder(units, scores, dropped, number)
+        missing = [unit for unit, rows in zip(new, answers, strict=True) if rows is None]
+        if missing:
+            return Ladder(units, scores, dropped, number, missing)
         if rung.keep is not None:
             stay = survivors(claim, alive, scores, rung.keep)
             dropped |= {name: number for name in alive if name not in stay}

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from campaign.halving import accuracy, chosen
 from campaign.rows import Row, value
+from campaign.sources import Source, source
 from campaign.state import State, missing_words, stale_words
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
+from condkd_ray.methods.condensation import Imported
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, holm, p_value, spread
 from condkd_ray.report.tables.table import between, chance, shown
 
@@ -24,7 +26,10 @@ CONTROLS = ("mixed", "mixed_prior")
 PLACES = {"Frechet to real": "diagnosis/frechet_real", "diversity": "diagnosis/diversity"}
 """What is shown of the images of candidates, beside their accuracy."""
 _BLOCK = re.compile(r"^<!-- claims (?P<what>[^\n]+?) -->\n(?P<text>.*?)^<!-- end claims (?P=what) -->$", re.M | re.S)
-_BEGINNING = re.compile(r"^<!-- (?:end )?claims .*-->$", re.M)
+_MARKER = re.compile(r"(?<!`)<!--[\s/_-]*(?:end\b)?[\s_-]*claims?\b", re.I)
+"""Whatever is meant as a marker, mistyped or indented as it may be; not one in quotes."""
+SURE = 0.05
+"""Holm's p below which a difference is bold."""
 Pair = tuple[str, str]
 
 
@@ -45,9 +50,15 @@ def whole(state: State) -> str:
 
 
 def footnote(state: State) -> str:
-    """What is missing, what is stale, on what was measured."""
-    lacking = missing_words(state)
-    parts = [f"Missing: {lacking}." if lacking else "", stale_words(state), _where(state)]
+    """How intervals are to be read, what is missing, what is stale, on what was measured."""
+    lacking = missing_words(state.missing)
+    parts = [
+        _reading(state),
+        f"Missing: {lacking}." if lacking else "",
+        stale_words(state),
+        _sources(state),
+        _where(state),
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -64,7 +75,7 @@ def render(text: str, states: Mapping[str, State], source: str) -> str:
         return f"<!-- claims {match['what']} -->\n{VIEWS[view](states[name])}\n<!-- end claims {match['what']} -->"
 
     whole_markers = 2 * len(_BLOCK.findall(text))
-    markers = len(_BEGINNING.findall(text))
+    markers = len(_MARKER.findall(text))
     accepted = "<!-- claims NAME --> ... <!-- end claims NAME -->, each on its own line"
     require(
         markers == whole_markers,
@@ -95,7 +106,10 @@ def differences(path: Path, states: Mapping[str, State]) -> str:
 
 
 def compared(state: State) -> dict[Pair, dict[str, tuple[Difference, float | None]]]:
-    """`guided` minus each control in each measured cell, with its p after Holm's correction over the cells."""
+    """`guided` minus each control in each measured cell, with its p after Holm's correction.
+
+    The correction is over all cells of the claim: one that is not measured yet, or has no p, counts as one of p = 1.
+    """
     found: dict[Pair, dict[str, tuple[Difference, float | None]]] = {}
     for control in [arm for arm in CONTROLS if arm in state.claim.arms and "guided" in state.claim.arms]:
         by_cell = {}
@@ -107,7 +121,8 @@ def compared(state: State) -> dict[Pair, dict[str, tuple[Difference, float | Non
                 by_cell[cell] = one
         ps = {cell: p_value(one) for cell, one in by_cell.items()}
         known = {cell: p for cell, p in ps.items() if p is not None}
-        corrected = dict(zip(known, holm(list(known.values())), strict=True))
+        rest = [1.0] * (len(state.claim.cells) - len(known))
+        corrected = dict(zip(known, holm([*known.values(), *rest]), strict=False))
         found["guided", control] = {cell: (one, corrected.get(cell)) for cell, one in by_cell.items()}
     return found
 
@@ -133,29 +148,61 @@ def _difference(one: Difference, p: float | None) -> str:
     if one.over_seeds is None:
         return mean
     text = f"{mean} ({between(one.over_seeds, digits=1)}); {chance(p)}"
-    return f"**{text}**" if one.over_seeds[0] > 0 or one.over_seeds[1] < 0 else text
+    return f"**{text}**" if _side(one) and _stands(p) else text
 
 
 def _verdict(state: State) -> str:
     pairs = compared(state)
-    cells = [cell for cell in state.claim.cells if state.answers(cell)]
-    if not cells:
+    counts = {cell: n for cell in state.claim.cells if (n := len({row.record.seed for row in state.answers(cell)}))}
+    if not counts:
         return NOTHING
     if not pairs:
         return ""
     controls = " and ".join(right for _, right in pairs)
-    beats = [cell for cell in cells if all(_above(found.get(cell)) for found in pairs.values())]
-    others = [f"{cell} ({_why(cell, pairs)})" for cell in cells if cell not in beats]
-    each = (
-        "each with its paired 95 % interval above 0, " if len(pairs) > 1 else "with its paired 95 % interval above 0, "
-    )
-    count = f"in {len(beats)} of {len(cells)} cells" + (f" ({', '.join(beats)})" if beats else "")
-    rest = f"; not in {', '.join(others)}" if others else ""
-    return f"Guided beats {controls}, {each}{count}{rest}."
+    beats = [cell for cell in counts if all(_above(found.get(cell)) for found in pairs.values())]
+    stand = [cell for cell in beats if all(_stands(found[cell][1]) for found in pairs.values())]
+    others = [f"{cell} ({_why(cell, pairs)})" for cell in counts if cell not in beats]
+    each = "each " if len(pairs) > 1 else ""
+    cells, open_ = state.claim.cells, [cell for cell in state.claim.cells if cell not in counts]
+    parts = [
+        f"in {len(beats)} of {_cells(len(cells))}{f' ({_listed(beats)})' if beats else ''}",
+        f"after Holm's correction over these in {len(stand)}{f' ({_listed(stand)})' if stand else ''}",
+        *[f"not in {', '.join(others)}"] * bool(others),
+        *[f"not measured yet in {_listed(open_)}"] * bool(open_),
+        _sizes(counts, len(state.claim.seeds)),
+    ]
+    return f"Guided beats {controls}, {each}with its paired 95 % interval above 0, {'; '.join(parts)}."
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _listed(cells: Sequence[str]) -> str:
+    return ", ".join(cells)
+
+
+def _sizes(counts: Mapping[str, int], planned: int) -> str:
+    """The number of seeds of the measured cells, and how many there will be."""
+    if {*counts.values()} == {planned}:
+        return f"n = {planned}"
+    if len({*counts.values()}) == 1:
+        return f"so far, n = {next(iter(counts.values()))} of {planned}"
+    return f"so far, n = {', '.join(f'{n} in {cell}' for cell, n in counts.items())} of {planned}"
+
+
+def _side(one: Difference) -> int:
+    """1 or -1 where the interval over seeds lies above or below 0, else 0, as where there is none."""
+    low, high = one.over_seeds or (0.0, 0.0)
+    return int(low > 0) - int(high < 0)
+
+
+def _stands(p: float | None) -> bool:
+    return p is not None and p < SURE
 
 
 def _above(found: tuple[Difference, float | None] | None) -> bool:
-    return found is not None and found[0].over_seeds is not None and found[0].over_seeds[0] > 0
+    return found is not None and _side(found[0]) == 1
 
 
 def _why(cell: str, pairs: Mapping[Pair, Mapping[str, tuple[Difference, float | None]]]) -> str:
@@ -164,13 +211,26 @@ def _why(cell: str, pairs: Mapping[Pair, Mapping[str, tuple[Difference, float | 
     for (left, right), found in pairs.items():
         if not _above(found.get(cell)):
             one = found[cell][0] if cell in found else None
-            ends = (
-                "of one seed has no interval"
-                if one is None or one.over_seeds is None
-                else between(one.over_seeds, digits=1)
-            )
-            told.append(f"{left} - {right} {ends}")
+            ends = "has no pair of finite accuracies" if one is None else between(one.over_seeds, digits=1)
+            told.append(f"{left} - {right} {ends if one is None or one.over_seeds else _unsure(one)}")
     return ", ".join(told)
+
+
+def _unsure(one: Difference) -> str:
+    """A difference that has no interval, and why."""
+    return f"{100 * one.mean:+.1f} ({one.method})"
+
+
+def _reading(state: State) -> str:
+    """How the intervals of the table are to be read; nothing where it has none."""
+    if state.claim.choosing or not any(
+        one.over_seeds for found in compared(state).values() for one, _ in found.values()
+    ):
+        return ""
+    return (
+        "Each interval is a single one, not corrected for the number of cells. Bold: it leaves out 0, and p after "
+        f"Holm's correction over the claim's {_cells(len(state.claim.cells))} is below {SURE:g}."
+    )
 
 
 def _ladder_table(state: State) -> str:
@@ -204,13 +264,44 @@ def _choice(state: State) -> str:
     if not ladder.scores:
         return NOTHING
     found = chosen(claim, ladder)
+    if ladder.rung <= len(claim.rungs):
+        return f"Rung {ladder.rung} of {len(claim.rungs)} has not ended; nothing is chosen yet."
     if not found:
-        return f"Rung {min(ladder.rung, len(claim.rungs))} of {len(claim.rungs)} has not ended; nothing is chosen yet."
+        return "All candidates that came to the last rung failed; nothing is chosen."
     told = [
         f"{f'{group}: ' if group else ''}{name} ({100 * ladder.mean(name):.1f} % over {len(ladder.scores[name])} seeds)"
         for group, name in found.items()
     ]
+    groups = dict.fromkeys(candidate.group for candidate in claim.cells.values())
+    told += [f"{group}: none, as all failed" for group in groups if group not in found]
     return f"Chosen by mean validation accuracy: {'; '.join(told)}."
+
+
+def _sources(state: State) -> str:
+    """What is left out of a cell as of another source, and with which rows the files of the set are not stored."""
+    told = []
+    for cell in [] if state.claim.choosing else state.claim.cells:
+        kept, out = state.answers(cell), state.left_out(cell)
+        for other in dict.fromkeys(map(source, out)):
+            seeds = _seeds([row for rows in out if source(rows) == other for row in rows])
+            told.append(
+                f"Left out of {cell}: {seeds}, of {_made(other)}, where the others are of {_made(source(kept))}."
+            )
+        unknown = [row for row in kept if row.record.condensation == Imported.name and not row.set_digest]
+        told += [f"Of which files the condensed set of {cell} came is not stored with {_seeds(unknown)}."] * bool(
+            unknown
+        )
+    return " ".join(told)
+
+
+def _made(one: Source) -> str:
+    data, files = one
+    return f"data {data} and files of the condensed set {files or 'that are not known'}"
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    seeds = sorted({row.record.seed for row in rows})
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _where(state: State) -> str:

@@ -14,6 +14,7 @@ import yaml
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import Outcome, Record, arm_rank
 from condkd_ray.core.storage import atomic_write
+from condkd_ray.trial.outcome import diverged
 
 METRICS = ("student/", "proxy/", "diagnosis/", "guidance/", "time/")
 """Families of the final metrics that are stored."""
@@ -24,6 +25,8 @@ _OF_RECORD = (
 )
 _OF_OUTCOME = ("status", "reason", "threads")
 _OWN = ("claim", "cell", "claim_hash", "test_images", "machine", "date")
+_SET = "set_digest"
+"""A column that is there where some row has it."""
 COLUMNS = (
     *("claim", "cell", "arm", "ipc", "seed", "status", "reason", "numbers", "claim_hash", "test_images", "dataset"),
     *("teacher", "student", "condensation", "inversion", "guidance", "memory", "config_hash", "data_hash"),
@@ -49,11 +52,23 @@ class Row:
     """Kind of the processor, and of the GPU where there is one."""
     date: str
     record: Record
+    set_digest: str = ""
+    """Of the files of a stranger's condensed set, which its `condensed_hash` does not tell; empty where not known."""
 
     @property
     def member(self) -> tuple[str, str]:
         """Its cell and arm."""
         return self.cell, self.record.arm
+
+    @property
+    def failed(self) -> bool:
+        """Whether the trial diverged; a trial that a machine has failed has no row."""
+        return self.record.status == "failed"
+
+    @property
+    def rank(self) -> tuple[bool, bool]:
+        """Of rows of one trial by one maker the lowest is taken: one that finished, and tells what it was made of."""
+        return self.failed, not self.set_digest
 
     @property
     def maker(self) -> Maker:
@@ -86,6 +101,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     ordered = sorted(rows, key=lambda row: row.place)
     names = sorted({name for row in ordered for name in row.record.metrics})
     fixed = [pa.field(name, pa.int64() if name in _INTEGERS else pa.string()) for name in COLUMNS]
+    fixed += [pa.field(_SET, pa.string())] * any(row.set_digest for row in ordered)
     schema = pa.schema([*fixed, *(pa.field(name, pa.float64()) for name in names)])
     table = pa.Table.from_pylist([_flat(row) for row in ordered], schema=schema)
     buffer = pa.BufferOutputStream()
@@ -118,24 +134,33 @@ def _flat(row: Row) -> dict[str, Any]:
         "versions": json.dumps(record.versions, sort_keys=True),
         "config": yaml.safe_dump(record.config, sort_keys=False, width=120),
     }
-    own = {name: getattr(row, name) for name in _OWN}
+    own = {name: getattr(row, name) for name in (*_OWN, _SET)}
     told = {name: getattr(record, name) for name in _OF_RECORD}
     came = {name: getattr(record.outcome, name) for name in _OF_OUTCOME}
     return own | told | came | trees | record.metrics
 
 
 def _row(tree: Mapping[str, Any]) -> Row:
-    metrics = {name: value for name, value in tree.items() if name not in COLUMNS and value is not None}
+    tree = {_SET: "", **tree}
+    metrics = {name: value for name, value in tree.items() if name not in (*COLUMNS, _SET) and value is not None}
     outcome = Outcome(node="", metrics=metrics, **{name: tree[name] for name in _OF_OUTCOME})
     trees = {"versions": json.loads(tree["versions"]), "config": yaml.safe_load(tree["config"])}
     told = {name: tree[name] for name in _OF_RECORD}
     record = Record(experiment=tree["claim"], **told, **trees, outcome=outcome)
-    return Row(record=record, **{name: tree[name] for name in _OWN})
+    return Row(record=record, **{name: tree[name] for name in (*_OWN, _SET)})
 
 
 def value(row: Row, metric: str) -> float:
     """A final metric; NaN where the trial has none."""
     return row.record.metrics.get(metric, math.nan)
+
+
+def tells(record: Record, *, choosing: bool) -> bool:
+    """Whether a record answers a claim: of a finished trial, or of one that diverged where candidates are ranked.
+
+    A trial that failed otherwise, as on a machine out of memory, is run again.
+    """
+    return record.status == "finished" or (choosing and diverged(record.outcome))
 
 
 def by_maker(rows: Sequence[Row]) -> list[list[Row]]:

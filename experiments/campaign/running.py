@@ -11,8 +11,9 @@ from pathlib import Path
 from campaign.claims import Claim, located
 from campaign.halving import METRIC
 from campaign.machines import Machine, folders, here
-from campaign.rows import Row, metrics_of
-from campaign.state import State, plans_of, read_state, write_state
+from campaign.rows import Row, metrics_of, tells
+from campaign.sources import set_digest
+from campaign.state import State, missing_words, plans_of, read_state, write_state
 from campaign.units import Planned, Trials, Unit
 from condkd_ray.cluster.connection import connect
 from condkd_ray.commands.console.exit_codes import say
@@ -98,7 +99,7 @@ def run(claims: Sequence[Claim], place: Place) -> RunResult:
     states = {claim.name: _collected(read_state(claim, place.results), place) for claim in ready}
     wanted = {name: [unit for unit in state.missing if place.wants(unit)] for name, state in states.items()}
     for plan in [plan for units in wanted.values() for plan in plans_of(units)]:
-        workshop.check(located(plan.config, place.data_root))
+        _check(located(plan.config, place.data_root), place, workshop)
     if not any(wanted.values()):
         return RunResult(place.options.out, True, 0)
     failed = 0
@@ -111,13 +112,25 @@ def run(claims: Sequence[Claim], place: Place) -> RunResult:
     return RunResult(place.options.out, True, failed)
 
 
+def _check(config: TrialConfig, place: Place, workshop: Workshop) -> None:
+    """Raise `InputError` for a trial that cannot be; of what lies below the data root it names the flag."""
+    try:
+        workshop.check(config)
+    except InputError as error:
+        root = place.data_root and str(place.data_root.expanduser())
+        raise InputError(f"--data-root {root}: {error}" if root and root in str(error) else str(error)) from None
+
+
 def _run_claim(state: State, place: Place, workshop: Workshop, deadline: float) -> RunResult:
     """Batch by batch, as in a choosing claim the next ones depend on the rows of those before."""
     claim, failed, tried = state.claim, 0, set[tuple[str, int]]()
     while True:
         units = [unit for unit in state.missing if place.wants(unit) and (unit.label, unit.seed) not in tried]
         if not units:
-            return RunResult(place.folder(claim), True, failed)
+            left = [unit for unit in state.missing if place.wants(unit)]
+            if left:
+                say(f"{claim.name}: still missing after this run: {missing_words(left)}; the same command tries again")
+            return RunResult(place.folder(claim), True, failed or len(left))
         left = deadline - time.time()
         if left <= 0:
             return RunResult(place.folder(claim), False, failed, ("time",))
@@ -207,20 +220,26 @@ def _collected(state: State, place: Place) -> State:
 
 
 def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
-    """A row for each cell that a finished trial in `folder` answers; of a choosing claim for a failed one too.
+    """A row for each cell that a finished trial in `folder` answers; of a choosing claim for one that diverged too.
 
-    Records of another version of the numbers, or of settings that the claim no longer states, answer none.
+    Its config decides what it answers, not what its arm was called, so that cells can be renamed and reordered. Records
+    of another version of the numbers, or of settings that the claim no longer states, answer none.
     """
     claim = trials.claim
-    ends = ("finished", "failed") if claim.choosing else ("finished",)
-    records = [one for one in read_all_records(folder) if one.numbers == NUMBERS and one.status in ends]
-    places: dict[tuple[str, int], list[tuple[str, str, Planned]]] = {}
+    records = [one for one in read_all_records(folder) if one.numbers == NUMBERS]
+    places: dict[int, list[tuple[str, str, Planned]]] = {}
     for (cell, arm, seed), planned in trials.planned.items():
-        places.setdefault((planned.plan.arm, seed), []).append((cell, arm, planned))
+        places.setdefault(seed, []).append((cell, arm, planned))
     rows = []
-    for record in records:
-        for cell, arm, planned in places.get((record.arm, record.seed), ()):
-            config = _portable(record, planned.plan.config)
+    for record in [one for one in records if tells(one, choosing=claim.choosing)]:
+        stored = _config(record)
+        if stored is None:
+            continue
+        written = record_path(folder, record.config_hash).stat().st_mtime
+        files = stored.condensation.path if isinstance(stored.condensation, Imported) else None
+        made_of = "" if files is None else set_digest(files, written)
+        for cell, arm, planned in places.get(record.seed, ()):
+            config = _portable(stored, planned.plan.config)
             if config is None:
                 continue
             row = Row(
@@ -229,7 +248,8 @@ def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
                 claim_hash=planned.claim_hash,
                 test_images=0 if claim.choosing else len(record.outcome.predictions),
                 machine=machine,
-                date=_date(record_path(folder, record.config_hash)),
+                date=datetime.datetime.fromtimestamp(written, datetime.UTC).date().isoformat(),
+                set_digest=made_of,
                 record=_stripped(record, claim, arm, config),
             )
             rows.append(row)
@@ -243,17 +263,16 @@ def _stripped(record: Record, claim: Claim, arm: str, config: TrialConfig) -> Re
     return replace(record, experiment=claim.name, arm=arm, config=to_tree(config), outcome=outcome)
 
 
-def _date(path: Path) -> str:
-    """The day, UTC, on which a file was written."""
-    return datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat()
-
-
-def _portable(record: Record, stated: TrialConfig) -> TrialConfig | None:
-    """The config of a record with the relative paths of the `stated` one; None where it is another config."""
+def _config(record: Record) -> TrialConfig | None:
+    """That of a record; None where it has a field that there is no more."""
     try:
-        config = from_tree(record.config)
-    except InputError:  # a field that there is no more
+        return from_tree(record.config)
+    except InputError:
         return None
+
+
+def _portable(config: TrialConfig, stated: TrialConfig) -> TrialConfig | None:
+    """The config of a record with the relative paths of the `stated` one; None where it is another config."""
     config = replace(config, data=replace(config.data, root=stated.data.root))
     if isinstance(config.condensation, Imported) and isinstance(stated.condensation, Imported):
         below = stated.condensation.path

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from campaign.claims import Claim
 from campaign.halving import Ladder, climb
-from campaign.rows import Row, read_rows, write_rows
+from campaign.rows import Row, read_rows, tells, write_rows
+from campaign.sources import split
 from campaign.units import Trials, Unit, answer, cpu_seconds, settled, trials_of
 from condkd_ray.core.units import duration
 from condkd_ray.trial.plan import NUMBERS, Plan
@@ -50,12 +51,21 @@ class State:
     @cached_property
     def missing(self) -> list[Unit]:
         """Units without an answer."""
+        if self.claim.choosing:
+            return [*self.ladder.missing]
         return [unit for unit in self.units if answer(unit, self.fresh) is None]
 
     def answers(self, cell: str) -> list[Row]:
-        """The rows that answer the units of a cell of a measuring claim."""
+        """The rows that answer the units of a cell of a measuring claim, of one source: see `sources.split`."""
+        return [row for rows in self._split(cell)[0] for row in rows]
+
+    def left_out(self, cell: str) -> list[list[Row]]:
+        """The other answered units of the cell, which are of another source."""
+        return self._split(cell)[1]
+
+    def _split(self, cell: str) -> tuple[list[list[Row]], list[list[Row]]]:
         found = [answer(unit, self.fresh) for unit in self.units if unit.label == cell]
-        return [row for rows in found for row in rows or ()]
+        return split([rows for rows in found if rows is not None])
 
     def with_rows(self, found: Sequence[Row]) -> "State":
         """The state with rows that a run has left, those that were stored first."""
@@ -65,7 +75,8 @@ class State:
 
 def read_state(claim: Claim, results: Path) -> State:
     """A claim with the rows in the folder `results`. Raises `InputError`."""
-    return State(trials_of(claim), read_rows(rows_path(claim, results)))
+    rows = read_rows(rows_path(claim, results))
+    return State(trials_of(claim), [row for row in rows if tells(row.record, choosing=claim.choosing)])
 
 
 def write_state(state: State, results: Path) -> None:
@@ -84,13 +95,13 @@ def plans_of(units: Sequence[Unit]) -> list[Plan]:
     return list({one.plan.config: one.plan for unit in units for one in unit.members.values()}.values())
 
 
-def missing_words(state: State) -> str:
-    """How many trials are missing, and of which cells and seeds; empty where none is."""
+def missing_words(units: Sequence[Unit]) -> str:
+    """How many trials these units have, and of which cells and seeds they are; empty without any."""
     seeds: dict[str, list[int]] = {}
-    for unit in state.missing:
+    for unit in units:
         seeds.setdefault(unit.label, []).append(unit.seed)
     told = [f"{label} (seeds {', '.join(map(str, found))})" for label, found in seeds.items()]
-    count = len(plans_of(state.missing))
+    count = len(plans_of(units))
     return f"{count} trial{'' if count == 1 else 's'}, of {', '.join(told)}" if told else ""
 
 
@@ -120,10 +131,11 @@ def _listed(state: State, gpus: bool) -> str:
     units = "units (seed of a rung)" if claim.choosing else "units (cell, seed)"
     rung = f"rung {min(state.ladder.rung, len(claim.rungs))} of {len(claim.rungs)}, " if claim.choosing else ""
     at_most = "" if not claim.choosing else f"; with all later rungs {_most(claim)} trials in all at most"
+    lacking = missing_words(state.missing) or "nothing"
     lines = [
         f"{claim.name}: {claim.question}",
         f"  there: {rung}{there} of {len(state.units)} {units}, {len(state.fresh)} fresh rows",
-        f"  missing: {missing_words(state) or 'nothing'}; about {seconds:.0f} CPU s ({duration(seconds)}){at_most}",
+        f"  missing: {lacking}; about {seconds:.0f} CPU s ({duration(seconds)}){at_most}",
         *[f"  {words}" for words in [stale_words(state)] if words],
         *["  needs a GPU: it runs with --gpus-per-trial"] * (claim.needs_gpu and not gpus),
     ]

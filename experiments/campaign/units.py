@@ -11,6 +11,7 @@ from statistics import median
 from campaign.claims import Claim, set_path
 from campaign.rows import Row, by_maker
 from condkd_ray.core.config import content_hash
+from condkd_ray.core.method import InputError
 from condkd_ray.runs.arms import Prior, arm, spread
 from condkd_ray.trial.plan import NUMBERS, Plan
 
@@ -60,16 +61,22 @@ def trials_of(claim: Claim) -> Trials:
     found: dict[tuple[str, str, int], Plan] = {}
     labels: dict[object, str] = {}
     for cell in claim.cells:
-        base, stated = claim.base(cell), claim.setting(cell)
-        for name in claim.arms_of(cell):
-            for seed in claim.seeds:
-                one = arm(base, name, base.ipc, seed, prior=stated.prior or NO_PRIOR)
-                # The arm without condensed images is one trial for all cells of a host.
-                label = labels.setdefault((name, one.config), f"{name} ({cell})")
-                found[cell, name, seed] = replace(one, arm=label)
+        for one in _arms(claim, cell):
+            # The arm without condensed images is one trial for all cells of a host.
+            label = labels.setdefault((one.arm, one.config), f"{one.arm} ({cell})")
+            found[cell, one.arm, one.seed] = replace(one, arm=label)
     moved = spread(list(found.values()), claim.seeds, claim.teachers)
     named = zip(found, moved, strict=True)
     return Trials(claim, {key: Planned(plan, _claim_hash(plan)) for key, plan in named})
+
+
+def _arms(claim: Claim, cell: str) -> list[Plan]:
+    """The trials of a cell, each under the name of its arm. Raises `InputError`, naming the cell."""
+    base, prior = claim.base(cell), claim.setting(cell).prior or NO_PRIOR
+    try:
+        return [arm(base, name, base.ipc, seed, prior=prior) for name in claim.arms_of(cell) for seed in claim.seeds]
+    except InputError as error:
+        raise InputError(f"claim {claim.name}, {cell}: {error}") from None
 
 
 def _claim_hash(plan: Plan) -> str:
@@ -83,7 +90,7 @@ def answer(unit: Unit, rows: Sequence[Row]) -> list[Row] | None:
     """
     own = [row for row in rows if row.record.seed == unit.seed and row.member in unit.members]
     for group in by_maker(own):
-        first = {row.member: row for row in reversed(group)}
+        first = {row.member: row for row in reversed(sorted(group, key=lambda row: row.rank))}
         if first.keys() >= unit.members.keys():
             return [first[member] for member in unit.members]
     return None
@@ -103,9 +110,9 @@ def settled(units: Sequence[Unit], fresh: Sequence[Row], rest: Sequence[Row]) ->
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
-    """Without rows that repeat one before: of the same trial by the same maker."""
+    """Of rows of the same trial by the same maker that of the lowest rank alone."""
     first: dict[object, Row] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.rank):
         first.setdefault((*row.member, row.record.seed, row.maker, row.record.condensed_hash, row.claim_hash), row)
     return list(first.values())
 

@@ -27,6 +27,7 @@ from condkd_ray.commands.try_teacher import (
     configure,
     mirrors,
     named_right,
+    plans_of,
     try_out,
 )
 from condkd_ray.core.config import to_tree
@@ -36,8 +37,9 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.data.datasets import CONSTANTS, DataConfig, Dataset, RealImages, load
 from condkd_ray.methods.supervised import Supervised
 from condkd_ray.models import ResNet
+from condkd_ray.runs.arms import PRIOR, Prior
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import read
+from condkd_ray.trial.config import TrialConfig, read
 from condkd_ray.trial.hardware import CPU, settled
 
 EACH = 6
@@ -133,6 +135,55 @@ def test_the_same_again_runs_nothing_and_tells_the_same(
     assert {path.name: path.stat().st_mtime_ns for path in (home / "out" / "records").iterdir()} == before
     manifest = read_manifest(home / "out")
     assert sum("Verdict" in note for note in manifest.notes) == 1
+
+
+def inversions(base: TrialConfig) -> dict[str, tuple[float, float]]:
+    """The class prior of the inversion of each arm that has one."""
+    found = {plan.arm: plan.config.inversion for plan in plans_of(base, (0,)) if plan.arm != "condensed_only"}
+    return {arm: (one.oh_weight, one.oh_temperature) for arm, one in found.items()}
+
+
+USUAL = {"none": (0.5, 1.0), "mixed": (0.5, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("given", "prior"),
+    [
+        ("", PRIOR),
+        (", oh_weight: 0.5, oh_temperature: 1", PRIOR),
+        (", oh_weight: 100, oh_temperature: 8", PRIOR),
+        (", oh_weight: 30, oh_temperature: 2", Prior(30.0, 2.0)),
+        (", oh_temperature: 4", Prior(0.5, 4.0)),
+    ],
+)
+def test_a_class_prior_of_the_user_s_own_is_that_of_guided_and_its_control(
+    home: Path, tmp_path: Path, heard: list[str], given: str, prior: Prior
+):
+    (tmp_path / "own.yaml").write_text(SMALL.replace("latent: 16", f"latent: 16{given}"), encoding="utf-8")
+    base = configure(flags(home, config=tmp_path / "own.yaml"), Workshop(home / "cache"))
+    theirs = (prior.weight, prior.temperature)
+    assert inversions(base) == USUAL | {"mixed_prior": theirs, "guided": theirs}
+    told = [line for line in heard if "mixed_prior and guided are made under the class prior of" in line]
+    own = f"weight {prior.weight:g} at temperature {prior.temperature:g}; mixed under the usual one of fast, weight 0.5"
+    assert [own in line for line in told] == [True] * ("oh_" in given and "0.5, oh_temperature: 1" not in given)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "inversion: {oh_weight: 0}",
+            "inversion.oh_weight is 0.0; accepted: more than 0, of the class prior of mixed_prior",
+        ),
+        ("inversion: {name: none}", "accepted: "),
+    ],
+)
+def test_a_config_without_a_class_prior_or_inversion_is_refused(home: Path, tmp_path: Path, given: str, told: str):
+    (tmp_path / "own.yaml").write_text(given, encoding="utf-8")
+    with pytest.raises(InputError) as refused:
+        try_out(flags(home, config=tmp_path / "own.yaml", out=tmp_path / "out"))
+    assert told in str(refused.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_held_out_image_guides_or_is_in_the_proxy_set(home: Path):

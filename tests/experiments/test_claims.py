@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ from campaign.claims import Claim, located, read_claim, read_claims
 from campaign.halving import chosen, climb
 from campaign.rendering import NOTHING, differences, render, sentence, table, whole, write
 from campaign.rows import Row, metrics_of, read_rows, write_rows
+from campaign.running import rows_in
+from campaign.sources import set_digest
 from campaign.state import State, listed, plans_of, read_state
 from campaign.units import trials_of
+from claims import Args, main
 from places import CHECKOUT, EXPERIMENTS, README
 
+from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
-from condkd_ray.core.records import Outcome, Record
+from condkd_ray.core.records import Outcome, Record, write_record
 from condkd_ray.trial.plan import NUMBERS
 
 TINY = {
@@ -63,15 +68,14 @@ def empty(tmp_path) -> State:
 def made(state: State, cell: str, arm: str, seed: int, metrics: dict[str, float], **changes) -> Row:
     """The row of a trial; `changes` are of the row or of its record."""
     planned = state.trials.planned[cell, arm, seed]
-    own = {key: changes.pop(key) for key in ("machine", "claim_hash") if key in changes}
+    own = {key: changes.pop(key) for key in ("machine", "claim_hash", "set_digest") if key in changes}
     outcome = Outcome(status=changes.pop("status", "finished"), metrics=metrics, node="")
     fields = {"numbers": NUMBERS, "teacher_hash": f"teacher{seed % 2}", "data_hash": "data", "proxy_hash": "proxy"}
     fields |= {"condensed_hash": "" if arm == "none" else f"set {cell} {seed}", "versions": {"torch": "2.14.1"}}
     kinds = ("dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
     record = Record(
         **{"experiment": state.claim.name, "arm": arm, "ipc": planned.plan.ipc, "seed": seed, "config_hash": "hash"},
-        **dict.fromkeys(kinds, "x"),
-        **{"config": {"seed": seed}, **fields, **changes},
+        **dict.fromkeys(kinds, "x") | {"config": {"seed": seed}, **fields, **changes},
         outcome=outcome,
     )
     row = {"claim_hash": planned.claim_hash, "machine": "a machine"} | own
@@ -141,6 +145,7 @@ def test_a_claim_that_cannot_be_is_refused_in_one_message(tmp_path, changes, tol
         ({"rungs": [{"seeds": 1}, {"seeds": 2}]}, "rungs: keep is [None, None]"),
         ({"rungs": [{"seeds": 2, "keep": 1}]}, "rungs: keep is [1]"),
         ({"arms": ["mixed"]}, "arms is ('mixed',); accepted: none"),
+        ({"data": {"name": "cifar10"}}, "data: val_fraction is 0.0; accepted: a part above 0 of the train images"),
         ({"candidates": {"x": {"arm": "gided"}}}, "arm is 'gided'"),
         ({"candidates": {"x": {}}}, "arm is not given"),
         ({"cells": {"x": {}}}, "cells is ['x']; accepted: candidates of a choosing claim"),
@@ -150,6 +155,12 @@ def test_a_choosing_claim_that_cannot_be_is_refused_in_one_message(tmp_path, cha
     with pytest.raises(InputError) as refused:
         stated(tmp_path, HALVING, **changes)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("prior", [{"weight": 0.5, "temperature": 1}, {"weight": 0, "temperature": 1}])
+def test_a_prior_that_cannot_be_is_told_with_its_claim_and_cell(tmp_path, prior):
+    with pytest.raises(InputError, match="claim tiny, two: prior of the arm mixed_prior"):
+        trials_of(stated(tmp_path, TINY, cells={"one": {}, "two": {"prior": prior}}))
 
 
 def test_a_claim_that_is_not_there_is_refused_with_those_that_are():
@@ -309,7 +320,12 @@ def test_the_table_and_the_verdict_are_computed(empty):
         "| **+5.2 (+4.7 to +5.7); < 0.001** |"
     )
     assert sentence(state) == (
-        "Guided beats mixed and mixed_prior, each with its paired 95 % interval above 0, in 2 of 2 cells (one, two)."
+        "Guided beats mixed and mixed_prior, each with its paired 95 % interval above 0, in 2 of 2 cells (one, two); "
+        "after Holm's correction over these in 2 (one, two); n = 3."
+    )
+    assert (
+        "Each interval is a single one, not corrected for the number of cells. Bold: it leaves out 0, and p after "
+        in (whole(state))
     )
     where = "test accuracy of 600 images, mean ± standard deviation over n seeds, 2 teachers. Measured on a machine;"
     assert where in whole(state)
@@ -321,12 +337,49 @@ def test_a_cell_where_a_control_is_not_beaten_is_named_with_its_interval(empty):
         rows += rows_of(empty, ["two"], [seed])
         rows[-2] = made(empty, "two", "mixed_prior", seed, {"student/test_accuracy": accuracy})
     told = sentence(State(empty.trials, rows))
-    assert "in 1 of 2 cells (one); not in two (guided - mixed_prior -" in told
+    assert (
+        "in 1 of 2 cells (one); after Holm's correction over these in 1 (one); not in two (guided - mixed_prior -"
+        in (told)
+    )
 
 
 def test_one_seed_alone_has_no_interval(empty):
-    told = sentence(State(empty.trials, rows_of(empty, ["one"], [10])))
-    assert "in 0 of 1 cells; not in one (guided - mixed of one seed has no interval" in told
+    state = State(empty.trials, rows_of(empty, ["one"], [10]))
+    told = sentence(state)
+    assert (
+        "0 of 2 cells; after Holm's correction over these in 0; not in one (guided - mixed +10.0 (no interval, n = 1)"
+        in (told)
+    )
+    assert told.endswith("; not measured yet in two; so far, n = 1 of 3.")
+    assert "Each interval" not in whole(state)
+
+
+def test_cells_of_unlike_sizes_tell_theirs(empty):
+    told = sentence(State(empty.trials, [*rows_of(empty, ["one"]), *rows_of(empty, ["two"], [10, 11])]))
+    assert told.endswith("; so far, n = 3 in one, 2 in two of 3.")
+
+
+@pytest.mark.parametrize(
+    ("names", "cell", "stands"),
+    [
+        (("one",), "**+3.2 (+0.3 to +6.1); 0.041**", "in 1 (one); n = 3."),
+        # One of four: the interval leaves out 0, and the difference does not stand after the correction.
+        (
+            ("one", "two", "three", "four"),
+            "+3.2 (+0.3 to +6.1); 0.163",
+            "in 0; not measured yet in four, three, two; n = 3.",
+        ),
+    ],
+)
+def test_what_is_not_measured_yet_counts_in_the_correction(tmp_path, names, cell, stands):
+    state = State(trials_of(stated(tmp_path, TINY, cells={name: {} for name in names})), [])
+    rows = []
+    for seed, gain in ((10, 0.02), (11, 0.033), (12, 0.043)):
+        means = {"none": 0.2, "mixed": 0.5, "mixed_prior": 0.5, "guided": 0.5 + gain}
+        rows += [made(state, "one", arm, seed, {"student/test_accuracy": mean}) for arm, mean in means.items()]
+    state = State(state.trials, rows)
+    assert f"| {cell} | {cell} |" in table(state)
+    assert sentence(state).endswith(f" cell{'s' * (len(names) > 1)} (one); after Holm's correction over these {stands}")
 
 
 def test_blocks_are_rendered_exactly_and_again_alike(empty, tmp_path):
@@ -348,6 +401,10 @@ def test_blocks_are_rendered_exactly_and_again_alike(empty, tmp_path):
         ("<!-- claims tiny picture -->\n<!-- end claims tiny picture -->\n", "view of the block of tiny is 'picture'"),
         ("<!-- claims tiny -->\n", "markers of claims is '1, 0 of them in pairs'"),
         ("<!-- claims tiny -->\n<!-- end claims tiny table -->\n", "markers of claims"),
+        ("  <!-- claims tiny -->\n  <!-- end claims tiny -->\n", "markers of claims is '2, 0 of them in pairs'"),
+        ("<!-- claims:tiny -->\n<!-- end claims:tiny -->\n", "markers of claims is '2, 0 of them in pairs'"),
+        ("<!--claims tiny-->\n<!-- End Claim tiny -->\n", "markers of claims is '2, 0 of them in pairs'"),
+        ("<!-- claims tiny -->\n<!-- end claims tiny --> as said\n", "markers of claims is '2, 0 of them in pairs'"),
     ],
 )
 def test_a_block_that_names_nothing_is_refused(empty, text, told):
@@ -360,6 +417,20 @@ def test_readme_and_log_match_the_stored_rows():
     states = {c.name: read_state(c, EXPERIMENTS / "results") for c in read_claims(EXPERIMENTS / "claims")}
     for path in (README, EXPERIMENTS / "LOG.md"):
         assert differences(path, states) == "", "put in what `python experiments/claims.py --write` writes"
+
+
+def test_where_all_candidates_failed_it_says_so(halving):
+    def ended(names: list[str], seeds: list[int]) -> list[Row]:
+        arms = {name: halving.claim.cells[name].arm for name in names}
+        return [made(halving, name, arms[name], seed, {}, status="failed") for name in names for seed in seeds]
+
+    heavy_and_light = ended(["light", "heavy"], [100, 101]) + ended(["middle"], [100])
+    nothing = State(halving.trials, heavy_and_light + ended(["plain"], [100, 101]))
+    assert sentence(nothing) == "All candidates that came to the last rung failed; nothing is chosen."
+    plain = scored(halving, {("plain", 100): 0.1, ("plain", 101): 0.1})
+    assert sentence(State(halving.trials, [*heavy_and_light, *plain])) == (
+        "Chosen by mean validation accuracy: none: plain (10.0 % over 2 seeds); weight: none, as all failed."
+    )
 
 
 def scored(state: State, scores: dict[tuple[str, int], float], **changes) -> list[Row]:
@@ -377,6 +448,63 @@ def halving(tmp_path) -> State:
 
 
 FIRST = {("light", 100): 0.3, ("heavy", 100): 0.5, ("middle", 100): 0.4, ("plain", 100): 0.1}
+
+
+FOREIGN = {"name": "imported", "ipc": 1, "path": "set.pt"}
+
+
+@pytest.mark.parametrize("change", [{"set_digest": "files B"}, {"data_hash": "data B"}], ids=str)
+def test_seeds_of_unlike_files_or_data_are_never_pooled(tmp_path, change):
+    state = State(trials_of(stated(tmp_path, TINY, cells={"one": {"condensation": FOREIGN}})), [])
+    known = {"condensation": "imported", "set_digest": "files A"}
+    other = rows_of(state, ["one"], [10], **(known | change))
+    state = State(state.trials, [*other, *rows_of(state, ["one"], [11, 12], **known)])
+    assert state.missing == []
+    assert {row.record.seed for row in state.answers("one")} == {11, 12}
+    assert sentence(state).endswith("; so far, n = 2 of 3.")
+    data, files = change.get("data_hash", "data"), change.get("set_digest", "files A")
+    assert (
+        f"Left out of one: seed 10, of data {data} and files of the condensed set {files}, where the others are of "
+        "data data and files of the condensed set files A."
+    ) in whole(state)
+    write_rows(tmp_path / "tiny.parquet", state.rows)
+    assert read_state(state.claim, tmp_path).answers("one") == state.answers("one")
+
+
+def test_rows_whose_files_are_not_known_are_pooled_with_those_of_one_set_and_told(tmp_path):
+    state = State(trials_of(stated(tmp_path, TINY, cells={"one": {"condensation": FOREIGN}})), [])
+    older = rows_of(state, ["one"], [10], condensation="imported")
+    newer = rows_of(state, ["one"], [11, 12], condensation="imported", set_digest="files A")
+    together = State(state.trials, [*older, *newer])
+    assert len({row.record.seed for row in together.answers("one")}) == 3
+    assert "Of which files the condensed set of one came is not stored with seed 10." in whole(together)
+    # Found again in the records with what it was made of, a row takes the older one's place.
+    found = rows_of(state, ["one"], [10], condensation="imported", set_digest="files A")
+    assert together.with_rows(found).answers("one")[: len(found)] == found
+    assert "is not stored" not in whole(together.with_rows(found))
+
+
+def test_the_files_of_a_set_are_known_just_where_they_are_older_than_the_trial(tmp_path):
+    one, folder = tmp_path / "set.pt", tmp_path / "set"
+    (folder / "0").mkdir(parents=True)
+    for path in (one, folder / "0" / "a.png"):
+        path.write_bytes(b"images")
+        os.utime(path, (1000, 1000))
+    for path in (one, folder):
+        assert set_digest(path, 2000) == set_digest(path, 3000) != ""
+        assert set_digest(path, 500) == ""
+    before = set_digest(folder, 2000)
+    (folder / "0" / "a.png").rename(folder / "0" / "b.png")
+    assert set_digest(folder, 2000) != before
+    assert set_digest(tmp_path / "none", 2000) == ""
+
+
+def test_candidates_are_not_ranked_over_seeds_of_unlike_files(halving):
+    first = scored(halving, FIRST, set_digest="files A")
+    second = {("heavy", 101): 0.2, ("middle", 101): 0.5, ("plain", 101): 0.1}
+    for digest, missing in (("files A", 0), ("", 0), ("files B", 1)):
+        state = State(halving.trials, [*first, *scored(halving, second, set_digest=digest)])
+        assert len(state.missing) == missing
 
 
 def test_halving_is_a_function_of_the_rows(halving):
@@ -411,6 +539,58 @@ def test_a_candidate_that_failed_is_dropped_and_told(halving):
     assert "(1 failed)" in table(state)
 
 
+DIVERGED = "round 1: loss term inversion/oh is not finite at step 3"
+
+
+def left_behind(folder: Path, state: State, name: str, seed: int, **outcome) -> None:
+    """The record of a candidate's trial, as a run leaves it."""
+    plan = state.trials.planned[name, state.claim.cells[name].arm, seed].plan
+    config = replace(plan.config, precision="float32")
+    kinds = ("dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
+    told = {"experiment": "tiny", "arm": "called otherwise", "ipc": 1, "seed": seed, "numbers": NUMBERS}
+    hashes = {"config_hash": f"{name}{seed}", "config": to_tree(config)}
+    write_record(folder, Record(**told, **dict.fromkeys(kinds, "x"), **hashes, outcome=Outcome(**outcome)))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "out of memory: 8 attempts in a row without one more round; the last: the node was short of memory",
+        "round 1: out of GPU memory: 2 GiB were taken of 2 GiB, and 1 GiB more asked for",
+        "the worker died, 3 times in a row",
+        "pixels of set.pt is not finite; accepted: finite values",
+        "",
+    ],
+)
+def test_what_a_machine_has_failed_is_missing_and_not_the_worst_candidate(halving, tmp_path, reason):
+    for name, score in (("light", 0.3), ("middle", 0.4), ("plain", 0.1)):
+        metrics = {"student/val_accuracy": score}
+        left_behind(tmp_path, halving, name, 100, status="finished", metrics=metrics)
+    left_behind(tmp_path, halving, "heavy", 100, status="failed", reason=reason)
+    state = halving.with_rows(rows_in(tmp_path, halving.trials, "a machine"))
+    assert sorted(row.cell for row in state.rows) == ["light", "middle", "plain"]
+    assert [unit.label for unit in state.missing] == ["rung 1"]
+    # A row that an earlier version has stored of one is none.
+    write_rows(tmp_path / "tiny.parquet", [made(halving, "heavy", "guided", 100, {}, status="failed")])
+    assert read_state(halving.claim, tmp_path).rows == []
+    left_behind(tmp_path, halving, "heavy", 100, status="finished", metrics={"student/val_accuracy": 0.9})
+    again = state.with_rows(rows_in(tmp_path, halving.trials, "a machine"))
+    assert again.ladder.dropped == {"light": 1}
+
+
+def test_a_trial_that_diverged_is_an_answer_unless_it_has_finished_too(halving, tmp_path):
+    left_behind(tmp_path, halving, "heavy", 100, status="failed", reason=DIVERGED)
+    (failed,) = rows_in(tmp_path, halving.trials, "a machine")
+    assert failed.failed
+    rest = [row for row in scored(halving, FIRST) if row.cell != "heavy"]
+    failed = made(halving, "heavy", "guided", 100, {}, status="failed")
+    (finished,) = scored(halving, {("heavy", 100): 0.9})
+    for order in ([failed, finished], [finished, failed]):
+        state = State(halving.trials, order[:1]).with_rows(order[1:])
+        assert state.with_rows(rest).ladder.mean("heavy") == 0.9
+        assert list(state.rows) == [finished]
+
+
 def test_candidates_of_a_rung_are_compared_on_one_machine(halving):
     rows = scored(halving, FIRST)
     strange = scored(halving, {("plain", 100): 0.1}, machine="another")
@@ -438,6 +618,25 @@ def script(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
+@pytest.mark.parametrize("mode", [{}, {"lists": True}, {"checks": True}, {"writes": True}], ids=str)
+def test_rows_and_claims_have_folders(tmp_path, empty, mode):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    (tmp_path / "bare").mkdir()
+    there = {"--claims": tmp_path / "claims", "--results": tmp_path / "results", "--out": tmp_path / "out"}
+    cases = {
+        "--results": [(tmp_path / "file", "a folder; "), (tmp_path / "file" / "rows", "a folder; ")],
+        "--claims": [(tmp_path / path, "a folder that holds claims") for path in ("none", "bare", "file")],
+    }
+    for flag, given in cases.items():
+        for path, accepted in given:
+            known = Args(**{name[2:]: value for name, value in (there | {flag: path}).items()}, **mode)
+            with pytest.raises(InputError) as refused:
+                main(known)
+            assert f"{flag} is {str(path)!r}; accepted: {accepted}" in str(refused.value)
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "out").exists()
+
+
 def test_check_mode_ends_with_1_and_a_diff(tmp_path, empty):
     text = tmp_path / "text.md"
     text.write_text("<!-- claims tiny -->\nold\n<!-- end claims tiny -->\n", encoding="utf-8")
@@ -459,6 +658,10 @@ def test_check_mode_ends_with_1_and_a_diff(tmp_path, empty):
         (["--only-cells", "three"], "error: --only-cells is 'three'; accepted: some of one, two\n"),
         (["--only-seeds", "7"], "error: --only-seeds is '7'; accepted: some of 10, 11, 12\n"),
         (["--time-budget", "soon"], "error: --time-budget is 'soon'"),
+        (
+            ["--list", "--check"],
+            "error: what is asked is '--list --check'; accepted: one of --list, --write and --check",
+        ),
     ],
     ids=lambda part: part[0] if isinstance(part, list) else "",
 )

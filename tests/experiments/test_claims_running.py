@@ -146,6 +146,31 @@ def test_rows_that_were_lost_come_back_from_the_records(whole, home):
 
 
 @pytest.mark.ray
+def test_a_claim_whose_cells_are_renamed_and_reordered_is_answered_by_its_records(whole, home, tmp_path, heard):
+    cells = {"zwei": TINY["cells"]["two"], "eins": TINY["cells"]["one"]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"cells": cells}), encoding="utf-8")
+    shutil.copytree(home / "calm", home / "renamed")
+    before = sorted(records(home, "renamed"))
+    result = running.run(read_claims(tmp_path), place(home, "renamed"))
+    assert (result.complete, result.failed) == (True, 0)
+    assert sorted(records(home, "renamed")) == before
+    state = read_state(*read_claims(tmp_path), home / "rows-renamed")
+    assert (state.missing, len(state.rows)) == ([], 16)
+
+
+@pytest.mark.ray
+def test_what_is_missing_after_a_whole_run_is_told_and_does_not_count_as_done(whole, home, heard, monkeypatch):
+    shutil.copytree(home / "calm", home / "short")
+    monkeypatch.setattr(running, "tells", lambda record, choosing: record.seed != 11)
+    result = running.run(claims_of(home, "tiny"), place(home, "short"))
+    assert (result.complete, result.failed) == (True, 2)
+    told = (
+        "tiny: still missing after this run: 7 trials, of one (seeds 11), two (seeds 11); the same command tries again"
+    )
+    assert told in heard
+
+
+@pytest.mark.ray
 def test_on_a_machine_without_the_records_only_what_is_missing_is_run(whole, home):
     rows = home / "rows-alike" / "tiny.parquet"
     rows.parent.mkdir()
@@ -213,7 +238,7 @@ def test_data_that_are_not_there_are_told_before_anything_is_run(home, tmp_path)
     (claim,) = read_claims(tmp_path)
     with pytest.raises(InputError, match="--data-root is None"):
         running.run([claim], place(home, "far"))
-    with pytest.raises(InputError, match=r"data\.root is .*cifar10"):
+    with pytest.raises(InputError, match=r"^--data-root .*: data\.root is .*cifar10"):
         running.run([claim], replace(place(home, "far"), data_root=tmp_path))
     assert not (home / "far").exists()
 

@@ -15,7 +15,7 @@ from condkd_ray.report.figures.search import COLOURS, course_plot, front_plot, i
 from condkd_ray.report.page import sections
 from condkd_ray.report.page.elements import Element, Page, Rows, Section, Text, tables
 from condkd_ray.report.page.images import gallery, vector
-from condkd_ray.report.page.summary import facts, forest, verdict
+from condkd_ray.report.page.summary import facts, forest, unguided, verdict
 from condkd_ray.report.results import Results, read, value
 from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, judged
 from condkd_ray.report.tables import arms, search, teachers
@@ -99,8 +99,9 @@ def best(results: Results) -> list[str]:
 def confirmed(results: Results) -> tuple[Section | None, list[str]]:
     """What came of the best trials and the default with new seeds: the only claim that a search makes.
 
-    The section, its first element for the first screen, and the claim; where nothing was run again, a caution. Trials
-    of another version of the numbers than the search's are not shown beside them.
+    The section, its first element for the first screen, and the claim, with what a trial is worth beside itself without
+    guidance; where nothing was run again, a caution. Trials of another version of the numbers than the search's are not
+    shown beside them.
     """
     place, objective = results.out / CONFIRMED, results.objectives[0]
     again = read(place) if (place / MANIFEST).is_file() else None
@@ -114,9 +115,9 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
         found = comparisons(again.finished, baseline=again.manifest.baseline, metric=objective)
         told.append(_objective_table(judged(found), objective))
     shown = forest(again.judged, teachers.sentence(again))
-    claim = verdict(again.judged)[0]
+    claim, *controls = [verdict(again.judged)[0], *unguided(again.judged)]
     section = Section("The best again, with new seeds", [shown, *tables(*told, arms.rounds_table(again))])
-    return section, [f"With new seeds: {claim[0].lower()}{claim[1:]}"]
+    return section, [f"With new seeds: {claim[0].lower()}{claim[1:]}", *controls]
 
 
 def _objective_table(found: Sequence[Difference], objective: str) -> Table:

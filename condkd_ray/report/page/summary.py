@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 
 from condkd_ray.report.page.elements import Forest, mood, points
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import ACCURACY, CONTROLS, GUIDED, MIXED, PRIOR, Difference, tested
+from condkd_ray.report.statistics import (
+    ACCURACY,
+    CONTROLS,
+    GUIDED,
+    MIXED,
+    PRIOR,
+    UNGUIDED,
+    Difference,
+    tested,
+    turned,
+)
 from condkd_ray.report.tables import teachers
 from condkd_ray.report.tables.table import between
 
@@ -40,10 +50,26 @@ def guides(found: Sequence[Difference], at: str = "") -> list[str]:
     Two sentences for each guided arm, the first few; nothing without any. Each control has its own 95 % interval over
     seeds: that both must be beaten needs no correction.
     """
-    known = {(one.left, one.right): one for one in found}
+    # Which of two is the baseline decides which way round they are compared.
+    known = {(one.left, one.right): one for two in found for one in (turned(two), two)}
     tails = [left.removeprefix(GUIDED) for left, _ in known if left.startswith(GUIDED)]
-    told = [_worth(known, tail, at) for tail in dict.fromkeys(tails)]
-    return [line for lines in [lines for lines in told if lines][:GUIDED_ARMS] for line in lines]
+    told = [lines for tail in dict.fromkeys(tails) if (lines := _worth(known, tail, at))]
+    return [*(line for lines in told[:GUIDED_ARMS] for line in lines), *_more(len(told) - GUIDED_ARMS)]
+
+
+def unguided(found: Sequence[Difference]) -> list[str]:
+    """Whether arms beat themselves without their guidance, a sentence for each of the first few; else nothing."""
+    pairs = [one for one in found if one.right == f"{one.left}{UNGUIDED}"]
+    words = {1: "{} beats itself without guidance", -1: "{} is worse than itself without guidance"}
+    unsure = "It is not shown that {} beats itself without guidance"
+    lines = [f"{_sentence(words.get(side(one), unsure).format(one.left))}: {_measured(one)}." for one in pairs]
+    return [*lines[:GUIDED_ARMS], *_more(len(lines) - GUIDED_ARMS)]
+
+
+def _more(count: int) -> list[str]:
+    """A sentence on guided arms that no sentence tells of."""
+    few = "1 more guided arm is" if count == 1 else f"{count} more guided arms are"
+    return [f"{few} compared in the table of paired differences."] if count > 0 else []
 
 
 def _worth(known: Mapping[tuple[str, str], Difference], tail: str, at: str) -> list[str]:
@@ -51,14 +77,22 @@ def _worth(known: Mapping[tuple[str, str], Difference], tail: str, at: str) -> l
     guided, mixed, prior = (f"{arm}{tail}" for arm in (GUIDED, MIXED, PRIOR))
     all_of_it, by_guides, by_prior = (known.get((f"{left}{tail}", f"{right}{tail}")) for left, right in CONTROLS)
     if by_guides is None:
-        unknown = f"what of it needs the condensed images as guides is not known, as there is no arm {prior}"
+        gain = all_of_it is not None and side(all_of_it) == 1
+        what = "what of it needs the condensed images as guides" if gain else "what the condensed images give as guides"
+        unknown = f"{what} is not known, as there is no arm {prior}"
         return [f"{_sentence(_measured(all_of_it))}{at}; {unknown}."] if all_of_it else []
     if all_of_it is None:
         return [f"{_sentence(_measured(by_guides))}{at}; there is no arm {mixed} to compare with."]
     measured = [_measured(one) for one in (all_of_it, by_guides)]
-    beaten = side(all_of_it) == side(by_guides) == 1
-    shown = f"{guided.capitalize()} beats" if beaten else f"It is not shown that {guided} beats"
-    lines = [f"{shown} both {mixed} and {prior}{at}: {measured[0]}; {measured[1]}."]
+    sides = side(all_of_it), side(by_guides)
+    both = f"both {mixed} and {prior}"
+    shown = {
+        (1, 1): f"{guided.capitalize()} beats {both}",
+        (-1, -1): f"{guided.capitalize()} is worse than {both}",
+        (-1, 0): f"{guided.capitalize()} is worse than {mixed}",
+        (-1, 1): f"{guided.capitalize()} is worse than {mixed}, and better than {prior}",
+    }.get(sides, f"It is not shown that {guided} beats {both}")
+    lines = [f"{shown}{at}: {measured[0]}; {measured[1]}."]
     guides_give = {
         1: f"{points(by_guides.mean)} points of guidance need the condensed images as guides",
         0: "that the condensed images give anything as guides is not shown",
@@ -67,11 +101,15 @@ def _worth(known: Mapping[tuple[str, str], Difference], tail: str, at: str) -> l
     if by_prior is None:
         return [*lines, f"{_sentence(guides_give)}."]
     prior_gives = {
-        1: "a class prior gives part without any guide",
+        1: "a class prior gives part without any guide" if sides[0] == 1 else "a class prior alone helps",
         0: "that a class prior gives anything without them is not shown",
         -1: "a class prior alone does harm",
     }[side(by_prior)]
-    return [*lines, f"{_sentence(guides_give)}; {prior_gives}: {_measured(by_prior)}."]
+    theirs = sides[0] == 1 and sides[1] != 1 and side(by_prior) == 1
+    shown_part = (
+        f"; so all that is shown of the gain over {mixed} is a class prior's, and needs no condensed image as a guide"
+    )
+    return [*lines, f"{_sentence(guides_give)}; {prior_gives}: {_measured(by_prior)}{shown_part * theirs}."]
 
 
 def side(one: Difference) -> int:

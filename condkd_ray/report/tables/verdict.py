@@ -41,7 +41,7 @@ _LEGEND = (
 _INTERVALS = (
     "Paired by seed, in percentage points; 95 % over seeds (another run; more --seeds narrow it) and over held-out\n"
     "images (other images; more images narrow it), not corrected for the number of comparisons. The verdict is on\n"
-    "accuracy: guided - mixed, and guided - mixed_prior, as both are made under one class prior."
+    "accuracy: guided - mixed, and guided - mixed_prior, which is made under the class prior of guided, without guides."
 )
 
 
@@ -132,20 +132,26 @@ def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
     unproven = "guided is better here, but that your images help as guides is not shown"
     shown_so = {1: "guidance helps here" if by_guides else unproven, -1: "guidance hurts here", 0: unsure}[_side(one)]
     seeds = f"{one.n} seed{'s' if one.n > 1 else ''}"
-    return f"Verdict: with {seeds} {shown_so}: {measured}{_alone(records, labels)}{_parts(own, prior)}."
+    return (
+        f"Verdict: with {seeds} {shown_so}: {measured}{_alone(records, labels)}{_parts(own, prior, _side(one) == 1)}."
+    )
 
 
 def _points(one: Difference) -> str:
     return f"{100 * one.mean:+.1f}"
 
 
-def _parts(own: Difference | None, prior: Difference | None) -> str:
-    """What of guided - mixed needs the images as guides, and what a class prior gives without any."""
+def _parts(own: Difference | None, prior: Difference | None, gain: bool) -> str:
+    """What of guided - mixed needs the images as guides, and what a class prior gives without any.
+
+    `gain`: whether guided - mixed is above 0 for certain: else there is nothing to be a part of.
+    """
     if own is None:
-        return "; what of this needs your images as guides is not known, as no seed of mixed_prior has finished with it"
+        what = "what of this needs your images as guides" if gain else "what your images give as guides"
+        return f"; {what} is not known, as no seed of mixed_prior has finished with it"
     gives = {1: "give", -1: "cost", 0: "give, which is not told apart from nothing,"}[_side(own)]
     ends = f"over seeds {_range(own.over_seeds)}, over images {_range(own.over_images)}"
-    given = f"; as guides your images {gives} {_points(own)} of these points ({ends})"
+    given = f"; as guides your images {gives} {_points(own)}{' of these' * gain} points ({ends})"
     if prior is None:
         return given
     alone = f"{_points(prior)} (over seeds {_range(prior.over_seeds)})"

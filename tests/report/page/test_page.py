@@ -163,13 +163,14 @@ def test_a_search_tells_what_came_of_the_best_with_new_seeds(tmp_path):
     records, about = searched(tmp_path)
     again = [
         make_record(arm, 5, seed, config_hash=f"{arm} {seed}", metrics={"student/test_accuracy": 0.6 + gain + noise})
-        for arm, gain in (("default", 0.0), ("trial 2", 0.1))
+        for arm, gain in (("default", 0.0), ("trial 2", 0.1), ("trial 2 unguided", 0.02))
         for seed, noise in ((100, 0.0), (101, 0.03 * gain), (102, 0.0))
     ]
     (tmp_path / "confirmed").mkdir()
     written(tmp_path / "confirmed", again, experiment="confirm", baseline="default")
     seen = Seen(written(tmp_path, records, search=about))
     assert "With new seeds: against default with 5 condensed images per class, better: trial 2 (" in seen.text
+    assert "Trial 2 beats itself without guidance: trial 2 - trial 2 unguided is +8." in seen.text
     assert "All trials share one seed" not in seen.text
 
 

@@ -1,11 +1,12 @@
 """The first sentences of a page: guidance is not praised for what its class prior does."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.page.summary import guides, side, verdict
+from condkd_ray.report.page.summary import guides, side, unguided, verdict
 from condkd_ray.report.statistics import ACCURACY, comparisons, judged
 from report.report_factory import make_record, sweep
 
@@ -50,6 +51,45 @@ def test_what_is_not_shown_is_not_claimed(means: tuple[float, float, float], nee
     assert prior in second.split("; ")[1]
 
 
+@pytest.mark.parametrize(
+    ("means", "first", "second"),
+    [
+        ((0.60, 0.62, 0.55), "Guided is worse than both mixed and mixed_prior: ", "a class prior alone helps: "),
+        ((0.60, 0.55, 0.55), "Guided is worse than mixed: ", "a class prior alone does harm: "),
+        (
+            (0.60, 0.50, 0.55),
+            "Guided is worse than mixed, and better than mixed_prior: ",
+            "a class prior alone does harm: ",
+        ),
+        ((0.60, 0.65, 0.60), "It is not shown that guided beats both mixed and ", "a class prior alone helps: "),
+    ],
+)
+def test_without_a_gain_there_is_no_part_of_it(means: tuple[float, float, float], first: str, second: str):
+    lines = told(trials(**dict(zip(("mixed", "mixed_prior", "guided"), means, strict=True))))
+    assert lines[0].startswith(first)
+    assert lines[1].split("; ")[1].startswith(second)
+    assert "part" not in " ".join(lines)
+    assert "needs no condensed image" not in " ".join(lines)
+
+
+def test_without_a_gain_nothing_of_it_is_asked():
+    (only,) = told(trials(mixed=0.60, guided=0.55))
+    assert only.endswith("; what the condensed images give as guides is not known, as there is no arm mixed_prior.")
+
+
+@pytest.mark.parametrize(("mean", "needless"), [(0.65, True), (0.63, True), (0.68, False)])
+def test_a_gain_that_a_class_prior_gives_alone_is_said_to_need_no_guide(mean: float, needless: bool):
+    _, second = told(trials(mixed=0.60, mixed_prior=0.65, guided=mean))
+    words = "; so all that is shown of the gain over mixed is a class prior's, and needs no condensed image as a guide."
+    assert second.endswith(words) == needless
+
+
+@pytest.mark.parametrize("baseline", ["none", "mixed", "mixed_prior", "guided"])
+def test_the_baseline_changes_nothing_of_what_guides_are_worth(baseline: str):
+    records = trials(none=0.3, mixed=0.60, mixed_prior=0.62, guided=0.65)
+    assert guides(comparisons(records, baseline=baseline)) == guides(comparisons(records))
+
+
 def test_one_seed_shows_nothing():
     first, second = told(trials(noise=(0.0,), mixed=0.60, mixed_prior=0.62, guided=0.65))
     assert first.startswith("It is not shown that guided beats both")
@@ -76,6 +116,33 @@ def test_each_guided_arm_is_read_against_the_controls_of_its_name():
     assert len(lines) == 4
     assert lines[0].startswith("Guided cmi beats both mixed cmi and mixed_prior cmi: ")
     assert lines[2].startswith("Guided fast beats both ")
+
+
+def test_how_many_guided_arms_no_sentence_tells_of():
+    tails = [f" {name}" for name in ("a", "b", "c", "d")]
+    records = [one for tail in tails for one in trials(tail, mixed=0.60, mixed_prior=0.62, guided=0.65)]
+    assert told(records)[4:] == ["2 more guided arms are compared in the table of paired differences."]
+    assert told([one for one in records if not one.arm.endswith(" d")])[4:] == [
+        "1 more guided arm is compared in the table of paired differences."
+    ]
+
+
+def test_an_arm_is_read_against_itself_without_guidance():
+    means: dict[str, Any] = {
+        "trial 1": 0.6,
+        "trial 1 unguided": 0.65,
+        "trial 2": 0.6,
+        "trial 2 unguided": 0.5,
+        "default": 0.3,
+    }
+    lines = unguided(judged(comparisons(trials(**means), baseline="default")))
+    assert lines[0].startswith("Trial 1 is worse than itself without guidance: trial 1 - trial 1 unguided is ")
+    assert lines[1].startswith(
+        "Trial 2 beats itself without guidance: trial 2 - trial 2 unguided is +10.00 points (95 % "
+    )
+    assert unguided(comparisons(trials("", (0.0,), **means)))[0].startswith(
+        "It is not shown that trial 1 beats itself "
+    )
 
 
 def test_the_number_of_condensed_images_stands_where_an_arm_has_them():

@@ -85,6 +85,19 @@ def test_guidance_does_not_help_by_what_a_class_prior_gives_without_guides(
     assert told.count(". ") == 0
 
 
+@pytest.mark.parametrize(
+    ("prior", "said"),
+    [
+        ((200, 201, 203), "; as guides your images give +14.9 points (over seeds"),
+        ((), "; what your images give as guides is not known, as no seed of mixed_prior has finished with it."),
+    ],
+)
+def test_without_a_gain_nothing_is_a_part_of_it(prior: tuple[int, ...], said: str):
+    told = sentence(trials((140, 141, 144), prior=prior), TRUTH)
+    assert said in told
+    assert "of these points" not in told
+
+
 def test_one_seed_shows_nothing():
     told = sentence(trials((50,)), TRUTH)
     assert told.startswith("Verdict: with 1 seed it is not shown")
