@@ -499,6 +499,16 @@ def test_the_files_of_a_set_are_known_just_where_they_are_older_than_the_trial(t
     assert set_digest(tmp_path / "none", 2000) == ""
 
 
+def test_a_row_of_a_stranger_s_set_tells_its_files(tmp_path):
+    state = State(trials_of(stated(tmp_path, HALVING, condensation=FOREIGN)), [])
+    (tmp_path / "set.pt").write_bytes(b"images")
+    os.utime(tmp_path / "set.pt", (1000, 1000))
+    left_behind(tmp_path, state, "heavy", 100, root=tmp_path, status="finished", metrics={"student/val_accuracy": 0.5})
+    (row,) = rows_in(tmp_path, state.trials, "a machine")
+    assert row.set_digest == set_digest(tmp_path / "set.pt", 2000) != ""
+    assert row.record.config["condensation"]["path"] == "set.pt"
+
+
 def test_candidates_are_not_ranked_over_seeds_of_unlike_files(halving):
     first = scored(halving, FIRST, set_digest="files A")
     second = {("heavy", 101): 0.2, ("middle", 101): 0.5, ("plain", 101): 0.1}
@@ -542,10 +552,10 @@ def test_a_candidate_that_failed_is_dropped_and_told(halving):
 DIVERGED = "round 1: loss term inversion/oh is not finite at step 3"
 
 
-def left_behind(folder: Path, state: State, name: str, seed: int, **outcome) -> None:
+def left_behind(folder: Path, state: State, name: str, seed: int, root: Path | None = None, **outcome) -> None:
     """The record of a candidate's trial, as a run leaves it."""
     plan = state.trials.planned[name, state.claim.cells[name].arm, seed].plan
-    config = replace(plan.config, precision="float32")
+    config = located(replace(plan.config, precision="float32"), root)
     kinds = ("dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
     told = {"experiment": "tiny", "arm": "called otherwise", "ipc": 1, "seed": seed, "numbers": NUMBERS}
     hashes = {"config_hash": f"{name}{seed}", "config": to_tree(config)}
