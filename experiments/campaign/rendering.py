@@ -240,6 +240,10 @@ def _ladder_table(state: State) -> str:
     best = chosen(claim, ladder).values()
     order = [name for name in claim.cells if name in ladder.scores]
     grouped = list(dict.fromkeys(claim.cells[name].group for name in order))
+
+    def group(name: str) -> list[str]:
+        return [claim.cells[name].group] * any(grouped)
+
     # The furthest first, and among these the best.
     order.sort(
         key=lambda name: (
@@ -255,8 +259,9 @@ def _ladder_table(state: State) -> str:
         mean = shown(spread(map(accuracy, own)), None, factor=100, digits=1) + (f" ({failed} failed)" if failed else "")
         places = [shown(spread(value(row, metric) for row in own), None, digits=3) for metric in PLACES.values()]
         end = "**chosen**" if name in best else f"rung {ladder.dropped[name]}" if name in ladder.dropped else ""
-        rows.append([name, claim.cells[name].group, str(len(own)), mean, *places, end])
-    return _markdown(["candidate", "group", "seeds", "validation accuracy", *PLACES, "dropped after"], rows)
+        rows.append([name, *group(name), str(len(own)), mean, *places, end])
+    header = ["candidate", *["group"] * any(grouped), "seeds", "validation accuracy", *PLACES, "dropped after"]
+    return _markdown(header, rows)
 
 
 def _choice(state: State) -> str:
