@@ -85,7 +85,6 @@ class Gaussian(Guidance[GaussianState]):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.views >= 1, "gaussian views", self.views, "an integer >= 1")
-        require(self.covariance_weight >= 0, "covariance_weight", self.covariance_weight, ">= 0")
         require(self.shrinkage in get_args(Shrinkage), "gaussian shrinkage", self.shrinkage, "ledoit_wolf, oas or none")
         for what in ("mixup", "noise"):
             accepted = "0: it looks at no condensed images in a step; discriminator, mmd and moments do"
