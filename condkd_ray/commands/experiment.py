@@ -124,8 +124,7 @@ class Flags(TeacherFlags, Options):
 
     def arms_or(self, given: Sequence[Arm] | None, default: Sequence[Arm]) -> Sequence[Arm]:
         """The arms `given`, else those of `default` that there are with this prior: at weight 0 no mixed_prior."""
-        there = [name for name in default if name not in BOTH or name in self.mixing]
-        return there if given is None else given
+        return [name for name in default if name not in BOTH or name in self.mixing] if given is None else given
 
     @property
     def teacher_label(self) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -183,7 +183,8 @@ def own_prior(base: TrialConfig) -> Prior | None:
     there, and `mixed` alone would have it. Raises `InputError` for one of weight 0, which leaves nothing to compare.
     """
     inversion, usual = base.inversion, usual_prior(base.inversion)
-    found = Prior(inversion.oh_weight, inversion.oh_temperature)
+    weight, temperature = (getattr(inversion, name) for name in ("oh_weight", "oh_temperature"))
+    found = Prior(weight, temperature)
     if found == usual:
         return None
     accepted = "more than 0, of the class prior of mixed_prior and guided; or leave it out"
@@ -195,7 +196,7 @@ def own_prior(base: TrialConfig) -> Prior | None:
 
 def usual_prior(inversion: AnyInversion) -> Prior:
     """That of an inversion whose config says nothing of it."""
-    default = {field.name: field.default for field in fields(inversion)}
+    default: dict[str, Any] = {field.name: field.default for field in fields(inversion)}
     return Prior(default["oh_weight"], default["oh_temperature"])
 
 
