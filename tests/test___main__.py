@@ -143,7 +143,7 @@ def test_flags_go_over_the_file_and_other_trials_join_the_folder(trained, folder
 
 
 def test_a_trial_that_becomes_nan_ends_with_code_one_and_may_be_tried_again(folder, monkeypatch, capsys):
-    broken = command(folder, "broken", "--inversion.bn-weight", "nan", "--rounds", "1")
+    broken = command(folder, "broken", "--inversion.bn-weight", "1e39", "--rounds", "1")
     for _ in range(2):
         assert run(monkeypatch, *broken) == 1
         assert "failed: round 1: loss term inversion/loss is not finite at step 1" in capsys.readouterr().err

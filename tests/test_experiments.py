@@ -116,7 +116,7 @@ def test_without_a_prior_there_is_no_control_unless_it_is_asked_for_which_is_ref
     usual = [plan.arm for plan in planned(name, **flags)]
     without = [plan.arm for plan in planned(name, prior_weight=0.0, **flags)]
     assert without == [arm for arm in usual if not arm.startswith("mixed_prior")] != usual
-    with pytest.raises(InputError, match=r"prior of the arm mixed_prior .* is 'weight 0, temperature 8'"):
+    with pytest.raises(InputError, match=r"prior of the arm mixed_prior .* is 'weight 0, temperature 4'"):
         planned(name, prior_weight=0.0, arms=("mixed", "mixed_prior"), **flags)
 
 

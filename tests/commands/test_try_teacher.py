@@ -151,7 +151,7 @@ USUAL = {"none": (0.5, 1.0), "mixed": (0.5, 1.0)}
     [
         ("", PRIOR),
         (", oh_weight: 0.5, oh_temperature: 1", PRIOR),
-        (", oh_weight: 100, oh_temperature: 8", PRIOR),
+        (", oh_weight: 100, oh_temperature: 4", PRIOR),
         (", oh_weight: 30, oh_temperature: 2", Prior(30.0, 2.0)),
         (", oh_temperature: 4", Prior(0.5, 4.0)),
     ],

@@ -33,7 +33,7 @@ from condkd_ray.core import compilation
 from condkd_ray.core.method import InputError, Meter
 from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.data.readers import read_parquet
-from condkd_ray.methods.guidance import AnyGuidance, Guidance
+from condkd_ray.methods.guidance import AnyGuidance, Gaussian, Guidance
 from condkd_ray.methods.inversion import AnyInversion, NoInversion, nayer
 from condkd_ray.methods.memory import AnyMemory, Prioritized, device_rows
 from condkd_ray.methods.memory.prioritized import PrioritizedState
@@ -682,6 +682,8 @@ def without_values(monkeypatch):
     # Outside of what is checked: the memory's part of a round, and how much room the device has.
     monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
     monkeypatch.setattr(PrioritizedState, "read", unheard)
+    # A Gaussian's covariance is shrunk on the host, before the first round.
+    monkeypatch.setattr(Gaussian, "_pooled", lambda self, features, labels, views: features.T @ features)
     monkeypatch.setattr(device_rows, "default_limit", lambda device: 10**6)
     with simulated():
         yield world.prepared(

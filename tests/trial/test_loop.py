@@ -237,8 +237,8 @@ def test_settled_samples_are_what_a_store_gives_back(prepared):
     assert torch.allclose(settled.logits, prepared.teacher.logits(back.images), atol=1e-2)
 
 
-def test_a_nan_is_named_before_anything_is_kept(prepared):
-    config = toy_config(inversion=Fast(steps=2, batch=16, latent=16, width=8, bn_weight=float("nan")))
+def test_what_is_not_finite_is_named_before_anything_is_kept(prepared):
+    config = toy_config(inversion=Fast(steps=2, batch=16, latent=16, width=8, bn_weight=1e39))  # infinite in float32
     state, store = start(config, prepared), local_store(config, prepared, None)
     with pytest.raises(NonFiniteError, match=r"loss term inversion/loss is not finite at step 1"):
         run_round(config, prepared, state, store)
