@@ -1,6 +1,5 @@
 """What every host with the option `conditional` keeps to where its generator is told a label."""
 
-import copy
 from dataclasses import fields, replace
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from toy import NUM_CLASSES, make_prepared, make_teacher, toy_config
 
-from condkd_ray.core import checkpoint
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance import Discriminator, Mmd
@@ -16,10 +14,9 @@ from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import DeepInversion, Zskt
 from condkd_ray.methods.targets import Balanced, Soft
 from condkd_ray.models.generator import Generator, LabelledGenerator
-from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.plan import production_key
-from condkd_ray.trial.run import local_store
-from contracts.toy_methods import INVERTERS, Puller, same, small, synthesize, tensors
+from contracts.toy_methods import INVERTERS, Puller, small, synthesize
+from contracts.toy_trials import goes_on_alike
 
 KINDS = [kind for kind in INVERTERS if "conditional" in {field.name for field in fields(kind)}]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -107,24 +104,10 @@ def test_only_its_own_streams_are_drawn_from(kind):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def numbers(live):
-    return [{name: x for name, x in row.items() if not name.startswith("time/")} for row in live.history]
-
-
 @each_kind
 def test_a_guided_trial_goes_on_from_a_checkpoint_bit_for_bit(kind, tmp_path):
     settings = toy_config(inversion=told(kind), guidance=small(Mmd), rounds=3)
-    prepared = make_prepared()
-    live, store = start(settings, prepared), local_store(settings, prepared, None)
-    run_round(settings, prepared, live, store)
-    checkpoint.save(live, tmp_path / "state")
-    resumed = checkpoint.load(start(settings, make_prepared()), tmp_path / "state")
-    kept = copy.deepcopy(store)
-    for _ in range(2):
-        run_round(settings, prepared, live, store)
-        run_round(settings, make_prepared(), resumed, kept)
-    assert numbers(live) == numbers(resumed)
-    assert same(list(tensors(live)), list(tensors(resumed)))
+    live, store = goes_on_alike(settings, tmp_path)
     labels = store.gather(live.memory.ids).labels
     assert (labels.bincount(minlength=NUM_CLASSES) * NUM_CLASSES == len(labels)).all()
 

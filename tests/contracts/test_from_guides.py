@@ -1,6 +1,5 @@
 """What every host keeps to that can start its batches from guides: `condkd_ray.methods.guidance.from_guides`."""
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,6 @@ import torch.nn.functional as F
 import yaml
 from toy import blobs, make_prepared, make_teacher, toy_config
 
-from condkd_ray.core import checkpoint
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import to_unit
@@ -23,7 +21,8 @@ from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.plan import production_key
 from condkd_ray.trial.run import local_store
 from contracts.toy_guides import LABELS, bound, each_guidance
-from contracts.toy_methods import INVERTERS, Verdict, same, small, synthesize, tensors
+from contracts.toy_methods import INVERTERS, Verdict, same, small, synthesize
+from contracts.toy_trials import goes_on_alike, numbers
 
 STARTING = [kind for kind in INVERTERS if kind.starts_from_images]
 PIXELS = [DeepInversion, SoftTarget]
@@ -213,11 +212,6 @@ def test_the_label_of_a_soft_target_says_whose_image_it_starts_from():
     assert torch.equal(condensed.labels[rows], targets.labels[:8])
 
 
-def numbers(live, *without):
-    left_out = ("time/", *without)
-    return [{name: x for name, x in row.items() if not name.startswith(left_out)} for row in live.history]
-
-
 def trial(settings, prepared):
     live, store = start(settings, prepared), local_store(settings, prepared, None)
     for _ in range(settings.rounds):
@@ -228,17 +222,7 @@ def trial(settings, prepared):
 @each_host
 def test_a_trial_goes_on_from_a_checkpoint_bit_for_bit(kind, tmp_path):
     settings = toy_config(inversion=small(kind), guidance=small(Mmd, from_guides=replace(HALF, steps=2)), rounds=3)
-    prepared = make_prepared()
-    live, store = start(settings, prepared), local_store(settings, prepared, None)
-    run_round(settings, prepared, live, store)
-    checkpoint.save(live, tmp_path / "state")
-    resumed = checkpoint.load(start(settings, make_prepared()), tmp_path / "state")
-    kept = copy.deepcopy(store)
-    for _ in range(2):
-        run_round(settings, prepared, live, store)
-        run_round(settings, make_prepared(), resumed, kept)
-    assert numbers(live) == numbers(resumed)
-    assert same(list(tensors(live)), list(tensors(resumed)))
+    goes_on_alike(settings, tmp_path)
 
 
 @each_host

@@ -1,13 +1,11 @@
 """What guidance does in a whole trial, and what it must not do there."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 from reference import losses as reference
 from toy import make_prepared, toy_config
 
-from condkd_ray.core import checkpoint
 from condkd_ray.core.method import Schedule
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator, Mmd, NoGuidance
@@ -15,7 +13,8 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.run import local_store
 from contracts.toy_guides import FORMS, MIDDLE, each_guidance
-from contracts.toy_methods import INVERTERS, frozen, same, small, tensors
+from contracts.toy_methods import INVERTERS, frozen, same, small
+from contracts.toy_trials import goes_on_alike, numbers
 
 
 def trial(settings, prepared):
@@ -25,12 +24,6 @@ def trial(settings, prepared):
     for _ in range(settings.rounds):
         run_round(settings, prepared, live, store)
     return live, store
-
-
-def numbers(live, *without):
-    """A trial's history but times and what else is to be left out."""
-    left_out = ("time/", *without)
-    return [{name: x for name, x in round.items() if not name.startswith(left_out)} for round in live.history]
 
 
 def outcome(guidance, inverter, prepared):
@@ -82,18 +75,7 @@ def test_a_checkpoint_in_the_middle_of_schedules_goes_on_bit_for_bit(form, tmp_p
         distiller=Distiller(steps=2, batch=16, condensed_share=0.25, share_schedule=falling),
         rounds=4,
     )
-    prepared = make_prepared()
-    live, store = start(settings, prepared), local_store(settings, prepared, None)
-    for _ in range(2):
-        run_round(settings, prepared, live, store)
-    checkpoint.save(live, tmp_path / "state")
-    resumed = checkpoint.load(start(settings, make_prepared()), tmp_path / "state")
-    kept = copy.deepcopy(store)
-    for _ in range(2):
-        run_round(settings, prepared, live, store)
-        run_round(settings, make_prepared(), resumed, kept)
-    assert numbers(live) == numbers(resumed)
-    assert same(list(tensors(live)), list(tensors(resumed)))
+    goes_on_alike(settings, tmp_path, before=2)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
