@@ -13,7 +13,7 @@ from typing import Literal
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 
-Form = Literal["auxiliary", "projection", "per_class", "unconditional", "hinge", "mmd", "moments", "gaussian"]
+Form = Literal["projection", "auxiliary", "per_class", "unconditional", "hinge", "mmd", "moments", "gaussian"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Args(Flags):
     """Flags of this experiment, and those common to all."""
 
     ipcs: tuple[int, ...] = (10,)
-    forms: tuple[Form, ...] = ("auxiliary", "projection", "per_class", "unconditional", "mmd", "moments", "gaussian")
+    forms: tuple[Form, ...] = ("projection", "auxiliary", "per_class", "unconditional", "mmd", "moments", "gaussian")
     layers: tuple[str, ...] = ("penultimate",)
     stages: tuple[int, ...] = (0,)
     alignments: tuple[Literal["class", "marginal"], ...] = ("class",)

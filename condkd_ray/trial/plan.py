@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Scope = Literal["trial", "inversion", "sweep"]
 """Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
 
-NUMBERS: int = 6
+NUMBERS: int = 7
 """Version of the numbers that a config gives: trials of different versions are never equal, shared or compared.
 
 It is raised only in a commit that moves golden numbers, or that changes the default of an existing field (a hash leaves
@@ -26,7 +26,8 @@ defaults out, so an old hash would silently get a new meaning). 1 is all before 
 last bits, as inversions take fewer operations, and where a tapped layer's output was written into by the next; 4 from 3
 in the last bits again, as the distance of BN statistics is of all layers at once, and in what names a precision; 5 from
 4 under `prioritized` alone, which has a field less, and there in last bits of its means; 6 from 5 in last bits of
-residual networks with fewer than 16 channels, for some sizes of a batch.
+residual networks with fewer than 16 channels, for some sizes of a batch; 7 from 6 under a discriminator that does not
+say its condition, which is a projection now and was the class head.
 """
 P = TypeVar("P", bound="Prepared | PreparedRefs", covariant=True)
 

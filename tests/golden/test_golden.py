@@ -24,7 +24,7 @@ from condkd_ray.trial.evaluation import views
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.synthesis import codec
 
-SMALL = Discriminator(hidden=32, weight=10.0)
+SMALL = Discriminator(hidden=32, weight=10.0, condition="auxiliary")
 STRICT = {"loss": "hinge", "r1_weight": 1.0, "instance_noise": 0.1, "optimizer": "sgd"}
 GUIDED = {
     "discriminator": SMALL,

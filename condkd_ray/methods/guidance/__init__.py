@@ -9,11 +9,11 @@ from condkd_ray.methods.guidance.matching import Mmd, Moments
 
 AnyGuidance = NoGuidance | Discriminator | Mmd | Moments | Gaussian
 FORMS: dict[str, Discriminator | Mmd | Moments | Gaussian] = {
-    "auxiliary": Discriminator(),
-    "projection": Discriminator(condition="projection"),
+    "projection": Discriminator(),
+    "auxiliary": Discriminator(condition="auxiliary"),
     "per_class": Discriminator(condition="per_class"),
     "unconditional": Discriminator(condition="none"),
-    "hinge": Discriminator(loss="hinge"),
+    "hinge": Discriminator(condition="auxiliary", loss="hinge"),
     "mmd": Mmd(),
     "moments": Moments(),
     "gaussian": Gaussian(),

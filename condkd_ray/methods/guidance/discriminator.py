@@ -42,7 +42,7 @@ class FeatureDiscriminator(nn.Module):
         *,
         hidden: tuple[int, int] = (512, 256),
         spectral: bool,
-        condition: Condition = "auxiliary",
+        condition: Condition = "projection",
     ) -> None:
         super().__init__()
 
@@ -127,15 +127,16 @@ class Discriminator(Guidance[DiscriminatorState]):
     )
     name: Literal["discriminator"] = "discriminator"
     weight: float = 100.0
-    """The paper prints 1. Chosen on CIFAR-10's validation images, `lr` and `hidden` on those of digits, both under
-    `augment: condensed`: `experiments/LOG.md`."""
+    """The paper prints 1. Chosen with `condition`; `lr` and `hidden` on validation images of digits, for the class head
+    under `augment: condensed`: `experiments/LOG.md`."""
     augment: Augmentation = "host"
     """`host` and `dsa` show D both sides under one family of views: the host's, for one teacher pass over the fakes, or
     DSA's. `condensed` has DSA on the condensed side alone, and D can live on that difference: of perfect fakes, real
     images held out, it told 0.638 right there, 0.590 with `host` and 0.554 with `dsa`, where 0.5 is chance."""
-    condition: Condition = "auxiliary"
+    condition: Condition = "projection"
     """How D hears of the class: a second head, a projection of the label, one logit a class, or not at all. `none` is
-    marginal alignment, whichever `alignment` is given, and the only condition that goes with `alignment: marginal`."""
+    marginal alignment, whichever `alignment` is given, and the only condition that goes with `alignment: marginal`.
+    Chosen on CIFAR-10's validation images beside the class prior of guided arms: the claim `choosing_guidance`."""
     loss: GanLoss = "non_saturating"
     steps: int = 1
     """Discriminator steps for each step of the host."""
