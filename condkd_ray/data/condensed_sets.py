@@ -56,11 +56,18 @@ class StoredSet:
 def resolve(path: Path) -> Path:
     """The file or folder that is read for `path`.
 
-    Of MTT's folders that is `images_best.pt`, and of its images the un-whitened copy `images_zca_*.pt` where there is
-    one: a teacher of images that were not whitened cannot read the others.
+    Of MTT's folders that is `images_best.pt`, or the only `images_*.pt` there, and of its images the un-whitened copy
+    `images_zca_*.pt` where there is one: a teacher of images that were not whitened cannot read the others. Raises
+    `InputError` for a folder of several, as which of them is meant nothing tells.
     """
-    if os.path.isfile(path / "images_best.pt"):
-        path = path / "images_best.pt"
+    if os.path.isdir(path):
+        matches = (re.fullmatch(r"images_(?:zca_)?(best|\d+)\.pt", name) for name in os.listdir(path))
+        stages = {match[1] for match in matches if match}
+        if stages:
+            several = ", ".join(f"images_{stage}.pt" for stage in sorted(stages))
+            accepted = f"one of its files by name ({several}), or a folder that has images_best.pt or one alone"
+            require("best" in stages or len(stages) == 1, "condensed set", str(path), accepted)
+            path = path / f"images_{'best' if 'best' in stages else next(iter(stages))}.pt"
     match = re.fullmatch(r"images_(best|\d+)", path.stem)
     copy = path.with_name(f"images_zca_{match[1]}{path.suffix}") if match else path
     return copy if os.path.isfile(copy) else path

@@ -48,6 +48,23 @@ def test_the_folder_of_a_run_of_mtt_means_its_best(tmp_path: Path):
     assert Imported(path=tmp_path).source == "images_best.pt"
 
 
+def test_the_folder_of_one_pair_of_mtt_means_that_pair(tmp_path: Path):
+    real = real_samples()
+    save(tmp_path, labels_5000=real.labels, images_5000=real.images)
+    assert torch.equal(read(tmp_path).images, real.images)
+    whitened = torch.randn(real.images.shape, generator=torch.Generator().manual_seed(0))
+    save(tmp_path, images_zca_5000=real.images, images_5000=whitened)
+    assert torch.equal(read(tmp_path).images, real.images)
+    assert Imported(path=tmp_path).source == "images_zca_5000.pt (un-whitened)"
+
+
+def test_a_folder_of_several_pairs_of_mtt_without_a_best_is_refused(tmp_path: Path):
+    real = real_samples()
+    save(tmp_path, labels_0=real.labels, images_0=real.images, labels_500=real.labels, images_500=real.images)
+    with pytest.raises(InputError, match=r"one of its files by name \(images_0.pt, images_500.pt\)"):
+        read(tmp_path)
+
+
 def test_the_copy_that_is_not_whitened_is_preferred_and_named(tmp_path: Path):
     real = real_samples()
     whitened = torch.randn(real.images.shape, generator=torch.Generator().manual_seed(0))
