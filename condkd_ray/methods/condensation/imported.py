@@ -35,9 +35,9 @@ class Imported(Condensation):
 
     name: Literal["imported"] = "imported"
     path: Path = field(metadata={"identity": False})
-    """A `.pt` dictionary of DC, DSA or DM, `images_*.pt` of MTT (or its folder, of which `images_best.pt` counts, or the
-    only `images_*.pt`), `data.pt` of IDC, `*_images.pt` of DC-BENCH, `.npz` or `images.npy` of KIP, an image
-    `.parquet`, or a folder with one sub-folder a class (SRe2L)."""
+    """A `.pt` dictionary of DC, DSA or DM, `images_*.pt` of MTT (or its folder: `images_best.pt` there, or the only
+    `images_*.pt`), `data.pt` of IDC, `*_images.pt` of DC-BENCH, `.npz` or `images.npy` of KIP, an image `.parquet`, or
+    a folder with one sub-folder a class (SRe2L)."""
     space: Literal["auto", "unit", "signed", "normalised", "uint8", "zca"] = "auto"
     """Units of the pixels: [0, 1], [-1, 1], normalised with the teacher's own constants (or with `mean` and `std`), or
     0 to 255. `auto` looks at them, and asks the teacher where they do not tell.
