@@ -253,7 +253,11 @@ METHODS = [
         "guidance: {name: mmd, stages: 1, layer: stages.1}",
         "guidance layer with stages 1 is 'stages.1'; accepted: penultimate, or a layer that is none of the stages",
     ),
-    ("guidance: {name: discriminator, alignment: marginal}", "under alignment marginal is 'projection'; accepted: none"),
+    (
+        "guidance: {name: discriminator, alignment: marginal}",
+        "under alignment marginal is 'projection'; accepted: none",
+    ),
+    ("inversion: {name: fast, lr_latent: -1}", "inversion lr_latent is -1.0; accepted: > 0, and finite"),
     ("guidance: {name: gaussian, mixup: 0.5}", "gaussian mixup is 0.5; accepted: 0: it looks at no condensed images"),
     ("guidance: {name: gaussian, shrinkage: some}", "shrinkage is 'some'; accepted: 'ledoit_wolf', 'oas' or 'none'"),
     ("guidance: {name: mmd, schedule: {start: -1}}", "schedule start or end is -1.0; accepted: a factor >= 0"),

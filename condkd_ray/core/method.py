@@ -64,6 +64,14 @@ def require_weights(method: Method, family: str) -> None:
             require(0 <= value < math.inf, f"{family} {field.name}", value, ">= 0, and finite")
 
 
+def require_rates(method: Method, family: str) -> None:
+    """Raise `InputError` unless each learning rate of a method of `family`, `lr` or `lr_...`, is finite and > 0."""
+    for field in fields(method):
+        if field.name == "lr" or field.name.startswith("lr_"):
+            value = getattr(method, field.name)
+            require(0 < value < math.inf, f"{family} {field.name}", value, "> 0, and finite")
+
+
 def shown(value: object) -> str:
     """A value as messages have it: of a very long one the beginning."""
     text = repr(value)

@@ -132,7 +132,7 @@ class Distiller(Method):
         self._check_schedule()
 
     def _check_optimizer(self) -> None:
-        require(self.lr > 0, "student lr", self.lr, "> 0")
+        require(0 < self.lr < math.inf, "student lr", self.lr, "> 0, and finite")
         require(0 <= self.momentum < 1, "student momentum", self.momentum, "0 <= momentum < 1")
         sgd = self.optimizer == "sgd"
         require(sgd or not self.nesterov, "nesterov with optimizer adam", self.nesterov, "off, or optimizer sgd")

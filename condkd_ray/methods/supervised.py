@@ -11,6 +11,7 @@ bfloat16, 5 epochs of 50 000: 0.909 of 10 000 held out, 149 s. Digits 8x8, resne
 Letters: N images, B batch, C channels, H W height and width, K classes.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,6 +67,12 @@ class Supervised(Method):
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs of the teacher", self.epochs, "1 or more")
         require(self.batch >= 2, "batch of the teacher", self.batch, "2 or more, for batch normalisation")
+        accepted = "a number > 0, or null"
+        require(self.lr is None or 0 < self.lr < math.inf, "lr of the teacher", self.lr, accepted)
+        require(0 <= self.momentum < 1, "momentum of the teacher", self.momentum, "0 <= momentum < 1")
+        require(0 <= self.weight_decay < math.inf, "weight_decay of the teacher", self.weight_decay, ">= 0, and finite")
+        smooth = self.label_smoothing
+        require(0 <= smooth < 1, "label_smoothing of the teacher", smooth, "0 <= smoothing < 1")
         require(0 <= self.warmup <= 1, "warmup of the teacher", self.warmup, "0 to 1, a share of the steps")
         require_shift(self.shift, "shift of the teacher")
         require_shift(self.cutout, "cutout of the teacher")

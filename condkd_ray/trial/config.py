@@ -30,8 +30,8 @@ from condkd_ray.trial.subset import TestRounds
 
 STARTING = "0; or an inversion that optimises pixels or latents: fast, cmi, nayer, deep_inversion, soft_target"
 TYING = (
-    "false; or an oh_weight > 0, or a guidance of classes with a weight > 0 (of a discriminator also class_weight, or "
-    "without the class head adversarial_weight): else labels say nothing of images"
+    "false; or an oh_weight > 0, or a guidance of classes with a weight > 0 (of a discriminator also "
+    "adversarial_weight, or with the class head class_weight): else labels say nothing of images"
 )
 HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 

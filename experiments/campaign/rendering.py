@@ -1,7 +1,7 @@
 """What stored rows say, as Markdown; and the blocks of README.md and LOG.md that hold it, written and checked.
 
 A block stands between `<!-- claims NAME -->` and `<!-- end claims NAME -->`, each on a line of its own; with a view
-behind the name, `table` or `sentence`, it is that part alone.
+behind the name, `table` or `sentence`, it is that part alone, and with `images` what the images of a claim's arms are.
 """
 
 import difflib
@@ -23,8 +23,19 @@ from condkd_ray.report.tables.table import between, chance, shown
 NOTHING = "Nothing has been measured yet."
 CONTROLS = ("mixed", "mixed_prior")
 """Arms that `guided` has to beat, each by itself."""
+ALONE = ("mixed_prior", "mixed")
+"""What the class prior gives without any guide."""
 PLACES = {"Frechet to real": "diagnosis/frechet_real", "diversity": "diagnosis/diversity"}
 """What is shown of the images of candidates, beside their accuracy."""
+IMAGES = {
+    "Frechet to real": "diagnosis/frechet_real",
+    "to condensed": "diagnosis/frechet_condensed",
+    "diversity": "diagnosis/diversity",
+    "coverage": "diagnosis/coverage",
+    "teacher's confidence": "diagnosis/confidence",
+    "KL to the student": "diagnosis/gap",
+}
+"""What is shown of the images of arms, as in the tables of an experiment."""
 _BLOCK = re.compile(r"^<!-- claims (?P<what>[^\n]+?) -->\n(?P<text>.*?)^<!-- end claims (?P=what) -->$", re.M | re.S)
 _MARKER = re.compile(r"(?<!`)<!--[\s/_-]*(?:end\b)?[\s_-]*claims?\b", re.I)
 """Whatever is meant as a marker, mistyped or indented as it may be; not one in quotes."""
@@ -62,7 +73,22 @@ def footnote(state: State) -> str:
     return " ".join(part for part in parts if part)
 
 
-VIEWS = {"": whole, "table": table, "sentence": sentence}
+def images(state: State) -> str:
+    """Where the synthetic images of the last round lie: a row a cell and arm that has any, mean and spread over seeds.
+
+    A claim that chooses shows the two that count most in its own table.
+    """
+    rows = []
+    for cell in state.claim.cells:
+        for arm in state.claim.arms:
+            own = [row for row in state.answers(cell) if row.record.arm == arm]
+            found = [spread(value(row, metric) for row in own) for metric in IMAGES.values()]
+            if any(one is not None for one in found):
+                rows.append([cell, arm, *(shown(one, None, digits=3) for one in found)])
+    return _markdown(["cell", "arm", *IMAGES], rows) if rows else NOTHING
+
+
+VIEWS = {"": whole, "table": table, "sentence": sentence, "images": images}
 
 
 def render(text: str, states: Mapping[str, State], source: str) -> str:
@@ -71,7 +97,7 @@ def render(text: str, states: Mapping[str, State], source: str) -> str:
     def block(match: re.Match[str]) -> str:
         name, _, view = match["what"].partition(" ")
         require(name in states, f"{source}: claim of a block", name, ", ".join(states) or "none: there is no claim")
-        require(view in VIEWS, f"{source}: view of the block of {name}", view, "none, table or sentence")
+        require(view in VIEWS, f"{source}: view of the block of {name}", view, "none, table, sentence or images")
         return f"<!-- claims {match['what']} -->\n{VIEWS[view](states[name])}\n<!-- end claims {match['what']} -->"
 
     whole_markers = 2 * len(_BLOCK.findall(text))
@@ -112,18 +138,23 @@ def compared(state: State) -> dict[Pair, dict[str, tuple[Difference, float | Non
     """
     found: dict[Pair, dict[str, tuple[Difference, float | None]]] = {}
     for control in [arm for arm in CONTROLS if arm in state.claim.arms and "guided" in state.claim.arms]:
-        by_cell = {}
-        for cell in state.claim.cells:
-            records = [row.record for row in state.answers(cell)]
-            ipc = max((one.ipc for one in records), default=0)
-            one = difference(records, "guided", control, ipc)
-            if one is not None:
-                by_cell[cell] = one
+        by_cell = _differences(state, ("guided", control))
         ps = {cell: p_value(one) for cell, one in by_cell.items()}
         known = {cell: p for cell, p in ps.items() if p is not None}
         rest = [1.0] * (len(state.claim.cells) - len(known))
         corrected = dict(zip(known, holm([*known.values(), *rest]), strict=False))
         found["guided", control] = {cell: (one, corrected.get(cell)) for cell, one in by_cell.items()}
+    return found
+
+
+def _differences(state: State, pair: Pair) -> dict[str, Difference]:
+    """One arm minus another, of each cell whose rows tell it."""
+    found = {}
+    for cell in state.claim.cells:
+        records = [row.record for row in state.answers(cell)]
+        one = difference(records, *pair, max((one.ipc for one in records), default=0))
+        if one is not None:
+            found[cell] = one
     return found
 
 
@@ -133,22 +164,30 @@ def _cells_table(state: State) -> str:
     if not measured:
         return NOTHING
     pairs = compared(state)
+    alone = _differences(state, ALONE) if {*ALONE} <= {*claim.arms} else {}
     header = ["cell", "n", *claim.arms, *(f"{left} - {right}, 95 %; Holm p" for left, right in pairs)]
+    header += [f"{' - '.join(ALONE)}, 95 %"] * bool(alone)
     rows = []
     for cell, own in measured.items():
         n = len({row.record.seed for row in own})
         means = [spread(value(row, ACCURACY) for row in own if row.record.arm == arm) for arm in claim.arms]
         told = [_difference(*found[cell]) if cell in found else "-" for found in pairs.values()]
+        told += [_with_interval(alone[cell]) if cell in alone else "-"] * bool(alone)
         rows.append([cell, str(n), *(shown(one, n, factor=100, digits=1) for one in means), *told])
     return _markdown(header, rows)
 
 
 def _difference(one: Difference, p: float | None) -> str:
-    mean = f"{100 * one.mean:+.1f}"
+    text = _with_interval(one)
     if one.over_seeds is None:
-        return mean
-    text = f"{mean} ({between(one.over_seeds, digits=1)}); {chance(p)}"
+        return text
+    text = f"{text}; {chance(p)}"
     return f"**{text}**" if _side(one) and _stands(p) else text
+
+
+def _with_interval(one: Difference) -> str:
+    mean = f"{100 * one.mean:+.1f}"
+    return mean if one.over_seeds is None else f"{mean} ({between(one.over_seeds, digits=1)})"
 
 
 def _verdict(state: State) -> str:

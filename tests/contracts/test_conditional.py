@@ -129,7 +129,9 @@ def test_a_discriminator_ties_labels_by_the_one_term_that_looks_at_them(conditio
     tying, other = "class_weight", "adversarial_weight"
     if condition != "auxiliary":
         tying, other = other, tying
-    with pytest.raises(InputError, match=r"conditional for inversion zskt is True; .* class_weight, or without .*"):
+    with pytest.raises(
+        InputError, match=r"conditional for inversion zskt is True; .* adversarial_weight, or with the .*"
+    ):
         toy_config(inversion=inversion, guidance=Discriminator(condition=condition, **{tying: 0.0}))
     toy_config(inversion=inversion, guidance=Discriminator(condition=condition, **{other: 0.0}))
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from campaign.claims import Claim, located, read_claim, read_claims
 from campaign.halving import chosen, climb
-from campaign.rendering import NOTHING, differences, render, sentence, table, whole, write
+from campaign.rendering import NOTHING, differences, images, render, sentence, table, whole, write
 from campaign.rows import Row, metrics_of, read_rows, write_rows
 from campaign.running import rows_in
 from campaign.sources import set_digest
@@ -312,12 +312,12 @@ def test_the_table_and_the_verdict_are_computed(empty):
     state = State(empty.trials, rows_of(empty))
     assert table(state) == (
         "| cell | n | none | mixed | mixed_prior | guided | guided - mixed, 95 %; Holm p "
-        "| guided - mixed_prior, 95 %; Holm p |\n"
-        "| --- | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| guided - mixed_prior, 95 %; Holm p | mixed_prior - mixed, 95 % |\n"
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n"
         "| one | 3 | 20.0 ± 1.0 | 50.0 ± 1.0 | 55.0 ± 1.0 | 60.2 ± 1.2 | **+10.2 (+9.7 to +10.7); < 0.001** "
-        "| **+5.2 (+4.7 to +5.7); < 0.001** |\n"
+        "| **+5.2 (+4.7 to +5.7); < 0.001** | +5.0 |\n"
         "| two | 3 | 20.0 ± 1.0 | 50.0 ± 1.0 | 55.0 ± 1.0 | 60.2 ± 1.2 | **+10.2 (+9.7 to +10.7); < 0.001** "
-        "| **+5.2 (+4.7 to +5.7); < 0.001** |"
+        "| **+5.2 (+4.7 to +5.7); < 0.001** | +5.0 |"
     )
     assert sentence(state) == (
         "Guided beats mixed and mixed_prior, each with its paired 95 % interval above 0, in 2 of 2 cells (one, two); "
@@ -329,6 +329,28 @@ def test_the_table_and_the_verdict_are_computed(empty):
     )
     where = "test accuracy of 600 images, mean ± standard deviation over n seeds, 2 teachers. Measured on a machine;"
     assert where in whole(state)
+
+
+def test_the_images_of_each_arm_are_told_with_their_spread(empty):
+    rows = rows_of(empty, ["one"], [10, 11])
+    for row in rows:
+        # The arm none has no diagnosis here.
+        one = {"none": {}, "guided": {"diagnosis/frechet_real": 0.1 * row.record.seed, "diagnosis/diversity": 0.5}}
+        found = one.get(row.record.arm, {"diagnosis/frechet_real": 0.2})
+        row.record.outcome.metrics.clear()
+        row.record.outcome.metrics.update(found)
+    assert images(State(empty.trials, rows)) == (
+        "| cell | arm | Frechet to real | to condensed | diversity | coverage | teacher's confidence "
+        "| KL to the student |\n"
+        "| --- | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| one | mixed | 0.200 ± 0.000 | - | - | - | - | - |\n"
+        "| one | mixed_prior | 0.200 ± 0.000 | - | - | - | - | - |\n"
+        "| one | guided | 1.050 ± 0.071 | - | 0.500 ± 0.000 | - | - | - |"
+    )
+    assert images(empty) == NOTHING
+    assert "1.050 ± 0.071" in render(
+        "<!-- claims tiny images -->\n<!-- end claims tiny images -->", {"tiny": State(empty.trials, rows)}, "a file"
+    )
 
 
 def test_a_cell_where_a_control_is_not_beaten_is_named_with_its_interval(empty):

@@ -274,7 +274,7 @@ class Herding(Condensation):
         super().__post_init__()
         require(self.epochs >= 0, "condensation.epochs", self.epochs, "0 or more")
         require(self.batch >= 1, "condensation.batch", self.batch, "1 or more")
-        require(self.lr > 0, "condensation.lr", self.lr, "more than 0")
+        require(0 < self.lr < math.inf, "condensation.lr", self.lr, "more than 0, and finite")
         ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
 
     def condense(

@@ -8,6 +8,7 @@ Letters: K classes, N real and M synthetic images a class, C channels, H W heigh
 channels.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +62,7 @@ class Joint(Condensation):
         together = self.condensed_together
         require(together >= self.ipc, "condensation.condensed_together", together, f"{self.ipc} or more, the ipc")
         require(self.iterations >= 1, "condensation.iterations", self.iterations, "1 or more")
-        require(self.lr > 0, "condensation.lr", self.lr, "more than 0")
+        require(0 < self.lr < math.inf, "condensation.lr", self.lr, "more than 0, and finite")
         require(0 <= self.momentum < 1, "condensation.momentum", self.momentum, "0 <= momentum < 1")
         ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
 
@@ -255,7 +256,7 @@ class GradientMatching(Joint):
         for field in ("outer", "real_batch", "net_batch"):
             require(getattr(self, field) >= 1, f"condensation.{field}", getattr(self, field), "1 or more")
         require(self.inner >= 0, "condensation.inner", self.inner, "0 or more")
-        require(self.net_lr > 0, "condensation.net_lr", self.net_lr, "more than 0")
+        require(0 < self.net_lr < math.inf, "condensation.net_lr", self.net_lr, "more than 0, and finite")
 
     def optimise(
         self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep

@@ -83,9 +83,11 @@ class SqueezeRecover(Condensation):
             require(getattr(self, field) >= 1, f"condensation.{field}", getattr(self, field), "1 or more")
         require(self.batch >= 2, "condensation.batch", self.batch, "2 or more, for batch normalisation")
         for field in ("train_lr", "lr"):
-            require(getattr(self, field) > 0, f"condensation.{field}", getattr(self, field), "more than 0")
+            rate = getattr(self, field)
+            require(0 < rate < math.inf, f"condensation.{field}", rate, "more than 0, and finite")
         for field in ("bn_weight", "tv_weight"):
-            require(getattr(self, field) >= 0, f"condensation.{field}", getattr(self, field), "0 or more")
+            weight = getattr(self, field)
+            require(0 <= weight < math.inf, f"condensation.{field}", weight, "0 or more, and finite")
         require(0 < self.least_crop <= 1, "condensation.least_crop", self.least_crop, "0 < share <= 1")
         require_shift(self.shift, "condensation.shift")
 

@@ -93,8 +93,8 @@ class TrajectoryMatching(Joint):
         super().__post_init__()
         for field in ("experts", "expert_epochs", "expert_batch", "steps", "ahead"):
             require(getattr(self, field) >= 1, f"condensation.{field}", getattr(self, field), "1 or more")
-        require(self.expert_lr > 0, "condensation.expert_lr", self.expert_lr, "more than 0")
-        require(self.step_lr >= 0, "condensation.step_lr", self.step_lr, "0 or more")
+        require(0 < self.expert_lr < math.inf, "condensation.expert_lr", self.expert_lr, "more than 0, and finite")
+        require(0 <= self.step_lr < math.inf, "condensation.step_lr", self.step_lr, "0 or more, and finite")
         require(self.batch >= 0, "condensation.batch", self.batch, "1 or more, or 0 for all images")
         epochs, last = self.expert_epochs, self.expert_epochs - self.ahead
         require(last >= 0, "condensation.ahead", self.ahead, f"1 to {epochs}, the epochs of an expert")

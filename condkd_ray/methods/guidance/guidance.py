@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from condkd_ray.core.method import Meter, Method, Schedule, require, require_weights
+from condkd_ray.core.method import Meter, Method, Schedule, require, require_rates, require_weights
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import dsa
@@ -131,6 +131,7 @@ class Guidance(Method, ABC, Generic[State]):
 
     def __post_init__(self) -> None:
         require_weights(self, "guidance")
+        require_rates(self, "guidance")
         require(0 <= self.stages <= MOST_STAGES, "guidance stages", self.stages, f"an integer, 0 to {MOST_STAGES}")
         require(0 <= self.mixup <= 1, "guidance mixup", self.mixup, "0 to 1")
         require(0 <= self.noise < math.inf, "guidance noise", self.noise, "a number >= 0")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.core.compilation import begin_step, whole
-from condkd_ray.core.method import Meter, Method, Metrics, require, require_weights
+from condkd_ray.core.method import Meter, Method, Metrics, require, require_rates, require_weights
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
 from condkd_ray.methods.guidance.from_guides import Start
@@ -344,6 +344,7 @@ class Host(Inversion[State]):
 
     def __post_init__(self) -> None:
         require_weights(self, "inversion")
+        require_rates(self, "inversion")
         accepted = "a number > 0"
         require(0 < self.oh_temperature < math.inf, "inversion oh_temperature", self.oh_temperature, accepted)
         used = getattr(self, "oh_weight", 0.0) > 0

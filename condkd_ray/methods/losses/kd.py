@@ -12,6 +12,7 @@ A.2: weight 250, temperature 1, attention as the normalised channel mean of squa
 Zagoruyko and Komodakis', ICLR 2017.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -185,7 +186,7 @@ class Attention(KdLoss):
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "temperature", self.temperature, "> 0")
-        require(self.weight >= 0, "attention weight", self.weight, ">= 0")
+        require(0 <= self.weight < math.inf, "attention weight", self.weight, ">= 0, and finite")
         require(bool(self.teacher_layers), "attention teacher_layers", self.teacher_layers, NAMES)
         ours, wanted = len(self.student_layers), len(self.teacher_layers)
         require(ours == wanted, "number of attention student_layers", ours, f"{wanted}, one for each of teacher_layers")

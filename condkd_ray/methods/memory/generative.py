@@ -4,6 +4,7 @@ Networks, losses, rates and shares: `methods.md` 2.2 to 2.4 (read in the authors
 Letters: B batch, C channels, H W height and width, K classes, Z latent size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from condkd_ray.core.method import Meter, Metrics, require
+from condkd_ray.core.method import Meter, Metrics, require, require_rates, require_weights
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.losses.inversion import class_prior, negative_entropy
@@ -80,10 +81,9 @@ class Generative(ReplayMemory[GenerativeState]):
             value = getattr(self, what)
             require(value >= least, f"generative {what}", value, f"an integer >= {least}")
         require(0 <= self.share <= 1, "generative share", self.share, "0 <= share <= 1")
-        for what in ("lr", "lr_recall"):
-            require(getattr(self, what) > 0, f"generative {what}", getattr(self, what), "> 0")
-        for what in ("replay", "logits_weight", "kl_weight", "ie_weight", "oh_weight"):
-            require(getattr(self, what) >= 0, f"generative {what}", getattr(self, what), ">= 0")
+        require(0 <= self.replay < math.inf, "generative replay", self.replay, ">= 0, and finite")
+        require_weights(self, "generative")
+        require_rates(self, "generative")
 
     def init(self, teacher: Teacher, rng: Streams) -> GenerativeState:
         """A VAE from stream `init/replay`. Raises `InputError` for images its encoder cannot halve three times."""

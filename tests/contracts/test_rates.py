@@ -1,0 +1,41 @@
+"""No method takes a learning rate with which its optimiser cannot start, or learns nothing."""
+
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+
+from condkd_ray.core.method import InputError, Method
+from condkd_ray.methods.condensation import AnyCondensation
+from condkd_ray.methods.distiller import Distiller
+from condkd_ray.methods.guidance import AnyGuidance
+from condkd_ray.methods.guidance.from_guides import FromGuides
+from condkd_ray.methods.inversion import AnyInversion
+from condkd_ray.methods.memory import AnyMemory
+from condkd_ray.methods.supervised import Supervised
+
+KINDS: list[type[Method]] = [
+    *(kind for family in (AnyInversion, AnyGuidance, AnyMemory, AnyCondensation) for kind in get_args(family)),
+    *(FromGuides, Distiller, Supervised),
+]
+MAY_BE_ZERO = ("last_lr", "step_lr")
+RATES = [
+    (kind, field.name)
+    for kind in KINDS
+    for field in fields(kind)
+    if isinstance(field.default, float | None) and (field.name.endswith("lr") or field.name.startswith("lr_"))
+]
+
+
+def test_the_rates_are_found():
+    assert len(RATES) >= 20
+    assert {"lr", "lr_latent", "lr_recall", "expert_lr"} <= {name for _, name in RATES}
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize(("kind", "name"), RATES, ids=lambda value: getattr(value, "__name__", value))
+def test_a_rate_that_teaches_nothing_is_refused_with_its_name(kind, name, rate):
+    if name in MAY_BE_ZERO and rate == 0:
+        return
+    with pytest.raises(InputError, match=rf"\b{name}\b.* is {rate}; accepted: "):
+        kind(**{name: rate})
