@@ -175,6 +175,7 @@ def test_the_claims_of_the_project_are_whole_and_in_the_order_of_their_plan():
         "choosing_guidance",
         "core",
         "digits",
+        "own_prior",
         "systems",
         "heterogeneous",
         "fashion",
