@@ -20,7 +20,9 @@ from condkd_ray.report.statistics import ACCURACY, groups, tested
 from condkd_ray.report.tables import teachers
 
 _DODGE = 0.02
-"""Neighbouring curves are this share of the axis apart, so that their bars do not cover each other."""
+"""Neighbouring curves are this share of the axis apart, so that their bars do not cover each other; many are less."""
+_MARGIN = 0.06
+"""Share of the axis beside the outermost IPCs, at least."""
 _BREAK = 0.8
 """References that stand this many heights of the data, or more, beyond it are drawn beyond a break of the axis; where
 arms are rows, `real` is then told in words."""
@@ -94,10 +96,11 @@ def _accuracy_figure(records: Sequence[Record], manifest: Manifest, looks: style
     labels: list[style.Label] = []
     for axes, bounds in zip(panels, limits, strict=True):
         axes.set_ylim(*bounds)
-        _ipc_axis(axes, ipcs)
+        _ipc_axis(axes, ipcs, len(curves))
         labels += [_draw_level(axes, level) for level in levels if bounds[0] <= level.mean <= bounds[1]]
     for place, (arm, points) in enumerate(curves.items()):
-        labels.append(_draw_curve(panels[-1], arm, points, looks[arm], place - (len(curves) - 1) / 2))
+        aside = _dodge(len(curves)) * (place - (len(curves) - 1) / 2)
+        labels.append(_draw_curve(panels[-1], arm, points, looks[arm], aside))
     if len(panels) > 1:
         _mark_break(panels)
     figure.supylabel("test accuracy (%)", x=0.012, y=0.585, fontsize=8)
@@ -154,10 +157,17 @@ def _padded(values: Sequence[float], share: float = 0.06, least: float = 0.12) -
     return low - pad, high + pad
 
 
-def _ipc_axis(axes: Axes, ipcs: Sequence[int]) -> None:
+def _dodge(curves: int) -> float:
+    """Share of the axis between neighbours of so many curves."""
+    return min(_DODGE, 0.8 / max(curves, 1))
+
+
+def _ipc_axis(axes: Axes, ipcs: Sequence[int], curves: int) -> None:
+    """An axis that holds the outermost of so many curves, its single seeds beside it."""
     axes.set_xscale("log")
     low, high = (ipcs[0], ipcs[-1]) if ipcs else (1, 1)
-    margin = (high / low) ** 0.07 if high > low else 2.0
+    share = max(_MARGIN, _dodge(curves) * (curves + 1) / 2)
+    margin = (high / low) ** (share / (1 - 2 * share)) if high > low else 2.0
     axes.set_xlim(low / margin, high * margin)
     axes.set_xticks(ipcs, [f"{ipc:g}" for ipc in ipcs])
     axes.xaxis.minorticks_off()
@@ -174,12 +184,12 @@ def _draw_level(axes: Axes, level: _Level) -> style.Label:
 
 
 def _draw_curve(
-    axes: Axes, arm: str, points: Mapping[int, np.ndarray], look: tuple[str, str], place: float
+    axes: Axes, arm: str, points: Mapping[int, np.ndarray], look: tuple[str, str], aside: float
 ) -> style.Label:
-    """`place`: the curve's number, counted from the middle one, by which it is moved aside to keep bars apart."""
+    """`aside`: the share of the axis by which it is moved to keep bars apart."""
     color, marker = look
     left, right = axes.get_xlim()
-    at = np.array(list(points)) * (right / left) ** (_DODGE * place)
+    at = np.array(list(points)) * (right / left) ** aside
     for x, seeds in zip(at * (right / left) ** (0.4 * _DODGE), points.values(), strict=True):
         if len(seeds) > 1:
             axes.plot(np.full(len(seeds), x), seeds, ls="", marker=".", ms=3.2, mew=0, color=color, alpha=0.6, zorder=3)

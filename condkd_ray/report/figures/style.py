@@ -175,12 +175,30 @@ def _place(figure: Figure, labels: Sequence[Label]) -> None:
     for axes in figure.axes:
         # Autoscaling waits for somebody to ask; transData does not ask.
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+    texts = [figure.text(0, 0, one.text, color=dark(one.color), va="center", fontsize=8) for one in labels]
+    share = _widened(figure, max(text.get_window_extent().width for text in texts) / figure.dpi)
     to_figure = figure.transFigure.inverted()
     anchors = [to_figure.transform(label.axes.transData.transform((label.x, label.y))) for label in labels]
     heights = keep_apart([float(y) for _, y in anchors], _GAP / figure.get_figheight(), _BOTTOM, _TOP - 0.01)
-    for label, (x, y), height in zip(labels, anchors, heights, strict=True):
-        figure.text(_RIGHT + 0.035, height, label.text, color=dark(label.color), va="center", fontsize=8)
-        figure.add_artist(Line2D([x, _RIGHT + 0.028], [y, height], color=label.color, lw=0.5, alpha=0.6))
+    for label, text, (x, y), height in zip(labels, texts, anchors, heights, strict=True):
+        text.set_position((share * (_RIGHT + 0.035), height))
+        ends = [x, share * (_RIGHT + 0.028)]
+        figure.add_artist(Line2D(ends, [y, height], color=label.color, lw=0.5, alpha=0.6))
+
+
+def _widened(figure: Figure, label: float) -> float:
+    """Make the figure as wide as a label of that many inches needs; the share of it that was there before.
+
+    The panels keep their size in inches.
+    """
+    width = figure.get_figwidth()
+    wider = max(width, (_RIGHT + 0.035) * width + label + 0.05)
+    share = width / wider
+    figure.set_figwidth(wider)
+    for axes in figure.axes:
+        left, bottom, across, high = axes.get_position().bounds
+        axes.set_position((share * left, bottom, share * across, high))
+    return share
 
 
 def keep_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

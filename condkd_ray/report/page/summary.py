@@ -142,7 +142,9 @@ def alone(results: Results) -> list[str]:
 def judgement(found: Sequence[Difference]) -> str:
     """What came out how, the largest difference first."""
     single = all(one.n == 1 for one in found)
-    unsure = "with one seed" if single else "not told apart beyond chance"
+    # A single interval may leave out 0 where this says so: p is corrected for the number of arms.
+    corrected = " after Holm's correction" * (len(found) > 1)
+    unsure = "with one seed" if single else f"not told apart beyond chance{corrected}"
     words = {"better": "better", "worse": "worse", "open": unsure}
     groups: dict[str, list[Difference]] = {}
     for one in sorted(found, key=lambda one: -one.mean):

@@ -96,6 +96,33 @@ def test_any_part_of_a_sweep_can_be_drawn(tmp_path, records):
         assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("ipcs", [(1, 5), (1, 5, 10), (1, 1000)])
+@pytest.mark.parametrize("arms", [1, 5, 12, 60])
+def test_all_of_many_arms_lie_within_the_axis(arms, ipcs):
+    records = [make_record(f"arm {i}", ipc, seed) for i in range(arms) for ipc in ipcs for seed in (0, 1)]
+    figure = accuracy.draw(records, make_manifest(records))["figure"]
+    axes = figure.axes[-1]  # the other panel, if any, has references alone
+    (left, right), (first, last) = axes.get_xlim(), axes.dataLim.intervalx
+    assert left < first < last < right
+    assert first <= ipcs[0]
+    assert last >= ipcs[-1]
+
+
+def test_labels_of_any_length_lie_within_the_picture():
+    def drawn(name):
+        records = [make_record(name, ipc, seed) for ipc in (1, 5) for seed in (0, 1)]
+        return accuracy.draw(records, make_manifest(records))["figure"]
+
+    short, long = drawn("mixed"), drawn("guided by the class means of four sets, no class head")
+    assert short.get_figwidth() < long.get_figwidth()
+    for figure in (short, long):
+        ends = [text.get_window_extent().x1 for text in figure.texts if text.get_text()]
+        assert max(ends) <= figure.get_figwidth() * figure.dpi
+    # The panels are as wide as before.
+    inches = [figure.axes[0].get_position().width * figure.get_figwidth() for figure in (short, long)]
+    assert inches[0] == pytest.approx(inches[1])
+
+
 def test_one_seed_says_so(tmp_path):
     records = sweep(seeds=(0,))
     accuracy.save(tmp_path, accuracy.draw(records, make_manifest(records)))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from condkd_ray.core.records import Record
+from condkd_ray.report.page.elements import mood
 from condkd_ray.report.page.summary import guides, side, unguided, verdict
 from condkd_ray.report.statistics import ACCURACY, comparisons, judged
 from report.report_factory import make_record, sweep
@@ -156,6 +157,24 @@ def test_the_number_of_condensed_images_stands_where_an_arm_has_them():
     found = judged(comparisons(records))
     beside = [one for one in found if one.left == "real" or one.right == "mixed"]
     assert "Against none, " in " ".join(verdict(beside))
+
+
+def test_what_an_interval_shows_and_the_correction_does_not_is_told_apart():
+    """One of two arms: its own interval lies above 0, its p is corrected for both."""
+    noisy = [0.006, -0.006, 0.003, -0.003, 0.0]
+    records = [
+        make_record(arm, 10, seed, metrics={ACCURACY: 0.6 + 0.01 * seed + mean + share * noisy[seed]})
+        for arm, mean, share in (("mixed", 0.0, 0.0), ("mixed_prior", 0.0066, 1.0), ("guided", 0.0066, -1.0))
+        for seed in range(5)
+    ]
+    found = [one for one in judged(comparisons(records)) if one.right == "mixed"]
+    assert [side(one) for one in found] == [1, 1]
+    assert [mood(one) for one in found] == ["open", "open"]
+    assert (
+        "Against mixed with 10 condensed images per class, not told apart beyond chance after Holm's correction: "
+        in (" ".join(verdict(found)))
+    )
+    assert "after Holm's correction" not in " ".join(verdict(judged(found[:1])))
 
 
 def test_a_side_needs_an_interval():
