@@ -64,12 +64,17 @@ def require_weights(method: Method, family: str) -> None:
             require(0 <= value < math.inf, f"{family} {field.name}", value, ">= 0, and finite")
 
 
-def require_rates(method: Method, family: str) -> None:
-    """Raise `InputError` unless each learning rate of a method of `family`, `lr` or `lr_...`, is finite and > 0."""
+def require_rates(method: Method, family: str, *, frozen: bool = False) -> None:
+    """Raise `InputError` unless each learning rate of a method of `family`, `lr` or `lr_...`, is finite and > 0.
+
+    `frozen`: 0 is accepted too, where one of several things that could move may stay.
+    """
+    accepted = ">= 0, and finite; at 0 it does not move" if frozen else "> 0, and finite"
     for field in fields(method):
         if field.name == "lr" or field.name.startswith("lr_"):
             value = getattr(method, field.name)
-            require(0 < value < math.inf, f"{family} {field.name}", value, "> 0, and finite")
+            fits = 0 < value < math.inf or (frozen and value == 0)
+            require(fits, f"{family} {field.name}", value, accepted)
 
 
 def shown(value: object) -> str:

@@ -344,7 +344,7 @@ class Host(Inversion[State]):
 
     def __post_init__(self) -> None:
         require_weights(self, "inversion")
-        require_rates(self, "inversion")
+        require_rates(self, "inversion", frozen=True)
         accepted = "a number > 0"
         require(0 < self.oh_temperature < math.inf, "inversion oh_temperature", self.oh_temperature, accepted)
         used = getattr(self, "oh_weight", 0.0) > 0
