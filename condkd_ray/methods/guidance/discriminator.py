@@ -114,8 +114,8 @@ class Discriminator(Guidance[DiscriminatorState]):
     weight (a softplus(-adv(fake)) + c CE(cls(fake), y)), a the adversarial and c the class weight. Other conditions
     have no second term. Of several layers it sees all features side by side.
 
-    At small budgets its images lie nearer to real ones than those of a tempered class prior alone, and the student does
-    not learn more from them: the claim `core`, `experiments/LOG.md`.
+    At small budgets its images lie nearer to real ones than those of a tempered class prior alone; that the student
+    learns more from them is not shown: the claim `core`, `experiments/LOG.md`.
 
     Whether D tells fakes from condensed images, or only images it has seen from others, shows in `perfect_accuracy`
     beside `accuracy`: what it has where the fakes are perfect, being condensed images held out, under the same views.
