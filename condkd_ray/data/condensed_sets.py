@@ -39,6 +39,8 @@ LABEL_KEYS = ("labels", "label", "targets", "train_labels", "y", "y_train")
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MTT_IMAGES = r"images_(?:zca_)?(best|\d+)\.pt"
+"""Images of MTT, the best or those of one step, or their un-whitened copies."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ def resolve(path: Path) -> Path:
     `InputError` for a folder of several, as which of them is meant nothing tells.
     """
     if os.path.isdir(path):
-        matches = (re.fullmatch(r"images_(?:zca_)?(best|\d+)\.pt", name) for name in os.listdir(path))
-        stages = {match[1] for match in matches if match}
+        matches = [match for name in os.listdir(path) if (match := re.fullmatch(MTT_IMAGES, name))]
+        stages = {match[1] for match in matches}
         if stages:
-            several = ", ".join(f"images_{stage}.pt" for stage in sorted(stages))
+            several = ", ".join(sorted((match[0] for match in matches), key=lambda name: (len(name), name)))
             accepted = f"one of its files by name ({several}), or a folder that has images_best.pt or one alone"
             require("best" in stages or len(stages) == 1, "condensed set", str(path), accepted)
             path = path / f"images_{'best' if 'best' in stages else next(iter(stages))}.pt"

@@ -1,4 +1,4 @@
-"""No method takes a learning rate with which its optimiser cannot start, or learns nothing."""
+"""No method takes a learning rate with which its optimiser cannot start, or nothing at all moves."""
 
 from dataclasses import fields
 from typing import get_args
@@ -11,7 +11,7 @@ from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import AnyGuidance
 from condkd_ray.methods.guidance.from_guides import FromGuides
 from condkd_ray.methods.inversion import AnyInversion
-from condkd_ray.methods.inversion.pixelwise import Pixelwise
+from condkd_ray.methods.inversion.conditional import Conditional
 from condkd_ray.methods.memory import AnyMemory
 from condkd_ray.methods.supervised import Supervised
 
@@ -20,8 +20,8 @@ KINDS: list[type[Method]] = [
     *(FromGuides, Distiller, Supervised),
 ]
 MAY_BE_ZERO = ("last_lr", "step_lr")
-FREEZE = [kind for kind in get_args(AnyInversion) if not issubclass(kind, Pixelwise)]
-"""At a rate of 0 their generator, or their latents, stay."""
+FREEZE = [kind for kind in get_args(AnyInversion) if issubclass(kind, Conditional)]
+"""At a rate of 0 their generator, or their latents, stay; the other moves."""
 RATES = [
     (kind, field.name)
     for kind in KINDS

@@ -63,6 +63,11 @@ def test_a_folder_of_several_pairs_of_mtt_without_a_best_is_refused(tmp_path: Pa
     save(tmp_path, labels_0=real.labels, images_0=real.images, labels_500=real.labels, images_500=real.images)
     with pytest.raises(InputError, match=r"one of its files by name \(images_0.pt, images_500.pt\)"):
         read(tmp_path)
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    save(copies, images_zca_1000=real.images, images_zca_500=real.images)
+    with pytest.raises(InputError, match=r"by name \(images_zca_500.pt, images_zca_1000.pt\)"):
+        read(copies)
 
 
 def test_the_copy_that_is_not_whitened_is_preferred_and_named(tmp_path: Path):

@@ -17,6 +17,7 @@ class Conditional(Host[State]):
 
     reads_bn = True
     starts_from_images = True
+    may_freeze = True
     shift: float
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:

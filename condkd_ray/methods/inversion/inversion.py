@@ -337,6 +337,8 @@ class Host(Inversion[State]):
     """
 
     pixel_space: ClassVar[PixelSpace] = "unit"
+    may_freeze: ClassVar[bool] = False
+    """Whether a learning rate may be 0, as something else moves."""
     batch: int
     oh_temperature = 1.0
     """Of the class prior, CE(f_T(x) / temperature, y). Cross-entropy at 1, as published, has hardly a gradient once the
@@ -344,7 +346,7 @@ class Host(Inversion[State]):
 
     def __post_init__(self) -> None:
         require_weights(self, "inversion")
-        require_rates(self, "inversion", frozen=True)
+        require_rates(self, "inversion", frozen=self.may_freeze)
         accepted = "a number > 0"
         require(0 < self.oh_temperature < math.inf, "inversion oh_temperature", self.oh_temperature, accepted)
         used = getattr(self, "oh_weight", 0.0) > 0

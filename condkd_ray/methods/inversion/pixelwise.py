@@ -43,7 +43,6 @@ class Pixelwise(Host[None]):
         super().__post_init__()
         require(self.steps >= 1, "inversion steps", self.steps, "an integer >= 1")
         require(self.batch >= 2, "inversion batch", self.batch, "an integer >= 2")
-        require(self.lr > 0, "inversion lr", self.lr, "> 0, and finite: nothing but the pixels moves")
         require_shift(self.shift, "inversion shift")
 
     @abstractmethod

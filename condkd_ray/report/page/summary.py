@@ -142,8 +142,9 @@ def alone(results: Results) -> list[str]:
 def judgement(found: Sequence[Difference]) -> str:
     """What came out how, the largest difference first."""
     single = all(one.n == 1 for one in found)
-    # A single interval may leave out 0 where this says so: p is corrected for the number of arms.
-    corrected = " after Holm's correction" * (len(found) > 1)
+    # A single interval may leave out 0 where this says so: p is corrected for the arms compared with one at one IPC.
+    families = {(one.right, one.ipc) for one in found}
+    corrected = " after Holm's correction" * (len(found) > len(families))
     unsure = "with one seed" if single else f"not told apart beyond chance{corrected}"
     words = {"better": "better", "worse": "worse", "open": unsure}
     groups: dict[str, list[Difference]] = {}
