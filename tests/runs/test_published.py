@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from places import README
+from places import DOCS
 from toy import make_prepared, toy_config
 
 from condkd_ray.commands.experiment import Flags
@@ -185,10 +185,10 @@ def test_the_work_of_a_recipe_is_counted():
     assert compute(plain).multiply_adds == found.multiply_adds - (200 * 400 - 220) * 256 * teacher
 
 
-def test_the_readme_has_this_very_table():
-    readme = README.read_text()
-    told = readme.split("<!-- condkd methods --published -->\n")[1].split("<!-- end published -->")[0]
-    assert told == table(), "the README's table is old: put in what `condkd methods --published` prints"
+def test_the_documentation_has_this_table():
+    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    told = page.split("<!-- condkd methods --published -->\n")[1].split("<!-- end published -->")[0]
+    assert told == table(), "the table in docs/methods.md is old: put in what `condkd methods --published` prints"
 
 
 def test_the_table_has_a_row_a_system():
