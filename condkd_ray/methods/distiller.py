@@ -20,7 +20,7 @@ from condkd_ray.core.method import Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
 from condkd_ray.data.augment import dsa, require_shift, shift_flip
-from condkd_ray.methods.losses.kd import Answer, AnyKdLoss, Hinton, divergence
+from condkd_ray.methods.losses.kd import AnyKdLoss, Hinton, NetworkOutputs, divergence
 from condkd_ray.methods.memory import AnyMemory, Store
 from condkd_ray.models.hooks import tapped
 from condkd_ray.models.teacher import Teacher
@@ -180,10 +180,10 @@ class Distiller(Method):
         return self.mix == "concat" and 0 < self.condensed_share < 1
 
     @property
-    def asks_teacher(self) -> bool:
+    def runs_teacher(self) -> bool:
         """Whether each step asks the teacher about its batch; otherwise stored logits serve."""
         apart = self.condensed_augment == "dsa" and self.condensed_share > 0
-        return self.augment or apart or bool(self.loss.pairs)
+        return self.augment or apart or bool(self.loss.layer_pairs)
 
     def num_condensed(self, progress: float) -> int:
         """Condensed images in the place of synthetic ones in a batch at `progress`: 0 first round, 1 last."""
@@ -265,10 +265,10 @@ class Distiller(Method):
         """
         begin_step()
         images = self._shown(batch.images, condensed, teacher, rng)
-        asked = self.asks_teacher or not batch.asked
+        asked = self.runs_teacher or not batch.asked
         # Hooks that come and go, by which pairs of layers are read, are not for the compiler.
-        compare = comparison.uncompiled if self.loss.pairs else comparison
-        taught_by = teacher.network if self.loss.pairs else teacher.answering
+        compare = comparison.uncompiled if self.loss.layer_pairs else comparison
+        taught_by = teacher.network if self.loss.layer_pairs else teacher.answering
         loss, agree, gap = compare(
             self.loss, state.student, taught_by if asked else None, images, batch.logits, batch.labels, weights
         )
@@ -316,23 +316,25 @@ def comparison(
 
     The teacher's answers to `images` (B, C, H, W) are `logits` (B, K) where it is None, else it is asked.
     """
-    taught = Answer(logits)
+    taught = NetworkOutputs(logits)
     if teacher is not None:
         with torch.no_grad():
-            taught = answer(teacher, images, [theirs for _, theirs in kd.pairs])
-    given = answer(student, images.contiguous(memory_format=torch.channels_last), [ours for ours, _ in kd.pairs])
+            taught = network_outputs(teacher, images, [theirs for _, theirs in kd.layer_pairs])
+    given = network_outputs(
+        student, images.contiguous(memory_format=torch.channels_last), [ours for ours, _ in kd.layer_pairs]
+    )
     loss = (weights * kd(given, taught, labels)).mean()
     agree = (given.logits.argmax(1) == taught.logits.argmax(1)).float().mean()
     return loss, agree, divergence(given.logits.detach(), taught.logits)
 
 
-def answer(network: nn.Module, images: Tensor, layers: Sequence[str]) -> Answer:
+def network_outputs(network: nn.Module, images: Tensor, layers: Sequence[str]) -> NetworkOutputs:
     """What a network says of images, and what its `layers` gave on the way; without any, no hook runs."""
     if not layers:
-        return Answer(network(images).float())
+        return NetworkOutputs(network(images).float())
     with tapped(network, layers) as taps:
         logits = network(images).float()
-    return Answer(logits, tuple(taps[name] for name in layers))
+    return NetworkOutputs(logits, tuple(taps[name] for name in layers))
 
 
 def as_two_means(weights: Tensor, added: int) -> Tensor:

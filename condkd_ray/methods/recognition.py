@@ -78,7 +78,7 @@ def least_recognised(num_classes: int) -> float:
     return min(TIMES_CHANCE * chance, (1 + chance) / 2)
 
 
-def asked_each(num_classes: int, most: int = MOST) -> int:
+def max_images_per_class(num_classes: int, most: int = MOST) -> int:
     """How many images of each class a teacher is asked for, of all no more than `most`, but for one a class."""
     return max(1, min(MOST_EACH, min(MOST, most) // num_classes))
 
@@ -91,7 +91,7 @@ def choose(labels: Tensor, per_class: int, *, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def named(
+def predicted_classes(
     network: nn.Module,
     images: RealImages,
     mean: Sequence[float],
@@ -130,7 +130,7 @@ def sign_test(won: int, lost: int, *, among: int = 1) -> bool:
     return won > 0 and bool(binom.sf(won - 1, won + lost, 0.5) * among <= SURE)
 
 
-def taken_for(answers: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
+def confusion_cycles(answers: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
     """Cycles of classes of which each has more images named as the next than as any other, the last as the first.
 
     Classes that have changed places look so; of few images, or with a teacher that confuses them, others may.

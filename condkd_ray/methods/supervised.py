@@ -29,7 +29,7 @@ from condkd_ray.core.samples import to_model
 from condkd_ray.core.view import OnStep, unheard
 from condkd_ray.data.augment import cutout, require_shift, shift_flip
 from condkd_ray.data.datasets import Dataset
-from condkd_ray.methods.recognition import asked_each, choose, named, recognition
+from condkd_ray.methods.recognition import choose, max_images_per_class, predicted_classes, recognition
 from condkd_ray.models import AnyNetwork, ResNet
 from condkd_ray.models.hooks import BatchNorms
 from condkd_ray.models.network import label
@@ -254,8 +254,8 @@ class TeacherConfig(Method):
 
     def _require_learnt(self, network: nn.Module, dataset: Dataset, device: str) -> None:
         """More than chance for certain, every class counting the same: see `recognition`."""
-        shown = dataset.train[choose(dataset.train.labels, asked_each(dataset.num_classes), seed=self.seed)]
-        answers = named(network, shown, dataset.mean, dataset.std, device).cpu()
+        shown = dataset.train[choose(dataset.train.labels, max_images_per_class(dataset.num_classes), seed=self.seed)]
+        answers = predicted_classes(network, shown, dataset.mean, dataset.std, device).cpu()
         found = recognition(answers, shown.labels, dataset.num_classes)
         what = (
             f"share of its train images, class by class, that teacher {label(self.network)} names right after training"

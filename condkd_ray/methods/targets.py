@@ -38,7 +38,7 @@ class Targets:
         return len(self.labels)
 
     @property
-    def answers(self) -> Tensor:
+    def cross_entropy_target(self) -> Tensor:
         """What cross-entropy at `temperature` takes: the soft targets, else the labels."""
         return self.labels if self.soft is None else self.soft
 

@@ -22,12 +22,12 @@ from condkd_ray.models.observation import Observation
 class Weigh(Protocol):
     """Weights of the samples in the per-sample terms of an inversion (SSD-KD's modulating function is one)."""
 
-    def __call__(self, seen: Observation, labels: Tensor) -> Tensor:
+    def __call__(self, observation: Observation, labels: Tensor) -> Tensor:
         """(B,) weights >= 0, without gradient unless the weighing has been told to let one through."""
         ...
 
 
-def equal_weights(seen: Observation, labels: Tensor) -> Tensor:
+def equal_weights(observation: Observation, labels: Tensor) -> Tensor:
     """Every sample counts the same: the `Weigh` of all methods but SSD-KD."""
     return torch.ones(len(labels), device=labels.device)
 
@@ -88,8 +88,8 @@ class Modulating(Weighing):
     def bind(self, class_counts: Tensor) -> Weigh:
         """Phi."""
 
-        def weigh(seen: Observation, labels: Tensor) -> Tensor:
-            logits = seen.logits if self.through_confidence else seen.logits.detach()
+        def weigh(observation: Observation, labels: Tensor) -> Tensor:
+            logits = observation.logits if self.through_confidence else observation.logits.detach()
             answers = logits.argmax(1)
             share = self._shares(answers, class_counts)[answers if self.share_of == "answer" else labels]
             phi = (1 - share) * uncertainty(logits, self.gamma)

@@ -103,8 +103,8 @@ def test_a_batch_without_condensed_images_is_as_it_was():
 @pytest.mark.parametrize(("changes", "asks"), [({}, True), ({"condensed_share": 0.0}, False)])
 def test_the_teacher_is_asked_just_where_something_is_changed(changes, asks):
     distiller = replace(SHARE, augment=False, **changes)
-    assert distiller.asks_teacher == asks
-    assert replace(distiller, condensed_augment="batch").asks_teacher is False
+    assert distiller.runs_teacher == asks
+    assert replace(distiller, condensed_augment="batch").runs_teacher is False
     assert toy_config(distiller=distiller).keeps_logits == (not asks)
 
 

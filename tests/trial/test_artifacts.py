@@ -278,7 +278,7 @@ def older_key(parts: list) -> str:
 class Older(SqueezeRecover):
     """As before its code changed."""
 
-    recipe = 1
+    code_version = 1
 
 
 @pytest.mark.parametrize("method", [LIVELY, Older(ipc=1, iterations=1, squeeze="teacher")])

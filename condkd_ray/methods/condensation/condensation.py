@@ -41,7 +41,7 @@ class Condensation(Method, ABC):
     an ablation over `ipc` compares more images with fewer of the same.
     """
 
-    recipe: ClassVar[int] = 1
+    code_version: ClassVar[int] = 1
     """Version of its code, raised when the same settings give other images: sets cached before are then not used."""
     name: str
     ipc: int = 10
@@ -84,7 +84,7 @@ class Condensation(Method, ABC):
         where a class has too few images.
         """
 
-    def whole(self) -> Self:
+    def cached_config(self) -> Self:
         """The config to compute and cache; smaller `ipc` sets are prefixes of it."""
         return self
 
@@ -144,7 +144,7 @@ def train(
     lr: float,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
-    falls: bool = False,
+    linear_decay: bool = False,
     augment: Callable[[Tensor], Tensor] = lambda images: images,
     on_epoch: Callable[[], None] = lambda: None,
     rng: torch.Generator,
@@ -159,7 +159,9 @@ def train(
     optimizer = torch.optim.SGD(network.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
     parts = -(-len(real) // batch)
     total = epochs * parts
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / total, 0) if falls else 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: max(1 - step / total, 0) if linear_decay else 1
+    )
     for _ in range(epochs):
         meter = Meter("condensation")
         for rows in torch.randperm(len(real), generator=rng, device=real.images.device).tensor_split(parts):
@@ -291,6 +293,6 @@ class Herding(Condensation):
         return unseen(real.images[rows], real.labels[rows])
 
     def _train(self, network: ConvNetModule, real: Samples, rng: Streams, on_step: OnStep) -> None:
-        recipe = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "momentum": 0.9, "falls": True}
+        recipe = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "momentum": 0.9, "linear_decay": True}
         epochs = count(1)
         train(network, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])

@@ -19,7 +19,7 @@ from condkd_ray.core.samples import Samples
 from condkd_ray.data.condensed_sets import StoredSet
 from condkd_ray.methods.condensation.condensation import class_table
 from condkd_ray.methods.condensation.pixel_space import CERTAIN, Looks, Space, evidence, known_spaces, looks
-from condkd_ray.methods.recognition import Recognition, recognition, sign_test, taken_for
+from condkd_ray.methods.recognition import Recognition, confusion_cycles, recognition, sign_test
 from condkd_ray.models.teacher import Teacher
 
 LOOKED_AT, VALUES = 1000, 6_000_000
@@ -256,7 +256,7 @@ class _Look:
         if missed:
             more = ", ..." if len(missed) > MANY else ""
             found.append(f"of these classes it names no image right: {', '.join(missed[:MANY])}{more}")
-        for cycle in taken_for(self.answers(space), self.labels, self.subject.num_classes):
+        for cycle in confusion_cycles(self.answers(space), self.labels, self.subject.num_classes):
             pairs = zip(cycle, cycle[1:] + cycle[:1], strict=True)
             places = ", ".join(f"{called(k)} as {called(named)}" for k, named in pairs)
             found.append(f"it names {places} most often: if they changed places, --condensed-order takes them so")

@@ -66,7 +66,7 @@ class Joint(Condensation):
         require(0 <= self.momentum < 1, "condensation.momentum", self.momentum, "0 <= momentum < 1")
         ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
 
-    def whole(self) -> Self:
+    def cached_config(self) -> Self:
         """All that are optimised together."""
         return replace(self, ipc=self.condensed_together)
 

@@ -46,7 +46,7 @@ class SqueezeRecover(Condensation):
 
     paper = "Yin et al., NeurIPS 2023"
     ours = ("squeeze", "network", "epochs", "batch", "train_lr", "iterations", "bn_weight", "least_crop", "shift")
-    recipe = 4
+    code_version = 4
     """2: while it squeezes, black moves in; while it recovers, the batch is rolled. 3: other last bits of BN."""
     name: Literal["squeeze_recover"] = "squeeze_recover"
     squeeze: Literal["own", "teacher"] = "own"
@@ -141,7 +141,7 @@ class SqueezeRecover(Condensation):
         def moved(images: Tensor) -> Tensor:
             return shift_flip(images, rng=rng["augment/squeeze"], share=self.shift, flip=flip_ok, black=black)
 
-        recipe = {"batch": self.batch, "lr": self.train_lr, "momentum": 0.9, "weight_decay": 5e-4, "falls": True}
+        recipe = {"batch": self.batch, "lr": self.train_lr, "momentum": 0.9, "weight_decay": 5e-4, "linear_decay": True}
         train(network, real, epochs=self.epochs, **recipe, augment=moved, rng=rng["squeeze"])
         shape, size = (channels, height, width), len(real)
         scale = {name: tuple(values) for name, values in scale.items()}

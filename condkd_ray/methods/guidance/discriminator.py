@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.guidance import ONE_LAYER, Augmentation, Carried, Guidance, Layout
+from condkd_ray.methods.guidance.guidance import ONE_LAYER, Augmentation, Guidance, GuidanceState, Layout
 from condkd_ray.models.teacher import Teacher
 
 Condition = Literal["auxiliary", "projection", "per_class", "none"]
@@ -74,7 +74,7 @@ class FeatureDiscriminator(nn.Module):
         return judged, None if self.classes is None else self.classes(x).float()
 
 
-def tell_apart(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:
+def discriminator_loss(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:
     """The discriminator's loss on its (B,) logits, a scalar.
 
     `non_saturating`: binary cross-entropy, 2 ln 2 where it knows nothing; real ones have the target 1 - `smoothing`.
@@ -86,7 +86,7 @@ def tell_apart(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smo
     return (F.softplus(-real) + smoothing * real).mean() + F.softplus(fake).mean()
 
 
-def fool(fake: Tensor, form: GanLoss = "non_saturating") -> Tensor:
+def generator_loss(fake: Tensor, form: GanLoss = "non_saturating") -> Tensor:
     """The loss of whoever made `fake`, (B,) logits to a scalar: -log D, or minus the logit under `hinge`."""
     return -fake.mean() if form == "hinge" else F.softplus(-fake).mean()
 
@@ -98,7 +98,7 @@ def gradient_penalty(judged: Tensor, at: Tensor) -> Tensor:
 
 
 @dataclass
-class DiscriminatorState(Carried):
+class DiscriminatorState(GuidanceState):
     """Network, optimiser, and the factor, or factors (D,), that give condensed features unit mean square."""
 
     network: nn.Module
@@ -180,11 +180,11 @@ class Discriminator(Guidance[DiscriminatorState]):
         require(0 <= noise < math.inf, "discriminator instance_noise", noise, "a number >= 0")
 
     @property
-    def tells_classes(self) -> bool:
+    def class_conditional(self) -> bool:
         """Where the term that looks at labels has a weight; the condition `none` has no such term."""
         by_class_head = self.condition == "auxiliary"
         weight = self.class_weight if by_class_head else self.adversarial_weight
-        return super().tells_classes and self.condition != "none" and weight > 0
+        return super().class_conditional and self.condition != "none" and weight > 0
 
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
@@ -213,7 +213,7 @@ class Discriminator(Guidance[DiscriminatorState]):
 
     def penalty(self, state: DiscriminatorState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """How far the fakes are from passing for condensed images of their class."""
-        return fooling(self, state.network, self._noisy(fake * state.scale, rng), labels)
+        return host_penalty(self, state.network, self._noisy(fake * state.scale, rng), labels)
 
     def update(
         self, state: DiscriminatorState, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
@@ -227,14 +227,14 @@ class Discriminator(Guidance[DiscriminatorState]):
     def _step(self, state: DiscriminatorState, both: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         both = self._noisy(both, rng).requires_grad_(self.r1_weight > 0)
         # R1 is a gradient of a gradient, which the compiler does not take.
-        tell = telling.uncompiled if self.r1_weight else telling
+        tell = discriminator_terms.uncompiled if self.r1_weight else discriminator_terms
         loss, terms = tell(self, state.network, both, labels)
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
         return terms
 
-    def examine(
+    def evaluate_held_out(
         self,
         state: DiscriminatorState,
         shown: Tensor,
@@ -267,21 +267,21 @@ class Discriminator(Guidance[DiscriminatorState]):
 
 
 @whole
-def fooling(guidance: Discriminator, network: nn.Module, fake: Tensor, labels: Tensor) -> Tensor:
+def host_penalty(guidance: Discriminator, network: nn.Module, fake: Tensor, labels: Tensor) -> Tensor:
     """What the host adds for scaled features (B, D), a scalar."""
     judged, classes = network(fake, labels)
-    loss = guidance.adversarial_weight * fool(judged, guidance.loss)
+    loss = guidance.adversarial_weight * generator_loss(judged, guidance.loss)
     return loss if classes is None else loss + guidance.class_weight * F.cross_entropy(classes, labels)
 
 
 @whole
-def telling(
+def discriminator_terms(
     guidance: Discriminator, network: nn.Module, both: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """D's loss for scaled real and fake features (2B, D) of `labels` (B,), and its terms to be logged."""
     judged, classes = network(both, labels.repeat(2))
     judged_real, judged_fake = judged.chunk(2)
-    told = tell_apart(judged_real, judged_fake, guidance.loss, guidance.label_smoothing)
+    told = discriminator_loss(judged_real, judged_fake, guidance.loss, guidance.label_smoothing)
     loss, terms = told, {"adversarial": told}
     if classes is not None:
         terms["class"] = F.cross_entropy(classes[: len(labels)], labels)

@@ -21,7 +21,7 @@ from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.guidance import ONE_LAYER, SAME, Carried, Guidance, HostAugment, Layout
+from condkd_ray.methods.guidance.guidance import ONE_LAYER, SAME, Guidance, GuidanceState, HostAugment, Layout
 from condkd_ray.methods.guidance.matching import SHARED, unit_norm
 from condkd_ray.models.teacher import Teacher
 
@@ -29,7 +29,7 @@ Shrinkage = Literal["ledoit_wolf", "oas", "none"]
 
 
 @dataclass
-class GaussianState(Carried):
+class GaussianState(GuidanceState):
     """What the fakes of each class are to be distributed as, in units in which guides have unit mean squared norm.
 
     `means` (K, D) of all layers side by side; `known` (K,): 1 for a class with guides, else 0; `covariances`, one
@@ -61,7 +61,7 @@ class Gaussian(Guidance[GaussianState]):
     """
 
     ours = (*SHARED, "views", "covariance", "shrinkage", "covariance_weight", "stage_covariances", "unbiased")
-    looks = False
+    uses_condensed_batches = False
     name: Literal["gaussian"] = "gaussian"
     weight: float = 100.0
     """Not chosen yet: that of `moments`."""

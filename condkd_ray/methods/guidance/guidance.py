@@ -39,7 +39,7 @@ class Guide(Protocol):
 
     A host observes its augmented images once with `layers`, adds `penalty` to its loss, and after its step calls
     `update`. `images` are (B, C, H, W) before augmentation, `seen` the teacher's look at them after, `labels` (B,).
-    `seen.bn` is empty where the host reads no BN statistics.
+    `observation.bn` is empty where the host reads no BN statistics.
     """
 
     @property
@@ -47,11 +47,11 @@ class Guide(Protocol):
         """Teacher layers the host has to observe for it."""
         ...
 
-    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
+    def penalty(self, images: Tensor, observation: Observation, labels: Tensor) -> Tensor:
         """A scalar, weighted, differentiable in `images` (directly or through `seen`)."""
         ...
 
-    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
+    def update(self, images: Tensor, observation: Observation, labels: Tensor) -> None:
         """Learn from a batch the host has just made. Nothing flows back into `images`."""
         ...
 
@@ -80,7 +80,7 @@ ONE_LAYER = Layout()
 
 
 @dataclass(kw_only=True)
-class Carried:
+class GuidanceState:
     """Base of the states. The factors and deviations are measured by `Guidance.start`, where they are wanted."""
 
     units: Tensor | None = None
@@ -96,7 +96,7 @@ class Guidance(Method, ABC, Generic[State]):
     They see features (B, D) alone; drawing, augmenting, observing and scaling are the bound guide's.
     """
 
-    looks: ClassVar[bool] = True
+    uses_condensed_batches: ClassVar[bool] = True
     """Whether it looks at condensed images in each step; else it gets none of them in `update`."""
 
     weight: float = 1.0
@@ -141,7 +141,7 @@ class Guidance(Method, ABC, Generic[State]):
         """Teacher layers it names and needs tapped; the penultimate features always come."""
         return () if self.layer == PENULTIMATE else (self.layer,)
 
-    def tapped(self, teacher: Teacher) -> tuple[str, ...]:
+    def tapped_layers(self, teacher: Teacher) -> tuple[str, ...]:
         """All layers of this teacher that it needs tapped: those it names, and the last stages, in their order."""
         ends = teacher.stage_outputs
         return self.layers + ends[len(ends) - self.stages :]
@@ -157,7 +157,7 @@ class Guidance(Method, ABC, Generic[State]):
         ends = teacher.stage_outputs
         there = f"0 to {min(len(ends), MOST_STAGES)}; beside its features this teacher has {', '.join(ends) or 'none'}"
         require(self.stages <= len(ends), "guidance stages", self.stages, there)
-        beside = self.tapped(teacher)[len(self.layers) :]
+        beside = self.tapped_layers(teacher)[len(self.layers) :]
         others = f"{PENULTIMATE}, or a layer that is none of the stages compared beside it, {', '.join(beside)}"
         require(self.layer not in beside, f"guidance layer with stages {self.stages}", self.layer, others)
 
@@ -165,7 +165,7 @@ class Guidance(Method, ABC, Generic[State]):
         """Raise `InputError` where `ipc` condensed images a class, as augmented, or a host's `batch` are too few."""
 
     @property
-    def tells_classes(self) -> bool:
+    def class_conditional(self) -> bool:
         """Whether its penalty depends on the labels: it then pulls each image towards its class."""
         return self.alignment == "class"
 
@@ -208,7 +208,7 @@ class Guidance(Method, ABC, Generic[State]):
         `real` is empty where the guidance does not look at condensed images in each step.
         """
 
-    def examine(
+    def evaluate_held_out(
         self, state: State, shown: Tensor, held_out: Tensor, fakes: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
         """Terms to be logged once a round of condensed images it never learnt from; the state stays as it is.
@@ -241,11 +241,13 @@ class Guidance(Method, ABC, Generic[State]):
             if self.views:
                 count = max(1, min(self.views, MOST_AT_START // max(1, len(shown))))
                 views = [self.view(shown.images, teacher, host_augment, rng) for _ in range(count)]
-            looks = [self.parts(teacher, view) for view in views]
+            looks = [self.layer_features(teacher, view) for view in views]
             parts = [torch.cat(layer) for layer in zip(*looks, strict=True)]
-            return self.begin(teacher, parts, shown.labels.repeat(len(views)), rng, len(views))
+            return self.init_from_features(teacher, parts, shown.labels.repeat(len(views)), rng, len(views))
 
-    def begin(self, teacher: Teacher, parts: list[Tensor], labels: Tensor, rng: Streams, views: int) -> State:
+    def init_from_features(
+        self, teacher: Teacher, parts: list[Tensor], labels: Tensor, rng: Streams, views: int
+    ) -> State:
         """`init` on the features (N, D) of each layer, where there are several in units of their spread.
 
         They are of `views` of all condensed images in turn, with `labels` (N,).
@@ -263,10 +265,10 @@ class Guidance(Method, ABC, Generic[State]):
             units, layout = 1 / columns(spreads), Layout(widths, views)
             features, spreads = features * units, [torch.ones_like(one) for one in spreads]
         state = self._init(teacher, features, labels, rng, layout)
-        carries, name = isinstance(state, Carried), getattr(self, "name", type(self).__name__)
-        accepted = "a subclass of Carried; or stages 0 and noise 0"
+        carries, name = isinstance(state, GuidanceState), getattr(self, "name", type(self).__name__)
+        accepted = "a subclass of GuidanceState; or stages 0 and noise 0"
         require(carries, f"state of guidance {name} with stages or noise", type(state).__name__, accepted)
-        assert isinstance(state, Carried)
+        assert isinstance(state, GuidanceState)
         state.units = units
         state.jitter = columns([one / width**0.5 for one, width in zip(spreads, widths, strict=True)])
         return state
@@ -284,31 +286,31 @@ class Guidance(Method, ABC, Generic[State]):
             return self.init(*given)
         return self.init(*given, layout)
 
-    def parts(self, teacher: Teacher, images: Tensor) -> list[Tensor]:
+    def layer_features(self, teacher: Teacher, images: Tensor) -> list[Tensor]:
         """Features (B, D) of each compared layer, not scaled, of images (B, C, H, W) as they are."""
-        layers = self.tapped(teacher)
-        looks = [self.pooled(teacher.observe(part, layers, bn=False), layers) for part in images.split(512)]
+        layers = self.tapped_layers(teacher)
+        looks = [self.pooled_features(teacher.observe(part, layers, bn=False), layers) for part in images.split(512)]
         return [torch.cat(layer) for layer in zip(*looks, strict=True)]
 
-    def pooled(self, seen: Observation, tapped: tuple[str, ...]) -> list[Tensor]:
+    def pooled_features(self, observation: Observation, tapped: tuple[str, ...]) -> list[Tensor]:
         """Features (B, D) of each compared layer, not scaled, of a look with all that is `tapped`."""
-        return [seen.pooled(name) for name in (self.layer, *tapped[len(self.layers) :])]
+        return [observation.pooled(name) for name in (self.layer, *tapped[len(self.layers) :])]
 
-    def scaled(self, state: State, parts: list[Tensor]) -> Tensor:
+    def scaled_features(self, state: State, parts: list[Tensor]) -> Tensor:
         """Features (B, D) of each layer side by side, as `init` and all that follows get them."""
         if not self.stages:
             return parts[0]
-        assert isinstance(state, Carried)
+        assert isinstance(state, GuidanceState)
         assert state.units is not None
         return side_by_side(parts) * state.units
 
-    def loosened(self, state: State, real: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+    def perturbed(self, state: State, real: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Condensed features (B, D) of a step, mixed within their classes `labels` (B,) and made noisy as it is set."""
         if self.mixup:
             partner = real[same_class_rows(labels, labels, rng)]
             real = real.lerp(partner, self.mixup * torch.rand(len(real), 1, generator=rng, device=real.device))
         if self.noise:
-            assert isinstance(state, Carried)
+            assert isinstance(state, GuidanceState)
             assert state.jitter is not None
             draw = torch.randn(real.shape, generator=rng, device=real.device)
             real = real + self.noise * state.jitter * draw
@@ -370,21 +372,21 @@ class BoundGuide:
     @property
     def layers(self) -> tuple[str, ...]:
         """Of the guidance."""
-        return self.guidance.tapped(self.teacher)
+        return self.guidance.tapped_layers(self.teacher)
 
-    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
+    def penalty(self, images: Tensor, observation: Observation, labels: Tensor) -> Tensor:
         """Weighted penalty; under `dsa` on a look of its own."""
-        fake = self._fake(images, seen)
+        fake = self._fake(images, observation)
         self._last = fake.detach()
         penalty = self.weight * self.guidance.penalty(self.state, fake, labels, rng=self.rng["augment/guide"])
         # Even a gradient of zeros can change the memory layout, and with it the last bits, of the host's own.
         return penalty if self.weight else penalty.detach()
 
-    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
+    def update(self, images: Tensor, observation: Observation, labels: Tensor) -> None:
         """Draw condensed images of the same labels, look at them, learn. Fakes: as the penalty just saw them."""
-        fake = self._fake(images, seen).detach() if self._last is None else self._last
+        fake = self._fake(images, observation).detach() if self._last is None else self._last
         self._last = None
-        real = self._real(labels) if self.guidance.looks else fake[:0]
+        real = self._real(labels) if self.guidance.uses_condensed_batches else fake[:0]
         with torch.enable_grad():
             terms = self.guidance.update(self.state, fake, real, labels, rng=self.rng["augment/guide"])
         self.meter.add(**terms)
@@ -404,7 +406,7 @@ class BoundGuide:
         rng = self.rng["augment/guide"]
         rows = same_class_rows(self.condensed.labels, labels, rng)
         real = self._features(self._view(self.condensed.images[rows]))
-        return self.guidance.loosened(self.state, real, labels, rng)
+        return self.guidance.perturbed(self.state, real, labels, rng)
 
     def read(self) -> dict[str, float]:
         """What was logged, with how the guidance judges the images held out."""
@@ -426,17 +428,17 @@ class BoundGuide:
         held_out = fakes = features([self._view(images) for _ in views])
         if self.guidance.augment == "condensed":
             fakes = features([self.host_augment(images, rng) for _ in views])
-        return self.guidance.examine(self.state, shown, held_out, fakes, labels.repeat(len(views)), rng=rng)
+        return self.guidance.evaluate_held_out(self.state, shown, held_out, fakes, labels.repeat(len(views)), rng=rng)
 
-    def _fake(self, images: Tensor, seen: Observation) -> Tensor:
+    def _fake(self, images: Tensor, observation: Observation) -> Tensor:
         """Features of fakes, augmented as the guidance wants them."""
         if self.guidance.augment == "dsa":
-            seen = self.teacher.observe(guides_dsa(images, self.teacher, self.rng), self.layers, bn=False)
-        return self.guidance.scaled(self.state, self.guidance.pooled(seen, self.layers))
+            observation = self.teacher.observe(guides_dsa(images, self.teacher, self.rng), self.layers, bn=False)
+        return self.guidance.scaled_features(self.state, self.guidance.pooled_features(observation, self.layers))
 
     def _features(self, images: Tensor) -> Tensor:
         """Of images as they are."""
-        return self.guidance.scaled(self.state, self.guidance.parts(self.teacher, images))
+        return self.guidance.scaled_features(self.state, self.guidance.layer_features(self.teacher, images))
 
     def _view(self, images: Tensor) -> Tensor:
         """Condensed images, augmented as the guidance wants them."""
@@ -486,11 +488,11 @@ class Unguided:
 
     layers: tuple[str, ...] = ()
 
-    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
+    def penalty(self, images: Tensor, observation: Observation, labels: Tensor) -> Tensor:
         """Zero."""
-        return seen.logits.new_zeros(())
+        return observation.logits.new_zeros(())
 
-    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
+    def update(self, images: Tensor, observation: Observation, labels: Tensor) -> None:
         """Nothing."""
 
     def start(self, labels: Tensor) -> Start | None:
@@ -507,7 +509,7 @@ class NoGuidance(Method):
     from_guides: ClassVar[FromGuides] = FromGuides()
     weight: ClassVar[float] = 0.0
     schedule: ClassVar[Schedule] = Schedule()
-    tells_classes: ClassVar[bool] = False
+    class_conditional: ClassVar[bool] = False
     idle: ClassVar[tuple[str, ...]] = ()
 
     def check(self, teacher: Teacher) -> None:

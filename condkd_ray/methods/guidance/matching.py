@@ -15,7 +15,7 @@ from torch import Tensor
 from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.guidance import ONE_LAYER, Carried, Guidance, Layout
+from condkd_ray.methods.guidance.guidance import ONE_LAYER, Guidance, GuidanceState, Layout
 from condkd_ray.methods.losses.discrepancy import (
     class_mmd,
     class_moments,
@@ -27,14 +27,14 @@ from condkd_ray.models.teacher import Teacher
 
 
 @dataclass
-class Seen(Carried):
+class CondensedFeatures(GuidanceState):
     """The condensed features last seen with their labels."""
 
     features: Tensor
     labels: Tensor
 
 
-State = TypeVar("State", bound=Seen)
+State = TypeVar("State", bound=CondensedFeatures)
 Side = tuple[Tensor, Tensor]
 """Features (N, D) with labels (N,)."""
 SHARED = (
@@ -59,7 +59,7 @@ class Matching(Guidance[State]):
 
 
 @dataclass
-class MmdState(Seen):
+class MmdState(CondensedFeatures):
     """With the median squared distance among the condensed features, of several layers (L,)."""
 
     median: Tensor
@@ -108,7 +108,7 @@ def mmd(guidance: Mmd, layout: Layout, left: Side, right: Side, medians: Tensor,
 
 
 @dataclass
-class MomentsState(Seen):
+class MomentsState(CondensedFeatures):
     """With the factor that gives the condensed features unit mean squared norm."""
 
     scale: Tensor

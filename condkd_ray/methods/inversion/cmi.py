@@ -17,7 +17,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, resized_crop
 from condkd_ray.methods.inversion.conditional import Conditional
-from condkd_ray.methods.inversion.inversion import Judged, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import drawn
@@ -61,7 +61,7 @@ class Cmi(Conditional[CmiState]):
     paper = "Fang et al., IJCAI 2021"
     ours = ("layers", "steps", "batch", "oh_temperature")
     name: Literal["cmi"] = "cmi"
-    hears = "answers"
+    uses_targets = "soft"
     layers: Literal["stages", "all"] = "stages"
     """Whose inputs C compares. `stages`: the stages' alone, as the official code does for a ResNet-34 (4 stages, 512
     values an image). Our choice for other teachers, see `condkd_ray.models.hooks.stage_inputs`: a stage that reads the
@@ -125,7 +125,7 @@ class Cmi(Conditional[CmiState]):
         what = f"memory of inversion bank, {rows} rows of 2 x {channels} values"
         require(rows <= fitting, what, _gb(rows * a_row), accepted)
 
-    def looks_at(self, teacher: Teacher) -> tuple[str, ...]:
+    def input_mean_layers(self, teacher: Teacher) -> tuple[str, ...]:
         """Names of the layers whose inputs are compared."""
         return tuple(self._inputs(teacher))
 
@@ -133,14 +133,14 @@ class Cmi(Conditional[CmiState]):
         """Names of the layers whose inputs are compared, and the channels of each."""
         return teacher.stage_inputs if self.layers == "stages" else teacher.bn_inputs
 
-    def run(self, state: CmiState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
+    def run(self, state: CmiState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """`steps` steps of a generator from stream `init/generator/<round>`, of its latents and of the head."""
-        teacher, rng = now.teacher, now.rng
+        teacher, rng = call.teacher, call.rng
         state.round += 1
         size = (self.latent, self.width, teacher.image_shape)
         fresh = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng)
         generator = state.become(fresh)
-        latents = now.latents(len(targets), self.latent).requires_grad_()
+        latents = call.latents(len(targets), self.latent).requires_grad_()
         made = [*generator.parameters(), latents]
         optimizer = torch.optim.Adam(made, self.lr, betas=(0.5, 0.999), fused=True)
         leaves = [*made, *state.head.parameters()]
@@ -149,27 +149,27 @@ class Cmi(Conditional[CmiState]):
             optimizer.step()
             state.optimizer.step()
 
-        rival = now.student if self.asks_student else None
-        eye = teacher.observer(bn=False, input_means=self.looks_at(teacher))
+        opponent = call.student if self.uses_student else None
+        observer = teacher.observer(bn=False, input_means=self.input_mean_layers(teacher))
 
         def make() -> Tensor:
             return teacher.normalise(generator(latents))
 
-        def beside(images: Tensor) -> tuple[Tensor, ...]:
+        def extra_inputs(images: Tensor) -> tuple[Tensor, ...]:
             part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)
             return (part,) if state.bank is None else (part, growing(self._negatives(state.bank, rng)))
 
-        def judge(look: Look) -> Judged:
-            part, *negatives = look.beside
-            local, whole = _features(eye(part)), _features(look.seen)
-            terms = self.terms(look, bn=look.seen.bn, teacher=teacher, student=rival)
-            return Judged(terms | {"cr": self._contrast(state.head, local, whole, *negatives)}, (local, whole))
+        def losses(batch: StepBatch) -> LossTerms:
+            part, *negatives = batch.extra_inputs
+            local, whole = _features(observer(part)), _features(batch.observation)
+            terms = self.terms(batch, bn=batch.observation.bn, teacher=teacher, student=opponent)
+            return LossTerms(terms | {"cr": self._contrast(state.head, local, whole, *negatives)}, (local, whole))
 
-        now.approach(make, targets.labels, [latents], weights=list(generator.parameters()))
+        call.start_near_guides(make, targets.labels, [latents], weights=list(generator.parameters()))
         for _ in range(self.steps):
-            now.step(now.attempt(make, judge, targets, beside), leaves, move, keep=True)
-        metrics = now.meter.read()
-        best, *pair = now.lowest.kept
+            call.step(call.forward(make, losses, targets, extra_inputs), leaves, move, keep=True)
+        metrics = call.meter.read()
+        best, *pair = call.lowest.kept
         features = torch.cat(pair, 1)
         state.bank = (features if state.bank is None else torch.cat([state.bank, features]))[-self.bank :]
         return unseen(best, targets.labels), metrics
@@ -189,9 +189,9 @@ class Cmi(Conditional[CmiState]):
         return instance_discrimination(F.normalize(head(local).float()), whole, count, self.cr_temperature)
 
 
-def _features(seen: Observation) -> Tensor:
-    assert seen.input_means is not None
-    return seen.input_means
+def _features(observation: Observation) -> Tensor:
+    assert observation.input_means is not None
+    return observation.input_means
 
 
 def _gb(size: int) -> str:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.inversion import negative_activation, negative_entropy
 from condkd_ray.models.teacher import Teacher
@@ -23,7 +23,7 @@ class Dafl(Unconditional):
     paper = "Chen et al., ICCV 2019"
     ours = ("steps", "batch", "images_per_round", "oh_temperature", "conditional")
     name: Literal["dafl"] = "dafl"
-    form: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8}
+    generator_options: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8}
     batch: int = 128
     """Images a generator step (512 to 1024 in the official code)."""
     oh_weight: float = 0.05
@@ -31,10 +31,10 @@ class Dafl(Unconditional):
     ie_weight: float = 5.0
     act_weight: float = 0.01
 
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`oh`, `ie` and `act`."""
         return {
-            "oh": look.oh,
-            "ie": negative_entropy(look.seen.logits),
-            "act": negative_activation(look.seen.features),
+            "oh": batch.oh,
+            "ie": negative_entropy(batch.observation.logits),
+            "act": negative_activation(batch.observation.features),
         }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.pixelwise import Pixelwise
 from condkd_ray.methods.losses.inversion import JsReduction, bn_distance, jensen_shannon, total_variation
 from condkd_ray.models.teacher import Teacher
@@ -55,20 +55,20 @@ class DeepInversion(Pixelwise):
         super().__post_init__()
         require(self.temperature > 0, "inversion temperature", self.temperature, "> 0")
 
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`bn`, `oh`, `tv`, `l2` and `adv`."""
         return {
-            "bn": bn_distance(look.seen.bn, *teacher.bn, self.first_bn_factor),
-            "oh": look.oh,
-            "tv": total_variation(look.images),
-            "l2": torch.linalg.vector_norm(look.images),
-            "adv": self._competition(look, student),
+            "bn": bn_distance(batch.observation.bn, *teacher.bn, self.first_bn_factor),
+            "oh": batch.oh,
+            "tv": total_variation(batch.images),
+            "l2": torch.linalg.vector_norm(batch.images),
+            "adv": self._competition(batch, student),
         }
 
-    def _competition(self, look: Look, student: nn.Module) -> Tensor:
+    def _competition(self, batch: StepBatch, student: nn.Module) -> Tensor:
         """ADI's term, 1 where student and teacher answer alike; 0 where it has no weight."""
-        if not self.asks_student:
-            return look.seen.logits.new_zeros(())
+        if not self.uses_student:
+            return batch.observation.logits.new_zeros(())
         form = {"temperature": self.temperature, "reduction": self.js_reduction}
-        js = jensen_shannon(student(look.augmented), look.seen.logits, **form)
-        return 1 - look.mean(js).clamp(0, 1)
+        js = jensen_shannon(student(batch.augmented), batch.observation.logits, **form)
+        return 1 - batch.mean(js).clamp(0, 1)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.kd import logit_l1
 from condkd_ray.models.teacher import Teacher
@@ -25,7 +25,7 @@ class Dfad(Unconditional):
     paper = "Fang et al., arXiv 1912.11006"
     ours = ("steps", "batch", "images_per_round", "oh_weight", "oh_temperature", "conditional")
     name: Literal["dfad"] = "dfad"
-    form: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
+    generator_options: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
     steps: int = 4
     """Adam steps of the generator a round: one to five of the distiller's 20, as published. Many more, and it runs away
     from a student that cannot follow."""
@@ -39,7 +39,7 @@ class Dfad(Unconditional):
     """Of a class prior towards the teacher's argmax, our choice; at 0 there is none, as published."""
     oh_temperature: float = 1.0
 
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`adv`, and `oh` where it has a weight."""
-        adv = -look.mean(logit_l1(student(look.images), look.seen.logits))
-        return {"adv": adv, **self.own_prior(look)}
+        adv = -batch.mean(logit_l1(student(batch.images), batch.observation.logits))
+        return {"adv": adv, **self.optional_prior(batch)}

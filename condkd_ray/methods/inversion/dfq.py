@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from condkd_ray.methods.inversion.dafl import Dafl
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.inversion import bn_distance, entropy, negative_entropy
 from condkd_ray.methods.losses.kd import divergence
@@ -18,7 +18,7 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Dfq(Unconditional):
-    r"""A generator whose images surprise the student, but look to the teacher's statistics and answers like its data.
+    r"""A generator whose images surprise the student, but batch to the teacher's statistics and answers like its data.
 
     Minimises -adv KL(f_T(x) || f_S(x)) + bn \sum_l ||BN_l(x) - BN_l|| + ice mean_i H(p_i) - bce H(mean_i p_i)
     + guide(x, argmax f_T(x)), H the entropy to base 10 of p_i = softmax f_T(x_i): each image certain (ICE), the batch
@@ -32,7 +32,7 @@ class Dfq(Unconditional):
     paper = "Choi et al., CVPRW 2020"
     ours = ("steps", "batch", "images_per_round", "oh_weight", "oh_temperature", "conditional")
     name: Literal["dfq"] = "dfq"
-    form = Dafl.form
+    generator_options = Dafl.generator_options
     betas = (0.5, 0.999)
     reads_bn = True
     steps: int = 4
@@ -52,12 +52,12 @@ class Dfq(Unconditional):
     """Of a class prior towards the teacher's argmax, our choice; at 0 there is none, as published."""
     oh_temperature: float = 1.0
 
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`adv`, `bn`, `ice` and `bce`, and `oh` where it has a weight."""
         return {
-            "adv": -look.mean(divergence(student(look.images), look.seen.logits)),
-            "bn": bn_distance(look.seen.bn, *teacher.bn, self.first_bn_factor),
-            "ice": look.mean(entropy(look.seen.logits)),
-            "bce": negative_entropy(look.seen.logits),
-            **self.own_prior(look),
+            "adv": -batch.mean(divergence(student(batch.images), batch.observation.logits)),
+            "bn": bn_distance(batch.observation.bn, *teacher.bn, self.first_bn_factor),
+            "ice": batch.mean(entropy(batch.observation.logits)),
+            "bce": negative_entropy(batch.observation.logits),
+            **self.optional_prior(batch),
         }

@@ -17,7 +17,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift
 from condkd_ray.methods.inversion.conditional import Conditional
-from condkd_ray.methods.inversion.inversion import Judged, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
@@ -57,7 +57,7 @@ class Fast(Conditional[FastState]):
     paper = "Fang et al., AAAI 2022"
     ours = ("batch", "warm_up", "oh_temperature")
     name: Literal["fast"] = "fast"
-    hears = "answers"
+    uses_targets = "soft"
     steps: int = 10
     """Adam steps a round (k; the paper has 2, 5 and 10)."""
     batch: int = 128
@@ -105,43 +105,43 @@ class Fast(Conditional[FastState]):
         optimizer = torch.optim.Adam(generator.parameters(), rate, betas=(0.5, 0.999), fused=True)
         return FastState(generator, optimizer)
 
-    def run(self, state: FastState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
+    def run(self, state: FastState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """`steps` inner steps, then one step of the original."""
         state.round += 1
         if state.round in self.resets:
-            _reset(state.generator, now.rng, state.round)
+            _reset(state.generator, call.rng, state.round)
         inner = state.generator if self.meta == "none" else state.clone()
-        latents = now.latents(len(targets), self.latent).requires_grad_()
+        latents = call.latents(len(targets), self.latent).requires_grad_()
         leaves = [*inner.parameters(), latents]
         groups = [{"params": leaves[:-1], "lr": self.lr}, {"params": [latents], "lr": self.lr_latent}]
         optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True)
         state.optimizer.zero_grad()
-        rival = now.student if self.asks_student and state.round > self.warm_up else None
+        opponent = call.student if self.uses_student and state.round > self.warm_up else None
         bn_seen = memory = state.bn_memory
 
         def make() -> Tensor:
-            return now.teacher.normalise(inner(latents))
+            return call.teacher.normalise(inner(latents))
 
-        def judge(look: Look) -> Judged:
-            bn = mix_bn(look.seen.bn, memory, self.bn_momentum)
-            return Judged(self.terms(look, bn=bn, teacher=now.teacher, student=rival))
+        def losses(batch: StepBatch) -> LossTerms:
+            bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)
+            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=opponent))
 
         # The latents alone move, so that no meta step sees where the guide has them start.
-        now.approach(make, targets.labels, [latents])
+        call.start_near_guides(make, targets.labels, [latents])
         for _ in range(self.steps):
-            tried = now.attempt(make, judge, targets)
-            gradients = now.step(tried, leaves, optimizer.step, keep=True)
+            forward = call.forward(make, losses, targets)
+            gradients = call.step(forward, leaves, optimizer.step, keep=True)
             if self.meta == "maml":
                 _add_gradients(state.generator, gradients[:-1])
-            bn_seen = tried.look.seen.bn.detach().clone()
-        metrics = now.meter.read()
+            bn_seen = forward.batch.observation.bn.detach().clone()
+        metrics = call.meter.read()
         if self.meta == "reptile":
             _point_away(state.generator, inner, self.reptile_scale)
         if self.meta != "none":
             state.optimizer.step()
         assert bn_seen is not None
         state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
-        return unseen(now.lowest.kept[0], targets.labels), metrics
+        return unseen(call.lowest.kept[0], targets.labels), metrics
 
 
 def _add_gradients(generator: nn.Module, gradients: Sequence[Tensor]) -> None:

@@ -26,7 +26,7 @@ from condkd_ray.models.observation import Observation, Observer
 from condkd_ray.models.teacher import Teacher
 
 State = TypeVar("State")
-Hears = Literal["nothing", "labels", "answers"]
+TargetUse = Literal["none", "labels", "soft"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +34,18 @@ class Inversion(Method, ABC, Generic[State]):
     """Contract of the family.
 
     A host asks the teacher once a step (`teacher.observe(self.augment(images), guide.layers, bn=self.reads_bn)`), adds
-    `guide.penalty(images, seen, labels)` to its loss, takes gradients of its own leaves only
+    `guide.penalty(images, observation, labels)` to its loss, takes gradients of its own leaves only
     (`torch.autograd.grad`: teacher, student and guide collect none) and then calls `guide.update` on detached values.
     `Host` does so.
     """
 
     pixel_space: ClassVar[PixelSpace]
     """How stores keep its images."""
-    hears: ClassVar[Hears] = "labels"
+    uses_targets: ClassVar[TargetUse] = "labels"
     """What of the targets it uses: none, the labels alone, or soft targets too. Unconditional methods hear nothing."""
     starts_from_images: ClassVar[bool] = False
     """Whether it asks the guide where its batches start (`Guide.start`): it optimises pixels or latents."""
-    fresh: ClassVar[bool] = False
+    fresh_each_round: ClassVar[bool] = False
     """Whether it makes its images by the thousand for the student of the day, so that the latest round's are enough."""
 
     augments: ClassVar[bool] = True
@@ -66,10 +66,10 @@ class Inversion(Method, ABC, Generic[State]):
     @property
     def labels_by_teacher(self) -> bool:
         """Whether its images get the teacher's argmax for labels, when they are settled; so where it hears nothing."""
-        return self.hears == "nothing"
+        return self.uses_targets == "none"
 
     @property
-    def asks_student(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether images depend on the student of the day."""
         return getattr(self, "adv_weight", 0.0) > 0
 
@@ -129,8 +129,8 @@ def require_bn(teacher: Teacher) -> None:
     require(bool(teacher.bn_inputs), "number of the teacher's batch normalisation layers", 0, accepted)
 
 
-class Look(NamedTuple):
-    """One step's images (B, C, H, W), plain and `augmented`, what the teacher has `seen` of the latter, and what for.
+class StepBatch(NamedTuple):
+    """One step's images (B, C, H, W), plain and `augmented`, the teacher's observation of the latter, and the targets.
 
     `weight` (B,): what each image counts in the terms that are a mean over images; `beside`: what else the host has
     drawn for them, such as another view; `temperature`: that of the class prior.
@@ -138,10 +138,10 @@ class Look(NamedTuple):
 
     images: Tensor
     augmented: Tensor
-    seen: Observation
+    observation: Observation
     targets: Targets
     weight: Tensor
-    beside: tuple[Tensor, ...] = ()
+    extra_inputs: tuple[Tensor, ...] = ()
     temperature: float = 1.0
 
     def mean(self, values: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Look(NamedTuple):
     @property
     def oh(self) -> Tensor:
         """The class prior: the weighted mean cross-entropy of the teacher's answers with what was wanted, a scalar."""
-        return self.mean(class_prior(self.seen.logits, self.targets.answers, self.temperature))
+        return self.mean(class_prior(self.observation.logits, self.targets.cross_entropy_target, self.temperature))
 
 
 @dataclass
@@ -177,7 +177,7 @@ class Round:
         ask = getattr(self.guide, "start", None)
         return ask(labels) if ask is not None else None
 
-    def approach(
+    def start_near_guides(
         self,
         make: Callable[[], Tensor],
         labels: Tensor,
@@ -203,20 +203,20 @@ class Round:
         resting = resting.index_fill(0, rows[: len(start.images)], False)
         for step in range(start.steps):
             begin_step()
-            distance = F.mse_loss(made(make)[: len(start.images)], start.images)
-            given = give(leaves, torch.autograd.grad(distance, leaves))
+            distance = F.mse_loss(make_images(make)[: len(start.images)], start.images)
+            given = set_gradients(leaves, torch.autograd.grad(distance, leaves))
             # BN in the generator hands each image a gradient, which Adam would bring to the size of all others.
             for gradient in given[: len(latents)]:
                 gradient.masked_fill_(resting.view(-1, *[1] * (gradient.ndim - 1)), 0)
             optimizer.step()
-            take_back(leaves)
+            clear_gradients(leaves)
             if step == start.steps - 1:
                 self.meter.add(start=distance)
 
     @property
-    def eye(self) -> Observer:
+    def observer(self) -> Observer:
         """Who looks at the teacher for the host and the guide."""
-        return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.looks_at(self.teacher))
+        return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.input_mean_layers(self.teacher))
 
     def augmented(self, images: Tensor) -> Tensor:
         """`images` as the teacher gets to see them."""
@@ -224,93 +224,95 @@ class Round:
             return images
         return self.host.augment(images, teacher=self.teacher, rng=self.rng["augment/inversion"])
 
-    def attempt(
+    def forward(
         self,
         make: Callable[[], Tensor],
-        judge: "Judge",
+        losses: "LossFunction",
         targets: Targets | None = None,
-        beside: Callable[[Tensor], tuple[Tensor, ...]] = lambda images: (),
-    ) -> "Attempt":
-        """A step as far as the host's own loss: `make` images, augment them, draw what is wanted `beside`, `judge`.
+        extra_inputs: Callable[[Tensor], tuple[Tensor, ...]] = lambda images: (),
+    ) -> "ForwardPass":
+        """A step as far as the host's own loss: `make` images, augment them, draw what is wanted `beside`, `losses`.
 
         Without `targets` the teacher's argmax serves. What draws stands between two parts that are compiled whole.
         """
         begin_step()
-        images = made(make)
-        views = self.augmented(images), beside(images)
-        return judged(self.host, self.eye, self.weigh, judge, images, *views, targets)
+        images = make_images(make)
+        views = self.augmented(images), extra_inputs(images)
+        return forward_pass(self.host, self.observer, self.weigh, losses, images, *views, targets)
 
     def step(
-        self, tried: "Attempt", leaves: Sequence[Tensor], move: Callable[[], object], *, keep: bool = False
+        self, forward: "ForwardPass", leaves: Sequence[Tensor], move: Callable[[], object], *, keep: bool = False
     ) -> Sequence[Tensor]:
         """Give `leaves` the gradients of the loss, `move` them, and let the guide learn; returns the gradients.
 
         The loss is the host's own and the guide's penalty. Nothing else collects gradients. With `keep`, images and
         `extra` of the step of lowest loss stand in `lowest` afterwards.
         """
-        look = tried.look
-        pull = self.guide.penalty(look.images, look.seen, look.targets.labels)
-        loss = tried.loss + pull
-        gradients = give(leaves, torch.autograd.grad(loss, leaves))
+        batch = forward.batch
+        pull = self.guide.penalty(batch.images, batch.observation, batch.targets.labels)
+        loss = forward.loss + pull
+        gradients = set_gradients(leaves, torch.autograd.grad(loss, leaves))
         if keep:
-            self.lowest.offer(loss, look.images, *tried.extra)
+            self.lowest.offer(loss, batch.images, *forward.extra)
         move()
-        take_back(leaves)
-        self.guide.update(look.images.detach(), look.seen.detach(), look.targets.labels)
-        self.meter.add(**tried.terms, guide=pull, loss=loss)
+        clear_gradients(leaves)
+        self.guide.update(batch.images.detach(), batch.observation.detach(), batch.targets.labels)
+        self.meter.add(**forward.terms, guide=pull, loss=loss)
         return gradients
 
 
-class Judged(NamedTuple):
+class LossTerms(NamedTuple):
     """Scalars to minimise, by names whose `<name>_weight` is a field of the host; values to be kept with the images."""
 
     terms: dict[str, Tensor]
     extra: tuple[Tensor, ...] = ()
 
 
-Judge = Callable[[Look], Judged]
+LossFunction = Callable[[StepBatch], LossTerms]
 
 
-class Attempt(NamedTuple):
-    """A step's look, what was said of it, and the host's own loss: the sum of weights times terms."""
+class ForwardPass(NamedTuple):
+    """A step's batch, what was said of it, and the host's own loss: the sum of weights times terms."""
 
-    look: Look
+    batch: StepBatch
     terms: dict[str, Tensor]
     extra: tuple[Tensor, ...]
     loss: Tensor
 
 
 @whole
-def made(make: Callable[[], Tensor]) -> Tensor:
+def make_images(make: Callable[[], Tensor]) -> Tensor:
     """The images of a step."""
     return make()
 
 
 @whole
-def judged(
+def forward_pass(
     host: "Host",
-    eye: Observer,
+    observer: Observer,
     weigh: Weigh,
-    judge: Judge,
+    losses: LossFunction,
     images: Tensor,
     augmented: Tensor,
-    beside: tuple[Tensor, ...],
+    extra_inputs: tuple[Tensor, ...],
     targets: Targets | None,
-) -> Attempt:
+) -> ForwardPass:
     """What the teacher, the weighing and the host say of a step's images."""
-    seen = eye(augmented)
-    targets = Targets(seen.logits.argmax(1)) if targets is None else targets
+    observation = observer(augmented)
+    targets = Targets(observation.logits.argmax(1)) if targets is None else targets
     # Soft targets are probabilities at a temperature of their own, and mean nothing at another.
     temperature = host.oh_temperature if targets.soft is None else targets.temperature
-    look = Look(images, augmented, seen, targets, weigh(seen, targets.labels), beside, temperature)
-    terms, extra = judge(look)
+    batch = StepBatch(
+        images, augmented, observation, targets, weigh(observation, targets.labels), extra_inputs, temperature
+    )
+    terms, extra = losses(batch)
     loss, *others = (getattr(host, f"{name}_weight") * term for name, term in terms.items())
     for other in others:
         loss = loss + other
-    return Attempt(look, terms, extra, loss)
+    return ForwardPass(batch, terms, extra, loss)
 
 
-def give(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+def set_gradients(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
     """Give each of `leaves` its gradient, as its optimiser reads it; returns them."""
     given = [_laid_out(gradient, leaf) for gradient, leaf in zip(gradients, leaves, strict=True)]
     for leaf, gradient in zip(leaves, given, strict=True):
@@ -318,15 +320,15 @@ def give(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tens
     return given
 
 
-def take_back(leaves: Sequence[Tensor]) -> None:
+def clear_gradients(leaves: Sequence[Tensor]) -> None:
     """Leave no gradient behind."""
     for leaf in leaves:
-        # A graph that is replayed owns them: in the next step they are gone, and a compiler would look at them.
+        # A graph that is replayed owns them: in the next step they are gone, and a compiler would batch at them.
         leaf.grad = None
 
 
 def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:
-    """`gradient` in the memory format of its `leaf`: fused optimisers read both as they lie and do not look."""
+    """`gradient` in the memory format of its `leaf`: fused optimisers read both as they lie and do not batch."""
     return gradient if gradient.stride() == leaf.stride() else torch.empty_like(leaf).copy_(gradient)
 
 
@@ -337,7 +339,7 @@ class Host(Inversion[State]):
     """
 
     pixel_space: ClassVar[PixelSpace] = "unit"
-    may_freeze: ClassVar[bool] = False
+    allows_zero_lr: ClassVar[bool] = False
     """Whether a learning rate may be 0, as something else moves."""
     batch: int
     oh_temperature = 1.0
@@ -346,7 +348,7 @@ class Host(Inversion[State]):
 
     def __post_init__(self) -> None:
         require_weights(self, "inversion")
-        require_rates(self, "inversion", frozen=self.may_freeze)
+        require_rates(self, "inversion", frozen=self.allows_zero_lr)
         accepted = "a number > 0"
         require(0 < self.oh_temperature < math.inf, "inversion oh_temperature", self.oh_temperature, accepted)
         used = getattr(self, "oh_weight", 0.0) > 0
@@ -358,7 +360,7 @@ class Host(Inversion[State]):
         """One batch."""
         return self.batch
 
-    def looks_at(self, teacher: Teacher) -> tuple[str, ...]:
+    def input_mean_layers(self, teacher: Teacher) -> tuple[str, ...]:
         """Names of layers whose inputs' means it reads: none."""
         return ()
 
@@ -368,7 +370,7 @@ class Host(Inversion[State]):
         return self.run(state, targets, Round(self, **given))
 
     @abstractmethod
-    def run(self, state: State, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
+    def run(self, state: State, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """`synthesize`, with all that surrounds it as one value."""
 
 
@@ -378,7 +380,7 @@ class NoInversion(Inversion[None]):
 
     name: Literal["none"] = "none"
     pixel_space: ClassVar[PixelSpace] = "unit"
-    hears = "nothing"
+    uses_targets = "none"
 
     @property
     def images_per_round(self) -> int:

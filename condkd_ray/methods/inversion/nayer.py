@@ -17,7 +17,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift
 from condkd_ray.methods.inversion.conditional import Conditional
-from condkd_ray.methods.inversion.inversion import Judged, Look, Lowest, Round, require_bn
+from condkd_ray.methods.inversion.inversion import LossTerms, Lowest, Round, StepBatch, require_bn
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
@@ -82,7 +82,7 @@ class Nayer(Conditional[NayerState]):
     paper = "Tran et al., CVPR 2024"
     ours = ("embedding", "batch", "loops", "warm_up", "warm_up_life", "oh_temperature")
     name: Literal["nayer"] = "nayer"
-    hears = "labels"
+    uses_targets = "labels"
     embeddings: Path | None = field(default=None, metadata={"identity": "content"})
     """A safetensors file whose tensor `embeddings` (K, E) has a row a class, in the order of the labels; a worker must
     be able to read it. Where it lies does not count; its content does. None: orthogonal vectors are drawn."""
@@ -147,17 +147,17 @@ class Nayer(Conditional[NayerState]):
         size = (embeddings.shape[1], self.latent, self.width, teacher.image_shape)
         return drawn(lambda: NamedGenerator(*size), stream, teacher.device, rng)
 
-    def run(self, state: NayerState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
+    def run(self, state: NayerState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """`loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""
         if self._ends(state.round):
             stream = f"init/generator/{state.round + 1}"
-            fresh = self._generator(state.embeddings, now.teacher, now.rng, stream)
+            fresh = self._generator(state.embeddings, call.teacher, call.rng, stream)
             # In place: graphs find its tensors where they were.
             state.generator.load_state_dict(fresh.state_dict())
         state.round += 1
         parts = dealt(targets.labels, self.loops)
-        made = [self._loop(state, part, replace(now, lowest=Lowest())) for part in parts]
-        return unseen(torch.cat(made), torch.cat(parts)), now.meter.read()
+        made = [self._loop(state, part, replace(call, lowest=Lowest())) for part in parts]
+        return unseen(torch.cat(made), torch.cat(parts)), call.meter.read()
 
     def _ends(self, round: int) -> bool:
         """Whether a generator's life ends before the round after `round` others."""
@@ -165,32 +165,32 @@ class Nayer(Conditional[NayerState]):
             return round % (self.warm_up_life or self.life) == 0
         return round > 0 and (round - self.warm_up) % self.life == 0
 
-    def _loop(self, state: NayerState, labels: Tensor, now: Round) -> Tensor:
+    def _loop(self, state: NayerState, labels: Tensor, call: Round) -> Tensor:
         """Normalised images (B, C, H, W) of `labels` (B,), those of the step of lowest loss."""
-        places, count = occurrences(labels, now.teacher.num_classes)
+        places, count = occurrences(labels, call.teacher.num_classes)
         shape = (count, self.latent, state.embeddings.shape[1])
-        bias = torch.zeros(shape[:2], device=now.rng.device)
-        noisy = NoisyLayers(now.latents(*shape).requires_grad_(), bias.requires_grad_())
+        bias = torch.zeros(shape[:2], device=call.rng.device)
+        noisy = NoisyLayers(call.latents(*shape).requires_grad_(), bias.requires_grad_())
         leaves = [*state.generator.parameters(), *noisy]
         optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999), fused=True)
-        rival = now.student if self.asks_student and state.round > self.warm_up else None
+        opponent = call.student if self.uses_student and state.round > self.warm_up else None
         bn_seen = memory = state.bn_memory
 
         def make() -> Tensor:
-            return now.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
+            return call.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
 
-        def judge(look: Look) -> Judged:
-            bn = mix_bn(look.seen.bn, memory, self.bn_momentum)
-            return Judged(self.terms(look, bn=bn, teacher=now.teacher, student=rival))
+        def losses(batch: StepBatch) -> LossTerms:
+            bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)
+            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=opponent))
 
-        now.approach(make, labels, noisy, places)
+        call.start_near_guides(make, labels, noisy, places)
         for _ in range(self.steps):
-            tried = now.attempt(make, judge, Targets(labels))
-            now.step(tried, leaves, optimizer.step, keep=True)
-            bn_seen = tried.look.seen.bn.detach().clone()
+            forward = call.forward(make, losses, Targets(labels))
+            call.step(forward, leaves, optimizer.step, keep=True)
+            bn_seen = forward.batch.observation.bn.detach().clone()
         assert bn_seen is not None
         state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
-        return now.lowest.kept[0]
+        return call.lowest.kept[0]
 
 
 def dealt(labels: Tensor, loops: int) -> list[Tensor]:
@@ -201,8 +201,8 @@ def dealt(labels: Tensor, loops: int) -> list[Tensor]:
 
 def occurrences(labels: Tensor, num_classes: int) -> tuple[Tensor, int]:
     """How many earlier images have the same class, (B,), and R. One host copy."""
-    seen = F.one_hot(labels, num_classes).cumsum(0)
-    return seen.gather(1, labels[:, None]).squeeze(1) - 1, int(seen[-1].max())
+    counts = F.one_hot(labels, num_classes).cumsum(0)
+    return counts.gather(1, labels[:, None]).squeeze(1) - 1, int(counts[-1].max())
 
 
 def read_embeddings(path: Path, num_classes: int) -> Tensor:

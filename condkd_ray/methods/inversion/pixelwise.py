@@ -14,7 +14,7 @@ from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, roll_flip
-from condkd_ray.methods.inversion.inversion import Host, Judged, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import Host, LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.teacher import Teacher
 
@@ -27,7 +27,7 @@ class Pixelwise(Host[None]):
     after each step; the images of lowest loss are kept.
     """
 
-    hears = "answers"
+    uses_targets = "soft"
     starts_from_images = True
     betas: ClassVar[tuple[float, float]]
     """Of Adam."""
@@ -46,7 +46,7 @@ class Pixelwise(Host[None]):
         require_shift(self.shift, "inversion shift")
 
     @abstractmethod
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """Scalars to minimise, by names whose `<name>_weight` is a field."""
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
@@ -59,12 +59,14 @@ class Pixelwise(Host[None]):
             require_bn(teacher)
 
     @final
-    def run(self, state: None, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
+    def run(self, state: None, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """`steps` Adam steps on a batch that starts as Gaussian noise, or where the guide has it start."""
-        rng = now.rng
-        darkest, brightest = (now.teacher.normalise(torch.full((1, 1, 1, 1), v, device=rng.device)) for v in (0.0, 1.0))
-        images = now.latents(len(targets), *now.teacher.image_shape)
-        if (start := now.start(targets.labels)) is not None:
+        rng = call.rng
+        darkest, brightest = (
+            call.teacher.normalise(torch.full((1, 1, 1, 1), v, device=rng.device)) for v in (0.0, 1.0)
+        )
+        images = call.latents(len(targets), *call.teacher.image_shape)
+        if (start := call.start(targets.labels)) is not None:
             images = torch.cat([start.noisy, images[len(start.noisy) :]])
         images = torch.minimum(torch.maximum(images, darkest), brightest)
         images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -75,10 +77,10 @@ class Pixelwise(Host[None]):
             with torch.no_grad():
                 images.copy_(torch.minimum(torch.maximum(images, darkest), brightest))
 
-        def judge(look: Look) -> Judged:
-            return Judged(self.terms(look, teacher=now.teacher, student=now.student))
+        def losses(batch: StepBatch) -> LossTerms:
+            return LossTerms(self.terms(batch, teacher=call.teacher, student=call.student))
 
         for _ in range(self.steps):
-            now.step(now.attempt(lambda: images, judge, targets), [images], move, keep=True)
-        metrics = now.meter.read()
-        return unseen(now.lowest.kept[0], targets.labels), metrics
+            call.step(call.forward(lambda: images, losses, targets), [images], move, keep=True)
+        metrics = call.meter.read()
+        return unseen(call.lowest.kept[0], targets.labels), metrics

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.inversion import JsReduction, jensen_shannon, negative_activation, negative_entropy
 from condkd_ray.models.teacher import Teacher
@@ -31,7 +31,7 @@ class PreDfkd(Unconditional):
     paper = "Binici et al., AAAI 2022"
     ours = ("steps", "batch", "images_per_round", "oh_temperature", "conditional")
     name: Literal["pre_dfkd"] = "pre_dfkd"
-    form: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8, "spectral": True, "init": "uniform"}
+    generator_options: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8, "spectral": True, "init": "uniform"}
     batch: int = 128
     """Images a generator step (1024 in the released code)."""
     lr: float = 0.02
@@ -52,14 +52,14 @@ class PreDfkd(Unconditional):
         super().__post_init__()
         require(self.temperature > 0, "inversion temperature", self.temperature, "> 0")
 
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`oh`, `ie`, `act` and `adv`."""
         # Constant, as released: through the teacher's answer this term would push far harder, and another way.
-        constant = look.seen.logits.detach()
-        js = jensen_shannon(student(look.images), constant, temperature=self.temperature, reduction=self.js_reduction)
+        constant = batch.observation.logits.detach()
+        js = jensen_shannon(student(batch.images), constant, temperature=self.temperature, reduction=self.js_reduction)
         return {
-            "oh": look.oh,
-            "ie": negative_entropy(look.seen.logits),
-            "act": negative_activation(look.seen.features),
-            "adv": 1 - look.mean(js).clamp(0, 1),
+            "oh": batch.oh,
+            "ie": negative_entropy(batch.observation.logits),
+            "act": negative_activation(batch.observation.features),
+            "adv": 1 - batch.mean(js).clamp(0, 1),
         }

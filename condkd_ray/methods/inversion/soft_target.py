@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.pixelwise import Pixelwise
 from condkd_ray.methods.losses.inversion import negative_activation
 
@@ -38,9 +38,9 @@ class SoftTarget(Pixelwise):
     square of tau: at 20 those outweigh it, and all images excite a few classes. On digits, 20 steps, 12 rounds, one
     run each, validation accuracy at 0, 0.01 and 0.1: 0.38, 0.61, 0.05 (lenet5); 0.78, 0.85, 0.73 (resnet-8-16)."""
 
-    def terms(self, look: Look, **_: object) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, **_: object) -> dict[str, Tensor]:
         """`oh` and `act`."""
         return {
-            "oh": look.oh,
-            "act": negative_activation(look.seen.features),
+            "oh": batch.oh,
+            "act": negative_activation(batch.observation.features),
         }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, Samples, unseen
-from condkd_ray.methods.inversion.inversion import Hears, Host, Judged, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import Host, LossTerms, Round, StepBatch, TargetUse, require_bn
 from condkd_ray.methods.targets import Targets, balanced_labels
 from condkd_ray.models.generator import Generator, LabelledGenerator
 from condkd_ray.models.network import drawn
@@ -39,11 +39,11 @@ class Unconditional(Host[GeneratorState]):
     """
 
     pixel_space = "model"
-    fresh = True
+    fresh_each_round = True
     augments = False
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Of Adam."""
-    form: ClassVar[dict[str, Any]]
+    generator_options: ClassVar[dict[str, Any]]
     """How its `Generator` differs from the usual one."""
     oh_weight = 0.0
     steps: int = 20
@@ -65,27 +65,27 @@ class Unconditional(Host[GeneratorState]):
             require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")
 
     @property
-    def hears(self) -> Hears:  # type: ignore[override]
+    def uses_targets(self) -> TargetUse:  # type: ignore[override]
         """The labels where it is `conditional`, else nothing."""
-        return "labels" if self.conditional else "nothing"
+        return "labels" if self.conditional else "none"
 
     @property
-    def asks_student(self) -> bool:
+    def uses_student(self) -> bool:
         """Where it has such a term, whatever its weight: it is logged."""
         return hasattr(self, "adv_weight")
 
     @abstractmethod
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """Scalars to minimise, by names whose `<name>_weight` is a field.
 
         The images are as they were made, and wanted of each is its label, or else the teacher's argmax.
         """
 
-    def own_prior(self, look: Look) -> dict[str, Tensor]:
+    def optional_prior(self, batch: StepBatch) -> dict[str, Tensor]:
         """`oh` for the hosts that have none as published: where it has no weight it is neither computed nor logged."""
-        return {"oh": look.oh} if self.oh_weight else {}
+        return {"oh": batch.oh} if self.oh_weight else {}
 
-    def limit(self, weights: list[nn.Parameter]) -> None:
+    def clip_gradients(self, weights: list[nn.Parameter]) -> None:
         """Do to the gradients of `weights` what is done before a step: nothing."""
 
     @final
@@ -97,15 +97,15 @@ class Unconditional(Host[GeneratorState]):
 
         def built() -> nn.Module:
             if self.conditional:
-                return LabelledGenerator(*size, teacher.num_classes, **self.form)
-            return Generator(*size, **self.form)
+                return LabelledGenerator(*size, teacher.num_classes, **self.generator_options)
+            return Generator(*size, **self.generator_options)
 
         generator = drawn(built, "init/generator", teacher.device, rng)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas, fused=True)
         return GeneratorState(generator, optimizer)
 
     @final
-    def run(self, state: GeneratorState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
+    def run(self, state: GeneratorState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """`steps` generator steps, then fresh images, not yet labelled; `targets` are not used.
 
         If `conditional`, the fresh images have the labels of `targets`, and each step has labels of its own from stream
@@ -114,25 +114,25 @@ class Unconditional(Host[GeneratorState]):
         weights = list(state.generator.parameters())
 
         def move() -> None:
-            self.limit(weights)
+            self.clip_gradients(weights)
             state.optimizer.step()
 
         def entering(count: int, labels: Tensor | None) -> tuple[Tensor, ...]:
-            latents = now.latents(count, self.latent)
+            latents = call.latents(count, self.latent)
             return (latents,) if labels is None else (latents, labels)
 
         def draw(labels: Tensor) -> Tensor:
             return state.generator(*entering(len(labels), labels if self.conditional else None))
 
-        def judge(look: Look) -> Judged:
-            return Judged(self.terms(look, teacher=now.teacher, student=now.student))
+        def losses(batch: StepBatch) -> LossTerms:
+            return LossTerms(self.terms(batch, teacher=call.teacher, student=call.student))
 
         for _ in range(self.steps):
-            labels = balanced_labels(self.batch, now.teacher.num_classes, now.rng) if self.conditional else None
+            labels = balanced_labels(self.batch, call.teacher.num_classes, call.rng) if self.conditional else None
             make = partial(state.generator, *entering(self.batch, labels))
             wanted = None if labels is None else Targets(labels)
-            now.step(now.attempt(make, judge, wanted), weights, move)
-        metrics = now.meter.read()
+            call.step(call.forward(make, losses, wanted), weights, move)
+        metrics = call.meter.read()
         kept = targets.labels if self.conditional else torch.full_like(targets.labels, UNLABELLED)
         return fresh_images(draw, kept, self.batch), metrics
 

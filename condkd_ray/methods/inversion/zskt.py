@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.kd import divergence
 from condkd_ray.models.teacher import Teacher
@@ -31,7 +31,7 @@ class Zskt(Unconditional):
     paper = "Micaelli and Storkey, NeurIPS 2019"
     ours = ("steps", "images_per_round", "oh_weight", "oh_temperature", "conditional")
     name: Literal["zskt"] = "zskt"
-    form: ClassVar[dict[str, Any]] = {"head": "bn"}
+    generator_options: ClassVar[dict[str, Any]] = {"head": "bn"}
     steps: int = 2
     """Adam steps of the generator a round: one to ten of the distiller's 20, as published. Many more, and it runs away
     from a student that cannot follow."""
@@ -51,11 +51,11 @@ class Zskt(Unconditional):
         super().__post_init__()
         require(self.clip > 0, "inversion clip", self.clip, "> 0")
 
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """`adv`, and `oh` where it has a weight."""
-        adv = -look.mean(divergence(student(look.images), look.seen.logits))
-        return {"adv": adv, **self.own_prior(look)}
+        adv = -batch.mean(divergence(student(batch.images), batch.observation.logits))
+        return {"adv": adv, **self.optional_prior(batch)}
 
-    def limit(self, weights: list[nn.Parameter]) -> None:
+    def clip_gradients(self, weights: list[nn.Parameter]) -> None:
         """Shorten the whole gradient to `clip`."""
         nn.utils.clip_grad_norm_(weights, self.clip)

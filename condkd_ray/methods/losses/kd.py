@@ -28,7 +28,7 @@ from condkd_ray.models.teacher import Teacher
 NAMES = "one or more names of layers, such as stages.0 stages.1"
 
 
-class Answer(NamedTuple):
+class NetworkOutputs(NamedTuple):
     """A network's `logits` (B, K) and, where a loss has asked for them, outputs of layers, (B, C, H, W) each."""
 
     logits: Tensor
@@ -40,7 +40,7 @@ class KdLoss(Method, ABC):
     """Base of the distillation losses: between two answers to the same images, one value a sample."""
 
     @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
+    def layer_pairs(self) -> tuple[tuple[str, str], ...]:
         """(student layer, teacher layer), each pair to be compared; most losses look at logits alone."""
         return ()
 
@@ -48,7 +48,7 @@ class KdLoss(Method, ABC):
         """Raise `InputError` where these two networks do not have what the loss compares."""
 
     @abstractmethod
-    def __call__(self, student: Answer, teacher: Answer, labels: Tensor) -> Tensor:
+    def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """(B,) float32 losses of answers to images of the classes `labels` (B,)."""
 
 
@@ -84,7 +84,7 @@ class Hinton(KdLoss):
     def __post_init__(self) -> None:
         require(self.temperature > 0, "temperature", self.temperature, "> 0")
 
-    def __call__(self, student: Answer, teacher: Answer, labels: Tensor) -> Tensor:
+    def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """(B,) losses."""
         return softened(student.logits, teacher.logits, self.temperature)
 
@@ -105,7 +105,7 @@ class SoftCrossEntropy(KdLoss):
     def __post_init__(self) -> None:
         require(self.temperature > 0, "temperature", self.temperature, "> 0")
 
-    def __call__(self, student: Answer, teacher: Answer, labels: Tensor) -> Tensor:
+    def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """(B,) losses."""
         tau = self.temperature
         wanted = F.softmax(teacher.logits.float() / tau, dim=1)
@@ -118,7 +118,7 @@ class LogitL1(KdLoss):
 
     name: Literal["l1"] = "l1"
 
-    def __call__(self, student: Answer, teacher: Answer, labels: Tensor) -> Tensor:
+    def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """(B,) losses."""
         return logit_l1(student.logits, teacher.logits)
 
@@ -146,7 +146,7 @@ class Dkd(KdLoss):
         for what in ("alpha", "beta"):
             require(getattr(self, what) >= 0, f"dkd {what}", getattr(self, what), ">= 0")
 
-    def __call__(self, student: Answer, teacher: Answer, labels: Tensor) -> Tensor:
+    def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """(B,) losses."""
         tau = self.temperature
         sure, others = _parts(student.logits.float() / tau, labels)
@@ -192,7 +192,7 @@ class Attention(KdLoss):
         require(ours == wanted, "number of attention student_layers", ours, f"{wanted}, one for each of teacher_layers")
 
     @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
+    def layer_pairs(self) -> tuple[tuple[str, str], ...]:
         """(student layer, teacher layer), in turn."""
         return tuple(zip(self.student_layers, self.teacher_layers, strict=True))
 
@@ -204,7 +204,7 @@ class Attention(KdLoss):
             for name in getattr(self, field):
                 require(name in there, f"attention {field}", name, ", ".join(there))
 
-    def __call__(self, student: Answer, teacher: Answer, labels: Tensor) -> Tensor:
+    def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """(B,) losses; both answers have the taps of `pairs`."""
         loss = softened(student.logits, teacher.logits, self.temperature)
         for ours, wanted in zip(student.taps, teacher.taps, strict=True):

@@ -17,7 +17,7 @@ from condkd_ray.core.method import Meter, Metrics, require, require_rates, requi
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
 from condkd_ray.methods.losses.inversion import class_prior, negative_entropy
-from condkd_ray.methods.memory.memory import Deck, Draw, ReplayMemory, gathered, interleaved
+from condkd_ray.methods.memory.memory import Draw, IdQueue, ReplayMemory, gathered, interleaved
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.generator import SMALLEST, vae
 from condkd_ray.models.network import drawn
@@ -31,7 +31,7 @@ class GenerativeState:
     encoder: nn.Module
     decoder: nn.Module
     optimizer: torch.optim.Optimizer
-    fresh: Deck
+    fresh: IdQueue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Generative(ReplayMemory[GenerativeState]):
         size = (self.latent, self.width, teacher.image_shape)
         encoder, decoder = drawn(lambda: nn.ModuleList(vae(*size)), "init/replay", teacher.device, rng)
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], self.lr, fused=True)
-        return GenerativeState(encoder, decoder, optimizer, Deck())
+        return GenerativeState(encoder, decoder, optimizer, IdQueue())
 
     def add(self, state: GenerativeState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """`steps` VAE steps, whose mean terms it gives; then fresh ids replace the last round's.
@@ -110,13 +110,13 @@ class Generative(ReplayMemory[GenerativeState]):
             meter.add(**self._step(state, batch, teacher=teacher, rng=rng))
         metrics = meter.read()
         store.drop(state.fresh.ids)
-        state.fresh = Deck(store.append(samples))
+        state.fresh = IdQueue(store.append(samples))
         return metrics
 
     def draw(self, state: GenerativeState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
         """Recalled samples, of ids -1, evenly among fresh ones; any front of them has about its share of both."""
         recalled = round(self.share * count)
-        fresh = gathered(store, state.fresh.deal(count - recalled, rng))
+        fresh = gathered(store, state.fresh.take(count - recalled, rng))
         if not recalled:
             return fresh
         images = self._recall(state, recalled, teacher=teacher, rng=rng)

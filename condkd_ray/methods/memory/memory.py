@@ -96,14 +96,14 @@ def no_ids() -> Tensor:
 
 
 @dataclass
-class Deck:
+class IdQueue:
     """Ids dealt out in disjoint hands, shuffled anew when they run out; the first deal shuffles too."""
 
     ids: Tensor = field(default_factory=no_ids)
     order: Tensor = field(default_factory=no_ids)
     cursor: int = 0
 
-    def deal(self, count: int, rng: Streams) -> Tensor:
+    def take(self, count: int, rng: Streams) -> Tensor:
         """The next `count` ids; a hand larger than what is left goes on into the next shuffle."""
         assert len(self.ids), "dealt from before anything was remembered"
         parts = [self.ids[:0]]
@@ -119,13 +119,13 @@ class Deck:
 
 
 @dataclass
-class Kept:
+class KeptIds:
     """Ids kept, oldest first."""
 
     ids: Tensor
 
 
-KeptState = TypeVar("KeptState", bound=Kept)
+KeptState = TypeVar("KeptState", bound=KeptIds)
 
 
 class Uniform(ReplayMemory[KeptState]):
@@ -142,7 +142,7 @@ class Uniform(ReplayMemory[KeptState]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growing(Uniform[Kept]):
+class Growing(Uniform[KeptIds]):
     """Everything ever made, drawn uniformly with replacement."""
 
     ours = ("capacity",)
@@ -154,11 +154,11 @@ class Growing(Uniform[Kept]):
     def __post_init__(self) -> None:
         require(self.capacity is None or self.capacity >= 1, "memory capacity", self.capacity, "null or >= 1")
 
-    def init(self, teacher: Teacher, rng: Streams) -> Kept:
+    def init(self, teacher: Teacher, rng: Streams) -> KeptIds:
         """Empty."""
-        return Kept(no_ids())
+        return KeptIds(no_ids())
 
-    def add(self, state: Kept, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
+    def add(self, state: KeptIds, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Append; drop what exceeds the capacity."""
         ids = torch.cat([state.ids, store.append(samples)])
         excess = 0 if self.capacity is None else max(0, len(ids) - self.capacity)
@@ -168,7 +168,7 @@ class Growing(Uniform[Kept]):
 
 
 @dataclass
-class ReservoirState(Kept):
+class ReservoirState(KeptIds):
     """With the random key of each."""
 
     keys: Tensor
@@ -208,28 +208,28 @@ class Reservoir(Uniform[ReservoirState]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latest(ReplayMemory[Deck]):
+class Latest(ReplayMemory[IdQueue]):
     """What adversarial hosts (DAFL) use: each student step gets fresh images while they last."""
 
     reads_logits = False
     name: Literal["latest"] = "latest"
 
-    def init(self, teacher: Teacher, rng: Streams) -> Deck:
+    def init(self, teacher: Teacher, rng: Streams) -> IdQueue:
         """Empty."""
-        return Deck()
+        return IdQueue()
 
-    def add(self, state: Deck, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
+    def add(self, state: IdQueue, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """The new round replaces the old."""
         store.drop(state.ids)
-        fresh = Deck(store.append(samples))
+        fresh = IdQueue(store.append(samples))
         state.ids, state.order, state.cursor = fresh.ids, fresh.order, fresh.cursor
         return {}
 
-    def draw(self, state: Deck, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
+    def draw(self, state: IdQueue, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
         """The next disjoint hand."""
-        return gathered(store, state.deal(count, rng))
+        return gathered(store, state.take(count, rng))
 
-    def live(self, state: Deck) -> Tensor:
+    def live(self, state: IdQueue) -> Tensor:
         """This round's ids."""
         return state.ids
 
@@ -238,7 +238,7 @@ class Latest(ReplayMemory[Deck]):
 class BankState:
     """The fresh round, the entries (each a vector of ids, oldest first), and the rounds seen."""
 
-    fresh: Deck
+    fresh: IdQueue
     entries: list[Tensor]
     rounds: int = 0
 
@@ -270,12 +270,12 @@ class Bank(ReplayMemory[BankState]):
 
     def init(self, teacher: Teacher, rng: Streams) -> BankState:
         """Empty."""
-        return BankState(Deck(), [])
+        return BankState(IdQueue(), [])
 
     def add(self, state: BankState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
         """Fresh ids replace the last round's; every `period` rounds the first of them become an entry."""
         before = self.live(state)
-        state.fresh = Deck(store.append(samples))
+        state.fresh = IdQueue(store.append(samples))
         if state.rounds % self.period == 0:
             state.entries = [*state.entries, state.fresh.ids[: self.entry_size]][-self.entries :]
         state.rounds += 1
@@ -288,7 +288,7 @@ class Bank(ReplayMemory[BankState]):
         which, rows = torch.rand(1 + replayed, generator=rng.host("draw")).tensor_split([1])
         entry = state.entries[int(which * len(state.entries))]
         old = entry[(rows * len(entry)).long()]
-        return interleaved(gathered(store, state.fresh.deal(count - replayed, rng)), gathered(store, old))
+        return interleaved(gathered(store, state.fresh.take(count - replayed, rng)), gathered(store, old))
 
     def live(self, state: BankState) -> Tensor:
         """Fresh ids and those of all entries."""

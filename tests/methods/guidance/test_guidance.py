@@ -247,7 +247,7 @@ class Examiner(Witness):
 
     held_out: float = 0.5
 
-    def examine(self, state, shown, held_out, fakes, labels, *, rng):
+    def evaluate_held_out(self, state, shown, held_out, fakes, labels, *, rng):
         state.pairs.append((shown, held_out, fakes, labels))
         return {}
 
