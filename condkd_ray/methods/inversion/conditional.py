@@ -1,4 +1,4 @@
-"""Base of the hosts whose generator makes images of wanted classes: CMI, Fast, NAYER."""
+"""Base of the hosts whose generator makes images of given classes: CMI, Fast, NAYER."""
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from condkd_ray.models.teacher import Teacher
 
 
 class Conditional(Host[State]):
-    """Base of the hosts that match BN statistics and wanted classes; their generators make [0, 1] pixels.
+    """Base of the hosts that match BN statistics and target classes; their generators output pixels in [0, 1].
 
-    It is no dataclass itself: the fields it names are those of every host, each in the order of its own.
+    It is not a dataclass: each host declares the fields used here itself, in its own order.
     """
 
     reads_bn = True
@@ -21,11 +21,11 @@ class Conditional(Host[State]):
     shift: float
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
+        """Shift and flip the images; black moves in, as in the released code (crop in [0, 1], then normalise)."""
         return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
 
     def terms(self, batch: StepBatch, *, bn: Tensor, teacher: Teacher, student: nn.Module | None) -> dict[str, Tensor]:
-        """`bn` of these statistics (2, S), `oh`, and `adv`, 0 where there is no `student` to compete with."""
+        """Return `bn` for the statistics `bn` (2, S), `oh`, and `adv`, which is 0 if `student` is None."""
         distance, oh = bn_distance(bn, *teacher.bn), batch.oh
         adv = torch.zeros_like(oh)
         if student is not None:

@@ -1,4 +1,4 @@
-"""DAFL (Chen et al., ICCV 2019, "Data-free learning of student networks"): `peers.md` A.1 (released code)."""
+"""DAFL (Chen et al., ICCV 2019, "Data-free learning of student networks"), after the authors' released code."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -13,11 +13,11 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Dafl(Unconditional):
-    r"""A generator whose images the teacher finds certain, equally spread over the classes, and exciting.
+    r"""A generator of images with certain, class-balanced predictions and large features of the teacher.
 
-    Minimises oh CE(f_T(x), argmax f_T(x)) + ie \sum_c p_c log10 p_c - a mean|features| + guide(x, argmax f_T(x)),
-    p the batch's mean class distribution. Departure: the official code steps generator and student in one backward
-    pass; here a round is `steps` generator steps and then `images_per_round` fresh images for the student.
+    Minimises oh CE(f_T(x), argmax f_T(x)) + ie \sum_c p_c log10 p_c - a mean|features| + guide(x, argmax f_T(x)), where
+    p is the batch's mean class distribution. Departure: the official code updates generator and student in one backward
+    pass; here a round has `steps` generator steps and then `images_per_round` fresh images for the student.
     """
 
     paper = "Chen et al., ICCV 2019"
@@ -25,14 +25,14 @@ class Dafl(Unconditional):
     name: Literal["dafl"] = "dafl"
     generator_options: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8}
     batch: int = 128
-    """Images a generator step (512 to 1024 in the official code)."""
+    """Images per generator step (512 to 1024 in the official code)."""
     oh_weight: float = 0.05
     oh_temperature: float = 1.0
     ie_weight: float = 5.0
     act_weight: float = 0.01
 
     def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
-        """`oh`, `ie` and `act`."""
+        """Return `oh`, `ie` and `act`."""
         return {
             "oh": batch.oh,
             "ie": negative_entropy(batch.observation.logits),
