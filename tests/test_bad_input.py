@@ -258,7 +258,7 @@ METHODS = [
         "under alignment marginal is 'projection'; accepted: none",
     ),
     ("inversion: {name: fast, lr_latent: -1}", "inversion lr_latent is -1.0; accepted: >= 0, and finite"),
-    ("guidance: {name: gaussian, mixup: 0.5}", "gaussian mixup is 0.5; accepted: 0: it looks at no condensed images"),
+    ("guidance: {name: gaussian, mixup: 0.5}", "gaussian mixup is 0.5; accepted: 0: it reads no condensed images"),
     ("guidance: {name: gaussian, shrinkage: some}", "shrinkage is 'some'; accepted: 'ledoit_wolf', 'oas' or 'none'"),
     ("guidance: {name: mmd, schedule: {start: -1}}", "schedule start or end is -1.0; accepted: a factor >= 0"),
     ("inversion: {name: cmi, layers: stage3}", "inversion: layers is 'stage3'; accepted: 'stages' or 'all'"),
