@@ -156,9 +156,9 @@ class Soft(TargetSource):
             return "a grouped convolution: its units have no weights in common"
         entry, units = self._input_layer(name, teacher), len(layer.weight)
         if entry == PENULTIMATE and units != teacher.num_features:
-            return f"{units} units where {teacher.num_features} features are wanted"
+            return f"{units} units where {teacher.num_features} features are needed"
         if not teacher.decides(entry, units):
-            return "the answer does not depend on it, or not on it alone"
+            return "the logits do not depend on it, or not on it only"
         return ""
 
 

@@ -177,7 +177,7 @@ class Discriminator(Guidance[DiscriminatorState]):
         require(0 <= smooth < 0.5, "discriminator label_smoothing", smooth, "0 <= smoothing < 0.5")
         require(smooth == 0 or self.loss != "hinge", "label_smoothing under loss hinge", smooth, "0, or non_saturating")
         conditional = self.alignment == "marginal" and self.condition != "none"
-        only = "none (no class is looked at), or alignment class"
+        only = "none (classes are ignored), or alignment class"
         require(not conditional, "discriminator condition under alignment marginal", self.condition, only)
         noise = self.instance_noise
         require(0 <= noise < math.inf, "discriminator instance_noise", noise, "a number >= 0")

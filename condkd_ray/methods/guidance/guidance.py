@@ -159,10 +159,10 @@ class Guidance(Method, ABC, Generic[State]):
         """Raise `InputError` if the teacher lacks a layer that is compared."""
         teacher.check_layers(self.layers)
         ends = teacher.stage_outputs
-        there = f"0 to {min(len(ends), MAX_STAGES)}; beside its features this teacher has {', '.join(ends) or 'none'}"
+        there = f"0 to {min(len(ends), MAX_STAGES)}; in addition to its features this teacher has {', '.join(ends) or 'none'}"
         require(self.stages <= len(ends), "guidance stages", self.stages, there)
         beside = self.tapped_layers(teacher)[len(self.layers) :]
-        others = f"{PENULTIMATE}, or a layer that is none of the stages compared beside it, {', '.join(beside)}"
+        others = f"{PENULTIMATE}, or a layer other than the stages compared with it, {', '.join(beside)}"
         require(self.layer not in beside, f"guidance layer with stages {self.stages}", self.layer, others)
 
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:

@@ -133,7 +133,7 @@ class BestStep:
 
 def require_bn(teacher: Teacher) -> None:
     """Raise `InputError` unless the teacher has BN layers, whose statistics the inversion matches."""
-    accepted = "1 or more, as in resnet-8-16; or inversion soft_target, dafl, zskt, dfad, pre_dfkd, which read none"
+    accepted = "1 or more, as in resnet-8-16; or inversion soft_target, dafl, zskt, dfad, pre_dfkd, which need none"
     require(bool(teacher.bn_inputs), "number of the teacher's batch normalisation layers", 0, accepted)
 
 
