@@ -159,7 +159,8 @@ class Guidance(Method, ABC, Generic[State]):
         """Raise `InputError` if the teacher lacks a layer that is compared."""
         teacher.check_layers(self.layers)
         ends = teacher.stage_outputs
-        there = f"0 to {min(len(ends), MAX_STAGES)}; in addition to its features this teacher has {', '.join(ends) or 'none'}"
+        found = f"in addition to its features this teacher has {', '.join(ends) or 'none'}"
+        there = f"0 to {min(len(ends), MAX_STAGES)}; {found}"
         require(self.stages <= len(ends), "guidance stages", self.stages, there)
         beside = self.tapped_layers(teacher)[len(self.layers) :]
         others = f"{PENULTIMATE}, or a layer other than the stages compared with it, {', '.join(beside)}"
