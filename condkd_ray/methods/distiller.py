@@ -78,10 +78,11 @@ class Distiller(Method):
     """Share of each batch that is condensed; it replaces as many synthetic images, so that all arms use equal
     batches."""
     mix: Literal["share", "concat"] = "share"
-    """How a batch combines both. `concat` is the sum of two expectations of Binici et al. (arXiv 2408.13850): `batch`
-    synthetic images and, in addition, as many condensed ones, at most all there are, without repetition; the loss is
-    the mean over the former plus the mean over the latter. The comparison with other arms is then not fair: a step uses
-    more images. `condensed_share` then only selects condensed images alone (1), none (0), or both (any other value)."""
+    """Combination of synthetic and condensed images in a batch. `share`: condensed images replace synthetic ones.
+    `concat` is the sum of two expectations of Binici et al. (arXiv 2408.13850): condensed images are added to `batch`
+    synthetic ones, equally many or at most all there are, without repetition; the loss is the mean over the synthetic
+    plus the mean over the condensed images. The comparison with other arms is then not fair, because a step uses more
+    images. `condensed_share` then only selects condensed images alone (1), none (0), or both (any other value)."""
     share_schedule: Schedule = Schedule()
     """Factor of `condensed_share` over the rounds, as in PGDI's curriculum: many condensed images early, few late."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -91,12 +92,12 @@ class Distiller(Method):
     momentum: float = 0.9
     """Momentum of SGD, or Adam's first beta; its second is 0.999."""
     nesterov: bool = False
-    """Whether SGD's momentum is Nesterov's."""
+    """If true, SGD's momentum is Nesterov's."""
     weight_decay: float = 1e-4
     """Factor of the weights that is added to the gradient (L2 penalty), under Adam too."""
     lr_schedule: Literal["cosine", "multi_step", "constant"] = "cosine"
-    """How `lr` changes: by half a cosine to `last_lr` at the end of the student's rounds, by the factor `decay` at each
-    of the `milestones`, or not at all. The inversion's warm-up rounds, in which the student takes no steps, do not
+    """Schedule of `lr`: half a cosine to `last_lr` at the end of the student's rounds, the factor `decay` at each of
+    the `milestones`, or a constant. The inversion's warm-up rounds, in which the student takes no steps, do not
     count."""
     lr_epoch: int = 0
     """Rounds per epoch, if a cosine changes the rate only after each epoch; 0: after each step."""

@@ -104,10 +104,10 @@ class Soft(TargetSource):
     sigma: float = 2.0
     """Scale of the values (the paper: 1.5 for MNIST, 2.0 for CIFAR-10)."""
     sigma_is_variance: bool = True
-    """Whether the standard deviation is the square root of `sigma`, or `sigma`."""
+    """If true, the standard deviation is the square root of `sigma`, else `sigma` itself."""
     mean: float = 0.0
     activate: bool = True
-    """Whether the activation is applied to v. Otherwise v enters the last linear layer directly."""
+    """If true, the activation is applied to v. Otherwise v enters the last linear layer directly."""
     temperature: float = 20.0
 
     def __post_init__(self) -> None:

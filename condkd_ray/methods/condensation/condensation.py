@@ -222,7 +222,7 @@ class AllReal(Condensation):
     """Fixed: 0 stands for "all"."""
 
     def __post_init__(self) -> None:
-        require(self.ipc == 0, "condensation.ipc of all_real", self.ipc, "0, which stands for all images")
+        require(self.ipc == 0, "condensation.ipc of all_real", self.ipc, "0, which means all images")
 
     def condense(self, real: Samples, **_: object) -> Samples:
         """Return all images, sorted by class."""

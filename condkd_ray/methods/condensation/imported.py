@@ -52,7 +52,7 @@ class Imported(Condensation):
     factor: int = 1
     """Number of rows and columns into which each image is cut; the parts are enlarged to images: 2 for IDC."""
     which: int = -1
-    """Which repeat of a DC file; -1 is the last, as in DC-BENCH."""
+    """Index of the repeat to read from a DC file; -1 is the last, as in DC-BENCH."""
     force: bool = False
     """Accept a set although its pixels or the teacher's predictions contradict it."""
 

@@ -111,7 +111,7 @@ def judge(
 
 
 Refusal = tuple[str, object, str]
-"""What is wrong, its value and what is accepted: the arguments of `require`."""
+"""Arguments of `require`: what is wrong, its value, and what is accepted."""
 
 
 @dataclass

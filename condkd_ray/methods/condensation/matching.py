@@ -74,9 +74,9 @@ class Joint(Condensation):
     def optimise(
         self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep
     ) -> Tensor:
-        """Return the images (K x M, C, H, W), class-major, from as many real ones, `start`.
+        """Optimise the images and return them, (K x M, C, H, W), class-major. May raise `NonFiniteError`.
 
-        May raise `NonFiniteError`.
+        `start`: real images, as many as are optimised.
         """
 
     @final

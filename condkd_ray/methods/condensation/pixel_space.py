@@ -78,7 +78,7 @@ class Space:
 
     def unit(self, pixels: Tensor) -> Tensor:
         """Return the [0, 1] pixels; condensed ones leave these bounds."""
-        # The first two are computed without rounding differences from earlier versions.
+        # Special cases, because multiplying and adding the constants would change the last bits.
         if self.name == "uint8":
             return pixels / 255
         return pixels if self.name == "unit" else to_unit(pixels, self.mean, self.std)

@@ -37,7 +37,7 @@ def trajectory_loss(reached: Tensor, start: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryMatching(Joint):
-    r"""Images on which a few SGD steps move a network's weights as far as many steps on the real images.
+    r"""A few SGD steps on these images change a network's weights as many steps on the real images do.
 
     Experts are ConvNets trained on the real images, each from its own seed; \theta*_t are their parameters after epoch
     t. Minimises over images S, starting from real ones, and a step size, each time for a random expert and t: \|

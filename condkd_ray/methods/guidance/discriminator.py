@@ -139,9 +139,9 @@ class Discriminator(Guidance[DiscriminatorState]):
     for perfect fakes, that is held-out real images, its accuracy was 0.638, against 0.590 with `host` and 0.554 with
     `dsa`, where chance is 0.5."""
     condition: Condition = "projection"
-    """How the class enters D: a second head, a projection of the label, one logit per class, or not at all. `none` is
-    marginal alignment, whatever `alignment` is, and is the only condition accepted with `alignment: marginal`. Chosen
-    on CIFAR-10's validation images together with the class prior of guided arms: claim `choosing_guidance` in
+    """Form of the class condition in D: a second head, a projection of the label, one logit per class, or none. `none`
+    is marginal alignment, whatever `alignment` is, and is the only condition accepted with `alignment: marginal`.
+    Chosen on CIFAR-10's validation images together with the class prior of guided arms: claim `choosing_guidance` in
     `experiments/LOG.md`."""
     loss: GanLoss = "non_saturating"
     steps: int = 1

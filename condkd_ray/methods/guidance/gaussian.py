@@ -64,7 +64,7 @@ class Gaussian(Guidance[GaussianState]):
     uses_condensed_batches = False
     name: Literal["gaussian"] = "gaussian"
     weight: float = 100.0
-    """The same as for `moments`; not yet chosen by experiment."""
+    """The weight of `moments`; not chosen by experiment yet."""
     views: int = 16  # type: ignore[assignment]
     """Views of each condensed image from which the moments are estimated, augmented as the fakes are; fewer if there
     are many images."""
@@ -77,12 +77,12 @@ class Gaussian(Guidance[GaussianState]):
     covariance_weight: float = 1.0
     """Weight of the covariances relative to the means; 0 matches class means only."""
     stage_covariances: bool = False
-    """Whether covariances of the stages are compared too, in addition to those of `layer`."""
+    """If true, covariances of the stages are compared too, in addition to those of `layer`."""
     unbiased: bool = False
-    """Whether to subtract the amount by which a batch's distances exceed the distribution's. Suitable for hosts whose
-    generator makes each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances would narrow.
-    The other hosts optimise the same images of a batch, pixels or latents, in all steps, and it would widen these. It
-    has an effect only together with a covariance, which keeps the fakes from spreading without limit."""
+    """If true, the amount by which a batch's distances exceed the distribution's is subtracted. Suitable for hosts
+    whose generator makes each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances would
+    narrow. The other hosts optimise the same images of a batch, pixels or latents, in all steps, and it would widen
+    these. It has an effect only together with a covariance, which keeps the fakes from spreading without limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

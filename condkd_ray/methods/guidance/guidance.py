@@ -130,8 +130,8 @@ class Guidance(Method, ABC, Generic[State]):
     schedule: Schedule = Schedule()
     """Factor of the weight over the rounds: a warm-up (`start: 0`) or a curriculum (`end: 0`)."""
     from_guides: FromGuides = FromGuides()
-    """Whether batches start at condensed images, independently of the weight; by default they start at the host's
-    noise."""
+    """Share of each batch that starts at condensed images, independently of the weight; by default the whole batch
+    starts at the host's noise."""
 
     def __post_init__(self) -> None:
         require_weights(self, "guidance")

@@ -127,11 +127,11 @@ class Moments(Matching[MomentsState]):
     ours = (*SHARED, "covariance_weight", "stage_covariances")
     name: Literal["moments"] = "moments"
     weight: float = 100.0
-    """As for `mmd`; 300 was not better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""
+    """The weight of `mmd`; 300 was not better on CIFAR-10's validation images, one seed: `experiments/LOG.md`."""
     covariance_weight: float = 1.0
     """Weight of the covariances relative to the means; 0 matches class means only."""
     stage_covariances: bool = False
-    """Whether covariances of the stages are compared too, in addition to those of `layer`."""
+    """If true, covariances of the stages are compared too, in addition to those of `layer`."""
 
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER

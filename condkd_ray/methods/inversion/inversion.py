@@ -27,7 +27,7 @@ from condkd_ray.models.teacher import Teacher
 
 State = TypeVar("State")
 TargetUse = Literal["none", "labels", "soft"]
-"""Which part of the targets an inversion uses: `none`, the class `labels` alone, or `soft` targets as well."""
+"""Part of the targets that an inversion uses: `none`, the class `labels` only, or `soft` targets as well."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,8 @@ class Nayer(Conditional[NayerState]):
     """Rounds after which a new generator is drawn, counted from the end of the warm-up (10 epochs in the official
     scripts)."""
     warm_up_life: int | None = None
-    """Like `life`, for the rounds of the warm-up; `life` if null. 10 official epochs of 10 loops are 50 rounds of 2."""
+    """Rounds after which a new generator is drawn during the warm-up; `life` if null. 10 official epochs of 10 loops
+    are 50 rounds of 2."""
     shift: float = 0.125
     """Largest random shift before the teacher, as a share of the side. Images are also flipped if that keeps the
     class."""

@@ -36,7 +36,7 @@ class PreDfkd(Unconditional):
     batch: int = 128
     """Images per generator step (1024 in the released code)."""
     lr: float = 0.02
-    """As released, for batches of 1024. A tenth of it was better for batches of 128 on digits."""
+    """The released value, for batches of 1024. A tenth of it was better for batches of 128 on digits."""
     oh_weight: float = 1.0
     oh_temperature: float = 1.0
     ie_weight: float = 5.0

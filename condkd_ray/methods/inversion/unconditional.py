@@ -57,8 +57,9 @@ class Unconditional(Host[GeneratorState]):
     images_per_round: int = 2560  # type: ignore[assignment]
     """Fresh images generated after the steps of a round; the default is the number that the student uses in a round."""
     conditional: bool = False
-    """Whether the generator gets a class label beside the noise (see `LabelledGenerator`; as published, it does not).
-    Class prior, guide and stored labels then use balanced labels in place of the teacher's argmax."""
+    """If true, the generator gets a class label in addition to the noise (see `LabelledGenerator`; our choice, as
+    published it does not). Class prior, guide and stored labels then use balanced labels in place of the teacher's
+    argmax."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +88,7 @@ class Unconditional(Host[GeneratorState]):
         return {"oh": batch.oh} if self.oh_weight else {}
 
     def clip_gradients(self, weights: list[nn.Parameter]) -> None:
-        """Clip the gradients of `weights` before a step; by default they are left as they are."""
+        """Clip the gradients of `weights` before a step; by default there is no clipping."""
 
     @final
     def init(self, teacher: Teacher, rng: Streams) -> GeneratorState:

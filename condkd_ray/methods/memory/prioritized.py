@@ -66,7 +66,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     prioritised replay, or the largest of all in the memory, which both shorten the steps. The mean was chosen on
     validation images (`experiments/LOG.md`)."""
     evict: Literal["lowest", "oldest"] = "lowest"
-    """Which samples a new round replaces: those of the lowest delta, or the oldest. Among equal deltas the oldest are
+    """Samples that a new round replaces: those of the lowest delta, or the oldest. Among equal deltas the oldest are
     replaced first, and of a round larger than the memory its last samples are kept."""
 
     def __post_init__(self) -> None:
