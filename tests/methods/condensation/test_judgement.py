@@ -235,7 +235,7 @@ def test_the_teacher_is_asked_about_the_parts_of_a_set_of_idc(tmp_path, workshop
     assert len(taken(workshop, path, ipc=16, factor=2)) == 160
     told = next(line for line in heard if "set.pt, 16 a class: the teacher classifies" in line)
     assert "read as 0 to 255, by its pixels" in told
-    assert float(told.partition("names ")[2].partition("%")[0]) > 25
+    assert float(told.partition("classifies ")[2].partition("%")[0]) > 25
     with pytest.raises(InputError, match=r"teacher's accuracy on condensed set set\.pt, 4 a class is"):
         taken(workshop, path)
 
