@@ -45,7 +45,7 @@ def compute(recipe: TrialConfig, image_shape: tuple[int, int, int] = (3, 32, 32)
     )
     inversion, taught = recipe.inversion, recipe.distiller
     made, learnt = recipe.total_rounds * inversion.images_per_round, recipe.rounds * taught.steps * taught.batch
-    asked = (teacher if taught.asks_teacher else 0) + 3 * student
+    asked = (teacher if taught.runs_teacher else 0) + 3 * student
     total = learnt * asked + _synthesis(recipe, image_shape, num_classes, teacher, student)
     if isinstance(recipe.memory, Generative):
         total += _replay(recipe, recipe.memory, image_shape, teacher)
@@ -65,10 +65,10 @@ def _synthesis(recipe: TrialConfig, shape: tuple[int, int, int], num_classes: in
     looks = 4 if isinstance(inversion, Cmi) else 2
     seen = inversion.steps * getattr(inversion, "loops", 1) * inversion.batch  # type: ignore[attr-defined]
     step = 3 * generator + looks * teacher
-    total = recipe.total_rounds * seen * step + recipe.rounds * seen * (2 * student if inversion.asks_student else 0)
+    total = recipe.total_rounds * seen * step + recipe.rounds * seen * (2 * student if inversion.uses_student else 0)
     if isinstance(inversion, Unconditional):
         total += recipe.rounds * inversion.images_per_round * (generator + teacher)
-    elif not recipe.distiller.asks_teacher:
+    elif not recipe.distiller.runs_teacher:
         total += recipe.total_rounds * inversion.images_per_round * teacher
     return total
 

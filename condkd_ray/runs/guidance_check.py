@@ -128,7 +128,7 @@ def _row(one: Check) -> str:
 def check(form: str, guidance: Guidance, teacher: Teacher, real: Samples, seeds: Sequence[int] = range(SEEDS)) -> Check:
     """Means over the seeds, each of which deals the real images into guides, a perfect start, and a part to compare."""
     with torch.no_grad():
-        parts = guidance.parts(teacher, real.images)
+        parts = guidance.layer_features(teacher, real.images)
     found = [_both(guidance, teacher, parts, real.labels, seed) for seed in seeds]
     perfect, collapsed = ([pair[place] for pair in found] for place in (0, 1))
     return Check(form, _mean(perfect), _mean(collapsed))
@@ -147,9 +147,9 @@ def _both(
     classes = teacher.num_classes
 
     def begun(rng: Streams) -> Any:
-        return guidance.begin(teacher, [part[guides] for part in parts], labels[guides], rng, 1)
+        return guidance.init_from_features(teacher, [part[guides] for part in parts], labels[guides], rng, 1)
 
-    features = guidance.scaled(begun(Streams(seed)), parts)
+    features = guidance.scaled_features(begun(Streams(seed)), parts)
     real, names = features[unseen], labels[unseen]
     scale = (real - class_means(real, names, classes)).square().sum(1).mean().sqrt()
 
@@ -196,7 +196,9 @@ def moved(
         optimizer.step()
         schedule.step()
         shown = guides[0][same_class_rows(guides[1], wanted, draws)]
-        shown = guidance.loosened(state, shown, wanted, draws) if guidance.looks else fake[:0].detach()
+        shown = (
+            guidance.perturbed(state, shown, wanted, draws) if guidance.uses_condensed_batches else fake[:0].detach()
+        )
         guidance.update(state, fake.detach(), shown, wanted, rng=draws)
     return features.detach()
 

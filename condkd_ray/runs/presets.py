@@ -102,7 +102,11 @@ def _smaller_rounds(recipe: TrialConfig, inner: float, root: float) -> TrialConf
     distiller, before = shrunk(recipe.distiller, batch), recipe.distiller
     memory = shrunk(recipe.memory, lambda images: max(2, round(images * distiller.batch / before.batch)))
     taken = distiller.steps * distiller.batch / (before.steps * before.batch)
-    fresh = {"images_per_round": ceil(recipe.inversion.images_per_round * taken)} if recipe.inversion.fresh else {}
+    fresh = (
+        {"images_per_round": ceil(recipe.inversion.images_per_round * taken)}
+        if recipe.inversion.fresh_each_round
+        else {}
+    )
     return replace(recipe, inversion=shrunk(recipe.inversion, batch, **fresh), memory=memory, distiller=distiller)
 
 

@@ -327,7 +327,7 @@ class Workshop:
         method = config.condensation
         if method is None:
             return None
-        whole = method.whole()
+        whole = method.cached_config()
         key = self._condensed_key(config, whole)
         quick = {AllReal: self._condense, Imported: self._imported}
         make = quick.get(type(whole), self._cached_condense)
@@ -469,7 +469,7 @@ class Workshop:
         # All real images are the same ones for every seed.
         seed = 0 if isinstance(method, AllReal) else config.seed
         teacher = [self._teacher_key(config, complete=complete)] if _asks_teacher(method) else []
-        recipe = RECIPE if method is None or method.recipe == 1 else f"{RECIPE}.{method.recipe}"
+        recipe = RECIPE if method is None or method.code_version == 1 else f"{RECIPE}.{method.code_version}"
         return content_hash([recipe, method, path, seed, self._read_as(config), *teacher], complete=complete)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:

@@ -117,7 +117,7 @@ class TrialConfig(Method):
         idle, least = isinstance(self.inversion, NoInversion), share * self.distiller.share_schedule.smallest
         require(not idle or not guided, "guidance without an inversion", name, "none, or an inversion")
         require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
-        takes = not self.targets.soft or self.inversion.hears == "answers"
+        takes = not self.targets.soft or self.inversion.uses_targets == "soft"
         require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", HEARING)
         temperature = getattr(self.inversion, "oh_temperature", 1.0)
         accepted = "1: soft targets have a temperature of their own, which is that of the class prior then"
@@ -134,7 +134,7 @@ class TrialConfig(Method):
         inversion, guidance = self.inversion, self.guidance
         share, starts = guidance.from_guides.share, inversion.starts_from_images
         require(starts or share == 0, f"from_guides share for inversion {inversion.name}", share, STARTING)
-        pulls = guidance.tells_classes and guidance.weight * guidance.schedule.largest > 0
+        pulls = guidance.class_conditional and guidance.weight * guidance.schedule.largest > 0
         tied = pulls or getattr(inversion, "oh_weight", 0.0) > 0
         conditional = getattr(inversion, "conditional", False)
         require(tied or not conditional, f"conditional for inversion {inversion.name}", conditional, TYING)
@@ -156,7 +156,7 @@ class TrialConfig(Method):
         They are where the student's step, the weighing or the memory reads them, and where the teacher is asked for the
         labels anyway. Elsewhere nobody asks before the trial's end; see `outcome.remembered_logits`.
         """
-        read = not self.distiller.asks_teacher or self.weighing.reads_memory or self.memory.reads_logits
+        read = not self.distiller.runs_teacher or self.weighing.reads_memory or self.memory.reads_logits
         return read or self.inversion.labels_by_teacher
 
     @property

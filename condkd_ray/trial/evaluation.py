@@ -13,7 +13,7 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import shift_flip
 from condkd_ray.data.datasets import RealImages
-from condkd_ray.methods.recognition import named
+from condkd_ray.methods.recognition import predicted_classes
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.subset import ROUND_SUBSET, TestRounds, in_round
 
@@ -61,7 +61,7 @@ def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
 
 def _named(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
     """(N,) predicted classes, on the teacher's device."""
-    return named(network, images, teacher.mean, teacher.std, teacher.device)
+    return predicted_classes(network, images, teacher.mean, teacher.std, teacher.device)
 
 
 def _right(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:

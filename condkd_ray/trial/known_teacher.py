@@ -16,7 +16,14 @@ from torch import Tensor
 
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import CONSTANTS, Constants, Dataset, RealImages, own_constants
-from condkd_ray.methods.recognition import Recognition, asked_each, choose, named, recognition, sign_test
+from condkd_ray.methods.recognition import (
+    Recognition,
+    choose,
+    max_images_per_class,
+    predicted_classes,
+    recognition,
+    sign_test,
+)
 from condkd_ray.models.cost import cost
 from condkd_ray.models.teacher import Teacher
 
@@ -256,7 +263,7 @@ def fresh_bn(teacher: Teacher) -> tuple[str, ...]:
 def _asked(dataset: Dataset, most: int) -> RealImages:
     """The images to be named: of each class as many, and of all no more than `most`, but for one a class."""
     train, test = dataset.train, dataset.test
-    each = asked_each(dataset.num_classes, most)
+    each = max_images_per_class(dataset.num_classes, most)
     if int(train.labels.bincount(minlength=dataset.num_classes).min()) < min(each, FEW_EACH):
         pixels, labels = (torch.cat(parts) for parts in ((train.pixels, test.pixels), (train.labels, test.labels)))
         train = RealImages(pixels, labels)
@@ -264,7 +271,7 @@ def _asked(dataset: Dataset, most: int) -> RealImages:
 
 
 def _read(teacher: Teacher, images: RealImages, constants: Constants) -> Reading:
-    answers = named(teacher.network, images, *constants, teacher.device).cpu()
+    answers = predicted_classes(teacher.network, images, *constants, teacher.device).cpu()
     return Reading(*constants, answers, images.labels, teacher.num_classes)
 
 

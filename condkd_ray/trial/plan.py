@@ -111,7 +111,7 @@ def can_share(config: TrialConfig) -> bool:
     Those of a pipeline are its own: its producers run beside their learner, and end with it.
     """
     makes_any = config.inversion.images_per_round > 0 and config.pipeline is None
-    return makes_any and not config.inversion.asks_student and not config.weighing.reads_memory
+    return makes_any and not config.inversion.uses_student and not config.weighing.reads_memory
 
 
 def production_key(config: TrialConfig, prepared: Prepared | PreparedRefs) -> str:

@@ -64,7 +64,7 @@ def produce(
     """The images of the next round, settled, and the means of their loss terms.
 
     They come with the teacher's logits where the config `keeps_logits`, or logits are `promised` to other trials.
-    `student` is asked, in eval mode, only by an inversion that `asks_student`; `class_counts` (K,) of what the memory
+    `student` is asked, in eval mode, only by an inversion that `uses_student`; `class_counts` (K,) of what the memory
     holds count only for a weighing that `reads_memory`. Raises `NonFiniteError` before anything is kept.
     """
     with arithmetic(config, prepared.teacher.device):
@@ -186,7 +186,7 @@ class Pipelined:
 
     def see(self, config: TrialConfig, round: int, student: nn.Module, class_counts: Tensor) -> None:
         """Keep a copy of what producers are shown of the trial as it begins `round`."""
-        weights = student.state_dict() if config.inversion.asks_student else {}
+        weights = student.state_dict() if config.inversion.uses_student else {}
         self.past[round] = ({name: tensor.detach().clone() for name, tensor in weights.items()}, class_counts.clone())
 
     def forget(self, before: int) -> None:

@@ -88,7 +88,7 @@ def test_a_whole_recipe_is_itself_and_a_part_keeps_its_proportions(name):
             assert less / whole == pytest.approx(scale, rel=slack)
         for a, b in parts:
             assert a.batch == max(round(b.batch * sqrt(scale)), min(b.batch, LEAST_BATCH))
-        if recipe.inversion.fresh:
+        if recipe.inversion.fresh_each_round:
             # Still a fresh image for each that the student takes, less those recalled.
             shares = [c.inversion.images_per_round / (c.distiller.steps * c.distiller.batch) for c in (small, recipe)]
             assert shares[0] == pytest.approx(shares[1], rel=0.01)

@@ -278,7 +278,7 @@ def older_key(parts: list) -> str:
 class Older(SqueezeRecover):
     """As before its code changed."""
 
-    recipe = 1
+    code_version = 1
 
 
 @pytest.mark.parametrize("method", [LIVELY, Older(ipc=1, iterations=1, squeeze="teacher")])
@@ -313,7 +313,7 @@ def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_pa
 def test_a_teacher_that_learnt_nothing_is_refused_and_not_kept(tmp_path):
     config = replace(CONFIG, teacher=replace(RECIPE, training=Supervised(epochs=1, lr=1e-9)))
     with pytest.raises(
-        InputError, match=r"teacher resnet-8-4 names right after training is 0\.\d+; accepted: more than"
+        InputError, match=r"balanced train accuracy of teacher resnet-8-4 after training is 0\.\d+; accepted: more than"
     ):
         Workshop(tmp_path).prepare(config)
     assert not list((tmp_path / "teachers").glob("*.safetensors"))
@@ -332,7 +332,7 @@ def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, heard
     workshop = Workshop(cache)
     taken = Imported(path=write_set(tmp_path / "set.pt", workshop, shuffled=False), ipc=4, space="normalised")
     assert len(workshop.prepare(using(taken)).condensed) == 40
-    assert any(line.startswith("condensed set set.pt, 4 a class: the teacher names ") for line in heard)
+    assert any(line.startswith("condensed set set.pt, 4 a class: the teacher classifies ") for line in heard)
     foreign = replace(taken, path=write_set(tmp_path / "foreign.pt", workshop, shuffled=True))
     with pytest.raises(
         InputError, match=r"teacher's accuracy on condensed set foreign.pt, 4 a class is 0\.\d+; accepted"
