@@ -299,7 +299,7 @@ class PopulationDriver:
         self._running.discard(trial.key)
         if self._repeated(trial):
             return log.info(f"{trial.label}: generation {generation + 1} was run again in vain: {outcome.reason}")
-        if outcome.status == "failed" and trial.lineage.rests is not None:
+        if outcome.status == "failed" and trial.lineage.pause_after is not None:
             log.info(f"{trial.label}: {outcome.reason}; it goes on from another's state")
             return self._population.rested(number, outcome.reason)
         self._recorder.recorded(self._members[number], outcome)
@@ -376,9 +376,9 @@ class PopulationDriver:
         members = {one.number: one for one in self._population.members}
         last = generation == self._population.generations - 1
         lineage = Lineage(
-            heir_of="" if parent is None else self._key(members[parent], generation - 1),
-            rests=None if last else self._population.rests_after(generation),
-            buries=tuple(self._key(one, generation - 2) for one in members.values() if generation >= 2),
+            parent="" if parent is None else self._key(members[parent], generation - 1),
+            pause_after=None if last else self._population.rests_after(generation),
+            deletes=tuple(self._key(one, generation - 2) for one in members.values() if generation >= 2),
         )
         return dataclasses.replace(own, key=key, lineage=lineage)
 
