@@ -64,7 +64,7 @@ def test_what_is_no_card_is_refused(tmp_path: Path, tree: object, said: str):
 
 def test_a_card_with_a_key_twice_is_refused(tmp_path: Path):
     (tmp_path / "card.json").write_text('{"std": [0.5], "std": [0.1]}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"cannot be read \(the key 'std' stands twice\); accepted: JSON"):
+    with pytest.raises(InputError, match=r"cannot be read \(the key 'std' occurs twice\); accepted: JSON"):
         read_card(tmp_path / "card.json")
 
 
@@ -155,7 +155,9 @@ def test_another_json_beside_the_weights_is_told_of_and_not_read(tmp_path: Path,
         for _ in range(2):
             assert with_card(tree) == tree
     [told] = caplog.messages
-    assert told.startswith(f"{tmp_path / 'teacher.json'}, beside the weights, is not a model card and is ignored: card ")
+    assert told.startswith(
+        f"{tmp_path / 'teacher.json'}, beside the weights, is not a model card and is ignored: card "
+    )
     given = {"teacher": {"weights": str(tmp_path / "teacher.pt"), "card": str(tmp_path / "teacher.json")}}
     with pytest.raises(InputError, match=re.escape(str(tmp_path / "teacher.json"))):
         with_card(given)

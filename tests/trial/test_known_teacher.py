@@ -98,9 +98,8 @@ def test_of_a_teacher_that_knows_most_classes_the_order_is_the_reason_that_is_gi
 def test_of_folders_their_own_file_is_named_too():
     asked = examine(make_teacher(), dataset((1, 0, 2, 3)), what="the images in photos", in_folders=True)
     assert asked.message.startswith("teacher's accuracy on the images in photos is 0.")
-    assert (
-        "write that to its classes.txt, one name per line, or give --class-order nw ne sw se (teacher.clas" in asked.message
-    )
+    given = "write that to its classes.txt, one name per line, or give --class-order nw ne sw se (teacher.clas"
+    assert given in asked.message
 
 
 def test_names_with_spaces_are_quoted():
