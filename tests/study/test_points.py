@@ -77,7 +77,7 @@ def test_a_point_comes_back_as_the_space_has_its_values():
         ),
         (
             {"guidance/loss": "hinge"},
-            "guidance/loss is 'hinge' without guidance/name; accepted: guidance/name discriminator beside it",
+            "guidance/loss is 'hinge' without guidance/name; accepted: only with guidance/name discriminator",
         ),
         ({"guidance/name": "moments", "guidance/weight": 50}, "guidance/weight is 50; accepted: a number from 0 to 2"),
         (

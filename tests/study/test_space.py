@@ -126,7 +126,7 @@ def test_values_are_told_as_the_space_lists_them(space, params):
     [
         ({"inversion": {"name": "nayer"}}, r"^inversion is .*; accepted: deep_inversion, fast, dafl$"),
         ({"distiller": {"condensed_share": 0.75}}, "^distiller/condensed_share is 0.75; accepted: 0.25, 0.5$"),
-        ({"rounds": 99}, "^config is 'another one in its fixed fields'; accepted: one of this space$"),
+        ({"rounds": 99}, "^config is 'different in its fixed fields'; accepted: a config of this space$"),
     ],
 )
 def test_a_config_of_another_space_is_refused(other, message):
