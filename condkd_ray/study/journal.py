@@ -300,7 +300,7 @@ def _check_middle(path: Path, content: bytes) -> None:
 
 
 def _refusal(path: Path, number: int, line: bytes, why: str = "") -> InputError:
-    """Return the error for a damaged line that is not the last, or one that contradicts others; the user must decide."""
+    """Return the error for a damaged line that is not the last, or one that contradicts others: the user decides."""
     fault = f"line {number} of {path} is {_beginning(line)}, which is damaged{f' ({why})' if why else ''}"
     remedy = f"cut before that line (head -n {number - 1}) or moved away: missing entries are taken from the records"
     return InputError(f"{fault}; accepted: the journal of a study, {remedy}")
