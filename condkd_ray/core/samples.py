@@ -34,14 +34,14 @@ class _Labelled:
         return type(self)(self.images[index], self.labels[index], self.logits[index])
 
     @property
-    def asked(self) -> bool:
+    def has_logits(self) -> bool:
         """Whether the teacher's logits are present."""
         return self.logits.shape[1] > 0
 
     @property
     def classes(self) -> Tensor:
         """(B,) int64: the class that the teacher predicts, or `UNLABELLED` without logits."""
-        return self.logits.argmax(1) if self.asked else torch.full_like(self.labels, UNLABELLED)
+        return self.logits.argmax(1) if self.has_logits else torch.full_like(self.labels, UNLABELLED)
 
 
 class Samples(_Labelled):
@@ -67,7 +67,7 @@ def cat(parts: Sequence[Samples]) -> Samples:
     if len(parts) == 1:
         return parts[0]
     images, labels = torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
-    if not all(part.asked for part in parts):
+    if not all(part.has_logits for part in parts):
         return unseen(images, labels)
     return Samples(images, labels, torch.cat([part.logits for part in parts]))
 

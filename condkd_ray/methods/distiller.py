@@ -265,7 +265,7 @@ class Distiller(Method):
         """
         begin_step()
         images = self._shown(batch.images, condensed, teacher, rng)
-        asked = self.asks_teacher or not batch.asked
+        asked = self.asks_teacher or not batch.has_logits
         # Hooks that come and go, by which pairs of layers are read, are not for the compiler.
         compare = comparison.uncompiled if self.loss.pairs else comparison
         taught_by = teacher.network if self.loss.pairs else teacher.answering

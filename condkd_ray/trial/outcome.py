@@ -169,7 +169,7 @@ def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState
     with precision(config, teacher.device):
         for part in ids.split(4096) if len(ids) else ():
             samples = store.gather(part)
-            logits = samples.logits if samples.asked else answers(teacher, samples.images.to(teacher.device))
+            logits = samples.logits if samples.has_logits else answers(teacher, samples.images.to(teacher.device))
             found.append(logits.half().cpu())
     return torch.cat(found)
 

@@ -74,8 +74,9 @@ def produce(
     with arithmetic(config, prepared.teacher.device):
         fresh, terms = synthesise(config, prepared, production, student, class_counts)
         production.round += config.producers
-        ask, label = promised or config.keeps_logits, config.inversion.labels_by_teacher
-        return settle(fresh, codec(config, prepared.teacher), prepared.teacher, ask=ask, label=label), terms
+        logits, relabel = promised or config.keeps_logits, config.inversion.labels_by_teacher
+        code = codec(config, prepared.teacher)
+        return settle(fresh, code, prepared.teacher, logits=logits, relabel=relabel), terms
 
 
 def synthesise(
@@ -119,17 +120,18 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def settle(samples: Samples, code: Codec, teacher: Teacher, *, ask: bool = True, label: bool = False) -> Samples:
+def settle(samples: Samples, code: Codec, teacher: Teacher, *, logits: bool = True, relabel: bool = False) -> Samples:
     """Return samples as any store would return them, with images encoded and decoded once.
 
-    `ask`: compute the teacher's logits, with one pass over these images. `label`: replace the labels by the argmax of
-    the logits; requires `ask`. The result shares no memory with `samples`, which a replayed CUDA graph may overwrite.
+    `logits`: compute the teacher's logits, with one pass over these images. `relabel`: replace the labels by the argmax
+    of the logits; requires `logits`. The result shares no memory with `samples`, which a replayed CUDA graph may
+    overwrite.
     """
     images = code.decode(code.encode(samples)).images
-    if not ask:
+    if not logits:
         return unseen(images, samples.labels.clone())
-    logits = answers(teacher, images)
-    return Samples(images, logits.argmax(1) if label else samples.labels.clone(), logits)
+    values = answers(teacher, images)
+    return Samples(images, values.argmax(1) if relabel else samples.labels.clone(), values)
 
 
 @torch.no_grad()
@@ -173,7 +175,7 @@ def compiled_apart(config: TrialConfig, device: torch.device) -> Iterator[None]:
         compilation.forget()
 
 
-Look = tuple[dict[str, Tensor], Tensor]
+Snapshot = tuple[dict[str, Tensor], Tensor]
 """Student weights (empty unless the inversion `asks_student`) and class counts (K,) between two rounds of a trial."""
 
 
@@ -181,7 +183,7 @@ class Pipelined:
     """State of a trial's image synthesis between two rounds of a pipeline."""
 
     def __init__(self) -> None:
-        self.past: dict[int, Look] = {}
+        self.past: dict[int, Snapshot] = {}
         """Student snapshots, keyed by the number of finished rounds; only those that coming rounds still need."""
         self.states: dict[int, Callable[[], Packed]] = {}
         """For each producer, a function that returns its state after its last round that the trial consumed; no entry
@@ -189,14 +191,14 @@ class Pipelined:
         self.here: dict[int, Producer] = {}
         """Producers that run in this process, by number."""
 
-    def see(self, config: TrialConfig, round: int, student: nn.Module, class_counts: Tensor) -> None:
+    def record(self, config: TrialConfig, round: int, student: nn.Module, class_counts: Tensor) -> None:
         """Store a copy of the student and of the class counts at the start of `round`."""
         weights = student.state_dict() if config.inversion.asks_student else {}
         self.past[round] = ({name: tensor.detach().clone() for name, tensor in weights.items()}, class_counts.clone())
 
     def forget(self, before: int) -> None:
         """Delete the snapshots from before round `before`."""
-        self.past = {round: look for round, look in self.past.items() if round >= before}
+        self.past = {round: snapshot for round, snapshot in self.past.items() if round >= before}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
@@ -218,9 +220,9 @@ class Producer:
             unpack(self._production, state, prepared.teacher.device)
         self._student = new_student(config, prepared.teacher)
 
-    def make(self, look: Look) -> tuple[Samples, Metrics]:
+    def make(self, snapshot: Snapshot) -> tuple[Samples, Metrics]:
         """Return images and loss terms of this producer's next round; see `produce`."""
-        weights, class_counts = look
+        weights, class_counts = snapshot
         if weights:
             self._student.load_state_dict(weights)
         return produce(self._config, self._prepared, self._production, self._student, class_counts)
@@ -240,7 +242,7 @@ def make_round(
         known = state.states.get(number)
         state.here[number] = Producer(config, prepared, number, known() if known else None)
         state.states[number] = state.here[number].state
-    state.see(config, round, student, class_counts)
+    state.record(config, round, student, class_counts)
     made = state.here[number].make(state.past[config.pipeline.shown(round)])
     state.forget(config.pipeline.shown(round + 1))
     return made
