@@ -4,10 +4,10 @@ A state is a dataclass of tensors, plain values, containers of both, nested stat
 `load_state_dict` (modules, optimisers, schedulers, streams). It is loaded *into* a newly made state, which supplies the
 structure; nothing is ever unpickled. Fields marked `transient()` are left out.
 
-Devices: a tensor that replaces one of the new state moves to the device of that one. All others (in lists, in
-optimisers, or in place of None) move to the device that `load` is given. The exception are tensors that were on the CPU
-when others of the state were on an accelerator, such as a memory's ids: they stay on the CPU. If all tensors were on
-the CPU, there is no exception.
+Devices: a loaded tensor that replaces a tensor of the new state is moved to the device of that tensor. All others (in
+lists, in optimisers, or in place of None) are moved to the device passed to `load`, except tensors that were on the CPU
+while others of the state were on an accelerator, such as a memory's ids: they stay on the CPU. If the whole state was
+on the CPU, there is no such exception.
 """
 
 import dataclasses

@@ -60,7 +60,7 @@ def _in_mode(mode: _Mode | None) -> Iterator[None]:
 
 
 class Whole(Generic[P, R]):
-    """A function that is compiled if the trial says so; `uncompiled` is the original function."""
+    """A function that is compiled if the trial's config selects it; `uncompiled` is the original function."""
 
     def __init__(self, function: Callable[P, R]) -> None:
         self.uncompiled = function

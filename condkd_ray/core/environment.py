@@ -92,7 +92,7 @@ def set_up_process(threads: int, gpus: float = 1.0) -> None:
         # Otherwise each tensor of 32 MiB or more is mapped and zeroed page by page, which takes 4 to 7 % of a round at
         # 3x32x32. Only the GNU C library has `mallopt`.
         set_option = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
-        # A trim threshold alone is not enough, and a failed mmap threshold would make it worse: set both or none.
+        # The trim threshold alone would make it worse, because the mmap threshold then stays at its present value.
         if any(set_option(M_MMAP_THRESHOLD, size) for size in MAPPED_BYTES):
             set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
 
@@ -170,7 +170,7 @@ def _quota(group: Path) -> float | None:
 
 
 def private_bytes() -> int:
-    """Return the bytes of this process shared with no file or process; outside Linux, all of its resident memory."""
+    """Return this process's memory that belongs to no file and no other process; outside Linux, all resident memory."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:

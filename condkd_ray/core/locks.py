@@ -69,7 +69,7 @@ def claim_early(folder: Path, what: str) -> None:
 
 
 def _exclusively(folder: Path, held: ExitStack, lock: Callable[[int], object]) -> int:
-    """Open the folder, or the file in it, apply `lock`, and return the descriptor, which is open while `held` is."""
+    """Lock the folder, or the file in it, by `lock`; return the descriptor, which is closed when `held` ends."""
     if not (folder / FILE).exists():
         descriptor = _opened(folder, held)
         try:
@@ -100,7 +100,7 @@ def _lock(descriptor: int) -> None:
         if waited > NOTICE_SECONDS and not noticed:
             log.info("waiting for a report on this folder to end")
             noticed = True
-        # A shared lock succeeds beside reports only. Beside an exclusive lock it raises: a run would last too long.
+        # Raises if a run holds the lock: only the end of a report is worth waiting for.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         time.sleep(0.05)

@@ -31,7 +31,7 @@ LEVEL = 0.9
 
 @dataclass(frozen=True)
 class Importance:
-    """A parameter's share of the explained variation, 0 to 1, with the range of the middle 90 % of bootstrap resamples.
+    """A parameter's share of the sum of all importances, 0 to 1, and the range of the middle 90 % of its resamples.
 
     For random search, the range contains the expected share for that number of trials in at least 97 % of searches
     (simulated: 12, 30 and 60 trials, 4 parameters, 40 searches each).

@@ -132,8 +132,7 @@ class Journal(BaseJournalBackend):
     """The journal at `path`, created if missing, which tolerates an incomplete last line.
 
     Such a line is cut off at opening and before each append. Nothing has relied on it, because its append never
-    returned.
-    Raises `InputError` if a line in the middle is damaged.
+    returned. Raises `InputError` if a line in the middle is damaged.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Opening a study's storage, a journal file or a database URL, and silencing Optuna's messages for developers."""
+"""Opens a study's storage (a journal file or a database URL) and silences Optuna's messages for developers."""
 
 import os
 import warnings

@@ -46,8 +46,8 @@ from condkd_ray.trial.synthesis import host_augment
 log = logging.getLogger(__name__)
 
 RECIPE = "1"
-"""Part of every cache key. Increment it when changed code or defaults give other artifacts, to ignore the older
-files."""
+"""Part of every cache key. Increment it when a change of code or defaults changes artifacts: older files are then
+ignored."""
 
 
 Tensors = dict[str, Tensor]

@@ -106,8 +106,7 @@ def known_card(weights: Path | str | None, given: Path | str | None = None) -> t
     """Return path and content of the card `given`, or else of the card beside the weights; None if there is none.
 
     A .json file beside the weights may be something else: if it is no valid card, a note is logged and the file
-    ignored.
-    Raises `InputError` if the card `given` is not valid.
+    ignored. Raises `InputError` if the card `given` is not valid.
     """
     path = find_card(weights, given)
     if path is None:

@@ -18,8 +18,8 @@ class Hardware:
     """A GPU, or the CPU if `gpu` is empty."""
 
     gpu: str = ""
-    bf16: bool = False
     """Name of the GPU."""
+    bf16: bool = False
     """Whether the GPU multiplies bfloat16 in hardware."""
     memory: int = 0
     """Memory of the GPU in bytes; 0 for a CPU."""
@@ -45,8 +45,8 @@ def settled(config: TrialConfig, hardware: Hardware) -> TrialConfig:
     """Return `config` with the hardware-dependent fields set.
 
     Call it once, before the config's hash names anything, so that names and records contain the values in use. Raises
-    `InputError` if a CPU is given `graphs`, or `compile` without a compiler. For a GPU, the trial itself checks the
-    compiler on its machine.
+    `InputError` for a CPU if `graphs` is set, or if `compile` is set and this machine has no working compiler. For a
+    GPU, the trial itself checks the compiler on its own machine.
     """
     require(bool(hardware.gpu) or not config.graphs, "graphs on a CPU", config.graphs, "false, or trials on a GPU")
     if not hardware.gpu:

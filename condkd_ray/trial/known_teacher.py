@@ -24,15 +24,14 @@ FEW_EACH = 10
 """If a class has fewer train images than this, test images are used as well. No method or setting depends on the
 result."""
 TRIED = 500
-"""Number of these images with which each alternative normalisation is compared."""
+"""Number of images with which each alternative normalisation is compared."""
 AFFORDABLE = 4e11
 """Multiply-adds to spend on the check, about ten seconds on one core, and a quarter of it on each normalisation. At
 least `LEAST` images are classified, and `LEAST_TRIED` per normalisation, in any case. Measured: 4 CPU s for ResNet-20
 at 32x32 with 1000 images and all normalisations."""
 LEAST, LEAST_TRIED = 200, 100
 REPORTED, REFUSED = 0.03, 0.1
-"""Gains of another normalisation in balanced accuracy: from the first it is reported, from the second the teacher is
-refused."""
+"""Gains in balanced accuracy from which another normalisation is reported, and from which the teacher is refused."""
 SHORT = 0.05
 """An accuracy that is lower than the card's by more than this is reported. The teacher is refused if its margin over
 chance is less than half of the margin that the card states."""

@@ -33,7 +33,7 @@ class ContentRef:
 
 @dataclass(frozen=True)
 class PreparedRefs:
-    """Represents a `Prepared` by references, small in any case. `teacher` holds the plain arguments of `Teacher`."""
+    """Represents a `Prepared` by references, to keep messages small; `teacher` holds plain arguments of `Teacher`."""
 
     contents: dict[str, ContentRef]
     teacher: dict[str, Any]

@@ -23,13 +23,15 @@ NUMBERS: int = 7
 """Version of the numerical results of a config. Trials of different versions are never equal, shared or compared.
 
 Increment it only in a commit that changes golden numbers, or that changes the default of an existing field (hashes
-leave out defaults, so an old hash would silently change its meaning). Version 1 covers everything before
-2026-11-28. 3 changes last bits: inversions use fewer operations, and the output of a tapped layer can no longer be
-overwritten by the next layer. 4 changes last bits, because the distance of BN statistics is computed for all layers at
-once, and changes hashes that include a precision. 5 affects only `prioritized` memory: one field
-fewer, and last bits of its means. 6 changes last bits of residual networks with fewer than 16 channels, for some batch
-sizes. 7 affects discriminators without an explicit condition: the condition is now a projection instead of the class
-head.
+leave out defaults, so an old hash would silently change its meaning). What changed:
+
+1: everything before 2026-11-28.
+3: last bits, because inversions use fewer operations, and because the output of a tapped layer can no longer be
+   overwritten by the next layer.
+4: last bits, because the distance of BN statistics is computed for all layers at once; hashes that include a precision.
+5: `prioritized` memory only: one field fewer, and last bits of its means.
+6: last bits of residual networks with fewer than 16 channels, for some batch sizes.
+7: discriminators whose config does not set the condition: a projection instead of the class head.
 """
 P = TypeVar("P", bound="Prepared | PreparedRefs", covariant=True)
 

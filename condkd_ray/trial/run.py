@@ -20,7 +20,7 @@ from condkd_ray.trial.outcome import broken, end, fatal, make_product, remembere
 from condkd_ray.trial.synthesis import codec, compiled_apart
 
 CHECKPOINT_SECONDS = 15.0
-"""Least seconds between two checkpoints, which are written after a round."""
+"""Minimum time between two checkpoints, which are written after rounds, in seconds."""
 
 
 class OutOfTimeError(Exception):
@@ -71,7 +71,7 @@ def run_trial(
         produces: whether the trial itself synthesises them.
         on_round: called with the metrics of each round, including the rounds before the checkpoint.
         before_test: called with the outcome without test accuracy. No test image is used before it returns.
-        checkpoint_seconds: least time between two checkpoints.
+        checkpoint_seconds: minimum time between two checkpoints.
         deadline: `time.time()` from which no further round starts.
         halted: no further round starts once this returns true.
         pause_after: number of rounds after which the trial pauses.

@@ -67,7 +67,7 @@ def produce(
     """Synthesise the images of the next round; return them and the means of their loss terms.
 
     The images are encoded and decoded once. Their logits are computed if the config `keeps_logits`, or if `promised`
-    says that other trials need them. The student's outputs, in eval mode, matter only if the inversion `asks_student`,
+    (other trials need them). The student's outputs, in eval mode, matter only if the inversion `asks_student`,
     and the memory's `class_counts` (K,) only if the weighing `reads_memory`. Raises `NonFiniteError` before anything is
     stored.
     """

@@ -34,7 +34,7 @@ LEAST = 3
 
 
 def read_folder(root: Path, size: int | None = None, ground: Ground | None = None) -> Raw:
-    """Read the images of one sub-folder per class. Classes and images are sorted by name, and numbers by value.
+    """Read the images of one sub-folder per class, sorted by name; class names that are all numbers by value.
 
     A file `classes.txt` beside the sub-folders, with one name per line, sets another order of the classes. Hidden files
     and those of operating systems are ignored; other files that are not images are reported in the notes. `size`,
