@@ -245,7 +245,7 @@ def check_same_numbers(folders: Mapping[Path, Sequence[Record]]) -> None:
     found = {folder: records[0].numbers for folder, records in folders.items() if records}
     for folder, numbers in found.items():
         first = next(iter(found))
-        accepted = f"{found[first]}, that of {first}: run the older of them again with this program"
+        accepted = f"{found[first]}, as in {first}: run the older one again with this version"
         require(numbers == found[first], f"version of the numbers of {folder}", numbers, accepted)
 
 

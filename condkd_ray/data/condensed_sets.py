@@ -68,7 +68,9 @@ def resolve(path: Path) -> Path:
         stages = {match[1] for match in matches}
         if stages:
             several = ", ".join(sorted((match[0] for match in matches), key=lambda name: (len(name), name)))
-            accepted = f"one of its files by name ({several}), or a folder that has images_best.pt or one alone"
+            accepted = (
+                f"the path of one of its files ({several}), or a folder with images_best.pt or only one images_*.pt"
+            )
             require("best" in stages or len(stages) == 1, "condensed set", str(path), accepted)
             path = path / f"images_{'best' if 'best' in stages else next(iter(stages))}.pt"
     match = re.fullmatch(r"images_(best|\d+)", path.stem)
@@ -206,7 +208,7 @@ def _images(images: Any, path: Path, image_shape: Sequence[int] | None) -> Tenso
     require(holds, f"images in {path}", given, "(N, C, H, W) or (N, H, W, C), floating or uint8")
     broken = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist() if images.is_floating_point() else []
     named = f"images {', '.join(map(str, broken[:5]))}{' and others' if len(broken) > 5 else ''}"
-    require(not broken, f"pixels in {path}", "not all finite", f"finite values, and {named} have others")
+    require(not broken, f"pixels in {path}", "not all finite", f"finite values, but {named} contain others")
     return images.float() if images.dtype == torch.float64 else images
 
 
@@ -214,18 +216,16 @@ def _labels(labels: Any, count: int, path: Path) -> tuple[Tensor, bool]:
     """Return the classes, int64 (N,), and whether they are the largest entries of soft labels."""
     what = f"labels in {path}"
     if isinstance(labels, (list, tuple)):
-        require(_plain(labels), what, "a list of something else", "a list of numbers, or a tensor")
+        require(_plain(labels), what, "a list of other values", "a list of numbers, or a tensor")
         try:
             labels = torch.as_tensor(np.array(labels))
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{what} are a list that is no array ({error}); accepted: numbers of classes") from None
+            raise InputError(f"{what} are a list that is not an array ({error}); accepted: class numbers") from None
     require(isinstance(labels, Tensor), f"labels of {path}", type(labels).__name__, "a tensor or a list")
     require(labels.layout == torch.strided, f"labels of {path}", str(labels.layout), "a dense tensor")
     labels = labels.detach()
     labels = labels.flatten() if labels.shape == (count, 1) else labels
-    kinds = (
-        f"({count},), whole numbers, or ({count}, classes), one-hot or soft, with one largest value each and none NaN"
-    )
+    kinds = f"({count},), whole numbers, or ({count}, classes), one-hot or soft, with a unique largest value per row and no NaN"
     fits = labels.ndim in (1, 2) and len(labels) == count and labels.numel() > 0 and not labels.is_complex()
     require(fits, what, _form(labels), kinds)
     numbers = labels.double()

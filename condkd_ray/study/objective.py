@@ -1,4 +1,4 @@
-"""Objectives and constraints of a search, evaluated after each round and at the end of a trial, never on test images."""
+"""Objectives and constraints of a search, evaluated after each round and at the end of a trial. Never test accuracy."""
 
 from __future__ import annotations
 

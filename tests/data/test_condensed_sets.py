@@ -210,7 +210,7 @@ def test_of_soft_labels_the_largest_counts(tmp_path: Path):
         (lambda labels: F.one_hot(labels).float().log() * 0, "not all finite"),
         (lambda labels: labels.float().index_fill(0, torch.tensor([3]), 1e12), "to 1e\\+12"),
         (lambda labels: labels[:-1], r"\(115,\) int64"),
-        (lambda labels: ["a"] * len(labels), "a list of something else"),
+        (lambda labels: ["a"] * len(labels), "a list of other values"),
         (lambda labels: 3, "'int'"),
     ],
 )
@@ -276,7 +276,9 @@ def test_numbers_of_numpy_are_read_beside_tensors(tmp_path: Path):
 def test_broken_pixels_are_named(tmp_path: Path):
     real = real_samples()
     real.images[[3, 7], 0, 0, 0] = float("nan")
-    with pytest.raises(InputError, match="is 'not all finite'; accepted: finite values, and images 3, 7 have others"):
+    with pytest.raises(
+        InputError, match="is 'not all finite'; accepted: finite values, but images 3, 7 contain others"
+    ):
         read(save(tmp_path, data=[real.images, real.labels]))
 
 

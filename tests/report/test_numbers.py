@@ -102,9 +102,7 @@ def test_trials_of_another_plan_do_not_hide_those_that_are_planned(tmp_path):
 def test_two_folders_of_different_versions_are_refused(tmp_path):
     records = sweep(ARMS, (5,), SEEDS)
     first, second = store(tmp_path / "a", of_version(records, 2)), store(tmp_path / "b", records)
-    with pytest.raises(
-        InputError, match=r"version of the numbers of .*b is 1; accepted: 2, that of .*a: run the older"
-    ):
+    with pytest.raises(InputError, match=r"version of the numbers of .*b is 1; accepted: 2, as in .*a: run the older"):
         page.compare(first, second)
     assert not (first / "comparison.html").exists()
     # A folder in which nothing has ended is of no version.

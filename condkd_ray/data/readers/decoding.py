@@ -98,7 +98,7 @@ def decode_all(sources: Iterator[Source], size: int | None, what: str, ground: G
     while images := _batch(sources):
         sides = sides or tuple(images[0].pixels.shape[1:])
         for image in images:
-            accepted = f"{sides} as the first, or give a size"
+            accepted = f"{sides} as in the first image, or set a size"
             shape = tuple(image.pixels.shape[1:])
             require(size is not None or shape == sides, f"height and width of {image.name}", shape, accepted)
         batches.append((_join([image.pixels for image in images], size), _clear(images, size)))

@@ -53,7 +53,7 @@ def find_parquet(root: Path, train: str | None, test: str | None) -> ParquetFile
     there = _sets(folder)
     trains = _named(folder, train) if train else [one for one in there if one.name.startswith("train")]
     if not trains:
-        accepted = f"train*.parquet in {folder}, or a train file named"
+        accepted = f"train*.parquet in {folder}, or a named train file"
         require(test is None, "test file without a train file", test, accepted)
         return None
     accepted = "one set, or name it with --train-file (a pattern will do)"
@@ -144,7 +144,7 @@ def _shards(paths: Iterable[Path]) -> list[FileSet]:
     found = []
     for (name, count), shards in sets.items():
         files = [path for paths in shards.values() for path in paths]
-        lacking = (f"number of shards of {name} in {files[0].parent}", len(files), f"{count}, all, each once")
+        lacking = (f"number of shards of {name} in {files[0].parent}", len(files), f"{count}, each shard once")
         whole = len(shards) == count and len(files) == count
         found.append(FileSet(name, files, files[0].name, None if whole else lacking))
     return found

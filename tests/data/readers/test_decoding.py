@@ -18,7 +18,7 @@ from data.image_files import as_image, png, random_pixels, write_folder, write_p
 def test_images_of_several_sizes_need_a_size(tmp_path: Path):
     write_folder(tmp_path, random_pixels(3, side=8), torch.zeros(3, dtype=torch.int64), ["a"])
     write_folder(tmp_path, random_pixels(3, side=12, seed=1), torch.zeros(3, dtype=torch.int64), ["b"])
-    with pytest.raises(InputError, match=r"\(12, 12\); accepted: \(8, 8\) as the first, or give a size"):
+    with pytest.raises(InputError, match=r"\(12, 12\); accepted: \(8, 8\) as in the first image, or set a size"):
         read_folder(tmp_path)
     raw = read_folder(tmp_path, size=6)
     both = torch.cat([resize(random_pixels(3, side=8), 6), resize(random_pixels(3, side=12, seed=1), 6)])
