@@ -225,7 +225,9 @@ def _labels(labels: Any, count: int, path: Path) -> tuple[Tensor, bool]:
     require(labels.layout == torch.strided, f"labels of {path}", str(labels.layout), "a dense tensor")
     labels = labels.detach()
     labels = labels.flatten() if labels.shape == (count, 1) else labels
-    kinds = f"({count},), whole numbers, or ({count}, classes), one-hot or soft, with a unique largest value per row and no NaN"
+    kinds = (
+        f"({count},), whole numbers, or ({count}, classes), one-hot or soft, with one largest value per row and no NaN"
+    )
     fits = labels.ndim in (1, 2) and len(labels) == count and labels.numel() > 0 and not labels.is_complex()
     require(fits, what, _form(labels), kinds)
     numbers = labels.double()

@@ -92,7 +92,7 @@ def parse(text: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"the search space is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise InputError("the search space is not a mapping of config fields")
+        raise InputError(f"the search space is a {type(tree).__name__}; accepted: a mapping of config fields")
     return tree
 
 
