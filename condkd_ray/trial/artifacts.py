@@ -77,7 +77,7 @@ def cached(
             log.info(f"waiting for another process that is making {what} ({path})")
             lock.acquire()
     except OSError as error:
-        raise InputError(f"--cache is {str(path.parent)!r}; accepted: a writable folder ({error})") from None
+        raise InputError(f"--cache is {str(path.parent)!r}; accepted: a folder that can be written ({error})") from None
     try:
         if (stored := _stored_tensors(path, what, check)) is not None:
             return stored

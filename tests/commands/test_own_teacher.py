@@ -130,7 +130,7 @@ FAULTS = [
     ("good", {"mean": 0, "std": 1}, BETTER),
     ("carded", {"mean": 0, "std": 1}, BETTER),
     ("classes", {}, "number of classes of digits is 10; accepted: 100, as card"),
-    ("colour", {}, "shape of the images of digits is (1, 8, 8); accepted: (3, 8, 8), of which card"),
+    ("colour", {}, "shape of the images of digits is (1, 8, 8); accepted: (3, 8, 8), as card"),
     ("good", {"card": "none.json"}, "card is 'none.json', which cannot be read"),
     (
         "good",

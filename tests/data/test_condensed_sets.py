@@ -61,12 +61,12 @@ def test_the_folder_of_one_pair_of_mtt_means_that_pair(tmp_path: Path):
 def test_a_folder_of_several_pairs_of_mtt_without_a_best_is_refused(tmp_path: Path):
     real = real_samples()
     save(tmp_path, labels_0=real.labels, images_0=real.images, labels_500=real.labels, images_500=real.images)
-    with pytest.raises(InputError, match=r"one of its files by name \(images_0.pt, images_500.pt\)"):
+    with pytest.raises(InputError, match=r"the path of one of its files \(images_0.pt, images_500.pt\)"):
         read(tmp_path)
     copies = tmp_path / "copies"
     copies.mkdir()
     save(copies, images_zca_1000=real.images, images_zca_500=real.images)
-    with pytest.raises(InputError, match=r"by name \(images_zca_500.pt, images_zca_1000.pt\)"):
+    with pytest.raises(InputError, match=r"the path of one of its files \(images_zca_500.pt, images_zca_1000.pt\)"):
         read(copies)
 
 

@@ -582,6 +582,6 @@ def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_an_order_of_classes_of_one_name_is_refused(tmp_path: Path):
     dataset = replace(Workshop(tmp_path).data(TrialConfig()), class_names=("cat", "dog", "cat"))
     with pytest.raises(
-        InputError, match=r"class names of digits for --class-order .* is \['cat'\]; accepted: names of"
+        InputError, match=r"class names of digits for --class-order .* is \['cat'\]; accepted: unique names"
     ):
         artifacts._places(("dog", "cat", "cat"), dataset)

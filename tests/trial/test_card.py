@@ -117,7 +117,10 @@ def test_a_config_without_weights_or_without_a_card_stays_as_it_is(tmp_path: Pat
 @pytest.mark.parametrize(
     ("card", "said"),
     [
-        (Card(image_shape=(3, 8, 8)), "shape of the images of digits is (1, 8, 8); accepted: (3, 8, 8), of which card"),
+        (
+            Card(image_shape=(3, 8, 8)),
+            "shape of the images of digits is (1, 8, 8); accepted: (3, 8, 8), as card c.json states",
+        ),
         (Card(image_shape=(1, 28, 28)), "shape of the images of digits is (1, 8, 8); accepted: (1, 28, 28)"),
         (Card(num_classes=100), "number of classes of digits is 10; accepted: 100, as card c.json states"),
     ],

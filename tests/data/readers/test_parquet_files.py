@@ -154,7 +154,7 @@ def test_only_sets_that_are_read_must_be_whole(tmp_path: Path):
     touch(tmp_path, "validation-00000-of-00002.parquet")
     assert found(tmp_path) == (["train.parquet"], [["test.parquet"]])
     (tmp_path / "test.parquet").unlink()
-    with pytest.raises(InputError, match=r"number of shards of validation in .* is 1; accepted: 2, all"):
+    with pytest.raises(InputError, match=r"number of shards of validation in .* is 1; accepted: 2, each shard once"):
         found(tmp_path)
 
 
