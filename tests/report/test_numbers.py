@@ -122,7 +122,7 @@ def test_searches_of_different_versions_are_not_compared(tmp_path):
     for version, sampler in enumerate(searches, start=1):
         told = {name: 0.5, ACCURACY: 0.5}
         store(tmp_path / sampler, [make_record("trial 0", 5, 0, metrics=told, numbers=version)])
-    with pytest.raises(InputError, match=r"version of the numbers of .*tpe is 2; accepted: 1, that of .*random"):
+    with pytest.raises(InputError, match=r"version of the numbers of .*tpe is 2; accepted: 1, as in .*random"):
         samplers.compare(tmp_path, searches, 0, Objective((name,)))
     check_same_numbers({})
 
