@@ -192,4 +192,4 @@ def _grey(config: TrialConfig, prepared: Prepared, state: TrialState, store: Sto
     teacher, count = prepared.teacher, config.inversion.images_per_round
     labels = torch.arange(count, device=teacher.device) % teacher.num_classes
     images = torch.zeros(count, *teacher.image_shape, device=teacher.device)
-    return settle(unseen(images, labels), codec(config, teacher), teacher, ask=config.keeps_logits), {}
+    return settle(unseen(images, labels), codec(config, teacher), teacher, logits=config.keeps_logits), {}

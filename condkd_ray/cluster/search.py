@@ -150,7 +150,7 @@ class SearchMonitor:
             self._exhausted = True
         if trial is None or isinstance(trial, str):
             return trial
-        for key in trial.lineage.buries:
+        for key in trial.lineage.deletes:
             self._context.pool.forget.remote(key)
             remove(trial_folder(self._context.folder, key))
         job, options = self._packer.job(trial), self._context.options

@@ -82,7 +82,7 @@ class Crew(AbstractContextManager):
         assert isinstance(state.production, Pipelined)
         assert config.pipeline is not None
         pipeline, production, round = config.pipeline, state.production, state.round
-        production.see(config, round, state.distiller.student, store.class_counts)
+        production.record(config, round, state.distiller.student, store.class_counts)
         begun = time.perf_counter()
         terms = self._await(config, production, round, store)
         terms["time/waiting_seconds"] = time.perf_counter() - begun

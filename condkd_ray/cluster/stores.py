@@ -264,7 +264,7 @@ class SharedStore(AdoptingStore):
 
     def deliver(self, round: int, samples: Samples, metrics: Metrics) -> Taken:
         """Give a round to all, with its logits, as others may read them; as `take` then."""
-        assert samples.asked, "shared samples come with logits"
+        assert samples.has_logits, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
         return self._ask("deliver", round, self._who, arrays, metrics, table=attrgetter("table"))
 
@@ -292,7 +292,7 @@ class SweepStore(PooledStore):
 
     def contribute(self, round: int, samples: Samples) -> int:
         """Give a round to all, with its logits. The number of chunks to be taken over now, its own at the end."""
-        assert samples.asked, "shared samples come with logits"
+        assert samples.has_logits, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
         self._queue = list(self._ask("contribute", self._who, round, arrays, table=itemgetter(0))[1])
         return len(self._queue)

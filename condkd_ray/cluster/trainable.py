@@ -23,7 +23,7 @@ from condkd_ray.methods.memory.device_rows import default_limit
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.outcome import broken, left_outcome, product_path, save_outcome
-from condkd_ray.trial.run import OutOfTimeError, RestsError, inherit, passed, run_trial
+from condkd_ray.trial.run import OutOfTimeError, PausedError, inherit, passed, run_trial
 from condkd_ray.trial.synthesis import codec
 
 FULL = "storage_full"
@@ -104,7 +104,7 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
             save_outcome(outcome, trial_file(context.folder, job.key, "outcome"))
     except OutOfTimeError:
         return {OUT_OF_TIME: 1}
-    except RestsError:
+    except PausedError:
         return {RESTS: 1}
     except Exception as error:
         if (reason := no_room(error) or full(error)) is not None:
@@ -131,7 +131,7 @@ def _outcome(job: Job, context: WorkerContext, report: Report) -> Outcome:
 def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
     checkpoint = trial_file(context.folder, job.key, "state")
     prepared = unpack(job.config, job.prepared, own_device())
-    if (parent := job.lineage.heir_of) and not checkpoint.is_file():
+    if (parent := job.lineage.parent) and not checkpoint.is_file():
         # Samples first: with its checkpoint there, a trial has all.
         ask(context.pool.inherit, job.place[1], parent)
         inherit(job.config, prepared, trial_file(context.folder, parent, "state"), checkpoint)
@@ -148,7 +148,7 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
         "checkpoint_seconds": context.options.checkpoint_seconds,
         "deadline": context.options.deadline,
         "halted": lambda: context.halted,
-        "rests": job.lineage.rests,
+        "pause_after": job.lineage.pause_after,
         "before_test": show if context.blind else None,
     }
     try:

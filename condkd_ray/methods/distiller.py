@@ -276,7 +276,7 @@ class Distiller(Method):
         """
         begin_step()
         images = self._student_images(batch.images, condensed, teacher, rng)
-        run_teacher = self.runs_teacher or not batch.asked
+        run_teacher = self.runs_teacher or not batch.has_logits
         # The compiler cannot follow the temporary hooks that read pairs of layers.
         compare = comparison.uncompiled if self.loss.layer_pairs else comparison
         teacher_network = teacher.network if self.loss.layer_pairs else teacher.answering

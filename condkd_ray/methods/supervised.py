@@ -27,7 +27,7 @@ from condkd_ray.core.compilation import Compile, check, compiling, forget, whole
 from condkd_ray.core.method import Meter, Method, Metrics, NonFiniteError, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import to_model
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.data.augment import cutout, require_shift, shift_flip
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.methods.recognition import choose, max_images_per_class, predicted_classes, recognition
@@ -89,7 +89,7 @@ class Supervised(Method):
         flip_ok: bool,
         rng: Streams,
         precision: Precision = "float32",
-        on_step: OnStep = unheard,
+        on_step: OnStep = no_bar,
     ) -> Metrics:
         """Train `network` in place and leave it in eval mode, its weights in channels-last format.
 

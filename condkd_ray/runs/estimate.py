@@ -25,7 +25,7 @@ from condkd_ray.core.method import InputError, Metrics, NonFiniteError
 from condkd_ray.core.records import Record, check_same_experiment, grid_path, read_records, record_path, write_record
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.units import byte_size, duration
-from condkd_ray.core.view import SILENT, OnStep, View, unheard
+from condkd_ray.core.view import SILENT, OnStep, View, no_bar
 from condkd_ray.methods.condensation import AnyCondensation
 from condkd_ray.methods.supervised import bf16_pays
 from condkd_ray.report.figures.image_grids import write_grid
@@ -375,7 +375,13 @@ def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
 
 
 def _measure(
-    work: Workload, workshop: Workshop, out: Path, folder: Path, on_step: OnStep = unheard, *, untrained: bool = False
+    work: Workload,
+    workshop: Workshop,
+    out: Path,
+    folder: Path,
+    on_step: OnStep = no_bar,
+    *,
+    untrained: bool = False,
 ) -> None:
     """The cost of a trial of each arm that is not done. `untrained`: whether of a stand-in for the teacher."""
     begin, tried, diverged = time.perf_counter(), 0, []

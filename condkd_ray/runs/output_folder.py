@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from condkd_ray.core.locks import claim, let_go
+from condkd_ray.core.locks import claim, release
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import check_same_experiment
 
@@ -23,7 +23,7 @@ def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
         try:
             _move_aside(out)
         except InputError:
-            let_go(taken)
+            release(taken)
             raise
     check_same_experiment(out, experiment)
     try:

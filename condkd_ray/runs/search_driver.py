@@ -266,7 +266,7 @@ class PopulationDriver:
         # Where all members came to nothing in a generation, there is no state to go on from.
         for member in self._population.members:
             if not member.trial.state.is_finished():
-                self._population.settle(member.number)
+                self._population.set_final_params(member.number)
                 self._study.fail(member.number, member.life[-1].get("failed", "no member is left"))
         return None
 
@@ -285,12 +285,12 @@ class PopulationDriver:
         """A member has ended a generation."""
         self._running.discard(trial.key)
         if not self._repeated(trial):
-            self._population.rested(self._places[trial.key][0])
+            self._population.end_generation(self._places[trial.key][0])
 
     def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
         """The study is told how a member has ended, under the last of its parameters."""
         number, _ = self._places[trial.key]
-        self._population.settle(number)
+        self._population.set_final_params(number)
         self._recorder.concluded(self._members[number], outcome)
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
@@ -299,9 +299,9 @@ class PopulationDriver:
         self._running.discard(trial.key)
         if self._repeated(trial):
             return log.info(f"{trial.label}: generation {generation + 1} was run again in vain: {outcome.reason}")
-        if outcome.status == "failed" and trial.lineage.rests is not None:
+        if outcome.status == "failed" and trial.lineage.pause_after is not None:
             log.info(f"{trial.label}: {outcome.reason}; it goes on from another's state")
-            return self._population.rested(number, outcome.reason)
+            return self._population.end_generation(number, outcome.reason)
         self._recorder.recorded(self._members[number], outcome)
         self.untested(trial, outcome)
 
@@ -327,7 +327,7 @@ class PopulationDriver:
         # On a GPU a member that was run again may have come to another life.
         if record is None or record.config != to_tree(own.config):
             return False
-        self._population.settle(number)
+        self._population.set_final_params(number)
         return self._recorder.recalled(own, number)
 
     def _needed(self, wanted: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
@@ -376,9 +376,9 @@ class PopulationDriver:
         members = {one.number: one for one in self._population.members}
         last = generation == self._population.generations - 1
         lineage = Lineage(
-            heir_of="" if parent is None else self._key(members[parent], generation - 1),
-            rests=None if last else self._population.rests_after(generation),
-            buries=tuple(self._key(one, generation - 2) for one in members.values() if generation >= 2),
+            parent="" if parent is None else self._key(members[parent], generation - 1),
+            pause_after=None if last else self._population.pause_after(generation),
+            deletes=tuple(self._key(one, generation - 2) for one in members.values() if generation >= 2),
         )
         return dataclasses.replace(own, key=key, lineage=lineage)
 

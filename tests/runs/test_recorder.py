@@ -167,7 +167,7 @@ def test_what_repeats_the_records_stops_nothing_and_is_made_again(
         recorder.ended(trial, outcome)
     (told,) = heard
     assert str(tmp_path) in told
-    assert told.endswith("; the run goes on without it, and makes it anew from the records at its end")
+    assert told.endswith("; the run continues without it and rebuilds it from the records at its end")
     assert read_records(tmp_path)[0].status == "finished"
     if when == "before":
         (tmp_path / name).unlink() if name == "tensorboard" else shutil.rmtree(tmp_path / name)

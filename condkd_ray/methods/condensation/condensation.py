@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Meter, Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 from condkd_ray.models.teacher import Teacher
 
@@ -76,7 +76,7 @@ class Condensation(Method, ABC):
         std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
-        on_step: OnStep = unheard,
+        on_step: OnStep = no_bar,
     ) -> Samples:
         """Return K x ipc images in the teacher's space, sorted by class: ipc of class 0, ipc of class 1, ...
 
@@ -288,7 +288,7 @@ class Herding(Condensation):
         ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
 
     def condense(
-        self, real: Samples, *, num_classes: int, rng: Streams, on_step: OnStep = unheard, **_: object
+        self, real: Samples, *, num_classes: int, rng: Streams, on_step: OnStep = no_bar, **_: object
     ) -> Samples:
         """Train the embedding, then select. Raises `NonFiniteError` if the training diverges."""
         first_rows(real.labels, self.ipc, num_classes)  # refuses a class with too few images before the training

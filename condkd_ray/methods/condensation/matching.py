@@ -22,7 +22,7 @@ from torch.func import functional_call
 from condkd_ray.core.method import Meter, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.data.augment import dsa
 from condkd_ray.methods.condensation.condensation import (
     Condensation,
@@ -81,7 +81,14 @@ class Joint(Condensation):
 
     @final
     def condense(
-        self, real: Samples, *, num_classes: int, flip_ok: bool, rng: Streams, on_step: OnStep = unheard, **_: object
+        self,
+        real: Samples,
+        *,
+        num_classes: int,
+        flip_ok: bool,
+        rng: Streams,
+        on_step: OnStep = no_bar,
+        **_: object,
     ) -> Samples:
         """Optimise `condensed_together` images of each class and return the first `ipc` of each. See `optimise`."""
         rows = random_per_class(real.labels, self.condensed_together, num_classes, rng["condensation"])

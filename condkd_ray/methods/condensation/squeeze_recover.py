@@ -16,7 +16,7 @@ from torch import Tensor
 from condkd_ray.core.method import Meter, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, to_model, unseen
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.data.augment import require_shift, resized_crop, roll_flip, shift_flip
 from condkd_ray.methods.condensation.condensation import Condensation, train
 from condkd_ray.methods.losses.inversion import bn_distance, total_variation
@@ -117,7 +117,7 @@ class SqueezeRecover(Condensation):
         num_classes: int,
         flip_ok: bool,
         rng: Streams,
-        on_step: OnStep = unheard,
+        on_step: OnStep = no_bar,
         teacher: Teacher | None = None,
         **scale: Any,
     ) -> Samples:

@@ -20,7 +20,7 @@ from condkd_ray.core.environment import free_bytes
 from condkd_ray.core.method import Meter, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.methods.condensation.condensation import convnet_for, train
 from condkd_ray.methods.condensation.matching import Joint
 from condkd_ray.models.convnet import ConvNet
@@ -112,7 +112,13 @@ class TrajectoryMatching(Joint):
         require_memory(needed, free, steps=self.steps, batch=min(self.batch or images, images), width=self.width)
 
     def _expert(
-        self, number: int, real: Samples, num_classes: int, augment: Augment, rng: Streams, on_step: OnStep = unheard
+        self,
+        number: int,
+        real: Samples,
+        num_classes: int,
+        augment: Augment,
+        rng: Streams,
+        on_step: OnStep = no_bar,
     ) -> Tensor:
         """Return a trajectory (E + 1, P): the parameters before training and after each epoch."""
         name = f"expert/{number}"

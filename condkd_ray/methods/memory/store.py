@@ -276,7 +276,7 @@ class Store(ABC):
         """
         if not self.codec.logits:
             return chunk.without_logits()
-        if not chunk.asked:
+        if not chunk.has_logits:
             raise MissingSamplesError("a chunk was stored without the teacher's logits, which this trial reads")
         return chunk
 
