@@ -176,10 +176,10 @@ def _run(job: Job, prepared: Prepared, context: WorkerContext, rest: dict[str, A
     if scope == "trial":
         return run_trial(config, prepared, PoolStore(*place, device_limit=limit), **rest)
     if scope == "sweep":
-        store = SweepStore(*place, who=job.key, device_limit=limit)
+        store = SweepStore(*place, reader=job.key, device_limit=limit)
         return run_trial(config, prepared, store, source=sweep_source, **rest)
     path, saved = chunks_folder(context.folder) / pool_key / "production.safetensors", context.options
-    store = SharedStore(*place, who=job.key, device_limit=limit)
+    store = SharedStore(*place, reader=job.key, device_limit=limit)
     with SharedSource(context.pool, pool_key, job.key, path, saved.checkpoint_seconds) as source:
         return run_trial(config, prepared, store, source=source, produces=False, **rest)
 
