@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from condkd_ray.cluster.lost import passes
+from condkd_ray.cluster.lost import is_transient
 from condkd_ray.cluster.pool import Placed, Table, Taken
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Codec, Encoded, Samples
@@ -70,7 +70,7 @@ def patiently(call: Callable[[], T]) -> T:
                 return call()
         except (RayError, FileNotFoundError) as error:
             # The file may just have been replaced by another one.
-            if time.monotonic() > deadline or not (passes(error) or isinstance(error, FileNotFoundError)):
+            if time.monotonic() > deadline or not (is_transient(error) or isinstance(error, FileNotFoundError)):
                 raise
             time.sleep(0.1)
 

@@ -12,7 +12,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FixedTrial
 
 from condkd_ray.cluster.connection import connect
-from condkd_ray.cluster.files import bury, empty
+from condkd_ray.cluster.files import delete_trials, empty
 from condkd_ray.cluster.options import check_resources
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
@@ -88,7 +88,7 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
             recorder.records.close()
         recorder.describe(over=True)
         if complete and isinstance(driver, PopulationDriver):
-            bury(spec.place, driver.leftovers())
+            delete_trials(spec.place, driver.leftovers())
     budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
     return RunResult(spec.out, complete, recorder.records.failed, tuple(name for name, over in budgets.items() if over))
 

@@ -131,5 +131,5 @@ def test_a_node_that_is_lost_meanwhile_has_no_answer_and_one_at_least_must_have(
 
     lost = ray.remote(num_cpus=0, max_retries=0)(die)
     assert asking._answers([ray.put(A100), lost.remote()]) == [A100]
-    with pytest.raises(ClusterError, match=r"^no node with a GPU says what it has"):
+    with pytest.raises(ClusterError, match=r"^no node with a GPU has answered"):
         asking._answers([lost.remote()])
