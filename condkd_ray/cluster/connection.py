@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 ADDRESS = '"host:port" of a running head node (its token in RAY_AUTH_TOKEN), or "local"'
 PROBE_SECONDS = 2.0
+"""Time limit of a test connection."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable in which Ray passes a job submitted by `ray job submit` its configuration, as JSON."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -36,6 +37,7 @@ STORE_BYTES = 2 * 2**30
 _TOKEN = secrets.token_hex(32)
 """One per process: workers of a cluster that has just ended may still run."""
 PORT_WAIT = "RAY_gcs_server_port_wait_time_s"
+"""Seconds in which Ray's first process has to report its port."""
 FAILURE_THRESHOLD = "RAY_health_check_failure_threshold"
 """Number of successive health checks, one every three seconds, that a node may miss before Ray takes it as lost."""
 LONGEST_TEMP = 36
@@ -48,7 +50,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ray logs a paragraph for each lost process or node and each repeated call; this package logs the trials' fate.
+    # Ray logs a paragraph for each lost process or node and each repeated call; trials are logged by this package.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|has been marked dead|infinite retries remaining",
     # Tune's own snapshots are never read back (records are the source of truth), so it need not write them.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
@@ -316,12 +318,12 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, received: Seq
         require(cpus is None or cpus >= 1, "CPUs of the private cluster", cpus, "1 or more")
         # Ray counts the CPUs of the machine, and none in a container that has half of one.
         sizes = {"num_cpus": cpus or usable_cpus(), "num_gpus": gpus, **_memory()}
-        _come_up(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common), received)
+        _start_ray(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common), received)
     # Tune logs each failed trial with its trace, and missing trials after Ctrl-C; this package reports both itself.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
-def _come_up(start: Callable[[], object], received: Sequence[int]) -> None:
+def _start_ray(start: Callable[[], object], received: Sequence[int]) -> None:
     """Start Ray, and once more if that fails, as on a busy machine. Raises `ClusterError` after the second failure.
 
     Raises `KeyboardInterrupt` instead of trying again if `received` shows that Ctrl-C was pressed. Ray fails in a dozen
@@ -336,7 +338,7 @@ def _come_up(start: Callable[[], object], received: Sequence[int]) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            _end_rays(set(psutil.Process().children(recursive=True)) - before)
+            _kill_rays(set(psutil.Process().children(recursive=True)) - before)
             if received:
                 raise KeyboardInterrupt from error
             reason = first_line(error).rstrip(".")
@@ -345,7 +347,7 @@ def _come_up(start: Callable[[], object], received: Sequence[int]) -> None:
             log.info(f"Ray failed to start ({reason}); trying once more")
 
 
-def _end_rays(processes: Iterable[psutil.Process]) -> None:
+def _kill_rays(processes: Iterable[psutil.Process]) -> None:
     """Kill those of the processes that are Ray's; another thread may have started others."""
     place, ended = str(Path(importlib.import_module("ray").__file__ or "").parent), []
     for process in processes:

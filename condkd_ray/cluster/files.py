@@ -78,7 +78,7 @@ def last_reason(trial: Location) -> str:
     return errors[-1]["reason"] if errors else ""
 
 
-def start_anew(trial: Location) -> None:
+def clear_attempts(trial: Location) -> None:
     """Delete the list of exceptions: a new sweep tries again."""
     attempts_path(trial).unlink(missing_ok=True)
 

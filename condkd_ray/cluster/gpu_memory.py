@@ -28,7 +28,7 @@ Role = Literal["trial", "learner", "producer"]
 
 
 class Need(NamedTuple):
-    """GPU memory that a process needs, and that there is, in bytes."""
+    """GPU memory in bytes: what a process needs, and what the GPU has."""
 
     peak: int
     """Peak memory of the process, its CUDA context included."""
@@ -123,7 +123,7 @@ def _kinds(jobs: Iterable[Job]) -> list[Job]:
 def short(config: TrialConfig) -> TrialConfig:
     """Return the config with one round, and with at most two steps in each of its parts.
 
-    Two steps, as optimisers allocate their momenta after the first and keep them.
+    Two steps, as optimisers allocate their momenta at the end of the first and keep them.
     """
     parts: dict[str, Any] = {}
     for name in ("inversion", "guidance", "memory", "distiller"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from condkd_ray.cluster.lost import patient
 from condkd_ray.cluster.pool import lasting_actor
-from condkd_ray.cluster.stores import ask
+from condkd_ray.cluster.stores import call_actor
 from condkd_ray.models.own_module import copied, own_code
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.packing import (
@@ -171,11 +171,11 @@ class SearchJobs:
         self._actor = lasting_actor(JobTable)
 
     def __getitem__(self, key: str) -> Job:
-        return ask(self._actor.take, key)
+        return call_actor(self._actor.take, key)
 
     def put(self, job: Job) -> None:
         """Store a job; returns once it is there."""
-        ask(self._actor.put, job)
+        call_actor(self._actor.put, job)
 
     def remove(self, key: str) -> None:
         """Delete the job of a trial that is over."""

@@ -105,10 +105,10 @@ def crew_size(config: TrialConfig) -> int:
     return 0 if config.pipeline is None else config.pipeline.producers
 
 
-def _check_amounts(whose: str, cpus: float, gpus: float) -> None:
-    require(0 < cpus < math.inf, f"CPUs {whose}", cpus, "more than 0")
+def _check_amounts(unit: str, cpus: float, gpus: float) -> None:
+    require(0 < cpus < math.inf, f"CPUs {unit}", cpus, "more than 0")
     whole = gpus > 1 and float(gpus).is_integer()
-    require(0 <= gpus <= 1 or whole, f"GPUs {whose}", gpus, "0 to 1, or a whole number")
+    require(0 <= gpus <= 1 or whole, f"GPUs {unit}", gpus, "0 to 1, or a whole number")
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -126,11 +126,11 @@ class ChunkCache:
         spans = [(start, placed.size) for start, placed in self.open(key).items() if start + placed.size <= sealed]
         for run in joinable(spans):
             parts = [self.read(key, start) for start in run]
-            # Some parts lack logits where an older version stored them always and this trial, resumed, reads none.
+            # Only some parts have logits if the trial reads none and was begun by an older version, which stored them.
             width = min(logits.shape[1] for _, _, logits in parts)
             parts = [(images, labels, logits[:, :width]) for images, labels, logits in parts]
             images, labels, logits = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            # The joined file comes first: after a crash in between, it counts and its parts do not.
+            # Write the joined file first: after a crash in between it is used and its parts are ignored.
             self.place(key, run[0], (images, labels, logits))
             for start in run[1:]:
                 self.remove(key, start)
@@ -188,7 +188,7 @@ Table = tuple[str, dict[int, Placed] | None]
 
 
 class Taken(NamedTuple):
-    """The pool's answer to a request for a round. `metrics` are those of its making; None if it does not exist yet."""
+    """The pool's answer to a request for a round. `metrics`: of its synthesis; None while the round does not exist."""
 
     table: Table
     metrics: Metrics | None
@@ -304,8 +304,8 @@ class SyntheticPool:
     def claim(self, key: str, trial: str) -> bool:
         """Record a heartbeat of trial `trial`; return whether it is the one to make the rounds of `key`.
 
-        It is if it already makes them, if no trial does, or if the last heartbeat of the trial that does is older than
-        `SILENCE_SECONDS`.
+        True if the trial makes them already, if no trial does, or if the last heartbeat of the trial that does is older
+        than `SILENCE_SECONDS`.
         """
         maker, heartbeat = self._makers.get(key, (trial, 0.0))
         if maker != trial and time.monotonic() - heartbeat <= SILENCE_SECONDS:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from condkd_ray.cluster.files import halt_path, last_reason, start_anew, trial_file, trial_folder
+from condkd_ray.cluster.files import clear_attempts, halt_path, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Job, Packer, SearchJobs
 from condkd_ray.cluster.options import ClusterOptions, crew_size
@@ -61,7 +61,7 @@ class GpuBudget:
         return used >= self._seconds
 
     def close(self) -> None:
-        """Release all trials and pass on the final sum."""
+        """Release all trials and pass the final sum to `keep`."""
         for key in list(self._held):
             self.release(key)
         self._keep(self._used)
@@ -156,9 +156,9 @@ class SearchMonitor:
         job, options = self._packer.job(trial), self._context.options
         options.check([trial.config])
         if not self._sent:
-            # Only for the first: trials that run later may hold the GPUs that it waits for, and this call blocks.
+            # Check the first trial only: the check waits for a whole GPU, and trials on it could not end meanwhile.
             check_packing([job], options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
-        start_anew(trial_folder(self._context.folder, trial.key))
+        clear_attempts(trial_folder(self._context.folder, trial.key))
         self._sent[trial.key] = job
         self._monitor.add(trial)
         return self._setup(job)
@@ -233,7 +233,7 @@ class SearchMonitor:
         self._monitor.drop(key)
 
     def starve(self, key: str, reason: str) -> None:
-        """Likewise, for a trial ended for lack of memory; it is proposed once no other runs."""
+        """Note that a trial was repeatedly ended for lack of memory; it is proposed once no other runs."""
         self._left(key)
         self._monitor.starve(key, reason)
 

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from condkd_ray.cluster.jobs import own_device, unpack
 from condkd_ray.cluster.lost import is_lost
 from condkd_ray.cluster.pool import Taken
-from condkd_ray.cluster.stores import FilledStore, SharedStore, SweepStore, ask
+from condkd_ray.cluster.stores import FilledStore, SharedStore, SweepStore, call_actor
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import Metrics
@@ -55,7 +55,7 @@ class ProducerProcess:
             self._producer = Producer(self._config, prepared, number, to_tensor(state))
         samples, terms = self._producer.make(to_tensor(look))
         arrays, start = to_arrays(self._codec.encode(samples)), round * len(samples)
-        ask(self._pool.fill, self._key, start, arrays)
+        call_actor(self._pool.fill, self._key, start, arrays)
         terms["time/production_seconds"] = time.perf_counter() - wall
         terms["time/production_cpu_seconds"] = time.process_time() - cpu
         return terms, to_plain(self._producer.state())

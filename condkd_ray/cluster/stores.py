@@ -75,7 +75,7 @@ def patiently(call: Callable[[], T]) -> T:
             time.sleep(0.1)
 
 
-def ask(method: Any, *args: Any) -> Any:
+def call_actor(method: Any, *args: Any) -> Any:
     """Return the result of a method of the pool, or of another actor that Ray restarts; see `patiently`."""
     return patiently(lambda: ray.get(method.remote(*args)))
 
@@ -103,7 +103,7 @@ class PooledStore(Store):
         self._version = ""
         self._drop: list[int] = []
         self._sealed = 0
-        self._ask("table", trial=self._reader)
+        self._call("table", trial=self._reader)
 
     @abstractmethod
     def _mapped(self, start: int, chunk: Encoded) -> None:
@@ -113,7 +113,7 @@ class PooledStore(Store):
     def _unmapped(self, start: int) -> None:
         """Handle the removal of the chunk whose first id in the pool is `start`."""
 
-    def _ask(
+    def _call(
         self, method: str, *args: Any, table: Callable[[Any], Table] = lambda answer: answer, **options: Any
     ) -> Any:
         """Call a method of the pool on the key, map the changes that the `table` of its answer shows, and return it.
@@ -132,19 +132,19 @@ class PooledStore(Store):
 
         return patiently(call)
 
-    def _tidy(self, starts: Iterable[int], sealed: int) -> None:
+    def _mark_dropped(self, starts: Iterable[int], sealed: int) -> None:
         """Unmap chunks by first id, and note that ids below `sealed` are covered by a checkpoint.
 
-        For a key that belongs to this trial alone. `_ask_tidily` passes both to the pool, which may remove the chunks.
+        For a key that belongs to this trial alone. `_call_and_drop` passes both to the pool, which may remove them.
         """
         for start in starts:
             self._forget(start)
             self._drop.append(start)
         self._sealed = sealed
 
-    def _ask_tidily(self, method: str, *args: Any) -> None:
-        """Call the pool as `_ask` does, and pass on what `_tidy` has noted."""
-        self._ask(method, *args, drop=self._drop, sealed=self._sealed)
+    def _call_and_drop(self, method: str, *args: Any) -> None:
+        """Call the pool as `_call` does, and pass on what `_mark_dropped` has noted."""
+        self._call(method, *args, drop=self._drop, sealed=self._sealed)
         self._drop = []
 
     def _forget(self, start: int) -> None:
@@ -177,19 +177,19 @@ class PoolStore(PooledStore):
 
     def commit(self) -> None:
         """Unmap chunks without live samples. The pool removes them with the next call of a round."""
-        self._tidy([start for start, _ in self._dead()], self.num_ids)
+        self._mark_dropped([start for start, _ in self._dead()], self.num_ids)
 
     def _append(self, start: int, samples: Samples) -> None:
         encoded = self.codec.encode(samples)
         self._own = {start: self._returned(encoded)}
         try:
-            self._ask_tidily("append", start, to_arrays(encoded))
+            self._call_and_drop("append", start, to_arrays(encoded))
         finally:
             self._own = {}
 
     def _truncate(self, num_ids: int) -> None:
         if any(start + count > num_ids for start, count in self._table.spans()):
-            self._ask("truncate", num_ids)
+            self._call("truncate", num_ids)
         self._sealed = num_ids
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
@@ -235,7 +235,7 @@ class FilledStore(AdoptingStore):
 
     def refresh(self) -> None:
         """Map the chunks that have arrived. This is the only remote call of a round."""
-        self._ask_tidily("tend")
+        self._call_and_drop("tend")
 
     def clear_ahead(self) -> None:
         """Remove samples that the trial has not taken yet; they will be made again."""
@@ -243,11 +243,11 @@ class FilledStore(AdoptingStore):
 
     def commit(self) -> None:
         """Unmap chunks without live samples, as `PoolStore.commit` does."""
-        self._tidy(self._dead_starts(), self.num_ids)
+        self._mark_dropped(self._dead_starts(), self.num_ids)
 
     def _truncate(self, num_ids: int) -> None:
         self._adopt(num_ids)
-        self._ask("truncate", num_ids)
+        self._call("truncate", num_ids)
         self._sealed = min(self._sealed, num_ids)
 
 
@@ -260,13 +260,13 @@ class SharedStore(AdoptingStore):
 
     def take(self, round: int) -> Taken:
         """Request a round and return the pool's answer. If the round exists, its chunk is mapped afterwards."""
-        return self._ask("take", round, self._reader, table=attrgetter("table"))
+        return self._call("take", round, self._reader, table=attrgetter("table"))
 
     def deliver(self, round: int, samples: Samples, metrics: Metrics) -> Taken:
         """Add a round, with logits, to the shared ones; return the pool's answer as `take` does."""
         assert samples.asked, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
-        return self._ask("deliver", round, self._reader, arrays, metrics, table=attrgetter("table"))
+        return self._call("deliver", round, self._reader, arrays, metrics, table=attrgetter("table"))
 
     def commit(self) -> None:
         """Unmap chunks without live samples."""
@@ -294,7 +294,7 @@ class SweepStore(PooledStore):
         """Add a round, with logits, for all trials; return the number of chunks to take over now, its own last."""
         assert samples.asked, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
-        self._queue = list(self._ask("contribute", self._reader, round, arrays, table=itemgetter(0))[1])
+        self._queue = list(self._call("contribute", self._reader, round, arrays, table=itemgetter(0))[1])
         return len(self._queue)
 
     def look(self) -> Samples:
@@ -314,7 +314,7 @@ class SweepStore(PooledStore):
 
         Raises `MissingSamplesError` if the pool has lost some of it.
         """
-        for start in ask(self._pool.seen, self._key, self._reader, 2**31) if num_ids else []:
+        for start in call_actor(self._pool.seen, self._key, self._reader, 2**31) if num_ids else []:
             if self.num_ids >= num_ids:
                 break
             if start not in self._chunks:

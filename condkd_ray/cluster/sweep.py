@@ -19,7 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from condkd_ray.cluster.connection import handling
-from condkd_ray.cluster.files import last_reason, start_anew, trial_file, trial_folder
+from condkd_ray.cluster.files import clear_attempts, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
 from condkd_ray.cluster.lost import SHORT, take_as_lost
@@ -54,7 +54,7 @@ class TrialObserver(Protocol):
         ...
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """Handle a trial's outcome: finished, stopped early (`pruned`) or failed. Called once, before files go."""
+        """Handle a trial's outcome: finished, `pruned` (stopped early) or failed. Called once, before its files go."""
         ...
 
 
@@ -112,7 +112,7 @@ class Monitor:
     def retried(self, key: str, reason: str) -> None:
         """Log that the trial was interrupted and will be resumed."""
         self.memory.ended(reason)
-        log.info(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
+        log.info(f"{self.trials[key].label}: {reason}; it resumes from its checkpoint")
 
     def drop(self, key: str) -> None:
         """Note that Tune has given up a trial that is to be tried again."""
@@ -120,7 +120,7 @@ class Monitor:
         self.dropped.append(key)
 
     def starve(self, key: str, reason: str) -> None:
-        """Likewise, for a trial whose process was repeatedly ended for lack of memory: it is to run alone."""
+        """Note that Tune has given up a trial repeatedly ended for lack of memory: it is to run alone."""
         self.memory.ended(reason)
         self.memory.set_aside(key, self.trials[key].label)
         self.drop(key)
@@ -375,7 +375,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
         with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
             jobs = SweepJobs(map(packer.job, trials))
             for key in jobs:
-                start_anew(trial_folder(options.place, key))
+                clear_attempts(trial_folder(options.place, key))
             check_packing(jobs.values(), options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
             context = WorkerContext(options.place, pool, jobs, options)
             monitor = Monitor(context, observer)

@@ -13,7 +13,7 @@ from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpa
 from condkd_ray.cluster.lost import full, in_words, is_lost
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.sources import Crew, SharedSource, sweep_source
-from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, ask
+from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, call_actor
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
 from condkd_ray.core.method import ClusterError, InputError
@@ -133,7 +133,7 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
     prepared = unpack(job.config, job.prepared, own_device())
     if (parent := job.lineage.heir_of) and not checkpoint.is_file():
         # Samples first: a trial whose checkpoint exists is assumed to have all of them.
-        ask(context.pool.inherit, job.place[1], parent)
+        call_actor(context.pool.inherit, job.place[1], parent)
         inherit(job.config, prepared, trial_file(context.folder, parent, "state"), checkpoint)
 
     def show(outcome: Outcome) -> None:

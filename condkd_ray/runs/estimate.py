@@ -441,7 +441,7 @@ def explain_search(
 def _text(work: Workload, found: Estimate, options: Options, probed: Table | None = None) -> str:
     if not work.costs:
         return "No trial could be measured.\n"
-    whose = " of the GPU" if options.gpus_per_trial else ""
+    place = " of the GPU" if options.gpus_per_trial else ""
     own, memory = (_range(span, byte_size) for span in (found.trial_memory, found.memory))
     lines = [
         "",
@@ -451,7 +451,7 @@ def _text(work: Workload, found: Estimate, options: Options, probed: Table | Non
         f"wall time    {_range(found.wall, duration)}",
         f"CPU time     {_range(found.cpu, duration)}",
         f"disk         {_range(found.kept, byte_size)} stay; while it runs up to {byte_size(found.working.high)} more",
-        f"memory       {own} a trial{whose}, {memory} in all",
+        f"memory       {own} a trial{place}, {memory} in all",
         f"based on     {'; '.join(work.based_on)}",
     ]
     return "\n".join(lines) + "\n"

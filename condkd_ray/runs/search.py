@@ -97,8 +97,8 @@ def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) ->
     """Return the estimate of the rest of a search as text. Raises `InputError` as `run` would."""
     _check_all(tree, spec, Workshop(spec.cache, view=view))
     # With --fresh the study is new too, unless its storage lies elsewhere.
-    anew, ended = spec.fresh and spec.study_storage is None, 0
-    if not anew:
+    starts_over, ended = spec.fresh and spec.study_storage is None, 0
+    if not starts_over:
         names = names_at(spec.study_storage, spec.out)
         own = of_study(read_records(spec.out), spec.study, alone=set(names) <= {spec.study})
         keys = {record.config_hash for record in own.values()}

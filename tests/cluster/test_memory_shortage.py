@@ -92,7 +92,7 @@ def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_r
     assert not any("Traceback" in line for line in driver.said)
     died = [line for line in driver.said if "its machine had too little memory" in line]
     assert died
-    assert all(line.endswith("; it goes on from its checkpoint") for line in died)
+    assert all(line.endswith("; it resumes from its checkpoint") for line in died)
     assert_undisturbed(tmp_path)
 
 
