@@ -447,11 +447,11 @@ def _text(work: Workload, found: Estimate, options: Options, probed: Table | Non
         "",
         (probed or _arms(work)).text(),
         f"at once      {found.at_once}, with {options.cpus_per_trial:g} CPUs and {options.gpus_per_trial:g} GPUs each",
-        f"before them  {_range(found.before, duration)}: Ray, and what is not cached of teachers and condensed sets",
+        f"preparation  {_range(found.before, duration)}: Ray, and teachers and condensed sets not in the cache",
         f"wall time    {_range(found.wall, duration)}",
         f"CPU time     {_range(found.cpu, duration)}",
-        f"disk         {_range(found.kept, byte_size)} stay; while it runs up to {byte_size(found.working.high)} more",
-        f"memory       {own} a trial{place}, {memory} in all",
+        f"disk         {_range(found.kept, byte_size)} kept; up to {byte_size(found.working.high)} more while it runs",
+        f"memory       {own} per trial{place}, {memory} in all",
         f"based on     {'; '.join(work.based_on)}",
     ]
     return "\n".join(lines) + "\n"

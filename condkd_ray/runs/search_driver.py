@@ -216,7 +216,7 @@ class SearchDriver:
 
     def rested(self, trial: PlannedTrial) -> None:
         """Raise `AssertionError`: trials of this driver never pause."""
-        raise AssertionError("a trial of a search goes on to its end")
+        raise AssertionError("a trial of a search runs to its end")
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
         """Write the record first; then, for a trial stopped early or failed, its final state into the study."""
