@@ -47,7 +47,7 @@ PRIOR = Prior(weight=100.0, temperature=4.0)
 
 
 def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, prior: Prior = PRIOR) -> Plan:
-    """Return the trial of arm `name` at `ipc` images per class. All arms have as many student steps of the same size.
+    """Return the trial of arm `name` at `ipc` images per class. All arms have equally many student steps of equal size.
 
     `none`: synthetic images, no condensed ones. `condensed_only`: condensed images, no synthetic ones. `mixed`: both,
     in the base's share. `mixed_prior`: as `mixed`, with the class prior `prior` in place of the inversion's own; no

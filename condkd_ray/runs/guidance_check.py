@@ -95,7 +95,7 @@ HEADER = (
 
 
 def digits(cache: Path | None = None) -> tuple[list[Check], str]:
-    """Check every form on the bundled digits with a briefly trained teacher; return results and data's description."""
+    """Check every form on the bundled digits, with a briefly trained teacher; return results and a name of the data."""
     workshop = Workshop(cache)
     config = from_tree({"data": {"name": "digits"}, "teacher": {"training": {"epochs": 40}}})
     teacher = workshop.teacher(config)

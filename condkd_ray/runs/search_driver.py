@@ -13,7 +13,7 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Record, read_records, write_manifest, write_record
 from condkd_ray.core.view import SILENT, Best, Goal, View
 from condkd_ray.runs.recorder import Recorder, StudyWriter, describe_experiment, teacher_line
-from condkd_ray.runs.search_records import give_back
+from condkd_ray.runs.search_records import restore_trials
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import feasible
 from condkd_ray.study.population import Member, Population
@@ -59,7 +59,7 @@ class SearchRecorder:
         self._recorded = records = {record.config_hash: record for record in read_records(spec.out)}
         self._settle(records)
         if not spec.population:
-            give_back(study, tree, self._writer, list(records.values()), spec, hardware)
+            restore_trials(study, tree, self._writer, list(records.values()), spec, hardware)
         self.left = [*study.left_running(), *self._unrecorded(records)]
         self.begun = len(study.finished) + len(study.left_running())
         named = {name.replace("/", "."): leaf for name, leaf in leaves(tree).items()}

@@ -3,8 +3,8 @@
 A record has the whole config of its trial, which determines the values of the open leaves, and all metrics that the
 objectives and limits are computed from, round by round: the study gets the trial back as it was. Not in the records,
 and lost, are trials that had not ended, and the GPU time used. Lost too is the history of a population's member: its
-earlier parameters and the members whose states it copied. Such a search repeats it, determined by its seed and by the
-files that the members have left, except for their last generations.
+earlier parameters and the members whose states it copied. The search of a population therefore repeats these
+generations, from its seed and the files that its members have left; only their last generations are not repeated.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def number_of(arm: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def give_back(
+def restore_trials(
     study: Study,
     tree: dict[str, Any],
     writer: StudyWriter,
@@ -60,8 +60,8 @@ def give_back(
     """Add to the study all trials that it lacks but that have a record, with their final states; log their number.
 
     They keep their numbers where these are free, and otherwise get new ones, which are written into their records.
-    Trials that no longer fit the space, because it was changed, are left out. Trials that the study has lost only in
-    part are left as they are. A second call has no effect.
+    Trials that no longer fit the space, because it was widened or changed, are left out. Trials that the study has lost
+    only in part are left as they are. A second call has no effect.
     """
     known = {trial.user_attrs.get(KEY) for trial in study.own}
     own = of_study(records, spec.study, alone=study.alone)
