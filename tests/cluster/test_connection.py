@@ -111,7 +111,7 @@ def test_a_cluster_of_another_ray_or_python_is_refused_with_both_versions(cluste
     finally:
         client.internal_kv_put(value=kept, overwrite=True, **place)
     theirs = f"a cluster of Ray {there['ray_version']} on Python {there['python_version']}; accepted: "
-    assert f"{theirs}one of Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
+    assert f"{theirs}Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
 
 
 def test_the_package_is_shipped_as_it_lies_here(monkeypatch):

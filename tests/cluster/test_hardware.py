@@ -70,7 +70,7 @@ def test_a_part_that_leaves_a_trial_no_memory_is_refused_before_it_begins(cluste
 def test_a_driver_that_sees_no_gpu_asks_its_own_node(cluster, monkeypatch):
     asked = []
     monkeypatch.setattr(asking, "_own", lambda: pytest.fail("the driver's own view says nothing of the node"))
-    monkeypatch.setattr(asking, "_ask", lambda node, gpus: asked.append(gpus) or ray.put(H100))
+    monkeypatch.setattr(asking, "_request", lambda node, gpus: asked.append(gpus) or ray.put(H100))
     assert trial_hardware(0.5) == H100
     assert asked == [0.5]
 

@@ -221,7 +221,7 @@ def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_onc
 def pids(monkeypatch) -> dict[str, int]:
     """Of the processes that trials were last heard from, by key."""
     found: dict[str, int] = {}
-    heard = Monitor.heard
+    heard = Monitor.reported
 
     def spy(self, key: str, result: dict) -> None:
         found[key] = result["pid"]
