@@ -1,4 +1,4 @@
-"""The folder an experiment writes its results to: one experiment's alone, and locked while a process runs in it."""
+"""The folder of one experiment's results, which is locked while a process runs in it."""
 
 import datetime
 import itertools
@@ -14,9 +14,10 @@ log = logging.getLogger(__name__)
 
 
 def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
-    """Make `out` ready, for this process alone until it ends.
+    """Create and lock `out` for this process until it ends; with `fresh`, first move an existing folder aside.
 
-    Raises `InputError` for a file, a folder that cannot be written, another experiment's, one where a process runs.
+    Raises `InputError` if `out` is a file, cannot be written, belongs to another experiment, or another process runs
+    in it.
     """
     if fresh and os.path.isdir(out):
         taken = claim(out, "--out")

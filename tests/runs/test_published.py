@@ -237,7 +237,7 @@ def test_flags_that_contradict_a_host_are_refused(flags, message):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("inversion: {name: cmi}", "inversion is 'cmi'; accepted: fast, which is that of --host fast"),
+        ("inversion: {name: cmi}", "inversion is 'cmi'; accepted: fast, as of --host fast"),
         ("memory: latest", "memory is 'latest'; accepted: growing"),
         ("rounds: 5", "rounds beside --host fast is 5; accepted: the flag --rounds"),
         ("distiller: {loss: l1}", "distiller: loss is 'l1'; accepted: hinton"),

@@ -102,7 +102,9 @@ def test_without_a_condensed_set_the_record_says_none(key):
 def test_a_set_made_of_the_teacher_is_recorded_as_such(prepared, key, squeeze, name):
     plan = Plan("guided", 2, 0, dataclasses.replace(CONFIG, condensation=SqueezeRecover(ipc=2, squeeze=squeeze)))
     assert make_record("train", plan, key, prepared, None).condensation == name
-    told = [note for note in _notes([PLAN, plan], has_val=True) if "made of the teacher: it adds nothing" in note]
+    told = [
+        note for note in _notes([PLAN, plan], has_val=True) if "made with the teacher: it adds no information" in note
+    ]
     assert len(told) == (squeeze == "teacher")
 
 
