@@ -3,6 +3,7 @@
 A candidate is a fixed set of images and how a student is compared with its teacher on them. All is our choice.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,9 +136,7 @@ def ranking_table(ranked: Sequence[Ranked]) -> Table:
 
 
 def _rho(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Spearman's rho (...,) of each two rows (..., trials); NaN where one of them never differs."""
-    # Spearman's is Pearson's of the ranks.
-    ranks = [stats.rankdata(side, axis=-1) for side in (left, right)]
-    one, other = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
-    with np.errstate(invalid="ignore"):
-        return (one * other).sum(-1) / np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
+    """Return Spearman's rho (...,) of each two rows (..., trials); NaN where all values of a row are equal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return stats.spearmanrho(left, right, axis=-1).statistic  # type: ignore[attr-defined]
