@@ -1,6 +1,6 @@
 """A live area: the last lines of a terminal, redrawn twice a second, with all messages above it.
 
-It is not built on `rich`; `docs/libraries.md` has the measured reasons.
+It is not built on `rich`; `condkd_ray/docs/libraries.md` has the measured reasons.
 """
 
 import io
