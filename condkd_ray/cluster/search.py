@@ -86,7 +86,7 @@ class Proposer(TrialObserver, Protocol):
         ...
 
     def rested(self, trial: PlannedTrial) -> None:
-        """Handle a trial that pauses after its round `lineage.rests`."""
+        """Handle a trial that pauses after its round `lineage.pause_after`."""
         ...
 
 

@@ -33,7 +33,7 @@ UNTESTED = "untested"
 OUT_OF_TIME = "out_of_time"
 """Reported by a trial that stopped, or did not start, as the sweep's deadline had passed or it was halted."""
 RESTS = "rests"
-"""Reported by a trial that pauses after its round `lineage.rests`."""
+"""Reported by a trial that pauses after its round `lineage.pause_after`."""
 MEMORY = "private_memory"
 """In each report: bytes of memory private to the trial's process."""
 UNWIND_SECONDS = 600

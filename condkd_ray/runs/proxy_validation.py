@@ -3,6 +3,7 @@
 A candidate is a fixed set of images with a measure that compares student and teacher on it. All is our choice.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,8 +138,6 @@ def ranking_table(ranked: Sequence[Ranked]) -> Table:
 
 def _rho(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return Spearman's rho (...,) of pairs of rows (..., trials); NaN where a row is constant."""
-    # Spearman's rho is Pearson's correlation of the ranks.
-    ranks = [stats.rankdata(side, axis=-1) for side in (left, right)]
-    one, other = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
-    with np.errstate(invalid="ignore"):
-        return (one * other).sum(-1) / np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return stats.spearmanrho(left, right, axis=-1).statistic  # type: ignore[attr-defined]
