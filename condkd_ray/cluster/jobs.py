@@ -1,7 +1,7 @@
 """Trials, and what they are prepared with, on their way to the workers that run them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from condkd_ray.cluster.lost import patient
 from condkd_ray.cluster.pool import lasting_actor
 from condkd_ray.cluster.stores import ask
+from condkd_ray.core.families import plugin_modules
 from condkd_ray.models.own_module import copied, own_code
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.packing import (
@@ -91,11 +92,19 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
 
 def by_value(network: nn.Module, function: str) -> bytes:
     """A pickle of a network that has the code of the user's own classes in it, not only their names."""
+    with _code_of(function):
+        return dumps(network)
+
+
+@contextmanager
+def _code_of(*modules: str) -> Iterator[None]:
+    """A block in which pickles hold the code of these modules and of those beside them, but for installed ones."""
     with ExitStack() as after:
-        for module in own_code(function):
+        # Once each: a module that is registered twice cannot be unregistered twice.
+        for module in {one.__name__: one for name in modules for one in own_code(name)}.values():
             register_pickle_by_value(module)
             after.callback(unregister_pickle_by_value, module)
-        return dumps(network)
+        yield
 
 
 def own_device() -> str:
@@ -115,13 +124,14 @@ class SweepJobs(Mapping[str, Job]):
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._places: dict[str, tuple[int, int]] = {}
-        whole, numbers = bytearray(), {}
-        for job in jobs:
-            begin = len(whole)
-            # References to objects lie beside, once each: Ray keeps an object only for those in its own messages. Its
-            # pickler sends a method that a script or a notebook defines by value.
-            whole += dumps(_with_refs(job, lambda ref: numbers.setdefault(ref, len(numbers))))
-            self._places[job.key] = begin, len(whole)
+        whole, numbers, jobs = bytearray(), {}, list(jobs)
+        with _code_of(*{module for job in jobs for module in plugin_modules(job.config)}):
+            for job in jobs:
+                begin = len(whole)
+                # References to objects lie beside, once each: Ray keeps an object only for those in its own messages.
+                # Its pickler sends a method that a script or a notebook defines by value.
+                whole += dumps(_with_refs(job, lambda ref: numbers.setdefault(ref, len(numbers))))
+                self._places[job.key] = begin, len(whole)
         self._refs = list(numbers)
         self._bytes = np.frombuffer(whole, np.uint8)
 
@@ -175,7 +185,8 @@ class SearchJobs:
 
     def put(self, job: Job) -> None:
         """Keep a job; it is there when this returns."""
-        ask(self._actor.put, job)
+        with _code_of(*plugin_modules(job.config)):
+            ask(self._actor.put, job)
 
     def remove(self, key: str) -> None:
         """The trial is over."""

@@ -99,6 +99,8 @@ class Record:
     scope: str = "trial"
     """Which trials it shared its synthetic images with; see `condkd_ray.trial.plan.Scope`."""
     versions: dict[str, str] = field(default_factory=dict)
+    plugins: dict[str, str] = field(default_factory=dict)
+    """Methods from outside this package: `family/name` to the plug-in and its version; see `core.families`."""
     git: str = ""
     numbers: int = 1
     """Version of the numbers: those of different versions are never compared. Records without one are of version 1."""
@@ -128,8 +130,9 @@ _STORED = (
     *("proxy_hash", "pool_key", "scope", "versions", "git", "node", "threads", "wall_seconds", "cpu_seconds"),
     *("peak_bytes", "rounds", "metrics", "history", "predictions", "held", "numbers"),
 )
-"""Keys of a record's file, in their order: those of the record and of its outcome side by side; in a search's its
-`study` follows."""
+"""Keys of a record's file, in their order: those of the record and of its outcome side by side."""
+_IF_ANY = ("study", "plugins")
+"""Keys that follow where their values are not empty."""
 _DERIVED = ("wall_seconds", "cpu_seconds", "rounds")
 """Of these, what the others tell."""
 _OF_OUTCOME = {one.name for one in dataclasses.fields(Outcome)} & set(_STORED)
@@ -139,7 +142,7 @@ def flat(record: Record) -> dict[str, Any]:
     """A record as it is stored: one level, without images."""
     derived = {key: getattr(record.outcome, key) for key in _DERIVED}
     tree = {**vars(record), **vars(record.outcome), **derived}
-    return {key: tree[key] for key in _STORED} | ({"study": record.study} if record.study else {})
+    return {key: tree[key] for key in _STORED} | {key: tree[key] for key in _IF_ANY if tree[key]}
 
 
 def unflat(tree: Mapping[str, Any]) -> Record:

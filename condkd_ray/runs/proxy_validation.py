@@ -78,7 +78,7 @@ def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
 def scores(out: Path, record: Record, sets: dict[str, Samples]) -> dict[str, float]:
     """A kept trial's student on each set: `few_shot/agreement`, `few_shot/kl` (minus it: more is better), and so on."""
     product = read_product(kept_path(out, record.config_hash))
-    student = load_student(product).to(next(iter(sets.values())).images.device)
+    student = load_student(product, record).to(next(iter(sets.values())).images.device)
     found = {}
     for name, samples in sets.items():
         told = compare(student, samples)
