@@ -28,9 +28,11 @@ def check_targets(source: TargetSource) -> None:
     expect(targets.labels.shape == (64,) and targets.labels.dtype == torch.int64, "int64 labels, one each")
     expect(bool(((targets.labels >= 0) & (targets.labels < NUM_CLASSES)).all()), "labels are numbers of classes")
     expect(opened(rng) == {"device/targets"}, "they are drawn from the stream `targets` alone")
-    expect(torch.equal(targets.answers, again.answers), "a seed repeats")
-    expect(not torch.equal(targets.answers, other.answers), "another seed gives other targets")
-    expect(not torch.equal(targets.answers, drawn[1].answers), "two draws differ")
+    expect(torch.equal(targets.cross_entropy_target, again.cross_entropy_target), "a seed repeats")
+    expect(
+        not torch.equal(targets.cross_entropy_target, other.cross_entropy_target), "another seed gives other targets"
+    )
+    expect(not torch.equal(targets.cross_entropy_target, drawn[1].cross_entropy_target), "two draws differ")
     expect((targets.soft is not None) == source.soft, "`soft` says whether there are soft targets")
     if targets.soft is not None:
         torch.testing.assert_close(targets.soft.sum(1), torch.ones(64))
@@ -122,6 +124,6 @@ def check_condensation(condensation: Condensation) -> None:
     expect(torch.equal(made.images, again.images), "a seed repeats")
     expect(torch.equal(real.images, kept), "real images stay as they were")
     expect(torch.equal(torch.random.get_rng_state(), before), "the global generator is left alone")
-    whole = condensation.whole().condense(real, **given, rng=Streams(0))
+    whole = condensation.cached_config().condense(real, **given, rng=Streams(0))
     prefix = first_per_class(whole, condensation.ipc, NUM_CLASSES)
-    expect(torch.equal(prefix.images, made.images), "sets are prefixes of the one that `whole` makes")
+    expect(torch.equal(prefix.images, made.images), "sets are prefixes of the one of `cached_config`")

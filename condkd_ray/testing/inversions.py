@@ -148,7 +148,7 @@ def check_guide_learns(inversion: Inversion) -> None:
 
 def check_weights_count(inversion: Inversion) -> None:
     """The weights of images count in the loss."""
-    halved, _ = synthesize(inversion, weigh=lambda seen, labels: torch.arange(len(labels)) % 2.0)
+    halved, _ = synthesize(inversion, weigh=lambda observation, labels: torch.arange(len(labels)) % 2.0)
     plain, _ = synthesize(inversion)
     expect(not torch.equal(halved.images, plain.images), "the weights of images change the images")
 

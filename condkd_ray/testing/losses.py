@@ -2,21 +2,21 @@
 
 import torch
 
-from condkd_ray.methods.losses.kd import Answer, KdLoss
+from condkd_ray.methods.losses.kd import KdLoss, NetworkOutputs
 from condkd_ray.testing.states import expect
 
 LABELS = torch.arange(8) % 5
 
 
-def answer(seed: int) -> Answer:
+def answer(seed: int) -> NetworkOutputs:
     """Logits (8, 5) and one layer (8, 3, 4, 4)."""
     rng = torch.Generator().manual_seed(seed)
-    return Answer(4 * torch.randn(8, 5, generator=rng), (torch.randn(8, 3, 4, 4, generator=rng),))
+    return NetworkOutputs(4 * torch.randn(8, 5, generator=rng), (torch.randn(8, 3, 4, 4, generator=rng),))
 
 
-def cut(given: Answer, rows: slice) -> Answer:
+def cut(given: NetworkOutputs, rows: slice) -> NetworkOutputs:
     """Some rows of an answer."""
-    return Answer(given.logits[rows], tuple(tap[rows] for tap in given.taps))
+    return NetworkOutputs(given.logits[rows], tuple(tap[rows] for tap in given.taps))
 
 
 def check_kd_loss(loss: KdLoss) -> None:
@@ -40,14 +40,14 @@ def check_perfect_student(loss: KdLoss) -> None:
     perfect = loss(answer(1), answer(1), LABELS)
     expect(bool((loss(answer(0), answer(1), LABELS) > perfect).all()), "a perfect student has the lowest loss")
     student = answer(1).logits.clone().requires_grad_()
-    loss(Answer(student, answer(1).taps), answer(1), LABELS).sum().backward()
+    loss(NetworkOutputs(student, answer(1).taps), answer(1), LABELS).sum().backward()
     expect(student.grad is not None and bool(student.grad.isfinite().all()), "its gradient is finite")
 
 
 def check_precision(loss: KdLoss) -> None:
     """Half precision is read as float32, and autocast changes nothing."""
-    rough = Answer(answer(0).logits.bfloat16(), tuple(tap.bfloat16() for tap in answer(0).taps))
-    exact = Answer(rough.logits.float(), tuple(tap.float() for tap in rough.taps))
+    rough = NetworkOutputs(answer(0).logits.bfloat16(), tuple(tap.bfloat16() for tap in answer(0).taps))
+    exact = NetworkOutputs(rough.logits.float(), tuple(tap.float() for tap in rough.taps))
     wanted = loss(exact, answer(1), LABELS)
     with torch.autocast("cpu", torch.bfloat16):
         found = loss(rough, answer(1), LABELS)

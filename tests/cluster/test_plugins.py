@@ -60,8 +60,8 @@ def sharp() -> type:
         name: Literal["sharp"] = "sharp"
         oh_weight: float = 1.0
 
-        def terms(self, look, *, teacher, student):
-            return {"oh": look.oh}
+        def terms(self, batch, *, teacher, student):
+            return {"oh": batch.oh}
 
     Sharp.__module__ = "__main__"
     return condkd_ray.register(version="0.1")(Sharp)

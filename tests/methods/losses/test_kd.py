@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 from contracts.toy_methods import sized
 
-from condkd_ray.methods.losses.kd import Answer, AnyKdLoss, SoftCrossEntropy
+from condkd_ray.methods.losses.kd import AnyKdLoss, NetworkOutputs, SoftCrossEntropy
 from condkd_ray.testing.losses import (
     LABELS,
     answer,
@@ -31,7 +31,7 @@ def test_a_perfect_student_costs_least(loss):
     if not isinstance(loss, SoftCrossEntropy):
         assert perfect.abs().max() <= 1e-4
     student = answer(1).logits.clone().requires_grad_()
-    loss(Answer(student, answer(1).taps), answer(1), LABELS).sum().backward()
+    loss(NetworkOutputs(student, answer(1).taps), answer(1), LABELS).sum().backward()
     if loss.name != "l1":  # it has a kink there
         assert student.grad.abs().max() <= 1e-4
 

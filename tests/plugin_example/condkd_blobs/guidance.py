@@ -8,12 +8,12 @@ from torch import Tensor
 
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance import Guidance
-from condkd_ray.methods.guidance.guidance import ONE_LAYER, Carried, Layout
+from condkd_ray.methods.guidance.guidance import ONE_LAYER, GuidanceState, Layout
 from condkd_ray.models.teacher import Teacher
 
 
 @dataclass
-class Means(Carried):
+class Means(GuidanceState):
     """The state: mean condensed features of each class (K, D). Tensors in a state go to checkpoints by themselves."""
 
     means: Tensor
@@ -23,7 +23,7 @@ class Means(Carried):
 class ClassMeans(Guidance[Means]):
     """Mean squared distance between each image's features and the mean condensed features of its class."""
 
-    looks: ClassVar[bool] = False
+    uses_condensed_batches: ClassVar[bool] = False
     ours = ("weight", "augment", "layer", "stages", "stages_weight", "alignment", "mixup", "noise", "schedule")
     name: Literal["class_means"] = "class_means"
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.pixelwise import Pixelwise
 from condkd_ray.models.teacher import Teacher
 
@@ -29,8 +29,8 @@ class Smooth(Pixelwise):
     smooth_weight: float = 0.1
     """Weight of the mean squared difference of neighbouring pixels."""
 
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """Two scalars; `<name>_weight` is the factor of each."""
-        rows = (look.images[:, :, 1:] - look.images[:, :, :-1]).square().mean((1, 2, 3))
-        columns = (look.images[..., 1:] - look.images[..., :-1]).square().mean((1, 2, 3))
-        return {"oh": look.oh, "smooth": look.mean(rows + columns)}
+        rows = (batch.images[:, :, 1:] - batch.images[:, :, :-1]).square().mean((1, 2, 3))
+        columns = (batch.images[..., 1:] - batch.images[..., :-1]).square().mean((1, 2, 3))
+        return {"oh": batch.oh, "smooth": batch.mean(rows + columns)}

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from condkd_ray.methods.losses.kd import Answer, KdLoss
+from condkd_ray.methods.losses.kd import KdLoss, NetworkOutputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,6 @@ class LogitL2(KdLoss):
     paper = "Ba & Caruana, NeurIPS 2014"
     name: Literal["logit_l2"] = "logit_l2"
 
-    def __call__(self, student: Answer, teacher: Answer, labels: Tensor) -> Tensor:
+    def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """(B,) losses of logits (B, K)."""
         return (student.logits.float() - teacher.logits.float()).square().mean(1)
