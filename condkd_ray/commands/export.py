@@ -80,7 +80,7 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
     program of `torch.export` that reads pixels in [0, 1]. `synthetic.parquet`: images, labels and teacher's logits.
     """
     product = read_product(kept_path(out, record.config_hash))
-    student = load_student(product)
+    student = load_student(product, record)
     to.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in product.student.items()}
     atomic_write(to / "student.safetensors", save(weights, metadata={"network": product.network}))
@@ -117,5 +117,6 @@ def model_card(product: Product, record: Record) -> dict[str, object]:
         "test_accuracy": record.metrics["student/test_accuracy"],
         **{key: getattr(record, key) for key in ("experiment", "arm", "ipc", "seed", "dataset", "teacher")},
         **{key: getattr(record, key) for key in ("config_hash", "teacher_hash", "data_hash", "versions", "git")},
+        **({"plugins": record.plugins} if record.plugins else {}),
         "config": record.config,
     }

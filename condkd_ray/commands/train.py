@@ -1,10 +1,11 @@
 """`condkd train`: run one trial in this process, from a YAML file, or from a record to check that it repeats."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -17,7 +18,7 @@ from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, find_record, flat
 from condkd_ray.runs import experiment
 from condkd_ray.trial.card import with_card
-from condkd_ray.trial.config import TrialConfig, from_tree
+from condkd_ray.trial.config import TrialConfig, from_tree, of_record
 from condkd_ray.trial.plan import NUMBERS
 
 log = logging.getLogger(__name__)
@@ -79,14 +80,42 @@ def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, Trial
     tree = read_tree(path)
 
     def flagged(tree: Tree) -> TrialConfig:
-        base, avoid = from_tree(tree, str(path)), (tyro.conf.AvoidSubcommands,)
-        return tyro.cli(TrialConfig, default=base, args=rest, prog=prog, config=avoid)
+        return flagged_config(from_tree(tree, str(path)), rest, prog)
 
     config = flagged(tree)
     # The weights may be given by a flag, so the flags are applied once to find the card and once more over the card.
     given = {"weights": config.teacher.weights, "module": config.teacher.module, "card": config.teacher.card}
     own = {name: str(value) for name, value in given.items() if value is not None}
     return command, flagged(with_card(merge(tree, {"teacher": own}))) if own else config
+
+
+def flagged_config(base: TrialConfig, arguments: list[str], prog: str) -> TrialConfig:
+    """The config with flags that are its fields, such as `--inversion.steps 20`."""
+    kind, default = _as_given(base)
+    avoid = (tyro.conf.AvoidSubcommands,)
+    return _restored(tyro.cli(kind, default=default, args=arguments, prog=prog, config=avoid))
+
+
+def _as_given(value: Any) -> tuple[type, Any]:
+    """A subclass of the value's class, and the value in it, whose fields have the classes of their own values.
+
+    Of a union tyro takes the member that a default is an instance of: for a plug-in that derives from one of our
+    methods, that method.
+    """
+    kind, parts = type(value), {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    found = {name: _as_given(part) for name, part in parts.items() if dataclasses.is_dataclass(part)}
+    fields = [(name, inner, dataclasses.field(default=part)) for name, (inner, part) in found.items()]
+    told = {"__doc__": kind.__doc__, "__module__": kind.__module__, "given_as": kind}
+    made = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=told, frozen=True, kw_only=True)
+    return made, made(**parts | {name: part for name, (_, part) in found.items()})
+
+
+def _restored(value: Any) -> Any:
+    """The value, whose class is one of `_as_given`, in its own class."""
+    kind = getattr(value, "given_as", None)
+    if kind is None:
+        return value
+    return kind(**{one.name: _restored(getattr(value, one.name)) for one in dataclasses.fields(value)})
 
 
 def train(arguments: list[str]) -> int:
@@ -106,7 +135,7 @@ def repeat(command: Repeat) -> int:
         # Logged before the config is parsed, because a config of another version may be refused.
         versions = f"the record has version {first.numbers} of the numbers, this program has version {NUMBERS}"
         log.info(f"{versions}: the result may differ")
-    config = from_tree(first.config, f"record {first.config_hash[:12]}")
+    config = of_record(first)
     again = _run(config, first.arm, command)
     equal, text = compare(first, again)
     show(text)
@@ -139,7 +168,8 @@ def compare(first: Record, again: Record) -> tuple[bool, str]:
         return True, f"equal: test accuracy {now:.4%}, and all {len(again.outcome.predictions)} predictions"
     then, since = flat(first), flat(again)
     pairs = {name: (then[name], since[name]) for name in SHAPING}
-    pairs |= {name: (first.versions.get(name), again.versions.get(name)) for name in first.versions | again.versions}
+    for old, new in ((first.versions, again.versions), (first.plugins, again.plugins)):
+        pairs |= {name: (old.get(name), new.get(name)) for name in old | new}
     unlike = [f"{name} ({old or 'none'} then, {new or 'none'} now)" for name, (old, new) in pairs.items() if old != new]
     cause = ", ".join(unlike) or "nothing that is recorded; please report this"
     return False, f"not equal: test accuracy {before:.4%} then, {now:.4%} now, {others} predictions; differs: {cause}"

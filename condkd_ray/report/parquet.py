@@ -21,7 +21,7 @@ _HASHES = ("config_hash", "teacher_hash", "data_hash", "condensed_hash", "proxy_
 _COSTS = ("wall_seconds", "cpu_seconds", "peak_bytes", "threads", "node", "rounds")
 _ORDER = ("experiment", "arm", "ipc", "seed", *_KINDS, "status", "reason", "config")
 _TRIAL = ("config_hash", "arm", "ipc", "seed")
-_COLUMNS = (*_ORDER, *_HASHES, "numbers", "versions", "git", *_COSTS)
+_COLUMNS = (*_ORDER, *_HASHES, "numbers", "versions", "plugins", "git", *_COSTS)
 
 
 def write_tables(results: Results) -> None:
@@ -88,7 +88,7 @@ def _type(name: str) -> pa.DataType:
 
 
 def _trees(record: Record) -> dict[str, str]:
-    return {name: json.dumps(getattr(record, name), sort_keys=True) for name in ("config", "versions")}
+    return {name: json.dumps(getattr(record, name), sort_keys=True) for name in ("config", "versions", "plugins")}
 
 
 def _names(rows: Sequence[dict[str, float]]) -> list[str]:

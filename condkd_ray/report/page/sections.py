@@ -87,6 +87,7 @@ def environment(records: Sequence[Record]) -> dict[str, str]:
     for record in records:
         about = {
             **record.versions,
+            **record.plugins,
             "git": record.git,
             "numbers": str(record.numbers),
             "node": record.outcome.node,
