@@ -6,12 +6,15 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "InputError": "core.method",
     "Options": "runs.options",
+    "Plan": "trial.plan",
+    "Results": "report.results",
     "SearchSpec": "runs.search_spec",
     "Teacher": "models.teacher",
-    "Trained": "runs.products",
+    "Trained": "report.kept",
     "TrialConfig": "trial.config",
-    **dict.fromkeys(("load", "search", "sweep", "train"), "api"),
+    **dict.fromkeys(("load", "read_config", "search", "sweep", "train"), "api"),
 }
 """Modules of the public names; their types stand in `__init__.pyi`."""
 
@@ -19,7 +22,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
-    """A public name. It is imported on first use: PyTorch takes seconds to import, and this package none."""
+    """Import a public name on first use: PyTorch takes seconds to import, this package none."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

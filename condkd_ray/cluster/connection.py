@@ -1,5 +1,6 @@
 """The cluster that was named, or a private local one. Nothing is discovered; nobody but this machine can reach it."""
 
+import faulthandler
 import importlib
 import json
 import logging
@@ -9,9 +10,10 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +194,11 @@ def connect(
     found = checked(address)
     environment = QUIET | ({} if found else _one_nodes_environment())
     # A terminal that is closed shall not end what runs, nor Ray's processes, which inherit this.
-    with _environment(environment), handling(signal.SIGHUP, signal.SIG_IGN):
+    with _environment(environment), handling(signal.SIGHUP, signal.SIG_IGN), _process_kept():
         import ray
 
+        # Tune logs each failed trial with its trace, and that trials are missing after Ctrl-C; we report both.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         if ray.is_initialized():
             yield
             return
@@ -209,6 +213,34 @@ def connect(
             with handling(signal.SIGINT, signal.SIG_IGN):
                 _kill_helpers()
                 ray.shutdown()
+
+
+LEFT_BY_RAY = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")
+"""Environment variables that Ray sets when it is imported or connects."""
+
+
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """Restore, after the block, what Ray and Tune change in a process when they are imported, connect or run.
+
+    These are handlers of SIGTERM and SIGUSR1, the hook for uncaught exceptions, Python's fault handler, the level of
+    Tune's logger, and two environment variables.
+    """
+    tune, hook, dumps = logging.getLogger("ray.tune"), sys.excepthook, faulthandler.is_enabled()
+    level, variables = tune.level, {name: os.environ.get(name) for name in LEFT_BY_RAY}
+    with ExitStack() as handlers:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            # None: a handler that is not Python's, which Python cannot set again.
+            if (handler := signal.getsignal(number)) is not None:
+                handlers.enter_context(handling(number, handler))
+        try:
+            yield
+        finally:
+            tune.setLevel(level)
+            sys.excepthook = hook
+            if not dumps:
+                faulthandler.disable()
+            _set(variables)
 
 
 def _kill_helpers() -> None:
@@ -290,10 +322,15 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    """Set these environment variables, and remove those whose value is None."""
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def _init(address: str | None, cpus: int | None, gpus: int | None, came: Sequence[int]) -> None:
@@ -317,8 +354,6 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, came: Sequenc
         # Ray counts those of the machine, and none where a container has half of one.
         sizes = {"num_cpus": cpus or usable_cpus(), "num_gpus": gpus, **_memory()}
         _come_up(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common), came)
-    # Tune logs each failed trial with its trace, and that trials are missing after Ctrl-C; we report both ourselves.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def _come_up(start: Callable[[], object], came: Sequence[int]) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from condkd_ray.cluster.lost import patient
 from condkd_ray.cluster.pool import lasting_actor
 from condkd_ray.cluster.stores import ask
+from condkd_ray.core.errors import first_line
+from condkd_ray.core.method import InputError
 from condkd_ray.models.own_module import copied, own_code
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.packing import (
@@ -89,13 +91,20 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
     return Prepared(**contents, hashes=refs.hashes)
 
 
-def by_value(network: nn.Module, function: str) -> bytes:
-    """A pickle of a network that has the code of the user's own classes in it, not only their names."""
+def by_value(network: nn.Module, name: str) -> bytes:
+    """A pickle of the teacher module `name` that has the code of the user's own classes in it, not only their names.
+
+    Raises `InputError` where it cannot be pickled.
+    """
     with ExitStack() as after:
-        for module in own_code(function):
+        for module in own_code(network, name):
             register_pickle_by_value(module)
             after.callback(unregister_pickle_by_value, module)
-        return dumps(network)
+        try:
+            return dumps(network)
+        except Exception as error:  # whatever the attributes of a user's classes raise
+            text = f"teacher module {name} cannot be sent to workers ({type(error).__name__}: {first_line(error)})"
+            raise InputError(f"{text}; accepted: one whose attributes can be pickled") from error
 
 
 def own_device() -> str:

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -29,13 +30,8 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     marker = f".marker-{secrets.token_hex(8)}"
     put_text(storage / marker, "")
     try:
-        answers = [_asked(node["NodeID"], storage, marker) for node in nodes]
-        # Of all, before anything is refused: a node that is cut off while it tries would leave its file there.
-        told = [_answered(node["NodeID"], storage, marker, one) for node, one in zip(nodes, answers, strict=True)]
-        for node, wrong in zip(nodes, told, strict=True):
-            if wrong:
-                where = f"{what} is {str(storage)!r}, which node {node['NodeManagerAddress']} cannot use ({wrong})"
-                raise InputError(f"{where}; accepted: {SHARED}")
+        for node, wrong in failing_nodes(look, storage, marker).items():
+            raise InputError(f"{what} is {str(storage)!r}, which node {node} cannot use ({wrong}); accepted: {SHARED}")
     finally:
         (storage / marker).unlink(missing_ok=True)
 
@@ -51,13 +47,22 @@ def look(storage: Location, marker: str) -> str:
     return ""
 
 
-def _asked(node: str, storage: Location, marker: str) -> Any:
+def failing_nodes(task: Callable[..., str], *given: Any) -> dict[str, str]:
+    """Run `task(*given)` on every node; the addresses of those on which it does not return "", with what it returns."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    answers = [_asked(node["NodeID"], task, given) for node in nodes]
+    # Of all, before anything is refused: a node that is cut off while it tries would leave its file there.
+    told = [_answered(node["NodeID"], task, given, one) for node, one in zip(nodes, answers, strict=True)]
+    return {node["NodeManagerAddress"]: wrong for node, wrong in zip(nodes, told, strict=True) if wrong}
+
+
+def _asked(node: str, task: Callable[..., str], given: tuple[Any, ...]) -> Any:
     place = NodeAffinitySchedulingStrategy(node, soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": place}
-    return ray.remote(**options)(look).remote(storage, marker)
+    return ray.remote(**options)(task).remote(*given)
 
 
-def _answered(node: str, storage: Location, marker: str, answer: Any) -> str:
+def _answered(node: str, task: Callable[..., str], given: tuple[Any, ...], answer: Any) -> str:
     """What the node says, asked again should it not have come to it.
 
     One that is lost meanwhile has nothing to say: no trial will run on it. That takes Ray some seconds to notice.
@@ -72,4 +77,4 @@ def _answered(node: str, storage: Location, marker: str, answer: Any) -> str:
             if isinstance(error, RayTaskError) or time.monotonic() > deadline:
                 return f"it does not answer: {first_line(error)}"
         time.sleep(1)
-        answer = _asked(node, storage, marker)
+        answer = _asked(node, task, given)

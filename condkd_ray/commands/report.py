@@ -72,9 +72,9 @@ def tell_results(out: Path, *, study: str | None = None, tell: Tell | None = Non
 def kept(out: Path, study: str | None = None) -> list[str]:
     """What lies under `out`, and the commands that show it or go on with it; a line each, aligned."""
     # Here, as what runs imports this beside its flags, and these import PyTorch and Optuna.
+    from condkd_ray.report.kept import kept_path
     from condkd_ray.report.page import PAGE
     from condkd_ray.report.tensorboard.writer import FOLDER
-    from condkd_ray.runs.products import kept_path
     from condkd_ray.study.storage import JOURNAL
 
     place, products = shlex.quote(str(out)), kept_path(out, "").parent

@@ -10,10 +10,11 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -78,6 +79,28 @@ def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
     elif part >= 1 and torch.cuda.is_initialized():
         # The process may have had a part before; one that has not begun with the GPU had none.
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Restore, after the block, the settings of PyTorch that `set_up_gpu` makes; without a GPU nothing makes any."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    flags, convolutions = (cudnn.deterministic, cudnn.benchmark), cudnn.conv.fp32_precision
+    precision = None
+    with suppress(RuntimeError):  # PyTorch refuses to tell where somebody has used both its older and newer switches
+        precision = torch.get_float32_matmul_precision()
+    fraction = torch.cuda.get_per_process_memory_fraction() if torch.cuda.is_initialized() else 1.0
+    try:
+        yield
+    finally:
+        (cudnn.deterministic, cudnn.benchmark), cudnn.conv.fp32_precision = flags, convolutions
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        if torch.cuda.is_initialized():
+            torch.cuda.set_per_process_memory_fraction(fraction)
 
 
 def set_up_process(threads: int, gpus: float = 1.0) -> None:

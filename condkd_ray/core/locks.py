@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from condkd_ray.core.method import InputError
@@ -29,6 +30,8 @@ Claim = tuple[int, int]
 
 _claimed: dict[Claim, int] = {}
 """Descriptors of folders that this process has locked. The system lets go of them at its end."""
+_taken: ContextVar[list[Claim] | None] = ContextVar("taken", default=None)
+"""Locks taken since `given_back` began, in a thread that is in it."""
 
 
 def claim(folder: Path, what: str) -> Claim | None:
@@ -55,6 +58,8 @@ def claim(folder: Path, what: str) -> Claim | None:
             return None
         held.pop_all()
     _claimed[key] = descriptor
+    if (taken := _taken.get()) is not None:
+        taken.append(key)
     return key
 
 
@@ -108,8 +113,20 @@ def _lock(descriptor: int) -> None:
 
 def let_go(taken: Claim | None) -> None:
     """Give back what a `claim` has taken."""
-    if taken is not None:
+    if taken is not None and taken in _claimed:
         os.close(_claimed.pop(taken))
+
+
+@contextmanager
+def given_back() -> Iterator[None]:
+    """Give back, at the end of the block, the locks that this thread has taken in it."""
+    token = _taken.set(taken := [])
+    try:
+        yield
+    finally:
+        _taken.reset(token)
+        for key in taken:
+            let_go(key)
 
 
 @contextmanager

@@ -4,13 +4,36 @@ import datetime
 import itertools
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from condkd_ray.core.locks import claim, let_go
-from condkd_ray.core.method import InputError
+from condkd_ray.core.locks import claim, given_back, let_go
+from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import check_same_experiment
 
 log = logging.getLogger(__name__)
+
+
+_runs: set[Path] = set()
+"""Folders in which calls of this process run; a lock keeps out other processes alone."""
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Keep `out` for one call of this process, whose locks are given back at the end of the block.
+
+    Raises `InputError` where a call of another thread runs there.
+    """
+    whole = out.resolve()
+    accepted = "a folder of its own, or the same once that has ended"
+    require(whole not in _runs, "--out", f"{out}, where another call of this process runs", accepted)
+    _runs.add(whole)
+    try:
+        with given_back():
+            yield
+    finally:
+        _runs.discard(whole)
 
 
 def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
@@ -22,9 +45,8 @@ def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
         taken = claim(out, "--out")
         try:
             _move_aside(out)
-        except InputError:
+        finally:
             let_go(taken)
-            raise
     check_same_experiment(out, experiment)
     try:
         out.mkdir(parents=True, exist_ok=True)

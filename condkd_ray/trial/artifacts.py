@@ -39,6 +39,7 @@ from condkd_ray.trial.card import Card, check_card, overruled, read_card
 from condkd_ray.trial.config import Prepared, TrialConfig, digests, tensor_digest
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
 from condkd_ray.trial.evaluation import accuracy, views
+from condkd_ray.trial.given_teacher import GivenTeacher
 from condkd_ray.trial.known_teacher import check_known
 from condkd_ray.trial.synthesis import host_augment
 
@@ -118,7 +119,8 @@ class Workshop:
     """Makes and remembers artifacts; logs one sentence on each that a user should know of.
 
     With `stand_ins` it makes nothing that takes long, but lists there what it would have had to make. Without
-    `train_judges` it trains no teacher to judge an imported set; a user's own judges it in any case.
+    `train_judges` it trains no teacher to judge an imported set; a user's own judges it in any case. `given`: the
+    teacher of the configs that name it.
     """
 
     def __init__(
@@ -129,13 +131,14 @@ class Workshop:
         stand_ins: StandIns | None = None,
         *,
         train_judges: bool = True,
+        given: GivenTeacher | None = None,
     ) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
         if torch.device(device).type == "cuda":
             # Whatever process makes a teacher or a set, makes the same.
             set_up_gpu()
-        self._view, self._stand_ins, self._train_judges = view, stand_ins, train_judges
+        self._view, self._stand_ins, self._train_judges, self._given = view, stand_ins, train_judges, given
         self._made: dict[Any, Any] = {}
 
     def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
@@ -164,7 +167,7 @@ class Workshop:
         """The hashes of what is prepared; that of a user's module has its code in it, too."""
         if config.teacher.module is None:
             return found
-        return found | {"teacher": content_hash([found["teacher"], self._own_module(config.teacher.module).code])}
+        return found | {"teacher": content_hash([found["teacher"], self.own_module(config.teacher.module).code])}
 
     def data(self, config: TrialConfig) -> Dataset:
         """The data set, read once."""
@@ -245,8 +248,13 @@ class Workshop:
         check_card(path, card, self.data(config))
         return card
 
-    def _own_module(self, name: str) -> OwnModule:
-        """What the user's function makes, asked once."""
+    def own_module(self, name: str) -> OwnModule:
+        """Return the user's module of this name: that of the given teacher, or what their function makes, called once.
+
+        Raises `InputError` where there is none.
+        """
+        if self._given is not None and name == self._given.name:
+            return self._given.module
         return self._once(("own module", name), lambda: own_module(name))
 
     def _network(self, config: TrialConfig) -> nn.Module:
@@ -254,7 +262,9 @@ class Workshop:
         dataset, recipe = self.data(config), config.teacher
         if recipe.module is None:
             return recipe.build(dataset)
-        network = copied(self._own_module(recipe.module).network)
+        if self._given is not None and recipe.module == self._given.name:
+            self._given.check_images(dataset)
+        network = copied(self.own_module(recipe.module).network)
         check_answers(network, dataset.image_shape, dataset.num_classes, recipe.module)
         return network
 
@@ -453,7 +463,7 @@ class Workshop:
 
     def _module_digests(self, name: str) -> dict[str, str]:
         """What names a user's module: its code, and the values that it came with."""
-        made = self._own_module(name)
+        made = self.own_module(name)
         return {
             "code": made.code,
             "state": self._once(("state", name), lambda: tensor_digest(made.network.state_dict())),
