@@ -3,6 +3,7 @@
 import asyncio
 import faulthandler
 import importlib
+import json
 import logging
 import os
 import signal
@@ -277,6 +278,17 @@ def test_a_teacher_that_does_not_fit_is_refused(cache, config, changes, said, tm
     with pytest.raises(InputError, match=said):
         condkd_ray.train(config, teacher=Teacher.from_module(module, **known), out=tmp_path / "out", cache=cache)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_whose_outputs_stand_in_another_order_is_told_the_order(cache, module):
+    known = Workshop(cache).teacher(TINY)
+    facts = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": known.mean, "std": known.std}
+    turned = Teacher.from_module(module, **facts).in_order([1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
+    with pytest.raises(InputError) as refused:
+        condkd_ray.train(TINY, teacher=turned, cache=cache)
+    order = str(refused.value).partition("give teacher.in_order(")[2].partition(")")[0]
+    assert order == "[9, 0, 1, 2, 3, 4, 5, 6, 7, 8]"
+    assert condkd_ray.train(TINY, teacher=turned.in_order(json.loads(order)), cache=cache).record.status == "finished"
 
 
 @pytest.mark.parametrize("call", [condkd_ray.train, condkd_ray.sweep, condkd_ray.search])

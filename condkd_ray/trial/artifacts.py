@@ -227,6 +227,7 @@ class Workshop:
         about: dict[str, Any] = {"promised": card.test_accuracy, "in_folders": in_folders}
         if config.teacher.class_order is not None:
             about["order"] = _places(config.teacher.class_order, self.data(config))
+        about["handed"] = self._given is not None and config.teacher.module == self._given.name
         about |= {"what": f"the images in {config.data.root}"} if in_folders else {}
         told = check_known(self.teacher(config), self.data(config), force=config.teacher.force, **about)
         self._tell(told)

@@ -108,6 +108,8 @@ class Interview:
     """The test accuracy that its card tells."""
     in_folders: bool
     """Whether a `classes.txt` in the images' folder sets their order too."""
+    handed: bool = False
+    """True for a teacher that was handed over as an object: its message then names arguments, and no flags."""
 
     @property
     def found(self) -> Recognition:
@@ -150,9 +152,8 @@ class Interview:
             return self._never_seen
         if self.better is not None:
             share, ordered = self.better.best, self._ordered(self.better) if self.better.reordered else ""
-            other = (
-                f"another --mean and --std than it was trained with: with {self.better.flags} it would be {share:.3f}"
-            )
+            remedy = f"with {self._remedy(self.better)} it would be {share:.3f}"
+            other = f"another --mean and --std than it was trained with: {remedy}"
             return f"likely causes: {other}, {ordered}".removesuffix(", ")
         if self.given.reordered and self._sure_of_order:
             return self._ordered(self.given)
@@ -173,7 +174,17 @@ class Interview:
         whose = "weights of a network that was never trained, or that were saved without these statistics"
         return f"{which} BN layers have never seen an image (running means 0, variances 1): {whose}"
 
+    def _remedy(self, reading: Reading) -> str:
+        """How to give this normalisation."""
+        if not self.handed:
+            return reading.flags
+        mean, std = ([float(f"{value:.6g}") for value in values] for values in (reading.mean, reading.std))
+        return f"mean={mean}, std={std} of Teacher.from_module"
+
     def _ordered(self, reading: Reading) -> str:
+        if self.handed and reading.found.order:
+            labels = list(reading.found.order)
+            return f"in another order of its outputs it would be {reading.best:.3f}: give teacher.in_order({labels})"
         order = [self.names[reading.found.order[place]] for place in self.order] if reading.found.order else []
         given = f"--class-order {shlex.join(order)} (teacher.class_order)"
         plain = self.in_folders and self.order == tuple(range(len(self.names)))
@@ -192,7 +203,7 @@ class Interview:
             short = found.high < self.promised - SHORT
             said += f"; its card promises {self.promised:.1%}" + short * ": this is far less, of images it should know"
         if self.better is not None:
-            said += f"; with {self.better.flags} it would be {self.better.best:.1%}"
+            said += f"; with {self._remedy(self.better)} it would be {self.better.best:.1%}"
         # It knows the images all the same: BN may be folded into the weights.
         fresh = f"{self._never_seen}; an inversion that matches them has nothing to match"
         return f"{said}; {fresh}" if self.fresh else said
@@ -206,6 +217,7 @@ def interview(
     order: Sequence[int] = (),
     in_folders: bool = False,
     promised: float | None = None,
+    handed: bool = False,
 ) -> Interview:
     """Ask the teacher to name images of `dataset`, train's unless these are few, the same ones every time.
 
@@ -232,6 +244,7 @@ def interview(
         order=tuple(order) or tuple(range(teacher.num_classes)),
         promised=promised,
         in_folders=in_folders,
+        handed=handed,
     )
 
 
