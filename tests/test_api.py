@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -105,15 +106,16 @@ def process() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@contextmanager
 def citizen(capfd) -> Iterator[None]:
-    """Nothing is written to the streams, whoever writes, and the process is afterwards as it was."""
+    """Nothing is written to the streams in the block, whoever writes, and the process is afterwards as it was."""
     importlib.import_module("condkd_ray.api")
     before = process()
     capfd.readouterr()
     yield
     assert capfd.readouterr() == ("", "")
-    assert process() == before
+    after = process()
+    assert {name: (before[name], after[name]) for name in before if before[name] != after[name]} == {}
 
 
 def test_the_package_is_imported_at_once_and_has_all_it_names():
@@ -137,21 +139,21 @@ def test_options_need_neither_ray_nor_optuna():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-@pytest.mark.usefixtures("citizen")
-def test_a_trial_is_trained_in_silence_with_the_numbers_of_the_command(cache, tmp_path):
-    trained = condkd_ray.train(TINY, cache=cache, device="cpu")
-    assert trained.record.status == "finished"
-    assert len(trained.record.history) == 2
-    assert trained.samples is not None
-    assert trained.samples.images.shape == (32, 1, 8, 8)
-    again = condkd_ray.train(TINY, out=tmp_path / "out", cache=cache, device="cpu")
-    assert again.record.outcome.predictions == trained.record.outcome.predictions
-    loaded = condkd_ray.load(tmp_path / "out").best()
-    assert loaded.record == again.record
-    for name, tensor in trained.student.state_dict().items():
-        assert torch.equal(tensor, loaded.student.state_dict()[name])
-    with torch.no_grad():
-        assert loaded.student(trained.samples.images).shape == (32, 10)
+def test_a_trial_is_trained_in_silence_with_the_numbers_of_the_command(cache, tmp_path, capfd):
+    with citizen(capfd):
+        trained = condkd_ray.train(TINY, cache=cache, device="cpu")
+        assert trained.record.status == "finished"
+        assert len(trained.record.history) == 2
+        assert trained.samples is not None
+        assert trained.samples.images.shape == (32, 1, 8, 8)
+        again = condkd_ray.train(TINY, out=tmp_path / "out", cache=cache, device="cpu")
+        assert again.record.outcome.predictions == trained.record.outcome.predictions
+        loaded = condkd_ray.load(tmp_path / "out").best()
+        assert loaded.record == again.record
+        for name, tensor in trained.student.state_dict().items():
+            assert torch.equal(tensor, loaded.student.state_dict()[name])
+        with torch.no_grad():
+            assert loaded.student(trained.samples.images).shape == (32, 10)
 
 
 def test_a_trial_that_fails_has_no_student(cache):
@@ -175,21 +177,21 @@ def test_a_config_is_read_as_the_command_reads_it(tmp_path):
         condkd_ray.read_config(tmp_path / "trial.yaml")
 
 
-@pytest.mark.usefixtures("citizen")
-def test_a_module_of_ones_own_teaches_with_the_numbers_of_its_weights(cache, module, teacher, tmp_path):
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    own = condkd_ray.train(TINY, teacher=teacher, out=tmp_path, cache=cache, device="cpu")
-    same = condkd_ray.train(TINY, cache=cache, device="cpu")
-    assert own.record.outcome.predictions == same.record.outcome.predictions
-    assert own.record.config["teacher"]["module"] == own.record.teacher != same.record.teacher
-    assert own.record.teacher.startswith("given:")
-    assert module.training
-    assert all(weight.requires_grad for weight in module.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    # Its record and its student need no module.
-    loaded = condkd_ray.load(tmp_path)
-    assert loaded.best().student is not None
-    assert "teacher names" in " ".join(loaded.manifest.notes).lower()
+def test_a_module_of_ones_own_teaches_with_the_numbers_of_its_weights(cache, module, teacher, tmp_path, capfd):
+    with citizen(capfd):
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        own = condkd_ray.train(TINY, teacher=teacher, out=tmp_path, cache=cache, device="cpu")
+        same = condkd_ray.train(TINY, cache=cache, device="cpu")
+        assert own.record.outcome.predictions == same.record.outcome.predictions
+        assert own.record.config["teacher"]["module"] == own.record.teacher != same.record.teacher
+        assert own.record.teacher.startswith("given:")
+        assert module.training
+        assert all(weight.requires_grad for weight in module.parameters())
+        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+        # Its record and its student need no module.
+        loaded = condkd_ray.load(tmp_path)
+        assert loaded.best().student is not None
+        assert "teacher names" in " ".join(loaded.manifest.notes).lower()
 
 
 def test_an_equal_teacher_goes_on_and_another_does_not(cache, module, teacher, tmp_path):
@@ -272,9 +274,8 @@ def test_what_cannot_be_copied_is_refused():
 def test_a_teacher_that_does_not_fit_is_refused(cache, config, changes, said, tmp_path):
     known = KNOWN | changes
     torch.manual_seed(0)
-    module = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, known["num_classes"])
-    )
+    head = nn.Linear(8, known["num_classes"])
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     with pytest.raises(InputError, match=said):
         condkd_ray.train(config, teacher=Teacher.from_module(module, **known), out=tmp_path / "out", cache=cache)
     assert not (tmp_path / "out").exists()
@@ -352,66 +353,71 @@ def test_a_folder_is_for_one_call_at_a_time_and_free_afterwards(cache, tmp_path,
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("citizen")
-def test_arms_are_swept_over_seeds(cluster, cache, tmp_path):
-    import ray
+def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
+    with citizen(capfd):
+        import ray
 
-    results = condkd_ray.sweep({"mixed": TINY}, Options(cache=cache), out=str(tmp_path / "out"), seeds=(0, 1))
-    records = results.records
-    assert [(one.arm, one.seed, one.status) for one in records] == [("mixed", 0, "finished"), ("mixed", 1, "finished")]
-    assert (tmp_path / "out" / "table.md").is_file()
-    alone = condkd_ray.train(TINY, cache=cache, device="cpu")
-    assert records[0].outcome.predictions == alone.record.outcome.predictions
-    loaded = condkd_ray.load(tmp_path / "out")
-    assert loaded.records == records
-    assert loaded.best().record in records
-    assert loaded.trained(records[1].config_hash[:12] if loaded.best().record == records[1] else records[0].config_hash)
-    # A folder in which trials are missing has results, too.
-    (tmp_path / "out" / "records" / f"{records[1].config_hash}.json").unlink()
-    assert repr(condkd_ray.load(tmp_path / "out")).endswith("sweep, 1 of 2 trials finished>")
-    plans = [Plan("mixed", 2, seed, replace(TINY, seed=seed)) for seed in (0, 1)]
-    assert len(condkd_ray.sweep(plans, out=tmp_path / "out", cache=cache).finished) == 2
-    assert ray.is_initialized()
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("citizen")
-def test_a_space_is_searched(cluster, cache, tmp_path):
-    tree = to_tree(TINY)
-    text = yaml.safe_dump(tree).replace("steps: 2", "steps: !int [1, 2]", 1)
-    found = condkd_ray.search(text, out=tmp_path / "out", cache=cache, trials=2, objective="proxy/agreement")
-    scores = [record.metrics["proxy/agreement"] for record in found.ranked]
-    assert len(scores) == 2
-    assert scores == sorted(scores, reverse=True)
-    assert set(found.study["config_hash"]) >= {record.config_hash for record in found.records}
-    assert {"course", "rounds"} <= set(found.figures)
-    assert found.best().student is not None
-    assert "condkd_ray" not in found.manifest.command
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("citizen")
-def test_a_module_of_ones_own_sweeps_and_searches_from_any_thread_and_loop(cluster, cache, teacher, tmp_path):
-    found: list[condkd_ray.Results] = []
-
-    def sweep() -> None:
-        found.append(
-            condkd_ray.sweep({"one": replace(TINY, rounds=1)}, out=tmp_path / "a", cache=cache, teacher=teacher)
+        results = condkd_ray.sweep({"mixed": TINY}, Options(cache=cache), out=str(tmp_path / "out"), seeds=(0, 1))
+        records = results.records
+        assert [(one.arm, one.seed, one.status) for one in records] == [
+            ("mixed", 0, "finished"),
+            ("mixed", 1, "finished"),
+        ]
+        assert (tmp_path / "out" / "table.md").is_file()
+        alone = condkd_ray.train(TINY, cache=cache, device="cpu")
+        assert records[0].outcome.predictions == alone.record.outcome.predictions
+        loaded = condkd_ray.load(tmp_path / "out")
+        assert loaded.records == records
+        assert loaded.best().record in records
+        assert loaded.trained(
+            records[1].config_hash[:12] if loaded.best().record == records[1] else records[0].config_hash
         )
+        # A folder in which trials are missing has results, too.
+        (tmp_path / "out" / "records" / f"{records[1].config_hash}.json").unlink()
+        assert repr(condkd_ray.load(tmp_path / "out")).endswith("sweep, 1 of 2 trials finished>")
+        plans = [Plan("mixed", 2, seed, replace(TINY, seed=seed)) for seed in (0, 1)]
+        assert len(condkd_ray.sweep(plans, out=tmp_path / "out", cache=cache).finished) == 2
+        assert ray.is_initialized()
 
-    async def within_a_loop() -> None:
-        sweep()
 
-    with pytest.raises(InputError):
-        condkd_ray.sweep({"one": TINY}, out=tmp_path / "a", cache=cache, time_budget="soon")
-    thread = threading.Thread(target=sweep)
-    thread.start()
-    thread.join()
-    asyncio.run(within_a_loop())
-    assert [len(one.finished) for one in found] == [1, 1]
-    text = yaml.safe_dump(to_tree(replace(TINY, rounds=1))).replace("steps: 2", "steps: !int [1, 2]", 1)
-    searched = condkd_ray.search(text, out=tmp_path / "b", cache=cache, trials=1, teacher=teacher)
-    assert {one.teacher for one in searched.records} == {found[0].records[0].teacher}
+@pytest.mark.ray
+def test_a_space_is_searched(cluster, cache, tmp_path, capfd):
+    with citizen(capfd):
+        tree = to_tree(TINY)
+        text = yaml.safe_dump(tree).replace("steps: 2", "steps: !int [1, 2]", 1)
+        found = condkd_ray.search(text, out=tmp_path / "out", cache=cache, trials=2, objective="proxy/agreement")
+        scores = [record.metrics["proxy/agreement"] for record in found.ranked]
+        assert len(scores) == 2
+        assert scores == sorted(scores, reverse=True)
+        assert set(found.study["config_hash"]) >= {record.config_hash for record in found.records}
+        assert {"course", "rounds"} <= set(found.figures)
+        assert found.best().student is not None
+        assert "condkd_ray" not in found.manifest.command
+
+
+@pytest.mark.ray
+def test_a_module_of_ones_own_sweeps_and_searches_from_any_thread_and_loop(cluster, cache, teacher, tmp_path, capfd):
+    with citizen(capfd):
+        found: list[condkd_ray.Results] = []
+
+        def sweep() -> None:
+            found.append(
+                condkd_ray.sweep({"one": replace(TINY, rounds=1)}, out=tmp_path / "a", cache=cache, teacher=teacher)
+            )
+
+        async def within_a_loop() -> None:
+            sweep()
+
+        with pytest.raises(InputError):
+            condkd_ray.sweep({"one": TINY}, out=tmp_path / "a", cache=cache, time_budget="soon")
+        thread = threading.Thread(target=sweep)
+        thread.start()
+        thread.join()
+        asyncio.run(within_a_loop())
+        assert [len(one.finished) for one in found] == [1, 1]
+        text = yaml.safe_dump(to_tree(replace(TINY, rounds=1))).replace("steps: 2", "steps: !int [1, 2]", 1)
+        searched = condkd_ray.search(text, out=tmp_path / "b", cache=cache, trials=1, teacher=teacher)
+        assert {one.teacher for one in searched.records} == {found[0].records[0].teacher}
 
 
 class Unsendable:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 import condkd_ray
-from condkd_ray.core.environment import usable_cpus
+from condkd_ray.core.environment import set_variables, usable_cpus
 from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import ClusterError, InputError, require
 from condkd_ray.core.view import SILENT, View
@@ -240,7 +240,7 @@ def _process_kept() -> Iterator[None]:
             sys.excepthook = hook
             if not dumps:
                 faulthandler.disable()
-            _set(variables)
+            set_variables(variables)
 
 
 def _kill_helpers() -> None:
@@ -322,15 +322,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        _set(before)
-
-
-def _set(values: Mapping[str, str | None]) -> None:
-    """Set these environment variables, and remove those whose value is None."""
-    for name, value in values.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+        set_variables(before)
 
 
 def _init(address: str | None, cpus: int | None, gpus: int | None, came: Sequence[int]) -> None:

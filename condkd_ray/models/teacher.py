@@ -110,9 +110,8 @@ class Teacher:
         try:
             network = copy.deepcopy(module)
         except Exception as error:
-            raise InputError(
-                f"teacher module is a {kind} that cannot be copied ({error}); accepted: another"
-            ) from error
+            text = f"teacher module is a {kind}, which cannot be copied ({error})"
+            raise InputError(f"{text}; accepted: a module that copy.deepcopy copies") from error
         made = cls(
             with_safe_convolutions(network),
             num_classes=num_classes,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from condkd_ray import models
@@ -69,7 +70,8 @@ def chosen(records: Sequence[Record], out: Path, beginning: str | None = None) -
 
 def load_student(product: Product) -> nn.Module:
     """Return the student in eval mode."""
-    student = models.parse(product.network).build(product.image_shape, product.num_classes)
+    with torch.random.fork_rng(devices=[]):
+        student = models.parse(product.network).build(product.image_shape, product.num_classes)
     student.load_state_dict(product.student)
     return student.eval()
 
