@@ -191,7 +191,7 @@ def test_a_module_of_ones_own_teaches_with_the_numbers_of_its_weights(cache, mod
         # Its record and its student need no module.
         loaded = condkd_ray.load(tmp_path)
         assert loaded.best().student is not None
-        assert "teacher names" in " ".join(loaded.manifest.notes).lower()
+        assert "the teacher classifies" in " ".join(loaded.manifest.notes).lower()
 
 
 def test_an_equal_teacher_goes_on_and_another_does_not(cache, module, teacher, tmp_path):

@@ -1,4 +1,4 @@
-"""Whether all nodes of the cluster see one storage: asked before any work, as a trial could run on any of them."""
+"""Check, before any work, that all nodes of the cluster can use the storage, as a trial may run on any of them."""
 
 import secrets
 import time
@@ -14,15 +14,15 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, Remote, probe, put_text, reason
 
 PATIENCE_SECONDS = 60.0
-"""In which a node has to answer; starting a process there takes seconds."""
+"""Time limit for a node's answer; starting a process there takes seconds."""
 SHARED = "a folder that all nodes share, such as one on NFS, or a URI like s3://bucket/prefix with keys on each node"
 
 
 def check_reach(storage: Location, what: str = "--storage") -> None:
-    """Raise `InputError`, naming the node, where a node does not see `storage` as this process does, or cannot write.
+    """Raise `InputError`, naming the node, if a node cannot write to `storage` or sees another one than this process.
 
-    A folder is seen by the one node of a cluster of one, and not asked for; an object store takes keys that a node may
-    lack. Nodes that join later are not asked.
+    A folder is not checked on a cluster of one node. An object store is, as the node may lack keys for it. Nodes that
+    join later are not checked.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1 and not isinstance(storage, Remote):
@@ -37,10 +37,10 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
 
 
 def look(storage: Location, marker: str) -> str:
-    """What keeps this machine from using `storage`, where the driver has put `marker`; empty if nothing does."""
+    """Return why this machine cannot use `storage`, where the driver has written `marker`; empty if it can."""
     try:
         if not (storage / marker).is_file():
-            return "it does not find there what was written here"
+            return "it does not find a file that was written here"
         probe(storage)
     except (OSError, ValueError) as error:
         return reason(error)
@@ -48,24 +48,24 @@ def look(storage: Location, marker: str) -> str:
 
 
 def failing_nodes(task: Callable[..., str], *given: Any) -> dict[str, str]:
-    """Run `task(*given)` on every node; the addresses of those on which it does not return "", with what it returns."""
+    """Run `task(*given)` on every node. Return its answers that are not empty, by the node's address."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    answers = [_asked(node["NodeID"], task, given) for node in nodes]
-    # Of all, before anything is refused: a node that is cut off while it tries would leave its file there.
-    told = [_answered(node["NodeID"], task, given, one) for node, one in zip(nodes, answers, strict=True)]
-    return {node["NodeManagerAddress"]: wrong for node, wrong in zip(nodes, told, strict=True) if wrong}
+    answers = [_start(node["NodeID"], task, given) for node in nodes]
+    # Collect all answers before any refusal: a node that is cut off during its check would leave its file behind.
+    results = [_answer(node["NodeID"], task, given, one) for node, one in zip(nodes, answers, strict=True)]
+    return {node["NodeManagerAddress"]: wrong for node, wrong in zip(nodes, results, strict=True) if wrong}
 
 
-def _asked(node: str, task: Callable[..., str], given: tuple[Any, ...]) -> Any:
+def _start(node: str, task: Callable[..., str], given: tuple[Any, ...]) -> Any:
     place = NodeAffinitySchedulingStrategy(node, soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": place}
     return ray.remote(**options)(task).remote(*given)
 
 
-def _answered(node: str, task: Callable[..., str], given: tuple[Any, ...], answer: Any) -> str:
-    """What the node says, asked again should it not have come to it.
+def _answer(node: str, task: Callable[..., str], given: tuple[Any, ...], answer: Any) -> str:
+    """Return a node's answer; repeat the check while it fails for a reason of Ray's.
 
-    One that is lost meanwhile has nothing to say: no trial will run on it. That takes Ray some seconds to notice.
+    Returns an empty string for a node lost meanwhile, as no trial will run on it. Ray takes some seconds to notice.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -77,4 +77,4 @@ def _answered(node: str, task: Callable[..., str], given: tuple[Any, ...], answe
             if isinstance(error, RayTaskError) or time.monotonic() > deadline:
                 return f"it does not answer: {first_line(error)}"
         time.sleep(1)
-        answer = _asked(node, task, given)
+        answer = _start(node, task, given)

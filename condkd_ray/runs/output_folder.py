@@ -1,4 +1,4 @@
-"""The folder an experiment writes its results to: one experiment's alone, and locked while a process runs in it."""
+"""The folder of one experiment's results, which is locked while a process runs in it."""
 
 import datetime
 import itertools
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from condkd_ray.core.locks import claim, given_back, let_go
+from condkd_ray.core.locks import claim, release, released_after
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import check_same_experiment
 
@@ -16,37 +16,38 @@ log = logging.getLogger(__name__)
 
 
 _runs: set[Path] = set()
-"""Folders in which calls of this process run; a lock keeps out other processes alone."""
+"""Folders in which calls of this process run. A lock keeps out other processes only."""
 
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """Keep `out` for one call of this process, whose locks are given back at the end of the block.
+    """Keep `out` for one call of this process, and release the locks that the call takes.
 
-    Raises `InputError` where a call of another thread runs there.
+    Raises `InputError` if a call of another thread runs in `out`.
     """
     whole = out.resolve()
     accepted = "a folder of its own, or the same once that has ended"
     require(whole not in _runs, "--out", f"{out}, where another call of this process runs", accepted)
     _runs.add(whole)
     try:
-        with given_back():
+        with released_after():
             yield
     finally:
         _runs.discard(whole)
 
 
 def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
-    """Make `out` ready, for this process alone until it ends.
+    """Create and lock `out` for this process until it ends; with `fresh`, first move an existing folder aside.
 
-    Raises `InputError` for a file, a folder that cannot be written, another experiment's, one where a process runs.
+    Raises `InputError` if `out` is a file, cannot be written, belongs to another experiment, or another process runs
+    in it.
     """
     if fresh and os.path.isdir(out):
         taken = claim(out, "--out")
         try:
             _move_aside(out)
         finally:
-            let_go(taken)
+            release(taken)
     check_same_experiment(out, experiment)
     try:
         out.mkdir(parents=True, exist_ok=True)
