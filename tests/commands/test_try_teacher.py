@@ -1,13 +1,12 @@
 """`condkd try` as its user runs it: a teacher's weights, a folder of digits, seconds instead of minutes."""
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import programs
 import pytest
 import torch
 import tyro
@@ -79,12 +78,10 @@ def flags(home: Path, **more: object) -> Try:
 
 
 @pytest.fixture(scope="module")
-def tried(home: Path) -> subprocess.CompletedProcess[str]:
+def tried(cluster, home: Path) -> subprocess.CompletedProcess[str]:
     paths = ["--teacher-weights", home / "teacher.safetensors", "--images", home / "photos", "--out", home / "out"]
     more = ["--config", home / "small.yaml", "--cache", home / "cache", "--student", "resnet-8-2"]
-    whole = [sys.executable, "-m", "condkd_ray", "try", *paths, *more, "--seeds", "0", "1", "--minutes", "0.45"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, whole)), capture_output=True, text=True, env=environment, timeout=240)
+    done = programs.condkd("try", *paths, *more, "--seeds", "0", "1", "--minutes", "0.4")
     assert done.returncode == 0, done.stderr
     return done
 
