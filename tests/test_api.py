@@ -227,8 +227,8 @@ KNOWN: dict[str, Any] = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": [0
     [
         ("net", {}, r"teacher module is 'str'; accepted: a torch.nn.Module"),
         (nn.Flatten(), {}, r"parameters of the teacher module is 0"),
-        (Told(lambda x: x[:, :9]), {}, r"answer to 2 images is \(2, 9\); accepted: '?\(2, 10\)"),
-        (Told(lambda x: {"logits": x}), {}, r"type of the teacher's answer .* is 'dict'; accepted: a tensor"),
+        (Told(lambda x: x[:, :9]), {}, r"output for 2 images is \(2, 9\); accepted: '?\(2, 10\)"),
+        (Told(lambda x: {"logits": x}), {}, r"type of the teacher's output .* is 'dict'; accepted: a tensor"),
         (Told(lambda x: {}["logits"]), {}, r"cannot read images of shape \(1, 8, 8\): 'logits'"),
         (Told(lambda x: x * float("nan")), {}, r"is 'NaN or infinite'; accepted: finite logits of 10 classes"),
         (nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()), {}, r"last linear layer of the teacher is None"),

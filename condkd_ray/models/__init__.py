@@ -24,11 +24,11 @@ from condkd_ray.models.wrn import Wrn
 _Small = LeNet5 | LeNet5Half | ResNet | ConvNet | AlexNet | AlexNetHalf
 _Large = ResNet18 | ResNet34 | Wrn | Vgg11 | MobileNetV2 | SqueezeNet | Torchvision
 AnyNetwork = _Small | _Large
-"""Told apart by `name`."""
+"""All built-in networks; the field `name` distinguishes them."""
 
 
 def _check_spelling(kind: type[Network]) -> None:
-    """Raise `InputError` unless the fields of a network can stand in one word: words, then whole numbers."""
+    """Raise `InputError` unless the fields of a network fit its one-word spelling: words, then integers."""
     words = [name for name, hint in hints(kind).items() if hint is str or get_origin(hint) is Literal]
     for field in fields(kind):
         fits = isinstance(field.default, str) if field.name in words else hints(kind)[field.name] is int
@@ -37,31 +37,31 @@ def _check_spelling(kind: type[Network]) -> None:
 
 
 NETWORKS = Family("networks", Network, get_args(AnyNetwork), _check_spelling)
-OTHER = f"or {label(ResNet(depth=20, shortcut='a'))} for the shortcuts without weights of the CIFAR nets in the paper"
+OTHER = f"or {label(ResNet(depth=20, shortcut='a'))} for shortcuts without weights, as in the CIFAR nets of the paper"
 
 
 def parse(text: str) -> AnyNetwork:
-    """The network that `text` spells; the inverse of `label`. Fields left out keep their defaults.
+    """Return the network that `text` spells; the inverse of `label`. Omitted fields keep their defaults.
 
-    Raises `InputError` for a text that spells none (a path, say), and for values the architecture refuses.
+    Raises `InputError` for text that spells no network (such as a path), and for values that the network refuses.
     """
     match = re.fullmatch(r"([a-z0-9_]+)((?::[a-z0-9_]+)*)((?:-[0-9]{1,6})*)", text)
     kind: Any = NETWORKS.members().get(match[1]) if match else None
     if match is None or kind is None:
         raise _unknown(text)
     words, numbers = match[2].split(":")[1:], [int(number) for number in match[3].split("-")[1:]]
-    takes_words, takes_numbers = _fields(kind)
-    if len(words) > len(takes_words) or len(numbers) > len(takes_numbers):
+    word_fields, number_fields = _fields(kind)
+    if len(words) > len(word_fields) or len(numbers) > len(number_fields):
         raise _unknown(text)
     types = hints(kind)
-    if any(word not in (get_args(types[field]) or [word]) for field, word in zip(takes_words, words, strict=False)):
+    if any(word not in (get_args(types[field]) or [word]) for field, word in zip(word_fields, words, strict=False)):
         raise _unknown(text)
-    given = [*zip(takes_words, words, strict=False), *zip(takes_numbers, numbers, strict=False)]
+    given = [*zip(word_fields, words, strict=False), *zip(number_fields, numbers, strict=False)]
     return kind(**dict(given))  # type: ignore[arg-type]
 
 
 def _fields(kind: type[Network]) -> tuple[list[str], list[str]]:
-    """Names of the fields of words and of numbers."""
+    """Return the names of the word fields and of the integer fields."""
     given = [field for field in fields(kind) if field.name != "name"]
     words = [field.name for field in given if isinstance(field.default, str)]
     return words, [field.name for field in given if field.name not in words]

@@ -1,9 +1,9 @@
-"""AlexNet for 32x32 images (Krizhevsky et al., NeurIPS 2012) and its half, the CIFAR pair of ZSKD.
+"""AlexNet for 32x32 images (Krizhevsky et al., NeurIPS 2012) and its half-width student, the CIFAR pair of ZSKD.
 
-Widths of ZSKD's networks (`methods.md` 5.4): convolutions 5x5, 5x5, 3x3, 3x3, 3x3; local response normalisation and
+Widths as in ZSKD (Nayak et al., ICML 2019): convolutions 5x5, 5x5, 3x3, 3x3, 3x3; local response normalisation and
 3x3 max pooling with stride 2 after the first two, pooling alone after the last; BN after each block and each hidden
-fully connected layer. Our choice: BN stands last in a block; the constants of the normalisation are Krizhevsky's; no
-padding in the pooling.
+fully connected layer. Our choice: BN is the last layer of a block; the constants of the normalisation are Krizhevsky's;
+the pooling has no padding.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from condkd_ray.models.network import Network
 
 @dataclass(frozen=True, kw_only=True)
 class _Size(Network):
-    """An AlexNet by the channels of its convolutions and the units of its hidden layers."""
+    """Base of both AlexNets; subclasses set the channels of the convolutions and the units of the hidden layers."""
 
     paper: ClassVar[str] = "Krizhevsky et al., NeurIPS 2012"
     convs: ClassVar[tuple[int, int, int, int, int]]
@@ -26,7 +26,7 @@ class _Size(Network):
 
     @property
     def min_size(self) -> int:
-        """Three poolings leave one place of 15."""
+        """15: the three poolings leave one position."""
         return 15
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -35,7 +35,7 @@ class _Size(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class AlexNet(_Size):
-    """Convolutions of 48, 128, 192, 192 and 128 channels, then 512 and 256 units; `fc2` names the layer of 256."""
+    """AlexNet: 48, 128, 192, 192 and 128 channels, then 512 and 256 units; `fc2` is the layer with 256 units."""
 
     name: Literal["alexnet"] = "alexnet"
     convs = (48, 128, 192, 192, 128)
@@ -44,7 +44,7 @@ class AlexNet(_Size):
 
 @dataclass(frozen=True, kw_only=True)
 class AlexNetHalf(_Size):
-    """Convolutions of 24, 64, 96, 96 and 64 channels, then 256 and 128 units; `fc2` names the layer of 128."""
+    """Half AlexNet: 24, 64, 96, 96 and 64 channels, then 256 and 128 units; `fc2` is the layer with 128 units."""
 
     name: Literal["alexnet_half"] = "alexnet_half"
     convs = (24, 64, 96, 96, 64)
@@ -52,9 +52,9 @@ class AlexNetHalf(_Size):
 
 
 class AlexNetModule(nn.Module):
-    """`blocks` ("blocks.0" to "blocks.4"), `fc1` and `fc2`, each with ReLU and BN after it, then `classifier`.
+    """The modules `blocks` ("blocks.0" to "blocks.4"), `fc1` and `fc2`, each followed by ReLU and BN, `classifier`.
 
-    The output of `fc2` is before the ReLU: FC-2 of Wang's soft targets.
+    The output of `fc2` is taken before the ReLU: it is FC-2 in Wang's soft targets.
     """
 
     def __init__(self, size: _Size, image_shape: tuple[int, int, int], num_classes: int) -> None:
@@ -62,8 +62,8 @@ class AlexNetModule(nn.Module):
         channels, *sides = image_shape
         (first, second, third, fourth, fifth), hidden = size.convs, size.hidden
         self.blocks = nn.Sequential(
-            _block(channels, first, 5, respond=True, pool=True),
-            _block(first, second, 5, respond=True, pool=True),
+            _block(channels, first, 5, normalise=True, pool=True),
+            _block(first, second, 5, normalise=True, pool=True),
             _block(second, third, 3),
             _block(third, fourth, 3),
             _block(fourth, fifth, 3, pool=True),
@@ -81,10 +81,10 @@ class AlexNetModule(nn.Module):
         return self.classifier(self.bn2(F.relu(self.fc2(units))))
 
 
-def _block(inputs: int, outputs: int, kernel: int, *, respond: bool = False, pool: bool = False) -> nn.Module:
+def _block(inputs: int, outputs: int, kernel: int, *, normalise: bool = False, pool: bool = False) -> nn.Module:
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU()]
-    if respond:
-        # PyTorch divides alpha by the size, the paper does not: 1e-4 there.
+    if normalise:
+        # PyTorch divides alpha by the size, the paper does not: its alpha is 1e-4.
         layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
     if pool:
         layers.append(nn.MaxPool2d(3, 2))
@@ -92,7 +92,7 @@ def _block(inputs: int, outputs: int, kernel: int, *, respond: bool = False, poo
 
 
 def _side(side: int) -> int:
-    """Side of the map after the three poolings."""
+    """Return the side of the map after the three poolings."""
     for _ in range(3):
         side = (side - 3) // 2 + 1
     return side

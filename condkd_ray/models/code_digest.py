@@ -1,9 +1,9 @@
 """Digest of what a module's own Python code does, for modules that no file and no name identifies.
 
-A class of a notebook has no file that other processes find, and its cell may be run again under another name. So its
-bytecode counts, with constants, defaults, closures, and the functions, classes and constants of its globals that it
-uses. Code that is installed is told apart by its qualified name alone, as other machines have it too.
-All of it is our choice.
+A class in a notebook has no file that other processes can find, and its cell may be run again under another name. So
+the digest covers its bytecode with constants, defaults and closures, and the functions, classes and constants among the
+globals that it uses. Installed code is identified by its qualified name alone, because other machines have it too.
+All of this is our choice.
 """
 
 import dis
@@ -20,18 +20,18 @@ from condkd_ray.models.own_module import is_installed
 
 PLAIN = (int, float, complex, str, bytes, bool, types.NoneType, types.EllipsisType, range, slice)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-"""Attributes that PyTorch keeps in each module: parameters, buffers, children, hooks, mode."""
+"""Attributes that PyTorch keeps in every module: parameters, buffers, children, hooks, mode."""
 _NOT_CODE = (
     *("__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__annotations__", "__annotate__"),
     *("__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__"),
 )
-"""Attributes of a class that say nothing of what it computes."""
+"""Attributes of a class that do not affect its computation."""
 
 
 def structure_digest(network: nn.Module) -> str:
-    """16 hex digits of what a network is beside its tensors: layers, their settings, and the code of own classes.
+    """Return 16 hex digits for all of a network except its tensors: layers, settings, and code of the user's classes.
 
-    Equal for a network and its copies, in any process of one Python version, on any device.
+    The digest is equal for a network and its copies, in any process of one Python version, on any device.
     """
     walk = _Walk()
     for name, layer in network.named_modules():
@@ -41,24 +41,24 @@ def structure_digest(network: nn.Module) -> str:
 
 
 def all_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those that a state dict leaves out included."""
+    """Return parameters and buffers by name, including buffers that a state dict leaves out."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 class _Walk:
-    """Feeds values, and what they refer to, into `digest`; each function and class once."""
+    """Feeds values, and the values they refer to, into `digest`; each function, class and object once."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []
-        """Keeps what `_seen` names by its address."""
+        """References that keep the objects in `_seen` alive, so that their ids stay unique."""
 
     def add(self, text: str) -> None:
         self.digest.update(f"{len(text)}:{text}".encode())
 
     def layer(self, layer: nn.Module) -> None:
-        """A module without its tensors and children."""
+        """Add a module without its tensors and children."""
         self.value(type(layer))
         self.add(layer.extra_repr())
         for hook in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()):
@@ -68,7 +68,7 @@ class _Walk:
             self.value(vars(layer)[key])
 
     def value(self, value: Any) -> None:
-        """Any value; an object of a class that is installed, and none of those below, counts by its class alone."""
+        """Add any value. An object of an installed class counts by its class alone, unless handled below."""
         if isinstance(value, PLAIN):
             self.add(f"{type(value).__name__} {value!r}")
         elif isinstance(value, Tensor):
@@ -90,7 +90,7 @@ class _Walk:
             self.value(part)
 
     def _once(self, value: Any) -> None:
-        """A function, a class or an object: by its name where it is installed, else by its code."""
+        """Add a function, class or object: by name if it is installed, otherwise by its code."""
         if id(value) in self._seen:
             return self.add(f"seen {self._seen[id(value)]}")
         self._seen[id(value)] = len(self._seen)
@@ -109,7 +109,7 @@ class _Walk:
 
     def _object(self, value: Any) -> None:
         if isinstance(value, nn.Module):
-            # A child that nobody has registered, such as one in a plain list.
+            # A child that is not registered, such as one in a plain list.
             self.layer(value)
             self.value([*all_tensors(value).values(), *value.children()])
         elif isinstance(value, functools.partial):
@@ -153,7 +153,7 @@ class _Walk:
 
 
 def _used(code: types.CodeType, names: Mapping[str, Any]) -> Iterator[Any]:
-    """Values of the globals that code reads, and of the attributes that it may read of modules among these."""
+    """Yield the values of globals that the code reads, and of attributes it may read from modules among them."""
     read = dict.fromkeys(one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     for name in filter(names.__contains__, read):
         value = names[name]
@@ -164,7 +164,7 @@ def _used(code: types.CodeType, names: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _unwrapped(value: Any) -> list[Any]:
-    """The functions of a class's attribute, or the value that it is."""
+    """Return the functions of a property or method, or the attribute itself, in a list."""
     if isinstance(value, property):
         return [value.fget, value.fset, value.fdel]
     return [value.__func__] if isinstance(value, (staticmethod, classmethod)) else [value]

@@ -32,7 +32,7 @@ class ConvNet(Network):
 
     @property
     def min_size(self) -> int:
-        """The last normalisation then sees 2x2 places a channel; of one place the variance would be 0."""
+        """2^depth: the last normalisation then has 2x2 positions per channel; one position has variance 0."""
         return 2**self.depth
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -40,7 +40,7 @@ class ConvNet(Network):
 
 
 class ConvNetModule(nn.Module):
-    """`blocks`, then `classifier`. Distribution matching reads `embed`."""
+    """The modules `blocks` and `classifier`. Distribution matching uses the features of `embed`."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, depth: int, width: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class ConvNetModule(nn.Module):
         self.classifier = nn.Linear(width * rows * columns, num_classes)
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to features (B, D), the flattened map of the last block. Differentiable."""
+        """Map (B, C, H, W) to features (B, D), the flattened output of the last block. Differentiable."""
         return self.blocks(images).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class ConvNetModule(nn.Module):
 
 
 def _block(inputs: int, width: int, padding: int) -> nn.Sequential:
-    # One group a channel is instance normalisation.
+    # GroupNorm with one group per channel is instance normalisation.
     return nn.Sequential(
         nn.Conv2d(inputs, width, 3, padding=padding),
         nn.GroupNorm(width, width),

@@ -1,4 +1,4 @@
-"""A frozen network as it answers fastest, where neither its gradients nor its statistics are wanted."""
+"""Folds the BN layers of a frozen network, for faster logits without gradients or layer statistics."""
 
 import copy
 import logging
@@ -15,24 +15,23 @@ from condkd_ray.models.shortcut import Shortcut
 log = logging.getLogger(__name__)
 
 FOLDED, ROUNDED = 0.02, 0.2
-"""By how much an answer may differ, as a share of its norm, for TF32 and for bfloat16: far less than a wrong branch."""
+"""Largest accepted relative change of the logits' norm, for TF32 and for bfloat16; a wrong branch changes far more."""
 
 
 class _Tracer(fx.Tracer):
-    """Follows a forward pass, and takes each BN layer and shortcut, ours too, as one step of it."""
+    """Traces a forward pass, with each BN layer and `Shortcut` as a single operation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether to step over it."""
+        """Return whether the tracer does not enter the module."""
         return isinstance(m, (*BatchNorms, Shortcut)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def folded(network: nn.Module, dtype: torch.dtype, images: Tensor) -> nn.Module:
-    """A copy in eval mode with BN folded into what stands right before it, and weights cast to `dtype` once.
+    """Return a copy in eval mode with BN folded into the layers before, and weights converted to `dtype` once.
 
-    To be run under an autocast to `dtype`. Each BN behind a convolution or linear layer that nothing else reads is
-    gone; other BN stays as it is. It is tried out on `images` (B, C, H, W): a network whose forward pass cannot be
-    followed without values, or comes to another answer so, or takes no weights of this type, is given back itself, and
-    that is logged.
+    Run the copy under autocast to `dtype`. BN is removed after a convolution or linear layer whose output nothing else
+    reads; other BN stays. The copy is tested on `images` (B, C, H, W). If the forward pass cannot be traced, gives
+    different logits, or does not accept weights of this type, the network itself is returned and the reason is logged.
     """
     try:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -44,18 +43,18 @@ def folded(network: nn.Module, dtype: torch.dtype, images: Tensor) -> nn.Module:
         made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype in HALVES):
             _require_near(made(images), network(images), ROUNDED)
-    except Exception as error:  # whatever a network's own code raises where it is run otherwise than it was meant to be
-        log.info(f"the teacher's batch normalisation is not folded, so it answers more slowly: {error}")
+    except Exception as error:  # tracing or casting a user's network may raise anything
+        log.info(f"the teacher's batch normalisation is not folded, so its logits take longer: {error}")
         return network
     return made
 
 
 def _require_near(found: Tensor, wanted: Tensor, tolerance: float) -> None:
     if found.dtype != wanted.dtype:
-        raise ValueError(f"its forward pass chooses its own arithmetic, {wanted.dtype}")
+        raise ValueError(f"the network's forward pass sets its own precision, {wanted.dtype}")
     apart = (found.float() - wanted.float()).norm() / wanted.float().norm()
     if not bool(apart <= tolerance):
-        raise ValueError(f"its answer would differ by {float(apart):.1%}")
+        raise ValueError(f"the logits would differ by {float(apart):.1%}")
 
 
 def _fold(traced: fx.GraphModule) -> None:
@@ -78,6 +77,6 @@ def _fold(traced: fx.GraphModule) -> None:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether its weights are what they seem: none are made of others when it runs."""
+    """Return whether the layer uses its weights as they are, without parametrisation or hooks."""
     hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
     return isinstance(layer, Weighted) and not is_parametrized(layer) and not hooks

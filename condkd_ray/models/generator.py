@@ -1,8 +1,7 @@
-"""The image generator of DAFL, ZSKT, DFAD, DFQ, CMI, Fast and PRE-DFKD: a linear layer and two times upsampling.
+"""Image generator of DAFL, ZSKT, DFAD, DFQ, CMI, Fast and PRE-DFKD: a linear layer and two upsamplings.
 
-Of PRE-DFKD also the memory network: an encoder of images, and as decoder DAFL's generator without spectral norm.
-Letters: B batch, Z latent size, C channels, H W height and width. Sources: `methods.md` 2.2, 6.1, `peers.md` A.1 to
-A.4, A.6.
+Also PRE-DFKD's memory network: an encoder of images, and DAFL's generator without spectral norm as its decoder.
+Letters: B batch, Z latent size, C channels, H W height and width. Source: the authors' released code.
 """
 
 from typing import Any, Literal
@@ -15,21 +14,21 @@ from torch.nn.utils.parametrizations import spectral_norm
 Head = Literal["sigmoid", "tanh_bn", "bn"]
 Init = Literal["default", "normal", "uniform"]
 SMALLEST = 6
-"""The shortest side that leaves a pixel after the encoder's three halvings."""
+"""Shortest image side, in pixels, that leaves one position after the encoder's three halvings."""
 
 
 class UpsampledConv(nn.Conv2d):
     """Nearest upsampling from `before` (H, W) to `after`, then a 3x3 convolution without bias.
 
-    Where both sides double, upsampling and convolution are one transposed 4x4 convolution of stride 2 with the same
-    weights, at 4/9 of the multiply-adds: neighbours among the upsampled pixels are equal, so that their taps add up.
+    If both sides double, upsampling and convolution are computed as one transposed 4x4 convolution of stride 2 with the
+    same weights, at 4/9 of the multiply-adds: neighbouring upsampled pixels are equal, so that their taps add up.
     """
 
     def __init__(self, inputs: int, outputs: int, before: tuple[int, int], after: tuple[int, int]) -> None:
         super().__init__(inputs, outputs, 3, padding=1, bias=False)
         self._after = after
         self.taps = 4 if after == (2 * before[0], 2 * before[1]) else 9
-        """Multiply-adds of a pixel for each pair of channels."""
+        """Multiply-adds per output pixel and pair of input and output channels."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, inputs, *before) to (B, outputs, *after)."""
@@ -40,15 +39,15 @@ class UpsampledConv(nn.Conv2d):
 
 
 def summed_taps(weight: Tensor, dim: int) -> Tensor:
-    """Three taps of a convolution over a doubled side to the four of the transposed one over the side itself."""
+    """Return the four taps of the transposed convolution, from the three taps of a convolution after upsampling."""
     first, middle, last = weight.unbind(dim)
     return torch.stack([last, middle + last, first + middle, first], dim)
 
 
 class ConvToImage(nn.Conv2d):
-    """3x3 convolution to a few channels, as the transposed convolution with mirrored taps: these are the same sums.
+    """3x3 convolution to a few channels, computed as a transposed convolution with mirrored taps; the result is equal.
 
-    On a CPU the gradients of a convolution to 3 channels take two and a half times as long.
+    On a CPU the gradients of an ordinary convolution to 3 channels take two and a half times as long.
     """
 
     def __init__(self, inputs: int, channels: int) -> None:
@@ -60,14 +59,15 @@ class ConvToImage(nn.Conv2d):
 
 
 class Generator(nn.Module):
-    """Latents (B, Z) to images (B, C, H, W).
+    """Maps latents (B, Z) to images (B, C, H, W).
 
-    `head="sigmoid"`: [0, 1] pixels, to be normalised afterwards (CMI, Fast). `head="tanh_bn"`: images in the model's
-    space, Tanh then BN without affine (DAFL, DFAD, DFQ, PRE-DFKD). `head="bn"`: the same space, BN with affine and
-    no Tanh (ZSKT). Sides need not be multiples of 4: the last upsampling meets them. `eps` of the inner BN layers;
-    DAFL's code has 0.8. `spectral`: convolutions of spectral norm 1 (PRE-DFKD).
-    `init`: `default` is PyTorch's; `normal` weights N(0, 0.02), of BN N(1, 0.02) (CMI); `uniform` weights of linear
-    layer and convolutions U(-0.08, 0.08) (PRE-DFKD); biases are 0 with both.
+    `head="sigmoid"`: pixels in [0, 1], to be normalised afterwards (CMI, Fast). `head="tanh_bn"`: images in the model's
+    space, Tanh then BN without affine (DAFL, DFAD, DFQ, PRE-DFKD). `head="bn"`: the same space, BN with affine and no
+    Tanh (ZSKT). Image sides need not be multiples of 4: the last upsampling interpolates to the exact sides. `eps`: of
+    the two BN layers after the upsamplings; 0.8 in DAFL's code. `spectral`: convolutions have spectral norm 1
+    (PRE-DFKD). `init`: `default` is PyTorch's; `normal` draws weights from N(0, 0.02) and BN weights from N(1, 0.02)
+    (CMI); `uniform` draws weights of linear layer and convolutions from U(-0.08, 0.08) (PRE-DFKD); both set biases to
+    0.
     """
 
     def __init__(
@@ -114,10 +114,10 @@ class Generator(nn.Module):
 
 
 class LabelledGenerator(nn.Module):
-    """Latents (B, Z) and labels (B,) to images (B, C, H, W): a `Generator` of the latent with the one-hot label behind.
+    """Maps latents (B, Z) and labels (B,) to images (B, C, H, W): a `Generator` of the latent and the one-hot label.
 
-    Our choice. The one-hot vector has the length sqrt(Z), that of a latent: else the label would hardly count among
-    hundreds of latent dimensions.
+    Our choice. The one-hot vector has length sqrt(Z), the length of a latent; at length 1 hundreds of latent
+    dimensions would outweigh it.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ def _head(head: Head, channels: int) -> nn.Module:
 
 
 def initialise(network: nn.Module, init: Init) -> None:
-    """Draw all weights anew: N(0, 0.02) (`normal`) or U(-0.08, 0.08) (`uniform`), biases 0; `default` leaves them."""
+    """Draw weights from N(0, 0.02) (`normal`) or U(-0.08, 0.08) (`uniform`), biases 0; `default` changes nothing."""
     if init == "default":
         return
     for layer in network.modules():
@@ -158,10 +158,10 @@ def initialise(network: nn.Module, init: Init) -> None:
 
 
 class Encoder(nn.Module):
-    """Images (B, C, H, W), H and W at least `SMALLEST`, to mean and log variance of their latents, each (B, Z).
+    """Maps images (B, C, H, W) to mean and log variance of their latents, each (B, Z). H and W are at least `SMALLEST`.
 
-    Three halvings: nearest, a strided convolution, nearest. `width` channels after the second convolution (128 in the
-    official code), half as many before. `eps` is that of the first two BN layers.
+    Three halvings: nearest, a strided convolution, nearest. `width`: channels after the second convolution (128 in the
+    official code); the first has half as many. `eps`: of the first two BN layers.
     """
 
     def __init__(self, latent: int, width: int, image_shape: tuple[int, int, int], *, eps: float = 0.8) -> None:
@@ -180,7 +180,7 @@ class Encoder(nn.Module):
         self.log_var = nn.Linear(features, latent)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) to (B, Z) twice, float32 also under autocast. Each image column first gets unit length."""
+        """(B, C, H, W) to (B, Z) twice, float32 also under autocast. Each image column is first scaled to length 1."""
         x = self.start(F.normalize(images, dim=2))
         x = self.end(F.interpolate(x, size=self._half))
         x = F.interpolate(x, size=self._eighth).flatten(1)
@@ -188,7 +188,10 @@ class Encoder(nn.Module):
 
 
 def vae(latent: int, width: int, image_shape: tuple[int, int, int]) -> tuple[Encoder, Generator]:
-    """Encoder and decoder, weights U(-0.08, 0.08) and biases 0 as officially; images are in the model's space."""
+    """Return encoder and decoder, weights from U(-0.08, 0.08) and biases 0 as in the official code.
+
+    Images are in the model's space.
+    """
     encoder = Encoder(latent, width, image_shape)
     decoder = Generator(latent, width, image_shape, head="tanh_bn", eps=0.8, init="uniform")
     initialise(encoder, "uniform")

@@ -1,4 +1,4 @@
-"""A look into a network while it runs. The only home of hooks, for teachers and students.
+"""Functions that read the inputs and outputs of a network's layers through hooks, for teachers and students.
 
 Letters: B batch, C channels, H W height and width.
 """
@@ -30,32 +30,32 @@ def over_space(x: Tensor) -> Tensor:
 
 @contextmanager
 def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Within it each forward pass leaves the outputs of `layers`, float32, in the dictionary; no hook stays behind.
+    """Yield a dictionary that each forward pass fills with the float32 outputs of `layers`, by layer name.
 
-    Layers that do not give a tensor leave nothing.
+    Layers whose output is not a tensor are left out. The hooks are removed on exit.
     """
     taps: dict[str, Tensor] = {}
 
-    def see(name: str, _: nn.Module, __: object, output: object) -> None:
+    def record(name: str, _: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor):
-            # A copy: the layer behind, such as a ReLU, may write into what this one gave.
+            # A copy: the next layer, such as an in-place ReLU, may overwrite this output.
             taps[name] = output.to(torch.float32, copy=True)
 
     with ExitStack() as hooks:
         for name in layers:
-            hooks.enter_context(network.get_submodule(name).register_forward_hook(partial(see, name)))
+            hooks.enter_context(network.get_submodule(name).register_forward_hook(partial(record, name)))
         yield taps
 
 
 def sharing(network: nn.Module) -> nn.Module:
-    """A copy of the network's modules, in the same mode, that has the very parameters and buffers of the network."""
+    """Return a copy of the network's modules, in the same mode, that shares the network's parameters and buffers."""
     return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
 def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Give it weights and biases of convolutions and linear layers in `dtype`, without gradients; and return it.
+    """Convert weights and biases of convolutions and linear layers to `dtype` in place, and return the network.
 
-    Autocast to `dtype` does so in every pass.
+    The new parameters need no gradients. Autocast to `dtype` would convert them again in every pass.
     """
     for layer in network.modules():
         if isinstance(layer, Weighted):
@@ -66,7 +66,7 @@ def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 @torch.no_grad()
 def spatial_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
-    """Names of the layers that give (B, C, H, W) with more places than one; the network is left as it is."""
+    """Return the names of layers whose output is (B, C, H, W) with more than one position; `network` is not changed."""
     copied = copy.deepcopy(network).eval()
     names = [name for name, _ in copied.named_modules() if name]
     with tapped(copied, names) as taps:
@@ -76,13 +76,13 @@ def spatial_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> lis
 
 @dataclass(frozen=True)
 class Trace:
-    """What ran: the last linear layer, and names of layers.
+    """The last linear layer of a network, and names of layers that ran in a forward pass.
 
-    `bn`: those of BN with running statistics, in the order of execution; `tappable`: those that give a tensor;
-    `weighted`: linear layers and convolutions but the last linear one, in the order of execution; `stages`: names and
-    input channels of the stages (see `stage_inputs`), in the order of execution; `ends`: names of the layers whose
-    outputs end the stages (see `stage_outputs`), without those whose means over space are a later one's, or enter the
-    last linear layer as they are.
+    `bn`: BN layers with running statistics, in the order of execution; `tappable`: layers whose output is a tensor;
+    `weighted`: convolutions and linear layers except the last linear layer, in the order of execution; `stages`: names
+    and input channels of the stages (see `stage_inputs`), in the order of execution; `ends`: names of the layers whose
+    outputs end the stages (see `stage_outputs`), without layers whose spatial means equal those of a later layer or
+    the input of the last linear layer.
     """
 
     classifier: nn.Linear
@@ -95,19 +95,19 @@ class Trace:
 
 @torch.no_grad()
 def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> Trace:
-    """Two blank images through `network`. Raises `InputError` where they do not become `num_classes` logits."""
+    """Run two blank images through `network`. Raises `InputError` unless they give (2, `num_classes`) logits."""
     ran: dict[str, object] = {}
-    read: dict[str, object] = {}
+    inputs_of: dict[str, object] = {}
     linear: list[nn.Linear] = []
     bn_names: list[str] = []
     weighted: dict[str, nn.Module] = {}
     finished: list[str] = []
     device = next(network.parameters()).device
 
-    def see(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+    def record(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         ran[name] = output
         finished.append(name)
-        read[name] = inputs[0] if inputs else None
+        inputs_of[name] = inputs[0] if inputs else None
         if isinstance(module, nn.Linear | nn.Conv2d):
             weighted[name] = module
         if isinstance(module, nn.Linear):
@@ -117,24 +117,24 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
 
     with ExitStack() as hooks:
         for name, module in network.named_modules():
-            hooks.enter_context(module.register_forward_hook(partial(see, name)))
+            hooks.enter_context(module.register_forward_hook(partial(record, name)))
         try:
             logits = network(images := torch.zeros(2, *shape, device=device))
-        except Exception as error:  # whatever a network's own code raises
+        except Exception as error:  # the user's network may raise anything
             raise InputError(f"the teacher cannot read images of shape {shape}: {error}") from error
-    what = f"type of the teacher's answer to 2 images of shape {shape}"
+    what = f"type of the teacher's output for 2 images of shape {shape}"
     require(isinstance(logits, Tensor), what, type(logits).__name__, f"a tensor of shape (2, {num_classes})")
-    answered, expected = tuple(logits.shape), (2, num_classes)
-    require(answered == expected, "shape of the teacher's answer to 2 images", answered, str(expected))
+    actual, expected = tuple(logits.shape), (2, num_classes)
+    require(actual == expected, "shape of the teacher's output for 2 images", actual, str(expected))
     last = linear[-1] if linear else None
-    accepted = f"a torch.nn.Linear with {num_classes} outputs that makes the logits"
+    accepted = f"a torch.nn.Linear with {num_classes} outputs that computes the logits"
     fits = last is not None and last.out_features == num_classes
     require(fits, "last linear layer of the teacher", last, accepted)
-    # In the order of definition: a reader of the list finds a stage before its parts.
+    # In the order of definition, so that a list of layers names a stage before the layers inside it.
     tappable = tuple(name for name, _ in network.named_modules() if name and isinstance(ran.get(name), Tensor))
     others = tuple(name for name, module in weighted.items() if module is not linear[-1])
     bn = tuple(dict.fromkeys(bn_names))
-    maps = {name: value for name, value in read.items() if isinstance(value, Tensor) and value is not images}
+    maps = {name: value for name, value in inputs_of.items() if isinstance(value, Tensor) and value is not images}
     once = [name for name in finished if name and finished.count(name) == 1]
     outputs = {name: value for name in once if isinstance(value := ran[name], Tensor)}
     ends = _without_repeats(network, stage_outputs(network, outputs), linear[-1], shape)
@@ -144,9 +144,10 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
 def _without_repeats(
     network: nn.Module, ends: tuple[str, ...], classifier: nn.Linear, shape: tuple[int, int, int]
 ) -> tuple[str, ...]:
-    """`ends` without layers whose means over space are a later one's, or enter the last linear layer as they are.
+    """Drop layers whose spatial means equal those of a later layer or the input of the last linear layer.
 
-    So it is before average pooling, which keeps means. Tried out on two images; all of a network without values.
+    A layer before average pooling is such a case, because pooling keeps the means. The means are compared on two random
+    images; on the meta device, where tensors have no values, all of `ends` are returned.
     """
     device = classifier.weight.device
     if device.type == "meta":
@@ -165,12 +166,13 @@ def _without_repeats(
 
 
 def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[str]) -> dict[str, int]:
-    """Names of a network's stages and the channels of what enters each.
+    """Return the names of a network's stages, with the number of channels that enter each.
 
-    `inputs`: what entered each module, by name, without those that read the image itself; `bn`: the BN layers in the
+    `inputs`: the input of each module, by name, without modules that read the image itself; `bn`: the BN layers in the
     order of execution. The stages are the children of a module `stages`, as in the networks of this package, or
-    `layer1`, `layer2`, ..., as in torchvision's ResNets; of these, those in `inputs` that read a map. In other networks
-    each BN layer whose input has fewer places than those of all BN layers before it stands for a stage (our choice).
+    `layer1`, `layer2`, ..., as in torchvision's ResNets; only children in `inputs` that read a (B, C, H, W) map count.
+    In other networks each BN layer whose input has fewer positions than the inputs of all earlier BN layers stands for
+    a stage (our choice).
     """
     found = [name for name in _named_stages(network) if name in inputs and inputs[name].ndim == 4]
     if not found:
@@ -181,11 +183,11 @@ def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[
 
 
 def stage_outputs(network: nn.Module, outputs: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Names of the layers whose outputs end a network's stages, in the order of execution.
+    """Return the names of the layers whose outputs end a network's stages, in the order of execution.
 
-    `outputs`: what each layer that runs once gave, by name, in the order in which they finish. The stages are the
-    children that `stage_inputs` names. In other networks, of all maps with equally many places, more than one, the
-    last layer to finish ends a stage (our choice).
+    `outputs`: the output of each layer that runs exactly once, by name, in the order in which the layers finish. The
+    stages are the children that `stage_inputs` describes. In other networks the last layer to finish at each spatial
+    size ends a stage; outputs with one position do not count (our choice).
     """
     maps = {name: output for name, output in outputs.items() if output.ndim == 4}
     found = [name for name in _named_stages(network) if name in maps]
@@ -196,7 +198,7 @@ def stage_outputs(network: nn.Module, outputs: Mapping[str, Tensor]) -> tuple[st
 
 
 def _named_stages(network: nn.Module) -> list[str]:
-    """Children of a module `stages`, as in the networks of this package, or `layer1`, ..., as in torchvision's."""
+    """Return the children of a module `stages`, or `layer1`, `layer2`, ... (torchvision), as names in the network."""
     children = dict(network.named_children())
     if "stages" in children:
         return [f"stages.{name}" for name, _ in children["stages"].named_children()]

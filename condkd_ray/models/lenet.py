@@ -1,9 +1,9 @@
 """LeNet-5 (LeCun et al., Proc. IEEE 1998) and its half-width student, the MNIST pair of the data-free literature.
 
-Departures, all our choice and those usual in this field: ReLU for the squashing functions, max pooling for the trained
-subsampling, full connection between the first two convolutions, a linear output layer. No batch normalisation, so
-methods that need its statistics cannot use it. The layer of 84 (42) units is called "fc2" among layers: FC-2 of Wang's
-soft targets, before its ReLU.
+Departures from the paper, all our choice and usual in this field: ReLU instead of squashing functions, max pooling
+instead of trained subsampling, full connection between the first two convolutions, a linear output layer. It has no
+batch normalisation, so methods that need BN statistics cannot use it. The layer of 84 (42) units is named "fc2": its
+output before the ReLU is FC-2 in Wang's soft targets.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ KERNEL = 5
 
 @dataclass(frozen=True, kw_only=True)
 class _Size(Network):
-    """A LeNet by the channels of its convolutions and the units of its hidden layer."""
+    """Base of both LeNets; subclasses set the channels of the convolutions and the units of the hidden layer."""
 
     paper: ClassVar[str] = "LeCun et al., Proc. IEEE 1998"
     convs: ClassVar[tuple[int, int, int]]
@@ -27,7 +27,7 @@ class _Size(Network):
 
     @property
     def min_size(self) -> int:
-        """Two rounds of 5x5 convolution and halving leave one pixel of 16."""
+        """16: two 5x5 convolutions, each followed by halving, leave one position."""
         return 16
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -36,19 +36,19 @@ class _Size(Network):
         layers = [
             *(nn.Conv2d(channels, first, KERNEL), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(first, second, KERNEL), nn.ReLU(), nn.MaxPool2d(2)),
-            # It covers the map that remains: 5x5 of 32x32 images as in the paper, 4x4 of 28x28.
+            # The kernel covers the remaining map: 5x5 for 32x32 images as in the paper, 4x4 for 28x28.
             *(nn.Conv2d(second, third, (_side(sides[0]), _side(sides[1]))), nn.ReLU(), nn.Flatten()),
             *(nn.Linear(third, self.hidden), nn.ReLU(), nn.Linear(self.hidden, num_classes)),
         ]
         named = [(str(index), layer) for index, layer in enumerate(layers)]
-        # A name for what the hidden layer gives. Renaming the layer itself would make weights saved before unreadable.
+        # A name for the hidden layer's output. Renaming the layer itself would make earlier weight files unreadable.
         named.insert(10, ("fc2", nn.Identity()))
         return nn.Sequential(OrderedDict(named))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeNet5(_Size):
-    """Convolutions of 6, 16 and 120 channels, a hidden layer of 84."""
+    """LeNet-5: convolutions with 6, 16 and 120 channels, a hidden layer with 84 units."""
 
     name: Literal["lenet5"] = "lenet5"
     convs = (6, 16, 120)
@@ -57,7 +57,7 @@ class LeNet5(_Size):
 
 @dataclass(frozen=True, kw_only=True)
 class LeNet5Half(_Size):
-    """Convolutions of 3, 8 and 60 channels, a hidden layer of 42."""
+    """Half LeNet-5: convolutions with 3, 8 and 60 channels, a hidden layer with 42 units."""
 
     name: Literal["lenet5_half"] = "lenet5_half"
     convs = (3, 8, 60)
@@ -65,7 +65,7 @@ class LeNet5Half(_Size):
 
 
 def _side(side: int) -> int:
-    """Side of the map before the third convolution."""
+    """Return the side of the map before the third convolution."""
     for _ in range(2):
         side = (side - KERNEL + 1) // 2
     return side

@@ -1,8 +1,8 @@
 """MobileNetV2 (Sandler et al., CVPR 2018, arXiv:1801.04381, table 2).
 
-Stages of inverted residuals: expand by 1x1, filter each channel by 3x3, project by 1x1 without a non-linearity. Our
-choice, and usual on CIFAR: the stem and the second stage have stride 1 where the paper has 2, so that 32x32 images end
-at 4x4. He initialisation.
+Stages of inverted residuals: a 1x1 convolution expands the channels, a depthwise 3x3 convolution filters them, and a
+1x1 convolution without non-linearity projects them. Our choice, usual on CIFAR: the stem and the second stage have
+stride 1 where the paper has 2, so that the last map of 32x32 images is 4x4. He initialisation.
 """
 
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ from condkd_ray.models.batch_norm import BatchNorm2d
 from condkd_ray.models.network import WideNetwork, he_init, stage
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""Expansion, channels, blocks, stride."""
+"""Expansion, channels, blocks and stride of each stage."""
 STEM, HEAD = 32, 1280
 
 
 @dataclass(frozen=True, kw_only=True)
 class MobileNetV2(WideNetwork):
-    """MobileNetV2 of any width."""
+    """MobileNetV2 with a width multiplier."""
 
     paper: ClassVar[str] = "Sandler et al., CVPR 2018"
     accepted_width: ClassVar[str] = "1 or more, in percent"
     name: Literal["mobilenet_v2"] = "mobilenet_v2"
     width: int = 100
     """The paper's width multiplier in percent. Channels are rounded to multiples of 8; below 100 the last convolution
-    keeps its 1280."""
+    still has 1280 channels."""
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         return MobileNetV2Module(image_shape[0], num_classes, width=self.width)
 
 
 class MobileNetV2Module(nn.Module):
-    """`stem`, `stages` (for taps: "stages.0" to "stages.6"), `head`, mean over space, `classifier`."""
+    """The modules `stem`, `stages` (layers "stages.0" to "stages.6"), `head`, mean over space, `classifier`."""
 
     def __init__(self, channels: int, num_classes: int, *, width: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class MobileNetV2Module(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter, project; added to what came in where the shape is the same."""
+    """Expands, filters and projects; the input is added to the result if the shapes are equal."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, expansion: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class InvertedResidual(nn.Module):
 
 
 def rounded(channels: int, percent: int) -> int:
-    """`percent` of `channels`: the nearest multiple of 8, at least 8, the next one where a tenth would be lost."""
+    """Return `percent` of `channels`, rounded to a multiple of 8, at least 8; up if a tenth would be lost."""
     exact = channels * percent / 100
     nearest = max(8, int(exact + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * exact else nearest + 8

@@ -1,13 +1,13 @@
-"""How public projects name the weights of networks that this package has too, and which network weights are of.
+"""Parameter names of public projects, translated to the names of this package's networks.
 
-Names are rules of a project, never shapes: tensors of batch normalisation would swap. Only projects whose network
-computes what ours does are here. Left out, because their names or their function are others': bottleneck ResNets,
-pre-activation ResNets, ResNets with a wider second stage (`resnet8x4`), the VGGs of pytorch-cifar and
+A scheme translates by name, never by shape: shapes cannot distinguish the tensors of batch normalisation. Only projects
+whose network computes the same function as ours are listed. Left out, because names or function differ: bottleneck
+ResNets, pre-activation ResNets, ResNets with a wider second stage (`resnet8x4`), the VGGs of pytorch-cifar and
 pytorch-cifar-models (other poolings or classifiers), every MobileNetV2 (the same names stand for other strides).
 
-Read from the sources: akamaster/pytorch_resnet_cifar10, kuangliu/pytorch-cifar, chenyaofo/pytorch-cifar-models,
-zju-vipa/CMI, zju-vipa/Fast-Datafree, tmtuan1307/NAYER (whose networks are HobbitLong/RepDistiller's, polo5's and
-DAFL's), torchvision, huggingface/pytorch-image-models (timm).
+The names are those in the source code of akamaster/pytorch_resnet_cifar10, kuangliu/pytorch-cifar,
+chenyaofo/pytorch-cifar-models, zju-vipa/CMI, zju-vipa/Fast-Datafree, tmtuan1307/NAYER (whose networks come from
+HobbitLong/RepDistiller, polo5's repositories and DAFL), torchvision, and huggingface/pytorch-image-models (timm).
 """
 
 import re
@@ -24,7 +24,7 @@ from condkd_ray.models import AnyNetwork, LeNet5, LeNet5Half, ResNet, ResNet18, 
 from condkd_ray.models.state_dicts import Weights
 
 Rules = tuple[tuple[str, str], ...]
-"""Patterns of whole names, and ours: groups stand in braces by number, and a group of digits plus a number is a sum."""
+"""Pairs of a pattern for a whole name and our name. `{1}` in our name is group 1; `{1-1}` is its number minus 1."""
 BN = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 END = r"(weight|bias)"
 
@@ -50,7 +50,7 @@ _WRN: Rules = (
     (rf"fc\.{END}", "classifier.{1}"),
 )
 _VGG: Rules = (
-    # Ours has the pooling before a stage in it, so that its layers count from 1.
+    # Our stages begin with the pooling layer, so that their other layers are numbered from 1.
     (rf"block([04])\.(\d+)\.{BN}", "stages.{1}.{2}.{3}"),
     (rf"block([123])\.(\d+)\.{BN}", "stages.{1}.{2+1}.{3}"),
     (rf"classifier\.{END}", "classifier.{1}"),
@@ -63,18 +63,18 @@ _LENET: Rules = (
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a project names the weights of one of our architectures."""
+    """Names that some projects give to the weights of one of our architectures."""
 
     projects: str
     kinds: tuple[type[AnyNetwork], ...]
     rules: Rules
     pads: bool = False
-    """Whether a shortcut without weights is the padding that ours is (option A)."""
+    """True if a shortcut without weights is zero padding, as in our networks (option A)."""
     caution: str = ""
-    """What these names do not tell."""
+    """A difference from our network that the names cannot show; "" if there is none."""
 
     def renamed(self, weights: Mapping[str, Tensor]) -> Weights | None:
-        """All weights by our names; None where a name is none of the scheme, or two would become one."""
+        """Return all weights under our names, or None if a name is not in the scheme or two names would become one."""
         found: Weights = {}
         for given, value in weights.items():
             name = self._ours(given)
@@ -84,9 +84,9 @@ class Scheme:
         return found
 
     def _ours(self, name: str) -> str | None:
-        for pattern, ours in self.rules:
+        for pattern, own_name in self.rules:
             if match := re.fullmatch(pattern, name):
-                return re.sub(r"\{(\d)([+-]\d+)?\}", partial(_filled, match), ours)
+                return re.sub(r"\{(\d)([+-]\d+)?\}", partial(_filled, match), own_name)
         return None
 
 
@@ -95,7 +95,7 @@ def _filled(match: re.Match[str], slot: re.Match[str]) -> str:
     return group if slot[2] is None else str(int(group) + int(slot[2]))
 
 
-_POOL = "where the project has a max pooling behind the first convolution, which names do not tell, ours has none"
+_POOL = "the project may have a max pooling after the first convolution, which names do not show; our network has none"
 SCHEMES = (
     Scheme(
         "pytorch_resnet_cifar10, pytorch-cifar, DAFL, CMI, Fast-Datafree, NAYER",
@@ -113,47 +113,47 @@ SCHEMES = (
 
 @dataclass(frozen=True)
 class Recognised:
-    """Weights whose names and shapes are exactly those of `network`, and the scheme that their names were of."""
+    """Weights whose names and shapes are exactly those of `network`, and the scheme of their original names."""
 
     network: AnyNetwork
     weights: Weights
     scheme: Scheme | None = None
-    """None: the names are those of the network itself."""
+    """None if the original names are our own."""
 
 
 def recognise(weights: Weights) -> Recognised | None:
-    """Which network the weights are of, by names and then by shapes; None where it is none that is known."""
+    """Return the network that fits the weights' names and shapes, or None if no known network fits."""
     for scheme in (None, *SCHEMES):
-        ours = weights if scheme is None else scheme.renamed(weights)
-        network = None if ours is None else network_of(ours)
-        if ours is None or network is None:
+        renamed = weights if scheme is None else scheme.renamed(weights)
+        network = None if renamed is None else network_of(renamed)
+        if renamed is None or network is None:
             continue
         padded = isinstance(network, ResNet) and network.shortcut == "a"
         if scheme is None or (isinstance(network, scheme.kinds) and (scheme.pads or not padded)):
-            return Recognised(network, ours, scheme)
+            return Recognised(network, renamed, scheme)
     return None
 
 
 def network_of(weights: Weights) -> AnyNetwork | None:
-    """The network that has just these names and shapes; None where none of those that are looked for has."""
-    for look in (_resnet_of, _wrn_of, _vgg_of, _lenet_of, _torchvision_of):
+    """Return the network whose state dict has exactly these names and shapes, or None if no known network has."""
+    for guess in (_resnet_of, _wrn_of, _vgg_of, _lenet_of, _torchvision_of):
         try:
-            network, first, last = look(weights)
+            network, first, last = guess(weights)
             channels, classes = weights[first].shape[1], weights[last].shape[0]
             if any(_shapes(network, channels, side, classes) == _shapes_of(weights) for side in SIDES):
                 return network
         except (KeyError, IndexError, InputError):
-            continue  # not even the beginning of such a network
+            continue  # not this architecture: a name or a shape of its first layers is missing
     return None
 
 
 SIDES = (32, 28, 64)
-"""Of images, on which shapes or names of a network may depend."""
-Look = tuple[AnyNetwork, str, str]
-"""What weights may be of, and the names of its first and last weights."""
+"""Image sides, in pixels, that are tried: a network's names and shapes may depend on them."""
+Guess = tuple[AnyNetwork, str, str]
+"""A network that the weights may belong to, and the names of its first and last weights."""
 
 
-def _resnet_of(weights: Weights) -> Look:
+def _resnet_of(weights: Weights) -> Guess:
     blocks, width = _blocks(weights, r"stages\.(\d+)\.\d+\.conv1\.weight"), weights["conv.weight"].shape[0]
     ends = ("conv.weight", "classifier.weight")
     if len(blocks) == 4:
@@ -163,25 +163,25 @@ def _resnet_of(weights: Weights) -> Look:
     return ResNet(depth=6 * blocks[0] + 2, width=width, shortcut="b" if has_weights else "a"), *ends
 
 
-def _wrn_of(weights: Weights) -> Look:
+def _wrn_of(weights: Weights) -> Guess:
     blocks = _blocks(weights, r"stages\.(\d+)\.\d+\.conv1\.weight")
     width = weights["classifier.weight"].shape[1] // 64
     return Wrn(depth=6 * blocks[0] + 4, width=width), "conv.weight", "classifier.weight"
 
 
-def _vgg_of(weights: Weights) -> Look:
+def _vgg_of(weights: Weights) -> Guess:
     return Vgg11(width=weights["stages.0.0.weight"].shape[0]), "stages.0.0.weight", "classifier.weight"
 
 
-def _lenet_of(weights: Weights) -> Look:
+def _lenet_of(weights: Weights) -> Guess:
     kind = {kind.convs[0]: kind for kind in (LeNet5, LeNet5Half)}[weights["0.weight"].shape[0]]
     return kind(), "0.weight", "11.weight"
 
 
-def _torchvision_of(weights: Weights) -> Look:
+def _torchvision_of(weights: Weights) -> Guess:
     blocks, bottleneck = _blocks(weights, r"layer(\d)\.\d+\.conv1\.weight"), "layer1.0.conv3.weight" in weights
     if weights["conv1.weight"].shape[-1] != 7:
-        raise KeyError("another stem; torchvision is slow to import")
+        raise KeyError("the first convolution is not 7x7; torchvision, slow to import, has no such ResNet")
     models: dict[tuple[bool, tuple[int, ...]], str] = {
         (False, (2, 2, 2, 2)): "resnet18",
         (False, (3, 4, 6, 3)): "resnet34",
@@ -193,7 +193,7 @@ def _torchvision_of(weights: Weights) -> Look:
 
 
 def _blocks(weights: Weights, pattern: str) -> tuple[int, ...]:
-    """How many blocks each stage has."""
+    """Return the number of blocks of each stage."""
     return tuple(Counter(match[1] for name in weights if (match := re.fullmatch(pattern, name))).values())
 
 

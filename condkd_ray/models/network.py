@@ -1,4 +1,4 @@
-"""What an architecture is: a frozen dataclass that builds a module for a given image shape; parts that several share.
+"""Base class of architectures, a frozen dataclass that builds a module for an image shape, and parts they share.
 
 Letters: B batch, C channels, H W height and width, K classes.
 """
@@ -18,36 +18,38 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.units import byte_size
 
 DEEPEST = 1202
-"""Layers with weights, at most: the deepest network of He et al. (CVPR 2016, section 4.2)."""
+"""Largest accepted number of layers with weights: that of the deepest network of He et al. (CVPR 2016, section 4.2)."""
 LARGE = 256
-"""Up to this depth and width the weights of every architecture fit any machine (our choice). PyTorch takes a second to
-import what it needs for the first tensors without values."""
+"""Largest depth and width whose memory is not checked: up to here the weights of every architecture fit any machine
+(our choice). The check is slow: PyTorch takes a second to import what its first meta tensors need."""
 Module = TypeVar("Module", bound=nn.Module)
 OPTIONAL = {"spelled": "unless default"}
-"""Metadata of a field of words that `label` leaves out at its default."""
+"""Metadata of a word field that `label` leaves out at its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Method, ABC):
-    """Base of the architectures.
+    """Base class of the architectures.
 
-    Besides `name` a subclass has fields of words (`[a-z0-9_]+`), then of whole numbers, so that `label` can spell it.
-    Layers that draw when they train, such as dropout, are left out: they would draw from the global generator.
+    Besides `name`, a subclass has word fields (`[a-z0-9_]+`), then integer fields, so that `label` can write it as one
+    word. Layers that draw random numbers in training, such as dropout, are left out: they would draw from the global
+    generator.
     """
 
     name: str
 
     @property
     def min_size(self) -> int:
-        """Smallest side of an image it can read, in pixels; of 8 the last stage still has a place or more."""
+        """Smallest accepted side of an image, in pixels. At side 8 the last stage still has one position or more."""
         return 8
 
     @final
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        """A freshly initialised module from normalised images (B, C, H, W) to logits (B, K), ending in `nn.Linear`.
+        """Return a freshly initialised module that maps normalised images (B, C, H, W) to logits (B, K).
 
-        Draws from PyTorch's global generator: call it inside `Streams.forked`. `image_shape` is (C, H, W). Raises
-        `InputError` where H or W is below `min_size`, or where the weights do not fit the free memory.
+        Its last layer is `nn.Linear`. `image_shape` is (C, H, W). The weights are drawn from PyTorch's global
+        generator: call it inside `Streams.forked`. Raises `InputError` if H or W is below `min_size`, or if the weights
+        exceed the free memory.
         """
         _, height, width = image_shape
         side = min(height, width)
@@ -63,22 +65,22 @@ class Network(Method, ABC):
         require(needed < free, f"memory for the weights of {label(self)}", byte_size(needed), accepted)
 
     def _bytes(self, image_shape: tuple[int, int, int], num_classes: int) -> float:
-        """What the weights take, in float32. On the device `meta` tensors have no values: nothing is drawn either."""
+        """Return the bytes of the float32 weights, found on the `meta` device, where nothing is allocated or drawn."""
         try:
             with torch.device("meta"):
                 return 4.0 * sum(tensor.numel() for tensor in self._build(image_shape, num_classes).parameters())
         except (RuntimeError, TypeError, OverflowError):
-            # More than a tensor can be.
+            # A layer is larger than a tensor can be.
             return math.inf
 
     @abstractmethod
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        """`build` for a shape that is large enough."""
+        """Build the module for an image shape that `build` has checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WideNetwork(Network):
-    """Base of the architectures whose only field is a width, and which halve the image three times at most."""
+    """Base class of architectures whose only field is a width and that halve the image at most three times."""
 
     width: int
     accepted_width: ClassVar[str] = "1 or more"
@@ -88,9 +90,9 @@ class WideNetwork(Network):
 
 
 def label(network: Network) -> str:
-    """The command-line spelling: the name, words after colons, numbers after dashes, all in the order of the fields.
+    """Return the command-line spelling: name, words after colons, integers after dashes, in the order of the fields.
 
-    Such as "resnet-8-16" or "torchvision:resnet50". A word that is `OPTIONAL` and at its default is left out.
+    Examples: "resnet-8-16", "torchvision:resnet50". A word that is `OPTIONAL` and at its default is left out.
     """
     given = {field: getattr(network, field.name) for field in fields(network)}
     values = [value for field, value in given.items() if field.metadata != OPTIONAL or value != field.default]
@@ -99,20 +101,23 @@ def label(network: Network) -> str:
 
 
 def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int, count: int, stride: int) -> nn.Module:
-    """`count` blocks, each made from (inputs, outputs, stride); the first alone changes the channels and strides."""
+    """Return `count` blocks in sequence, each built by `block(inputs, outputs, stride)`.
+
+    Only the first block changes the number of channels and has the stride; the others have stride 1.
+    """
     rest = [block(outputs, outputs, 1) for _ in range(count - 1)]
     return nn.Sequential(block(inputs, outputs, stride), *rest)
 
 
 def drawn(make: Callable[[], Module], stream: str, device: torch.device, rng: Streams) -> Module:
-    """The module that `make` builds with the draws of `stream`, on `device`, in channels-last format."""
+    """Return the module that `make` builds with random numbers of `stream`, on `device`, in channels-last format."""
     with rng.forked(stream):
         module = make()
     return module.to(device, non_blocking=True, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def he_init(network: nn.Module) -> None:
-    """He initialisation, by fan-out, of all convolutions (He et al., ICCV 2015, arXiv:1502.01852)."""
+    """Initialise all convolutions as He et al. (ICCV 2015, arXiv:1502.01852), by fan-out."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""What one look at a network gives, and who takes it.
+"""Logits, features and layer statistics of one forward pass, and the object that collects them.
 
 Letters: B batch, C channels, K classes, D features, S channels of all BN layers.
 """
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from condkd_ray.models.hooks import HALVES, cast, over_space, sharing
 
 PENULTIMATE = "penultimate"
-"""The name of what enters the last linear layer, among layers."""
+"""Layer name that stands for the input of the last linear layer."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the teacher showed of one batch. A value: nothing is kept in the teacher between calls.
+    """Values collected in one forward pass of a batch. Nothing is kept in the network between passes.
 
-    `logits` (B, K); `features` (B, D), what enters the last linear layer; `bn` (2, S), means and biased variances in
-    this batch of what enters the BN layers, side by side in the order of execution, S channels in all, and (2, 0) where
-    not asked for; `taps`, outputs of the named layers; `input_means` (B, sum of C), where asked for, each image's own
-    means over space of the inputs of the named layers, side by side.
+    `logits` (B, K); `features` (B, D), the input of the last linear layer; `bn` (2, S), means and biased variances in
+    this batch of the inputs of the BN layers, concatenated in the order of execution (S channels in all), or (2, 0) if
+    they were not requested; `taps`, outputs of the requested layers by name; `input_means` (B, sum of C) if requested,
+    the spatial means of each image at the inputs of the requested layers, concatenated.
     """
 
     logits: Tensor
@@ -36,7 +36,7 @@ class Observation:
     input_means: Tensor | None = None
 
     def detach(self) -> Observation:
-        """The same values outside the graph."""
+        """Return the same values, detached from the autograd graph."""
         return Observation(
             self.logits.detach(),
             self.features.detach(),
@@ -46,17 +46,17 @@ class Observation:
         )
 
     def pooled(self, layer: str) -> Tensor:
-        """(B, D): the features where `layer` is `penultimate`, else that tap's mean over space."""
+        """Return (B, D): the features if `layer` is `penultimate`, else the spatial means of that layer's output."""
         if layer == PENULTIMATE:
             return self.features
         return over_space(self.taps[layer])
 
 
 class Observer:
-    """Takes the same look at a network again and again: its readers stay at their layers.
+    """Collects an `Observation` in each forward pass of a network, with hooks that stay registered.
 
-    They stand in a copy of the network that shares its tensors with it, so that the network itself runs without them.
-    A compiler follows a look whole; hooks that come and go it cannot follow.
+    The hooks are in a copy of the modules that shares the network's tensors, so that the network itself runs without
+    hooks. A compiler can trace permanent hooks, but not hooks that are registered and removed around each pass.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Observer:
         input_means: Sequence[str] = (),
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Of `layers` the outputs are read, of `classifier`, `bn` and `input_means` what enters: names of layers.
+        """Choose what to collect, by layer name: outputs of `layers`, inputs of `classifier`, `bn` and `input_means`.
 
-        `dtype`: to which autocast would cast the frozen network's weights; that is done once then.
+        `dtype`: if set, the frozen network's weights are converted once to `dtype`, as autocast does in every pass.
         """
         self._network = sharing(network) if dtype is None else cast(sharing(network), dtype)
         self._layers, self._bn, self._means = tuple(layers), tuple(bn), tuple(input_means)
@@ -85,36 +85,36 @@ class Observer:
             self._network.get_submodule(name).register_forward_hook(partial(self._keep_output, name))
 
     def __call__(self, images: Tensor) -> Observation:
-        """What the network shows of `images` (B, C, H, W)."""
+        """Run the network on `images` (B, C, H, W) and return the collected values."""
         logits = self._network(images).float()
         found = self._found
         statistics = [found["bn", name] for name in self._bn]
         flat = [mean for mean, _ in statistics] + [var for _, var in statistics]
-        seen = Observation(
+        observation = Observation(
             logits,
             found["last", ""],
             torch.cat(flat).view(2, -1) if flat else logits.new_zeros(2, 0),
             {name: found["tap", name] for name in self._layers},
             torch.cat([found["mean", name] for name in self._means], 1) if self._means else None,
         )
-        found.clear()  # else the graph behind it would live until the next look
-        return seen
+        found.clear()  # otherwise this pass's graph would be kept until the next pass
+        return observation
 
     def _read(self, what: str, name: str, read: Any) -> None:
         key = what, "" if what == "last" else name
 
-        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self._found[key] = read(inputs[0])
 
-        self._network.get_submodule(name).register_forward_pre_hook(see)
+        self._network.get_submodule(name).register_forward_pre_hook(record)
 
     def _keep_output(self, name: str, _: nn.Module, __: object, output: Tensor) -> None:
-        # A copy: the layer behind, such as a ReLU, may write into what this one gave.
+        # A copy: the next layer, such as an in-place ReLU, may overwrite this output.
         self._found["tap", name] = output.to(torch.float32, copy=True)
 
 
 class _Moments(torch.autograd.Function):
-    """See `moments`."""
+    """Autograd function of `moments`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,11 +129,14 @@ class _Moments(torch.autograd.Function):
 
 
 def to_inputs(x: Tensor, mean: Tensor, to_mean: Tensor, to_var: Tensor) -> Tensor:
-    """The gradient at values x (B, C, ...) with means (C,), of those at their means and biased variances (C,)."""
+    """Return the gradient at x (B, C, ...), given the gradients (C,) at its channel means and biased variances.
+
+    `mean` (C,): the channel means of `x`.
+    """
     count, shape = x.numel() // len(mean), [-1] + [1] * (x.ndim - 2)
     slope, centre = 2 * to_var / count, mean
     if x.dtype in HALVES:
-        # Centred first: of two large products that cancel, half precision would leave little.
+        # Subtract the mean first: in half precision the difference of two large products would lose most digits.
         centre = mean - mean.to(x.dtype)
         x = x - mean.to(x.dtype).view(shape)
     level = to_mean / count - slope * centre
@@ -141,12 +144,13 @@ def to_inputs(x: Tensor, mean: Tensor, to_mean: Tensor, to_var: Tensor) -> Tenso
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, (C,) each, of the channels of values (B, C, ...); of half precision, in float32."""
+    """Return mean and biased variance, (C,) each, of the channels of x (B, C, ...); float32 for half-precision x."""
     whole = x.float() if x.dtype in HALVES else x
     if torch.compiler.is_compiling():
-        # The compiler fuses all of it with what stands before, so that no float32 map is ever made.
+        # The compiler fuses this with the operations before it, so that no float32 map is stored.
         var, mean = torch.var_mean(whole, [0, *range(2, x.ndim)], correction=0)
         return mean, var
-    # By the kernel of batch normalisation, as exact as a layer's own statistics when it trains: on a CPU
-    # `torch.var_mean` takes ten times as long where channels lie last. On a GPU it reads bfloat16 and sums float32.
+    # The kernel of batch normalisation is as exact as a BN layer's own statistics in training. On a CPU
+    # `torch.var_mean` takes ten times as long for channels-last tensors. On a GPU the kernel reads bfloat16 and sums
+    # in float32.
     return _Moments.apply(whole if x.device.type == "cpu" else x)

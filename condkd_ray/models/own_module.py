@@ -1,4 +1,4 @@
-"""Any module of a user's as a network: made by a function of theirs, checked, and safe to differentiate.
+"""Loads a user's own module as a network: calls the user's function, checks the result, and makes it safe to train.
 
 Letters: C channels, H W height and width, K classes.
 """
@@ -28,39 +28,40 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.models.shortcut import NARROW, Shortcut
 
 GIVEN = "given:"
-"""Begins the name of a module that was handed over as an object; a digest of what it is follows."""
+"""Prefix of the name of a module that was passed as an object; a digest of the module follows it."""
 FORM = "package.module:function, a function without arguments that returns a torch.nn.Module"
 INSTALLED = ("site-packages", "dist-packages")
-"""Folders of packages that other machines have, too."""
+"""Folders of installed packages, which other machines have too."""
 STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
-"""That of Python's own library."""
+"""Folder of Python's standard library."""
 
 
 @dataclass(frozen=True)
 class OwnModule:
-    """A module of a user's, in eval mode on the CPU, and what names its code."""
+    """A user's module, in eval mode on the CPU, and a digest of its code."""
 
     network: nn.Module
     code: str
-    """Digest of its code: of one that a function returned the function's name, the file that defines it, and the files
-    of the user's that this imports; of one that was handed over see `code_digest.structure_digest`."""
+    """Digest of the module's code. For a module that a function returned, it covers the function's name, the file that
+    defines it, and the user's files that this file imports; for a module passed as an object, see
+    `code_digest.structure_digest`."""
 
 
 def own_module(name: str) -> OwnModule:
-    """The module that `package.module:function` returns; found in the working directory too, as `python -m` would.
+    """Return the module that `package.module:function` returns; the working directory is on the import path, too.
 
-    It draws from a fixed seed where it draws. Raises `InputError` in one sentence, also where their code fails.
+    The function runs with a fixed seed. Raises `InputError` in one sentence, also if the user's code fails.
     """
-    handed = "the module itself, in Python: teacher=Teacher.from_module(...); its code lies in no file that is known"
+    handed = "the module itself, in Python: teacher=Teacher.from_module(...); this one was never read from a file"
     require(not name.startswith(GIVEN), "teacher module", name, handed)
     make = _function(name)
     with _working_directory(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = _theirs(make, f"function {name}")
+        made = _run_theirs(make, f"function {name}")
     require(isinstance(made, nn.Module), f"what {name} returns", type(made).__name__, "a torch.nn.Module")
     has = next(made.parameters(), None) is not None
     require(has, f"what {name} returns", type(made).__name__, "a torch.nn.Module that has parameters")
-    network = _theirs(lambda: copied(made.eval()), f"copying what {name} returns")
+    network = _run_theirs(lambda: copied(made.eval()), f"copying what {name} returns")
     with _working_directory():
         sources = _sources(name, make, network)
     digests = [[module, file_digest(file)] for module, file in sorted(sources.items())]
@@ -68,7 +69,7 @@ def own_module(name: str) -> OwnModule:
 
 
 def _source_digest(make: Callable[[], Any]) -> str:
-    """Of the file that defines the function; "" where there is none."""
+    """Return the digest of the file that defines the function; "" if there is none."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(make))
     except TypeError:
@@ -77,10 +78,11 @@ def _source_digest(make: Callable[[], Any]) -> str:
 
 
 def _sources(name: str, make: Callable[[], Any], network: nn.Module) -> dict[str, Path]:
-    """The user's own modules, by name, that the function's and those of the network's classes import; not the former.
+    """Return the user's modules that the function's module and the network's classes import, by name.
 
-    Own are those of its package, or beside it. They are followed by what their sources say, not by what happens to be
-    imported, which other code of this process shapes; nothing is imported for that.
+    The module that defines the function is left out. A module is the user's if it is in the function's package or in
+    the folder of that package. Imports are read from the source text, not from `sys.modules`, which other code of this
+    process also fills; nothing is imported.
     """
     place, defined = name.partition(":")[0], getattr(inspect.unwrap(make), "__module__", None)
     package = place.partition(".")[0]
@@ -102,7 +104,7 @@ def _sources(name: str, make: Callable[[], Any], network: nn.Module) -> dict[str
 
 
 def _root(package: str) -> Path | None:
-    """The folder in which a package or module lies."""
+    """Return the folder that contains a package or module."""
     spec = _spec(package)
     if spec is None:
         return None
@@ -111,7 +113,10 @@ def _root(package: str) -> Path | None:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Of a module, imported or not. Nothing is imported, as `importlib.util.find_spec` would import what is around."""
+    """Return the spec of a module, imported or not.
+
+    Nothing is imported: `importlib.util.find_spec` would import the packages around the module.
+    """
     known = getattr(sys.modules.get(module), "__spec__", None)
     if known is not None:
         return known
@@ -122,15 +127,15 @@ def _spec(module: str) -> ModuleSpec | None:
         around = _spec(parent)
         places = None if around is None else around.submodule_search_locations
         return None if places is None else PathFinder.find_spec(module, list(places))
-    except (ImportError, ValueError):  # no name of a module, or one that was made up at run time
+    except (ImportError, ValueError):  # not a module name, or a module created at run time
         return None
 
 
 def _imports(file: Path, package: str) -> Iterator[str]:
-    """Names that a source file in `package` imports, anywhere in it; some are of what is in a module, not of one."""
+    """Yield the names that a source file in `package` imports, also inside functions; some are not modules."""
     try:
         tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # of a file that was never imported, or was changed since
+    except (SyntaxError, ValueError):  # the file was never imported, or has changed since
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -145,7 +150,7 @@ def _function(name: str) -> Callable[[], Any]:
     place, colon, attribute = name.partition(":")
     require(bool(place and colon and attribute), "teacher module", name, FORM)
     with _working_directory():
-        found: Any = _theirs(lambda: importlib.import_module(place), f"teacher module {name}: import of {place}")
+        found: Any = _run_theirs(lambda: importlib.import_module(place), f"teacher module {name}: import of {place}")
     for part in attribute.split("."):
         require(hasattr(found, part), f"teacher module {name}: {part} in {place}", None, FORM)
         found = getattr(found, part)
@@ -153,18 +158,21 @@ def _function(name: str) -> Callable[[], Any]:
     return found
 
 
-def _theirs(run: Callable[[], Any], what: str) -> Any:
-    """What code of the user's gives. Raises `InputError` for whatever it raises."""
+def _run_theirs(run: Callable[[], Any], what: str) -> Any:
+    """Return the result of the user's code. Raises `InputError` for any exception in it."""
     try:
         return run()
     except (Exception, SystemExit) as error:
-        told = str(error).strip().partition("\n")[0]
-        raise InputError(f"{what} failed ({type(error).__name__}: {told}); accepted: {FORM}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{what} failed ({type(error).__name__}: {reason}); accepted: {FORM}") from error
 
 
 @contextmanager
 def _working_directory() -> Iterator[None]:
-    """First on the import path; afterwards last, where it shadows nothing, for what their code imports late."""
+    """Put the working directory first on the import path; afterwards leave it last, for late imports in user code.
+
+    In the last place it shadows no other module.
+    """
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -179,18 +187,21 @@ def _working_directory() -> Iterator[None]:
 def check_answers(network: nn.Module, shape: tuple[int, int, int], num_classes: int, name: str) -> None:
     """Raise `InputError` unless two normalised images of `shape` (C, H, W) become (2, K) finite logits."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    answer = _theirs(lambda: network(images), f"teacher module {name} on images of shape {shape}")
+    output = _run_theirs(lambda: network(images), f"teacher module {name} on images of shape {shape}")
     accepted = f"a tensor of shape (2, {num_classes}), logits of {num_classes} classes"
-    what = f"answer of teacher module {name} to 2 images of shape {shape}"
-    require(isinstance(answer, Tensor), what, type(answer).__name__, accepted)
-    require(tuple(answer.shape) == (2, num_classes), what, tuple(answer.shape), accepted)
-    require(bool(answer.isfinite().all()), what, "NaN or infinite", f"finite logits of {num_classes} classes")
+    what = f"output of teacher module {name} for 2 images of shape {shape}"
+    require(isinstance(output, Tensor), what, type(output).__name__, accepted)
+    require(tuple(output.shape) == (2, num_classes), what, tuple(output.shape), accepted)
+    require(bool(output.isfinite().all()), what, "NaN or infinite", f"finite logits of {num_classes} classes")
 
 
 def with_safe_convolutions(network: nn.Module) -> nn.Module:
-    """The same network, in which no convolution can write past a buffer: see `Shortcut`, whose sums are the same."""
+    """Replace narrow strided 1x1 convolutions by `Shortcut`, which has equal results and avoids a memory error.
+
+    The network is changed in place and returned.
+    """
     for layer in network.modules():
-        # A subclass may compute something else, and padding puts places where there are none.
+        # A subclass may compute something else, and padding adds positions that `Shortcut` does not have.
         plain = type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid")
         if plain and layer.groups == 1 and layer.stride != (1, 1) and layer.in_channels < NARROW:  # type: ignore[union-attr]
             layer.__class__ = Shortcut
@@ -198,14 +209,14 @@ def with_safe_convolutions(network: nn.Module) -> nn.Module:
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """A copy on the CPU, for others to keep."""
+    """Return a copy on the CPU."""
     return copy.deepcopy(network).cpu()
 
 
 def own_code(names: Iterable[str]) -> list[ModuleType]:
-    """Return the imported modules that other machines may not have: of the packages of these names, or of this folder.
+    """Return imported modules that other machines may lack: from the named packages or the working directory.
 
-    A name is that of a module or of a function, `package.module:function`. Installed packages, Python itself and this
+    A name is a module or a function, `package.module:function`. Installed packages, Python itself and this
     package are left out.
     """
     here = Path.cwd().resolve()
@@ -216,9 +227,9 @@ def own_code(names: Iterable[str]) -> list[ModuleType]:
 
 
 def is_installed(module: str) -> bool:
-    """Whether other machines have the module `module` too: of a package that is installed, of Python or of this one.
+    """Return whether other machines have the module: it belongs to Python, this package or an installed package.
 
-    A module that is not imported, or has no file, is not; nor is what runs, a script or a notebook.
+    A module that is not imported or has no file counts as not installed, and so does `__main__` (script or notebook).
     """
     if module == "__main__":
         return False
@@ -239,7 +250,7 @@ def _is_own(module: ModuleType, packages: Collection[str], here: Path) -> bool:
 
 def _is_own_file(module: str, file: str, package: str, here: Path) -> bool:
     top = module.partition(".")[0]
-    # What PyTorch makes up at run time has a file's name without a folder.
+    # Modules that PyTorch creates at run time have a file name without a folder.
     if top in ("__main__", condkd_ray.__name__) or not os.path.isabs(file):
         return False
     path = Path(file).resolve()

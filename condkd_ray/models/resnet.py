@@ -1,11 +1,11 @@
 """Residual networks for small images (He et al., CVPR 2016, arXiv:1512.03385).
 
 CIFAR-type (section 4.2): three stages of n blocks at widths w, 2w, 4w (depth 6n + 2). ResNet-18 and ResNet-34 (table
-1): four stages of basic blocks (figure 2) at widths w, 2w, 4w, 8w; as everywhere in the data-free literature
-(`methods.md` 2.2, `peers.md` A.0) the 7x7 stem with stride 2 and the max-pool after it are a 3x3 convolution with
-stride 1 instead. Then the mean over space and one linear layer. He initialisation of the convolutions as in the paper.
-Our choice: where a block changes shape its shortcut is a 1x1 convolution with BN (the paper's option B; its own CIFAR
-nets pad with zeros, option A, which `ResNet` has too).
+1): four stages of basic blocks (figure 2) at widths w, 2w, 4w, 8w. As usual in data-free distillation, a 3x3
+convolution with stride 1 replaces their 7x7 stem with stride 2 and its max pooling. Then the mean over space and one
+linear layer. The convolutions have He initialisation as in the paper. Our choice: the shortcut of a block that changes
+the shape is a 1x1 convolution with BN (the paper's option B). The paper's CIFAR networks pad with zeros (option A);
+`ResNet` has both.
 """
 
 from dataclasses import dataclass, field
@@ -21,19 +21,19 @@ from condkd_ray.models.network import DEEPEST, OPTIONAL, Network, WideNetwork, h
 from condkd_ray.models.shortcut import PaddedShortcut, Shortcut
 
 Option = Literal["b", "a"]
-"""The paper's names of shortcuts beside a block that changes the shape: `b`, 1x1 convolution and BN; `a`, no weights,
-every second place and zeros for the new channels."""
+"""The paper's shortcut options for a block that changes the shape: `b`, a 1x1 convolution and BN; `a`, no weights:
+every second position, and zeros for the new channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet(Network):
-    """CIFAR-type ResNet of any depth 6n + 2 and width. Taps: "stages.0" to "stages.2"."""
+    """CIFAR-type ResNet of any depth 6n + 2 and width. Its stages are the layers "stages.0" to "stages.2"."""
 
     paper: ClassVar[str] = "He et al., CVPR 2016"
     name: Literal["resnet"] = "resnet"
     shortcut: Option = field(default="b", metadata=OPTIONAL)
-    """Beside a block that changes the shape: `b`, a 1x1 convolution with BN; `a`, zeros for the new channels, as in the
-    paper's own CIFAR nets. Spelled resnet:a-20-16."""
+    """Shortcut of a block that changes the shape: `b`, a 1x1 convolution with BN; `a`, zeros for the new channels, as
+    in the paper's CIFAR networks. On the command line, option `a` is spelled resnet:a-20-16."""
     depth: int = 8
     """Layers with weights: 8, 14, 20, 32, 44, 56, ..."""
     width: int = 16
@@ -52,7 +52,7 @@ class ResNet(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class _FourStages(WideNetwork):
-    """A ResNet by the blocks in each of its stages."""
+    """Base of ResNets with four stages; subclasses set the number of blocks of each stage."""
 
     paper: ClassVar[str] = "He et al., CVPR 2016"
     blocks: ClassVar[tuple[int, int, int, int]]
@@ -65,7 +65,7 @@ class _FourStages(WideNetwork):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet18(_FourStages):
-    """Two blocks in each of four stages. Taps: "stages.0" to "stages.3"."""
+    """ResNet-18: two blocks in each of four stages, the layers "stages.0" to "stages.3"."""
 
     name: Literal["resnet18"] = "resnet18"
     blocks = (2, 2, 2, 2)
@@ -73,16 +73,16 @@ class ResNet18(_FourStages):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet34(_FourStages):
-    """3, 4, 6 and 3 blocks in four stages, the usual teacher of CIFAR. Taps: "stages.0" to "stages.3"."""
+    """ResNet-34: 3, 4, 6 and 3 blocks in the layers "stages.0" to "stages.3". The usual teacher on CIFAR."""
 
     name: Literal["resnet34"] = "resnet34"
     blocks = (3, 4, 6, 3)
 
 
 class ResNetModule(nn.Module):
-    """Stem, `stages` (for taps: "stages.0", "stages.1", ...), mean over space, `classifier`.
+    """The stem, `stages` (layers "stages.0", "stages.1", ...), mean over space, `classifier`.
 
-    `blocks[i]` blocks make stage i; it has `width` times 2 to the i channels, and all but the first halve the map.
+    Stage i has `blocks[i]` blocks and `width` * 2^i channels; all but the first stage halve the map.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class ResNetModule(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with BN beside a shortcut; ReLU after the sum."""
+    """Two 3x3 convolutions with BN, added to a shortcut; ReLU after the sum."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, option: Option = "b") -> None:
         super().__init__()

@@ -1,20 +1,20 @@
-"""What stands beside a residual block that changes the shape, on whatever CPU."""
+"""Shortcuts of residual blocks that change the shape, safe from a memory error of oneDNN on some CPUs."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 NARROW = 16
-"""From so many channels on oneDNN's 1x1 convolutions with a stride stay within their buffers."""
+"""Smallest number of channels for which oneDNN's 1x1 convolutions with a stride stay within their buffers."""
 
 
 class Shortcut(nn.Conv2d):
-    """1x1 convolution of every `stride`-th place, beside a block that changes the shape; without a bias of its own.
+    """1x1 convolution at every `stride`-th position, without bias, for a block that changes the shape.
 
-    A stride over fewer than `NARROW` channels is a choice of places, then a convolution without stride: the same sums.
-    Else oneDNN (3.12, in PyTorch 2.14.1; its issue 6035) writes the gradient of the weights past the end of a buffer,
-    where the maps are float32 in channels-last format: with fewer than 8 channels where a CPU has AVX2 at the most,
-    with fewer than 16 and large maps where it has AVX-512. The process then dies, at once or later. The smallest
-    program that shows it stands in `docs/onednn_shortcut.md`.
+    With a stride and fewer than `NARROW` input channels, positions are selected first and then convolved without
+    stride; the result is the same. Otherwise oneDNN (3.12, in PyTorch 2.14.1; its issue 6035) writes the weight
+    gradient past the end of a buffer for float32 maps in channels-last format: with fewer than 8 channels on CPUs that
+    have at most AVX2, with fewer than 16 channels and large maps on CPUs with AVX-512. The process then crashes, at
+    once or later. `docs/onednn_shortcut.md` has the smallest program that shows it.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -24,15 +24,16 @@ class Shortcut(nn.Conv2d):
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride), rounded up."""
         if self.in_channels >= NARROW or self.stride == (1, 1):
             return super().forward(input)
-        # The mean of one place; the gradient of a slice would take a tenth of a training step of the default student.
+        # Pooling over one position selects it. A slice's gradient would take a tenth of the default student's step.
         return F.conv2d(F.avg_pool2d(input, 1, self.stride), self.weight, self.bias)
 
 
 class PaddedShortcut(nn.Module):
-    """Every `stride`-th place as it is, between channels of zeros: a shortcut without weights (He et al., option A).
+    """Selects every `stride`-th position and pads the channels with zeros: a shortcut without weights (option A).
 
-    On which sides of the channels the `more` zeros stand is open in the paper. Here one half is before and one behind,
-    as in the weights that people have (akamaster/pytorch_resnet_cifar10); the odd one is behind (our choice).
+    The paper (He et al., CVPR 2016) does not say on which side of the channels the `more` zeros are. Here half of them
+    come first and half last, as in published weights (akamaster/pytorch_resnet_cifar10); an odd one comes last (our
+    choice).
     """
 
     def __init__(self, more: int, stride: int) -> None:

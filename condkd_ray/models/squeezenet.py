@@ -1,9 +1,9 @@
 """SqueezeNet (Iandola et al., arXiv:1602.07360, table 1, version 1.0).
 
-Eight fire modules squeeze by 1x1 convolutions and expand by 1x1 and 3x3 ones side by side. Our choice: the stem is 3x3
-with stride 1 instead of 7x7 with stride 2; 2x2 pooling instead of 3x3; a linear layer after the mean over space, which
-computes what the paper's last 1x1 convolution would without its ReLU; BN after each convolution, so that the learning
-rates of the other networks fit. He initialisation.
+Eight fire modules: 1x1 convolutions squeeze the channels, parallel 1x1 and 3x3 convolutions expand them. Our choice:
+the stem is 3x3 with stride 1 instead of 7x7 with stride 2; pooling is 2x2 instead of 3x3; a linear layer follows the
+mean over space, equivalent to the paper's last 1x1 convolution without its ReLU; BN follows each convolution, so that
+the learning rates of the other networks fit. He initialisation.
 """
 
 from dataclasses import dataclass
@@ -17,24 +17,24 @@ from condkd_ray.models.batch_norm import BatchNorm2d
 from condkd_ray.models.network import WideNetwork, he_init
 
 STAGES = ((1, 1, 2), (2, 3, 3, 4), (4,))
-"""Squeezed channels of each fire module, in units of the width; pooling before each stage."""
+"""Squeezed channels of each fire module, in units of the width, by stage; a pooling precedes each stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SqueezeNet(WideNetwork):
-    """SqueezeNet of any width; the paper's has 16."""
+    """SqueezeNet with a width; the paper's network has 16."""
 
     paper: ClassVar[str] = "Iandola et al., arXiv 1602.07360"
     name: Literal["squeezenet"] = "squeezenet"
     width: int = 16
-    """Channels that the first fire module squeezes to; all others in proportion."""
+    """Squeezed channels of the first fire module; all other channels are in proportion."""
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         return SqueezeNetModule(image_shape[0], num_classes, width=self.width)
 
 
 class SqueezeNetModule(nn.Module):
-    """`conv`, `stages` (for taps: "stages.0" to "stages.2"), mean over space, `classifier`."""
+    """The modules `conv`, `stages` (layers "stages.0" to "stages.2"), mean over space, `classifier`."""
 
     def __init__(self, channels: int, num_classes: int, *, width: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SqueezeNetModule(nn.Module):
 
 
 class Fire(nn.Module):
-    """Squeeze to `squeeze` channels; expand each way to four times as many."""
+    """Squeezes to `squeeze` channels, then expands to four times as many by each of the two convolutions."""
 
     def __init__(self, inputs: int, squeeze: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The state dicts in what people save, found among optimizers and settings, without the prefixes of wrappers."""
+"""Finds the state dicts in the content of a file, beside optimizers and settings, and strips prefixes of wrappers."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,31 +9,31 @@ from condkd_ray.core.method import require
 
 Weights = dict[str, Tensor]
 WRAPPERS = ("module", "model", "net", "network", "teacher", "backbone", "_orig_mod")
-"""Attributes under which wrappers have a whole network: DataParallel, Lightning, torch.compile and others."""
+"""Attributes under which wrappers store a whole network: DataParallel, Lightning, torch.compile and others."""
 AROUND_PARTS = ("module", "_orig_mod")
-"""Those of wrappers that may also stand around a part of a network."""
+"""Wrapper attributes that may also enclose a part of a network."""
 DEEPEST = 50
-"""Dictionaries within one another, and parts of a name, at most. Checkpoints have three or four, and ten."""
+"""Largest accepted nesting of dictionaries, and number of parts of a name. Usual checkpoints have 4 and 10."""
 COUNTER = "n_averaged"
-"""What `torch.optim.swa_utils.AveragedModel` has beside its network."""
+"""The counter that `torch.optim.swa_utils.AveragedModel` stores beside its network."""
 
 
 def state_dicts(content: Any) -> dict[str, Weights]:
-    """All state dicts in what a file holds, by the keys under which they lie, joined by "/"; "" for a bare one.
+    """Return all state dicts in a file's content, by their keys joined with "/"; "" for a state dict without a key.
 
-    A state dict is a dictionary of tensors by name, perhaps with plain values among them. Dictionaries of single
-    numbers are metrics, and what belongs to an optimizer is not looked at. Raises `InputError` for dictionaries that
-    have no end: one that contains itself, or `DEEPEST` within one another; and for names of more parts than that.
+    A state dict is a dictionary of tensors by name, possibly with plain values among them. Dictionaries of single
+    numbers are metrics, and the state of an optimizer is skipped. Raises `InputError` if a dictionary contains itself
+    or is nested more than `DEEPEST` deep, or if a name has more parts than `DEEPEST`.
     """
     return {place: weights for place, weights in _found(content, "", ()) if any(t.ndim for t in weights.values())}
 
 
 def _found(content: Any, place: str, around: tuple[int, ...]) -> Iterator[tuple[str, Weights]]:
-    """`around`: the ids of the dictionaries that it lies in."""
+    """Yield state dicts with their places. `around`: ids of the dictionaries that contain `content`."""
     if not isinstance(content, Mapping) or "param_groups" in content:
         return
     require(id(content) not in around, "dictionary", place, "one that does not contain itself")
-    accepted = f"dictionaries at most {DEEPEST} deep in one another"
+    accepted = f"dictionaries nested at most {DEEPEST} deep"
     require(len(around) < DEEPEST, "depth of its dictionaries", len(around) + 1, accepted)
     tensors = {_text(name): value for name, value in content.items() if isinstance(value, Tensor)}
     inner = {_text(name): value for name, value in content.items() if isinstance(value, Mapping)}
@@ -52,7 +52,7 @@ def _text(name: object) -> str:
 
 
 def parts(weights: Weights) -> Iterator[tuple[str, Weights]]:
-    """All of it, and what lies behind each prefix of its names, by that prefix without its dot, the outer first."""
+    """Yield ("", all weights), then the weights below each name prefix, by that prefix without its dot, outer first."""
     waiting = [("", weights)]
     for place, within in waiting:
         yield place, within
@@ -65,9 +65,10 @@ def parts(weights: Weights) -> Iterator[tuple[str, Weights]]:
 
 
 def unwrapped(weights: Weights) -> Weights:
-    """The weights under the names that the innermost network gave them.
+    """Return the weights under the names of the innermost network.
 
-    A wrapper's prefix is taken off where all names have it, and one around a part where all names of that part do.
+    A wrapper's prefix is removed if all names have it. A wrapper's name inside a part of the network is removed if all
+    names of that part have it.
     """
     while len(first := {name.partition(".")[0] for name in weights if name != COUNTER}) == 1:
         [prefix] = first

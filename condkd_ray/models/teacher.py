@@ -1,4 +1,4 @@
-"""The frozen teacher.
+"""The frozen teacher: logits, features, layer outputs and BN statistics.
 
 Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S channels of all of these.
 """
@@ -27,11 +27,11 @@ STATISTICS = ("running_mean", "running_var")
 
 @dataclass(eq=False, kw_only=True)
 class Teacher:
-    """A trained classifier, frozen and in eval mode, with what is known of its training data.
+    """A trained classifier, frozen and in eval mode, with the known facts of its training data.
 
-    Frozen for good: what it has made of its network's weights, such as `bn`, does not follow if these are changed.
-    `image_shape` (C, H, W); `mean`, `std` per channel, in units of [0, 1] pixels; `train_size`, images it was trained
-    on; `flip_ok`, whether a mirrored image keeps its class (False for digits).
+    The network must not change afterwards: values computed from its weights, such as `bn`, would not be updated.
+    `image_shape` (C, H, W); `mean`, `std` per channel, in units of [0, 1] pixels; `train_size`, number of training
+    images; `flip_ok`, True if a mirrored image keeps its class (False for digits).
     """
 
     network: nn.Module = field(kw_only=False)
@@ -51,7 +51,7 @@ class Teacher:
         self._settle()
 
     def _settle(self) -> None:
-        """Make anew what depends on where the tensors of the network lie."""
+        """Compute everything that depends on the device or the values of the network's tensors."""
         self._observers: dict[Any, Observer] = {}
         self._folded: nn.Module | None = None
         self._casts: bool | None = None
@@ -68,7 +68,7 @@ class Teacher:
         self._bn = torch.stack(running), inside.to(running[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy, or a pickle, is made from: without the observers, whose readers write to themselves alone."""
+        """Return the state for copies and pickles, without observers, whose hooks are bound to this object."""
         return vars(self) | {"_observers": {}, "_folded": None}
 
     @classmethod
@@ -83,16 +83,16 @@ class Teacher:
         train_size: int = 50_000,
         flip_ok: bool = False,
     ) -> Teacher:
-        """Make a teacher of any module that maps (B, C, H, W) normalised images to (B, K) logits.
+        """Make a teacher from any module that maps (B, C, H, W) normalised images to (B, K) logits.
 
-        The module is copied; the caller's own is left as it was, on its device, in its mode.
+        The module is copied; the caller's module keeps its device and mode.
 
         Args:
             module: Ends in a `torch.nn.Linear` with K outputs.
             num_classes: K.
             image_shape: (C, H, W).
-            mean: Per channel, of the normalisation that the module was trained with, in units of [0, 1] pixels.
-            std: Likewise.
+            mean: Mean per channel of the normalisation used in the module's training, in units of [0, 1] pixels.
+            std: Standard deviation, likewise.
             train_size: Number of images that it was trained on. `train`, `sweep` and `search` take the number of train
                 images of their data set instead.
             flip_ok: Whether a mirrored image keeps its class; False is right for all classes.
@@ -121,66 +121,66 @@ class Teacher:
             train_size=train_size,
             flip_ok=flip_ok,
         )
-        finite = bool(made.answers(made._some()).isfinite().all())
-        what = f"the teacher's answer to 2 images of shape {made.image_shape}"
+        finite = bool(made.answers(made._probe_images()).isfinite().all())
+        what = f"the teacher's output for 2 images of shape {made.image_shape}"
         require(finite, what, "NaN or infinite", f"finite logits of {num_classes} classes")
         return made
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """Device of the network's parameters."""
         return next(self.network.parameters()).device
 
     @property
     def black(self) -> Tensor:
-        """(1, C, 1, 1): pixels of 0 in [0, 1], in the space the teacher reads."""
+        """(1, C, 1, 1): black pixels in normalised units."""
         return -self._mean / self._std
 
     @property
     def bn(self) -> tuple[Tensor, Tensor]:
-        """What `bn_distance` compares a look with: (2, S) and (L, S).
+        """Running statistics for `bn_distance`, (2, S), and the assignment of channels to layers, (L, S).
 
-        Running means and variances of the BN layers, side by side as in `Observation.bn`; 1 where a channel is of a
-        layer, else 0.
+        The first tensor has running means and variances of the BN layers, concatenated as in `Observation.bn`. The
+        second is 1 where a channel belongs to a layer, otherwise 0.
         """
         return self._bn
 
     @property
     def bn_inputs(self) -> dict[str, int]:
-        """Names of the BN layers and the channels of what enters each, in the order of `Observation.bn`."""
+        """Names of the BN layers and their input channels, in the order of `Observation.bn`."""
         return {name: self._layers[name].num_features for name in self._traced.bn}  # type: ignore[misc]
 
     @property
     def stage_inputs(self) -> dict[str, int]:
-        """Names of the stages and the channels of what enters each: see `condkd_ray.models.hooks.stage_inputs`."""
+        """Names of the stages and their input channels: see `condkd_ray.models.hooks.stage_inputs`."""
         return self._traced.stages
 
     @property
     def stage_outputs(self) -> tuple[str, ...]:
-        """Names of the layers whose outputs end the stages, in the order of execution: what `layers` of a look can be.
+        """Names of the layers whose outputs end the stages, in the order of execution; usable as `layers` of `observe`.
 
-        See `condkd_ray.models.hooks.stage_outputs`. A last stage whose mean over space is the features is left out.
+        See `condkd_ray.models.hooks.stage_outputs`. A last stage whose spatial mean is the features is left out.
         """
         return self._traced.ends
 
     @property
     def num_features(self) -> int:
-        """D: how many values enter the last linear layer."""
+        """D, the number of inputs of the last linear layer."""
         return self._traced.classifier.in_features
 
     @property
     def weighted(self) -> dict[str, nn.Linear | nn.Conv2d]:
-        """Linear layers and convolutions by name, in the order in which they run; the last linear one is not there."""
+        """Convolutions and linear layers by name, in the order of execution, without the last linear layer."""
         return {name: self._layers[name] for name in self._traced.weighted}  # type: ignore[misc]
 
     def to(self, device: torch.device | str) -> Teacher:
-        """The same teacher on `device` (moved, not copied)."""
+        """Move the teacher to `device` and return it."""
         self.network.to(device)
         self._settle()
         return self
 
     def in_order(self, order: Sequence[int]) -> Teacher:
-        """The same teacher (changed, not copied) whose output `order[k]` is what was its output k before."""
+        """Permute the outputs in place so that output `order[k]` is the former output k, and return the teacher."""
         places, classifier = torch.as_tensor(order).argsort().to(self.device), self._traced.classifier
         with torch.no_grad():
             for rows in (classifier.weight, classifier.bias):
@@ -190,80 +190,81 @@ class Teacher:
         return self
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """[0, 1] pixels (B, C, H, W) to the space the teacher reads."""
+        """Normalise [0, 1] pixels (B, C, H, W) with `mean` and `std`."""
         return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, K) logits, differentiable in `images`; no hook runs."""
+        """Return (B, K) logits, differentiable in `images`; no hooks run."""
         return self.network(images).float()
 
     @property
     def answering(self) -> nn.Module:
-        """What gives its logits where neither gradients nor what happens inside are wanted.
+        """The network for logits alone, without gradients or layer outputs.
 
-        Under bfloat16 autocast that is a copy with folded BN, whose weights need no cast; elsewhere the network itself.
+        Under bfloat16 autocast it is a copy with folded BN and weights in bfloat16; otherwise the network itself.
         """
         dtype = self._autocast
         if dtype is None:
             return self.network
         if self._folded is None:
-            self._folded = folded(self.network, dtype, self._some())
+            self._folded = folded(self.network, dtype, self._probe_images())
         return self._folded
 
     @property
     def _takes_cast(self) -> bool:
-        """Whether its network runs under the autocast of now with weights that are cast beforehand. Tried out once."""
+        """True if converting the weights beforehand gives the same logits under the current autocast; tested once."""
         dtype = self._autocast
         if self._casts is None and dtype is not None:
             try:
                 with torch.no_grad():
-                    found, wanted = cast(sharing(self.network), dtype)(self._some()), self.network(self._some())
+                    images = self._probe_images()
+                    found, wanted = cast(sharing(self.network), dtype)(images), self.network(images)
                 self._casts = torch.allclose(found.float(), wanted.float(), rtol=1e-2, atol=1e-2)
-            except Exception as error:  # whatever a network's own code raises, such as where it switches autocast off
+            except Exception as error:  # the user's network may raise anything, for example if it disables autocast
                 log.info(f"the teacher's weights are cast in every pass: {error}")
                 self._casts = False
         return bool(self._casts)
 
-    def _some(self) -> Tensor:
-        """(2, C, H, W): images on which something is tried out."""
+    def _probe_images(self) -> Tensor:
+        """Return random images (2, C, H, W), the same on each call, for trial passes."""
         return torch.randn(2, *self.image_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
 
     @property
     def _autocast(self) -> torch.dtype | None:
-        """bfloat16 within an autocast to that on its device, else None."""
+        """bfloat16 if autocast to bfloat16 is active on the teacher's device, else None."""
         kind = self.device.type
         enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         return torch.bfloat16 if enabled and torch.get_autocast_dtype(kind) == torch.bfloat16 else None
 
     @torch.no_grad()
     def answers(self, images: Tensor) -> Tensor:
-        """(B, K) logits of any number of images, in batches and outside the graph."""
+        """Return (B, K) logits of any number of images, computed in batches without gradients."""
         return torch.cat([self.answering(part).float() for part in images.split(512)])
 
     def observe(
         self, images: Tensor, layers: Sequence[str] = (), *, bn: bool = True, input_means: Sequence[str] = ()
     ) -> Observation:
-        """One forward pass over `images` (B, C, H, W): outputs of `layers`, means of what enters `input_means`.
+        """Run one forward pass over `images` (B, C, H, W); collect outputs of `layers`, input means of `input_means`.
 
-        Without `bn` no BN statistics are computed. Raises `InputError` for a layer that does not exist.
+        Without `bn` no BN statistics are computed. Raises `InputError` for a layer name that does not exist.
         """
         return self.observer(tuple(layers), bn, tuple(input_means))(images)
 
     def observer(self, layers: tuple[str, ...] = (), bn: bool = True, input_means: tuple[str, ...] = ()) -> Observer:
-        """Who takes the look that `observe` describes; the same for equal wishes. Raises as that does."""
+        """Return the `Observer` of these layers, cached by its arguments. Raises `InputError` like `observe`."""
         dtype = self._autocast if self._takes_cast else None
-        wishes = layers, bn, input_means, dtype
-        if wishes not in self._observers:
+        key = layers, bn, input_means, dtype
+        if key not in self._observers:
             self.check_layers([*layers, *input_means])
-            asked = {"layers": layers, "bn": self._traced.bn if bn else (), "input_means": input_means}
-            self._observers[wishes] = Observer(self.network, self._last, **asked, dtype=dtype)
-        return self._observers[wishes]
+            collected = {"layers": layers, "bn": self._traced.bn if bn else (), "input_means": input_means}
+            self._observers[key] = Observer(self.network, self._last, **collected, dtype=dtype)
+        return self._observers[key]
 
     def answer_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:
-        """(B, K) logits where `layer` gives `values` (B, ...) for its own output.
+        """Return (B, K) logits when the output of `layer` is replaced by `values` (B, ...).
 
-        For `penultimate` they are what enters the last linear layer. Right where `decides` holds: what runs before
-        sees one `image` (1, C, H, W), a blank one by default, and must not matter.
+        For `penultimate` the values replace the input of the last linear layer. The result is meaningful only if
+        `decides` holds: the layers before run on one `image` (1, C, H, W), blank by default, which must not matter.
         """
         if layer == PENULTIMATE:
             handle = self._traced.classifier.register_forward_pre_hook(lambda *_: (values,))
@@ -274,21 +275,21 @@ class Teacher:
 
     @torch.no_grad()
     def decides(self, layer: str, width: int) -> bool:
-        """Whether `width` values of `layer` alone make the answer. Tried out: three vectors, two images."""
+        """Return whether the logits depend on `width` values of `layer` alone; tested on 3 vectors and 2 images."""
         values = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(self.device)
         try:
-            answer = self.answer_from(layer, values)
+            logits = self.answer_from(layer, values)
             same, other = self.answer_from(layer, values, self._blank() + 1), self.answer_from(layer, values.neg())
         except (RuntimeError, ValueError):
             return False
-        fits = answer.shape == same.shape == (3, self.num_classes)
-        return fits and torch.allclose(answer, same) and not torch.allclose(answer, other)
+        fits = logits.shape == same.shape == (3, self.num_classes)
+        return fits and torch.allclose(logits, same) and not torch.allclose(logits, other)
 
     def _blank(self) -> Tensor:
         return torch.zeros(1, *self.image_shape, device=self.device)
 
     def check_layers(self, names: Sequence[str]) -> None:
-        """Raise `InputError`, with the layers there are, for a name that is none of them."""
+        """Raise `InputError`, listing the existing layers, for a name that is not among them."""
         there = self._traced.tappable
         for name in names:
             require(name in there, "teacher layer", name, ", ".join([PENULTIMATE, *there]))

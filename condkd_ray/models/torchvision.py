@@ -1,10 +1,10 @@
-"""Torchvision's classifiers by name, made for 224x224 images, with random weights.
+"""Torchvision's classifiers by name, designed for 224x224 images, with random weights.
 
-Their parameters keep torchvision's names, so that a file of weights saved from one loads. Our choice: no dropout and
-no stochastic depth, because a layer's draw from the global generator would make trials unrepeatable; running statistics
-of BN move by PyTorch's 0.1 a step, because at some models' own pace (0.0003 in `mnasnet`) they would still be the
-initial ones after a few hundred steps; a grey image is read as a colour image of three equal channels, by the sum of
-the first convolution's weights over its channels.
+Parameters keep torchvision's names, so that weight files saved from its models load. Our choices: dropout and
+stochastic depth are off, because draws from the global generator would make trials unrepeatable; running statistics of
+BN have momentum 0.1, PyTorch's default, because with some models' own momentum (0.0003 in `mnasnet`) they would stay
+near their initial values for hundreds of steps; grey images are read as colour images with three equal channels, by
+summing the first convolution's weights over its input channels.
 """
 
 from dataclasses import dataclass
@@ -29,27 +29,27 @@ _MODELS = {
         vgg19_bn""",
     63: "alexnet",
 }
-"""By the smallest side they run on, as tried; those of 1 pad until the end. Left out: `googlenet` and `inception_v3`
-(more than one answer when training), `squeezenet` (ends in a convolution), the transformers (one size of image, or
-maps with the channels last)."""
+"""Models by the smallest image side on which they run, found by trial; models at 1 pad in every layer. Left out:
+`googlenet` and `inception_v3` (several outputs in training), `squeezenet` (ends in a convolution), and the transformers
+(fixed image size, or maps with channels last)."""
 SMALLEST = {model: size for size, models in _MODELS.items() for model in models.split()}
-"""Of each accepted model the smallest side of an image, in pixels."""
+"""Smallest image side, in pixels, of each accepted model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Torchvision(Network):
-    """One of torchvision's convolutional classifiers; on images of 32x32 most end with a map of one place."""
+    """A convolutional classifier of torchvision; for 32x32 images the last map of most models has one position."""
 
     name: Literal["torchvision"] = "torchvision"
     model: str = "resnet18"
-    """Its name in torchvision, such as `resnet50` or `efficientnet_b0`."""
+    """Torchvision's name of the model, such as `resnet50` or `efficientnet_b0`."""
 
     def __post_init__(self) -> None:
         require(self.model in SMALLEST, "torchvision model", self.model, ", ".join(sorted(SMALLEST)))
 
     @property
     def min_size(self) -> int:
-        """Of the model's own poolings and kernels."""
+        """Smallest side that the model's poolings and kernels accept."""
         return SMALLEST[self.model]
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -70,7 +70,7 @@ class Torchvision(Network):
 
 @torch.no_grad()
 def _read_grey(module: nn.Module) -> None:
-    """Let the first convolution of `module` read one channel as it did three equal ones."""
+    """Make the first convolution read one channel as if it were three equal channels."""
     first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
     first.weight = nn.Parameter(first.weight.sum(1, keepdim=True))
     first.in_channels = 1

@@ -1,8 +1,9 @@
 """VGG-11 with batch normalisation (Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556, column A).
 
-As the data-free literature has it (`peers.md` A.0): five stages of 3x3 convolutions at widths w, 2w, 4w, 8w, 8w with
-BN, the mean over space, one linear layer in place of three. The maps are halved before stages 1 to 3, and before the
-last one only where the image has 64 pixels a side: on CIFAR the last two stages see 4x4 places. He initialisation.
+The variant used in data-free distillation: five stages of 3x3 convolutions at widths w, 2w, 4w, 8w, 8w with BN, the
+mean over space, and one linear layer instead of three. Stages 1 to 3 start with a pooling that halves the map; the last
+stage does so only for images with sides of 64 pixels or more: on CIFAR the last two stages have 4x4 maps. He
+initialisation.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from condkd_ray.models.network import WideNetwork, he_init
 
 @dataclass(frozen=True, kw_only=True)
 class Vgg11(WideNetwork):
-    """VGG-11 with BN; the teacher of Fast's and its successors' second CIFAR pair."""
+    """VGG-11 with BN; the teacher of the second CIFAR pair of Fast and later papers."""
 
     paper: ClassVar[str] = "Simonyan & Zisserman, ICLR 2015"
     name: Literal["vgg11"] = "vgg11"
@@ -28,7 +29,7 @@ class Vgg11(WideNetwork):
 
 
 class VggModule(nn.Module):
-    """`stages` (for taps: "stages.0" to "stages.4"), mean over space, `classifier`."""
+    """The modules `stages` (layers "stages.0" to "stages.4"), mean over space, `classifier`."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, width: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What a file of weights holds, read by its content and without running code of it.
+"""Reads files of weights by their content, without running code from them.
 
-A pickle can name any function. Only classes listed here are made from one, all harmless to construct: plain values,
-and stand-ins for what people save beside weights. Whatever else a file names is refused, by that name.
+A pickle can name any function. Only the harmless classes listed here are constructed from one: plain values, and
+stand-ins for objects that programs commonly save beside weights. Any other name is refused, and the message names it.
 """
 
 import argparse
@@ -30,26 +30,26 @@ ACCEPTED = (
     "torch.save(model.state_dict(), 'weights.pt') writes one"
 )
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""What files of torch.save begin with that were written by PyTorch before 1.6, or without its zip format."""
+"""First bytes of files that torch.save wrote before PyTorch 1.6, or without its zip format."""
 FOREIGN = {
-    b"version https://git-lfs": "it is a Git LFS pointer in the place of the file: `git lfs pull` fetches that",
+    b"version https://git-lfs": "it is a Git LFS pointer instead of the file: `git lfs pull` fetches the file",
     b"\x1f\x8b": "it is a gzip archive, to be unpacked first",
     b"\x89HDF": "it is an HDF5 file, as Keras writes",
     b"\x93NUMPY": "it is a NumPy array",
     b"BZh": "it is a bzip2 archive, to be unpacked first",
     b"\xfd7zXZ": "it is an xz archive, to be unpacked first",
-    b"\x80": "it is a plain pickle, not one of torch.save",
+    b"\x80": "it is a plain pickle that torch.save did not write",
     b"Rar!": "it is a RAR archive, to be unpacked first",
     b"7z\xbc\xaf": "it is a 7z archive, to be unpacked first",
 }
-"""What other files begin with."""
+"""First bytes of other kinds of files, and the reason to give."""
 
 
 class Ignored:
-    """Stands for an object beside the weights that nobody reads: it takes whatever it is made of, and keeps nothing."""
+    """Stand-in for an object beside the weights that is not needed: accepts any arguments and state, keeps nothing."""
 
     def __new__(cls, *args: object, **more: object) -> "Ignored":
-        """Whatever it is made of is not looked at."""
+        """Create an empty stand-in; the arguments are ignored."""
         return super().__new__(cls)
 
     def __init__(self, *args: object, **more: object) -> None: ...
@@ -58,10 +58,10 @@ class Ignored:
 
 
 class AsDict:
-    """Stands for a dictionary of another class: an `OrderedDict`, into which the unpickler puts what it held."""
+    """Stand-in for another dictionary class: returns an `OrderedDict`, which the unpickler then fills."""
 
     def __new__(cls, *args: object) -> Any:
-        """An empty one."""
+        """Return an empty `OrderedDict`."""
         return collections.OrderedDict()
 
 
@@ -80,7 +80,7 @@ _BUILT_IN = (bool, int, float, str, bytes, list, tuple, dict, frozenset)
 
 
 def _harmless() -> list[Any]:
-    """What a pickle may name, as `torch.serialization.safe_globals` takes it."""
+    """Return the classes and functions that a pickle may name, in the form `torch.serialization.safe_globals` takes."""
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     found: list[Any] = [*_PLAIN, *_BUILT_IN, np.ndarray, np.dtype]
     found += [*{type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}]
@@ -92,18 +92,18 @@ def _harmless() -> list[Any]:
 
 
 def read_file(path: Path) -> Any:
-    """What the file holds: tensors on the CPU in dictionaries. Raises `InputError` with what the file is instead."""
+    """Return the file's content: tensors on the CPU in dictionaries. Raises `InputError` if it holds no weights."""
     if not os.path.isfile(path):
         raise InputError(f"weights file is {str(path)!r}, which is no file; accepted: {ACCEPTED}")
     try:
         return _read(path)
-    except Exception as error:  # whatever a stranger's file makes the loaders raise is the file's fault
+    except Exception as error:  # the loaders may raise anything on an unknown file
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"weights file {path} cannot be read safely ({reason}); accepted: {ACCEPTED}") from None
 
 
 class _ForeignError(Exception):
-    """The file is something else; the message says what."""
+    """The file holds something else; the message gives the reason."""
 
 
 def _read(path: Path) -> Any:
@@ -119,15 +119,15 @@ def _read(path: Path) -> Any:
 
 
 def _foreign(head: bytes) -> str:
-    """What a file that begins so is, where it holds no weights that can be read."""
+    """Return the reason why a file with these first bytes cannot be read."""
     known = next((what for begin, what in FOREIGN.items() if head.startswith(begin)), None)
     if known is not None:
         return known
     if head[257:262] == b"ustar":
         return "it is a tar archive, to be unpacked first"
     if head.lstrip().startswith(b"<"):
-        return "it is a web page, as a download that went wrong leaves it"
-    return "it is neither safetensors nor what torch.save writes, or cut off" if head else "it is empty"
+        return "it is a web page, probably from a failed download"
+    return "it is neither safetensors nor a file of torch.save, or it is cut off" if head else "it is empty"
 
 
 def _read_zip(path: Path) -> Any:
@@ -147,28 +147,28 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    """What torch.save wrote, in either format. Raises `_ForeignError` for what it would take code to read."""
-    # By an open file: from a path it would choose its reader by the suffix.
+    """Return the content of a torch.save file, in either format. Raises `_ForeignError` if reading it needs code."""
+    # An open file, because torch.load would choose the reader of a path by its suffix.
     with open(path, "rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
         warnings.simplefilter("ignore")
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            # Its own words name classes to trust, and functions with which to.
+            # PyTorch's message recommends trusting the class; ours names the safe remedy.
             named = re.search(r"(?:GLOBAL|global:?) (?:GLOBAL )?([\w.]+)", str(error))
             if named is None:
                 raise
-            remedy = "where it was made: torch.save(model.state_dict(), 'weights.pt')"
+            remedy = "on the machine that made it: torch.save(model.state_dict(), 'weights.pt')"
             if any(name.startswith("torch.nn.modules.") for name in _named_globals(path)):
                 raise _ForeignError(f"it is a whole pickled module, and reading it would run code; {remedy}") from None
             raise _ForeignError(f"it names {named[1]}, which may run code; without it, {remedy}") from None
 
 
 def _named_globals(path: Path) -> set[str]:
-    """Classes and functions that its pickles name, found without running these."""
+    """Return the classes and functions that the file's pickles name, without running the pickles."""
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
-            # Magic number, protocol, system, and then what was saved.
+            # Four pickles in a row: magic number, protocol, system information, and the saved object.
             return {name for _ in range(4) for name in _globals_of(file)}
     with zipfile.ZipFile(path) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]

@@ -1,4 +1,4 @@
-"""A user's own weights: what a file holds for a network, under that network's own names."""
+"""Loads a user's own weights: reads a file and translates its contents to a network's own parameter names."""
 
 import logging
 import os
@@ -19,13 +19,14 @@ from condkd_ray.models.weight_files import ACCEPTED, read_file
 log = logging.getLogger(__name__)
 
 BATCHES = "num_batches_tracked"
-"""A counter of batches that no forward pass in eval mode reads; older files lack it."""
+"""A counter of batches. No forward pass in eval mode reads it, and older files lack it."""
 
 
 def located(path: Path) -> tuple[Path, str]:
-    """The file, and which of its state dicts: `file.pt#ema` is the one under the key `ema`; "" is not said.
+    """Split `path` into the file and the place of a state dict in it; the place is "" if `path` names none.
 
-    `file.pt#state_dict/model` is what the names under `state_dict` have behind the prefix `model.`.
+    `file.pt#ema` is the state dict under the key `ema`. `file.pt#state_dict/model` is the part of the state dict under
+    `state_dict` whose names have the prefix `model.`.
     """
     parts = str(path).split("#")
     for count in range(len(parts) - 1, 0, -1):
@@ -35,15 +36,16 @@ def located(path: Path) -> tuple[Path, str]:
 
 
 def weights_digest(path: Path) -> str:
-    """What names the weights at `path`, by content. Raises `InputError` where they cannot be read."""
+    """Return a digest of the file's content, plus the place in it. Raises `InputError` if the file cannot be read."""
     file, key = located(path)
     return file_digest(file) + (f"#{key}" if key else "")
 
 
 def read_weights(path: Path) -> Weights:
-    """The one state dict in a file, without prefixes of wrappers; floats are float32. Raises `InputError`.
+    """Return the one state dict in a file, without prefixes of wrappers; floats are float32.
 
-    Such as `module.` (DataParallel), `model.` (Lightning), `_orig_mod.` (torch.compile), where all names have it.
+    A prefix is removed if all names have it: `module.` (DataParallel), `model.` (Lightning), `_orig_mod.`
+    (torch.compile) and others. Raises `InputError` if the file has no state dict, or several.
     """
     found = _read(path)
     if len(found) > 1:
@@ -53,18 +55,18 @@ def read_weights(path: Path) -> Weights:
 
 
 def _read(path: Path) -> dict[str, Weights]:
-    """The state dicts that `path` may mean, by key. Raises `InputError` where there is none."""
+    """Return the state dicts that `path` may refer to, by key. Raises `InputError` if there is none."""
     file, key = located(path)
     try:
         found = state_dicts(read_file(file))
     except InputError as error:
-        told = str(error)
-        raise InputError(told if str(file) in told else f"weights file {file}: {told}") from None
+        message = str(error)
+        raise InputError(message if str(file) in message else f"weights file {file}: {message}") from None
     if not found:
         raise InputError(f"weights file {file} holds no state dict; accepted: {ACCEPTED}")
     if not key:
         return found
-    chosen = found.get(key) or _behind(found, key)
+    chosen = found.get(key) or _under_prefix(found, key)
     if not chosen:
         keys = ", ".join(f"{file}#{other}" for other in _places(found)) or f"{file}, a bare one"
         raise InputError(f"state dict in weights file {file} is {key!r}; accepted: {keys}")
@@ -72,9 +74,9 @@ def _read(path: Path) -> dict[str, Weights]:
 
 
 def _places(found: Mapping[str, Weights]) -> Iterator[str]:
-    """The keys of the state dicts, and the first parts of their names that have parts of their own behind them.
+    """Yield the keys of the state dicts, and places of parts inside them: first name parts with more parts below.
 
-    Those of a network that is known are its layers, and none could be meant.
+    A state dict of a known network yields no parts: they are its layers, which a user would not select.
     """
     for key, weights in found.items():
         yield from [key] if key else []
@@ -83,8 +85,8 @@ def _places(found: Mapping[str, Weights]) -> Iterator[str]:
             yield from (_place(key, first) for first in firsts)
 
 
-def _behind(found: Mapping[str, Weights], place: str) -> Weights:
-    """What a place means that ends with a prefix of the names of a state dict; empty where there is none."""
+def _under_prefix(found: Mapping[str, Weights], place: str) -> Weights:
+    """Return the weights under a place that ends in a name prefix, without that prefix; {} if there are none."""
     for key, weights in found.items():
         start = (place.removeprefix(f"{key}/") if key else place).replace("/", ".") + "."
         if below := {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}:
@@ -102,7 +104,7 @@ def _plain_all(weights: Weights, path: Path) -> Weights:
 
 
 def _plain(tensor: Tensor, what: str) -> Tensor:
-    """Dense, and float32 where it is of another precision. Raises `InputError` where it has no values to read."""
+    """Return a dense tensor, float32 if it is floating point. Raises `InputError` if it has no real values."""
     kinds = {"on the meta device": tensor.is_meta, "quantised": tensor.is_quantized, "complex": tensor.is_complex()}
     kind = next((kind for kind, is_it in kinds.items() if is_it), "")
     if kind:
@@ -112,7 +114,7 @@ def _plain(tensor: Tensor, what: str) -> Tensor:
 
 
 def _check_values(weights: Mapping[str, Tensor], what: str) -> None:
-    """Raise `InputError` with the first tensor that cannot be one of a trained network."""
+    """Raise `InputError`, naming the first tensor that cannot belong to a trained network."""
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             continue
@@ -126,49 +128,51 @@ def _check_values(weights: Mapping[str, Tensor], what: str) -> None:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Weights in names and shapes of the network they were asked for, and sentences on how they came to be these."""
+    """Weights that fit a network in names and shapes, and notes for the user on how they were chosen or translated."""
 
     weights: Weights
     notes: tuple[str, ...] = ()
 
 
 def fitted(network: nn.Module, path: Path) -> Fitted:
-    """The weights in a file for `network`, which is left as it is.
+    """Return the weights in a file that fit `network`; the network is not changed.
 
-    The state dict may lie under any key, have the prefixes of wrappers, and the names of a scheme that is known. Where
-    a program has saved more than its network, as Lightning does, that is what is whole behind one prefix. Raises
-    `InputError`: nothing fits, or more than one does and `path` does not say which; a value is not finite.
+    The state dict may be under any key, have prefixes of wrappers, and use the names of a known scheme. If a program
+    saved more than its network, as Lightning does, the part with one prefix that fits as a whole is used. Raises
+    `InputError` if nothing fits, if several parts fit and `path` does not select one, or if a value is not finite.
     """
     own, read, file = network.state_dict(), _read(path), located(path)[0]
     fits = _fitting(own, read, path)
     if not fits:
         place, closest = _closest(own, read)
-        where = f", those under {place!r}{closest.those_beside}," if place not in read else ""
+        where = f", read from {place!r}{closest.left_out}," if place not in read else ""
         raise InputError(f"weights in {path}{where} do not fit the network: {closest.refusal()}")
     [place, *others] = fits
     if any(not _equal(fits[place].weights, fits[other].weights) for other in others):
         raise _several(file, fits)
     chosen = fits[place]
     _check_values(chosen.weights, f"weights in {path}")
-    left_out = f"{chosen.those_beside}{', which are left out' if chosen.beside else ''}"
-    notes = [f"weights in {file} are those under {place!r}{left_out}"] if [place] != [*read] else []
+    notes = [f"weights in {file} are read from {place!r}{chosen.left_out}"] if [place] != [*read] else []
     return Fitted(chosen.weights, (*notes, *chosen.notes(file)))
 
 
 def nearest(network: nn.Module, path: Path) -> Weights:
-    """The weights in a file under the names that fit `network` best, whatever their shapes. Raises `InputError`."""
+    """Return the weights in a file under the names that fit `network` best, whatever their shapes.
+
+    Raises `InputError` if the file cannot be read.
+    """
     own, read = network.state_dict(), _read(path)
     fits = [found.weights for found in _fitting(own, read, path).values()]
     return fits[0] if fits else _closest(own, read)[1].weights
 
 
 def _place(key: str, prefix: str) -> str:
-    """Of what lies behind a prefix of the names under `key`, as `located` reads it."""
+    """Return the place, as `located` reads it, of the names under `key` that have `prefix`."""
     return "/".join(filter(None, (key, prefix.replace(".", "/"))))
 
 
 def _fitting(own: Weights, read: Mapping[str, Weights], path: Path) -> dict[str, "_Attempt"]:
-    """By place, the outermost parts that fit a network with this state dict."""
+    """Return the outermost parts of the state dicts that fit a network with state dict `own`, by place."""
     found: dict[str, _Attempt] = {}
     for key, weights in read.items():
         fits: dict[str, _Attempt] = {}
@@ -190,7 +194,10 @@ def _outside(names: Iterable[str], prefixes: Collection[str]) -> tuple[str, ...]
 
 
 def _closest(own: Weights, read: Mapping[str, Weights]) -> tuple[str, "_Attempt"]:
-    """What comes nearest of what does not fit, and its place: by the names that are in both, by our names if known."""
+    """Return the best part that does not fit, and its place.
+
+    The best part shares the largest fraction of names with `own`, after translation to our names if it is recognised.
+    """
     there = {_place(key, prefix): (prefix, part, read[key]) for key in read for prefix, part in parts(read[key])}
 
     def near(place: str) -> tuple[float, bool, int]:
@@ -205,25 +212,25 @@ def _closest(own: Weights, read: Mapping[str, Weights]) -> tuple[str, "_Attempt"
 
 
 def _size(weights: Mapping[str, Tensor]) -> int:
-    """How many tensors it has of those that networks are told apart by."""
+    """Return the number of tensors, without the counters that may be missing or extra."""
     return sum(not name.endswith((BATCHES, COUNTER)) for name in weights)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Weights under the names that fit a network best, and what still does not fit."""
+    """Weights under the names that fit a network best, and the problems that remain."""
 
     weights: Weights
     problems: tuple[str, ...]
     known: Recognised | None = None
-    """What they are of, where that is known."""
+    """The recognised network of the weights, or None."""
     beside: tuple[str, ...] = ()
-    """Names of what else the same state dict holds, that is in nothing that fits."""
+    """Names in the same state dict that no fitting part contains."""
 
     @property
-    def those_beside(self) -> str:
-        """What is said of them, behind a place."""
-        return f" beside {_first(self.beside)}" if self.beside else ""
+    def left_out(self) -> str:
+        """The names in `beside`, in parentheses for a message; "" if there are none."""
+        return f" (left out: {_first(self.beside)})" if self.beside else ""
 
     @staticmethod
     def of(own: Weights, weights: Weights) -> "_Attempt":
@@ -236,18 +243,18 @@ class _Attempt:
         return _Attempt(ours, tuple(misfits(own, ours) if known is not None else problems), known)
 
     def refusal(self) -> str:
-        """What does not fit, and what the weights are instead, if that is known."""
+        """Return the problems, and the network that the weights belong to, if it is recognised."""
         if self.known is not None:
-            return f"{'; '.join(self.problems)}; they are those of {label(self.known.network)}{self._named()}"
+            return f"{'; '.join(self.problems)}; they are weights of {label(self.known.network)}{self._named()}"
         projects = "; ".join(scheme.projects for scheme in SCHEMES)
-        return f"{'; '.join(self.problems)}; accepted: the network's own names, or those of {projects}"
+        return f"{'; '.join(self.problems)}; accepted: the network's own names, or names used by {projects}"
 
     def _named(self) -> str:
         scheme = None if self.known is None else self.known.scheme
-        return "" if scheme is None else f", named as by {scheme.projects}"
+        return "" if scheme is None else f", with names used by {scheme.projects}"
 
     def notes(self, path: Path) -> list[str]:
-        """What a user should know of weights that fit."""
+        """Return sentences for the user about weights that fit: a translation of names, and variances of 0."""
         found = []
         if self.known is not None and self.known.scheme is not None:
             caution = f"; {self.known.scheme.caution}" if self.known.scheme.caution else ""
@@ -259,15 +266,15 @@ class _Attempt:
 
 
 def _equal(one: Weights, other: Weights) -> bool:
-    """Whether two networks that are the same but for counters of batches have the same weights."""
+    """Return whether the weights are equal, apart from batch counters."""
     kept = [name for name in one if not name.endswith(BATCHES)]
     return all(torch.equal(one[name], other[name]) for name in kept)
 
 
 def recognised(path: Path) -> Recognised | None:
-    """Which network the weights in a file are of, if it is known.
+    """Return the network that the weights in a file belong to, or None if it is not recognised.
 
-    Raises `InputError` for other files, and where there are several networks, as a teacher beside its student.
+    Raises `InputError` if the file cannot be read, or if it holds several networks, such as teacher and student.
     """
     known: dict[str, Recognised] = {}
     for key, weights in _read(path).items():
@@ -284,7 +291,10 @@ def recognised(path: Path) -> Recognised | None:
 
 
 def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """The first missing, unexpected and misshapen names of `weights` for a network whose state dict is `own`."""
+    """Return lists of missing, unexpected and mismatched names of `weights`, for a network with state dict `own`.
+
+    Each list shows its first three names.
+    """
     optional = {name for name in own if name.endswith(BATCHES)}
     shared = [name for name in own if name in weights]
     found = {
@@ -309,7 +319,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def load_into(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Load `weights` into `network`. Raises `InputError` with the first missing, unexpected and misshapen names."""
+    """Load `weights` into `network`. Raises `InputError` with the first missing, unexpected or mismatched names."""
     if problems := misfits(network.state_dict(), weights):
         raise InputError(f"{what} do not fit the network: {'; '.join(problems)}")
     network.load_state_dict(dict(weights), strict=False)

@@ -1,6 +1,6 @@
 """Wide residual network (Zagoruyko & Komodakis, BMVC 2016, arXiv:1605.07146), without dropout.
 
-WRN-d-k as in the data-free literature (`peers.md` A.0): pre-activation blocks, a stem of 16 channels, three stages of
+WRN-d-k as used in data-free distillation: pre-activation blocks, a stem of 16 channels, three stages of
 (d - 4) / 6 blocks at widths 16k, 32k, 64k. He initialisation.
 """
 
@@ -25,7 +25,7 @@ class Wrn(Network):
     paper: ClassVar[str] = "Zagoruyko & Komodakis, BMVC 2016"
     name: Literal["wrn"] = "wrn"
     depth: int = 16
-    """6n + 4: 10, 16, 22, 28, 40, ..."""
+    """Layers with weights, 6n + 4: 10, 16, 22, 28, 40, ..."""
     width: int = 1
     """The widening factor k: the stages have 16k, 32k and 64k channels."""
 
@@ -39,7 +39,7 @@ class Wrn(Network):
 
 
 class WrnModule(nn.Module):
-    """Stem, `stages` (for taps: "stages.0" to "stages.2"), a last BN and ReLU, mean over space, `classifier`."""
+    """The stem, `stages` (layers "stages.0" to "stages.2"), a last BN and ReLU, mean over space, `classifier`."""
 
     def __init__(self, channels: int, num_classes: int, *, blocks: int, width: int) -> None:
         super().__init__()
@@ -61,9 +61,9 @@ class WrnModule(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """BN and ReLU before each of two 3x3 convolutions; nothing after the sum.
+    """BN and ReLU before each of two 3x3 convolutions; no ReLU after the sum.
 
-    Where the shape changes, the shortcut is a 1x1 convolution of what the first BN and ReLU gave.
+    If the shape changes, the shortcut is a 1x1 convolution of the output of the first BN and ReLU.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:

@@ -45,7 +45,9 @@ def test_an_experiment_takes_weights_of_others_without_being_told_what_they_are(
         workshop.check(config)
         teacher = workshop.teacher(config)
     [told] = [line for line in caplog.messages if "weights in" in line]
-    assert told.startswith(f"weights in {theirs} are read as resnet:a-20-4, named as by pytorch_resnet_cifar10, ")
+    assert told.startswith(
+        f"weights in {theirs} are read as resnet:a-20-4, with names used by pytorch_resnet_cifar10, "
+    )
     state = torch.load(theirs, weights_only=True)["state_dict"]
     assert torch.equal(teacher.network.state_dict()["classifier.weight"], state["module.linear.weight"])
 
@@ -64,7 +66,7 @@ def test_an_experiment_takes_a_network_from_among_what_lightning_saves(
     with caplog.at_level(logging.INFO, "condkd_ray"):
         teacher = workshop.teacher(config)
     assert torch.equal(teacher.network.state_dict()["classifier.weight"], state["module.linear.weight"])
-    told = f"weights in {path} are those under 'state_dict/model' beside {', '.join(beside)}, which are left out"
+    told = f"weights in {path} are read from 'state_dict/model' (left out: {', '.join(beside)})"
     assert told in caplog.messages
 
 
@@ -72,7 +74,7 @@ def test_a_config_that_names_another_network_is_refused_with_the_right_spelling(
     workshop = Workshop(tmp_path / "cache")
     for network in ("resnet-20-4", "resnet-14-4"):
         asked = TrialConfig(teacher=TeacherConfig(network=parse(network), weights=theirs))
-        with pytest.raises(InputError, match=r"they are those of resnet:a-20-4, named as by pytorch_resnet_cifar10"):
+        with pytest.raises(InputError, match=r"they are weights of resnet:a-20-4, with names used by pytorch"):
             workshop.check(asked)
     flags = Flags(teacher="resnet-20-4", teacher_weights=theirs)
     assert flags.base().teacher.network == parse("resnet-20-4")

@@ -95,7 +95,7 @@ def test_a_trace_names_layers_in_the_order_in_which_they_run(network):
     [
         (
             (nn.Flatten(), nn.Linear(64, 4)),
-            r"shape of the teacher's answer to 2 images is \(2, 4\); accepted: \(2, 3\)",
+            r"shape of the teacher's output for 2 images is \(2, 4\); accepted: \(2, 3\)",
         ),
         ((nn.Flatten(), nn.Linear(9, 3)), r"cannot read images of shape \(1, 8, 8\)"),
         ((nn.Conv2d(1, 3, 8), nn.Flatten()), "last linear layer of the teacher is None; accepted: a torch.nn.Linear"),

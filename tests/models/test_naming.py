@@ -41,7 +41,7 @@ def test_a_published_network_is_recognised_and_answers_the_same(tmp_path: Path, 
     load_into(ours, found.weights, "weights")
     torch.testing.assert_close(ours.eval()(images), theirs(images), rtol=1e-4, atol=1e-4)
     [note] = found.notes
-    assert note.startswith(f"weights in {path} are read as {spelled}, named as by ")
+    assert note.startswith(f"weights in {path} are read as {spelled}, with names used by ")
     assert ("max pooling" in note) == (spelled in ("resnet18-6", "resnet34-6"))
 
 
@@ -104,10 +104,10 @@ def test_torchvisions_own_stem_is_torchvisions_network():
 @pytest.mark.parametrize(
     ("spelled", "asked", "said"),
     [
-        ("resnet:a-20-16", "resnet-20-16", "they are those of resnet:a-20-16, named as by pytorch_resnet_cifar10"),
-        ("resnet-8-16", "resnet-14-16", "they are those of resnet-8-16, named as by pytorch-cifar-models"),
-        ("wrn-16-1", "wrn-16-2", "they are those of wrn-16-1, named as by ZeroShot"),
-        ("vgg11-8", "resnet-8-16", "they are those of vgg11-8, named as by RepDistiller"),
+        ("resnet:a-20-16", "resnet-20-16", "they are weights of resnet:a-20-16, with names used by pytorch_resnet_ci"),
+        ("resnet-8-16", "resnet-14-16", "they are weights of resnet-8-16, with names used by pytorch-cifar-models"),
+        ("wrn-16-1", "wrn-16-2", "they are weights of wrn-16-1, with names used by ZeroShot"),
+        ("vgg11-8", "resnet-8-16", "they are weights of vgg11-8, with names used by RepDistiller"),
     ],
 )
 def test_weights_of_another_network_are_refused_with_its_spelling(tmp_path: Path, spelled: str, asked: str, said: str):
@@ -123,7 +123,7 @@ def test_names_of_nobody_are_refused_with_the_schemes_that_are_known(tmp_path: P
         fitted(parse("resnet-8-4").build((3, 32, 32), 10), tmp_path / "w.pth")
     said = str(caught.value)
     assert "missing: conv.weight, " in said
-    assert "unexpected: encoder.weight, encoder.bias; accepted: the network's own names, or those of " in said
+    assert "unexpected: encoder.weight, encoder.bias; accepted: the network's own names, or names used by " in said
     assert "kuangliu" not in said
     assert "pytorch-cifar" in said
 

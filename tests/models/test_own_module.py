@@ -123,7 +123,7 @@ class Says(nn.Module):
     [
         (
             lambda x: torch.zeros(2, 9),
-            r"answer of teacher module m to 2 images of shape \(1, 8, 8\) is \(2, 9\); accepted",
+            r"output of teacher module m for 2 images of shape \(1, 8, 8\) is \(2, 9\); accepted",
         ),
         (lambda x: (torch.zeros(2, 10),), r"is 'tuple'; accepted: a tensor of shape \(2, 10\)"),
         (lambda x: torch.full((2, 10), float("nan")), r"is 'NaN or infinite'; accepted: finite logits"),

@@ -88,7 +88,7 @@ def test_dictionaries_without_end_are_refused(tmp_path):
     deep: dict = STATE
     for _ in range(2000):
         deep = {"a": deep}
-    with pytest.raises(InputError, match="accepted: dictionaries at most 50 deep in one another"):
+    with pytest.raises(InputError, match="accepted: dictionaries nested at most 50 deep"):
         state_dicts(deep)
     assert list(state_dicts({"one": STATE, "other": STATE})) == ["one", "other"]
 

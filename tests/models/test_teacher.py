@@ -304,7 +304,7 @@ def test_everything_seen_has_a_gradient_to_the_images(teacher, what):
 
 
 def test_another_number_of_classes_is_refused():
-    with pytest.raises(InputError, match=r"shape of the teacher's answer to 2 images is \(2, 4\); accepted: \(2, 10\)"):
+    with pytest.raises(InputError, match=r"shape of the teacher's output for 2 images is \(2, 4\); accepted: \(2, 10"):
         Teacher.from_module(network(), num_classes=10, **KNOWN)
 
 

@@ -162,7 +162,9 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path, kind: str, suf
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_whole_module_is_told_in_both_formats(tmp_path: Path, zipped: bool):
     torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"whole pickled module, and reading it would run code; where it was made: t"):
+    with pytest.raises(
+        InputError, match=r"whole pickled module, .* would run code; on the machine that made it: torch.save"
+    ):
         read_file(tmp_path / "w.pt")
 
 

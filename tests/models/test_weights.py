@@ -210,7 +210,7 @@ def test_of_several_state_dicts_the_one_that_fits_is_taken_and_told(tmp_path):
     torch.save({"net": state, "head": {"weight": torch.ones(2)}}, path)
     found = fitted(network(), path)
     assert tensor_digest(found.weights) == tensor_digest(state)
-    assert found.notes == (f"weights in {path} are those under 'net'",)
+    assert found.notes == (f"weights in {path} are read from 'net'",)
     torch.save({"net": state, "ema": state}, path)
     assert tensor_digest(fitted(network(), path).weights) == tensor_digest(state)
 
@@ -317,9 +317,9 @@ def test_the_network_is_found_beside_what_else_a_program_saves(tmp_path, name):
         found = fitted(network(), place)
         assert tensor_digest(found.weights) == tensor_digest(theirs.state_dict())
         [told] = found.notes
-        assert told.startswith(f"weights in {path} are those under 'state_dict/{name}' beside ")
+        assert told.startswith(f"weights in {path} are read from 'state_dict/{name}' (left out: ")
         assert sum(beside in told for beside in BESIDE) == 3
-        assert told.endswith(" and 2 more, which are left out")
+        assert told.endswith(" and 2 more)")
     assert fitted(network(), Path(f"{path}#state_dict/{name}")).notes == ()
     known = recognised(path)
     assert known is not None
@@ -333,7 +333,7 @@ def test_a_wrapper_within_one_is_found_and_the_names_of_a_project_are_read(tmp_p
     wrapped_twice.add_module("net", nn.DataParallel(theirs))
     found = fitted(network(), lightning(tmp_path / "w.ckpt", model=wrapped_twice))
     assert tensor_digest(found.weights) == tensor_digest(theirs.state_dict())
-    assert "'state_dict/model/net' beside " in found.notes[0]
+    assert "'state_dict/model/net' (left out: " in found.notes[0]
     assert tensor_digest(
         fitted(network(), Path(f"{tmp_path / 'w.ckpt'}#state_dict/model/net")).weights
     ) == tensor_digest(theirs.state_dict())
@@ -370,7 +370,9 @@ def test_of_two_networks_beside_one_another_one_must_be_named(tmp_path):
 def test_what_is_not_whole_behind_its_prefix_is_refused_by_name(tmp_path, change, said):
     path = lightning(tmp_path / "w.ckpt", change, model=network(1))
     told = refused(path)
-    assert re.match(rf"weights in .*, those under 'state_dict/model' beside .*, do not fit the network: {said}", told)
+    assert re.match(
+        rf"weights in .*, read from 'state_dict/model' \(left out: .*\), do not fit the network: {said}", told
+    )
 
 
 def test_what_lies_beside_the_names_of_a_bare_network_is_refused(tmp_path):
@@ -383,7 +385,7 @@ def test_a_larger_network_beside_a_damaged_one_is_not_what_is_spoken_of(tmp_path
     larger = TEACHER.__class__(depth=14, width=TEACHER.width).build(IMAGE_SHAPE, NUM_CLASSES)
     path = lightning(tmp_path / "w.ckpt", lambda s: s.pop("student.conv.weight"), teacher=larger, student=network(1))
     assert re.search(
-        "those under 'state_dict/student' beside .*, do not fit the network: missing: conv.w", refused(path)
+        r"read from 'state_dict/student' \(left out: .*\), do not fit the network: missing: conv.w", refused(path)
     )
 
 
@@ -406,4 +408,6 @@ def test_names_of_which_some_have_a_prefix_are_refused_with_the_others(tmp_path)
     state = network(1).state_dict()
     torch.save({name if "classifier" in name else f"module.{name}": t for name, t in state.items()}, tmp_path / "w.pt")
     told = refused(tmp_path / "w.pt")
-    assert "'module' beside classifier.weight, classifier.bias, do not fit the network: missing: classifier.w" in told
+    assert (
+        "'module' (left out: classifier.weight, classifier.bias), do not fit the network: missing: classifier.w" in told
+    )
