@@ -107,7 +107,7 @@ def one_message(said: str) -> str:
 FLAGS = [
     ("--dataset imagenet", "flags: data is 'imagenet'; accepted: digits, mnist, fashion_mnist, cifar10"),
     ("--dataset {folder}", "flags: data is '{folder}'; accepted: digits, mnist"),
-    ("--dataset cifar10", "data.root of cifar10 is None; accepted: the folder it lies in"),
+    ("--dataset cifar10", "data.root of cifar10 is None; accepted: the folder that holds the data set"),
     ("--dataset mnist --data-root {folder}/none", "data.root is '{folder}/none'; accepted: an existing folder"),
     ("--dataset mnist --data-root {folder}/empty", "data.root of mnist is '{folder}/empty'; accepted: train-images"),
     ("--dataset parquet --data-root {folder}/empty", "data.root is '{folder}/empty'; accepted: a folder with train*"),
@@ -200,7 +200,7 @@ FIELDS = [
     ("--data.size 4", "network resnet-8-4 on images of 4x4: smallest side is 4; accepted: 8 or more"),
     ("--teacher.weights {folder}/other.safetensors", "do not fit the network: missing: conv.weight, "),
     ("--teacher.weights {folder}/text.pt", "weights file {folder}/text.pt cannot be read safely"),
-    ("--data.name cifar10", "data.root of cifar10 is None; accepted: the folder it lies in"),
+    ("--data.name cifar10", "data.root of cifar10 is None; accepted: the folder that holds the data set"),
     ("--out {folder}/file", "--out {folder}/file is a file; accepted: a new folder"),
     ("--out {folder}/out/ablation", "holds experiment 'ablate_ipc'; accepted: a new folder, or one of 'train'"),
     ("--fresh --graphs", GRAPHS),

@@ -1,4 +1,4 @@
-"""The config that the flags of an experiment say."""
+"""Builds a trial's config from the flags of an experiment."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from condkd_ray.trial.card import with_card
 from condkd_ray.trial.config import TrialConfig, from_tree
 
 TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
-"""Epochs of a good teacher in minutes on one core, 10 for a data set not named here. Measured: `experiments/LOG.md`."""
+"""Epochs that train a good teacher in minutes on one core; 10 for other data sets. Measured: `experiments/LOG.md`."""
 
 
 def base_config(flags: Flags) -> TrialConfig:
-    """The config all arms start from, at the largest IPC. Raises `InputError`: field, value, what is accepted."""
-    accepted = "one or more integers >= 1 (without condensed images is the arm none)"
+    """Return the config from which all arms start, at the largest IPC. Raises `InputError` for a bad flag."""
+    accepted = "one or more integers >= 1 (the arm none runs without condensed images)"
     require(bool(flags.ipcs) and min(flags.ipcs) >= 1, "--ipcs", flags.ipcs, accepted)
     require(bool(flags.seeds) and min(flags.seeds) >= 0, "--seeds", flags.seeds, "one or more integers >= 0")
-    flags.prior  # noqa: B018  refused here, whatever the arms
-    # What is not given is left out: a card may give a size, and only own data sets have files.
+    flags.prior  # noqa: B018  raises for a bad prior, whatever the arms
+    # Flags that are not set are left out: a model card may set the size, and only a user's data sets have files.
     stated = {name: getattr(flags, name) for name in ("size", "val_fraction", "train_file", "test_file")}
     own = {name: value for name, value in stated.items() if value is not None}
     epochs = TEACHER_EPOCHS.get(flags.dataset, 10) if flags.teacher_epochs is None else flags.teacher_epochs
@@ -52,7 +52,7 @@ def base_config(flags: Flags) -> TrialConfig:
 
 
 def teacher_label(flags: Flags) -> str:
-    """The teacher's architecture, of the flag, the card or by default."""
+    """Return the label of the teacher's architecture, from the flag, the model card or the default."""
     tree = with_card(merge({"teacher": _network(flags)}, flags.given_of_teacher()))
     return models.label(from_tree({"teacher": tree["teacher"]}, "flags").teacher.network)
 
@@ -62,10 +62,10 @@ def _network(flags: Flags) -> dict[str, Any]:
 
 
 def _own_parts(flags: Flags) -> dict[str, Any]:
-    """Inversion, memory and length without a host."""
+    """Return the config of inversion, memory, distiller and rounds without a host."""
     require(flags.scale is None, "--scale without --host", flags.scale, "a published system to scale, --host NAME")
     name = flags.inversion or "fast"
-    # An unknown name is refused later, in a message with all that are accepted.
+    # An unknown name is refused later, in a message that lists all accepted names.
     inversion = INVERSIONS.members().get(name, Inversion)
     rounds = 12 if flags.rounds is None else flags.rounds
     parts: dict[str, Any] = {"inversion": {"name": name}, "distiller": {}, "rounds": rounds}
@@ -75,11 +75,11 @@ def _own_parts(flags: Flags) -> dict[str, Any]:
 
 
 def _host_parts(flags: Flags, host: str) -> dict[str, Any]:
-    """What the published system sets, scaled."""
-    accepted = f"one of them: --host {host} has the inversion {published(host).inversion.name}"
+    """Return the parts of the config that the published system sets, scaled."""
+    accepted = f"one of them: --host {host} uses the inversion {published(host).inversion.name}"
     require(flags.inversion is None, "--inversion beside --host", flags.inversion, accepted)
     both = flags.scale is not None and flags.rounds is not None
-    accepted = f"one of them, for a scale (here {flags.scale}) sets the rounds; --scale None takes none"
+    accepted = f"one of them: the scale ({flags.scale}) sets the rounds; --scale None removes a default scale"
     require(not both, "--rounds beside --scale", flags.rounds, accepted)
     recipe = scaled(published(host), 1.0 if flags.scale is None else flags.scale)
     if flags.rounds is not None:
@@ -97,6 +97,6 @@ def _condensation(flags: Flags) -> dict[str, Any]:
     if flags.condensation in ("distribution_matching", "trajectory_matching"):
         tree["condensed_together"] = max(max_ipc, 10)
     if flags.condensation == "squeeze_recover" and flags.dataset == "digits":
-        # A pixel, the least there is, is an eighth of these images: it cost a third of the accuracy (LOG.md).
+        # One pixel, the smallest shift, is an eighth of these images; it cost a third of the accuracy (LOG.md).
         tree["shift"] = 0.0
     return tree

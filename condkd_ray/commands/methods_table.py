@@ -1,7 +1,7 @@
-"""Every method there is, as the table of the README, then the installed plug-ins: `condkd methods`.
+"""Prints all methods, as in the README's table, and then the installed plug-ins: `condkd methods`.
 
-The architectures have a table of their own, with what they cost: `condkd methods --networks`; forms of guidance one of
-where their optimum lies: `condkd methods --check guidance`.
+Further tables: the architectures and their costs (`condkd methods --networks`), the published systems (`--published`),
+and the optimum of each form of guidance (`--check guidance`).
 """
 
 import dataclasses
@@ -38,22 +38,22 @@ FAMILIES = {
     "distiller": Distiller,
     "distiller.loss": KD_LOSSES,
 }
-"""By the field of a trial's config."""
+"""Families of methods, by the field of a trial's config."""
 OPEN = {
     **{field: family for field, family in FAMILIES.items() if isinstance(family, Family)},
     "student, teacher.network": NETWORK_FAMILY,
     "data": DATASETS,
 }
-"""What plug-ins can be members of, by the field of a trial's config."""
+"""Families that plug-ins can extend, by the field of a trial's config."""
 HEADER = "| family | name | published in | hyper-parameters with their defaults; *in italics what is our choice* |"
 NETWORKS = (
     *("lenet5", "lenet5_half", "alexnet", "alexnet_half", "convnet-3-128", "resnet-8-16", "resnet-20-16"),
     *("resnet18-64", "resnet34-64", "wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "vgg11-64", "mobilenet_v2-100"),
     *("squeezenet-16", "torchvision:resnet18", "torchvision:resnet50"),
 )
-"""Usual sizes of every architecture; numbers other than these may stand in their places."""
+"""Usual sizes of every architecture; other numbers are accepted, too."""
 SHAPE, CLASSES = (3, 32, 32), 10
-"""Of the images that the costs are counted for."""
+"""Image shape and number of classes for which costs are counted."""
 NETWORKS_HEADER = (
     f"| network | published in | parameters for {CLASSES} classes | "
     f"multiply-adds of an image of {'x'.join(map(str, SHAPE))} | features | "
@@ -63,46 +63,46 @@ NETWORKS_HEADER = (
 
 @dataclass(frozen=True)
 class Methods:
-    """Print every method with where it was published, its hyper-parameters, and which of them are our choice."""
+    """Print every method with its publication, its hyper-parameters, and which of them are our choice."""
 
     networks: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print the architectures instead, with their parameters and multiply-adds."""
+    """Instead, print the architectures, with their parameters and multiply-adds."""
     published: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print the published systems instead, which `--host` takes, with images made, images taught and multiply-adds."""
+    """Instead, print the published systems that `--host` accepts, with images made and taught, and multiply-adds."""
     check: Literal["guidance"] | None = None
-    """Measure instead where each form of guidance leads features that it alone moves: four minutes on one core."""
+    """Instead, measure where each form of guidance alone moves the features; takes four minutes on one core."""
 
 
 def list_methods(command: Methods) -> int:
-    """`condkd methods`."""
-    asked = {"--networks": command.networks, "--published": command.published, "--check": command.check is not None}
-    given = [flag for flag, there in asked.items() if there]
-    require(len(given) <= 1, " beside ".join(given), f"{len(given)} tables", "one of them")
-    made = {"--networks": networks_table, "--published": compute.table, "--check": checked_guidance}
-    print(made[given[0]]() if given else table() + plugins_table(), end="")
+    """Run `condkd methods` and return its exit code."""
+    flags = {"--networks": command.networks, "--published": command.published, "--check": command.check is not None}
+    given = [flag for flag, is_set in flags.items() if is_set]
+    require(len(given) <= 1, "flags", " ".join(given), "one of them")
+    printers = {"--networks": networks_table, "--published": compute.table, "--check": checked_guidance}
+    print(printers[given[0]]() if given else table() + plugins_table(), end="")
     return 0
 
 
 def checked_guidance() -> str:
-    """A Markdown table, a row a form of guidance: where it leads the features of the bundled digits."""
+    """Return a Markdown table with a row for each form of guidance: where it moves the features of bundled digits."""
     from condkd_ray.runs.guidance_check import digits, report
 
     return report(*digits())
 
 
 def methods(family: Any) -> tuple[type[Method], ...]:
-    """The members of a family that this package defines."""
+    """Return the methods of a family that this package defines."""
     return family.own if isinstance(family, Family) else (family,)
 
 
 def table() -> str:
-    """A Markdown table, a row a method."""
+    """Return a Markdown table with a row for each method."""
     rows = [_row(family, kind) for family, union in FAMILIES.items() for kind in methods(union)]
     return "\n".join([HEADER, "|---|---|---|---|", *rows]) + "\n"
 
 
 def plugins_table() -> str:
-    """A Markdown table, a row a plug-in; empty if there are none."""
+    """Return a Markdown table with a row for each plug-in; empty if there are none."""
     members = [(field, kind) for field, family in OPEN.items() for kind in family.plugins().values()]
     rows = [f"{_row(field, kind)} {origin_of(kind)} |" for field, kind in members]
     head = ["", f"{HEADER} plug-in |", "|---|---|---|---|---|"]
@@ -112,12 +112,12 @@ def plugins_table() -> str:
 def _row(family: str, kind: type[Method]) -> str:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     name = f"`{fields.pop('name').default}`" if "name" in fields else "-"
-    told = [_told(field, field.name in kind.ours) for field in fields.values()]
-    return f"| {family} | {name} | {kind.paper or '-'} | {', '.join(told) or '-'} |"
+    texts = [_field_text(field, field.name in kind.ours) for field in fields.values()]
+    return f"| {family} | {name} | {kind.paper or '-'} | {', '.join(texts) or '-'} |"
 
 
-def _told(field: dataclasses.Field[Any], ours: bool) -> str:
-    # A nested method is named in full in its own family, or by default does nothing, as a schedule.
+def _field_text(field: dataclasses.Field[Any], ours: bool) -> str:
+    # No default is shown for a nested method: it has a row in its own family, or does nothing by default (a schedule).
     alone = field.default is dataclasses.MISSING or dataclasses.is_dataclass(field.default)
     text = field.name if alone else f"{field.name} {_plain(field.default)}"
     return f"*{text}*" if ours else text
@@ -132,14 +132,14 @@ def _plain(value: Any) -> str:
 
 
 def networks_table() -> str:
-    """A Markdown table of architectures with what each costs for `SHAPE` and `CLASSES`, counted anew; then names."""
+    """Return a Markdown table of the architectures with their costs, counted anew, then torchvision's model names."""
     rows = [_network_row(parse(text)) for text in NETWORKS]
     names = ", ".join(f"`{model}`" for model in sorted(SMALLEST))
-    return "\n".join([NETWORKS_HEADER, *rows, "", f"After `torchvision:` may stand {names}."]) + "\n"
+    return "\n".join([NETWORKS_HEADER, *rows, "", f"`torchvision:` accepts these models: {names}."]) + "\n"
 
 
 def _network_row(network: Network) -> str:
     cost = cost_of(network, SHAPE, CLASSES)
-    told = [f"`{label(network)}`", network.paper or "-", short(cost.parameters), short(cost.multiply_adds)]
-    told += [str(cost.features), "yes" if cost.normalised else "no", str(network.min_size)]
-    return f"| {' | '.join(told)} |"
+    cells = [f"`{label(network)}`", network.paper or "-", short(cost.parameters), short(cost.multiply_adds)]
+    cells += [str(cost.features), "yes" if cost.normalised else "no", str(network.min_size)]
+    return f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""A config as a tree: from and to YAML, merged, and named by its hash. The only user of pydantic."""
+"""Configs as trees: reads and writes YAML, merges trees, and hashes configs. Only this module uses pydantic."""
 
 import dataclasses
 import difflib
@@ -20,14 +20,14 @@ from condkd_ray.core.text import read_text
 from condkd_ray.core.yaml_text import load_yaml
 
 Tree = dict[str, Any]
-"""Plain values only: what a YAML or JSON file holds."""
+"""A tree of plain values, as a YAML or JSON file holds it."""
 PLUGIN = "plug-in"
-"""Key of the version of a method's code in its identity; no field can have this name."""
+"""Key of a plug-in's code version in the identity of a method; no field can have this name."""
 T = TypeVar("T")
 
 
 def to_tree(value: Any) -> Any:
-    """The complete tree of a config: every leaf, defaults included."""
+    """Return the complete tree of a config: every leaf, defaults included."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
@@ -36,9 +36,9 @@ def to_tree(value: Any) -> Any:
 
 
 def build(kind: type[T], tree: Any, path: str) -> T:
-    """A frozen dataclass from its tree; leaves not given keep their defaults.
+    """Build a frozen dataclass from its tree; missing leaves keep their defaults.
 
-    Raises `InputError` with the first bad key, its value and what is accepted; messages begin with `path`.
+    Raises `InputError` for the first bad key, with its value and the accepted values; messages begin with `path`.
     """
     require(isinstance(tree, dict), path, tree, f"a mapping with {', '.join(hints(kind))}")
     for key in tree:
@@ -48,7 +48,7 @@ def build(kind: type[T], tree: Any, path: str) -> T:
             raise InputError(f"{path}: {shown(key)} names no field{hint}; accepted: {', '.join(hints(kind))}")
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         if f.name not in tree and not _known(f.default) and not _known(f.default_factory):
-            raise InputError(f"{path}: {f.name} is not given; accepted: a value of your own, it has no default")
+            raise InputError(f"{path}: {f.name} is not given; accepted: a value, because the field has no default")
     values = {key: _value(hints(kind)[key], value, f"{path}: {key}", kind, key) for key, value in tree.items()}
     try:
         return kind(**values)
@@ -67,7 +67,7 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     by_name = family.members()
     tree: Any = {"name": value} if isinstance(value, str) else value
     require(isinstance(tree, dict), path, value, ", ".join(by_name))
-    # A tree that gives leaves but no name means the default method.
+    # A tree without a name belongs to the default method.
     default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
     name = tree.get("name", getattr(default, "name", None))
     if not isinstance(name, str) or name not in by_name:
@@ -78,9 +78,9 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
 
 def _leaf(hint: Any, value: Any, path: str) -> Any:
     if value is False and "off" in get_args(hint):
-        value = "off"  # as YAML reads that word where it has no quotes
+        value = "off"  # YAML reads an unquoted off as False
     if isinstance(value, (list, tuple)) and tuple[str, ...] in (hint, *get_args(hint)):
-        # Names that are whole numbers, as YAML reads them where they have no quotes.
+        # YAML reads an unquoted name such as 3 as an integer.
         value = [str(item) if type(item) is int else item for item in value]
     try:
         return _adapter(hint).validate_python(value)
@@ -94,7 +94,7 @@ _adapter = cache(TypeAdapter)
 
 
 def read_tree(path: Path) -> Tree:
-    """The tree in a YAML file. Raises `InputError` where there is none."""
+    """Return the tree in a YAML file. Raises `InputError` if the file is missing or is not a YAML mapping."""
     try:
         tree = load_yaml(read_text(path, "config file", "a YAML file"))
     except yaml.YAMLError as error:
@@ -108,10 +108,10 @@ def read_tree(path: Path) -> Tree:
 
 
 def merge(base: Tree, over: Tree) -> Tree:
-    """`base` with the leaves of `over`. A method given by another `name` replaces the old one whole.
+    """Return `base` with the leaves of `over`. A method with another `name` in `over` replaces the old one whole.
 
-    A method given by its name alone is that method, on either side: of the same name as the old one, it changes
-    nothing; leaves over it are those of that method.
+    Either side may give a method by its name alone. The same name changes nothing; leaves in `over` then belong to the
+    method named in `base`.
     """
     merged = dict(base)
     for key, given in over.items():
@@ -127,7 +127,7 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 
 def flattened(tree: Mapping[str, Any], separator: str = "/") -> Tree:
-    """The leaves of a tree by their paths; a list is one leaf."""
+    """Return the leaves of a tree by their paths; a list is one leaf."""
     found: Tree = {}
     for key, value in tree.items():
         below = flattened(value, separator) if isinstance(value, Mapping) else {"": value}
@@ -136,15 +136,15 @@ def flattened(tree: Mapping[str, Any], separator: str = "/") -> Tree:
 
 
 def identity(value: Any, *, complete: bool = False) -> Any:
-    """The tree of all that shapes numbers, not where files lie: equal for two configs just if they are the same run.
+    """Return the tree of everything that affects numbers, without file locations: equal exactly for equal runs.
 
     A field at its default is left out, so that a config keeps its identity when its class gets a new field. The `name`
-    of a method always stays, as it tells which class the other fields are of. A default must therefore never change
-    within one version of the numbers: see `condkd_ray.trial.plan.NUMBERS`. `complete` keeps fields at their
-    defaults too. A method from outside this package has the version of its code beside its fields.
+    of a method always stays, because it determines the class of the other fields. A default must therefore never change
+    within one version of the numbers: see `condkd_ray.trial.plan.NUMBERS`. `complete` keeps fields at their defaults
+    too. A method from another package has its code version beside its fields.
 
-    Fields marked `identity: False` are left out, for they stand elsewhere by content; a path in a field marked
-    `identity: "content"` is read, and its file's digest put there. Raises `InputError` where it cannot be read.
+    Fields marked `identity: False` are left out, because their content is hashed elsewhere. A path in a field marked
+    `identity: "content"` is replaced by the digest of its file. Raises `InputError` if the file cannot be read.
     """
     if dataclasses.is_dataclass(value):
         parts = {f.name: _part(f, getattr(value, f.name), complete) for f in _kept(value)}
@@ -171,25 +171,25 @@ def _kept(kind: Any) -> list[dataclasses.Field[Any]]:
 
 @cache
 def default_identities(kind: type) -> dict[str, Any]:
-    """Identities of the defaults of a dataclass, by field; a field without a default is not in it."""
+    """Return the identities of a dataclass's defaults, by field, without fields that have no default."""
     made = {f: f.default_factory() for f in _kept(kind) if _known(f.default_factory)}  # type: ignore[operator]
     given = {f: f.default for f in _kept(kind) if _known(f.default)}
     return {f.name: _part(f, default, False) for f, default in {**given, **made}.items()}
 
 
 def _known(default: Any) -> bool:
-    # Not by identity: a class that came from another process by value, as a notebook's, has a sentinel of its own.
+    # By type, not with `is`: a class unpickled by value, such as one from a notebook, has another MISSING object.
     return not isinstance(default, type(dataclasses.MISSING))
 
 
 def content_hash(value: Any, digests: dict[str, str] | None = None, *, complete: bool = False) -> str:
-    """16 hex digits of SHA-256 over the `identity` tree and the contents that the left-out paths stand for."""
+    """Return 16 hex digits of the SHA-256 of the `identity` tree and of `digests`, the contents of left-out paths."""
     text = json.dumps([identity(value, complete=complete), digests or {}], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
-    """16 hex digits of the SHA-256 of a file. Raises `InputError` where it cannot be read."""
+    """Return 16 hex digits of the SHA-256 of a file. Raises `InputError` if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""What every method is: a frozen dataclass of hyper-parameters, with its state kept apart; and what all methods share.
+"""Base class of methods, frozen dataclasses of hyper-parameters without state; exceptions and helpers they share.
 
-A method prints, compares, hashes and goes to YAML without a second class, because it *is* its configuration.
+A method is its own configuration, so no second class is needed to print, compare, hash or store it as YAML.
 """
 
 import math
@@ -11,43 +11,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Metrics = dict[str, float]
-"""`family/term` to a plain number, as logged once a round."""
+"""Numbers by `family/term`, logged once per round."""
 
 
 LONGEST = 1000
-"""Characters of a value that stand in a message."""
+"""Largest number of characters of a value in a message."""
 
 
 class InputError(ValueError):
-    """Something a user gave cannot be used; the message names the thing, the value and what is accepted.
+    """Bad input from the user; the message names the thing, its value and the accepted values.
 
-    Programs end with exit code 2 on it, before any training.
+    Programs exit with code 2, before any training.
     """
 
 
 NOT_FINITE = "not finite"
-"""Words of each `NonFiniteError`, by which a stored reason tells it."""
+"""Words in every `NonFiniteError` message; stored reasons are recognised by them."""
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss term became NaN or infinite; the message names the first such term and its step, and says `NOT_FINITE`."""
+    """A loss term became NaN or infinite; the message names the first such term and its step, with `NOT_FINITE`."""
 
 
 class ClusterError(RuntimeError):
-    """The cluster, or a process or node of it, has not come up or is gone; the message says which in one line.
+    """The cluster, or a process or node of it, did not start or was lost; the message says which in one line.
 
-    Programs end with exit code 1 on it; the same command may have more luck.
+    Programs exit with code 1; running the same command again may succeed.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base of everything configurable. Its fields have docstrings, which the command line shows."""
+    """Base class of all configurable classes. The command line shows the docstrings of their fields."""
 
     paper: ClassVar[str] = ""
-    """Where the method was published; empty where it is nobody's in particular."""
+    """Publication of the method; empty for generally known methods."""
     ours: ClassVar[tuple[str, ...]] = ()
-    """Fields whose meaning or default is our choice and no paper's."""
+    """Fields whose meaning or default is our choice instead of a paper's."""
 
 
 def require(holds: bool, what: str, value: object, accepted: str) -> None:
@@ -67,9 +67,9 @@ def require_weights(method: Method, family: str) -> None:
 def require_rates(method: Method, family: str, *, frozen: bool = False) -> None:
     """Raise `InputError` unless each learning rate of a method of `family`, `lr` or `lr_...`, is finite and > 0.
 
-    `frozen`: 0 is accepted too, where one of several things that could move may stay.
+    `frozen`: 0 is accepted too, for a part that may stay fixed.
     """
-    accepted = ">= 0, and finite; at 0 it does not move" if frozen else "> 0, and finite"
+    accepted = ">= 0, and finite; 0 keeps it fixed" if frozen else "> 0, and finite"
     for field in fields(method):
         if field.name == "lr" or field.name.startswith("lr_"):
             value = getattr(method, field.name)
@@ -78,17 +78,17 @@ def require_rates(method: Method, family: str, *, frozen: bool = False) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as messages have it: of a very long one the beginning."""
+    """Return the value's text for a message; a very long one is cut."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Method):
-    """Half a cosine from `start` to `end` over the first `until` of the rounds, then constant. The default is 1.
+    """Factor that follows half a cosine from `start` to `end` over the first share `until` of rounds, then is constant.
 
-    PGDI lets the share of its guide images fall by such a cosine in the first half (`peers.md` A.13); that the same
-    form serves weights, and warm-ups (`start: 0`), is our choice.
+    The default is 1. PGDI lowers the share of its guide images by such a cosine in the first half of the rounds. Using
+    the same form for weights and for warm-ups (`start: 0`) is our choice.
     """
 
     start: float = 1.0
@@ -103,16 +103,16 @@ class Schedule(Method):
 
     @property
     def largest(self) -> float:
-        """The largest factor it ever gives."""
+        """Largest factor of the schedule."""
         return max(self.start, self.end)
 
     @property
     def smallest(self) -> float:
-        """The smallest factor it ever gives."""
+        """Smallest factor of the schedule."""
         return min(self.start, self.end)
 
     def at(self, progress: float) -> float:
-        """The factor at `progress`, 0 in the first round and 1 in the last."""
+        """Return the factor at `progress`, from 0 in the first round to 1 in the last."""
         passed = min(progress / self.until, 1.0)
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * passed))
 
@@ -120,33 +120,33 @@ class Schedule(Method):
 class Meter:
     """Means of loss terms over the steps of a round, kept on the device until `read`.
 
-    Beside each sum it counts the steps before the term first became non-finite. Once one term is NaN all others
-    follow within a step; the one with the fewest finite steps is the culprit.
+    For each term it also counts the steps before the term first became non-finite. Once one term is NaN, all others
+    follow within a step; the term with the fewest finite steps is reported.
     """
 
     def __init__(self, family: str) -> None:
         self._family = family
         self._terms: dict[str, tuple[Tensor, Tensor, int]] = {}
-        """Of each term its sum, the steps at which that was finite, and all steps."""
+        """For each term: its sum, the number of steps with a finite sum, and the number of steps."""
 
     def add(self, **terms: "Tensor") -> None:
-        """Add one step's terms, 0-dimensional tensors on any device. No host sync."""
+        """Add one step's terms, 0-dimensional tensors on any device, without a host sync."""
         for name, value in terms.items():
             value = value.detach().float()
-            # A sum stays non-finite once one summand was, so counting finite sums counts the steps before.
+            # A sum stays non-finite after one non-finite summand, so counting finite sums counts the steps before.
             if name in self._terms:
                 total, finite, steps = self._terms[name]
                 total = total + value
                 self._terms[name] = (total, finite + total.isfinite(), steps + 1)
             else:
-                # A copy: a graph that is replayed writes the next step's value over this one.
+                # A copy: replaying a graph overwrites this tensor with the next step's value.
                 self._terms[name] = (value.clone(), value.isfinite().float(), 1)
 
     def read(self) -> Metrics:
-        """Means by `family/term`: the one host copy of a round. Raises `NonFiniteError` naming term and step."""
+        """Return the means by `family/term`, with one host copy. Raises `NonFiniteError` naming term and step."""
         if not self._terms:
             return {}
-        # Here, as messages on bad input are wanted before PyTorch is imported, which takes seconds.
+        # Imported here: messages about bad input shall not wait for PyTorch's import, which takes seconds.
         import torch
 
         totals, counts, steps = zip(*self._terms.values(), strict=True)

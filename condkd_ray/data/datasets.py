@@ -1,6 +1,6 @@
-"""Real data sets: where they lie, how they are split, in what units they come.
+"""Real data sets: where they are stored, how they are split and normalised.
 
-The split has a seed of its own, apart from a trial's: a teacher must never have seen another seed's test images.
+The split has its own seed, independent of a trial's seed: a teacher must not be trained on the test images of any seed.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ CONSTANTS: dict[str, Constants] = {
     "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
 }
-"""(mean, std) a channel in units of [0, 1] pixels, as condensed sets are published with (DC / DSA / DM code)."""
+"""Mean and standard deviation per channel, in units of [0, 1] pixels, as in published condensed sets (DC, DSA, DM)."""
 
 NO_FLIP = ("digits", "mnist", "svhn")
 DIGITS_TEST, DIGITS_VAL = 600, 197
 HELD_OUT, HELD_OUT_FROM = 10_000, 50_000
 SHOWN = 10
-"""Classes in a note, at most."""
+"""Largest number of classes named in a note."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource(Method, ABC):
-    """Base of the data sets: where the images lie, and how they are resized, split and normalised.
+    """Base class of data sets: where the images are, and how they are resized, split and normalised.
 
-    A data set from another package is a subclass with a `name`, fields of its own if it needs some, and `read`. It can
-    give `mean`, `std` and `flip_ok` other defaults.
+    A data set from another package is a subclass with a `name`, further fields if needed, and `read`. It can give
+    `mean`, `std` and `flip_ok` other defaults.
     """
 
     name: str
     root: Path | None = field(default=None, metadata={"identity": False})
-    """Folder of the data set; where it lies is not part of what it is. `digits` needs none."""
+    """Folder of the data set; not part of a trial's identity. `digits` needs none."""
     size: int | None = None
-    """Side after resizing, in pixels, both ways. None leaves the images as they are."""
+    """Width and height after resizing, in pixels. None keeps the images' own size."""
     val_fraction: float = 0.0
-    """Share of the train images held out for validation, 0 to 0.5. `digits` always has its own 197."""
+    """Share of the train images held out for validation, 0 to 0.5. `digits` always holds out 197."""
     seed: int = 0
-    """Of every split; apart from the trial's seed."""
+    """Seed of every split, independent of the trial's seed."""
     mean: tuple[float, ...] | None = None
-    """Normalisation of your own teacher, one value a channel, in units of [0, 1] pixels."""
+    """Normalisation of your own teacher, one value per channel, in units of [0, 1] pixels."""
     std: tuple[float, ...] | None = None
     flip_ok: bool | None = None
     """Whether a mirrored image keeps its class. None: no for digits, mnist and svhn, yes for all others."""
@@ -76,27 +76,27 @@ class DataSource(Method, ABC):
     def read(self) -> Found:
         """Return the train images, and the test images if the data set has some.
 
-        Raises `InputError` if something is missing. A digest of the images names the data set in records, so two calls
-        must return the same.
+        Raises `InputError` if something is missing. Records identify the data set by a digest of its images, so two
+        calls must return the same images.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(DataSource):
-    """Which real data, in which split and size."""
+    """A data set of this package, and its split and size."""
 
     name: DataName = "digits"
     train_file: str | None = None
-    """Parquet only: name in `root`, path, or a pattern such as "train-*.parquet"."""
+    """Parquet only: file name in `root`, path, or a pattern such as "train-*.parquet"."""
     test_file: str | None = None
-    """Parquet only: as `train_file`."""
+    """Parquet only: like `train_file`."""
     download: bool = False
     """Let torchvision download a known data set into `root`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         own = self.name != "digits" or self.val_fraction == 0
-        require(own, "data.val_fraction", self.val_fraction, "0: digits has 197 validation images of its own")
+        require(own, "data.val_fraction", self.val_fraction, "0: digits always holds out 197 validation images")
         files = (self.train_file, self.test_file)
         parquet = self.name == "parquet" or self.name in TORCHVISION_SETS or files == (None, None)
         require(parquet, f"data.train_file, data.test_file of {self.name}", files, "none: they name Parquet files")
@@ -104,20 +104,20 @@ class DataConfig(DataSource):
         require(known, f"data.download of {self.name}", self.download, "false: torchvision has no such data set")
 
     def read(self) -> Found:
-        """Return the images, resized if the reader does that best, and how to split them."""
+        """Return the images, resized if the reader resizes them best, and how to split them."""
         return _find(self)
 
 
 AnyData = DataConfig
-"""The data sets of this package; each has a name of its own."""
+"""The data sets of this package, distinguished by `name`."""
 DATASETS = Family("datasets", DataSource, (DataConfig,))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, split. `mean`, `std` a channel in units of [0, 1] pixels; `digest` names pixels, labels and splits.
+    """A data set, split. `mean`, `std` per channel, in units of [0, 1] pixels; `digest` covers pixels, labels, splits.
 
-    `notes`: what was decided for the user, in sentences to be shown.
+    `notes`: sentences for the user about decisions made while reading and splitting.
     """
 
     name: str
@@ -141,11 +141,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Found:
-    """Images as they were read, before splitting.
+    """Images before splitting.
 
-    `held_out`, `own_val`: numbers of train images to take out for test and validation. Without test images and
-    `held_out`, a fifth of the train images (10 000 of 50 000 or more) is the test set. `notes`: sentences for the user.
-    `why`: the reason for holding out a test set; `remedy`: the way to name one.
+    `held_out`, `own_val`: numbers of train images to hold out for test and validation. `notes`: sentences for the user.
+    `why`: the reason for holding out a test set; `remedy`: how to name one. If a data set of another package has
+    neither test images nor `held_out`, a fifth of the train images (10 000 of 50 000 or more) becomes the test set.
     """
 
     train: Raw
@@ -158,22 +158,23 @@ class Found:
 
 
 def load(config: DataSource) -> Dataset:
-    """Read, resize and split. Raises `InputError` for whatever is missing or does not fit."""
+    """Read, resize and split a data set. Raises `InputError` if something is missing or does not fit."""
     found = config.read()
     if not isinstance(config, DataConfig):
         found = _checked(config.name, found)
     classes = len(found.train.labels.unique())
-    require(classes > 1, f"number of classes with images in {config.name}", classes, "2 or more: nothing to tell apart")
-    (train, val, test), told = _split(config, found)
+    require(classes > 1, f"number of classes with images in {config.name}", classes, "2 or more")
+    (train, val, test), copy_notes = _split(config, found)
     mean, std = _constants(config, train)
     flip_ok = config.name not in NO_FLIP if config.flip_ok is None else config.flip_ok
     names, digest = found.train.class_names, _digest(train, val, test)
-    notes = tuple(dict.fromkeys([*_held_out_note(config, found, len(test)), *found.notes, *_files_notes(found), *told]))
+    own_notes = [*_held_out_note(config, found, len(test)), *found.notes, *_files_notes(found)]
+    notes = tuple(dict.fromkeys([*own_notes, *copy_notes]))
     return Dataset(config.name, train, val, test, len(names), names, mean, std, flip_ok, digest, notes)
 
 
 def _checked(name: str, found: Found) -> Found:
-    """The images of a data set from another package. Raises `InputError` if they are none, or labels do not fit."""
+    """Return the images of a data set from another package. Raises `InputError` if images or labels do not fit."""
     for raw, part in ((found.train, "train"), (found.test, "test")):
         if raw is None:
             continue
@@ -189,7 +190,7 @@ def _checked(name: str, found: Found) -> Found:
 def _find(config: DataConfig) -> Found:
     if config.name == "digits":
         return Found(readers.digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
-    require(config.root is not None, f"data.root of {config.name}", None, "the folder it lies in")
+    require(config.root is not None, f"data.root of {config.name}", None, "the folder that holds the data set")
     root = Path(config.root or "").expanduser()
     require(os.path.exists(root) or config.download, "data.root", str(root), "an existing folder")
     if config.name in IDX_SETS:
@@ -226,86 +227,87 @@ def _image_folder(config: DataConfig, root: Path) -> Found:
 
 
 def _held_out(train: Raw, notes: tuple[str, ...], why: str, remedy: str = "") -> Found:
-    """No test set is ever guessed: one is taken out of train, and the user is told."""
+    """Hold a test set out of the train images; `why` becomes a note to the user."""
     count = HELD_OUT if len(train) >= HELD_OUT_FROM else len(train) // 5
     return Found(train, None, held_out=count, notes=notes, why=why, remedy=remedy)
 
 
 def _held_out_note(config: DataSource, found: Found, count: int) -> Iterator[str]:
     if found.why:
-        told = f"{count:,}".replace(",", " ")
-        yield f"{found.why}: {told} images held out of train by data seed {config.seed}{found.remedy}"
+        images = f"{count:,}".replace(",", " ")
+        yield f"{found.why}: {images} images held out of train by data seed {config.seed}{found.remedy}"
 
 
 def _files_notes(found: Found) -> Iterator[str]:
-    """What the readers tell, and which classes have no image to learn from."""
+    """Yield the readers' notes, and notes about the order of classes and about classes with too few train images."""
     for raw in (found.train, found.test):
         yield from raw.notes if raw else ()
     named = found.test is not None and not (_decimal(found.train, found.test) or _numbered(found))
     if named and found.test is not None and found.test.class_names != found.train.class_names:
-        yield "the classes of the test images stand in another order than train's: they are taken by their names"
+        yield "test images list the classes in another order than train images: classes are matched by name"
     names, counts = found.train.class_names, found.train.labels.bincount(minlength=len(found.train.class_names))
-    for few, told in enumerate(("no train image: nothing of them can be taught", "one train image: the proxy set's")):
+    reasons = ("no train image, so the student cannot learn them", "one train image, which goes to the proxy set")
+    for few, reason in enumerate(reasons):
         rare = [names[label] for label in (counts == few).nonzero().flatten().tolist()]
         shown = ", ".join(rare[:SHOWN]) + ", ..." * (len(rare) > SHOWN)
-        yield from [f"{len(rare)} of {len(names)} classes have {told} ({shown})"] * bool(rare)
+        yield from [f"{len(rare)} of {len(names)} classes have {reason} ({shown})"] * bool(rare)
 
 
 def _split(config: DataSource, found: Found) -> tuple[tuple[RealImages, RealImages | None, RealImages], list[str]]:
-    """Train, validation and test, without a row or a copy in common where we split; and what to tell of copies."""
+    """Return train, validation and test images, and notes about copies; parts we split share no image and no copy."""
     train = _real(config, found.train)
     val_count = found.own_val or round(config.val_fraction * (len(train) - found.held_out))
     left = len(train) - found.held_out - val_count
     enough = left > 0 and (found.test is not None or found.held_out > 0) and (val_count > 0 or not config.val_fraction)
-    require(enough, "number of train images", len(train), f"enough for a val_fraction of {config.val_fraction}")
+    require(enough, "number of train images", len(train), f"enough images for val_fraction {config.val_fraction}")
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "split"))
     prints = copies.fingerprints(train.pixels)
     first = copies.first_copies(prints)
     order = torch.randperm(len(train), generator=generator)
     parts = [train[rows] for rows in copies.split(order, [found.held_out, val_count, left], first)]
     different = [bool(len(part)) or not size for part, size in zip(parts, (found.held_out, val_count, 1), strict=True)]
-    accepted = "images that are not all the same, enough for each side of the split, as copies stay together"
+    accepted = "images that are not all the same, enough for each part of the split: copies stay in one part"
     require(all(different), "number of different train images", len(first.unique()), accepted)
     held_out, val, kept = parts
     test = held_out if found.test is None else _test(config, found, found.test)
     shape, fitting = (tuple(part.pixels.shape[1:]) for part in (test, kept))
-    require(shape == fitting, "shape of the test images", shape, f"{fitting}, train's")
+    require(shape == fitting, "shape of the test images", shape, f"{fitting}, the shape of the train images")
     test_prints = [] if found.test is None else copies.fingerprints(test.pixels)
     labels = torch.cat([train.labels, *([] if found.test is None else [test.labels])])
-    told = [*copies.notes(prints, test_prints, labels), *(copies.split_note(first) if left < len(train) else ())]
-    return (kept, val if val_count else None, test), told
+    notes = [*copies.notes(prints, test_prints, labels), *(copies.split_note(first) if left < len(train) else ())]
+    return (kept, val if val_count else None, test), notes
 
 
 def _numbered(found: Found) -> bool:
-    """Whether train or test does not name its classes: then both have them by number."""
+    """Return whether train or test images have no class names; then classes are matched by number."""
     sides = [raw.class_names for raw in (found.train, found.test) if raw is not None]
     return any(names == tuple(map(str, range(len(names)))) for names in sides)
 
 
 def _test(config: DataSource, found: Found, test: Raw) -> RealImages:
-    """The classes of test are those of train, by their names if both have some."""
+    """Return the test images with the labels of train's classes, matched by name if both have names."""
     train, given = found.train, test
     if _decimal(train, test):
         test = replace(test, labels=_as_trains(train, test))
     elif not _numbered(found):
         same = sorted(train.class_names) == sorted(test.class_names)
-        require(same, "classes of the test images", test.class_names, f"those of train, {train.class_names}")
+        require(same, "classes of the test images", test.class_names, f"the classes of train, {train.class_names}")
         place = {name: label for label, name in enumerate(train.class_names)}
         test = replace(test, labels=torch.tensor([place[name] for name in test.class_names])[test.labels])
     there = torch.isin(test.labels, train.labels.unique())
     foreign = [given.class_names[label] for label in given.labels[~there].unique().tolist()]
     foreign = [int(name) if name.isdecimal() else name for name in foreign]
-    require(not foreign, "classes of test images that train has not", foreign, "the classes of train")
+    require(not foreign, "test classes without train images", foreign, "the classes of train")
     return _real(config, test)
 
 
 def _decimal(*sides: Raw) -> bool:
-    """Whether all classes are called by numbers, as folders are, some of which may be missing."""
+    """Return whether all class names are numbers, such as folder names, some of which may be missing."""
     return all(name.isdecimal() for raw in sides for name in raw.class_names)
 
 
 def _as_trains(train: Raw, test: Raw) -> torch.Tensor:
-    """Labels of test images (N,) by the numbers that classes are called by; -1 where train has no such class."""
+    """Return labels (N,) of the test images, matched by the class numbers; -1 for a class that train does not have."""
     place = {int(name): label for label, name in enumerate(train.class_names)}
     return torch.tensor([place.get(int(name), -1) for name in test.class_names])[test.labels]
 
@@ -315,7 +317,7 @@ def _real(config: DataSource, raw: Raw) -> RealImages:
 
 
 def _constants(config: DataSource, train: RealImages) -> Constants:
-    """Given, known, or those of the train images."""
+    """Return the normalisation: from the config, published for the data set, or computed from the train images."""
     channels = train.pixels.shape[1]
     if config.mean is not None and config.std is not None:
         mean, std = config.mean, config.std
@@ -324,15 +326,15 @@ def _constants(config: DataSource, train: RealImages) -> Constants:
     else:
         mean, std = own_constants(train.pixels)
     one_each = len(mean) == len(std) == channels
-    require(one_each, "data.mean, data.std", (mean, std), f"{channels} values each, one a channel of the images")
+    require(one_each, "data.mean, data.std", (mean, std), f"{channels} values each, one per channel of the images")
     require(min(std) > 1e-6, "standard deviation of the train images", std, "images that are not all the same")
     return mean, std
 
 
 def own_constants(pixels: torch.Tensor) -> Constants:
-    """Mean and standard deviation of uint8 `pixels` (N, C, H, W), a channel, in units of [0, 1] pixels.
+    """Return mean and standard deviation per channel of uint8 `pixels` (N, C, H, W), in units of [0, 1] pixels.
 
-    From counts of grey values: exact at any number of threads.
+    They are computed from counts of grey values, so that the result does not depend on the number of threads.
     """
     counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in pixels.unbind(1)]).double()
     shares, grey = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
@@ -342,7 +344,7 @@ def own_constants(pixels: torch.Tensor) -> Constants:
 
 
 def _digest(*parts: RealImages | None) -> str:
-    """16 hex digits of the sha256 of all pixels and labels, in their splits."""
+    """Return 16 hex digits of the SHA-256 of all pixels and labels, part by part."""
     digest = hashlib.sha256()
     for part in parts:
         if part is not None:

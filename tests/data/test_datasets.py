@@ -274,7 +274,7 @@ def test_classes_without_train_images_are_told(tmp_path: Path):
     write_parquet(tmp_path / "test.parquet", random_pixels(3, seed=1), torch.tensor([1, 3, 4]))
     dataset = load(DataConfig(name="parquet", root=tmp_path))
     assert dataset.num_classes == 5
-    assert dataset.notes == ("2 of 5 classes have no train image: nothing of them can be taught (0, 2)",)
+    assert dataset.notes == ("2 of 5 classes have no train image, so the student cannot learn them (0, 2)",)
 
 
 def test_classes_of_one_image_are_told(tmp_path: Path):
@@ -282,7 +282,7 @@ def test_classes_of_one_image_are_told(tmp_path: Path):
     for seed, split in enumerate(("train", "test")):
         write_folder(tmp_path / split, random_pixels(5, seed=seed), torch.tensor([0, 0, 1, 1, 2]), names)
     notes = load(DataConfig(name="image_folder", root=tmp_path)).notes
-    assert notes == ("1 of 3 classes have one train image: the proxy set's (cow)",)
+    assert notes == ("1 of 3 classes have one train image, which goes to the proxy set (cow)",)
 
 
 def test_classes_of_test_are_taken_by_their_names(tmp_path: Path):
@@ -295,7 +295,7 @@ def test_classes_of_test_are_taken_by_their_names(tmp_path: Path):
     assert torch.equal(dataset.test.pixels, plain.test.pixels)
     assert dataset.test.labels.tolist() == [(label + 1) % 3 for label in plain.test.labels.tolist()]
     assert dataset.notes == (
-        "the classes of the test images stand in another order than train's: they are taken by their names",
+        "test images list the classes in another order than train images: classes are matched by name",
     )
 
 
@@ -312,7 +312,7 @@ def test_class_folders_called_by_numbers_are_matched_by_them_where_test_lacks_so
 def test_a_test_folder_of_another_number_is_refused(tmp_path: Path):
     write_folder(tmp_path / "train", random_pixels(30), torch.arange(30) % 3, ["1", "2", "3"])
     write_folder(tmp_path / "test", random_pixels(9), torch.arange(9) % 3, ["1", "2", "7"])
-    with pytest.raises(InputError, match=r"classes of test images that train has not is \[7\]"):
+    with pytest.raises(InputError, match=r"test classes without train images is \[7\]"):
         load(DataConfig(name="image_folder", root=tmp_path))
 
 
@@ -381,5 +381,5 @@ def test_a_split_without_copies_is_what_it_was(tmp_path: Path):
 
 def test_images_that_are_all_copies_cannot_be_split(tmp_path: Path):
     write_parquet(tmp_path / "train.parquet", random_pixels(2)[[0, 1] * 10], torch.arange(20) % 10)
-    with pytest.raises(InputError, match=r"number of different train images is 2; .*copies stay together"):
+    with pytest.raises(InputError, match=r"number of different train images is 2; .*copies stay in one part"):
         load(DataConfig(name="parquet", root=tmp_path, val_fraction=0.3))
