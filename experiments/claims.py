@@ -1,10 +1,10 @@
-"""Do the claims of this project hold? Runs what is missing of the trials behind experiments/claims/*.yaml.
+"""Do the claims of this project hold? Runs the missing trials of experiments/claims/*.yaml.
 
     python experiments/claims.py --data-root DIR --time-budget 2h core
     python experiments/claims.py --list
 
-DIR holds `cifar10`, `FashionMNIST` and others' condensed sets in `condensed`. Rows are kept in experiments/results, a
-file a claim. Interrupted, killed or out of time, the same command goes on, on this machine or another.
+DIR contains `cifar10`, `FashionMNIST`, and published condensed sets in `condensed`. Rows are stored in
+experiments/results, one file per claim. After an interruption the same command continues, also on another machine.
 """
 
 from dataclasses import dataclass
@@ -22,21 +22,21 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Options):
-    """Which claims, where data and rows lie, and what trials take of this machine."""
+    """Claims to run, folders of data and rows, and resources of trials."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Claims to run, in their own order; all if none is named."""
+    """Claims to run, by their `order`; all if none is named."""
     data_root: Path | None = None
-    """Folder that holds the folders `cifar10`, `FashionMNIST` and `condensed`."""
+    """Folder that contains the folders `cifar10`, `FashionMNIST` and `condensed`."""
     lists: Annotated[Flag, tyro.conf.arg(name="list")] = False
-    """Tell what there is, what is missing, what is stale and what that takes. Nothing is run."""
+    """Print existing, missing and stale rows and the estimated time, without running trials."""
     writes: Annotated[Flag, tyro.conf.arg(name="write")] = False
-    """Render the blocks between markers in --texts from the stored rows. Nothing is run."""
+    """Render the blocks between markers in --texts from the stored rows, without running trials."""
     checks: Annotated[Flag, tyro.conf.arg(name="check")] = False
-    """Exit with 1 and a diff where such a block does not match the stored rows. Nothing is run."""
+    """Print a diff and exit with 1 if such a block does not match the stored rows, without running trials."""
     only_seeds: tuple[int, ...] = ()
     only_cells: tuple[str, ...] = ()
-    """Cells, or candidates of a claim that chooses."""
+    """Cells, or candidates of a choosing claim."""
     claims: Path = HERE / "claims"
     results: Path = HERE / "results"
     texts: tuple[Path, ...] = (HERE.parent / "README.md", HERE / "LOG.md")
@@ -44,13 +44,13 @@ class Args(Options):
 
     @property
     def explain(self) -> bool:
-        """Whether nothing is run, so that another process may run in `out`."""
+        """True if nothing is run, so that another process may run in `out`."""
         return self.lists or self.writes or self.checks
 
 
 def main(args: Args) -> int:
-    """The exit code: of --check 1 where a file does not match, else that of an experiment."""
-    from campaign.command import done  # here, so that help does not wait for PyTorch
+    """Return the exit code: for --check, 1 if a file does not match; otherwise that of the trials."""
+    from campaign.command import done  # imported here, so that help does not wait for PyTorch
 
     return done(args)
 

@@ -1,1 +1,1 @@
-"""What the cluster costs, and how fast we are beside others, measured: figures, their rows, and a table of these."""
+"""Benchmarks: costs of the cluster, and speed beside other projects. Measures figures, stores rows, prints tables."""

@@ -1,6 +1,6 @@
-"""Other people's released code, imported from checkouts of it, as it runs on a CPU. Nothing in them is changed.
+"""Imports other projects' released code from checkouts and runs it on a CPU. The code itself is not changed.
 
-What it needs beyond this project: `pip install kornia termcolor tqdm xlsxwriter`.
+It needs further packages: `pip install kornia termcolor tqdm xlsxwriter`.
 """
 
 import sys
@@ -23,20 +23,20 @@ Name = Literal["fast", "cmi", "nayer"]
 
 
 class Peer(NamedTuple):
-    """A public code base."""
+    """A public code base, called peer in this package."""
 
     repository: str
     commit: str
-    """That the stored rows were measured with."""
+    """Commit with which the stored rows were measured."""
     mark: str
-    """A file that it has and the others do not."""
+    """A file that exists in this code base and in none of the others."""
     modules: tuple[str, ...]
-    """What is imported of it, beside `datafree`."""
+    """Modules that are imported besides `datafree`."""
 
 
 GENERATOR = "datafree.models.generator"
 PEERS: dict[Name, Peer] = {
-    # Of the programs that train the one of Fast alone is asked for something: its `train`.
+    # Only Fast's training program is used: its function `train`.
     "fast": Peer("zju-vipa/Fast-Datafree", "0dcecbc", "datafree_kd_tSNE.py", (GENERATOR, "datafree_kd")),
     "cmi": Peer("zju-vipa/CMI", "9e79fa9", "scripts/cmi/cmi_cifar10.sh", (GENERATOR,)),
     "nayer": Peer("tmtuan1307/NAYER", "c6bedcd", "datafree/synthesis/nayer.py", (GENERATOR,)),
@@ -45,15 +45,15 @@ PEERS: dict[Name, Peer] = {
 
 @contextmanager
 def imported(name: Name, checkout: Path) -> Iterator[ModuleType]:
-    """Its package `datafree`, usable within the context, and gone from `sys.modules` afterwards.
+    """Yield the peer's package `datafree`; afterwards it is removed from `sys.modules`.
 
-    All peers call their packages alike, so that there is one at a time. Raises `InputError` where `checkout` is none
-    of this peer's, and where a module is missing that it imports.
+    All peers use the same package name, so only one can be imported at a time. Raises `InputError` if `checkout` is not
+    a checkout of this peer, or if a module that it imports is missing.
     """
     peer, written = PEERS[name], sys.dont_write_bytecode
     require((checkout / peer.mark).is_file(), f"--{name}", str(checkout), f"a checkout of github.com/{peer.repository}")
     with patch.object(sys, "path", [str(checkout.resolve()), *sys.path]), _on_a_cpu():
-        # No __pycache__ is left in the checkout.
+        # Write no __pycache__ into the checkout.
         sys.dont_write_bytecode = True
         try:
             yield _package(name, checkout)
@@ -69,30 +69,30 @@ def _package(name: Name, checkout: Path) -> ModuleType:
         for module in PEERS[name].modules:
             import_module(module)
     except ModuleNotFoundError as error:
-        accepted = f"one with all that it imports installed: `pip install {NEEDED}`"
+        accepted = f"a checkout whose requirements are installed: `pip install {NEEDED}`"
         raise InputError(f"--{name} is {str(checkout)!r}, and {error}; accepted: {accepted}") from error
     return package
 
 
 def check(name: Name, checkout: Path) -> None:
-    """Raise `InputError` where that cannot be imported."""
+    """Raise `InputError` if the peer's code cannot be imported."""
     with imported(name, checkout):
         pass
 
 
 @contextmanager
 def _on_a_cpu() -> Iterator[None]:
-    """The released code means a GPU, four processes that read images, and an older torchvision; here it has none."""
-    # It asks for a GPU in the middle of a step, for the meta gradient and for a clone of the generator.
-    still: Any = lambda self, *_, **__: self  # noqa: E731
-    # What processes of their own do, which it starts each round to read images, is not in this one's CPU time.
+    """Patch PyTorch so that code written for a GPU, four reader processes and an older torchvision runs on this CPU."""
+    # The code moves tensors and modules to a GPU inside a step, for the meta gradient and for a clone of the generator.
+    unmoved: Any = lambda self, *_, **__: self  # noqa: E731
+    # It starts processes each round to read images; their CPU time would not be part of this process's CPU time.
     loader = partial(_in_this_process, torch.utils.data.DataLoader)
-    # torchvision has moved this name, and one network that nobody here runs is imported with it.
+    # torchvision has moved this name; a network that is imported but not used here needs it.
     moved = ModuleType("torchvision.models.utils")
     moved.__dict__["load_state_dict_from_url"] = torch.hub.load_state_dict_from_url
     with (
-        patch.object(torch.Tensor, "cuda", still),
-        patch.object(nn.Module, "cuda", still),
+        patch.object(torch.Tensor, "cuda", unmoved),
+        patch.object(nn.Module, "cuda", unmoved),
         patch.object(torch.utils.data, "DataLoader", loader),
     ):
         sys.modules[moved.__name__] = moved

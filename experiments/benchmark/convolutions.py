@@ -1,4 +1,4 @@
-"""The convolutions of a computation: noted while it runs, then run alone. What a round takes above them is overhead."""
+"""Records the convolutions of a computation and times them alone; the rest of a round's time is overhead."""
 
 import time
 from collections import Counter
@@ -12,27 +12,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Form(NamedTuple):
-    """A tensor but for its values: shape, strides, so the memory format too, and type."""
+    """Shape, strides (hence memory format) and type of a tensor, without its values."""
 
     size: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
 
     def random(self) -> Tensor:
-        """A tensor of this form."""
-        # Of a tensor that is expanded, with strides of 0, as large a piece of memory as it has.
+        """Return a random tensor of this form."""
+        # An expanded tensor, with strides of 0, gets no more memory than the original one.
         extent = 1 + sum((size - 1) * stride for size, stride in zip(self.size, self.strides, strict=True))
         return torch.randn(extent, dtype=self.dtype).as_strided(self.size, self.strides)
 
 
 class Call(NamedTuple):
-    """An operator and its arguments, a `Form` in the place of each tensor."""
+    """An operator and its arguments, with a `Form` in place of each tensor."""
 
     operator: Callable[..., Any]
     arguments: tuple[Any, ...]
 
     def seconds(self, repeats: int) -> float:
-        """CPU seconds of this call on random tensors: the median of `repeats`, after one that is not counted."""
+        """Return the CPU seconds of this call on random tensors: the median of `repeats`, after one warm-up call."""
         arguments = [one.random() if isinstance(one, Form) else one for one in self.arguments]
         taken = []
         for _ in range(repeats + 1):
@@ -43,10 +43,10 @@ class Call(NamedTuple):
 
 
 class Convolutions(TorchDispatchMode):
-    """Within it each convolution, forward and backward, is counted: by shapes, strides, padding, what is asked for.
+    """Context that counts each convolution, forward and backward, by shapes, strides, padding and requested gradients.
 
-    It stands below autograd, so it hears what is really run: a backward pass of the input's gradient alone is another
-    call than one of both gradients.
+    It works below autograd and so records what really runs: a backward pass for the input's gradient alone differs
+    from one for both gradients.
     """
 
     def __init__(self) -> None:
@@ -55,17 +55,17 @@ class Convolutions(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "convolution" in func.name():
-            assert not kwargs, "an argument by name would be lost"
-            self.calls[Call(func, tuple(map(_noted, args)))] += 1
+            assert not kwargs, "keyword arguments are not recorded"
+            self.calls[Call(func, tuple(map(_without_values, args)))] += 1
         return func(*args, **(kwargs or {}))
 
     def seconds(self, repeats: int = 5) -> float:
-        """CPU seconds of all that was counted, run alone: of each distinct call its own, times how often it ran."""
+        """Return the CPU seconds of all counted convolutions, run alone: each distinct call's time times its count."""
         with torch.no_grad():
             return sum(count * call.seconds(repeats) for call, count in self.calls.items())
 
 
-def _noted(argument: Any) -> Any:
+def _without_values(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return Form(tuple(argument.shape), argument.stride(), argument.dtype)
     return tuple(argument) if isinstance(argument, list) else argument

@@ -1,6 +1,7 @@
-"""What the cluster costs, a figure a function: the pool; whole sweeps against plain processes; trials that do nothing.
+"""Costs of the cluster, one function per figure: the pool, whole sweeps against plain processes, and finished trials.
 
-Measured on trials on the bundled digits, and on trials in which nothing is left to do.
+All are measured with trials on the bundled digits. Finished trials have their outcome stored already, so that they only
+cost their administration.
 """
 
 import gc
@@ -47,27 +48,27 @@ from condkd_ray.trial.run import CHECKPOINT_SECONDS, local_store
 from condkd_ray.trial.synthesis import codec
 
 CPUS = 2
-"""On which sweeps are measured."""
+"""CPUs on which sweeps are measured."""
 HELD, ROUND, BATCH = 65_536, 512, 256
-"""Images in the pool, images a round, images a draw."""
+"""Number of images in the pool, per round, and per draw."""
 CODE = Codec("unit", (0.5,) * 3, (0.25,) * 3)
 READ_BYTES = 500e6
 TRIAL_CPU_SECONDS, TRIALS = 42.0, 8
-"""CPU seconds of a trial, at least 40; trials of the sweep against plain processes."""
+"""CPU seconds of a trial, at least 40, and number of trials, in the sweep that is compared with plain processes."""
 STUDENTS = 12
-"""Of one shared inversion."""
+"""Number of students of one shared inversion."""
 SHARED: dict[str, tuple[dict[str, Any], int]] = {
     "deep_inversion": ({"steps": 100, "batch": 128}, 15),
     "fast": ({"steps": 10, "batch": 128, "width": 64, "adv_weight": 0.0}, 20),
 }
-"""Inversions that are shared, and student steps a round."""
+"""Settings of inversions that are shared, and student steps per round."""
 MANY, FEW = 3000, 1000
 WARM, TIMED = 40, 200
-"""Trials in which nothing is left to do: of the driver's sweeps; and of raylets', the first to warm a cluster up."""
+"""Numbers of finished trials: in the driver's sweeps (MANY, FEW); on raylets, to warm up (WARM) and timed (TIMED)."""
 
 
 def draw() -> Iterator[Measured]:
-    """Draws from the pool against draws from tensors of one's own, by turns: seconds of this thread."""
+    """Draws from the pool against draws from private tensors, in turns, in seconds of this thread."""
     ids, places, private = torch.arange(HELD), torch.Generator().manual_seed(0), _random(HELD)
 
     def rows() -> torch.Tensor:
@@ -95,7 +96,7 @@ def draw() -> Iterator[Measured]:
 
 
 def blocked() -> Iterator[Measured]:
-    """Rounds on the digits, their samples in the pool."""
+    """Time that rounds on the digits are blocked by the pool, which stores their samples."""
     config = digits(rounds=56, evaluate_every=56)
     config = replace(config, distiller=replace(config.distiller, steps=1))
     prepared, shares = prepare(config), []
@@ -116,7 +117,7 @@ def blocked() -> Iterator[Measured]:
 
 
 def reader() -> Iterator[Measured]:
-    """Processes that each map a whole pool and draw from it."""
+    """Memory of processes that each map a whole pool and draw from it."""
     import ray
 
     with _pool() as pool:
@@ -144,7 +145,7 @@ def _pool() -> Iterator[Any]:
 
 
 def _filled(pool: Any, key: str, held: int, round: int, *, seal: bool) -> PoolStore:
-    """A store with `held` random samples in rounds of `round`; compacted as far as each is in a checkpoint: `seal`."""
+    """Return a store with `held` random samples, `round` per round; with `seal`, each round is compacted."""
     store = PoolStore(CODE, 10, pool, key)
     for first in range(0, held, round):
         store.append(CODE.decode(_random(min(round, held - first))))
@@ -164,9 +165,9 @@ def _picked(samples: Encoded, rows: torch.Tensor) -> Any:
 
 
 def _read(pool: Any, key: str, held: int) -> int:
-    """Bytes by which this process's own memory grows by becoming a reader."""
+    """Return by how many bytes this process's own memory grows when it becomes a reader."""
     torch.set_num_threads(1)
-    # What any reader has, however small the pool: code, and the buffers of a draw.
+    # Memory that any reader needs, however small the pool: code, and the buffers of a draw.
     _filled(pool, f"warm {os.getpid()}", BATCH, BATCH, seal=True).gather(torch.arange(BATCH))
     before = psutil.Process().memory_full_info().uss
     store = PoolStore(CODE, 10, pool, key)
@@ -178,7 +179,7 @@ def _read(pool: Any, key: str, held: int) -> int:
 
 
 def sweep() -> Iterator[Measured]:
-    """A sweep and plain processes, by turns, each from the start of its processes to the end of the last."""
+    """A sweep against plain processes, in turns, each from the start of its processes to the end of the last."""
     config = digits(evaluate_every=1000)
     prepared, ratios, loops = prepare(config), [], []
     store, state = local_store(config, prepared, None), start(config, prepared)
@@ -199,7 +200,7 @@ def sweep() -> Iterator[Measured]:
 
 
 def _plain_seconds(config: TrialConfig, parts: Sequence[Sequence[int]]) -> float:
-    """Of plain processes at once, each with its part of the seeds, from when they have been started."""
+    """Return the seconds of plain processes that run at once, each with its part of the seeds."""
     command, folder = [sys.executable, "-m", "benchmark.plain", json.dumps(to_tree(config))], Path(__file__).parents[1]
     processes = [subprocess.Popen([*command, *map(str, seeds)], cwd=folder) for seeds in parts]
     begin = time.monotonic()
@@ -208,7 +209,7 @@ def _plain_seconds(config: TrialConfig, parts: Sequence[Sequence[int]]) -> float
 
 
 def startup() -> Iterator[Measured]:
-    """Sweeps in which nothing is left to do."""
+    """Time of sweeps whose trials are all finished."""
     prepared, taken = prepare(digits(rounds=1)), []
     for _ in range(3):
         with scratch() as folder:
@@ -221,7 +222,7 @@ def startup() -> Iterator[Measured]:
 
 
 def waiting() -> Iterator[Measured]:
-    """Trials on the digits; of each process the first is left out, as it belongs to the start."""
+    """Waiting times of trials on the digits, without the first trial of each process, which belongs to the start-up."""
     config = digits()
     prepared, shares, rounds = prepare(config), [], []
     with scratch() as folder, connect(cpus=CPUS):
@@ -246,7 +247,7 @@ def _checkpoint_seconds(config: TrialConfig, prepared: Prepared) -> float:
 
 
 def sharing() -> Iterator[Measured]:
-    """Students that differ in their learning rates, once with an inversion each and once with one for all."""
+    """Students with different learning rates, first with an inversion each, then with one shared inversion."""
     for name, (inversion, steps) in SHARED.items():
         parts = {"inversion": {"name": name} | inversion, "distiller": {"steps": steps, "batch": 128}}
         config = digits(**parts, rounds=4, evaluate_every=4)
@@ -267,13 +268,13 @@ def sharing() -> Iterator[Measured]:
 
 
 def _spent(config: TrialConfig, prepared: Prepared, scope: Scope) -> tuple[float, float]:
-    """CPU seconds of all rounds and, once there is one, of the pool; time of inversion over that of distillation."""
+    """Return the CPU seconds of all rounds and of the pool, and the ratio of inversion time to distillation time."""
     pool: list[float] = []
     rates = [0.05 + 0.01 * number for number in range(STUDENTS)]
     configs = {f"lr{rate:.2f}": replace(config, distiller=replace(config.distiller, lr=rate)) for rate in rates}
 
-    def look() -> None:
-        """Note the CPU seconds of the actor that holds the pool, a process below this one."""
+    def sample() -> None:
+        """Append the CPU seconds of the process below this one that holds the pool."""
         pool.append(0.0)
         for pid, title in titles(os.getpid()).items():
             if title.startswith(TITLES["pool"]):
@@ -281,14 +282,14 @@ def _spent(config: TrialConfig, prepared: Prepared, scope: Scope) -> tuple[float
                     pool[-1] += sum(psutil.Process(pid).cpu_times()[:2])
 
     with scratch() as folder, connect(cpus=CPUS):
-        outcomes = run_all(named(configs, prepared, scope), folder, on_round=look, on_outcome=look)
+        outcomes = run_all(named(configs, prepared, scope), folder, on_round=sample, on_outcome=sample)
     times = ("time/cpu_seconds", "time/inversion_seconds", "time/distillation_seconds")
     cpu, inversion, distillation = (sum(outcome.metrics[name] for outcome in outcomes) for name in times)
     return cpu + max(pool) - pool[0], inversion / distillation
 
 
 def driver() -> Iterator[Measured]:
-    """One sweep of many trials in which nothing is left to do, between sweeps of a third of them."""
+    """One sweep of many finished trials, between two sweeps of a third as many."""
     prepared = prepare(digits(rounds=1))
     with connect(cpus=CPUS):
         _idle_sweep(prepared, 10)
@@ -306,7 +307,7 @@ def driver() -> Iterator[Measured]:
 
 
 def raylets() -> Iterator[Measured]:
-    """The same trials on two kinds of cluster, by turns."""
+    """The same finished trials on two kinds of cluster, in turns."""
     prepared, ratios = prepare(digits(rounds=1)), []
     for _ in range(2):
         taken = []
@@ -321,28 +322,28 @@ def raylets() -> Iterator[Measured]:
 
 
 class _Mark(NamedTuple):
-    """When a trial ended, and the driver's own bytes then."""
+    """Time when a trial ended, and the driver's own memory in bytes at that time."""
 
     seconds: float
     bytes: int
 
 
 def _idle_sweep(prepared: Prepared, *marks: int) -> list[_Mark]:
-    """Sweep as many trials as the last of `marks` says; what is marked are the ends of the trials of these numbers."""
+    """Sweep as many finished trials as the last number in `marks`; return a mark for each trial number in `marks`."""
     numbers, found = count(1), list[_Mark]()
 
-    def look() -> None:
+    def record() -> None:
         if next(numbers) in marks:
             gc.collect()
             found.append(_Mark(time.monotonic(), psutil.Process().memory_full_info().uss))
 
     with scratch() as folder:
-        run_all(idle(marks[-1], folder, prepared), folder, on_outcome=look)
+        run_all(idle(marks[-1], folder, prepared), folder, on_outcome=record)
     return found
 
 
 def digits(**changes: Any) -> TrialConfig:
-    """Rounds as on the digits by default, of a second or so; the teacher's accuracy does not matter."""
+    """Return a config on the digits with rounds of about a second; the teacher's accuracy does not matter."""
     tree = {
         "data": {"name": "digits"},
         "teacher": {"network": {"name": "resnet", "depth": 8, "width": 16}, "training": {"epochs": 1}},
@@ -355,19 +356,20 @@ def digits(**changes: Any) -> TrialConfig:
 
 
 def named(configs: Mapping[str, TrialConfig], prepared: Prepared, scope: Scope = "trial") -> list[PlannedTrial]:
-    """A trial a config, by its name."""
+    """Return a trial for each config, by its name."""
     return [PlannedTrial(name, Plan(name, 0, config.seed, config, scope), prepared) for name, config in configs.items()]
 
 
 def of_seeds(config: TrialConfig, seeds: Sequence[int], prepared: Prepared) -> list[PlannedTrial]:
-    """A trial a seed."""
+    """Return a trial for each seed."""
     return named({f"seed{seed}": replace(config, seed=seed) for seed in seeds}, prepared)
 
 
 def idle(count: int, folder: Path, prepared: Prepared) -> list[PlannedTrial]:
-    """Trials whose outcomes lie in `folder` already: what they cost is what a trial costs that does nothing.
+    """Return trials whose outcomes are in `folder` already, so that only their administration costs time.
 
-    Each is scheduled, opens its config, reads the outcome, reports one round, is fetched by the driver and cleared up.
+    Each trial is scheduled, reads its config and outcome, reports one round, and is collected and removed by the
+    driver.
     """
     done = Outcome(status="finished", metrics={}, history=[{"round": 1, "kd/loss": 0.0}], predictions=[], images=None)
     trials = of_seeds(digits(rounds=1), range(count), prepared)
@@ -383,9 +385,9 @@ def run_all(
     on_round: Callable[[], None] = lambda: None,
     on_outcome: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """What came of a sweep, in the order in which trials ended.
+    """Run a sweep and return the outcomes in the order in which the trials ended.
 
-    Raises `KeyboardInterrupt` where the sweep was stopped, as what it has taken then says nothing.
+    Raises `KeyboardInterrupt` if the sweep was stopped, because its time would be meaningless.
     """
     outcomes: list[Outcome] = []
 
@@ -401,13 +403,13 @@ def run_all(
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder that is gone afterwards."""
+    """Yield a temporary folder."""
     with TemporaryDirectory(prefix=f"condkd-benchmark-{os.getpid()}-") as folder:
         yield Path(folder)
 
 
 def seconds(call: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> float:
-    """That `call` takes."""
+    """Return the seconds that `call` takes."""
     begin = clock()
     call()
     return clock() - begin
@@ -416,4 +418,4 @@ def seconds(call: Callable[[], object], clock: Callable[[], float] = time.monoto
 FIGURES: dict[str, Callable[[], Iterator[Measured]]] = {
     figure.__name__: figure for figure in (draw, blocked, reader, startup, waiting, sharing, raylets, driver, sweep)
 }
-"""What is measured, in this order."""
+"""Figures in the order in which they are measured."""

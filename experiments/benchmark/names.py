@@ -1,4 +1,4 @@
-"""What can be measured: apart from what measures, so that flags are known at once."""
+"""Names of the figures, in a module without heavy imports, so that flags are parsed at once."""
 
 from typing import Literal
 

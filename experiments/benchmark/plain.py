@@ -1,4 +1,4 @@
-"""Trials one after another in this process, without Ray: what a sweep is measured against.
+"""Runs trials one after another in this process, without Ray, for comparison with a sweep.
 
 usage: python -m benchmark.plain CONFIG SEED [SEED ...]
 """
@@ -15,12 +15,12 @@ from condkd_ray.trial.run import local_store, run_trial
 
 
 def prepare(config: TrialConfig) -> Prepared:
-    """What the trial needs, from the cache where it has been made before."""
+    """Return what the trial needs, from the cache if it is there."""
     return Workshop(None, device="cpu").prepare(config)
 
 
 def run(tree: str, *seeds: str) -> None:
-    """Run the trial of the config `tree`, as JSON, for each seed, one after another."""
+    """Run the trial of the config `tree`, given as JSON, for each seed in turn."""
     torch.set_num_threads(1)
     config = from_tree(json.loads(tree), "benchmark")
     prepared = prepare(config)

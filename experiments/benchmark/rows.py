@@ -1,4 +1,4 @@
-"""Rows of what was measured: stored as Parquet, told as a Markdown table."""
+"""Rows of measured figures: stored as Parquet, printed as a Markdown table."""
 
 import datetime
 import os
@@ -18,13 +18,13 @@ import torch
 from condkd_ray.core.storage import atomic_write
 
 SHAPING = ("ray", "torch", "numpy", "pyarrow")
-"""Packages whose versions are told."""
+"""Packages whose versions are stored."""
 HEADER = "| what | measured | smallest to largest | n | must reach | |\n|---|--:|--:|--:|--:|---|"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A quantity, measured `len(values)` times; what it must reach, where there is such a bound."""
+    """A quantity, measured `len(values)` times, with the bound that it must reach, if any."""
 
     what: str
     values: Sequence[float]
@@ -32,15 +32,15 @@ class Measured:
     sense: Literal["<=", ">=", ""] = ""
     bound: float = float("nan")
     why: str = ""
-    """Why it takes what it takes: told where the bound is missed."""
+    """Explanation of the value, printed if the bound is missed."""
 
 
 Row = dict[str, Any]
-"""A `Measured` as it is stored, with the machine and the versions it holds for. `value` is the median."""
+"""A `Measured` in stored form, with machine and versions. `value` is the median."""
 
 
 def row(figure: str, measured: Measured, *, processor: str = "", packages: Sequence[str] = SHAPING) -> Row:
-    """A row of today and of this machine; `processor`: what is to be told of it beside its kind."""
+    """Return a row with today's date and this machine; `processor`: its description, beside the architecture."""
     value, memory = median(measured.values), psutil.virtual_memory().total / 2**30
     kind = ", ".join(filter(None, (platform.machine(), processor)))
     met = {"<=": value <= measured.bound, ">=": value >= measured.bound, "": True}[measured.sense]
@@ -65,23 +65,23 @@ def row(figure: str, measured: Measured, *, processor: str = "", packages: Seque
 
 
 def processor() -> str:
-    """Its name, and what it has that convolutions are made of."""
+    """Return the processor's name and the instruction sets that convolutions use."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.is_file() else ""
-    told = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in told.items()}
+    pairs = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in pairs.items()}
     bf16 = any(flag in fields.get("flags", "").split() for flag in ("avx512_bf16", "amx_bf16"))
     widest = torch.backends.cpu.get_cpu_capability()
     return ", ".join(filter(None, (fields.get("model name", ""), widest, "bf16" if bf16 else "no bf16")))
 
 
 def read(path: Path) -> list[Row]:
-    """All rows in the file at `path`; none where that is not."""
+    """Return all rows in the file at `path`; none if it does not exist."""
     return pq.read_table(path).to_pylist() if path.is_file() else []
 
 
 def store(path: Path, figure: str, fresh: Sequence[Row], order: Sequence[str]) -> None:
-    """Put `fresh` in place of the rows of `figure`; figures come in `order`."""
+    """Replace the stored rows of `figure` by `fresh`; the file has figures in the given `order`."""
     rows = [*(old for old in read(path) if old["figure"] != figure and old["figure"] in order), *fresh]
     rows.sort(key=lambda old: order.index(old["figure"]))
     buffer = pa.BufferOutputStream()
@@ -90,9 +90,9 @@ def store(path: Path, figure: str, fresh: Sequence[Row], order: Sequence[str]) -
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, a row each; below it the machine, and for each bound that is missed by how much and why."""
+    """Return a Markdown table with a line for each row, the machines, and for each missed bound by how much and why."""
     places = sorted({f"{one['machine']}; {one['versions']}; {one['date']}" for one in rows})
-    missed = [(one, _told(one, abs(one["value"] - one["bound"]))) for one in rows if not one["met"]]
+    missed = [(one, _with_unit(one, abs(one["value"] - one["bound"]))) for one in rows if not one["met"]]
     reasons = [f"- Missed: {one['what']}, by {much}. {one['why']}".rstrip() for one, much in missed]
     where = f"Medians of n measurements. {' | '.join(places)}."
     return "\n".join([HEADER, *map(_line, rows), "", where, *[""] * bool(missed), *reasons]) + "\n"
@@ -101,15 +101,15 @@ def table(rows: Sequence[Row]) -> str:
 def _line(one: Row) -> str:
     bound, verdict = "", ""
     if one["sense"]:
-        bound, verdict = f"{one['sense']} {_told(one, one['bound'])}", "met" if one["met"] else "**missed**"
+        bound, verdict = f"{one['sense']} {_with_unit(one, one['bound'])}", "met" if one["met"] else "**missed**"
     spread = f"{_number(one['low'])} to {_number(one['high'])}" if one["n"] > 1 else ""
-    return f"| {' | '.join((one['what'], _told(one, one['value']), spread, str(one['n']), bound, verdict))} |"
+    return f"| {' | '.join((one['what'], _with_unit(one, one['value']), spread, str(one['n']), bound, verdict))} |"
 
 
-def _told(one: Row, value: float) -> str:
+def _with_unit(one: Row, value: float) -> str:
     return f"{_number(value)} {one['unit']}"
 
 
 def _number(value: float) -> str:
-    """Three digits, and no exponent."""
+    """Return the value with three digits, without an exponent."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

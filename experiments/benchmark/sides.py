@@ -1,8 +1,7 @@
-"""The two sides of a comparison: a trial of ours, and a peer's synthesizer and student, made to do the same work.
+"""The two sides of a comparison: a trial of this package, and a peer's synthesizer and student, doing the same work.
 
-They have the same networks with the same weights, and the same sizes of latents and batches, numbers of steps and
-rates. Each has its own code of everything else, in the memory format that its own program leaves its networks in: ours
-channels last, the peers' contiguous.
+Both have the same networks and weights, sizes of latents and batches, numbers of steps, and learning rates. Everything
+else is each side's own code, in the memory format of its own program: channels last here, contiguous in the peers.
 """
 
 import copy
@@ -38,15 +37,15 @@ from condkd_ray.trial.run import local_store
 
 SHAPE, CLASSES = (3, 32, 32), 10
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-"""Of CIFAR-10."""
+"""Mean and standard deviation of CIFAR-10."""
 STEPS, STUDENT_STEPS = 10, 20
-"""A round's, of synthesis and of the student."""
+"""Steps of synthesis and of the student in a round."""
 NEVER = 10**6
-"""Rounds that no run comes to."""
+"""A number of rounds that no run reaches."""
 
 
 class Spent(NamedTuple):
-    """CPU seconds of a round: of a step of synthesis, of a step of the student, and of everything."""
+    """CPU seconds of a step of synthesis, of a student's step, and of a whole round."""
 
     synthesis: float
     student: float
@@ -54,14 +53,14 @@ class Spent(NamedTuple):
 
 
 class Ours:
-    """A trial of this package, without test images: nothing is evaluated."""
+    """A trial of this package, without test images and so without evaluation."""
 
     def __init__(self, teacher: AnyNetwork, student: AnyNetwork, inversion: AnyInversion) -> None:
         batch = inversion.images_per_round
         self.config = TrialConfig(
             student=student,
             inversion=inversion,
-            # From the full rate on, as the peers.
+            # Without warm-up, as in the peers.
             distiller=Distiller(steps=STUDENT_STEPS, batch=batch, warm_up=0.0),
             rounds=NEVER,
             evaluate_every=NEVER,
@@ -75,20 +74,20 @@ class Ours:
 
     @property
     def student(self) -> nn.Module:
-        """Its network."""
+        """The student's network."""
         return self.state.distiller.student
 
     @property
     def inversion(self) -> Any:
-        """The state of the inversion."""
+        """State of the inversion."""
         return self.state.production.inversion  # type: ignore[union-attr]
 
     def images(self) -> float:
-        """CPU seconds of a step of synthesis."""
+        """Return the CPU seconds of a step of synthesis."""
         return _cpu(partial(own_images, self.config, self.prepared, self.state, self.store)) / self.steps
 
     def round(self) -> Spent:
-        """A whole round, as a trial runs it; what is not synthesis is the student's, with a millisecond of memory."""
+        """Run a whole round as a trial does; the student's time includes about a millisecond for the memory."""
         spent: dict[str, float] = {}
 
         def source(*given: Any) -> Any:
@@ -104,29 +103,29 @@ class Ours:
 
 
 class Theirs:
-    """A peer: its synthesizer, which takes `steps` steps, and what its student does in a round, where it is asked."""
+    """A peer: a synthesizer that takes `steps` steps, and `learn`, the student's part of a round."""
 
     def __init__(self, synthesizer: Any, steps: int, learn: Callable[[], object] = lambda: None) -> None:
         self._synthesizer, self._steps, self._learn = synthesizer, steps, learn
         self._ended, add = 0.0, synthesizer.data_pool.add
 
-        def noted(images: Tensor) -> None:
+        def timed_add(images: Tensor) -> None:
             self._ended = time.process_time()
             add(images)
 
-        # It puts its images in the pool where its steps are done: what follows, the PNGs, belongs to the round alone.
-        synthesizer.data_pool.add = noted
+        # The peer adds its images to the pool after its last step; writing the PNGs counts only for the whole round.
+        synthesizer.data_pool.add = timed_add
 
     def images(self) -> float:
-        """CPU seconds of a step of synthesis."""
+        """Return the CPU seconds of a step of synthesis."""
         begun = time.process_time()
-        # NAYER's tells the terms of each step.
+        # NAYER prints the loss terms of each step.
         with redirect_stdout(io.StringIO()):
             self._synthesizer.synthesize()
         return (self._ended - begun) / self._steps
 
     def round(self) -> Spent:
-        """A whole round: synthesis, its images to the pool as PNGs, and the student's steps on what is read there."""
+        """Run a whole round: synthesis, writing its images as PNGs, and the student's steps on images read back."""
         begun = time.process_time()
         step = self.images()
         middle = time.process_time()
@@ -136,9 +135,9 @@ class Theirs:
 
 
 def fast_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
-    """Its synthesizer as its scripts set it, and its program's `train`, called as that calls it.
+    """Return Fast's side: its synthesizer with the settings of its scripts, and its program's function `train`.
 
-    Raises `InputError` where it does not compute what ours does, as do the others.
+    Raises `InputError` if its networks do not compute the same as ours; so do the other functions.
     """
     inversion: Any = ours.config.inversion
     teacher, student = _networks("fast", package, ours)
@@ -163,14 +162,14 @@ def fast_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
     criterion = package.criterions.KLDiv(T=20)
     flags = Namespace(kd_steps=distiller.steps, method="fast_meta", gpu=None, fp16=False, print_freq=0)
     flags.autocast = package.utils.dummy_ctx
-    # The synthesizer's hooks stay on the teacher, so that its `train` computes BN statistics too.
+    # The synthesizer's hooks stay on the teacher, so that Fast's `train` computes BN statistics too.
     train = import_module("datafree_kd").train
     learn = partial(train, synthesizer, [student, teacher], criterion, optimizer, flags)
     return Theirs(synthesizer, inversion.steps, learn)
 
 
 def cmi_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
-    """Its synthesizer, with a bank that counts as full; ours gets the same rows."""
+    """Return CMI's side: its synthesizer, with a bank that counts as full; our bank gets the same rows."""
     inversion: Any = ours.config.inversion
     teacher, student = _networks("cmi", package, ours)
     generator = package.models.generator.Generator(nz=inversion.latent, ngf=inversion.width // 2, img_size=32, nc=3)
@@ -199,7 +198,7 @@ def cmi_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
 
 
 def nayer_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
-    """Its synthesizer, with our embeddings of the classes."""
+    """Return NAYER's side: its synthesizer, with our class embeddings."""
     inversion: Any = ours.config.inversion
     teacher, student = _networks("nayer", package, ours)
     own, embeddings = ours.inversion.generator, ours.inversion.embeddings
@@ -231,15 +230,15 @@ def nayer_peer(package: ModuleType, ours: Ours, folder: Path) -> Theirs:
         g_loops=1,
         **_settings(package, ours, folder),
     )
-    # In the epoch numbered 0 it would draw its generator anew.
+    # In epoch 0 it would re-initialise its generator.
     synthesizer.ep = 1
     return Theirs(synthesizer, inversion.steps)
 
 
 def _settings(package: ModuleType, ours: Ours, folder: Path) -> dict[str, Any]:
-    """What all synthesizers are given."""
+    """Return the settings that all synthesizers have."""
     inversion: Any = ours.config.inversion
-    # As in `registry.get_dataset`, which would look for the data set itself.
+    # As in the peers' `registry.get_dataset`, which would read the data set itself.
     augmented = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     augmented += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     return {
@@ -258,14 +257,14 @@ def _settings(package: ModuleType, ours: Ours, folder: Path) -> dict[str, Any]:
 
 
 NETWORKS = {"resnet-8-16": "resnet_tiny.resnet8", "wrn-40-2": "wresnet.wrn_40_2", "wrn-16-1": "wresnet.wrn_16_1"}
-"""The peers' own code of networks, in their package's `models.classifiers`, by ours."""
+"""Functions in the peers' `models.classifiers` that build a network, by our label of it."""
 
 
 def _networks(name: Name, package: ModuleType, ours: Ours) -> tuple[nn.Module, nn.Module]:
-    """Teacher and student of a peer, with our weights.
+    """Return a peer's teacher and student, with our weights.
 
-    As in the peers' programs they are contiguous, and no teacher is frozen: a step of synthesis takes the gradients of
-    its weights and the student's.
+    As in the peers' programs they are contiguous, and the teacher is not frozen: a step of synthesis computes gradients
+    of the weights of both networks.
     """
     made = []
     for network, module in ((ours.network, ours.teacher.network), (ours.config.student, ours.student)):
@@ -281,7 +280,7 @@ def _networks(name: Name, package: ModuleType, ours: Ours) -> tuple[nn.Module, n
 
 
 def _teacher(network: AnyNetwork) -> Teacher:
-    """An untrained one, whose BN layers have seen some noise, so that logits are of the size of a trained one's."""
+    """Return an untrained teacher whose BN layers have run on noise, so that logits have a trained teacher's size."""
     rng = Streams(0)
     with rng.forked("init/teacher"):
         module = network.build(SHAPE, CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -292,19 +291,19 @@ def _teacher(network: AnyNetwork) -> Teacher:
 
 
 def _load(theirs: nn.Module, ours: nn.Module, but: str = "-") -> None:
-    """Give a peer's network the weights of ours: they have the same in the same order, under other names."""
+    """Copy our weights into a peer's network, which has the same tensors in the same order under other names."""
     names = [name for name in theirs.state_dict() if not name.startswith(but)]
     theirs.load_state_dict(dict(zip(names, ours.state_dict().values(), strict=True)), strict=False)
 
 
 @torch.no_grad()
 def _run(network: nn.Module, *given: Any) -> Tensor:
-    """What it gives in training, and it stays as it was."""
+    """Return the output of a copy of the network in train mode; the network itself does not change."""
     return copy.deepcopy(network).train()(*given)
 
 
 def check_same(name: Name, what: str, theirs: Tensor, ours: Tensor) -> None:
-    """Raise `InputError` unless both are the same, but for the order of sums: else two things would be compared."""
+    """Raise `InputError` unless both are equal up to rounding, so that both sides do the same computation."""
     same = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3)
     away = (theirs - ours).abs().max().item() if theirs.shape == ours.shape else theirs.shape
     require(same, f"distance of --{name}'s {what} from ours", away, f"0: commit {PEERS[name].commit}")

@@ -1,1 +1,1 @@
-"""Claims: what each states, which of its trials are missing, its stored rows, and the text that they render."""
+"""Claims and their trials: reading claims, finding missing trials, running them, storing rows, and rendering texts."""

@@ -1,6 +1,6 @@
-"""A claim as its YAML file states it, checked before any work, and the config of each of its cells.
+"""Reads claims from YAML files, checks them before any work, and builds the config of each of their cells.
 
-The file names no folder of this machine: data and condensed sets lie below one root, which the command line gives.
+A claim file names no folder of this machine: data and condensed sets are below one root folder, given by `--data-root`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,52 +24,52 @@ FOLDERS = {
     "mnist": "MNIST",
     "svhn": "SVHN",
 }
-"""Where each data set lies below the data root; condensed sets lie where the claim says, below it too."""
+"""Folder of each data set below the data root. The claim itself gives the folders of condensed sets below it."""
 CHOOSING_SEEDS = 100
-"""Seeds from here on choose on validation images; those below measure on test images (our choice)."""
+"""Smallest seed for choosing on validation images; smaller seeds measure on test images (our choice)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a claim states for all its cells, and a cell for itself; what a cell does not state is the claim's."""
+    """Settings of a claim, which hold for all its cells, or of one cell, which override the claim's."""
 
     teacher: str | None = None
-    """As `condkd methods --networks` spells it."""
+    """Teacher's architecture, in the spelling of `condkd methods --networks`."""
     student: str | None = None
     host: str | None = None
-    """A published system; `scale` is the share of its optimiser steps."""
+    """A published system; `scale` is the share of its optimiser steps that is run."""
     scale: float | None = None
     inversion: str | None = None
-    """In the place of `host`: an inversion in this project's own recipe."""
+    """An inversion in this project's own recipe, instead of `host`."""
     prior: Prior | None = None
-    """Class prior of `mixed_prior` and the guided arms, `weight` and `temperature`. None: the host's own."""
+    """Class prior of `mixed_prior` and the guided arms: `weight` and `temperature`. None keeps the host's own."""
     condensation: Tree | None = None
-    """The condensed set with its `ipc`; the `path` of a stranger's is relative to the data root."""
+    """The condensed set with its `ipc`; the `path` of an imported set is relative to the data root."""
     config: Tree = field(default_factory=dict)
     """Any other field of a trial's config."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate(Setting):
-    """A setting that a choosing claim ranks beside others."""
+    """A setting that a choosing claim compares with others."""
 
     arm: Arm
     group: str = ""
-    """Candidates compete within their group."""
+    """Candidates compete only within their group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """A step of successive halving: candidates that have so many seeds in all, and how many of a group go on."""
+    """A step of successive halving: the number of seeds of each candidate so far, and how many of a group continue."""
 
     seeds: int
     keep: int | None = None
-    """None: of the last rung, after which the best of each group is the choice."""
+    """None in the last rung, after which the best candidate of each group is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim(Setting):
-    """A claim file. `name` and `cells` are what `read_claim` makes of it."""
+    """The content of a claim file. `read_claim` fills in `name` and `cells`."""
 
     name: str = ""
     order: float
@@ -79,32 +79,32 @@ class Claim(Setting):
     question: str
     hypothesis: str
     chosen: str
-    """What was chosen on validation images, and by which claim and seeds."""
+    """What was chosen on validation images, by which claim and with which seeds."""
     data: DataConfig
     teachers: int = 1
-    """The seeds are spread over so many teachers."""
+    """Number of teachers over which the seeds are spread."""
     cells: dict[str, Any] = field(default_factory=dict)
-    """Settings by name; of a choosing claim `candidates` stands in their place."""
+    """Settings by name; a choosing claim has `candidates` instead."""
     candidates: dict[str, Any] = field(default_factory=dict)
     arms: tuple[Arm, ...] = ()
     seeds: tuple[int, ...]
     rungs: tuple[Any, ...] = ()
     cpu_seconds: float
-    """Expected of a trial; `--list` uses the median of stored rows where there are some."""
+    """Expected CPU seconds per trial; `--list` uses the median of stored rows if there are any."""
     needs_gpu: bool = False
-    """Without --gpus-per-trial the claim is listed and not run."""
+    """If True, the claim runs only with --gpus-per-trial; otherwise it is only listed."""
 
     @property
     def choosing(self) -> bool:
-        """Whether it chooses on validation images, so that nothing of the test images may be stored or shown."""
+        """True for a choosing claim, which must not store or show any result on test images."""
         return self.kind == "choosing"
 
     def setting(self, cell: str) -> Setting:
-        """What holds in a cell. Its `config` is that of the claim with the cell's own leaves over it."""
+        """Return the settings of a cell: the claim's, overridden by the cell's; `config` is merged leaf by leaf."""
         own = self.cells[cell]
         names = ("teacher", "student", "host", "scale", "inversion", "prior", "condensation")
         given = {name: getattr(own, name) for name in names if getattr(own, name) is not None}
-        # Either replaces the other.
+        # A cell's host replaces the claim's inversion, and the reverse.
         if "host" in given:
             given = {"inversion": None} | given
         elif "inversion" in given:
@@ -113,11 +113,11 @@ class Claim(Setting):
         return Setting(**stated, config=merge(self.config, own.config))
 
     def arms_of(self, cell: str) -> tuple[Arm, ...]:
-        """The arms that are run in a cell."""
+        """Return the arms that run in a cell."""
         return (self.cells[cell].arm,) if self.choosing else self.arms
 
     def base(self, cell: str) -> TrialConfig:
-        """The config that all arms of a cell start from; its paths are relative. Raises `InputError`."""
+        """Return the config from which all arms of a cell start, with relative paths. Raises `InputError`."""
         where, stated = f"claim {self.name}, {cell}", self.setting(cell)
         try:
             tree = self._tree(stated, where)
@@ -136,9 +136,9 @@ class Claim(Setting):
 
 
 def read_claims(folder: Path, names: Sequence[str] = ()) -> list[Claim]:
-    """The claims in a folder, or those named, in their order. Raises `InputError` for the first that cannot be."""
+    """Return the claims in a folder, all or those named, by `order`. Raises `InputError` for the first bad one."""
     paths = {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder.is_dir() else {}
-    require(bool(paths), "--claims", str(folder), "a folder that holds claims, a YAML file each")
+    require(bool(paths), "--claims", str(folder), "a folder of claims, one YAML file each")
     for name in names:
         require(name in paths, "claim", name, ", ".join(paths) or f"the name of a YAML file in {folder}")
     claims = [read_claim(paths[name]) for name in dict.fromkeys(names or paths)]
@@ -146,15 +146,13 @@ def read_claims(folder: Path, names: Sequence[str] = ()) -> list[Claim]:
 
 
 def read_claim(path: Path) -> Claim:
-    """The claim in a file, checked whole. Raises `InputError`: the field, its value, what is accepted."""
+    """Return the claim in a file, fully checked. Raises `InputError` with the field, its value and what is accepted."""
     tree = read_tree(path)
-    require("name" not in tree, f"{path}: name", tree.get("name"), "none: the name of the file is that of the claim")
+    require("name" not in tree, f"{path}: name", tree.get("name"), "none: the file name is the claim's name")
     claim = build(Claim, tree, str(path))
-    accepted = f"a set below one data root: digits, {', '.join(FOLDERS)}"
+    accepted = f"a data set below the data root: digits, {', '.join(FOLDERS)}"
     require(claim.data.name in ("digits", *FOLDERS), f"{path}: data: name", claim.data.name, accepted)
-    require(
-        claim.data.root is None, f"{path}: data: root", str(claim.data.root), "none: --data-root says where it lies"
-    )
+    require(claim.data.root is None, f"{path}: data: root", str(claim.data.root), "none: --data-root gives the folder")
     field_name, other = ("candidates", "cells") if claim.choosing else ("cells", "candidates")
     require(
         not getattr(claim, other), f"{path}: {other}", [*getattr(claim, other)], f"{field_name} of a {claim.kind} claim"
@@ -173,16 +171,16 @@ def read_claim(path: Path) -> Claim:
 
 
 def located(config: TrialConfig, root: Path | None) -> TrialConfig:
-    """A cell's config with its paths below the data root. Raises `InputError` where it needs one and there is none."""
+    """Return a config with its paths below the data root. Raises `InputError` if it needs a root and has none."""
     relative = config.data.root
     if relative is None:
-        return config if not isinstance(config.condensation, Imported) else _set_located(config, _given(root))
-    moved = replace(config, data=replace(config.data, root=_given(root) / relative))
-    return _set_located(moved, _given(root))
+        return config if not isinstance(config.condensation, Imported) else _set_located(config, _required(root))
+    moved = replace(config, data=replace(config.data, root=_required(root) / relative))
+    return _set_located(moved, _required(root))
 
 
 def set_path(config: TrialConfig) -> str:
-    """The relative path of a stranger's condensed set; empty where it has none. Hashes of configs leave paths out."""
+    """Return the relative path of an imported condensed set, which config hashes leave out; "" for other sets."""
     return config.condensation.path.as_posix() if isinstance(config.condensation, Imported) else ""
 
 
@@ -192,7 +190,7 @@ def _set_located(config: TrialConfig, root: Path) -> TrialConfig:
     return replace(config, condensation=replace(config.condensation, path=root / config.condensation.path))
 
 
-def _given(root: Path | None) -> Path:
+def _required(root: Path | None) -> Path:
     require(root is not None, "--data-root", None, "the folder that holds cifar10, FashionMNIST and condensed")
     assert root is not None
     return root.expanduser()
@@ -202,7 +200,7 @@ def _check_seeds(claim: Claim, path: Path) -> None:
     least, most = (CHOOSING_SEEDS, 2**31 - 1) if claim.choosing else (0, CHOOSING_SEEDS - 1)
     fits = bool(claim.seeds) and all(least <= seed <= most for seed in claim.seeds)
     fits = fits and len(set(claim.seeds)) == len(claim.seeds)
-    accepted = f"different integers from {least} to {most}, as a {claim.kind} claim has them"
+    accepted = f"different integers from {least} to {most} for a {claim.kind} claim"
     require(fits, f"{path}: seeds", claim.seeds, accepted)
     require(1 <= claim.teachers <= len(claim.seeds), f"{path}: teachers", claim.teachers, "1 to the number of seeds")
     require(claim.cpu_seconds > 0, f"{path}: cpu_seconds", claim.cpu_seconds, "seconds above 0")
@@ -217,7 +215,7 @@ def _check_measuring(claim: Claim, path: Path) -> None:
 def _check_choosing(claim: Claim, path: Path) -> None:
     require(not claim.arms, f"{path}: arms", claim.arms, "none: each candidate has its own arm")
     held_out = claim.data.val_fraction > 0 or claim.data.name == "digits"
-    accepted = "a part above 0 of the train images, which choose (digits has validation images of its own)"
+    accepted = "a part above 0 of the train images, for choosing (digits has its own validation images)"
     require(held_out, f"{path}: data: val_fraction", claim.data.val_fraction, accepted)
     counts, kept = [rung.seeds for rung in claim.rungs], [rung.keep for rung in claim.rungs]
     grows = bool(counts) and counts == sorted(set(counts)) and counts[0] >= 1 and counts[-1] <= len(claim.seeds)
@@ -225,7 +223,7 @@ def _check_choosing(claim: Claim, path: Path) -> None:
         grows,
         f"{path}: rungs: seeds",
         counts,
-        f"one or more growing numbers, up to that of the seeds, {len(claim.seeds)}",
+        f"one or more growing numbers, up to the number of seeds, {len(claim.seeds)}",
     )
     falls = kept[-1] is None and all(keep is not None and keep >= 1 for keep in kept[:-1])
     require(falls, f"{path}: rungs: keep", kept, "an integer >= 1 in each rung but the last, which has none")
@@ -235,7 +233,7 @@ def _check_cell(claim: Claim, cell: str, path: Path) -> None:
     where, stated = f"{path}: {cell}", claim.setting(cell)
     require(stated.condensation is not None, f"{where}: condensation", None, "a method with its ipc")
     elsewhere = {"seed", "data", "condensation"} & stated.config.keys()
-    require(not elsewhere, f"{where}: config", sorted(elsewhere), "other fields: these stand in the claim itself")
+    require(not elsewhere, f"{where}: config", sorted(elsewhere), "other fields: the claim gives these directly")
     config = claim.base(cell)
     require(config.ipc >= 1, f"{where}: condensation: ipc", config.ipc, "an integer >= 1")
     needs = "mixed_prior" in claim.arms_of(cell)

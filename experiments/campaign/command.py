@@ -1,4 +1,4 @@
-"""What `experiments/claims.py` does with its flags."""
+"""The commands of `experiments/claims.py`: run, --list, --write and --check."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,24 @@ from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.core.method import require
 from condkd_ray.runs.options import Options
 
-HERE = "its rows name this machine's processor, so that it runs here"
+HERE = "a claim runs on this machine, because its rows name the processor"
 
 
 def done(args: Any) -> int:
-    """Do what the flags ask for. The exit code. Raises `InputError`."""
+    """Run the command that the flags select, and return its exit code. Raises `InputError` for bad flags."""
     check_flags(args)
-    asked = [(args.lists, list_), (args.writes, write), (args.checks, check), (True, run)]
-    return next(do for wanted, do in asked if wanted)(args)
+    commands = [(args.lists, list_), (args.writes, write), (args.checks, check), (True, run)]
+    return next(command for selected, command in commands if selected)(args)
 
 
 def list_(args: Any) -> int:
-    """Tell what there is of the named claims, and what is missing."""
+    """Print which rows of the named claims exist, and which are missing."""
     show(listed(list(_states(args, args.names).values()), gpus=args.gpus_per_trial > 0))
     return 0
 
 
 def write(args: Any) -> int:
-    """Render the blocks of the texts."""
+    """Render the blocks in the text files."""
     _check_files(args.texts)
     states = _states(args)
     for path in args.texts:
@@ -39,18 +39,18 @@ def write(args: Any) -> int:
 
 
 def check(args: Any) -> int:
-    """Tell where the texts differ from the stored rows; the exit code is 1 then."""
+    """Print the differences between the texts and the stored rows; the exit code is 1 if there are any."""
     _check_files(args.texts)
     states = _states(args)
     found = [difference for path in args.texts if (difference := rendering.differences(path, states))]
     if found:
         show("".join(found))
-        say("written by `python experiments/claims.py --write`, they match")
+        say("`python experiments/claims.py --write` renders them from the stored rows")
     return int(bool(found))
 
 
 def run(args: Any) -> int:
-    """Run what is missing of the named claims, then tell what the rows say."""
+    """Run the missing trials of the named claims, then print the results."""
     speak(args.verbose)
     _check_options(args)
     claims = read_claims(args.claims, args.names)
@@ -67,11 +67,11 @@ def run(args: Any) -> int:
 
 
 def check_flags(args: Any) -> None:
-    """Raise `InputError` for flags that cannot be together, and for rows that could not be stored."""
-    asked = [
-        flag for flag, given in (("--list", args.lists), ("--write", args.writes), ("--check", args.checks)) if given
+    """Raise `InputError` for flags that exclude each other, or if rows could not be stored."""
+    given = [
+        flag for flag, value in (("--list", args.lists), ("--write", args.writes), ("--check", args.checks)) if value
     ]
-    require(len(asked) <= 1, "what is asked", " ".join(asked), "one of --list, --write and --check, or none to run")
+    require(len(given) <= 1, "commands", " ".join(given), "one of --list, --write and --check, or none to run")
     known = next(path for path in (args.results, *args.results.absolute().parents) if path.exists())
     require(known.is_dir(), "--results", str(args.results), f"a folder; {known} is a file")
     if not args.explain:
@@ -80,7 +80,7 @@ def check_flags(args: Any) -> None:
 
 
 def _states(args: Any, names: Sequence[str] = ()) -> Mapping[str, State]:
-    """The claims with their rows, all or those named."""
+    """Return the claims with their rows by name, all or those named."""
     return {claim.name: read_state(claim, args.results) for claim in read_claims(args.claims, names)}
 
 
@@ -90,7 +90,7 @@ def _check_files(paths: tuple[Path, ...]) -> None:
 
 
 def _check_options(options: Options) -> None:
-    """Raise `InputError` for what cannot be of a claim, whose records have one place and whose trials share nothing."""
+    """Raise `InputError` for options that a claim cannot have: its records are in `out`, its trials share nothing."""
     address = options.address or os.environ.get("RAY_ADDRESS")
     require(address in (None, "local"), "--address or RAY_ADDRESS of a claim", address, f"local: {HERE}")
     require(

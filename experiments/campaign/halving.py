@@ -1,8 +1,8 @@
-"""Successive halving over seeds: who is dropped where, as a function of the rows.
+"""Successive halving over seeds: computes from the rows which candidates are dropped after which rung.
 
-All candidates run on the first seeds; the best of each group by mean validation accuracy go on to more seeds. The
-seeds are common to all, so that a candidate wins by no luck of its seed (our choice; a study under `condkd search`
-gives all its trials one seed, so that its rungs are rounds and not seeds).
+All candidates run with the first seeds; the best of each group by mean validation accuracy continue with more seeds.
+All candidates have the same seeds, so that none wins by a lucky seed. This is our choice: a study of `condkd search`
+gives all trials one seed, and its rungs are rounds instead of seeds.
 """
 
 import math
@@ -21,31 +21,31 @@ METRIC = "student/val_accuracy"
 
 @dataclass(frozen=True)
 class Ladder:
-    """How far a choosing claim has come. `scores`: of each candidate, the answering rows by seed."""
+    """Progress of a choosing claim. `scores`: for each candidate, its rows by seed."""
 
     units: Sequence[Unit]
     scores: Mapping[str, Mapping[int, Row]]
     dropped: Mapping[str, int]
-    """After which rung, counted from 1, a candidate was dropped."""
+    """Candidates that were dropped, with the rung after which they were, counted from 1."""
     rung: int
-    """The rung that is being run, from 1; one more than there are where all have ended."""
+    """The current rung, from 1; the number of rungs plus 1 if all are complete."""
     missing: Sequence[Unit] = ()
-    """Units of that rung without an answer."""
+    """Units of the current rung that lack rows."""
 
     def mean(self, candidate: str) -> float:
-        """Mean validation accuracy; minus infinity for one that failed, NaN for one without any row."""
+        """Return the mean validation accuracy; minus infinity if a trial failed, NaN without rows."""
         rows = self.scores.get(candidate, {}).values()
         return fmean(accuracy(row) for row in rows) if rows else math.nan
 
 
 def accuracy(row: Row) -> float:
-    """Validation accuracy of a trial; minus infinity where it failed."""
+    """Return the validation accuracy of a trial; minus infinity if it failed."""
     found = value(row, METRIC)
     return found if row.record.status == "finished" and math.isfinite(found) else -math.inf
 
 
 def climb(trials: Trials, fresh: Sequence[Row]) -> Ladder:
-    """Where the halving stands by these rows: its units so far, the last of them those of the current rung."""
+    """Compute the progress from the rows; the last units are those of the current rung."""
     claim, alive = trials.claim, list(trials.claim.cells)
     units: list[Unit] = []
     scores: dict[str, dict[int, Row]] = defaultdict(dict)
@@ -56,7 +56,7 @@ def climb(trials: Trials, fresh: Sequence[Row]) -> Ladder:
         units, begun = [*units, *new], rung.seeds
         answers = []
         for unit in new:
-            # The seeds of a candidate are pooled, so that all must be of one source.
+            # A candidate's mean is over all its seeds, so all its rows must have the same source.
             pooled = [
                 row for row in fresh if all(alike(source([row]), source([one])) for one in scores[row.cell].values())
             ]
@@ -74,7 +74,10 @@ def climb(trials: Trials, fresh: Sequence[Row]) -> Ladder:
 
 
 def survivors(claim: Claim, alive: Sequence[str], scores: Mapping[str, Mapping[int, Row]], keep: int) -> list[str]:
-    """The `keep` best of each group by mean validation accuracy, in the claim's order; ties go to the earlier one."""
+    """Return the `keep` best of each group by mean validation accuracy, in the claim's order.
+
+    Of equal candidates the earlier one is kept.
+    """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in alive:
         groups[claim.cells[name].group].append(name)
@@ -86,7 +89,7 @@ def survivors(claim: Claim, alive: Sequence[str], scores: Mapping[str, Mapping[i
 
 
 def chosen(claim: Claim, ladder: Ladder) -> dict[str, str]:
-    """The best candidate of each group; none before the last rung has ended, nor where all of a group failed."""
+    """Return the best candidate of each group, if the last rung is complete; groups that all failed are left out."""
     if ladder.rung <= len(claim.rungs):
         return {}
     best: dict[str, str] = {}

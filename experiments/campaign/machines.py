@@ -1,7 +1,7 @@
-"""What kind of machine trials run on: rows of unlike kinds are never paired, as unlike machines train unlike teachers.
+"""Describes the machine that trials run on. Rows of different machines are never paired: their teachers differ.
 
-Each kind has a folder of records of its own, so that no trial goes on from the checkpoint of another kind, nor is taken
-for finished because another has run it.
+Each kind of machine has its own folder of records, so that no trial resumes from another machine's checkpoint or counts
+as finished because another machine ran it.
 """
 
 import hashlib
@@ -18,34 +18,34 @@ from condkd_ray.core.environment import versions
 from condkd_ray.core.storage import atomic_write
 
 FILE = "machine.yaml"
-"""In a folder of records: the kind that they are of."""
+"""Name of the file in a folder of records that describes their machine."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The processor, the GPU where trials have some of it, PyTorch's version, and the threads of a trial."""
+    """Processor, GPU if trials use one, PyTorch's version, and threads per trial."""
 
     kind: str
     torch: str
     threads: int
 
     def folder(self, claim: Path) -> Path:
-        """Of its records, in the folder of a claim."""
+        """Return the folder of this machine's records, inside the folder of a claim."""
         return claim / hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
-    def remember(self, claim: Path) -> None:
-        """Write down whose folder it is, before records come into it."""
-        told = {"kind": self.kind, "torch": self.torch, "threads": self.threads}
-        atomic_write(self.folder(claim) / FILE, yaml.safe_dump(told).encode())
+    def write(self, claim: Path) -> None:
+        """Write the machine's description into its folder, before any records."""
+        tree = {"kind": self.kind, "torch": self.torch, "threads": self.threads}
+        atomic_write(self.folder(claim) / FILE, yaml.safe_dump(tree).encode())
 
 
 def here(gpus: float, threads: int) -> Machine:
-    """This machine."""
+    """Return the description of this machine."""
     gpu = torch.cuda.get_device_name() if gpus and torch.cuda.is_available() else ""
     kind = "; ".join(filter(None, (f"{platform.machine()}, {processor()}", gpu)))
     return Machine(kind, versions()["torch"], threads)
 
 
 def folders(claim: Path) -> dict[Path, str]:
-    """The folders of records in that of a claim, each with the kind of its machine."""
+    """Return the folders of records in a claim's folder, each with its machine's kind."""
     return {path.parent: str(read_tree(path).get("kind")) for path in sorted(claim.glob(f"*/{FILE}"))}

@@ -1,7 +1,7 @@
-"""What stored rows say, as Markdown; and the blocks of README.md and LOG.md that hold it, written and checked.
+"""Renders stored rows as Markdown, and writes and checks the blocks of README.md and LOG.md that contain it.
 
-A block stands between `<!-- claims NAME -->` and `<!-- end claims NAME -->`, each on a line of its own; with a view
-behind the name, `table` or `sentence`, it is that part alone, and with `images` what the images of a claim's arms are.
+A block is between `<!-- claims NAME -->` and `<!-- end claims NAME -->`, each on its own line. A view may follow the
+name and selects a part: `table`, `sentence`, or `images`, the statistics of synthetic images of the claim's arms.
 """
 
 import difflib
@@ -22,11 +22,11 @@ from condkd_ray.report.tables.table import between, chance, shown
 
 NOTHING = "Nothing has been measured yet."
 CONTROLS = ("mixed", "mixed_prior")
-"""Arms that `guided` has to beat, each by itself."""
+"""Arms that `guided` has to exceed, each by itself."""
 ALONE = ("mixed_prior", "mixed")
-"""What the class prior gives without any guide."""
+"""Pair of arms whose difference is the effect of the class prior without guides."""
 PLACES = {"Frechet to real": "diagnosis/frechet_real", "diversity": "diagnosis/diversity"}
-"""What is shown of the images of candidates, beside their accuracy."""
+"""Image metrics shown beside the accuracy of candidates."""
 IMAGES = {
     "Frechet to real": "diagnosis/frechet_real",
     "to condensed": "diagnosis/frechet_condensed",
@@ -35,33 +35,33 @@ IMAGES = {
     "teacher's confidence": "diagnosis/confidence",
     "KL to the student": "diagnosis/gap",
 }
-"""What is shown of the images of arms, as in the tables of an experiment."""
+"""Image metrics shown for arms, as in the tables of an experiment."""
 _BLOCK = re.compile(r"^<!-- claims (?P<what>[^\n]+?) -->\n(?P<text>.*?)^<!-- end claims (?P=what) -->$", re.M | re.S)
 _MARKER = re.compile(r"(?<!`)<!--[\s/_-]*(?:end\b)?[\s_-]*claims?\b", re.I)
-"""Whatever is meant as a marker, mistyped or indented as it may be; not one in quotes."""
+"""Matches anything intended as a marker, even mistyped or indented, except in backquotes."""
 SURE = 0.05
-"""Holm's p below which a difference is bold."""
+"""Holm-corrected p below which a difference is printed in bold."""
 Pair = tuple[str, str]
 
 
 def table(state: State) -> str:
-    """A row a cell or candidate; that nothing was measured where nothing was."""
+    """Return a table with a row for each cell or candidate, or `NOTHING` if there are no rows."""
     return _ladder_table(state) if state.claim.choosing else _cells_table(state)
 
 
 def sentence(state: State) -> str:
-    """What follows from the rows, computed."""
+    """Return the conclusion that follows from the rows, as a sentence."""
     return _choice(state) if state.claim.choosing else _verdict(state)
 
 
 def whole(state: State) -> str:
-    """Sentence and table, what is missing and stale, and on what was measured."""
+    """Return sentence, table and footnote."""
     parts = [sentence(state), table(state), footnote(state)]
     return "\n\n".join(dict.fromkeys(part for part in parts if part))
 
 
 def footnote(state: State) -> str:
-    """How intervals are to be read, what is missing, what is stale, on what was measured."""
+    """Return how to read the intervals, missing and stale rows, sources, and the machines measured on."""
     lacking = missing_words(state.missing)
     parts = [
         _reading(state),
@@ -74,9 +74,9 @@ def footnote(state: State) -> str:
 
 
 def images(state: State) -> str:
-    """Where the synthetic images of the last round lie: a row a cell and arm that has any, mean and spread over seeds.
+    """Return a table of image metrics of the last round: mean and spread over seeds, by cell and arm.
 
-    A claim that chooses shows the two that count most in its own table.
+    Choosing claims show the two main metrics in their own table instead.
     """
     rows = []
     for cell in state.claim.cells:
@@ -92,7 +92,7 @@ VIEWS = {"": whole, "table": table, "sentence": sentence, "images": images}
 
 
 def render(text: str, states: Mapping[str, State], source: str) -> str:
-    """`text` with each block as the rows have it. Raises `InputError` for a block that names no claim or view."""
+    """Return `text` with all blocks rendered. Raises `InputError` if a block names an unknown claim or view."""
 
     def block(match: re.Match[str]) -> str:
         name, _, view = match["what"].partition(" ")
@@ -113,7 +113,7 @@ def render(text: str, states: Mapping[str, State], source: str) -> str:
 
 
 def write(path: Path, states: Mapping[str, State]) -> bool:
-    """Render the blocks of a file; whether it was changed."""
+    """Render the blocks of a file, and return whether the file changed."""
     text = path.read_text(encoding="utf-8")
     fresh = render(text, states, str(path))
     if fresh != text:
@@ -122,7 +122,7 @@ def write(path: Path, states: Mapping[str, State]) -> bool:
 
 
 def differences(path: Path, states: Mapping[str, State]) -> str:
-    """A diff from a file to what its blocks should be; empty where they match."""
+    """Return a diff from a file to its rendered form; empty if they match."""
     text = path.read_text(encoding="utf-8")
     fresh = render(text, states, str(path))
     lines = difflib.unified_diff(
@@ -132,9 +132,9 @@ def differences(path: Path, states: Mapping[str, State]) -> str:
 
 
 def compared(state: State) -> dict[Pair, dict[str, tuple[Difference, float | None]]]:
-    """`guided` minus each control in each measured cell, with its p after Holm's correction.
+    """Return `guided` minus each control for each measured cell, with its p after Holm's correction.
 
-    The correction is over all cells of the claim: one that is not measured yet, or has no p, counts as one of p = 1.
+    The correction covers all cells of the claim: a cell without rows, or without p, counts with p = 1.
     """
     found: dict[Pair, dict[str, tuple[Difference, float | None]]] = {}
     for control in [arm for arm in CONTROLS if arm in state.claim.arms and "guided" in state.claim.arms]:
@@ -148,7 +148,7 @@ def compared(state: State) -> dict[Pair, dict[str, tuple[Difference, float | Non
 
 
 def _differences(state: State, pair: Pair) -> dict[str, Difference]:
-    """One arm minus another, of each cell whose rows tell it."""
+    """Return one arm minus another for each cell that has pairs of rows."""
     found = {}
     for cell in state.claim.cells:
         records = [row.record for row in state.answers(cell)]
@@ -171,9 +171,9 @@ def _cells_table(state: State) -> str:
     for cell, own in measured.items():
         n = len({row.record.seed for row in own})
         means = [spread(value(row, ACCURACY) for row in own if row.record.arm == arm) for arm in claim.arms]
-        told = [_difference(*found[cell]) if cell in found else "-" for found in pairs.values()]
-        told += [_with_interval(alone[cell]) if cell in alone else "-"] * bool(alone)
-        rows.append([cell, str(n), *(shown(one, n, factor=100, digits=1) for one in means), *told])
+        texts = [_difference(*found[cell]) if cell in found else "-" for found in pairs.values()]
+        texts += [_with_interval(alone[cell]) if cell in alone else "-"] * bool(alone)
+        rows.append([cell, str(n), *(shown(one, n, factor=100, digits=1) for one in means), *texts])
     return _markdown(header, rows)
 
 
@@ -222,7 +222,7 @@ def _listed(cells: Sequence[str]) -> str:
 
 
 def _sizes(counts: Mapping[str, int], planned: int) -> str:
-    """The number of seeds of the measured cells, and how many there will be."""
+    """Return the number of seeds of the measured cells, and the planned number if it is larger."""
     if {*counts.values()} == {planned}:
         return f"n = {planned}"
     if len({*counts.values()}) == 1:
@@ -231,7 +231,7 @@ def _sizes(counts: Mapping[str, int], planned: int) -> str:
 
 
 def _side(one: Difference) -> int:
-    """1 or -1 where the interval over seeds lies above or below 0, else 0, as where there is none."""
+    """Return 1 or -1 if the interval over seeds is above or below 0, else 0, also without an interval."""
     low, high = one.over_seeds or (0.0, 0.0)
     return int(low > 0) - int(high < 0)
 
@@ -245,23 +245,23 @@ def _above(found: tuple[Difference, float | None] | None) -> bool:
 
 
 def _why(cell: str, pairs: Mapping[Pair, Mapping[str, tuple[Difference, float | None]]]) -> str:
-    """The differences that keep a cell from being one where guided beats all controls."""
-    told = []
+    """Return the differences because of which guided does not beat all controls in a cell."""
+    texts = []
     for (left, right), found in pairs.items():
         if not _above(found.get(cell)):
             one = found[cell][0] if cell in found else None
             ends = "has no pair of finite accuracies" if one is None else between(one.over_seeds, digits=1)
-            told.append(f"{left} - {right} {ends if one is None or one.over_seeds else _unsure(one)}")
-    return ", ".join(told)
+            texts.append(f"{left} - {right} {ends if one is None or one.over_seeds else _unsure(one)}")
+    return ", ".join(texts)
 
 
 def _unsure(one: Difference) -> str:
-    """A difference that has no interval, and why."""
+    """Return a difference without an interval, and the reason."""
     return f"{100 * one.mean:+.1f} ({one.method})"
 
 
 def _reading(state: State) -> str:
-    """How the intervals of the table are to be read; nothing where it has none."""
+    """Return how to read the table's intervals; "" if it has none."""
     if state.claim.choosing or not any(
         one.over_seeds for found in compared(state).values() for one, _ in found.values()
     ):
@@ -283,7 +283,7 @@ def _ladder_table(state: State) -> str:
     def group(name: str) -> list[str]:
         return [claim.cells[name].group] * any(grouped)
 
-    # The furthest first, and among these the best.
+    # By group, then by the last rung reached, then by accuracy.
     order.sort(
         key=lambda name: (
             grouped.index(claim.cells[name].group),
@@ -312,35 +312,33 @@ def _choice(state: State) -> str:
         return f"Rung {ladder.rung} of {len(claim.rungs)} has not ended; nothing is chosen yet."
     if not found:
         return "All candidates that came to the last rung failed; nothing is chosen."
-    told = [
+    texts = [
         f"{f'{group}: ' if group else ''}{name} ({100 * ladder.mean(name):.1f} % over {len(ladder.scores[name])} seeds)"
         for group, name in found.items()
     ]
     groups = dict.fromkeys(candidate.group for candidate in claim.cells.values())
-    told += [f"{group}: none, as all failed" for group in groups if group not in found]
-    return f"Chosen by mean validation accuracy: {'; '.join(told)}."
+    texts += [f"{group}: none, as all failed" for group in groups if group not in found]
+    return f"Chosen by mean validation accuracy: {'; '.join(texts)}."
 
 
 def _sources(state: State) -> str:
-    """What is left out of a cell as of another source, and with which rows the files of the set are not stored."""
-    told = []
+    """Return which rows are left out for their source, and which rows lack a digest of their set's files."""
+    texts = []
     for cell in [] if state.claim.choosing else state.claim.cells:
         kept, out = state.answers(cell), state.left_out(cell)
         for other in dict.fromkeys(map(source, out)):
             seeds = _seeds([row for rows in out if source(rows) == other for row in rows])
-            told.append(
-                f"Left out of {cell}: {seeds}, of {_made(other)}, where the others are of {_made(source(kept))}."
+            texts.append(
+                f"Left out of {cell}: {seeds}, from {_made(other)}; the others are from {_made(source(kept))}."
             )
         unknown = [row for row in kept if row.record.condensation == Imported.name and not row.set_digest]
-        told += [f"Of which files the condensed set of {cell} came is not stored with {_seeds(unknown)}."] * bool(
-            unknown
-        )
-    return " ".join(told)
+        texts += [f"{cell}: the files of the condensed set are not recorded for {_seeds(unknown)}."] * bool(unknown)
+    return " ".join(texts)
 
 
 def _made(one: Source) -> str:
     data, files = one
-    return f"data {data} and files of the condensed set {files or 'that are not known'}"
+    return f"data {data} and files of the condensed set {files or '(not recorded)'}"
 
 
 def _seeds(rows: Sequence[Row]) -> str:
@@ -349,7 +347,7 @@ def _seeds(rows: Sequence[Row]) -> str:
 
 
 def _where(state: State) -> str:
-    """On what the shown rows were measured."""
+    """Return the metric, the number of images, teachers and seeds, and the machines of the shown rows."""
     rows = _shown(state)
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""Rows of a claim: a trial each, stored as Parquet. Equal rows give equal bytes, so that a diff shows what is new."""
+"""Rows of a claim, one per trial, stored as Parquet. Equal rows give equal bytes, so that a diff shows new rows."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from condkd_ray.core.storage import atomic_write
 from condkd_ray.trial.outcome import diverged
 
 METRICS = ("student/", "proxy/", "diagnosis/", "guidance/", "time/")
-"""Families of the final metrics that are stored."""
+"""Families of final metrics that are stored."""
 _INTEGERS = ("ipc", "seed", "numbers", "test_images", "threads")
 _OF_RECORD = (
     *("arm", "ipc", "seed", "dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory"),
@@ -26,78 +26,78 @@ _OF_RECORD = (
 _OF_OUTCOME = ("status", "reason", "threads")
 _OWN = ("claim", "cell", "claim_hash", "test_images", "machine", "date")
 _SET = "set_digest"
-"""A column that is there where some row has it."""
+"""A column that exists only if some row has a value for it."""
 COLUMNS = (
     *("claim", "cell", "arm", "ipc", "seed", "status", "reason", "numbers", "claim_hash", "test_images", "dataset"),
     *("teacher", "student", "condensation", "inversion", "guidance", "memory", "config_hash", "data_hash"),
     *("teacher_hash", "condensed_hash", "proxy_hash", "machine", "threads", "versions", "git", "date", "config"),
 )
-"""Those of every file, in their order; metrics follow by name."""
+"""Columns of every file, in this order; metrics follow, sorted by name."""
 
 Maker = tuple[object, ...]
-"""What shapes a trial's numbers beside its config. Rows of different makers are never paired."""
+"""Everything besides the config that affects a trial's numbers. Rows of different makers are never paired."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One trial of a claim. Its `record` has neither rounds nor predictions, and relative paths in its config."""
+    """One trial of a claim. Its `record` has no rounds and no predictions; paths in its config are relative."""
 
     claim: str
     cell: str
     claim_hash: str
-    """Of the config as the claim states it, so that an edited claim is not answered by older rows."""
+    """Hash of the config as the claim states it: after an edit of the claim, older rows no longer match."""
     test_images: int
-    """How many it was tested on; 0 where the test images are not to be looked at."""
+    """Number of test images; 0 for a choosing claim, which must not use them."""
     machine: str
-    """Kind of the processor, and of the GPU where there is one."""
+    """Kind of processor, and of the GPU if one was used."""
     date: str
     record: Record
     set_digest: str = ""
-    """Of the files of a stranger's condensed set, which its `condensed_hash` does not tell; empty where not known."""
+    """Digest of the files of an imported condensed set, which `condensed_hash` does not cover; "" if not known."""
 
     @property
     def member(self) -> tuple[str, str]:
-        """Its cell and arm."""
+        """Cell and arm of the trial."""
         return self.cell, self.record.arm
 
     @property
     def failed(self) -> bool:
-        """Whether the trial diverged; a trial that a machine has failed has no row."""
+        """True if the trial diverged. A trial that failed because of the machine has no row."""
         return self.record.status == "failed"
 
     @property
     def rank(self) -> tuple[bool, bool]:
-        """Of rows of one trial by one maker the lowest is taken: one that finished, and tells what it was made of."""
+        """Sort key among rows of one trial and maker; the lowest is used: finished first, then with `set_digest`."""
         return self.failed, not self.set_digest
 
     @property
     def maker(self) -> Maker:
-        """See `Maker`; without the condensed set, which an arm without images has not."""
+        """Maker of the row, without the condensed set, which arms without condensed images do not have."""
         one = self.record
         made_from = (one.numbers, one.data_hash, one.teacher_hash, one.proxy_hash)
         return (*made_from, self.machine, one.outcome.threads, one.versions.get("torch", ""))
 
     @property
     def place(self) -> tuple[object, ...]:
-        """Where it stands in the file."""
+        """Sort key of the row in the file."""
         one = self.record
         tail = (one.condensed_hash, self.claim_hash, one.status, self.date)
         return (one.seed, self.cell, arm_rank(one.arm), *map(str, self.maker), *tail)
 
 
 def metrics_of(record: Record, *, choosing: bool) -> dict[str, float]:
-    """The final metrics of a record that are stored: of a `choosing` claim nothing of the test images."""
+    """Return the final metrics of a record that are stored; without test metrics for a choosing claim."""
     kept = {name: value for name, value in record.metrics.items() if name.startswith(METRICS)}
     return {name: value for name, value in kept.items() if not (choosing and _of_test(name))}
 
 
 def _of_test(name: str) -> bool:
-    """Whether a metric is of the test images: of a student all are but this one."""
+    """Return whether a metric is computed on test images; all student metrics are, except validation accuracy."""
     return name.startswith("student/") and name != "student/val_accuracy"
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Replace the file at `path`, atomically, by these rows in their order."""
+    """Replace the file at `path` atomically by these rows, sorted by `Row.place`."""
     ordered = sorted(rows, key=lambda row: row.place)
     names = sorted({name for row in ordered for name in row.record.metrics})
     fixed = [pa.field(name, pa.int64() if name in _INTEGERS else pa.string()) for name in COLUMNS]
@@ -112,7 +112,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows at `path`; none where there is no file. Raises `InputError` for a file that is none of ours."""
+    """Return the rows at `path`; none if the file does not exist. Raises `InputError` for any other file."""
     if not path.is_file():
         return []
     accepted = "a file that experiments/claims.py has written"
@@ -135,9 +135,9 @@ def _flat(row: Row) -> dict[str, Any]:
         "config": yaml.safe_dump(record.config, sort_keys=False, width=120),
     }
     own = {name: getattr(row, name) for name in (*_OWN, _SET)}
-    told = {name: getattr(record, name) for name in _OF_RECORD}
-    came = {name: getattr(record.outcome, name) for name in _OF_OUTCOME}
-    return own | told | came | trees | record.metrics
+    of_record = {name: getattr(record, name) for name in _OF_RECORD}
+    of_outcome = {name: getattr(record.outcome, name) for name in _OF_OUTCOME}
+    return own | of_record | of_outcome | trees | record.metrics
 
 
 def _row(tree: Mapping[str, Any]) -> Row:
@@ -145,28 +145,28 @@ def _row(tree: Mapping[str, Any]) -> Row:
     metrics = {name: value for name, value in tree.items() if name not in (*COLUMNS, _SET) and value is not None}
     outcome = Outcome(node="", metrics=metrics, **{name: tree[name] for name in _OF_OUTCOME})
     trees = {"versions": json.loads(tree["versions"]), "config": yaml.safe_load(tree["config"])}
-    told = {name: tree[name] for name in _OF_RECORD}
-    record = Record(experiment=tree["claim"], **told, **trees, outcome=outcome)
+    of_record = {name: tree[name] for name in _OF_RECORD}
+    record = Record(experiment=tree["claim"], **of_record, **trees, outcome=outcome)
     return Row(record=record, **{name: tree[name] for name in (*_OWN, _SET)})
 
 
 def value(row: Row, metric: str) -> float:
-    """A final metric; NaN where the trial has none."""
+    """Return a final metric; NaN if the trial does not have it."""
     return row.record.metrics.get(metric, math.nan)
 
 
-def tells(record: Record, *, choosing: bool) -> bool:
-    """Whether a record answers a claim: of a finished trial, or of one that diverged where candidates are ranked.
+def is_result(record: Record, *, choosing: bool) -> bool:
+    """Return whether a record is a result for a claim: finished, or, for a choosing claim, diverged.
 
-    A trial that failed otherwise, as on a machine out of memory, is run again.
+    A trial that failed for another reason, such as a machine out of memory, is run again.
     """
     return record.status == "finished" or (choosing and diverged(record.outcome))
 
 
 def by_maker(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that may be paired, together: of one maker, and in each cell of one condensed set. Older groups first.
+    """Group rows that may be paired: the same maker and, in each cell, the same condensed set; older groups first.
 
-    A row without condensed images is in each group of its maker.
+    A row without condensed images is in every group of its maker.
     """
     makers: dict[Maker, list[Row]] = {}
     for row in rows:
@@ -175,7 +175,7 @@ def by_maker(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _by_set(rows: Sequence[Row]) -> list[list[Row]]:
-    """Split where a cell has several condensed sets: the i-th group has the i-th set of each cell."""
+    """Split rows by condensed set: group i has the i-th set of each cell."""
     sets: dict[str, list[str]] = {}
     for row in rows:
         known = sets.setdefault(row.cell, [])

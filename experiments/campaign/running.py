@@ -1,4 +1,4 @@
-"""Run what is missing of claims on this machine, and take the rows of whatever has ended."""
+"""Runs the missing trials of claims on this machine, and collects the rows of finished trials."""
 
 import datetime
 import time
@@ -11,7 +11,7 @@ from pathlib import Path
 from campaign.claims import Claim, located
 from campaign.halving import METRIC
 from campaign.machines import Machine, folders, here
-from campaign.rows import Row, metrics_of, tells
+from campaign.rows import Row, is_result, metrics_of
 from campaign.sources import set_digest
 from campaign.state import State, missing_words, plans_of, read_state, write_state
 from campaign.units import Planned, Trials, Unit
@@ -31,63 +31,64 @@ from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
 from condkd_ray.trial.plan import NUMBERS, Plan
 
 TURNS = 4
-"""A batch has at least so many trials for each that can run at once, so that its end, where some wait, is rare."""
+"""Smallest number of trials in a batch per concurrent trial: at the end of a batch, slots stay idle."""
 
 JUDGED = Goal(METRIC, decides=True)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where data, records and rows lie, and what trials get."""
+    """Folders of data, records and rows, and the resources of trials."""
 
     options: Options
     data_root: Path | None
     results: Path
     seeds: Sequence[int] = ()
-    """Run units of these alone; of all without any."""
+    """If not empty, only units with these seeds run."""
     cells: Sequence[str] = ()
-    """Run units with any of these alone, alike."""
+    """If not empty, only units with one of these cells run."""
     view: View = SILENT
 
     @property
     def gpus(self) -> float:
-        """What each trial has."""
+        """GPUs per trial."""
         return self.options.gpus_per_trial
 
     @cached_property
     def machine(self) -> Machine:
-        """What trials run on."""
+        """The machine that trials run on."""
         return here(self.gpus, self.options.per_trial.threads)
 
     def folder(self, claim: Claim) -> Path:
-        """Of the claim's records, in one for each kind of machine."""
+        """Return the folder of the claim's records; it has a sub-folder for each kind of machine."""
         return self.options.out / claim.name
 
     def wants(self, unit: Unit) -> bool:
-        """Whether a unit is to be run."""
+        """Return whether a unit is selected by `seeds` and `cells`."""
         cells = {cell for cell, _ in unit.members}
         return (not self.seeds or unit.seed in self.seeds) and (not self.cells or bool(cells & {*self.cells}))
 
 
 @dataclass(frozen=True)
 class ByValidation(View):
-    """Another view, of trials that are judged by validation accuracy: it shows nothing of the test images."""
+    """Wraps another view so that trials are ranked by validation accuracy and no test result is shown."""
 
     shown: View
 
     def bar(self, name: str) -> AbstractContextManager[OnStep]:
-        """The other's."""
+        """Return the other view's progress bar."""
         return self.shown.bar(name)
 
     def trials(self, total: int, goal: Goal = JUDGED, best: Best | None = None) -> TrialsView:
-        """The other's, by validation accuracy."""
+        """Return the other view's trials view, ranked by validation accuracy."""
         return self.shown.trials(total, JUDGED, best)
 
 
 def run(claims: Sequence[Claim], place: Place) -> RunResult:
-    """Run what is missing of the claims, one after the other; the result of the last that was not complete, or of all.
+    """Run the missing trials of the claims, one claim after another.
 
-    Raises `InputError` before any work for what no claim can do.
+    Return the result of the first claim that stayed incomplete, or a result for all. Raises `InputError` for bad input
+    before any work.
     """
     deadline = time.time() + place.options.budget_seconds
     workshop = Workshop(place.options.cache, device=default_device(), view=place.view)
@@ -113,7 +114,7 @@ def run(claims: Sequence[Claim], place: Place) -> RunResult:
 
 
 def _check(config: TrialConfig, place: Place, workshop: Workshop) -> None:
-    """Raise `InputError` for a trial that cannot be; of what lies below the data root it names the flag."""
+    """Raise `InputError` if a trial cannot run; errors about files below the data root name the flag."""
     try:
         workshop.check(config)
     except InputError as error:
@@ -122,7 +123,7 @@ def _check(config: TrialConfig, place: Place, workshop: Workshop) -> None:
 
 
 def _run_claim(state: State, place: Place, workshop: Workshop, deadline: float) -> RunResult:
-    """Batch by batch, as in a choosing claim the next ones depend on the rows of those before."""
+    """Run a claim in batches, because a choosing claim's later trials depend on the rows of earlier ones."""
     claim, failed, tried = state.claim, 0, set[tuple[str, int]]()
     while True:
         units = [unit for unit in state.missing if place.wants(unit) and (unit.label, unit.seed) not in tried]
@@ -143,7 +144,7 @@ def _run_claim(state: State, place: Place, workshop: Workshop, deadline: float) 
 
 
 def _batch(units: Sequence[Unit], place: Place) -> list[Unit]:
-    """The first units, all of a seed together, of trials enough for this machine."""
+    """Return the first units, all of a seed together, with enough trials to keep this machine busy."""
     each = place.options.cpus_per_trial or 1.0
     at_once = min(place.options.max_concurrent or usable_cpus(), max(1, int(usable_cpus() / each)))
     found: list[Unit] = []
@@ -157,7 +158,7 @@ def _batch(units: Sequence[Unit], place: Place) -> list[Unit]:
 def _run_batch(
     state: State, units: Sequence[Unit], place: Place, workshop: Workshop, seconds: float
 ) -> tuple[RunResult, State]:
-    """Run what is lacking of the units; the rows of what has ended are stored whatever happens."""
+    """Run the missing trials of the units; the rows of finished trials are stored in any case."""
     claim, folder = state.claim, place.machine.folder(place.folder(state.claim))
     lacking = _lacking(state, units, place, workshop)
     budget = f"{max(1, round(seconds))}s" if seconds != float("inf") else None
@@ -166,18 +167,18 @@ def _run_batch(
     if not lacking:
         return RunResult(folder, True, 0), state
     try:
-        place.machine.remember(place.folder(claim))
+        place.machine.write(place.folder(claim))
         result = experiment.run(claim.name, claim.question, lacking, options, workshop=workshop, view=view)
     finally:
-        # Also after Ctrl-C: what has ended is not lost.
+        # Also after Ctrl-C, so that no finished trial is lost.
         state = _collected(state, place)
     return result, state
 
 
 def _lacking(state: State, units: Sequence[Unit], place: Place, workshop: Workshop) -> list[Plan]:
-    """The trials of the units that have no row as this machine would make it, with their paths; tells of other rows.
+    """Return the trials of the units that have no row with this machine's maker, with absolute paths.
 
-    Where stored rows of a unit were made of another teacher, set or processor the unit is run whole.
+    If all stored rows of a unit have another teacher, set or machine, a note is printed and the whole unit runs here.
     """
     plans: dict[TrialConfig, Plan] = {}
     for unit in units:
@@ -188,8 +189,8 @@ def _lacking(state: State, units: Sequence[Unit], place: Place, workshop: Worksh
         alike = {row.member for row in stored if makers[row.member] == (*row.maker, row.record.condensed_hash)}
         if stored and not alike:
             say(
-                f"{state.claim.name}, {unit.label} seed {unit.seed}: its rows were made of another teacher, condensed "
-                f"set or machine ({stored[0].machine}) than here, so that all its trials are run here"
+                f"{state.claim.name}, {unit.label} seed {unit.seed}: its rows were made with another teacher, "
+                f"condensed set or machine ({stored[0].machine}), so all its trials run again here"
             )
         for member, planned in unit.members.items():
             if member not in alike:
@@ -199,7 +200,7 @@ def _lacking(state: State, units: Sequence[Unit], place: Place, workshop: Worksh
 
 
 def _maker(planned: Planned, place: Place, workshop: Workshop) -> tuple[object, ...]:
-    """`Row.maker` and the condensed set's hash, of the row that this machine would make."""
+    """Return the maker, and the condensed set's hash, that a row of this trial would have on this machine."""
     made: Prepared = workshop.prepare(located(planned.plan.config, place.data_root))
     hashes, machine = made.hashes, place.machine
     from_what = (NUMBERS, hashes["data"], hashes["teacher"], hashes["proxy"])
@@ -207,12 +208,12 @@ def _maker(planned: Planned, place: Place, workshop: Workshop) -> tuple[object, 
 
 
 def _collected(state: State, place: Place) -> State:
-    """The state with the rows of all trials that have ended in the claim's folder, which are stored."""
+    """Add the rows of all finished trials in the claim's folder to the state, store them, and return the state."""
     there = folders(place.folder(state.claim))
     if not there:
         return state
     with in_turn(place.results):
-        # Read again, as another process may have stored rows since.
+        # Read the rows again: another process may have stored some since.
         rows = [row for folder, machine in there.items() for row in rows_in(folder, state.trials, machine)]
         found = read_state(state.claim, place.results).with_rows(rows)
         write_state(found, place.results)
@@ -220,10 +221,10 @@ def _collected(state: State, place: Place) -> State:
 
 
 def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
-    """A row for each cell that a finished trial in `folder` answers; of a choosing claim for one that diverged too.
+    """Return a row for each trial in `folder` and each cell whose config it has; also diverged trials if choosing.
 
-    Its config decides what it answers, not what its arm was called, so that cells can be renamed and reordered. Records
-    of another version of the numbers, or of settings that the claim no longer states, answer none.
+    Trials are matched by config, not by the name of the arm, so that cells can be renamed and reordered. Records of
+    another version of the numbers, or with settings that the claim no longer states, match no cell.
     """
     claim = trials.claim
     records = [one for one in read_all_records(folder) if one.numbers == NUMBERS]
@@ -231,7 +232,7 @@ def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
     for (cell, arm, seed), planned in trials.planned.items():
         places.setdefault(seed, []).append((cell, arm, planned))
     rows = []
-    for record in [one for one in records if tells(one, choosing=claim.choosing)]:
+    for record in [one for one in records if is_result(one, choosing=claim.choosing)]:
         stored = _config(record)
         if stored is None:
             continue
@@ -257,14 +258,14 @@ def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
 
 
 def _stripped(record: Record, claim: Claim, arm: str, config: TrialConfig) -> Record:
-    """What of a record is stored."""
+    """Return the part of a record that is stored."""
     metrics = metrics_of(record, choosing=claim.choosing)
     outcome = replace(record.outcome, history=[], predictions=[], held={}, metrics=metrics, node="")
     return replace(record, experiment=claim.name, arm=arm, config=to_tree(config), outcome=outcome)
 
 
 def _config(record: Record) -> TrialConfig | None:
-    """That of a record; None where it has a field that there is no more."""
+    """Return the config of a record; None if it has a field that no longer exists."""
     try:
         return from_tree(record.config)
     except InputError:
@@ -272,7 +273,7 @@ def _config(record: Record) -> TrialConfig | None:
 
 
 def _portable(config: TrialConfig, stated: TrialConfig) -> TrialConfig | None:
-    """The config of a record with the relative paths of the `stated` one; None where it is another config."""
+    """Return a record's config with the relative paths of the `stated` config; None if the two configs differ."""
     config = replace(config, data=replace(config.data, root=stated.data.root))
     if isinstance(config.condensation, Imported) and isinstance(stated.condensation, Imported):
         below = stated.condensation.path

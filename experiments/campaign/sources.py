@@ -1,6 +1,6 @@
-"""What rows were made from beside their seeds: data, and of a stranger's condensed set its files.
+"""Data and files from which rows were made: digests of the data set and of an imported condensed set.
 
-A row's `condensed_hash` cannot tell: it is of the images that a seed has drawn from the files, in the order drawn.
+A row's `condensed_hash` does not identify the files: it covers the images that a seed drew from them, in that order.
 """
 
 import hashlib
@@ -11,35 +11,36 @@ from campaign.rows import Row
 from condkd_ray.core.config import file_digest
 
 Source = tuple[str, str]
-"""Digests of the data and of the files of a stranger's set, the latter empty where there are none or none are known."""
+"""Digests of the data and of the files of an imported set; the latter is "" without such a set or if not known."""
 
 
 def set_digest(path: Path, before: float) -> str:
-    """16 hex digits of the names and contents of a file, or of all files of a folder.
+    """Return 16 hex digits of the names and contents of a file, or of all files in a folder.
 
-    Empty where they are not there, or were changed after the time `before`: a trial of then may have seen others.
+    Return "" if there are none, or if one changed after the time `before`: a trial of that time may have read others.
     """
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path] * path.is_file()
     if not files or any(one.stat().st_mtime > before for one in files):
         return ""
-    told = [f"{one.relative_to(path).as_posix()} {file_digest(one)}" for one in files]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    lines = [f"{one.relative_to(path).as_posix()} {file_digest(one)}" for one in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def alike(one: Source, other: Source) -> bool:
-    """Whether rows of both may be pooled: of the same data, and as far as is known of the same files."""
+    """Return whether rows of both sources may be pooled: the same data, and the same files as far as known."""
     return one[0] == other[0] and (one[1] == other[1] or "" in (one[1], other[1]))
 
 
 def source(rows: Sequence[Row]) -> Source:
-    """That of the rows of a unit, which all are of one maker."""
+    """Return the source of a unit's rows, which all have one maker."""
     return rows[0].record.data_hash, max(row.set_digest for row in rows)
 
 
 def split(units: Sequence[list[Row]]) -> tuple[list[list[Row]], list[list[Row]]]:
-    """The answered units of a cell that may be pooled, and the rest: those of the source of most seeds, else the first.
+    """Split a cell's completed units into those that may be pooled and the rest.
 
-    Units whose files are not known go with those of the same data that are of one set of files; of several, with none.
+    The source with the most seeds is pooled, the first one of equals. Units with unknown files join the units of the
+    same data if these have only one known set of files.
     """
     found = [source(rows) for rows in units]
 

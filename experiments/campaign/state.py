@@ -1,4 +1,4 @@
-"""A claim with its stored rows: what there is, what is missing and what is stale."""
+"""A claim with its stored rows: existing, missing and stale ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from campaign.claims import Claim
 from campaign.halving import Ladder, climb
-from campaign.rows import Row, read_rows, tells, write_rows
+from campaign.rows import Row, is_result, read_rows, write_rows
 from campaign.sources import split
 from campaign.units import Trials, Unit, answer, cpu_seconds, settled, trials_of
 from condkd_ray.core.units import duration
@@ -16,51 +16,51 @@ from condkd_ray.trial.plan import NUMBERS, Plan
 
 @dataclass(frozen=True)
 class State:
-    """A claim, all its trials, and all its stored rows."""
+    """A claim with all its trials and stored rows."""
 
     trials: Trials
     rows: Sequence[Row]
 
     @property
     def claim(self) -> Claim:
-        """What is claimed."""
+        """The claim itself."""
         return self.trials.claim
 
     @cached_property
     def fresh(self) -> list[Row]:
-        """Rows that the claim asks for today."""
+        """Rows that match the current claim."""
         return [row for row in self.rows if self.trials.fresh(row)]
 
     @cached_property
     def stale(self) -> list[Row]:
-        """All others: of another version of the numbers, or of settings that the claim no longer states."""
+        """All other rows: another version of the numbers, or settings that the claim no longer states."""
         return [row for row in self.rows if not self.trials.fresh(row)]
 
     @cached_property
     def ladder(self) -> Ladder:
-        """Of a choosing claim, how far it has come."""
+        """Progress of a choosing claim."""
         return climb(self.trials, self.fresh)
 
     @cached_property
     def units(self) -> Sequence[Unit]:
-        """All units of a measuring claim, seed by seed; of a choosing one those that are known so far."""
+        """All units of a measuring claim, seed by seed; for a choosing claim, the units known so far."""
         if self.claim.choosing:
             return self.ladder.units
         return [self.trials.unit(cell, seed, [cell]) for seed in self.claim.seeds for cell in self.claim.cells]
 
     @cached_property
     def missing(self) -> list[Unit]:
-        """Units without an answer."""
+        """Units without a complete set of rows."""
         if self.claim.choosing:
             return [*self.ladder.missing]
         return [unit for unit in self.units if answer(unit, self.fresh) is None]
 
     def answers(self, cell: str) -> list[Row]:
-        """The rows that answer the units of a cell of a measuring claim, of one source: see `sources.split`."""
+        """Return the rows that complete the units of a cell of a measuring claim, from one source (`sources.split`)."""
         return [row for rows in self._split(cell)[0] for row in rows]
 
     def left_out(self, cell: str) -> list[list[Row]]:
-        """The other answered units of the cell, which are of another source."""
+        """Return the rows of the cell's other completed units, which have another source."""
         return self._split(cell)[1]
 
     def _split(self, cell: str) -> tuple[list[list[Row]], list[list[Row]]]:
@@ -68,45 +68,45 @@ class State:
         return split([rows for rows in found if rows is not None])
 
     def with_rows(self, found: Sequence[Row]) -> "State":
-        """The state with rows that a run has left, those that were stored first."""
+        """Return the state with additional rows; stored rows have precedence."""
         together = State(self.trials, [*self.rows, *found])
         return State(self.trials, settled(together.units, together.fresh, self.stale))
 
 
 def read_state(claim: Claim, results: Path) -> State:
-    """A claim with the rows in the folder `results`. Raises `InputError`."""
+    """Return a claim with its rows in the folder `results`. Raises `InputError` for an unreadable file."""
     rows = read_rows(rows_path(claim, results))
-    return State(trials_of(claim), [row for row in rows if tells(row.record, choosing=claim.choosing)])
+    return State(trials_of(claim), [row for row in rows if is_result(row.record, choosing=claim.choosing)])
 
 
 def write_state(state: State, results: Path) -> None:
-    """Store the rows."""
+    """Store the rows, if there are any."""
     if state.rows:
         write_rows(rows_path(state.claim, results), state.rows)
 
 
 def rows_path(claim: Claim, results: Path) -> Path:
-    """Where the rows of a claim lie."""
+    """Return the path of a claim's rows."""
     return results / f"{claim.name}.parquet"
 
 
 def plans_of(units: Sequence[Unit]) -> list[Plan]:
-    """The plans of units, each trial once."""
+    """Return the plans of units, each trial once."""
     return list({one.plan.config: one.plan for unit in units for one in unit.members.values()}.values())
 
 
 def missing_words(units: Sequence[Unit]) -> str:
-    """How many trials these units have, and of which cells and seeds they are; empty without any."""
+    """Return the number of trials in these units, with cells and seeds; "" without units."""
     seeds: dict[str, list[int]] = {}
     for unit in units:
         seeds.setdefault(unit.label, []).append(unit.seed)
-    told = [f"{label} (seeds {', '.join(map(str, found))})" for label, found in seeds.items()]
+    texts = [f"{label} (seeds {', '.join(map(str, found))})" for label, found in seeds.items()]
     count = len(plans_of(units))
-    return f"{count} trial{'' if count == 1 else 's'}, of {', '.join(told)}" if told else ""
+    return f"{count} trial{'' if count == 1 else 's'}, of {', '.join(texts)}" if texts else ""
 
 
 def stale_words(state: State) -> str:
-    """How many rows are stale and why, in a sentence; empty where none is."""
+    """Return a sentence on the number of stale rows and the reasons; "" if there are none."""
     older = sorted({row.record.numbers for row in state.stale if row.record.numbers != NUMBERS})
     others = sum(row.record.numbers == NUMBERS for row in state.stale)
     count = len(state.stale) - others
@@ -120,7 +120,7 @@ def _rows(count: int) -> str:
 
 
 def listed(states: Sequence[State], *, gpus: bool) -> str:
-    """For each claim what there is, what is missing, what is stale, and what that will take."""
+    """Return a text with the existing, missing and stale rows of each claim, and the estimated time."""
     return "\n".join(_listed(state, gpus) for state in states)
 
 
@@ -143,7 +143,7 @@ def _listed(state: State, gpus: bool) -> str:
 
 
 def _most(claim: Claim) -> int:
-    """Trials of a choosing claim whose groups all lose as few as they may."""
+    """Return the largest number of trials that a choosing claim can need."""
     sizes: dict[str, int] = {}
     for candidate in claim.cells.values():
         sizes[candidate.group] = sizes.get(candidate.group, 0) + 1

@@ -1,7 +1,7 @@
-"""Which trials a claim needs, in units of pairing, and which stored rows answer them.
+"""Trials that a claim needs, in units for pairing, and the stored rows that complete them.
 
-A unit of a measuring claim is a cell and a seed with all its arms; of a choosing claim a seed of a rung with all
-candidates that are still in. It is answered by rows of one maker alone: see `rows.Maker`.
+A unit of a measuring claim is a cell and a seed with all arms; of a choosing claim, a seed of a rung with all remaining
+candidates. All rows of a unit must have the same maker: see `rows.Maker`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from condkd_ray.runs.arms import Prior, arm, spread
 from condkd_ray.trial.plan import NUMBERS, Plan
 
 Member = tuple[str, str]
-"""A cell and an arm."""
+"""Cell and arm."""
 NO_PRIOR = Prior(weight=0.0, temperature=1.0)
-"""With which every arm keeps the class prior that its host has."""
+"""Prior with which every arm keeps its host's class prior."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial with the paths of its config relative, and the hash by which its rows are known."""
+    """A trial whose config has relative paths, and the hash that its rows carry."""
 
     plan: Plan
     claim_hash: str
@@ -31,7 +31,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Unit:
-    """Trials that are compared, by cell and arm."""
+    """Trials that are compared with each other, by cell and arm."""
 
     label: str
     seed: int
@@ -46,23 +46,23 @@ class Trials:
     planned: Mapping[tuple[str, str, int], Planned]
 
     def unit(self, label: str, seed: int, cells: Sequence[str]) -> Unit:
-        """The unit of these cells."""
+        """Return the unit of these cells."""
         members = [(cell, name) for cell in cells for name in self.claim.arms_of(cell)]
         return Unit(label, seed, {member: self.planned[*member, seed] for member in members})
 
     def fresh(self, row: Row) -> bool:
-        """Whether a row is what the claim asks for today, by the version of the numbers and by its config."""
+        """Return whether a row matches the current claim, by the version of the numbers and by its config."""
         wanted = self.planned.get((*row.member, row.record.seed))
         return wanted is not None and row.record.numbers == NUMBERS and row.claim_hash == wanted.claim_hash
 
 
 def trials_of(claim: Claim) -> Trials:
-    """Plan a claim. Raises `InputError` for an arm that cannot be."""
+    """Plan a claim's trials. Raises `InputError` for an arm that cannot be planned."""
     found: dict[tuple[str, str, int], Plan] = {}
     labels: dict[object, str] = {}
     for cell in claim.cells:
         for one in _arms(claim, cell):
-            # The arm without condensed images is one trial for all cells of a host.
+            # The arm without condensed images is one trial, common to all cells of a host.
             label = labels.setdefault((one.arm, one.config), f"{one.arm} ({cell})")
             found[cell, one.arm, one.seed] = replace(one, arm=label)
     moved = spread(list(found.values()), claim.seeds, claim.teachers)
@@ -71,7 +71,7 @@ def trials_of(claim: Claim) -> Trials:
 
 
 def _arms(claim: Claim, cell: str) -> list[Plan]:
-    """The trials of a cell, each under the name of its arm. Raises `InputError`, naming the cell."""
+    """Return the trials of a cell, each labelled with its arm. Raises `InputError`, naming the cell."""
     base, prior = claim.base(cell), claim.setting(cell).prior or NO_PRIOR
     try:
         return [arm(base, name, base.ipc, seed, prior=prior) for name in claim.arms_of(cell) for seed in claim.seeds]
@@ -84,9 +84,9 @@ def _claim_hash(plan: Plan) -> str:
 
 
 def answer(unit: Unit, rows: Sequence[Row]) -> list[Row] | None:
-    """The rows that answer a unit: of the first maker that has all its trials; None where none has.
+    """Return the rows that complete a unit, from the first maker that has all its trials; None if no maker has.
 
-    `rows` are fresh ones, older ones first.
+    `rows`: fresh rows, older ones first.
     """
     own = [row for row in rows if row.record.seed == unit.seed and row.member in unit.members]
     for group in by_maker(own):
@@ -97,7 +97,7 @@ def answer(unit: Unit, rows: Sequence[Row]) -> list[Row] | None:
 
 
 def settled(units: Sequence[Unit], fresh: Sequence[Row], rest: Sequence[Row]) -> list[Row]:
-    """The rows to be stored: of a unit that is answered, its answer alone; else all there are of it, `rest` too."""
+    """Return the rows to store: for a completed unit, its rows alone; for others, all their rows, also from `rest`."""
     kept: list[Row] = []
     answered: set[tuple[str, str, int]] = set()
     for unit in units:
@@ -110,7 +110,7 @@ def settled(units: Sequence[Unit], fresh: Sequence[Row], rest: Sequence[Row]) ->
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
-    """Of rows of the same trial by the same maker that of the lowest rank alone."""
+    """Return one row per trial and maker, the one with the lowest rank."""
     first: dict[object, Row] = {}
     for row in sorted(rows, key=lambda row: row.rank):
         first.setdefault((*row.member, row.record.seed, row.maker, row.record.condensed_hash, row.claim_hash), row)
@@ -118,6 +118,6 @@ def _once(rows: Sequence[Row]) -> list[Row]:
 
 
 def cpu_seconds(claim: Claim, rows: Sequence[Row]) -> float:
-    """CPU seconds that a trial of the claim takes: the median of its rows, or what the claim states."""
+    """Return the CPU seconds of a trial: the median of the claim's rows, or its stated value without rows."""
     spent = [row.record.metrics["time/cpu_seconds"] for row in rows if "time/cpu_seconds" in row.record.metrics]
     return median(spent) if spent else claim.cpu_seconds

@@ -1,1 +1,1 @@
-"""What a fault soak is made of: a plan of faults, a cluster and a small machine that they hit, sweeps, comparisons."""
+"""Fault soak: a plan of faults, a cluster and a small machine on which they strike, sweeps, and comparisons."""

@@ -1,4 +1,4 @@
-"""A Ray cluster of several raylets on this machine, of which nodes can be lost."""
+"""A Ray cluster of several raylets on this machine, whose nodes can be lost and replaced."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from condkd_ray.cluster.connection import private
 
 
 class Machine:
-    """A cluster on this machine: a head, which is spared, and nodes with a CPU each, which can be lost and replaced."""
+    """A cluster on this machine: a head node, which is never lost, and nodes with one CPU each, which can be lost."""
 
     def __init__(self, cluster: Any, nodes: int) -> None:
         self.cluster = cluster
@@ -17,7 +17,7 @@ class Machine:
         self.nodes = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
 
     def lose(self, which: int) -> None:
-        """All processes of a node end at once."""
+        """Kill all processes of a node at once."""
         node = self.nodes.pop(which)
         raylet = process_id(node, "raylet")
         for process in [raylet, *titles(raylet)]:
@@ -25,19 +25,19 @@ class Machine:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def grow(self) -> None:
-        """Another node with one CPU."""
+        """Add a node with one CPU."""
         self.nodes.append(self.cluster.add_node(num_cpus=1))
 
 
 def process_id(node: Any, name: str) -> int:
-    """Of a process that a node consists of, by Ray's name for it."""
+    """Return the pid of a node's process, by Ray's name for it."""
     (found,) = node.all_processes[name]
     return found.process.pid
 
 
 @contextmanager
 def machine(nodes: int = 2, *, head_cpus: int = 0) -> Iterator[Machine]:
-    """A private `Machine` for the length of a `with` block; processes started in it may connect to it."""
+    """Yield a private `Machine`; processes started inside the `with` block may connect to it."""
     with private():
         from ray.cluster_utils import Cluster
 

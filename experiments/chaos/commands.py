@@ -1,8 +1,8 @@
-"""The experiments that are disturbed: a standard ablation and a small search, on digits.
+"""The experiments that faults disturb: a standard ablation and a small search, on digits.
 
-The ablation's inversion asks no student, and trials whose images are equal share them, so that those that make images
-for others are hit as well. The search draws at random, since what a sampler that learns proposes depends on which
-trials have ended by then.
+The ablation's inversion does not use the student, and trials with equal images share them, so that faults also hit
+trials that make images for others. The search samples at random, because a learning sampler's proposals depend on which
+trials have ended.
 """
 
 import sys
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ABLATION = "--ipcs 1 --condensation random_real --teacher-epochs 5 --arms none mixed guided --share inversion"
-ASKS_NOBODY = "inversion: {adv_weight: 0}"
+NO_STUDENT = "inversion: {adv_weight: 0}"
 TINY = """
 condensation: {name: random_real}
 inversion: {width: 16, adv_weight: 0}
@@ -31,12 +31,12 @@ SCRIPT = Path(__file__).parents[1] / "ablate_ipc.py"
 
 
 def commands(folder: Path, *, rounds: int, trials: int, tiny: bool) -> dict[str, Sequence[str]]:
-    """Both by name, without `--out` and `--address`; what they read is written into `folder`.
+    """Return both commands by name, without `--out` and `--address`; their input files are written into `folder`.
 
-    `rounds` are those of each trial, `trials` those of the search. A `tiny` ablation has one seed and few steps.
+    `rounds`: per trial; `trials`: of the search. A `tiny` ablation has one seed and few steps.
     """
     config, space = folder / "config.yaml", folder / "space.yaml"
-    config.write_text(TINY if tiny else ASKS_NOBODY, encoding="utf-8")
+    config.write_text(TINY if tiny else NO_STUDENT, encoding="utf-8")
     space.write_text(f"{SPACE}rounds: {rounds}\n", encoding="utf-8")
     seeds = ["--seeds", "0"] if tiny else ["--seeds", "0", "1"]
     ablation = [str(SCRIPT), *ABLATION.split(), *seeds, "--rounds", str(rounds), "--config", str(config)]

@@ -1,4 +1,4 @@
-"""In what a disturbed run differs from a calm one."""
+"""Compares a disturbed run with a calm one."""
 
 import csv
 from pathlib import Path
@@ -11,13 +11,13 @@ from condkd_ray.report.tensorboard.writer import FOLDER
 from condkd_ray.study.storage import exists, open_storage
 
 PASSING = ("time/", "pool/")
-"""What may differ: times, and which of the trials that share images has made them."""
+"""Metrics that may differ: times, and counts that depend on which of the sharing trials made the images."""
 
 
 def differences(out: Path, other: Path) -> list[str]:
-    """In what `out` differs from `other`, a line each: trials, any number in them, tables, study, TensorBoard.
+    """Return the differences between `out` and `other`, one per line: trials, numbers, tables, study, TensorBoard.
 
-    Times may differ, and which of the trials that share images has made them.
+    Metrics in `PASSING` may differ.
     """
     found, expected = ({r.config_hash: _numbers(r) for r in read_records(folder)} for folder in (out, other))
     lines = [f"{key[:12]} is missing" for key in expected if key not in found]
@@ -29,14 +29,14 @@ def differences(out: Path, other: Path) -> list[str]:
 
 
 def check_whole(out: Path) -> None:
-    """Raise `AssertionError` where a run has left nothing of one of the things that are compared."""
+    """Raise `AssertionError` if a run lacks records, tables, a study or TensorBoard files."""
     parts = {"records": read_records(out), "tables": _tables(out), "study": _study(out), "boards": _boards(out)}
     lacking = [name for name, found in parts.items() if not found]
     assert not lacking, f"{out} has no {', '.join(lacking)}"
 
 
 def _numbers(record: Record) -> str:
-    """Written out, so that NaN equals NaN; no two floats are written alike."""
+    """Return a record's numbers as text, in which NaN equals NaN and different floats differ."""
     rounds = [_lasting(row) for row in record.history]
     return repr((record.status, _lasting(record.metrics), rounds, record.outcome.predictions, record.outcome.held))
 
@@ -46,7 +46,7 @@ def _lasting(row: dict[str, float]) -> dict[str, float]:
 
 
 def _tables(out: Path) -> list[list[str]]:
-    """Those of an ablation, or of a search, without times."""
+    """Return the tables of an ablation or a search, without times."""
     rows = []
     for path in (path for name in ("table.csv", "search.csv") if (path := out / name).is_file()):
         with path.open(newline="", encoding="utf-8") as file:
@@ -58,7 +58,7 @@ def _tables(out: Path) -> list[list[str]]:
 
 
 def _study(out: Path) -> list[str]:
-    """Every trial in the journal, once for each time it stands there: whose it is, how it ended, and its values."""
+    """Return every trial in the journal, once for each entry: config hash, state, values and parameters."""
     if not exists(None, out):
         return []
     storage = open_storage(None, out)
@@ -71,7 +71,7 @@ def _study(out: Path) -> list[str]:
 
 
 def _boards(out: Path) -> dict[str, dict[str, str]]:
-    """Steps and values of every scalar of every run."""
+    """Return the steps and values of every scalar of every run."""
     found = {}
     for folder in sorted({path.parent for path in (out / FOLDER).rglob("events*")}):
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()

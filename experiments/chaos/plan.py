@@ -1,4 +1,4 @@
-"""Which faults there are, how often each of them strikes, and when: the seed decides."""
+"""Kinds of faults, their frequencies, and the seeded schedule on which they strike."""
 
 import random
 from collections.abc import Sequence
@@ -15,16 +15,17 @@ SHARES: dict[Kind, int] = {
     "disk": 1,
     "journal": 1,
 }
-"""Of twenty faults. `trial`, `pool`: that process is killed. `driver`: it is killed, and its command given again.
-`node`: all its processes are killed, and it is replaced. `memory`: another program takes it until Ray's monitor ends a
-process. `report`: `condkd report` runs beside. `disk`: that of the TensorBoard files has no room. `journal`: the
-driver is killed, and the last line of the study's journal is torn, before its command is given again."""
+"""Number of faults of each kind in twenty. `trial`, `pool`: that process is killed. `driver`: it is killed, and its
+command runs again. `node`: all its processes are killed, and it is replaced. `memory`: another program takes memory
+until Ray's monitor kills a process. `report`: `condkd report` runs at the same time. `disk`: the disk of the
+TensorBoard files is full. `journal`: the driver is killed, the last line of the study's journal is cut, and the command
+runs again."""
 PAUSE = (2.0, 10.0)
-"""Least and most seconds between two faults."""
+"""Smallest and largest number of seconds between two faults."""
 
 
 def schedule(faults: int, seed: int, kinds: Sequence[Kind] = tuple(SHARES)) -> list[tuple[Kind, float]]:
-    """The kind of each fault, and its seconds after the one before. Each of `kinds` occurs, where there are enough."""
+    """Return the kind of each fault, and the seconds since the fault before. Every kind occurs if `faults` suffice."""
     rng, each = random.Random(seed), list(kinds)
     drawn = each + rng.choices(each, [SHARES[kind] for kind in each], k=max(faults - len(each), 0))
     del drawn[faults:]

@@ -1,4 +1,4 @@
-"""Processes by what they are, and their end."""
+"""Finds processes by their titles, and kills them."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ from contextlib import suppress
 import psutil
 
 TITLES = {"trial": "ray::ImplicitFunc", "pool": "ray::SyntheticPool"}
-"""What Ray calls the processes that run trials, and the pool's."""
+"""Ray's titles of the processes that run trials, and of the pool's process."""
 
 
 def titles(ancestor: int) -> dict[int, str]:
-    """Command lines of all processes below `ancestor`, by pid."""
+    """Return the command lines of all processes below `ancestor`, by pid."""
     found = {}
     for process in psutil.Process(ancestor).children(recursive=True):
         with suppress(psutil.Error):  # it has just ended
@@ -20,11 +20,11 @@ def titles(ancestor: int) -> dict[int, str]:
 
 
 def named(title: str, ancestor: int) -> list[int]:
-    """Pids below `ancestor` of which the command line begins with `title`, in order."""
+    """Return the sorted pids below `ancestor` whose command line begins with `title`."""
     return sorted(pid for pid, found in titles(ancestor).items() if found.startswith(title))
 
 
 def kill(pid: int) -> None:
-    """If it is still there."""
+    """Kill a process, if it still exists."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

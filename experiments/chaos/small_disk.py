@@ -1,4 +1,4 @@
-"""A folder with little room: a file system in memory, over whatever the folder holds."""
+"""A folder with little space: a file system in memory, mounted over the folder's own content."""
 
 import shutil
 import subprocess
@@ -11,9 +11,9 @@ from chaos.small_machine import NotAllowed
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """`folder` has so much room, such as 16k or 8m, and is empty, until the end of the block, or `free`.
+    """Mount an empty file system of a size such as 16k or 8m over `folder`, until the block ends or `free` is called.
 
-    Raises `NotAllowed` where we may not mount one.
+    Raises `NotAllowed` without permission to mount.
     """
     mount(folder, size)
     try:
@@ -23,7 +23,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def mount(folder: Path, size: str) -> None:
-    """Give `folder` so much room. Raises `NotAllowed`."""
+    """Mount an empty file system of this size over `folder`. Raises `NotAllowed` without permission."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode != 0:
@@ -31,7 +31,7 @@ def mount(folder: Path, size: str) -> None:
 
 
 def fill(folder: Path) -> Path:
-    """Take all the room there is, with a file there: that file."""
+    """Fill all free space with a file, and return its path."""
     filler = folder / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -40,6 +40,6 @@ def fill(folder: Path) -> Path:
 
 
 def free(folder: Path) -> None:
-    """Show what the folder held again, if a small disk is over it. What still writes to that disk goes on there."""
+    """Unmount a small disk, so that the folder has its own content again. Open files on the disk stay writable."""
     if folder.is_mount():
         subprocess.run(["umount", "-l", str(folder)], check=True)

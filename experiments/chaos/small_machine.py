@@ -1,7 +1,7 @@
-"""A machine with little memory, for one process and all that it starts: a control group, shown to it as that of all.
+"""A machine with little memory, for one process and its children: a control group that they see as the root group.
 
-So it is in a container. What else runs here has no part in it, and is not hurt. What is mounted there is seen there
-alone.
+It resembles a container. Other programs on the real machine are not affected, and mounts inside it are visible only
+there.
 """
 
 import errno
@@ -21,24 +21,24 @@ V1 = (GROUPS / "memory").is_dir()
 ROOT = GROUPS / "memory" if V1 else GROUPS
 LIMIT, USED = ("memory.limit_in_bytes", "memory.usage_in_bytes") if V1 else ("memory.max", "memory.current")
 FILES = ("total_inactive_file", "total_active_file") if V1 else ("inactive_file", "active_file")
-"""Of what is used the system's cache of files, which is given up where memory is short."""
+"""Memory of the file cache, which is included in the used memory but freed when memory is short."""
 ENTER = 'echo $$ > "$0/cgroup.procs" && mount --bind "$0" {root} && exec "$@"'
 THRESHOLD = {"RAY_memory_usage_threshold": "0.75"}
-"""For the environment of a cluster there whose monitor shall end processes where a hog is."""
+"""Environment of a cluster on the small machine, so that Ray's monitor kills processes while a hog runs."""
 HERE = "CHAOS_SMALL_MACHINE"
-"""In the environment of what runs there: its bytes."""
+"""Environment variable of processes on the small machine: its size in bytes."""
 CROWDED = 0.8
-"""The share of the memory that a hog brings to use, so that it is above that threshold."""
+"""Share of the memory that a hog fills, above that threshold."""
 MOST = 4 * 2**30
-"""Bytes that it takes at the most."""
+"""Largest number of bytes that a hog takes."""
 
 
 class NotAllowed(Exception):
-    """We have no permission to make what was asked for here."""
+    """The process lacks the permission for a small machine or disk."""
 
 
 class SmallMachine:
-    """See `small_machine`. `within`: the command that starts another one there."""
+    """A small machine, made by `small_machine`. `within`: the command prefix that runs a command on it."""
 
     def __init__(self, group: Path, total: int) -> None:
         self.group, self.total = group, total
@@ -46,21 +46,21 @@ class SmallMachine:
         self.within = ["unshare", "--mount", "--propagation", "private", "sh", "-c", enter, str(group)]
 
     def run(self, command: Sequence[str]) -> int:
-        """Run the command there, with Ray's threshold: its exit code."""
+        """Run the command on the small machine, with Ray's threshold, and return its exit code."""
         return subprocess.run([*self.within, *command], env=os.environ | THRESHOLD | {HERE: str(self.total)}).returncode
 
     @property
     def used(self) -> int:
-        """Bytes, as Ray's memory monitor counts them."""
+        """Used bytes, as Ray's memory monitor counts them."""
         stat = dict(line.split() for line in (self.group / "memory.stat").read_text(encoding="utf-8").splitlines())
         used = int((self.group / USED).read_text(encoding="utf-8"))
         return used - sum(int(stat[name]) for name in FILES)
 
     @contextmanager
     def hog(self, share: float = CROWDED, most: int = MOST) -> Iterator[None]:
-        """Another program there, which takes memory until that share of the whole is used, again when some is freed.
+        """Run a program on the small machine that fills memory up to that share, and fills it again when some is freed.
 
-        It takes `most` bytes at the most.
+        It takes at most `most` bytes.
         """
         command = [sys.executable, __file__, str(self.group), str(self.total), str(share), str(most)]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
@@ -72,38 +72,38 @@ class SmallMachine:
 
 @contextmanager
 def allowed(flag: str, kinds: Sequence[str]) -> Iterator[None]:
-    """A block that may raise `NotAllowed`, which becomes an `InputError` on the kinds of faults that a flag names."""
+    """Turn `NotAllowed` inside the block into an `InputError` about the flag that selects kinds of faults."""
     try:
         yield
     except NotAllowed as error:
-        accepted = "kinds without memory and disk, or the permission for it"
+        accepted = "kinds without memory and disk, or a user with that permission"
         raise InputError(f"{flag} is {' '.join(kinds)}, but {error}; accepted: {accepted}") from None
 
 
 def here() -> SmallMachine | None:
-    """The small machine in which `SmallMachine.run` has started this process, or one above it; None in others."""
+    """Return the small machine on which this process runs, or None if it runs on none."""
     return SmallMachine(ROOT, int(os.environ[HERE])) if HERE in os.environ else None
 
 
 @contextmanager
 def small_machine(total: int) -> Iterator[SmallMachine]:
-    """A machine with so many bytes, until the end of the block. Raises `NotAllowed` where we may not make one."""
+    """Yield a machine with `total` bytes of memory. Raises `NotAllowed` without permission to make one."""
     group = ROOT / f"condkd-{os.getpid()}"
     try:
         group.mkdir()
         (group / LIMIT).write_text(str(total), encoding="utf-8")
     except OSError as error:
-        raise NotAllowed(f"no control group can be made here: {error}") from None
+        raise NotAllowed(f"no control group can be created: {error}") from None
     try:
         if shutil.which("unshare") is None or subprocess.run([*SmallMachine(group, total).within, "true"]).returncode:
-            raise NotAllowed("no permission to show a process a control group of its own")
+            raise NotAllowed("no permission to run a process in its own control group")
         yield SmallMachine(group, total)
     finally:
         _remove(group)
 
 
 def _remove(group: Path, seconds: float = 60.0) -> None:
-    """Move what still runs in the group out of it, and delete it: processes that end stay in it for a while."""
+    """Move the group's remaining processes out of it, and delete it; ending processes stay in it for a while."""
     deadline = time.monotonic() + seconds
     while True:
         for pid in (group / "cgroup.procs").read_text(encoding="utf-8").split():
@@ -119,7 +119,7 @@ def _remove(group: Path, seconds: float = 60.0) -> None:
 
 
 def main(machine: SmallMachine, share: float, most: int) -> None:
-    """A hog, for ever."""
+    """Run a hog until it is killed."""
     (machine.group / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
     held = []
     while True:

@@ -1,7 +1,7 @@
-"""Faults strike experiments at seeded moments, and a command whose process was killed is given again.
+"""Runs experiments while faults strike at seeded times, and runs a command again after its process was killed.
 
-Everything is on this machine: a cluster of several raylets, each with one CPU, and the experiment's driver. What is to
-be killed is found in the table of processes, and gets SIGKILL.
+Everything is on this machine: a cluster of several raylets, each with one CPU, and the experiment's driver. Processes
+to kill are found in the process table and receive SIGKILL.
 """
 
 import logging
@@ -27,52 +27,52 @@ from condkd_ray.report.tensorboard.writer import FOLDER
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.study.storage import JOURNAL
 
-# Below the package's own, which `speak` lets a user hear.
+# A child of the package's logger, so that the flags for logging apply.
 log = logging.getLogger("condkd_ray.chaos")
 
 STALL_SECONDS = 600.0
-"""A sweep that takes longer than this without being hit has got stuck."""
+"""A sweep that takes longer than this without a fault counts as stuck."""
 HOG_SECONDS = 60.0
-"""In which the monitor must have ended a process, which the driver must have told; otherwise it is tried again."""
+"""Time in which the monitor must kill a process and the driver must print it; otherwise the fault is tried again."""
 SHORT = "too little memory"
-"""What drivers say of a process that the monitor has ended."""
+"""Words that drivers print about a process killed by the monitor."""
 NO_ROOM = "TensorBoard files cannot be written (No space left on device)"
-"""And at their end, while its disk is full."""
+"""Words that drivers print at their end while the disk is full."""
 IDLE = 3
-"""Sweeps of each experiment in which the fault that is due finds nothing to hit, after which there is none."""
+"""Number of sweeps of each experiment in which the next fault may find nothing to hit, before the soak fails."""
 KILLED = -signal.SIGKILL
 
 
 @dataclass
 class Sweep:
-    """An experiment that is being brought to its end."""
+    """An experiment that is running to its end."""
 
     command: Sequence[str]
     out: Path
     log_file: Path
     records: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    """That were seen, and by what each is known again."""
+    """Records seen so far, each with its inode and modification time."""
     driver: subprocess.Popen[bytes] | None = None
     hit: bool = False
-    """Whether it was we who killed the driver."""
+    """True if the soak itself killed the driver."""
     reports: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        """A process that says what it says into the log."""
+        """Start a process whose output goes to the log file."""
         with self.log_file.open("a", encoding="utf-8") as file:
             return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
     def report(self) -> subprocess.Popen[bytes]:
-        """`condkd report` on the experiment."""
+        """Start `condkd report` on the experiment."""
         return self.start([sys.executable, "-m", "condkd_ray", "report", str(self.out)])
 
     @property
     def events(self) -> Path:
-        """Where its TensorBoard files lie."""
+        """Folder of the experiment's TensorBoard files."""
         return self.out / FOLDER
 
     def end_driver(self) -> None:
-        """Kill it."""
+        """Kill the driver, if it runs."""
         assert self.driver is not None
         if self.driver.poll() is None:
             self.hit = True
@@ -81,7 +81,7 @@ class Sweep:
 
 
 class Chaos:
-    """Faults by `plan`, what is left of it, while experiments run; and what came of them."""
+    """Strikes with the faults of `plan` while experiments run, and collects the differences; `plan` is what remains."""
 
     def __init__(self, machine: Machine | None, plan: Sequence[tuple[Kind, float]], seed: int = 0):
         self._machine, self.plan = machine, list(plan)
@@ -99,7 +99,7 @@ class Chaos:
         }
         self.struck, self.sweeps = Counter[Kind](), 0
         self.wrong: list[str] = []
-        """In what sweeps differ from the calm one; a line each."""
+        """Differences between sweeps and the calm run, one per line."""
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.struck.items()))
@@ -107,10 +107,10 @@ class Chaos:
         return f"{self.struck.total()} faults ({kinds}), {self.sweeps} sweeps: {'; '.join(self.wrong) or good}"
 
     def soak(self, commands: Mapping[str, Sequence[str]], folder: Path) -> None:
-        """Run each experiment `command --out ...` once undisturbed, then by turns until the plan is done.
+        """Run each experiment `command --out ...` once undisturbed, then in turns until all faults of the plan struck.
 
-        All is left under `folder`: the outputs, and in `log.txt` what the commands said. Raises `AssertionError` where
-        a command fails or gets stuck, or a record that was there is lost or written again.
+        All files stay under `folder`: the outputs, and the commands' output in `log.txt`. Raises `AssertionError` if a
+        command fails or is stuck, or if an existing record is lost or written again.
         """
         log_file = folder / "log.txt"
         for name, command in commands.items():
@@ -127,12 +127,12 @@ class Chaos:
             assert idle < IDLE * len(commands), f"a fault, {self.plan[0][0]}, found nothing to hit in {idle} sweeps"
             left = [path for kind in ("trials", "chunks") for path in (out / kind).glob("*/")]
             found = differences(out, folder / f"calm-{name}") + [f"{path} was left behind" for path in left]
-            found += [f"there is a trace in {log_file}"] * (told(log_file, "Traceback") > 0)
+            found += [f"there is a traceback in {log_file}"] * (occurrences(log_file, "Traceback") > 0)
             log.info(f"{out.name}: {'; '.join(found) or 'as undisturbed'}")
             self.wrong += [f"{out.name}: {line}" for line in found]
 
     def sweep(self, command: Sequence[str], out: Path, log_file: Path) -> None:
-        """Bring one experiment to its end, giving its command again after each kill of the driver."""
+        """Run one experiment to its end; its command runs again after each kill of the driver."""
         sweep = Sweep([*command, "--out", str(out)], out, log_file)
         with ExitStack() as stack:
             stack.callback(small_disk.free, sweep.events)
@@ -146,15 +146,17 @@ class Chaos:
                     sweep.end_driver()
                 assert sweep.hit or code != KILLED, f"a driver was killed, and not by us; see {log_file}"
             assert code == 0, f"{' '.join(sweep.command)} ended with exit code {code}; see {log_file}"
-            if sweep.events.is_mount():  # as its own last words ask for
+            if sweep.events.is_mount():  # the driver's last message asks for space
                 small_disk.free(sweep.events)
-                assert told(log_file, NO_ROOM), f"nobody has told of the full disk at {sweep.events}; see {log_file}"
+                assert occurrences(log_file, NO_ROOM), (
+                    f"no message about the full disk at {sweep.events}; see {log_file}"
+                )
                 sweep.reports.append(sweep.report())
             codes = [report.wait(STALL_SECONDS) for report in sweep.reports]
             assert not any(codes), f"reports beside {out} ended with exit codes {codes}; see {log_file}"
 
     def _watch(self, sweep: Sweep, driver: subprocess.Popen[bytes]) -> int:
-        """The exit code of its driver, once that has ended."""
+        """Strike while the driver runs, and return its exit code."""
         while driver.poll() is None:
             assert time.monotonic() < self._due + STALL_SECONDS, f"no end of {sweep.out} within {STALL_SECONDS:g} s"
             if self.plan and time.monotonic() >= self._due:
@@ -172,7 +174,7 @@ class Chaos:
     def _wait(self) -> None:
         self._due = time.monotonic() + (self.plan[0][1] if self.plan else 0.0)
 
-    # Each strike says whether something of its kind was there to be hit.
+    # Each strike returns True if there was something of its kind to hit.
 
     def _kill_one(self, kind: str) -> Callable[[Sweep], bool]:
         def strike(sweep: Sweep) -> bool:
@@ -195,12 +197,12 @@ class Chaos:
 
     def _crowd_memory(self, sweep: Sweep) -> bool:
         small = small_machine.here()
-        assert small is not None, "memory is taken on a small machine alone"
-        before, until = told(sweep.log_file, SHORT), time.monotonic() + HOG_SECONDS
+        assert small is not None, "memory faults need a small machine"
+        before, until = occurrences(sweep.log_file, SHORT), time.monotonic() + HOG_SECONDS
         if not named(TITLES["trial"], os.getpid()):
             return False
         with small.hog():
-            while told(sweep.log_file, SHORT) == before:
+            while occurrences(sweep.log_file, SHORT) == before:
                 if time.monotonic() > until or sweep.driver is None or sweep.driver.poll() is not None:
                     return False
                 check_untouched(sweep.out, sweep.records)
@@ -214,7 +216,7 @@ class Chaos:
         return True
 
     def _fill_disk(self, sweep: Sweep) -> bool:
-        """From now on, until the driver ends: then it has told that it could not make them anew."""
+        """Fill the disk of the TensorBoard files until the driver ends, which then prints that it cannot write them."""
         if not sweep.events.is_dir() or sweep.events.is_mount():
             return False
         small_disk.mount(sweep.events, "16k")
@@ -238,7 +240,7 @@ def soaked(
     plan: Sequence[tuple[Kind, float]],
     seed: int,
 ) -> Chaos:
-    """What came of `plan` on a new cluster. `experiments`: their commands, as `Chaos.soak` takes them, for a folder."""
+    """Run the soak of `plan` on a new cluster. `experiments` returns the commands (see `Chaos.soak`) for a folder."""
     open_folder(folder, "soak", fresh=folder.is_dir())
     with machine() as made:
         chaos = Chaos(made, plan, seed)
@@ -247,13 +249,13 @@ def soaked(
     return chaos
 
 
-def told(log_file: Path, words: str) -> int:
-    """How often the words stand in the log."""
+def occurrences(log_file: Path, words: str) -> int:
+    """Return how often the words occur in the log."""
     return log_file.read_text(encoding="utf-8", errors="replace").count(words)
 
 
 def check_untouched(out: Path, seen: dict[Path, tuple[int, int]]) -> None:
-    """Add the records under `out` to `seen`. Raises `AssertionError` where one seen before was lost or written anew."""
+    """Add the records under `out` to `seen`. Raises `AssertionError` if a record seen before was lost or rewritten."""
     for path, before in seen.items():
         assert path.is_file(), f"{path} is lost"
         assert _identity(path) == before, f"{path} was written twice"

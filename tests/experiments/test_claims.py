@@ -487,7 +487,7 @@ def test_seeds_of_unlike_files_or_data_are_never_pooled(tmp_path, change):
     assert sentence(state).endswith("; so far, n = 2 of 3.")
     data, files = change.get("data_hash", "data"), change.get("set_digest", "files A")
     assert (
-        f"Left out of one: seed 10, of data {data} and files of the condensed set {files}, where the others are of "
+        f"Left out of one: seed 10, from data {data} and files of the condensed set {files}; the others are from "
         "data data and files of the condensed set files A."
     ) in whole(state)
     write_rows(tmp_path / "tiny.parquet", state.rows)
@@ -500,7 +500,7 @@ def test_rows_whose_files_are_not_known_are_pooled_with_those_of_one_set_and_tol
     newer = rows_of(state, ["one"], [11, 12], condensation="imported", set_digest="files A")
     together = State(state.trials, [*older, *newer])
     assert len({row.record.seed for row in together.answers("one")}) == 3
-    assert "Of which files the condensed set of one came is not stored with seed 10." in whole(together)
+    assert "one: the files of the condensed set are not recorded for seed 10." in whole(together)
     # Found again in the records with what it was made of, a row takes the older one's place.
     found = rows_of(state, ["one"], [10], condensation="imported", set_digest="files A")
     assert together.with_rows(found).answers("one")[: len(found)] == found
@@ -655,7 +655,7 @@ def test_rows_and_claims_have_folders(tmp_path, empty, mode):
     there = {"--claims": tmp_path / "claims", "--results": tmp_path / "results", "--out": tmp_path / "out"}
     cases = {
         "--results": [(tmp_path / "file", "a folder; "), (tmp_path / "file" / "rows", "a folder; ")],
-        "--claims": [(tmp_path / path, "a folder that holds claims") for path in ("none", "bare", "file")],
+        "--claims": [(tmp_path / path, "a folder of claims") for path in ("none", "bare", "file")],
     }
     for flag, given in cases.items():
         for path, accepted in given:
@@ -690,7 +690,7 @@ def test_check_mode_ends_with_1_and_a_diff(tmp_path, empty):
         (["--time-budget", "soon"], "error: --time-budget is 'soon'"),
         (
             ["--list", "--check"],
-            "error: what is asked is '--list --check'; accepted: one of --list, --write and --check",
+            "error: commands is '--list --check'; accepted: one of --list, --write and --check",
         ),
     ],
     ids=lambda part: part[0] if isinstance(part, list) else "",

@@ -162,7 +162,7 @@ def test_a_claim_whose_cells_are_renamed_and_reordered_is_answered_by_its_record
 @pytest.mark.ray
 def test_what_is_missing_after_a_whole_run_is_told_and_does_not_count_as_done(whole, home, heard, monkeypatch):
     shutil.copytree(home / "calm", home / "short")
-    monkeypatch.setattr(running, "tells", lambda record, choosing: record.seed != 11)
+    monkeypatch.setattr(running, "is_result", lambda record, choosing: record.seed != 11)
     result = running.run(claims_of(home, "tiny"), place(home, "short"))
     assert (result.complete, result.failed) == (True, 2)
     told = (
@@ -191,7 +191,7 @@ def test_a_unit_begun_with_another_teacher_is_told_and_run_whole(whole, home, he
     begun = [row for row in strange if row.cell == "one" and row.record.seed == 10 and row.record.arm != "guided"]
     write_rows(rows, [*begun, *(row for row in whole if row.cell != "one" or row.record.seed != 10)])
     assert running.run(claims_of(home, "tiny"), place(home, "strange")).complete
-    assert any("its rows were made of another teacher" in told and "one seed 10" in told for told in heard)
+    assert any("its rows were made with another teacher" in told and "one seed 10" in told for told in heard)
     assert len(records(home, "strange")) == 4
     assert numbers(read_rows(rows)) == numbers(whole)
 
