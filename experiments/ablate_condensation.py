@@ -1,7 +1,7 @@
-"""Which condensed images serve best, alone, mixed in and as guides; and are they better than as many real ones?
+"""Which condensed images help the student most, alone, mixed in and as guides; do they exceed as many real ones?
 
-Every condenser beside `random_real` of equal size, the control that tells what condensing is worth from what having
-any images is worth. Same student steps in all.
+Compares every condenser with the control `random_real` of equal size, which separates the effect of condensing from the
+effect of having any images. The student takes the same number of steps in all arms.
 
     python experiments/ablate_condensation.py --dataset cifar10 --data-root DIR --ipcs 1 10 --out runs/condensation
 """
@@ -18,24 +18,24 @@ NAMES = (
     "squeeze_recover",
 )
 Served = Literal["condensed_only", "mixed", "mixed_prior", "guided"]
-"""The arms that condensed images serve in."""
+"""Arms that use condensed images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all but --condensation."""
+    """Flags of this experiment, and the common ones except --condensation."""
 
     ipcs: tuple[int, ...] = (10,)
     seeds: tuple[int, ...] = (0, 1, 2)
     condensers: tuple[str, ...] = NAMES
-    """`random_real` is always among them; `imported` may be, with --condensed-path."""
+    """`random_real` is always added; `imported` needs --condensed-path."""
     arms: tuple[Served, ...] | None = None
-    """All four if not given; at --prior-weight 0 without mixed_prior."""
+    """All four by default; at --prior-weight 0 without mixed_prior."""
     out: Path = Path("runs/ablate_condensation")
 
 
 def plans(args: Args) -> Plans:
-    """Every arm with every condensed set; `none` is left to ablate_ipc.py."""
+    """Yield every arm with every condensed set; ablate_ipc.py runs the arm `none`."""
     names, arms = dict.fromkeys(["random_real", *args.condensers]), args.arms_or(args.arms, get_args(Served))
     path = {"imported": args.condensed_path}
     bases = {name: replace(args, condensation=name, condensed_path=path.get(name)).base() for name in names}
@@ -44,7 +44,7 @@ def plans(args: Args) -> Plans:
 
 
 def main(args: Args) -> int:
-    """Each condenser against the control in the same arm."""
+    """Run the trials, and compare each condenser with the control in the same arm."""
     planned = list(plans(args))
     control = {plan.arm: f"{plan.arm.split()[0]} random_real" for plan in planned}
     return run("ablate_condensation", __doc__ or "", planned, args, baseline=control)

@@ -1,7 +1,7 @@
-"""Which form of guidance helps: its form, the teacher's layers, the alignment, the augmentation, the weight, the share?
+"""Which guidance helps: its form, the teacher's layers, the alignment, the augmentation, the weight, the share?
 
-Every combination of what is given, beside `none` and, at each share, `mixed` and `mixed_prior`, whose class prior every
-form has too: each is read against that, so no form gains by being one. The default varies form and weight.
+Runs every combination of the given values, beside `none` and, at each share, `mixed` and `mixed_prior`. Every form has
+the class prior of `mixed_prior` and is compared with it. By default only form and weight vary.
 
     python experiments/ablate_guidance.py --forms moments gaussian --stages 0 2 --alignments class marginal
 """
@@ -18,7 +18,7 @@ Form = Literal["projection", "auxiliary", "per_class", "unconditional", "hinge",
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all."""
+    """Flags of this experiment, and the common ones."""
 
     ipcs: tuple[int, ...] = (10,)
     forms: tuple[Form, ...] = ("projection", "auxiliary", "per_class", "unconditional", "mmd", "moments", "gaussian")
@@ -27,15 +27,15 @@ class Args(Flags):
     alignments: tuple[Literal["class", "marginal"], ...] = ("class",)
     augments: tuple[Literal["host", "condensed", "dsa"], ...] = ("host",)
     weights: tuple[float, ...] = (0.1, 1.0)
-    """Times each form's own default weight."""
+    """Factors on each form's own default weight."""
     shares: tuple[float, ...] = (0.5,)
-    """Of condensed images in the student's batches, for guided and mixed alike."""
+    """Shares of condensed images in the student's batches, for guided and mixed alike."""
     out: Path = Path("runs/ablate_guidance")
 
 
 def plans(args: Args) -> Plans:
-    """Every trial; a name tells what differs from the other arms."""
-    # Here, so that help and wrong flags do not wait for PyTorch.
+    """Yield every trial; an arm's name contains the values that vary."""
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
     from condkd_ray.methods.guidance import FORMS
 
     base, (first, *others) = args.base(), args.shares
@@ -50,8 +50,8 @@ def plans(args: Args) -> Plans:
             compared = {"layer": layer, "stages": stages, "alignment": alignment, "augment": augment}
             guidance = replace(FORMS[form], **compared, weight=weight * FORMS[form].weight)
             names = f" {layer}", f" {stages} stages", f" {alignment}", f" {augment}", f" x{weight:g}"
-            told = zip(names, sweep, strict=True)
-            label = form + "".join(text for text, values in told if len(values) > 1) + tail
+            texts = zip(names, sweep, strict=True)
+            label = form + "".join(text for text, values in texts if len(values) > 1) + tail
             yield arm(replace(mixing, guidance=guidance), "guided", ipc, seed, label, prior=args.prior)
 
 

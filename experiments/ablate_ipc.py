@@ -1,8 +1,8 @@
 """How much does guiding the inversion with a few condensed images per class (IPC) help the student?
 
-Against not using them (`none`), distilling from them alone (`condensed_only`), merely mixing them into the distillation
-batches (`mixed`), and mixing with the class prior that `guided` has too (`mixed_prior`): what guided is above that, the
-guides alone give. `real`, KD on all real data, is a reference. Every arm takes the same student steps.
+Compares guidance with not using the images (`none`), distilling from them alone (`condensed_only`), mixing them into
+the batches (`mixed`), and mixing with the class prior of `guided` (`mixed_prior`), which isolates the effect of the
+guides. `real`, distillation from all real data, is a reference. All arms take the same number of student steps.
 
     python experiments/ablate_ipc.py --dataset cifar10 --data-root DIR --ipcs 1 10 --seeds 0 1 2 --out runs/cifar10
 """
@@ -19,10 +19,10 @@ ARMS: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "mixed_prior", "guid
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all."""
+    """Flags of this experiment, and the common ones."""
 
     arms: tuple[Arm, ...] | None = None
-    """none, condensed_only, mixed, mixed_prior (not at --prior-weight 0) and guided if not given. guided_only keeps the
+    """By default none, condensed_only, mixed, mixed_prior (not at --prior-weight 0) and guided. guided_only leaves the
     condensed images out of the student's batches."""
     reference: bool = True
     """Also distil from all real data, once per seed."""
@@ -30,7 +30,7 @@ class Args(Flags):
 
 
 def plans(args: Args) -> Plans:
-    """Every trial of the ablation; those without condensed images once per seed."""
+    """Yield every trial of the ablation; arms without condensed images run once per seed."""
     base, arms = args.base(), args.arms_or(args.arms, ARMS)
     named = dict.fromkeys([*arms, *["real"] * args.reference])
     once = [(name, [0]) for name in ONCE if name in named]

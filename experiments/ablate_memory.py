@@ -1,7 +1,7 @@
 """Which replay memory keeps the student from forgetting, and at how many bytes?
 
-`latest` remembers nothing, `growing` everything, `reservoir` a fair sample of everything, `bank` (MB-DFKD) a few past
-rounds, `generative` (PRE-DFKD) a network of the past. Data-free unless --condensed. Same student steps in all.
+`latest` keeps the last round, `growing` all images, `reservoir` a uniform sample of all, `bank` (MB-DFKD) some past
+rounds, `generative` (PRE-DFKD) a network trained on past images. Data-free without --condensed. Equal student steps.
 
     python experiments/ablate_memory.py --host pre_dfkd --scale 0.01 --dataset cifar10 --data-root DIR --out runs/memory
 """
@@ -18,22 +18,22 @@ Memory = Literal["latest", "growing", "reservoir", "bank", "generative"]
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all."""
+    """Flags of this experiment, and the common ones."""
 
     ipcs: tuple[int, ...] = (10,)
-    """Condensed images per class, where --condensed."""
+    """Condensed images per class, with --condensed."""
     memories: tuple[Memory, ...] = get_args(Memory)
     capacity: int = 512
-    """Samples the reservoir keeps; the bank keeps 10 entries of 128 at most, as its re-implementation does. A host's
-    own memory stays as the host has it."""
+    """Capacity of the reservoir, in samples. The bank keeps at most 10 entries of 128, as in its re-implementation. A
+    host's own memory is not changed."""
     condensed: bool = False
     """Guide the inversion and mix condensed images in, as in the arm `guided` of ablate_ipc.py."""
     out: Path = Path("runs/ablate_memory")
 
 
 def plans(args: Args) -> Plans:
-    """Every memory for every seed."""
-    # Here, so that help and wrong flags do not wait for PyTorch.
+    """Yield every memory for every seed."""
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
     from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, Reservoir
 
     base = args.base()
@@ -43,10 +43,10 @@ def plans(args: Args) -> Plans:
         "bank": lambda: Bank(entry_size=min(Bank().entry_size, base.inversion.images_per_round)),
     }  # fmt: skip
     for name, ipc, seed in product(args.memories, args.ipcs if args.condensed else [0], args.seeds):
-        # A host's own memory is as the host has it.
+        # A host's own memory keeps the host's settings.
         memory = base.memory if args.host and base.memory.name == name else kinds[name]()
-        who = "guided" if args.condensed else "none"
-        yield arm(replace(base, memory=memory), who, ipc, seed, name, prior=args.prior)
+        arm_name = "guided" if args.condensed else "none"
+        yield arm(replace(base, memory=memory), arm_name, ipc, seed, name, prior=args.prior)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How few synthetic images are enough: do priorities and modulated losses (SSD-KD) make a small memory as good?
+"""How few synthetic images suffice: do priorities and modulated losses (SSD-KD) compensate for a small memory?
 
-`growing` keeps every image; at each scale, a share of the train set, `reservoir` keeps a fair sample of all,
-`prioritized` what the student has most to learn from, and `modulated` that too, of images made with class and
-difficulty in balance. Data-free, the same student steps in all.
+`growing` keeps every image. At each scale, a share of the train set, `reservoir` keeps a uniform sample of all images,
+`prioritized` draws those with the highest priority for the student, and `modulated` also weights the losses by class
+balance and difficulty. Data-free, with the same number of student steps in all arms.
 
     python experiments/ablate_scale.py --scales 0.1 0.01 --dataset cifar10 --data-root DIR --out runs/scale_cifar10
 """
@@ -16,19 +16,19 @@ from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all. Condensed images are in none of its arms."""
+    """Flags of this experiment, and the common ones. No arm uses condensed images."""
 
     scales: tuple[float, ...] = (0.5, 0.2)
-    """Images kept, as shares of the train set. SSD-KD has 0.1 and 0.01 of CIFAR-10; of digits a tenth is less than a
-    round's images."""
+    """Numbers of images kept, as shares of the train set. SSD-KD uses 0.1 and 0.01 of CIFAR-10; a tenth of digits is
+    less than one round's images."""
     gamma: float = 2.0
-    """Exponent of the difficulty where the losses are modulated."""
+    """Exponent of the difficulty in the modulated losses."""
     out: Path = Path("runs/ablate_scale")
 
 
 def plans(args: Args) -> Plans:
-    """Every memory at every scale for every seed."""
-    # Here, so that help and wrong flags do not wait for PyTorch.
+    """Yield every memory at every scale for every seed."""
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
     from condkd_ray.data.datasets import load
     from condkd_ray.methods.memory import Growing, Prioritized, Reservoir
     from condkd_ray.methods.weighing import Equal, Modulating
@@ -45,7 +45,7 @@ def plans(args: Args) -> Plans:
 
 
 def baselines(args: Args) -> dict[str, str]:
-    """What each arm is read against: the one with a part less."""
+    """Return the baseline of each arm: the arm with one component less."""
     steps = (("reservoir {}", "growing"), ("prioritized {}", "reservoir {}"), ("modulated {}", "prioritized {}"))
     return {arm.format(f"{s:g}"): before.format(f"{s:g}") for s in args.scales for arm, before in steps}
 

@@ -1,8 +1,8 @@
-"""What do trials gain, or lose, by sharing their synthetic images?
+"""Do trials gain or lose by sharing their synthetic images?
 
-`own`: each trial makes its own. `shared inversion`: trials whose images are equal (here those of all IPCs, for each
-seed) make them once: the numbers of `own` in less time. `sweep's pool`: every trial draws from what all make, as it
-comes: more images for each student, and numbers in which timing has a say. The inversion must not ask the student.
+`own`: each trial makes its own. `shared inversion`: trials with equal images (here all IPCs of a seed) make them once;
+the numbers equal `own`, in less time. `sweep's pool`: every trial draws from the images of all trials: more images per
+student, but numbers depend on timing. The inversion must not depend on the student.
 
     python experiments/ablate_sharing.py --ipcs 1 2 5 10 --dataset cifar10 --data-root DIR --out runs/sharing_cifar10
 """
@@ -20,24 +20,24 @@ SCOPES: dict[str, Scope] = {"own": "trial", "shared inversion": "inversion", "sw
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all. All arms mix condensed images in; none is guided."""
+    """Flags of this experiment, and the common ones. All arms mix condensed images in; none is guided."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     inversion: str | None = None
-    """`deep_inversion` if neither this nor --host is given."""
+    """`deep_inversion` without this flag and --host."""
     guidance: str = "none"
     steps: int = 20
-    """Of the inversion, a round; a host has its own."""
+    """Inversion steps per round; a host keeps its own."""
     out: Path = Path("runs/ablate_sharing")
 
 
 def plans(args: Args) -> Plans:
-    """Every scope at every IPC for every seed."""
+    """Yield every scope at every IPC for every seed."""
     default = args.inversion is None and args.host is None
     base = (replace(args, inversion="deep_inversion") if default else args).base()
-    require(args.share == "trial", "--share", args.share, "trial: here each arm has its own")
-    require(base.pipeline is None, "--producers", args.producers, "0: the images of producers are their trial's alone")
-    accepted = "one that does not ask the student, as deep_inversion or dafl"
+    require(args.share == "trial", "--share", args.share, "trial: here each arm sets its own scope")
+    require(base.pipeline is None, "--producers", args.producers, "0: images of producers cannot be shared")
+    accepted = "an inversion that does not depend on the student, such as deep_inversion or dafl"
     flag = "--inversion" if args.host is None else "--host"
     require(can_share(base), flag, args.host or base.inversion.name, accepted)
     if args.host is None:

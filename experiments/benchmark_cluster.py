@@ -1,7 +1,7 @@
-"""What does the cluster cost: a draw, a round, a reader, a sweep, a trial that does nothing?
+"""How much does the cluster cost: a draw, a round, a reader, a sweep, a finished trial?
 
-Each figure is measured several times side by side with what it is compared with, and its rows replace those of before
-in --rows. About 25 minutes on an idle machine of 2 cores; figure by figure with --figures.
+Each figure is measured several times beside its reference, and its rows replace the earlier ones in --rows. Takes about
+25 minutes on an idle machine with 2 cores; --figures selects figures.
 
     python experiments/benchmark_cluster.py --figures draw blocked
     python experiments/benchmark_cluster.py --table
@@ -19,17 +19,17 @@ from condkd_ray.commands.experiment import command_line
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """What to measure, and where the rows are."""
+    """Figures to measure, and the file of rows."""
 
     figures: tuple[ClusterFigure, ...] = get_args(ClusterFigure)
     rows: Path = Path(__file__).with_suffix(".parquet")
     table: bool = False
-    """Measure nothing: print the table of the stored rows, which is in `condkd_ray/docs/performance.md`."""
+    """Measure nothing, and print the table of the stored rows, which is also in `condkd_ray/docs/performance.md`."""
 
 
 def main(args: Args) -> int:
-    """Measure, store, print."""
-    # Here, so that help and wrong flags do not wait for PyTorch.
+    """Measure, store and print."""
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
     from benchmark.figures import FIGURES
     from benchmark.rows import read, row, store, table
 

@@ -1,8 +1,8 @@
-"""How fast are we on a CPU beside the released code of Fast, CMI and NAYER, and how much beside our own convolutions?
+"""How fast is this package on a CPU beside the released code of Fast, CMI and NAYER, and beside its own convolutions?
 
 Each figure needs a checkout of that code, `git clone https://github.com/zju-vipa/Fast-Datafree` (at 0dcecbc),
-`zju-vipa/CMI` (9e79fa9), `tmtuan1307/NAYER` (c6bedcd), and what they import: `pip install kornia termcolor tqdm
-xlsxwriter`. They are changed in nothing and no part of this project. About 20 minutes on an idle core.
+`zju-vipa/CMI` (9e79fa9), `tmtuan1307/NAYER` (c6bedcd), and its requirements: `pip install kornia termcolor tqdm
+xlsxwriter`. The code is not changed, nor part of this project. Takes about 20 minutes on an idle core.
 
     python experiments/benchmark_peers.py --fast Fast-Datafree --cmi CMI --nayer NAYER
     python experiments/benchmark_peers.py --table
@@ -21,21 +21,21 @@ from condkd_ray.core.method import require
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """What to measure, with whose checkouts, and where the rows are."""
+    """Figures to measure, checkouts, and the file of rows."""
 
     fast: Path | None = None
     cmi: Path | None = None
     nayer: Path | None = None
     figures: tuple[PeerFigure, ...] = get_args(PeerFigure)
-    """Those whose checkout is not given are left out."""
+    """Figures to measure; those without a checkout are left out."""
     rows: Path = Path(__file__).with_suffix(".parquet")
     table: bool = False
-    """Measure nothing: print the table of the stored rows, which is in `condkd_ray/docs/performance.md`."""
+    """Measure nothing, and print the table of the stored rows, which is also in `condkd_ray/docs/performance.md`."""
 
 
 def main(args: Args) -> int:
-    """Look through the checkouts, measure, store, print."""
-    # Here, so that help and wrong flags do not wait for PyTorch.
+    """Check the checkouts, measure, store and print."""
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
     from benchmark.checkouts import Name, check
     from benchmark.peers import FIGURES, PACKAGES
     from benchmark.rows import processor, read, row, store, table
@@ -45,7 +45,7 @@ def main(args: Args) -> int:
     checkouts: dict[PeerFigure, Path] = {figure: path for figure in wanted if (path := given[FIGURES[figure][0]])}
     needed = " or ".join(dict.fromkeys(f"--{FIGURES[figure][0]} CHECKOUT" for figure in wanted))
     found = [f"--{name}" for name, path in given.items() if path]
-    require(args.table or bool(checkouts), f"what is given for {' '.join(wanted)}", found, f"{needed}; or --table")
+    require(args.table or bool(checkouts), f"checkouts for {' '.join(wanted)}", found, f"{needed}; or --table")
     for figure, checkout in checkouts.items():
         check(FIGURES[figure][0], checkout)
     for figure in wanted:

@@ -1,6 +1,6 @@
-"""Which published data-free method teaches a student best, at which cost in time and memory, on which pair of networks?
+"""Which published data-free method trains the best student, at which cost in time and memory, on which networks?
 
-Each is its paper's whole system, at one --scale and again in the CPU time of `fast`; --condensed: the arms that mix.
+Each is its paper's whole system at one --scale, and again with the CPU time of `fast`; --condensed runs mixing arms.
 
     python experiments/compare_methods.py --dataset cifar10 --data-root DIR --pairs wrn-40-2/wrn-16-1 --equal proportion
 """
@@ -18,7 +18,7 @@ from condkd_ray.runs.presets import NAMES, Name, equal_rounds, with_rounds
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all."""
+    """Flags of this experiment, and the common ones."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[Name, ...] = NAMES
@@ -26,26 +26,26 @@ class Args(Flags):
     equal: tuple[Literal["proportion", "seconds"], ...] = ("proportion", "seconds")
     rounds_file: Path = Path(__file__).parent / "results" / "equal_seconds.yaml"
     pairs: tuple[str, ...] = ()
-    """TEACHER/STUDENT, several; --teacher and --student if none is given."""
+    """Pairs TEACHER/STUDENT; --teacher and --student by default."""
     condensed: bool = False
     out: Path = Path("runs/compare_methods")
 
 
 def plans(args: Args) -> Plans:
-    """Every method for every pair and seed."""
+    """Yield every method for every pair and seed."""
     require(args.host is args.inversion is None, "--host or --inversion", args.host or args.inversion, "--methods")
-    whose: tuple[Arm, ...] = args.mixing if args.condensed else ("none",)
+    arms: tuple[Arm, ...] = args.mixing if args.condensed else ("none",)
     pairs = network_pairs(args.pairs, args.teacher_label, args.student).items()
-    for (pair, ends), method, who, how in product(pairs, args.methods, whose, args.equal):
+    for (pair, ends), method, arm_name, how in product(pairs, args.methods, arms, args.equal):
         base = replace(args, host=method, **ends).base()
         config = base if how == "proportion" else with_rounds(base, equal_rounds(args.rounds_file, args, ends, method))
         if how == "proportion" or config != base or len(args.equal) == 1:
-            label = arm_label(method, pair, timed=config != base, who=who * args.condensed)
-            yield from (arm(config, who, max(args.ipcs), seed, label, prior=args.prior) for seed in args.seeds)
+            label = arm_label(method, pair, timed=config != base, who=arm_name * args.condensed)
+            yield from (arm(config, arm_name, max(args.ipcs), seed, label, prior=args.prior) for seed in args.seeds)
 
 
 def main(args: Args) -> int:
-    """Methods are read against `fast` (or the first), guided ones against themselves unguided."""
+    """Run the trials; methods are compared with `fast` (or the first), guided ones with their unguided selves."""
     first, mixed, against = "fast" if "fast" in args.methods else args.methods[0], "mixed" * args.condensed, {}
     pairs = network_pairs(args.pairs, args.teacher_label, args.student)
     for pair, method, timed in product(pairs, args.methods, (False, True)):

@@ -1,6 +1,6 @@
-"""Do inverted images come nearer to real ones if black, not mean grey (as here before), moves in under the shift?
+"""Are inverted images closer to real ones if the shift moves in black instead of mean grey, as here before?
 
-Each host makes its images both ways from the same draws, without a student; both are held against real test images.
+Each host makes its images both ways from the same random numbers; both are compared with test images.
 
     python experiments/compare_padding.py --dataset cifar10 --data-root DIR --teacher resnet-14-16 --teacher-weights W
 """
@@ -17,31 +17,31 @@ from condkd_ray.core.storage import atomic_write
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all; those of students, condensed images and Ray do nothing."""
+    """Flags of this experiment, and the common ones; flags of students, condensed images and Ray have no effect."""
 
     hosts: tuple[Literal["fast", "cmi", "nayer"], ...] = ("fast", "cmi", "nayer")
     seeds: tuple[int, ...] = (0, 1, 2)
     rounds: int = 8
     inversion_steps: int = 1000
-    """Adam steps a round, at most; each host's own number is smaller."""
+    """Largest number of Adam steps per round; a host's smaller number is kept."""
     out: Path = Path("runs/compare_padding")
 
 
 def grey(self: Any, images: Any, *, teacher: Any, rng: Any) -> Any:
-    """A host's `augment` as it was before: zeros of the normalised space move in."""
+    """Augment as a host did before: zeros of the normalised space, which are mean grey, move in."""
     from condkd_ray.data.augment import shift_flip
 
     return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=0.0)
 
 
 def main(args: Args) -> int:
-    """Make and measure, then write the table."""
-    from condkd_ray.core.environment import default_device  # here, so that help does not wait for PyTorch
+    """Make the images, measure them, and write the table."""
+    from condkd_ray.core.environment import default_device  # imported here, so that help does not wait for PyTorch
     from condkd_ray.runs.inverted import held_out, measure, side_by_side
     from condkd_ray.runs.output_folder import open_folder
     from condkd_ray.trial.artifacts import Workshop
 
-    require(args.host is None, "--host", args.host, "none: --hosts says which are measured")
+    require(args.host is None, "--host", args.host, "none: --hosts selects the hosts")
     bases: Any = {name: arm(replace(args, inversion=name).base(), "none", 0, 0).config for name in args.hosts}
     workshop, found = Workshop(args.cache, device=default_device()), {}
     open_folder(args.out, "compare_padding", fresh=args.fresh)

@@ -1,7 +1,7 @@
-"""Does a sampler that learns find good configs sooner than random draws?
+"""Does a learning sampler find good configs sooner than random draws?
 
-Each seed begins with random trials that all its searches know; from there each sampler goes on alone. Compared are the
-best value of the objective so far, trial by trial, and the test accuracy of the trial that is best by it.
+Each seed starts with random trials that all its searches share; then each sampler continues alone. Compared are the
+best value of the objective so far, trial by trial, and the test accuracy of the trial with the best value.
 
     python experiments/compare_samplers.py --trials 40 --rounds 6 --sampler-seeds 0 1 2 3 4
 """
@@ -17,21 +17,21 @@ from condkd_ray.study.choices import Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class Args(SearchFlags):
-    """Flags of these searches, and those common to all."""
+    """Flags of these searches, and the common ones."""
 
     space: Path = Path(__file__).parents[1] / "search_spaces" / "guidance.yaml"
     samplers: tuple[Sampler, ...] = ("random", "tpe")
-    """The first is what others are compared with."""
+    """Samplers to compare with the first one."""
     sampler_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     first: int = 10
-    """Random trials that the searches of a seed share, of all their `trials`."""
+    """Random trials that the searches of a seed share, included in `trials`."""
     trials: int = 40
     rounds: int = 12
     out: Path = Path("runs/compare_samplers")
 
 
 def searches(args: Args, seed: int, out: Path) -> list[SearchFlags]:
-    """The start of a seed, then what goes on from it."""
+    """Return the shared start of a seed, then the searches that continue from it."""
     from condkd_ray.study.storage import JOURNAL
 
     first = replace(args, sampler="random", sampler_seed=seed, trials=args.first, out=out / "first")
@@ -41,8 +41,8 @@ def searches(args: Args, seed: int, out: Path) -> list[SearchFlags]:
 
 
 def main(args: Args) -> int:
-    """Search, then compare."""
-    from condkd_ray.report.figures.samplers import compare  # here, so that help does not wait for PyTorch
+    """Run the searches, then compare them."""
+    from condkd_ray.report.figures.samplers import compare  # imported here, so that help does not wait for PyTorch
     from condkd_ray.study.space import read
 
     require(1 <= args.first < args.trials, "--first", args.first, f"1 to {args.trials - 1}")

@@ -1,7 +1,7 @@
-"""How many rounds of each published system take as many CPU seconds as those of `fast` in the same proportion?
+"""How many rounds of each published system take as many CPU seconds as `fast` at the same scale?
 
-Runs each once, whole, in this process, at --scale of its published length, and writes its rounds times the seconds of
-`fast` over its own, for compare_methods.py. Measure on an idle machine; what is written stays, so that a run repeats.
+Runs each system once in this process, at --scale of its published length, and writes its rounds times the seconds of
+`fast` over its own seconds, for compare_methods.py. Measure on an idle machine; the file makes later runs repeatable.
 
     python experiments/equal_seconds.py --teacher wrn-40-2 --student wrn-16-1 --to rounds.yaml
 """
@@ -20,7 +20,7 @@ from condkd_ray.runs.presets import NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this measurement, and those common to all experiments; those of Ray and condensed images do nothing."""
+    """Flags of this measurement, and the common ones; flags of Ray and condensed images have no effect."""
 
     seeds: tuple[int, ...] = (0,)
     scale: float | None = 0.003
@@ -29,7 +29,7 @@ class Args(Flags):
 
 def main(args: Args) -> int:
     """Measure, and write the file."""
-    # Here, so that help and wrong flags do not wait for PyTorch.
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
     from condkd_ray.core.environment import default_device
     from condkd_ray.runs.estimate import trial_cpu_seconds
     from condkd_ray.trial.artifacts import Workshop
@@ -43,14 +43,14 @@ def main(args: Args) -> int:
         workshop.check(config)
     seconds = {}
     for name, config in configs.items():
-        # Without what is measured of a student, whose images would be the larger part of the time.
+        # Without evaluation, whose images would take most of the time.
         prepared = replace(workshop.prepare(config), landmarks=None, test=None, val=None)
         seconds[name] = trial_cpu_seconds(config, prepared)
         say(f"{name}: {config.total_rounds} rounds, {seconds[name]:.1f} CPU s")
     rounds = {name: max(1, round(configs[name].rounds * seconds["fast"] / took)) for name, took in seconds.items()}
-    told = {name: round(took, 2) for name, took in seconds.items()}
+    spent = {name: round(took, 2) for name, took in seconds.items()}
     what = {"dataset": args.dataset, "teacher": args.teacher_label, "student": args.student, "scale": args.scale}
-    atomic_write(args.to, yaml.safe_dump(what | {"rounds": rounds, "cpu_seconds": told}, sort_keys=False).encode())
+    atomic_write(args.to, yaml.safe_dump(what | {"rounds": rounds, "cpu_seconds": spent}, sort_keys=False).encode())
     print(args.to)
     return 0
 

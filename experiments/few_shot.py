@@ -1,8 +1,8 @@
-"""With a few real images per class instead of condensed ones: does guiding help, and does a curriculum?
+"""With a few real images per class instead of condensed ones: does guidance help, and does a curriculum?
 
-`mixed`, `mixed_prior` and `guided` as in ablate_ipc.py, with random real train images. Their `_curriculum` forms begin
-with most of each batch real and end with most of it synthetic (PGDI's schedule), guidance fading alike, and the class
-prior not. Same student steps in all.
+`mixed`, `mixed_prior` and `guided` as in ablate_ipc.py, with random real train images. Their `_curriculum` variants
+start with mostly real batches and end with mostly synthetic ones (PGDI's schedule); the weight of guidance falls alike,
+that of the class prior stays. The student takes the same number of steps in all arms.
 
     python experiments/few_shot.py --dataset cifar10 --data-root DIR --ipcs 5 10 --out runs/few_shot_cifar10
 """
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all."""
+    """Flags of this experiment, and the common ones."""
 
     ipcs: tuple[int, ...] = (1, 10)
     """Real images (shots) per class."""
     condensation: str = "random_real"
     early: float = 0.9
-    """Share of real images in the batch in the curriculum's first round."""
+    """Share of real images in a batch in the curriculum's first round, as in PGDI."""
     late: float = 0.2
-    """The same from the middle of the rounds on. Both are PGDI's."""
+    """Share of real images from the middle of the rounds on, as in PGDI."""
     out: Path = Path("runs/few_shot")
 
 
 def with_curriculum(base: "TrialConfig", args: Args) -> "TrialConfig":
-    """The base with a falling share of real images, and a falling weight of the guidance."""
-    # Here, so that help and wrong flags do not wait for PyTorch.
+    """Return the base config with a falling share of real images and a falling weight of guidance."""
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
     from condkd_ray.methods.guidance import NoGuidance
 
     fall = Schedule(end=args.late / args.early)
@@ -46,7 +46,7 @@ def with_curriculum(base: "TrialConfig", args: Args) -> "TrialConfig":
 
 
 def plans(args: Args) -> Plans:
-    """Every trial; `none` once per seed."""
+    """Yield every trial; `none` runs once per seed."""
     base, mixing = args.base(), args.mixing
     curriculum = with_curriculum(base, args)
     yield from (arm(base, "none", 0, seed) for seed in args.seeds)

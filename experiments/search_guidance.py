@@ -1,7 +1,7 @@
-"""Which guidance, with which weights and how many inversion steps, teaches best with a few condensed images per class?
+"""Which guidance, with which weights and inversion steps, trains the best student with few condensed images per class?
 
-Optuna proposes configs of the space; agreement with the teacher on the proxy set decides. Then the best, the same
-without guides, and the default are run again with seeds that the search has not seen: the claim is paired differences.
+Optuna proposes configs of the space and ranks them by agreement with the teacher on the proxy set. Then the best ones,
+the same without guides, and the default run with new seeds; the result is their paired differences.
 
     python experiments/search_guidance.py --trials 24 --pruner asha
 """
@@ -15,19 +15,19 @@ from condkd_ray.commands.search import SearchFlags, confirm, run
 
 @dataclass(frozen=True, kw_only=True)
 class Args(SearchFlags):
-    """Flags of this search, and those common to all."""
+    """Flags of this search, and the common ones."""
 
     space: Path = Path(__file__).parents[1] / "search_spaces" / "guidance.yaml"
     """A YAML file of a config with open leaves."""
     best: int = 3
-    """So many of the best trials are run again, with and without their guidance, beside the default."""
+    """Number of best trials that run again, with and without their guidance, beside the default."""
     new_seeds: tuple[int, ...] = (100, 101, 102)
     out: Path = Path("runs/search_guidance")
 
 
 def main(args: Args) -> int:
-    """Search, then confirm."""
-    # Here, so that help and wrong flags do not wait for PyTorch.
+    """Run the search, then the confirming trials."""
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
     from condkd_ray.study.space import read
 
     tree = read(args.space)

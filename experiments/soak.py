@@ -1,13 +1,13 @@
-"""Does a sweep survive whatever happens to it? Many seeded faults, and all must come out as in a calm run.
+"""Does a sweep survive faults? Many seeded faults strike, and all results must equal those of an undisturbed run.
 
-An ablation and a search follow one another on a cluster of two nodes on this machine, until all faults have struck:
-killed trials, pools, nodes and drivers, after which the same command is given again; memory that another program takes
-until Ray's monitor ends processes; `condkd report` beside; a full disk for TensorBoard; a torn journal.
+An ablation and a search alternate on a cluster of two nodes on this machine until all faults have struck: killed
+trials, pools, nodes and drivers, after which the same command runs again; memory taken by another program until Ray's
+monitor kills processes; `condkd report` at the same time; a full disk for TensorBoard; a torn journal.
 
     python experiments/soak.py --faults 100 --seed 0
 
-Memory and disk need the permission to make a control group and to mount (Linux, as root): all then runs in a control
-group of 8 GiB, and no other program is hurt. `--kinds` leaves kinds out.
+Memory and disk faults need permission to create a control group and to mount (Linux, as root): then everything runs in
+a control group of 8 GiB, and no other program is affected. `--kinds` selects kinds of faults.
 """
 
 import sys
@@ -29,23 +29,23 @@ class Args:
 
     faults: int = 100
     seed: int = 0
-    """Of what strikes, and when."""
+    """Seed of the faults and their times."""
     kinds: tuple[Kind, ...] = tuple(SHARES)
     rounds: int = 12
-    """Of each trial."""
+    """Rounds per trial."""
     trials: int = 8
-    """Of each search."""
+    """Trials per search."""
     tiny: bool = False
-    """One seed, and trials of a few steps: a try in minutes."""
+    """One seed, and trials of a few steps, for a test in minutes."""
     out: Path = Path("runs/soak")
 
 
 def main(args: Args) -> int:
-    """The exit code: 0 if every sweep ended with the numbers of the calm one."""
+    """Return the exit code: 0 if every sweep ended with the numbers of the undisturbed one."""
     if {"memory", "disk"} & {*args.kinds} and here() is None:
         with allowed("--kinds", args.kinds), small_machine(8 * 2**30) as small:
             return small.run([sys.executable, *sys.argv])
-    from chaos.sweeps import soaked  # which needs Ray and PyTorch
+    from chaos.sweeps import soaked  # imported here, because it needs Ray and PyTorch
 
     begin, plan = time.monotonic(), schedule(args.faults, args.seed, args.kinds)
     given = partial(commands, rounds=args.rounds, trials=args.trials, tiny=args.tiny)

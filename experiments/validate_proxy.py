@@ -1,7 +1,7 @@
-"""Which proxy of test accuracy may a search look at, where nobody has validation data?
+"""Which proxy of test accuracy can guide a search without validation data?
 
-Trials of very different configs are run; each student is then compared with its teacher on sets that no trial has seen:
-a few real images, a few condensed ones, images of a fixed inversion. What counts is Spearman's rho with test accuracy.
+Runs trials of very different configs, then compares each student with its teacher on sets that no trial has used: a few
+real images, a few condensed ones, images of a fixed inversion. The measure is Spearman's rho with test accuracy.
 
     python experiments/validate_proxy.py --dataset fashion_mnist --data-root DIR --teacher-epochs 5
 """
@@ -16,7 +16,7 @@ from condkd_ray.core.method import require
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Flags):
-    """Flags of this experiment, and those common to all. Of a trial, theirs are data, networks and rounds."""
+    """Flags of this experiment, and the common ones, of which data, networks and rounds apply to the trials."""
 
     configs: int = 24
     space: Path = Path(__file__).parents[1] / "search_spaces" / "wide.yaml"
@@ -24,14 +24,14 @@ class Args(Flags):
 
 
 def plans(args: Args) -> Plans:
-    """Random configs of the space, all with one seed."""
-    # Here, so that help and wrong flags do not wait for PyTorch.
+    """Yield random configs of the space, all with one seed."""
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
     import optuna
 
     from condkd_ray.study.space import close, read
     from condkd_ray.study.storage import quiet
 
-    require(args.host is None, "--host", args.host, "none: what a trial is made of is the space's")
+    require(args.host is None, "--host", args.host, "none: the space defines all parts of a trial")
     base = to_tree(args.base())
     tree = read(args.space) | {name: base[name] for name in ("data", "teacher", "student", "rounds", "test_rounds")}
     with quiet():

@@ -1,8 +1,8 @@
-"""What makes the host wait for a GPU, found on a machine without one.
+"""Finds operations that make the host wait for a GPU, on a machine without one.
 
-The device `meta` stands for the GPU: its tensors have shapes and no values, so nobody can read one. `Guard` refuses
-what would make the host wait for a value (`item`, a mask as an index, a copy to the host or one to the device that is
-waited for), and what would be wrong on a GPU: an operation on tensors of both sides.
+The device `meta` stands for the GPU: its tensors have shapes but no values, so that no value can be read. `Guard`
+refuses operations that make the host wait for a value (`item`, a mask as an index, a copy to the host, a blocking copy
+to the device), and operations on tensors of both host and device, which fail on a GPU.
 On CUDA the same tests run under `torch.cuda.set_sync_debug_mode("error")`.
 """
 
@@ -20,10 +20,10 @@ from condkd_ray.core.rng import Streams
 
 DEVICE = torch.device("meta")
 WAITING = {"_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "unique_dim", "_unique2", "bincount"}
-"""Operators for whose result, or its size, the host waits, whatever PyTorch says of them without values."""
+"""Operators for whose result, or its size, the host waits, although PyTorch may run them on `meta`."""
 COPIES = {"_to_copy", "copy_"}
 _statistics = torch.library.Library("aten", "IMPL", "Meta")
-# PyTorch 2.14 has no shapes of this operator without values; on CUDA they are these.
+# PyTorch 2.14 has no meta implementation of this operator; on CUDA the outputs have these shapes.
 _statistics.impl("batch_norm_update_stats", lambda x, mean, var, momentum: (_of_channels(x), _of_channels(x)))
 
 
@@ -32,11 +32,11 @@ def _of_channels(x: Tensor) -> Tensor:
 
 
 class WaitsError(AssertionError):
-    """The host would have waited for the GPU."""
+    """The host would wait for the GPU."""
 
 
 class Guard(TorchDispatchMode):
-    """Within it, nothing may make the host wait for `DEVICE`."""
+    """Context in which nothing may make the host wait for `DEVICE`."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
@@ -64,9 +64,9 @@ class Guard(TorchDispatchMode):
 
 @contextmanager
 def simulated() -> Iterator[None]:
-    """Within it, `DEVICE` can be computed on as a GPU can: it has random streams, autocast, and fused optimisers."""
+    """Let `DEVICE` be used like a GPU in the block: with random streams, autocast, and fused optimisers."""
     with pytest.MonkeyPatch.context() as patch:
-        # A generator needs values. Host streams stay what they are.
+        # A generator needs values. Streams of the host are not changed.
         patch.setattr(Streams, "__getitem__", lambda self, name: None if self.device == DEVICE else _own(self, name))
         patch.setattr(torch, "autocast", _autocast(torch.autocast))
         for kind in (torch.optim.Adam, torch.optim.SGD):
@@ -85,11 +85,11 @@ def _autocast(real):
 
 
 def _plain(kind, parameters, *args, fused=False, **settings):
-    """A fused optimiser knows no meta tensors; one that counts its steps on the host does not wait for the device."""
+    """Build an optimiser that is not fused: fused ones reject meta tensors, and a host step counter causes no wait."""
     return kind(parameters, *args, foreach=False, **settings)
 
 
-def unheard(state):
-    """In the place of what `prioritized` reads once a round: samples of which the student has said nothing."""
+def without_logits(state):
+    """Replacement for the priorities that `prioritized` reads once per round: samples without the student's logits."""
     count = len(state.ids)
     return torch.arange(count), torch.ones(count, dtype=torch.float64), torch.ones(count, dtype=torch.float64)

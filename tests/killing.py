@@ -1,4 +1,4 @@
-"""A driver that is killed while it writes into its study."""
+"""Simulates a driver that is killed while it writes to its study."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from condkd_ray.study.journal import Journal
 
 @contextlib.contextmanager
 def killed_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """In the block, which it then leaves, nothing more than so many writes comes through; what is given holds whether.
+    """Interrupt the block after `writes` writes to the journal; the list then has one entry, otherwise it is empty.
 
-    One number, of the write that did not come through, where there was one.
+    The write that is interrupted has no effect.
     """
     write, left, killed = Journal.append_logs, iter(range(writes)), []
 

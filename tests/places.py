@@ -1,4 +1,4 @@
-"""Folders that tests start programs in, or read files of; and what they may not do here."""
+"""Folders that tests read or start programs in; and the skip of tests that lack a permission."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ DOCS = CHECKOUT / "condkd_ray" / "docs"
 
 @contextmanager
 def permitted() -> Iterator[None]:
-    """Skip the test where its block asks for a small machine or disk that we may not make."""
+    """Skip the test if its block needs a small machine or disk without the permission to make one."""
     from chaos.small_machine import NotAllowed  # on the path once `conftest.py` is read
 
     try:

@@ -1,4 +1,4 @@
-"""An S3 server on loopback, in a process of its own; it forgets all when it ends, and it ends with its standard input.
+"""An S3 server on loopback, in a separate process; its data are lost when it ends, which is when its stdin closes.
 
 Prints its port.
 """

@@ -125,7 +125,9 @@ def test_a_system_with_soft_targets_has_its_temperature_in_the_control_too():
     flags = {"methods": ("soft_target",), "condensed": True, "seeds": (0,), "equal": ("proportion",)}
     plans = {plan.arm.split()[0]: plan.config.inversion for plan in planned("compare_methods", **flags)}
     assert plans["guided"] == plans["mixed_prior"] == replace(plans["mixed"], oh_weight=PRIOR.weight)
-    with pytest.raises(InputError, match=r"--prior-temperature beside targets soft is 5\.0; accepted: 20, their own"):
+    with pytest.raises(
+        InputError, match=r"--prior-temperature beside targets soft is 5\.0; accepted: 20, the targets' own"
+    ):
         planned("compare_methods", prior_temperature=5.0, **flags)
 
 
@@ -215,7 +217,9 @@ def test_scopes_differ_in_nothing_else_and_need_an_inversion_that_asks_no_studen
         "sweep's pool": "sweep",
     }
     assert len({plan.config for plan in plans}) == 2
-    with pytest.raises(InputError, match="--inversion is 'fast'; accepted: one that does not ask the student"):
+    with pytest.raises(
+        InputError, match="--inversion is 'fast'; accepted: an inversion that does not depend on the student"
+    ):
         planned("ablate_sharing", inversion="fast")
 
 

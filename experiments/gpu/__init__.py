@@ -1,1 +1,1 @@
-"""The parts of `gpu_check.py`: what each measures on one GPU, and how they share the time."""
+"""The parts of `gpu_check.py`: measurements on one GPU, and their shares of the time."""

@@ -1,4 +1,4 @@
-"""(a) What is installed, and how fast the device is at what our time goes to: matrices, copies, convolutions."""
+"""(a) Installed versions, and the device's speed at the main operations: matrix products, copies, convolutions."""
 
 import platform
 import subprocess
@@ -14,11 +14,11 @@ from gpu.parts import Box, Setup, Verdict
 from gpu.timing import milliseconds, peak_tflops
 
 MATRICES, COPIES = "matrix product", "copy"
-"""Names of figures that other parts look up."""
+"""Names of figures that other parts read."""
 
 
 def ceilings(setup: Setup, box: Box) -> Verdict:
-    """Versions, TFLOP/s of a bfloat16 matrix product, GB/s of a copy, TFLOP/s of the recipe's 3x3 convolutions."""
+    """Note versions, TFLOP/s of a bfloat16 matrix product, GB/s of a copy, TFLOP/s of the recipe's 3x3 convolutions."""
     box.note("versions", versions(setup.device))
     box.note(MATRICES, {"tflops": _matrices(setup)})
     box.note(COPIES, {"gb_per_second": _copies(setup)})
@@ -34,10 +34,10 @@ def ceilings(setup: Setup, box: Box) -> Verdict:
 
 @contextmanager
 def fastest() -> Iterator[None]:
-    """Within it cuDNN takes the fastest algorithm for each convolution, whether or not that repeats to the last bit."""
+    """Let cuDNN choose the fastest algorithm for each convolution in the block, even if results are not repeatable."""
     backend = torch.backends.cudnn
     before = backend.benchmark, backend.deterministic
-    # Not by `flags`, which also sets how float32 is multiplied.
+    # Not with `torch.backends.cudnn.flags`, which also sets the precision of float32 products.
     backend.benchmark, backend.deterministic = True, False
     try:
         yield
@@ -46,7 +46,7 @@ def fastest() -> Iterator[None]:
 
 
 def versions(device: torch.device) -> dict[str, Any]:
-    """Of Python, PyTorch, CUDA and cuDNN; the device, its memory and its driver where there is one."""
+    """Return the versions of Python, PyTorch, CUDA and cuDNN; on a GPU also its name, memory and driver."""
     found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "device": str(device)}
     if device.type != "cuda":
         return found
@@ -66,7 +66,7 @@ def _driver() -> str:
 
 def _matrices(setup: Setup) -> float:
     side = setup.sizes.gemm
-    # Of random values: on zeros a GPU draws less power, and may run faster.
+    # Random values: with zeros a GPU uses less power, and may run faster.
     left, right = (torch.randn(side, side, device=setup.device, dtype=torch.bfloat16) for _ in range(2))
     taken = milliseconds(partial(torch.mm, left, right), setup.device, repeats=setup.sizes.repeats)
     return 2 * side**3 / taken / 1e9
@@ -76,7 +76,7 @@ def _copies(setup: Setup) -> float:
     source = torch.randint(0, 256, (setup.sizes.copied,), dtype=torch.uint8, device=setup.device)
     target = torch.empty_like(source)
     taken = milliseconds(partial(target.copy_, source), setup.device, repeats=setup.sizes.repeats)
-    # Bytes read and bytes written.
+    # Both the bytes read and the bytes written count.
     return 2 * setup.sizes.copied / taken / 1e6
 
 

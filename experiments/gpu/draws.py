@@ -1,4 +1,4 @@
-"""(e) What a draw from the memory takes, when it lies in many chunks."""
+"""(e) Time of a draw from the memory, for different numbers of chunks."""
 
 from functools import partial
 
@@ -13,11 +13,11 @@ from gpu.parts import Box, Setup, Verdict
 from gpu.timing import launched, milliseconds
 
 GROWTH = 1.5
-"""A draw may launch so many times as much from the most chunks as from the fewest (our choice)."""
+"""Largest accepted ratio of operators per draw, between the most and the fewest chunks (our choice)."""
 
 
 def draws(setup: Setup, box: Box) -> Verdict:
-    """Milliseconds, operators and launches of a draw from the local store on the device, by its chunks."""
+    """Note milliseconds, operators and launches of a draw from the local store on the device, by number of chunks."""
     sizes, operators = setup.sizes, []
     found = world.teacher(ResNet(depth=8, width=4), sizes.shape, sizes.classes, setup.device)
     for chunks in sizes.chunks:
@@ -32,5 +32,5 @@ def draws(setup: Setup, box: Box) -> Verdict:
         taken = {"ms": milliseconds(draw, setup.device, repeats=sizes.repeats)} | launched(draw, setup.device)
         box.note(f"{chunks} chunks", taken)
         operators.append(taken["operators"])
-    told = f"{operators[0]} operators at {sizes.chunks[0]} chunks, {operators[-1]} at {sizes.chunks[-1]}"
-    return setup.verdict(operators[-1] <= GROWTH * operators[0], told, f"at most {GROWTH} times as many")
+    text = f"{operators[0]} operators at {sizes.chunks[0]} chunks, {operators[-1]} at {sizes.chunks[-1]}"
+    return setup.verdict(operators[-1] <= GROWTH * operators[0], text, f"at most {GROWTH} times as many")

@@ -1,12 +1,12 @@
-"""CIFAR-10 as two halves of at most 55 MB, to be copied to a machine one after the other; their folder is a data root.
+"""Writes CIFAR-10 as two halves of at most 55 MB, for copying to a machine one by one; their folder is a data root.
 
-Each half is a shard of the train images and one of the test images, `train-0000N-of-00002.parquet` and `test-...`, as
-lossless WebP, a fifth smaller than PNG: every pixel stays. In experiments/, in about two minutes:
+Each half is a shard of the train images and one of the test images, `train-0000N-of-00002.parquet` and `test-...`, in
+lossless WebP, a fifth smaller than PNG. In experiments/, in about two minutes:
 
     python -m gpu.halves --data-root DIR --out HALVES
 
-Where a folder has several test files `--test-file` names one; where none is named, or there is none, 10 000 images are
-held out of train, as everywhere, and the halves have these for their test images.
+If a folder has several test files, `--test-file` names one. Without a named test file, 10 000 train images are held
+out, as everywhere, and are the test images of the halves.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from condkd_ray.data.datasets import DataConfig, Dataset, load
 from condkd_ray.data.writers import write_images
 
 HALVES, LARGEST = 2, 55_000_000
-"""How many, and the bytes of one at most."""
+"""Number of halves, and the largest accepted size of one in bytes."""
 
 
 def write(dataset: Dataset, out: Path) -> list[int]:
-    """Write the halves to the folder `out`; their bytes."""
+    """Write the halves to the folder `out`, and return their sizes in bytes."""
     out.mkdir(parents=True, exist_ok=True)
     sizes = [0] * HALVES
     for name, part in (("train", dataset.train), ("test", dataset.test)):
@@ -36,14 +36,14 @@ def write(dataset: Dataset, out: Path) -> list[int]:
 
 
 def main(given: Sequence[str]) -> int:
-    """From the command line. The exit code: 1 where a half is larger than it may be."""
+    """Run the command, and return its exit code: 1 if a half is too large."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data-root", type=Path, required=True, help="CIFAR-10, in any layout that is read")
-    parser.add_argument("--test-file", help="which of several Parquet test files")
-    parser.add_argument("--out", type=Path, required=True, help="a folder for the halves")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of CIFAR-10, in any accepted layout")
+    parser.add_argument("--test-file", help="name of the Parquet test file, if there are several")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the halves")
     flags = parser.parse_args(given)
     there = sorted(path.name for path in flags.out.glob("*.parquet"))
-    require(not there, f"Parquet files in {flags.out}", there, "none: another folder")
+    require(not there, f"Parquet files in {flags.out}", there, "none: choose another folder")
     dataset = load(DataConfig(name="cifar10", root=flags.data_root, test_file=flags.test_file))
     for note in dataset.notes:
         print(note)

@@ -1,6 +1,6 @@
-"""A plug-in of pytest: test files that need a package which a GPU machine may lack are skipped there.
+"""pytest plug-in that skips test files if a package is missing that GPU machines may lack.
 
-These are packages of the cluster and of the command line. What remains tests what one process computes.
+These are packages for the cluster and the command line. The remaining tests cover computations in one process.
 """
 
 import re
@@ -15,7 +15,7 @@ MISSING = re.compile(r"No module named '(ray|optuna|tyro)[.']")
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Of a file that could not be imported for want of such a package: skipped, and why."""
+    """Mark a file that cannot be imported without such a package as skipped, with the package as reason."""
     report = yield
     missing = MISSING.search(str(report.longrepr)) if report.failed else None
     if missing:

@@ -1,4 +1,4 @@
-"""What a call needs of the machine, of folders and data: refused before anything is measured."""
+"""Checks the machine, folders and data of a call, before anything is measured."""
 
 from pathlib import Path
 
@@ -15,16 +15,16 @@ from gpu.teacher import read
 
 
 def opened(data_root: Path | None, results: Path, work: Path, *, only: str, small: bool) -> Setup:
-    """With data read, where a part of `only` needs them, and both folders for this process alone.
+    """Return the setup, with data read if a part of `only` needs them, and both folders claimed for this process.
 
-    `small`: on the CPU. Raises `InputError`.
+    `small`: run on the CPU. Raises `InputError` if the machine, a folder or the data cannot be used.
     """
     require(data_root is None or data_root.is_dir(), "--data-root", str(data_root), "a folder")
     device = torch.device("cpu" if small else default_device())
     require(small or device.type == "cuda", "device", str(device), "a CUDA device; or --tiny, on the CPU")
     for folder, what in ((results, "folder of --out"), (work, "--work")):
         check_writable(folder, what)
-        # Else one call would write over what another has found, and spoil its times.
+        # Two calls in one folder would overwrite each other's results and distort the times.
         claim(folder, what)
     set_up_process(1)
     setup = Setup(device, tiny() if small else full(), data_root, work)

@@ -1,8 +1,8 @@
-"""Parts of a check, one after another: each in a box of time, its figures on disk as soon as they are known.
+"""Runs the parts of a check one after another, each in a box of time; figures are on disk as soon as they are known.
 
-A part that raises an exception, or whose box ends, leaves what it has found so far and does not stop the others. The
-end of a box is a signal, which Python hears between two of its own instructions: a call into a library that never
-returns, such as one that waits for a GPU that hangs, cannot be interrupted, and then somebody has to end the process.
+A part that raises an exception or exceeds its box keeps the figures noted so far, and the next part runs. The end of a
+box is a signal, which Python handles between two of its instructions: a library call that never returns, such as one
+that waits for a hanging GPU, cannot be interrupted, and the process must be killed from outside.
 """
 
 import json
@@ -23,50 +23,50 @@ from condkd_ray.core.storage import atomic_write
 from gpu.sizes import Sizes
 
 Status = Literal["begun", "passed", "failed", "skipped"]
-"""`begun` stays where the process was ended."""
+"""Status of a part; `begun` remains if the process was killed."""
 AGAIN = 30.0
-"""Seconds from one signal to the next: longer than a part takes to clear up."""
+"""Seconds between repeated signals: longer than a part's clean-up takes."""
 LINES = 4
 """Lines of a traceback that are kept."""
 SAME = ("git", "device", "tiny", "torch")
-"""What has to be equal for the parts of two calls to stand in one report."""
+"""Facts that must be equal for the parts of two calls to share a report."""
 
 
 class BoxEndedError(BaseException):
-    """The time of a part is over. Not an `Exception`, which a library might catch and go on."""
+    """The time of a part is over. Not an `Exception`, which a library might catch."""
 
 
 class SkippedError(Exception):
-    """A part cannot be run here; the message says why."""
+    """A part cannot run here; the message gives the reason."""
 
 
 class Verdict(NamedTuple):
-    """Whether the goal of a part is met, and what is held against which goal."""
+    """Result of a part: whether its goal is met, and a text with the value and the goal."""
 
     passed: bool
-    told: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Where and on what everything runs."""
+    """Device, sizes and folders of a check."""
 
     device: torch.device
     sizes: Sizes
     data_root: Path | None
-    """CIFAR-10, in any layout that the package reads."""
+    """Folder of CIFAR-10, in any layout that the package reads."""
     work: Path
-    """Teacher, checkpoint and caches lie here, so that the same command goes on."""
+    """Folder for the teacher, checkpoints and caches, from which the same command continues."""
 
-    def verdict(self, met: bool, told: str, goal: str) -> Verdict:
-        """Of a goal, which is held against full sizes alone."""
-        held = "; tiny: no goal is held against this" if self.sizes.tiny else ""
-        return Verdict(self.sizes.tiny or met, f"{told}; goal: {goal}{held}")
+    def verdict(self, met: bool, text: str, goal: str) -> Verdict:
+        """Return the verdict on a goal, which applies to full sizes only."""
+        tiny = "; tiny: the goal does not apply" if self.sizes.tiny else ""
+        return Verdict(self.sizes.tiny or met, f"{text}; goal: {goal}{tiny}")
 
 
 @dataclass
 class Report:
-    """What is known so far, always whole on the disk at `path`."""
+    """Figures and statuses so far, always complete in the file at `path`."""
 
     path: Path
     about: dict[str, Any]
@@ -74,9 +74,9 @@ class Report:
 
     @classmethod
     def opened(cls, path: Path, about: dict[str, Any]) -> "Report":
-        """With what an earlier call has found on the same; another's file is renamed, and stays beside this one.
+        """Return the report at `path` with its earlier parts if it has the same facts; otherwise start a new one.
 
-        Raises `InputError` where there is a file that is no report.
+        A report with other facts is renamed and stays in the folder. Raises `InputError` if the file is not a report.
         """
         if not path.exists():
             return cls(path, about)
@@ -84,7 +84,7 @@ class Report:
             found = json.loads(path.read_bytes())
             then, parts = found["about"], found["parts"]
             other = [name for name in SAME if then.get(name) != about.get(name)]
-            for entry in parts.values():  # Whatever is of another shape raises.
+            for entry in parts.values():  # raises if an entry has another shape
                 entry.get("figures", {}).keys()
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             accepted = f"a report of this script, or no file yet ({type(error).__name__})"
@@ -97,7 +97,7 @@ class Report:
         return cls(path, about)
 
     def note(self, part: str, **found: Any) -> None:
-        """Keep what a part has found. Raises `ValueError` for a figure that is not finite: it would be no JSON."""
+        """Store what a part found. Raises `ValueError` for a figure that is not finite, which JSON cannot hold."""
         entry = self.parts.setdefault(part, {})
         parts = dict(sorted((self.parts | {part: entry | found}).items()))
         text = json.dumps({"about": self.about, "parts": parts}, allow_nan=False, indent=1)
@@ -107,45 +107,45 @@ class Report:
 
 @dataclass
 class Box:
-    """What a part is given: where to note figures, and how long it may take."""
+    """Access of a part to the report, and its time limit."""
 
     report: Report
     part: str
     ends: float
-    """By `time.monotonic()`."""
+    """End of the part's time, on the clock of `time.monotonic()`."""
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds left."""
         return self.ends - time.monotonic()
 
     def note(self, name: str, figures: Any) -> None:
-        """Print a figure, or several by name, and keep them under `name`."""
+        """Print a figure, or several by name, and store them under `name`."""
         known = self.report.parts.get(self.part, {}).get("figures", {})
         self.report.note(self.part, figures=known | {name: figures})
-        print(f"  {name}: {_told(figures)}", flush=True)
+        print(f"  {name}: {_text(figures)}", flush=True)
 
     def found(self, part: str, name: str) -> Any:
-        """What another part has noted last, in this call or an earlier one; None where it has not."""
+        """Return the figure that another part noted last, in this or an earlier call; None if there is none."""
         entry = self.report.parts.get(part, {})
-        noted = (one.get("figures", {}) for one in (entry, *entry.get("earlier", [])))
-        return next((figures[name] for figures in noted if name in figures), None)
+        all_figures = (one.get("figures", {}) for one in (entry, *entry.get("earlier", [])))
+        return next((figures[name] for figures in all_figures if name in figures), None)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part by its letter: the seconds planned for it, and the function that runs it."""
+    """A part of the check: its letter, name, planned seconds, and function."""
 
     letter: str
     name: str
     seconds: float
     run: Callable[[Setup, Box], Verdict]
     takes_rest: bool = False
-    """Whether it gets what earlier parts have left of their seconds."""
+    """True if the part also gets the time that earlier parts did not use."""
 
 
 def run(parts: Sequence[Part], setup: Setup, report: Report, minutes: float) -> int:
-    """Run all parts within `minutes`; seconds planned are scaled to them. The exit code: 1 where one has failed."""
+    """Run all parts within `minutes`, to which the planned seconds are scaled; the exit code is 1 if one failed."""
     planned = sum(part.seconds for part in parts)
     scale, end = 60 * minutes / planned, time.monotonic() + 60 * minutes
     failed = False
@@ -158,33 +158,33 @@ def run(parts: Sequence[Part], setup: Setup, report: Report, minutes: float) -> 
 
 
 def _run(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
-    """Its status. What earlier calls have found stays beside what this one finds, or as it is where that is nothing."""
+    """Run a part and return its status. Figures of earlier calls are kept beside new ones."""
     print(f"({part.letter}) {part.name}, {max(seconds, 0):.0f} s at most", flush=True)
     begun, more, earlier = time.monotonic(), {}, report.parts.get(part.letter)
     status: Status = "skipped"
     report.parts[part.letter] = {"name": part.name, "status": "begun"} | _kept(earlier or {})
     try:
         with boxed(seconds):
-            passed, told = part.run(setup, Box(report, part.letter, begun + seconds))
+            passed, text = part.run(setup, Box(report, part.letter, begun + seconds))
         status = "passed" if passed else "failed"
     except BoxEndedError:
-        told = f"time: {max(seconds, 0):.0f} s were not enough"
+        text = f"time: {max(seconds, 0):.0f} s were not enough"
     except SkippedError as skipped:
-        told = str(skipped)
+        text = str(skipped)
     except Exception as error:
-        status, told = "failed", f"{type(error).__name__}: {error}"
+        status, text = "failed", f"{type(error).__name__}: {error}"
         more = {"trace": traceback.format_exc().splitlines()[-2 * LINES :]}
     spent = round(time.monotonic() - begun, 1)
     if earlier is not None and status == "skipped" and "figures" not in report.parts[part.letter]:
-        report.parts[part.letter], told = earlier, f"{told}; the report keeps what an earlier call has found"
+        report.parts[part.letter], text = earlier, f"{text}; the report keeps the figures of an earlier call"
     else:
-        report.note(part.letter, status=status, told=told, seconds=spent, **more)
-    print(f"({part.letter}) {part.name}: {status}: {told} [{spent:.1f} s]", flush=True)
+        report.note(part.letter, status=status, told=text, seconds=spent, **more)
+    print(f"({part.letter}) {part.name}: {status}: {text} [{spent:.1f} s]", flush=True)
     return status
 
 
 def _kept(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entries of earlier calls that have found something, the newest first, as they stay beside a new one."""
+    """Return the entries of earlier calls that have figures, newest first, for storage beside a new entry."""
     older, own = entry.get("earlier", []), {name: value for name, value in entry.items() if name != "earlier"}
     kept = [own, *older] if "figures" in own else older
     return {"earlier": kept} if kept else {}
@@ -192,7 +192,7 @@ def _kept(entry: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def boxed(seconds: float) -> Iterator[None]:
-    """Raise `BoxEndedError` in a block that is still running after `seconds`; at once where these are not above 0."""
+    """Raise `BoxEndedError` in a block that runs longer than `seconds`; at once if `seconds` is not above 0."""
 
     def ring(*_: object) -> None:
         raise BoxEndedError
@@ -200,7 +200,7 @@ def boxed(seconds: float) -> Iterator[None]:
     if seconds <= 0:
         raise BoxEndedError
     before = signal.signal(signal.SIGALRM, ring)
-    # Again and again: what is raised while Python runs a finaliser, or a callback of its garbage collector, is lost.
+    # Repeatedly, because an exception raised inside a finaliser or a garbage collector callback is lost.
     signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
@@ -210,13 +210,13 @@ def boxed(seconds: float) -> Iterator[None]:
 
 
 def _beside(path: Path) -> Iterator[Path]:
-    """Names for an older file."""
+    """Yield names for an older file, in the same folder."""
     return (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
 
 
-def _told(figures: Any) -> str:
+def _text(figures: Any) -> str:
     if isinstance(figures, dict):
-        return ", ".join(f"{name} {_told(value)}" for name, value in figures.items())
+        return ", ".join(f"{name} {_text(value)}" for name, value in figures.items())
     if isinstance(figures, list):
-        return "".join(f"\n    {_told(value)}" for value in figures) or "none"
+        return "".join(f"\n    {_text(value)}" for value in figures) or "none"
     return f"{figures:.4g}" if isinstance(figures, float) else str(figures)

@@ -1,4 +1,4 @@
-"""Which parts there are, and how nine minutes are shared among them. What a part leaves over goes to (g)."""
+"""The parts of the check, and how they share nine minutes. Part (g) also gets the time that others do not use."""
 
 from gpu.ceilings import ceilings
 from gpu.draws import draws
@@ -19,7 +19,7 @@ PARTS = (
     Part("g", "the full recipe", 150, published, takes_rest=True),
     Part("h", "arms at a hundredth", 45, arms),
 )
-"""In this order; the seconds are planned, not measured: (g) gets at least its own."""
+"""Parts in the order in which they run; the seconds are planned, not measured."""
 LETTERS = "".join(part.letter for part in PARTS)
 NEED_DATA = "fgh"
 MINUTES = 9.0

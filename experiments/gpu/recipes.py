@@ -22,27 +22,27 @@ from gpu.settings import choose, write
 from gpu.teacher import Kept, data_config, kept, read, workshop
 
 SECONDS, ACCURACY = 600.0, 0.9405
-"""Goals of (g)."""
+"""Goals of (g): seconds and test accuracy."""
 SHARE = 0.01
-"""Of the published optimiser steps, in (h)."""
+"""Share of the published optimiser steps that (h) runs."""
 RESERVE, LEAST = 0.1, 10.0
-"""Share of a box, at most so many seconds, in which no round is begun: the last one has to end, and be saved."""
-TOLD_EVERY = 5.0
-"""Seconds between two notes of how far a trial is."""
+"""Share of a box, and largest number of seconds, before its end in which no round starts, so that the last is saved."""
+NOTE_EVERY = 5.0
+"""Seconds between two notes of a trial's progress."""
 CHECKPOINT = "state.safetensors"
 RECENT = 10
-"""Rounds by which the end is projected."""
+"""Number of latest rounds from which the end is projected."""
 TAKEN = ("inversion", "memory", "distillation", "diagnosis", "evaluation")
-"""Parts of a round's time."""
+"""Parts of a round whose times are noted."""
 
 
 def published(setup: Setup, box: Box) -> Verdict:
-    """The recipe with the teacher of (f), from its checkpoint where there is one: how far it came, and how fast.
+    """Run Fast's recipe with the teacher of (f), from its checkpoint if there is one; note progress and speed.
 
-    Under the fastest setting that (d) has measured, or the one of the checkpoint.
+    The setting is the fastest that (d) has measured, or the setting of the checkpoint.
     """
     plain, by = _config(setup)
-    # Named by the recipe as it is without that choice, so that it is found whatever was chosen.
+    # The folder is named by the recipe without the setting, so that it is found whatever was chosen.
     folder = _folder(setup, plain)
     setting = choose(box, plain, folder if (folder / CHECKPOINT).is_file() else None)
     write(setting, folder)
@@ -58,40 +58,40 @@ def published(setup: Setup, box: Box) -> Verdict:
     if outcome.status != "finished":
         return Verdict(False, f"the trial has {outcome.status}: {outcome.reason}")
     found, seconds = outcome.metrics["student/test_accuracy"], figures["seconds"]
-    taught_by = workshop(setup.work, str(setup.device)).teacher_accuracy(config)["test_accuracy"]
-    box.note("student", {"test_accuracy": found, "teacher_accuracy": taught_by})
+    of_teacher = workshop(setup.work, str(setup.device)).teacher_accuracy(config)["test_accuracy"]
+    box.note("student", {"test_accuracy": found, "teacher_accuracy": of_teacher})
     met, goal = found >= ACCURACY and seconds <= SECONDS, f"{ACCURACY:.2%} in {SECONDS:.0f} s"
-    return setup.verdict(met, f"{found:.2%} in {seconds:.0f} s, {by.told}, which has {taught_by:.2%}", goal)
+    return setup.verdict(met, f"{found:.2%} in {seconds:.0f} s, {by.text}, which has {of_teacher:.2%}", goal)
 
 
 def _unfinished(setup: Setup, figures: dict[str, Any], by: Kept) -> Verdict:
-    """Failed where the projected end misses the goal. Raises `SkippedError` where nothing can be said yet."""
+    """Fail if the projected end misses the goal. Raises `SkippedError` if it does not, or cannot be projected yet."""
     projected: float | None = figures.get("projected_seconds")
     end = "no end can be projected yet" if projected is None else f"projected end at {projected:.0f} s"
-    told = f"{figures['rounds']} of {figures['of']} rounds, {end}, {by.told}; the same command goes on"
+    text = f"{figures['rounds']} of {figures['of']} rounds, {end}, {by.text}; the same command continues"
     if projected is None or projected <= SECONDS:
-        raise SkippedError(f"time: {told}")
-    return setup.verdict(False, told, f"{SECONDS:.0f} s")
+        raise SkippedError(f"time: {text}")
+    return setup.verdict(False, text, f"{SECONDS:.0f} s")
 
 
 def arms(setup: Setup, box: Box) -> Verdict:
-    """Accuracies of one seed each, with the same few random real images; at a hundredth nobody has a goal."""
-    told = []
+    """Note accuracies of one seed per arm, with the same few random real images; there is no goal at this scale."""
+    texts = []
     for name, config in arms_of(setup, _config(setup)[0]).items():
         watch = Watch(box, config, name)
         outcome = _run(setup, box, config, watch, _folder(setup, config))
         if outcome is None:
-            raise SkippedError(f"time: {name} came to round {len(watch.heard)} of {config.total_rounds}")
+            raise SkippedError(f"time: {name} reached round {len(watch.rounds)} of {config.total_rounds}")
         if outcome.status != "finished":
             return Verdict(False, f"{name} has {outcome.status}: {outcome.reason}")
         found = outcome.metrics["student/test_accuracy"]
         box.note(name, watch.figures() | {"test_accuracy": found})
-        told.append(f"{name} {found:.2%}")
-    return Verdict(True, f"{', '.join(told)}; one seed each, no goal")
+        texts.append(f"{name} {found:.2%}")
+    return Verdict(True, f"{', '.join(texts)}; one seed each, no goal")
 
 
 def arms_of(setup: Setup, whole: TrialConfig) -> dict[str, TrialConfig]:
-    """The arms by name: the same student steps, the same share of condensed images."""
+    """Return the arms by name, with the same student steps and the same share of condensed images."""
     base = whole if setup.sizes.tiny else scaled(whole, SHARE)
     base = replace(
         base,
@@ -105,40 +105,40 @@ def arms_of(setup: Setup, whole: TrialConfig) -> dict[str, TrialConfig]:
 
 @dataclass
 class Watch:
-    """Hears of each round of a trial, and tells now and then how far it is."""
+    """Collects the metrics of a trial's rounds, and notes its progress every few seconds."""
 
     box: Box
     config: TrialConfig
     name: str = "progress"
-    heard: list[Metrics] = field(default_factory=list)
-    _told: float = 0.0
+    rounds: list[Metrics] = field(default_factory=list)
+    _noted: float = 0.0
 
     def __call__(self, metrics: Metrics) -> None:
-        """After a round, those before the checkpoint included."""
-        self.heard.append(metrics)
-        if time.monotonic() - self._told >= TOLD_EVERY:
-            self._told = time.monotonic()
+        """Add the metrics of a round; rounds before the checkpoint are passed, too."""
+        self.rounds.append(metrics)
+        if time.monotonic() - self._noted >= NOTE_EVERY:
+            self._noted = time.monotonic()
             self.box.note(self.name, self.figures())
 
     def figures(self) -> dict[str, Any]:
-        """Rounds and seconds so far, those of earlier runs included; where they went; accuracy; projected end."""
-        spent = [metrics["time/wall_seconds"] for metrics in self.heard]
-        told: dict[str, Any] = {"rounds": len(spent), "of": self.config.total_rounds, "seconds": sum(spent)}
-        told |= {f"{part}_seconds": self._sum(f"time/{part}_seconds") for part in TAKEN}
-        taught = self.config.distiller.steps * self.config.distiller.batch
+        """Return rounds and seconds so far, including earlier runs; times by part; accuracy; projected end."""
+        spent = [metrics["time/wall_seconds"] for metrics in self.rounds]
+        found: dict[str, Any] = {"rounds": len(spent), "of": self.config.total_rounds, "seconds": sum(spent)}
+        found |= {f"{part}_seconds": self._sum(f"time/{part}_seconds") for part in TAKEN}
+        images = self.config.distiller.steps * self.config.distiller.batch
         if learning := spent[self.config.inversion.warm_up :]:
-            told["student_images_per_second"] = taught / median(learning[-RECENT:])
+            found["student_images_per_second"] = images / median(learning[-RECENT:])
             left = self.config.total_rounds - len(spent)
-            told["projected_seconds"] = sum(spent) + left * median(learning[-RECENT:])
-        measured = [metrics["student/test_accuracy"] for metrics in self.heard if "student/test_accuracy" in metrics]
-        return told | ({"accuracy_on_a_subset": measured[-1]} if measured else {})
+            found["projected_seconds"] = sum(spent) + left * median(learning[-RECENT:])
+        measured = [metrics["student/test_accuracy"] for metrics in self.rounds if "student/test_accuracy" in metrics]
+        return found | ({"accuracy_on_a_subset": measured[-1]} if measured else {})
 
     def _sum(self, name: str) -> float:
-        return sum(metrics.get(name, 0.0) for metrics in self.heard)
+        return sum(metrics.get(name, 0.0) for metrics in self.rounds)
 
 
 def _folder(setup: Setup, config: TrialConfig) -> Path:
-    """Where the checkpoint of a trial lies."""
+    """Return the folder of a trial's checkpoint."""
     prepared = workshop(setup.work, str(setup.device)).prepare(config)
     folder = setup.work / "trials" / trial_hash(config, prepared)[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _folder(setup: Setup, config: TrialConfig) -> Path:
 
 
 def _run(setup: Setup, box: Box, config: TrialConfig, watch: Callable[[Metrics], None], folder: Path) -> Outcome | None:
-    """The trial's outcome; None where the time was over before its end, after a checkpoint in `folder`."""
+    """Return the trial's outcome; None if the time ended first, after a checkpoint in `folder`."""
     prepared = workshop(setup.work, str(setup.device)).prepare(config)
     deadline = time.time() + box.left - min(LEAST, RESERVE * box.left)
     store = local_store(config, prepared, folder)
@@ -157,9 +157,9 @@ def _run(setup: Setup, box: Box, config: TrialConfig, watch: Callable[[Metrics],
 
 
 def _config(setup: Setup) -> tuple[TrialConfig, Kept]:
-    """The recipe, eager, with the data and the teacher of (f), which comes beside it.
+    """Return the recipe without compilation or graphs, with the data, and the teacher of (f).
 
-    Raises `SkippedError` where data or teacher are not there.
+    Raises `SkippedError` if data or teacher do not exist.
     """
     data, found = data_config(setup), kept(setup, read(setup))
     if found is None:

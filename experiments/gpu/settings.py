@@ -1,4 +1,4 @@
-"""Under which precision, compiled or not, with or without graphs (g) runs: the fastest that (d) has measured."""
+"""Chooses precision, compilation and graphs for (g): the fastest combination that (d) has measured."""
 
 import json
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from gpu.parts import Box
 from gpu.steps import BY_TIME, COMPILED, EAGER, row_name
 
 FIELDS = ("precision", "compile", "graphs")
-"""Of the trial's config; it has another hash, and other last bits, under other values of them."""
+"""Fields of the trial's config that are chosen; they change its hash and the last bits of its results."""
 FILE = "setting.json"
 
 
 class Setting(NamedTuple):
-    """A row of (d), its `FIELDS`, and why it was chosen."""
+    """A row of (d), its `FIELDS`, and the reason for the choice."""
 
     row: str
     fields: dict[str, Any]
@@ -24,15 +24,15 @@ class Setting(NamedTuple):
 
 
 def choose(box: Box, plain: TrialConfig, folder: Path | None) -> Setting:
-    """What the checkpoint in `folder` was made under, where there is one; else the fastest row; else as `plain` is.
+    """Return the setting of the checkpoint in `folder`; without one, the fastest row; else the fields of `plain`.
 
-    A row is only taken where `plain`'s own was measured too: (d) may have ended, or failed, before it came to that.
-    Fastest by the milliseconds of a distillation step at the recipe's batch, which is nearly all of the recipe.
+    A row is chosen only if the row of `plain` was measured too: (d) may have ended or failed before. Rows are compared
+    by the milliseconds of a distillation step at the recipe's batch size, which is most of the recipe's time.
     """
     if folder is not None:
         row, fields, _ = json.loads((folder / FILE).read_bytes())
         return Setting(row, fields, "a checkpoint was made under it")
-    # Not the row in which cuDNN takes what it finds to be fastest: no field of a trial asks for that.
+    # Without the row in which cuDNN chooses by time: no field of a trial selects that.
     rows = {row: fields for row, fields in (EAGER | COMPILED).items() if row != BY_TIME}
     batch = plain.distiller.batch
     found = {row: box.found("d", row_name(row, batch, "distillation")) or {} for row in rows}
@@ -47,5 +47,5 @@ def choose(box: Box, plain: TrialConfig, folder: Path | None) -> Setting:
 
 
 def write(setting: Setting, folder: Path) -> None:
-    """Keep it beside the checkpoint, for the call that goes on."""
+    """Store the setting beside the checkpoint, for the call that continues."""
     atomic_write(folder / FILE, json.dumps(setting).encode())

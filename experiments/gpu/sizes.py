@@ -1,4 +1,4 @@
-"""What is measured in full on a GPU, and in small where only the code is to be tried."""
+"""Sizes of the measurements: in full on a GPU, and tiny for testing the code."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from condkd_ray.runs.presets import published, scaled
 from condkd_ray.trial.config import TrialConfig, from_tree
 
 RECIPE = Path(__file__).parents[2] / "search_spaces" / "teacher_resnet34.yaml"
-"""Of the teacher at full scale."""
+"""Recipe of the teacher at full scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,13 @@ class Sizes:
     """Networks, shapes and numbers of repetitions."""
 
     tiny: bool
-    """Whether no goal is held against the figures."""
+    """True if goals do not apply."""
     teacher: TeacherConfig
     student: AnyNetwork
     recipe: TrialConfig
-    """The published recipe of part (g), but for data, networks and precision."""
+    """The published recipe of part (g), without its data, networks and precision."""
     data: DataConfig
-    """What is trained on where no data are given; `cifar10` is none without a root."""
+    """Data used without --data-root; `cifar10` cannot be used without it."""
     shape: tuple[int, int, int] = (3, 32, 32)
     classes: int = 10
     gemm: int = 8192
@@ -38,23 +38,23 @@ class Sizes:
     """Channels and side of the recipe's 3x3 convolutions."""
     batches: tuple[int, ...] = (256, 1024)
     compiled: bool = True
-    """Whether part (d) has rows for which something is compiled; that takes longer than all else in small."""
+    """True if part (d) has compiled rows; compiling takes longer than all other tiny measurements."""
     chunks: tuple[int, ...] = (13, 50, 200)
     draw: int = 256
-    """Images of a draw, and of a chunk."""
+    """Images per draw, and per chunk."""
     repeats: int = 20
     student_steps: int = 5
-    """Student steps that are timed together."""
+    """Number of student steps that are timed together."""
     per_class: int = 10
-    """Condensed images of a class, in part (h)."""
+    """Condensed images per class, in part (h)."""
 
     def fast(self, **changes: Any) -> TrialConfig:
-        """The recipe with these networks and `changes` of other fields."""
+        """Return the recipe with these networks and `changes` of other fields."""
         return replace(self.recipe, teacher=self.teacher, student=self.student, **changes)
 
 
 def full() -> Sizes:
-    """ResNet-34 -> ResNet-18 at the published sizes, with the teacher's recipe at full scale."""
+    """Return ResNet-34 -> ResNet-18 at the published sizes, with the teacher's recipe at full scale."""
     recipe = from_tree(read_tree(RECIPE), str(RECIPE))
     return Sizes(
         tiny=False,
@@ -66,7 +66,7 @@ def full() -> Sizes:
 
 
 def tiny() -> Sizes:
-    """The same of small networks, in a minute on one core."""
+    """Return the same check with small networks, which takes a minute on one core."""
     base = full()
     fast = scaled(base.recipe, 0.0005)
     small = {"batch": 16, "latent": 16, "width": 8}

@@ -1,4 +1,4 @@
-"""(d) What a step of synthesis and of distillation takes: milliseconds, launches, idle time, share of the peak."""
+"""(d) Costs of a step of synthesis and of distillation: milliseconds, launches, idle time, share of the peak."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,20 +30,20 @@ EAGER: dict[str, dict[str, Any]] = {
     "bfloat16, graphs": {"precision": "bfloat16", "graphs": True},
 }
 BY_TIME = "bfloat16, cuDNN by time"
-"""The row in which cuDNN takes what it finds to be fastest, which need not repeat: what that would bring."""
+"""The row in which cuDNN chooses the fastest algorithms, which need not be repeatable; it shows the possible gain."""
 COMPILED: dict[str, dict[str, Any]] = {
     "bfloat16, compiled": {"precision": "bfloat16", "compile": "default"},
     "bfloat16, compiled, graphs": {"precision": "bfloat16", "compile": "default", "graphs": True},
 }
-"""Fields of the trial's config by what a row is called. The device pool and the folded teacher come by themselves."""
+"""Changed fields of the trial's config, by row name. The device pool and the folded teacher are always used."""
 SHARE = 0.25
-"""Of the bfloat16 peak, which distillation is to reach."""
+"""Share of the bfloat16 peak that distillation should reach."""
 LEAST = 3
-"""Calls of several steps each that are timed."""
+"""Smallest number of timed calls, each of several steps."""
 
 
 def steps(setup: Setup, box: Box) -> Verdict:
-    """Rows: both steps and the draw under each setting at each batch; first the teacher's answers by themselves."""
+    """Measure the teacher's logits alone, then both steps and the draw under each setting at each batch size."""
     found = world.teacher(setup.sizes.teacher.network, setup.sizes.shape, setup.sizes.classes, setup.device)
     calls: dict[str, Callable[[], dict[str, float]]] = {
         **{f"teacher alone, batch {batch}": partial(_alone, setup, box, found, batch) for batch in setup.sizes.batches},
@@ -69,44 +69,44 @@ def steps(setup: Setup, box: Box) -> Verdict:
 
 
 def order(setup: Setup) -> list[tuple[str, int]]:
-    """Rows and their batches. To compile takes a minute or more: those rows come last, all of the first batch first."""
+    """Return rows with batch sizes. Compiled rows take a minute or more and come last, the first batch size first."""
     batches = setup.sizes.batches
     return [*product(EAGER, batches), *((row, batch) for batch in batches for row in COMPILED if setup.sizes.compiled)]
 
 
 def row_name(row: str, batch: int, step: str) -> str:
-    """Under which its figures are noted."""
+    """Return the name under which a row's figures are noted."""
     return f"{row}, batch {batch}, {step}"
 
 
 def _tried(box: Box, name: str, call: Callable[[], dict[str, float]]) -> dict[str, float] | None:
-    """What `call` gives; None where it failed, which is noted under `name`.
+    """Return the result of `call`; None if it failed, which is noted under `name`.
 
-    A batch may be too large for the memory, a kernel be missing: the other rows are asked all the same.
+    A batch may be too large for the memory, or a kernel may be missing; the other rows are measured nevertheless.
     """
     try:
         return call()
     except Exception as error:
         box.note(name, {"failed": f"{type(error).__name__}: {error}"})
-    # Only here has the error, and with it what it held, gone.
+    # Here the exception, and the memory that it kept alive, is gone.
     _clear()
     return None
 
 
 def _clear() -> None:
-    """Give back the memory of what was compiled, or failed; and the GPU's settings are those of a trial."""
+    """Free the memory of compiled or failed calls, and restore a trial's settings of the GPU."""
     compilation.forget()
     clean_process(1)
 
 
 def _alone(setup: Setup, box: Box, found: Teacher, batch: int) -> dict[str, float]:
-    """Notes the teacher's answers by themselves, of which no share is asked."""
-    box.note(f"teacher alone, batch {batch}", _answers(setup, found, batch))
+    """Note the times of the teacher's logits alone, which have no goal."""
+    box.note(f"teacher alone, batch {batch}", _logits_ms(setup, found, batch))
     return {}
 
 
 def _row(setup: Setup, box: Box, found: Teacher, row: str, batch: int) -> dict[str, float]:
-    """Notes a row; the share of the peak that its distillation reaches, by the row's name."""
+    """Note the figures of a row, and return the share of the peak that its distillation reaches, by the row's name."""
     name, config = f"{row}, batch {batch}", _config(setup, batch, **(EAGER | COMPILED)[row])
     try:
         compilation.check(config.compile, config.graphs, setup.device)
@@ -118,13 +118,13 @@ def _row(setup: Setup, box: Box, found: Teacher, row: str, batch: int) -> dict[s
     bench = Bench(setup, config, world.Running(config, world.prepared(found)))
     box.note(row_name(row, batch, "synthesis"), bench.synthesis(box))
     box.note(row_name(row, batch, "draw"), bench.draw())
-    box.note(row_name(row, batch, "distillation"), taught := bench.distillation(box))
-    share = taught.get("share_of_peak", taught.get("share_of_product"))
+    box.note(row_name(row, batch, "distillation"), learnt := bench.distillation(box))
+    share = learnt.get("share_of_peak", learnt.get("share_of_product"))
     return {} if share is None or row == "float32" else {name: share}
 
 
 def _config(setup: Setup, batch: int, **changes: Any) -> TrialConfig:
-    """Fast at this batch, its student asked and taught from the first round on."""
+    """Return Fast at this batch size; adversarial term and distillation are active from the first round on."""
     config = world.without_warm_up(setup.sizes.fast(**changes))
     return replace(
         config,
@@ -135,30 +135,30 @@ def _config(setup: Setup, batch: int, **changes: Any) -> TrialConfig:
 
 @dataclass(frozen=True)
 class Bench:
-    """A trial in progress, whose steps are timed."""
+    """A trial in progress whose steps are timed."""
 
     setup: Setup
     config: TrialConfig
     trial: world.Running
 
     def synthesis(self, box: Box) -> dict[str, Any]:
-        """An inner step, of whole rounds."""
+        """Return the figures of an inner step, averaged over whole rounds."""
         steps: int = self.config.inversion.steps  # type: ignore[attr-defined]
         images, operations = self.config.inversion.images_per_round, flops(self.config, self.setup)[0]
-        return self._told(box, self.trial.images, steps, images, operations)
+        return self._figures(box, self.trial.images, steps, images, operations)
 
     def distillation(self, box: Box) -> dict[str, Any]:
-        """A student's step with its draw, of a few together."""
-        taught = self.config.distiller
+        """Return the figures of a student's step with its draw, averaged over a few steps."""
+        settings = self.config.distiller
 
         def learn() -> None:
             with arithmetic(self.config, self.setup.device):
                 distil(self.config, self.trial.prepared, self.trial.state, self.trial.store)
 
-        return self._told(box, learn, taught.steps, taught.batch, flops(self.config, self.setup)[1])
+        return self._figures(box, learn, settings.steps, settings.batch, flops(self.config, self.setup)[1])
 
     def draw(self) -> dict[str, Any]:
-        """A draw of a batch from what the trial remembers; `index_ms`: as many rows of one uint8 tensor."""
+        """Time a draw of a batch from the trial's memory; `index_ms`: selecting as many rows of one uint8 tensor."""
         memory, state, store = self.config.memory, self.trial.state, self.trial.store
         teacher, count, device = self.trial.prepared.teacher, self.config.distiller.batch, self.setup.device
         draw = partial(memory.draw, state.memory, store, count, teacher=teacher, rng=state.streams)
@@ -170,28 +170,30 @@ class Bench:
             "index_ms": milliseconds(partial(whole.index_select, 0, rows), device, repeats=repeats),
         } | launched(draw, device)
 
-    def _told(self, box: Box, call: Callable[[], object], steps: int, images: int, operations: float) -> dict[str, Any]:
-        """Of one of the `steps` of `call`, which takes `operations` on `images`."""
+    def _figures(
+        self, box: Box, call: Callable[[], object], steps: int, images: int, operations: float
+    ) -> dict[str, Any]:
+        """Return the figures of one of the `steps` of `call`; a step performs `operations` on `images`."""
         sizes, device = self.setup.sizes, self.setup.device
         repeats = max(LEAST, -(-sizes.repeats // steps))
         taken = milliseconds(call, device, repeats=repeats, warm_up=2) / steps
-        seen = {name: value / steps for name, value in launched(call, device, operators=False).items()}
+        counts = {name: value / steps for name, value in launched(call, device, operators=False).items()}
         tflops = operations / taken / 1e9
-        told = {"ms": taken, "images_per_second": 1000 * images / taken, "tflops": tflops} | seen
-        if "busy_ms" in seen:
-            # Busy under the profiler, against the time without it.
-            told["idle"] = max(0.0, 1 - seen["busy_ms"] / taken)
+        found = {"ms": taken, "images_per_second": 1000 * images / taken, "tflops": tflops} | counts
+        if "busy_ms" in counts:
+            # Busy time under the profiler, compared with the time without it.
+            found["idle"] = max(0.0, 1 - counts["busy_ms"] / taken)
         ceilings = {"share_of_peak": peak_tflops(device), "share_of_product": _product(box)}
-        return told | {name: tflops / ceiling for name, ceiling in ceilings.items() if ceiling}
+        return found | {name: tflops / ceiling for name, ceiling in ceilings.items() if ceiling}
 
 
 def _product(box: Box) -> float | None:
-    """TFLOP/s of the matrix product that part (a) has measured."""
+    """Return the TFLOP/s of the matrix product that part (a) measured."""
     return (box.found("a", MATRICES) or {}).get("tflops")
 
 
 def flops(config: TrialConfig, setup: Setup) -> tuple[float, float]:
-    """Operations, two a multiply-add, of an inner step of synthesis and of a student's step."""
+    """Return the operations, two per multiply-add, of an inner step of synthesis and of a student's step."""
 
     def total(student_steps: int) -> float:
         one = with_rounds(replace(config, distiller=replace(config.distiller, steps=student_steps)), 1)
@@ -201,8 +203,8 @@ def flops(config: TrialConfig, setup: Setup) -> tuple[float, float]:
     return (total(1) - student) / config.inversion.steps, student  # type: ignore[attr-defined]
 
 
-def _answers(setup: Setup, found: Teacher, batch: int) -> dict[str, float]:
-    """Milliseconds of the teacher's answers under bfloat16, as the package gives them and by its plain network."""
+def _logits_ms(setup: Setup, found: Teacher, batch: int) -> dict[str, float]:
+    """Return the milliseconds of the teacher's logits under bfloat16, with folded BN and with its plain network."""
     rng = Streams(2, setup.device)
     images = world.noise(batch, setup.sizes.shape, setup.device, rng)
 

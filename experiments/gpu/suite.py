@@ -1,4 +1,4 @@
-"""(b) The tests that need a GPU, by pytest in a process of its own."""
+"""(b) Runs the tests that need a GPU, with pytest in a separate process."""
 
 import logging
 import os
@@ -22,35 +22,35 @@ log = logging.getLogger("condkd_ray.gpu")
 CHECKOUT = Path(__file__).parents[2]
 LEFT_OUT = re.compile(r"^SKIPPED .* needs (ray|optuna|tyro)$")
 KEPT = 20
-"""Lines of the output that are kept."""
+"""Number of output lines that are stored."""
 ENDING = 10.0
-"""Seconds within which a killed process is expected to be gone."""
+"""Seconds in which a killed process is expected to end."""
 
 
 def suite(setup: Setup, box: Box) -> Verdict:
-    """`pytest -m gpu` over the files that have such tests; those that need Ray or tyro are skipped without it."""
+    """Run `pytest -m gpu` on the files that have such tests; files that need Ray or tyro are skipped without them."""
     if find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
     files = files_of(CHECKOUT / "tests")
-    # In one process, as there is one GPU.
+    # In one process, because there is one GPU.
     plain = ["-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "gpu.left_out"]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", *plain, *map(str, files)]
     seconds = max(box.left - 1, 1)
-    code, told = _output(command, seconds)
+    code, lines = _output(command, seconds)
     if code is None:
-        return _unfinished(box, told, seconds)
-    box.note("left out", [line for line in told if LEFT_OUT.search(line)])
-    box.note("output", told[-KEPT:])
-    return Verdict(code == 0, f"{told[-1].strip('= ') if told else 'no output'} (exit code {code})")
+        return _unfinished(box, lines, seconds)
+    box.note("left out", [line for line in lines if LEFT_OUT.search(line)])
+    box.note("output", lines[-KEPT:])
+    return Verdict(code == 0, f"{lines[-1].strip('= ') if lines else 'no output'} (exit code {code})")
 
 
 def _output(command: list[str], seconds: float) -> tuple[int | None, list[str]]:
-    """Exit code and lines of a program; None for the code, and the lines so far, where its time was over.
+    """Return exit code and output lines of a program; if its time ended, None and the lines so far.
 
-    In no case is it, or a program that it has started, still there afterwards, which would hold the GPU.
+    Afterwards neither the program nor a process that it started is running, which would occupy the GPU.
     """
     given: dict[str, Any] = {"cwd": CHECKOUT, "env": _environment(), "text": True, "stdout": PIPE, "stderr": STDOUT}
-    # A session of its own, so that all its processes can be ended at once.
+    # A separate session, so that all its processes can be killed at once.
     with subprocess.Popen(command, start_new_session=True, errors="replace", **given) as program:
         code = None
         try:
@@ -65,9 +65,9 @@ def _output(command: list[str], seconds: float) -> tuple[int | None, list[str]]:
 
 
 def _end_all(program: subprocess.Popen[str]) -> None:
-    """Kill the program and all processes of its session, and wait until they are gone.
+    """Kill the program and all processes of its session, and wait until they have ended.
 
-    A killed process closes its output before it gives back its memory, that of the GPU too.
+    A killed process closes its output before its memory, including the GPU's, is freed.
     """
     until = time.monotonic() + ENDING
     while left := _alive(program.pid):
@@ -75,13 +75,13 @@ def _end_all(program: subprocess.Popen[str]) -> None:
             with suppress(ProcessLookupError):  # it has ended by itself
                 os.kill(number, signal.SIGKILL)
         if time.monotonic() > until:
-            log.warning(f"killed, but still there after {ENDING:.0f} s: processes {left}")
+            log.warning(f"killed, but still running after {ENDING:.0f} s: processes {left}")
             return
         time.sleep(0.01)
 
 
 def _alive(session: int) -> list[int]:
-    """Processes of a session that have not ended."""
+    """Return the processes of a session that have not ended."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):  # it ended between two lines
@@ -91,21 +91,21 @@ def _alive(session: int) -> list[int]:
 
 
 def _unfinished(box: Box, lines: list[str], seconds: float) -> Verdict:
-    """Failed where a test has failed by now. Raises `SkippedError` where none has."""
+    """Fail if a test has failed so far. Raises `SkippedError` if none has."""
     failed = [line for line in lines if " FAILED" in line or " ERROR" in line]
     passed = sum(" PASSED" in line for line in lines)
     box.note("output", failed or lines[-KEPT:])
-    told = f"{passed} passed and {len(failed)} failed when {seconds:.0f} s were over"
+    text = f"{passed} passed and {len(failed)} failed when {seconds:.0f} s were over"
     if not failed:
-        raise SkippedError(f"time: {told}")
-    return Verdict(False, told)
+        raise SkippedError(f"time: {text}")
+    return Verdict(False, text)
 
 
 def files_of(tests: Path) -> list[Path]:
-    """Test files with a test for a GPU, but those of the cluster: these import Ray, which need not be there.
+    """Return the test files with GPU tests, without the cluster's, which import Ray.
 
-    What the compiler is needed for, which takes a minute and more, comes last. A file has such a test if it has the
-    mark, or imports a module beside the tests that has it. To collect all files would take half a minute.
+    Files that need the compiler take a minute or more and come last. A file has GPU tests if it has the mark, or
+    imports a module of the tests that has it. Collecting all files would take half a minute.
     """
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(tests.rglob("*.py"))}
     marked = {path for path, text in texts.items() if "mark.gpu" in text}
@@ -120,12 +120,12 @@ def files_of(tests: Path) -> list[Path]:
 
 
 def _module(path: Path, tests: Path) -> str:
-    """By which name tests import it."""
+    """Return the name by which tests import a module."""
     return ".".join(path.relative_to(tests).with_suffix("").parts)
 
 
 def _environment() -> dict[str, str]:
     paths = [str(CHECKOUT), str(CHECKOUT / "experiments"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # Neither what another pytest hands to its processes nor what a user has set for other tests is meant for these.
+    # Leave out variables that another pytest process or the user has set for other tests.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
     return {**own, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

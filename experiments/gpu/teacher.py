@@ -1,4 +1,4 @@
-"""(f) The teacher at full scale: its recipe, in as many epochs as fit into the time."""
+"""(f) Trains the teacher at full scale, in as many of the recipe's epochs as fit into the time."""
 
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -23,22 +23,22 @@ from gpu.parts import Box, Setup, SkippedError, Verdict
 from gpu.timing import milliseconds, peak_tflops
 
 CIFAR10 = (10, (3, 32, 32), 50_000, 10_000)
-"""Classes, shape, train and test images: what the goals are of."""
+"""Classes, image shape, train and test images of the data set to which the goals apply."""
 GOAL = 0.95
-"""Share of the test images."""
+"""Goal: share of correctly classified test images."""
 TRIED = 10_000
-"""Images by which the time of an epoch is estimated."""
+"""Number of images with which the time of an epoch is estimated."""
 RESERVE = 0.8
-"""Share of the time left that the epochs may take by that estimate."""
+"""Share of the remaining time that the epochs may take by that estimate."""
 MORE = 1.1
-"""A teacher of fewer epochs than the recipe's is trained anew where so many times as many fit (our choice): with
-another teacher (g) begins anew, and an estimate differs a little from the last."""
+"""A teacher with fewer epochs than the recipe is retrained if this many times its epochs fit (our choice). Estimates
+vary a little, and (g) has to restart with another teacher."""
 LOOKS = 8
-"""Times at which the accuracy is measured during the training."""
+"""Number of times that the accuracy is measured during training."""
 
 
 def data_config(setup: Setup) -> DataConfig:
-    """What is trained on. Raises `SkippedError` where that has to be given and is not."""
+    """Return the config of the training data. Raises `SkippedError` if it needs --data-root and has none."""
     if setup.data_root is not None:
         return DataConfig(name="cifar10", root=setup.data_root)
     if setup.sizes.data.name == "cifar10":
@@ -48,48 +48,48 @@ def data_config(setup: Setup) -> DataConfig:
 
 @cache
 def workshop(work: Path, device: str) -> Workshop:
-    """Of all parts: data are read once."""
+    """Return the workshop that all parts share, so that data are read once."""
     return Workshop(work / "cache", device=device)
 
 
 def read(setup: Setup) -> Dataset:
-    """The data. Raises `SkippedError` as `data_config` does, `InputError` for given ones that are not CIFAR-10's."""
+    """Return the data. Raises `SkippedError` as `data_config` does, `InputError` if --data-root is not CIFAR-10."""
     found = workshop(setup.work, str(setup.device)).data(TrialConfig(data=data_config(setup)))
     if setup.data_root is not None:
         there = (found.num_classes, found.image_shape, len(found.train), len(found.test))
-        asked = 2 if setup.sizes.tiny else len(there)
-        require(there[:asked] == CIFAR10[:asked], "data in --data-root", there, f"CIFAR-10, {CIFAR10}")
+        count = 2 if setup.sizes.tiny else len(there)
+        require(there[:count] == CIFAR10[:count], "data in --data-root", there, f"CIFAR-10, {CIFAR10}")
     return found
 
 
 class Kept(NamedTuple):
-    """A trained teacher: where its weights lie, and in how many epochs it was trained, of how many the recipe has."""
+    """A trained teacher: the path of its weights, its number of epochs, and the recipe's number."""
 
     path: Path
     epochs: int
     of: int
 
     @property
-    def told(self) -> str:
-        """In words."""
+    def text(self) -> str:
+        """Description for messages."""
         return f"teacher of {self.epochs} of {self.of} epochs"
 
 
 def weights_path(setup: Setup, dataset: Dataset, epochs: int | str) -> Path:
-    """Where a teacher lies: named by its recipe, its data and the epochs it was trained in."""
+    """Return the path of a teacher's weights, named by recipe, data and number of epochs."""
     name = content_hash([setup.sizes.teacher, dataset.digest])[:16]
     return setup.work / f"teacher-{name}-epochs-{epochs}.safetensors"
 
 
 def kept(setup: Setup, dataset: Dataset) -> Kept | None:
-    """The one of most epochs that there is; None where there is none."""
+    """Return the stored teacher with the most epochs; None if there is none."""
     pattern, of = weights_path(setup, dataset, "*"), setup.sizes.teacher.training.epochs
     found = {int(path.stem.rpartition("-")[2]): path for path in pattern.parent.glob(pattern.name)}
     return Kept(found[max(found)], max(found), of) if found else None
 
 
 def teacher(setup: Setup, box: Box) -> Verdict:
-    """Train, unless one of as many epochs is there; accuracy on the test images, images a second, share of the peak."""
+    """Train a teacher, or reuse a stored one with as many epochs; note accuracy, speed and share of the peak."""
     dataset = read(setup)
     box.note("data", {"train": len(dataset.train), "test": len(dataset.test), "notes": list(dataset.notes)})
     training = Training(setup, dataset, setup.sizes.teacher)
@@ -107,30 +107,30 @@ def teacher(setup: Setup, box: Box) -> Verdict:
     box.note("epochs", {"trained": one.epochs, "of_the_recipe": one.of})
     found = accuracy(network, dataset.test, training.reader())
     box.note("test_accuracy", found)
-    return setup.verdict(found >= GOAL, f"{found:.2%} of {len(dataset.test)} test images, {one.told}", f"{GOAL:.0%}")
+    return setup.verdict(found >= GOAL, f"{found:.2%} of {len(dataset.test)} test images, {one.text}", f"{GOAL:.0%}")
 
 
 @dataclass(frozen=True)
 class Training:
-    """The recipe on its data."""
+    """The recipe with its data."""
 
     setup: Setup
     dataset: Dataset
     recipe: TeacherConfig
 
     def network(self) -> torch.nn.Module:
-        """Untrained, on the device."""
+        """Return an untrained network on the device."""
         module = self.recipe.build(self.dataset).to(self.setup.device)
         return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def reader(self) -> Teacher:
-        """What knows the normalisation and the device; its own weights count for nothing."""
+        """Return a teacher that provides normalisation and device; its weights do not matter."""
         return as_teacher(self.network(), self.dataset)
 
     def planned(self, box: Box, there: Kept | None) -> int:
-        """Of how many epochs the teacher is to be: those of the one that is `there`, unless `MORE` of them fit.
+        """Return the number of epochs: that of the teacher `there`, unless `MORE` times as many fit.
 
-        Raises `SkippedError` where not one epoch fits and none is there.
+        Raises `SkippedError` if not even one epoch fits and there is no teacher.
         """
         whole, known = self.recipe.training.epochs, 0 if there is None else there.epochs
         if known == whole:
@@ -143,7 +143,7 @@ class Training:
         return fit if fit >= MORE * known else known
 
     def _epoch(self) -> float:
-        """Seconds that an epoch takes, by some of the images."""
+        """Return the estimated seconds per epoch, measured on some of the images."""
         images, labels = self._images()
         tried = min(TRIED, len(images))
         once = replace(self.recipe.training, epochs=1)
@@ -151,14 +151,14 @@ class Training:
         return milliseconds(try_out, self.setup.device, repeats=1, warm_up=1) / 1000 * len(images) / tried
 
     def _images(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those it learns from and their labels, on the device."""
+        """Return the train images and labels, on the device."""
         return self.dataset.train.pixels.to(self.setup.device), self.dataset.train.labels.to(self.setup.device)
 
     def run(self, box: Box, epochs: int) -> torch.nn.Module:
-        """The network, trained in so many."""
+        """Train a network for `epochs` epochs and return it."""
         network, training = self.network(), replace(self.recipe.training, epochs=epochs)
         call = partial(self._train, training, *self._images(), network, looks=Looks(self, network, box, epochs))
-        box.note("training", self._told(milliseconds(call, self.setup.device, repeats=1, warm_up=0) / 1000, epochs))
+        box.note("training", self._figures(milliseconds(call, self.setup.device, repeats=1, warm_up=0) / 1000, epochs))
         return network
 
     def _train(
@@ -181,19 +181,19 @@ class Training:
             **({} if looks is None else {"on_step": looks}),
         )
 
-    def _told(self, seconds: float, epochs: int) -> dict[str, float]:
-        shown = epochs * len(self.dataset.train)
+    def _figures(self, seconds: float, epochs: int) -> dict[str, float]:
+        images = epochs * len(self.dataset.train)
         forward = cost_of(self.recipe.network, self.dataset.image_shape, self.dataset.num_classes).multiply_adds
-        # Forwards, and backwards to weights and inputs: three times as much; two operations each.
-        tflops = 6 * forward * shown / seconds / 1e12
-        told = {"seconds": seconds, "images_per_second": shown / seconds, "tflops": tflops}
+        # Forward, and backward to weights and to inputs: three times as much; two operations per multiply-add.
+        tflops = 6 * forward * images / seconds / 1e12
+        found = {"seconds": seconds, "images_per_second": images / seconds, "tflops": tflops}
         peak = peak_tflops(self.setup.device)
-        return told | ({"share_of_peak": tflops / peak} if peak else {})
+        return found | ({"share_of_peak": tflops / peak} if peak else {})
 
 
 @dataclass
 class Looks:
-    """Measures the accuracy on the test images a few times during a training; called after each step."""
+    """Callback of a training's steps that measures the test accuracy a few times."""
 
     training: Training
     network: torch.nn.Module
@@ -205,13 +205,13 @@ class Looks:
         self._reader = self.training.reader()
 
     def __call__(self, step: int, total: int) -> None:
-        """After `step` of `total`."""
+        """Measure the accuracy if `step` of `total` ends one of the chosen epochs."""
         each = total // self.epochs
         epoch, rest = divmod(step, each)
         if rest or epoch % self._every:
             return
         setup = self.training.setup
-        # Under autocast: this is a look, and the final accuracy is measured without.
+        # Under autocast, for speed; the final accuracy is measured without.
         with torch.autocast(setup.device.type, torch.bfloat16, enabled=bf16_pays(setup.device)):
             found = accuracy(self.network, self.training.dataset.test, self._reader)
         self.network.train()

@@ -1,4 +1,4 @@
-"""How long a call takes on a device, and what it launches there; the host waits only outside of what is timed."""
+"""Times calls on a device and counts their launches; the host waits for the device only outside of the timed part."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,23 +11,23 @@ from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
 PEAKS = (("H100 PCIe", 756.0), ("H100", 989.0), ("H200", 989.0), ("A100", 312.0))
-"""Dense bfloat16 TFLOP/s by the vendor's data sheets, by what a device's name contains; the first that fits."""
+"""Dense bfloat16 TFLOP/s from the vendor's data sheets, by a part of the device's name; the first match counts."""
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """By the data sheet; None for a device that is not in the list."""
+    """Return the TFLOP/s of the data sheet; None for a device that is not in the list."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for known, peak in PEAKS if known in name), None)
 
 
 def wait(device: torch.device) -> None:
-    """Until all work given to the device is done."""
+    """Wait until the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def milliseconds(call: Call, device: torch.device, *, repeats: int, warm_up: int = 3) -> float:
-    """Median over `repeats` calls, after `warm_up` that do not count; on a GPU by its own clock."""
+    """Return the median time of `repeats` calls, after `warm_up` calls; on a GPU measured by its own clock."""
     for _ in range(warm_up):
         call()
     wait(device)
@@ -54,10 +54,10 @@ def _on_cpu(call: Call, repeats: int) -> list[float]:
 
 
 def launched(call: Call, device: torch.device, *, operators: bool = True) -> dict[str, Any]:
-    """What one call does: `operators` on the host; on a GPU also `launches` of kernels, `copies` and `busy_ms`.
+    """Count the work of one call: `operators` on the host; on a GPU also `launches` of kernels, `copies`, `busy_ms`.
 
-    `busy_ms`: how long at least one kernel or copy was running. Without `operators` a GPU's own are noted alone: the
-    others, of many thousand, take seconds to be counted.
+    `busy_ms`: time in which at least one kernel or copy was running. With `operators=False` only GPU events are
+    recorded, because counting many thousand operators takes seconds.
     """
     on_gpu = device.type == "cuda"
     counted = operators or not on_gpu
@@ -71,7 +71,7 @@ def launched(call: Call, device: torch.device, *, operators: bool = True) -> dic
 
 
 def _there(events: Sequence[FunctionEvent]) -> dict[str, Any]:
-    """Of what ran on the GPU."""
+    """Count the events that ran on the GPU."""
     there = [event for event in events if _on_device(event)]
     copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in there)
     busy = _covered([(event.time_range.start, event.time_range.end) for event in there]) / 1000
@@ -87,7 +87,7 @@ def _on_device(event: FunctionEvent) -> bool:
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
-    """Length of the union of spans (begin, end)."""
+    """Return the length of the union of spans (begin, end)."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, reached))

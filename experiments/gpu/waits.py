@@ -1,4 +1,4 @@
-"""(c) Does a method make the host wait for the device inside its steps? Each inversion, guidance and memory, small."""
+"""(c) Checks that no inversion, guidance or memory makes the host wait for the device inside its steps."""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -37,15 +37,15 @@ SMALL = {
 }
 SMALL |= {"capacity": 40, "entries": 3, "entry_size": 4, "period": 1, "share": 0.25, "scale": 0.02}
 ALLOWED: tuple[tuple[Any, str], ...] = ((Meter, "read"), (nayer, "occurrences"), (Guidance, "_split"))
-"""What may wait, once a round: the terms of its steps are read at its end; at its beginning NAYER counts classes, and a
-guidance finds the images that it holds out."""
+"""Functions that may wait once per round: reading the loss terms at its end, counting classes at its beginning (NAYER),
+and finding the held-out images of a guidance."""
 SHAPE, CLASSES, PER_CLASS = (3, 8, 8), 4, 2
 
 
 def waits(setup: Setup, box: Box) -> Verdict:
-    """Two rounds of every inversion with every memory and every guidance; the second under PyTorch's sync check.
+    """Run two rounds of every inversion with every memory and every guidance; PyTorch's sync check covers the second.
 
-    Without CUDA the rounds are run and nothing can be checked.
+    Without CUDA the rounds run, but nothing can be checked.
     """
     found = world.teacher(ResNet(depth=8, width=4), SHAPE, CLASSES, setup.device)
     what = world.prepared(found, PER_CLASS)
@@ -59,12 +59,12 @@ def waits(setup: Setup, box: Box) -> Verdict:
             box.note("failed", dict(failed))
     checked = setup.device.type == "cuda"
     box.note("rounds", {"run": len(names), "failed": len(failed), "checked": checked})
-    told = f"{len(failed)} of {len(names)} combinations wait or fail; goal: none"
-    return Verdict(not failed, told if checked else f"{told}; without CUDA nobody waits, so nothing was checked")
+    text = f"{len(failed)} of {len(names)} combinations wait or fail; goal: none"
+    return Verdict(not failed, text if checked else f"{text}; without CUDA the host never waits: nothing was checked")
 
 
 def combinations() -> dict[str, TrialConfig]:
-    """Trials in which each inversion meets each memory and each guidance at least once, by what they are made of."""
+    """Return trials in which each inversion occurs with each memory and each guidance, by the names of these."""
     inversions = [small(kind) for kind in get_args(AnyInversion) if kind is not NoInversion]
     memories, guides = [small(kind) for kind in get_args(AnyMemory)], [small(kind) for kind in get_args(AnyGuidance)]
     made = {}
@@ -83,13 +83,13 @@ def combinations() -> dict[str, TrialConfig]:
 
 
 def small(kind: type[T]) -> T:
-    """The method `kind` with each of its sizes small."""
+    """Return the method `kind` with small sizes."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in SMALL.items() if name in names})
 
 
 def _rounds(config: TrialConfig, what: Any) -> None:
-    # What is made once, such as constants on the device, may wait: hence the first round, and the first steps.
+    # One-time work, such as constants moved to the device, may wait: the first round does it outside the check.
     device = what.teacher.device
     config = replace(config, precision="bfloat16" if device.type == "cuda" else "float32")
     trial = world.Running(config, what)
@@ -97,7 +97,7 @@ def _rounds(config: TrialConfig, what: Any) -> None:
     with arithmetic(config, device):
         distil(config, what, trial.state, store)
         production, student = trial.state.production, trial.state.distiller.student
-        # Once a round, not in a step.
+        # This waits, but once per round, not in a step.
         counts = store.class_counts.to(device)
         assert isinstance(production, Production)
         with no_waits(device):
@@ -108,7 +108,7 @@ def _rounds(config: TrialConfig, what: Any) -> None:
 
 @contextmanager
 def no_waits(device: torch.device) -> Iterator[None]:
-    """Within it, on CUDA, an operation for which the host waits raises `RuntimeError`, but for what is `ALLOWED`."""
+    """On CUDA, raise `RuntimeError` for an operation in the block that makes the host wait; `ALLOWED` may wait."""
     if device.type != "cuda":
         yield
         return
@@ -134,6 +134,6 @@ def _relaxed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _where(error: Exception) -> str:
-    """The last line of this package in the error's trace."""
+    """Return the last line of this package in the error's traceback."""
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "condkd_ray" in frame.filename]
     return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "unknown place"

@@ -1,4 +1,4 @@
-"""An untrained teacher, random images and a trial of them: what steps cost does not depend on what is learnt."""
+"""An untrained teacher, random images and a trial that uses them: costs of steps do not depend on the weights."""
 
 from dataclasses import replace
 
@@ -15,11 +15,11 @@ from condkd_ray.trial.run import local_store
 from condkd_ray.trial.synthesis import arithmetic
 
 SEEN = 4
-"""Batches of noise by which the teacher's running statistics come to the size of a trained one's."""
+"""Number of noise batches that give the teacher's running statistics a realistic size."""
 
 
 def teacher(network: AnyNetwork, shape: tuple[int, int, int], classes: int, device: torch.device) -> Teacher:
-    """An untrained one, whose BN layers have seen some noise. `shape` (C, H, W)."""
+    """Return an untrained teacher whose BN layers have run on noise. `shape` (C, H, W)."""
     rng = Streams(0, device)
     with rng.forked("init/teacher"):
         module = network.build(shape, classes)
@@ -33,13 +33,13 @@ def teacher(network: AnyNetwork, shape: tuple[int, int, int], classes: int, devi
 
 
 def noise(count: int, shape: tuple[int, int, int], device: torch.device, rng: Streams) -> Tensor:
-    """(`count`, C, H, W) standard normal values."""
+    """Return (`count`, C, H, W) standard normal values."""
     images = torch.randn(count, *shape, device=device, generator=rng["latents"])
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def prepared(found: Teacher, per_class: int = 0) -> Prepared:
-    """What a trial of that teacher needs, with `per_class` random condensed images a class; nothing to test on."""
+    """Return a trial's inputs with this teacher and `per_class` random condensed images per class; no test images."""
     rng = Streams(1, found.device)
     empty = noise(0, found.image_shape, found.device, rng)
     proxy = unseen(empty, torch.zeros(0, dtype=torch.int64, device=found.device))
@@ -50,27 +50,27 @@ def prepared(found: Teacher, per_class: int = 0) -> Prepared:
 
 
 class Running:
-    """A trial in progress, that remembers the images of its first rounds."""
+    """A trial in progress whose memory has the images of its first rounds."""
 
     def __init__(self, config: TrialConfig, what: Prepared, rounds: int = 1) -> None:
         self.config, self.prepared = config, what
         self.state: TrialState = start(config, what)
         self.store = local_store(config, what, None)
         for _ in range(rounds):
-            self.remember(self.images())
+            self.add(self.images())
 
     def images(self) -> Samples:
-        """Those of the next round."""
+        """Return the images of the next round."""
         return own_images(self.config, self.prepared, self.state, self.store)[0]
 
-    def remember(self, images: Samples) -> None:
-        """Keep a round's images."""
+    def add(self, images: Samples) -> None:
+        """Add a round's images to the memory."""
         with arithmetic(self.config, self.prepared.teacher.device):
             memory, rng = self.state.memory, self.state.streams
             self.config.memory.add(memory, self.store, images, teacher=self.prepared.teacher, rng=rng)
 
 
 def without_warm_up(config: TrialConfig) -> TrialConfig:
-    """The student is asked and taught from the first round on."""
+    """Return the config without warm-up: adversarial term and distillation are active from the first round on."""
     changes = {"warm_up": 0} if config.inversion.warm_up else {}
     return replace(config, inversion=replace(config.inversion, **changes))

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from guard import DEVICE, Guard, WaitsError, simulated, unheard
+from guard import DEVICE, Guard, WaitsError, simulated, without_logits
 from thinned import thinned
 from toy import NUM_CLASSES, blobs, make_teacher
 
@@ -203,7 +203,7 @@ def test_draws(memory, mix, world, device, monkeypatch):
     if device == "meta":
         # A round's classes, which a store counts on the host, come with the one copy of the round.
         monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
-        monkeypatch.setattr(PrioritizedState, "read", unheard)
+        monkeypatch.setattr(PrioritizedState, "read", without_logits)
     teacher, _, rng, condensed = world
     state, store = begun(memory, world, device)
     distiller = Distiller(batch=4, **mix)

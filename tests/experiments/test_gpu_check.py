@@ -23,7 +23,7 @@ from gpu.settings import FIELDS, choose, write
 from gpu.sizes import RECIPE, full, tiny
 from gpu.teacher import Kept, Training, read, teacher
 from gpu.timing import PEAKS, _there, launched, milliseconds
-from guard import DEVICE, Guard, WaitsError, simulated, unheard
+from guard import DEVICE, Guard, WaitsError, simulated, without_logits
 from places import EXPERIMENTS, TESTS
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -520,7 +520,7 @@ def test_a_teacher_of_halves_is_trained_once_and_the_full_recipe_goes_on_from_it
     assert rest.report.parts["g"]["figures"]["progress"]["rounds"] == 5
 
 
-UNFINISHED = r"^time: 3 of 5 rounds, projected end at \d+ s, teacher of 2 of 2 epochs; the same command goes on$"
+UNFINISHED = r"^time: 3 of 5 rounds, projected end at \d+ s, teacher of 2 of 2 epochs; the same command continues$"
 
 
 def test_a_teacher_cut_short_is_known_as_such_and_trained_anew_where_more_fits(tmp_path, monkeypatch):
@@ -534,7 +534,7 @@ def test_a_teacher_cut_short_is_known_as_such_and_trained_anew_where_more_fits(t
     for seconds, wanted in ((50.0, 1), (70.0, 1), (1000.0, 1), (39.0, 2), (1.0, 3), (1000.0, 3)):
         monkeypatch.setattr(Training, "_epoch", lambda self, seconds=seconds: seconds)
         one = box(tmp_path, "f")
-        assert f"teacher of {wanted} of 3 epochs" in teacher(given, one).told
+        assert f"teacher of {wanted} of 3 epochs" in teacher(given, one).text
         assert one.report.parts["f"]["figures"]["epochs"] == {"trained": wanted, "of_the_recipe": 3}
         config, by = recipes._config(given)
         assert (by.epochs, by.of) == (wanted, 3)
@@ -624,7 +624,7 @@ def test_a_projected_end_beyond_the_goal_is_a_failure(tmp_path):
     passed, told = recipes._unfinished(whole, late, by)
     assert not passed
     assert told == (
-        "30 of 220 rounds, projected end at 601 s, teacher of 60 of 80 epochs; the same command goes on; goal: 600 s"
+        "30 of 220 rounds, projected end at 601 s, teacher of 60 of 80 epochs; the same command continues; goal: 600 s"
     )
     with pytest.raises(SkippedError, match="no end can be projected yet"):
         recipes._unfinished(whole, {"rounds": 3, "of": 220}, by)
@@ -682,7 +682,7 @@ def without_values(monkeypatch):
         monkeypatch.setattr(owner, name, stand_in)
     # Outside of what is checked: the memory's part of a round, and how much room the device has.
     monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
-    monkeypatch.setattr(PrioritizedState, "read", unheard)
+    monkeypatch.setattr(PrioritizedState, "read", without_logits)
     # A Gaussian's covariance is shrunk on the host, before the first round.
     monkeypatch.setattr(Gaussian, "_pooled", lambda self, features, labels, views: features.T @ features)
     monkeypatch.setattr(device_rows, "default_limit", lambda device: 10**6)
