@@ -106,7 +106,9 @@ def test_without_a_prior_guided_is_as_the_host_has_it_and_there_is_no_mixed_prio
         arm(BASE, "mixed", 2, 0).config, guidance=BASE.guidance
     )
     for same in (none, Prior(0.5, 1.0)):
-        with pytest.raises(InputError, match=r"prior of the arm mixed_prior .*weight .*accepted: another .* equals mixed"):
+        with pytest.raises(
+            InputError, match=r"prior of the arm mixed_prior .*weight .*accepted: another .* equals mixed"
+        ):
             arm(BASE, "mixed_prior", 2, 0, prior=same)
 
 
